@@ -1,0 +1,130 @@
+"""The candidates of learned blending: a pool fitted to the truth, and a rule that turns it into answers.
+
+A candidate is named ``pool`` or ``pool+rule``:
+
+mean         the mean of probabilities, folds inside groups and views inside members: nothing is fitted
+logit        the mean of logits: nothing is fitted
+linear       weights by likelihood, for the mean of probabilities
+log-linear   weights by likelihood, for the mean of logits
+pool         log-linear, and a bias for each class
+calibrated   the mean of probabilities with a temperature, and a bias for each class
+greedy       weights by greedy selection on the metric itself
+
++tau         a power of the prior, tuned on the metric
++f1          the macro-F1 plug-in rule, only after a bias has made the probabilities honest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.decide import Rule, decide
+from ensemble.fit import fit_linear, fit_log_linear
+from ensemble.greedy import select_in_bags
+from ensemble.pool import log_softmax
+from ensemble.rule import fit_macro_f1_rule, fit_prior_rule
+
+Classes = NDArray[np.intp]
+Floats = NDArray[np.float64]
+
+Metric = Literal["macro-f1", "accuracy", "balanced-accuracy", "nll"]
+
+_POOLS = ("mean", "logit", "linear", "log-linear", "greedy", "calibrated", "pool")
+CANDIDATES: dict[Metric, tuple[str, ...]] = {
+    "macro-f1": (*_POOLS, "mean+tau", "pool+tau", "calibrated+f1", "pool+f1"),
+    "balanced-accuracy": (*_POOLS, "mean+tau", "pool+tau"),
+    "accuracy": _POOLS,
+    "nll": _POOLS,
+}
+"""What can be learned for each metric; the first is the bar that the others must clear."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A fitted candidate: ``p proportional to exp(sharpness * log(pooled) + bias)``, then the rule.
+
+    ``pooled`` is the mean of the voters' probabilities (``linear``) or their geometric mean (``logit``), with shares
+    ``weights`` ``(V,)`` that are together one.
+    """
+
+    space: Literal["linear", "logit"]
+    weights: Floats
+    sharpness: float
+    bias: Floats
+    rule: Rule = "argmax"
+
+    def apply(self, log_p: Floats) -> Floats:
+        """The log-probabilities ``(N, C)`` of voters ``(V, N, C)``."""
+        voters = np.flatnonzero(self.weights)
+        if self.space == "logit":
+            pooled = sum((self.weights[v] * log_p[v] for v in voters), start=np.zeros(log_p.shape[1:]))
+        else:
+            total = sum((self.weights[v] * np.exp(log_p[v]) for v in voters), start=np.zeros(log_p.shape[1:]))
+            pooled = np.log(np.maximum(total, np.finfo(np.float64).tiny))
+        return log_softmax(self.sharpness * pooled + self.bias)
+
+    def decide(self, log_p: Floats) -> Classes:
+        """The answers ``(N,)`` to pooled log-probabilities ``(N, C)``, those of `apply`."""
+        return decide(np.exp(log_p), self.rule)
+
+
+def fit_candidates(
+    names: Iterable[str],
+    log_p: Floats,
+    truth: Classes,
+    *,
+    mean: Floats,
+    score: Callable[[Classes, Classes], float] | None,
+    seed: int,
+) -> dict[str, Fitted]:
+    """Fit candidates to voters ``(V, N, C)`` and true classes ``(N,)``; rules on one pool share its fit.
+
+    ``mean`` ``(V,)`` are the shares that count groups, members and views alike. ``score`` says how good answers are,
+    given the truth first; None stands for the likelihood.
+    """
+    judge = None if score is None else partial(score, truth)
+    pools: dict[str, Fitted] = {}
+    fitted: dict[str, Fitted] = {}
+    for name in names:
+        pool, _, rule = name.partition("+")
+        if pool not in pools:
+            pools[pool] = _fit_pool(pool, log_p, truth, mean, judge, seed)
+        fitted[name] = pools[pool]
+        if rule:
+            fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, judge))
+    return fitted
+
+
+def _fit_rule(name: str, probabilities: Floats, truth: Classes, judge: Callable[[Classes], float] | None) -> Rule:
+    if name == "f1":
+        return fit_macro_f1_rule(probabilities)
+    assert judge is not None, "the likelihood does not depend on answers, so there is nothing to tune"
+    return fit_prior_rule(probabilities, truth, judge)
+
+
+def _fit_pool(
+    name: str, log_p: Floats, truth: Classes, mean: Floats, judge: Callable[[Classes], float] | None, seed: int
+) -> Fitted:
+    plain = Fitted("linear", mean, 1.0, np.zeros(log_p.shape[-1]))
+    if name == "mean":
+        return plain
+    if name == "logit":
+        return replace(plain, space="logit")
+    if name == "linear":
+        return replace(plain, weights=fit_linear(log_p, truth))
+    if name == "greedy":
+        return replace(plain, weights=select_in_bags(log_p, truth, score=judge, seed=seed))
+    if name == "calibrated":
+        found = fit_log_linear(plain.apply(log_p)[np.newaxis], truth)
+        return replace(plain, sharpness=float(found.weights[0]), bias=found.bias)
+    found = fit_log_linear(log_p, truth, bias=name == "pool")
+    sharpness = float(found.weights.sum())
+    # voters that know nothing at all get no weight; then any shares are as good
+    shares = found.weights / sharpness if sharpness > 0 else mean
+    return Fitted("logit", shares, sharpness, found.bias)

@@ -1,0 +1,202 @@
+"""ModelCard: everything a model says about itself, kept as JSON inside the .onnx file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import NoneType
+from typing import Any, Literal, get_args
+
+from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.labels import LabelSpace
+
+SCHEMA = 1
+METADATA_KEY = "ens.card"
+
+Resize = Literal["squash", "center", "pad"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Precision = Literal["fp32", "fp16"]
+Weights = Literal["raw", "ema"]
+
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "arch": (str,),
+    "checkpoint_sha256": (str,),
+    "checks": (dict,),
+    "fold": (int, NoneType),
+    "group": (str, NoneType),
+    "holdout_sha256": (str, NoneType),
+    "labels": (dict,),
+    "mean": (list,),
+    "member": (str,),
+    "precision": (str,),
+    "preprocess": (dict,),
+    "schema": (int,),
+    "sources": (dict,),
+    "std": (list,),
+    "tools": (dict,),
+    "weights": (str,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a decoded image becomes the model's input.
+
+    ``size`` is ``(height, width)`` in pixels. The image is first resized to ``size / crop_pct`` and then cut to
+    ``size`` around its centre; ``resize`` says how it gets there:
+
+    - ``squash``: both sides are set, the aspect ratio is lost;
+    - ``center``: the shorter side is set, the aspect ratio is kept, the longer side is cut;
+    - ``pad``: the longer side is set, the aspect ratio is kept, the rest is filled with ``fill`` (R, G, B).
+
+    Interpolation is antialiased, as Pillow does it.
+
+    Raises:
+        OptionError: E204 when a value is out of range.
+    """
+
+    size: tuple[int, int]
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bilinear"
+    crop_pct: float = 1.0
+    fill: tuple[int, int, int] = (128, 128, 128)
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not all(isinstance(side, int) and 8 <= side <= 4096 for side in self.size):
+            raise OptionError("E204", f"size must be two whole sides of 8 to 4096 px, got {self.size}")
+        if self.resize not in get_args(Resize):
+            raise OptionError("E204", f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+        if self.interpolation not in get_args(Interpolation):
+            raise OptionError(
+                "E204", f"interpolation must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation!r}"
+            )
+        if not 0.1 <= self.crop_pct <= 1.0:
+            raise OptionError("E204", f"crop-pct must be between 0.1 and 1, got {self.crop_pct}")
+        if len(self.fill) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in self.fill):
+            raise OptionError("E204", f"fill must be three whole values of 0 to 255, got {self.fill}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model is, what it wants and what was checked.
+
+    ``mean`` and ``std`` are those of RGB in 0..1; they are already applied inside the graph and stand here for people.
+    ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
+    never saw. ``sources`` says for each setting whether an option, the checkpoint or timm decided it. ``checks`` holds
+    the figures of the verification and ``tools`` the versions that wrote the file.
+
+    Raises:
+        OptionError: E204 when a value is out of range.
+    """
+
+    member: str
+    arch: str
+    labels: LabelSpace
+    preprocess: Preprocess
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    checkpoint_sha256: str
+    group: str | None = None
+    fold: int | None = None
+    holdout_sha256: str | None = None
+    precision: Precision = "fp32"
+    weights: Weights = "raw"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        validate_member(self.member)
+        if self.group is not None:
+            validate_member(self.group)
+        if not all(len(values) == 3 and all(map(_is_finite, values)) for values in (self.mean, self.std)):
+            raise OptionError("E204", f"mean and std must be three numbers each, got {self.mean} and {self.std}")
+        if self.precision not in get_args(Precision) or self.weights not in get_args(Weights):
+            raise OptionError("E204", f"precision {self.precision!r} or weights {self.weights!r} is not known")
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys; the same card always gives the same text."""
+        value = asdict(self) | {"labels": self.labels.to_dict()}
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read a card back.
+
+        Raises:
+            ModelError: E427 when the text is not a card, or is one of a newer schema.
+        """
+        try:
+            value = json.loads(text)
+            schema = value["schema"]
+        except (ValueError, TypeError, KeyError, RecursionError) as err:
+            raise ModelError("E427", f"the card is not JSON with a schema: {text[:60]!r}") from err
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
+        odd = sorted(name for name in value if type(value[name]) not in _JSON_TYPES.get(name, ()))
+        if odd:
+            raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
+        try:
+            preprocess = value.pop("preprocess")
+            return cls(
+                preprocess=Preprocess(**preprocess | {key: tuple(preprocess[key]) for key in ("size", "fill")}),
+                labels=LabelSpace.from_dict(value.pop("labels")),
+                mean=tuple(value.pop("mean")),
+                std=tuple(value.pop("std")),
+                **value,
+            )
+        except (TypeError, KeyError, OverflowError, EnsError) as err:
+            raise ModelError("E427", f"the card does not have the fields of schema {schema}: {err}") from err
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def validate_member(name: str) -> str:
+    """The name itself, if it can serve as a folder's name and in ``--weights a=2``.
+
+    Raises:
+        OptionError: E204 otherwise.
+    """
+    if (
+        not name
+        or name.startswith((".", "-"))
+        or any(c in '/\\=,:*?"<>|' for c in name)
+        or not name.isprintable()
+        or len(name) > 60  # up to 240 bytes: file systems allow 255
+    ):
+        raise OptionError(
+            "E204",
+            f'{name!r} cannot name a member: up to 60 characters, not starting with . or -, no / \\ = , : * ? " < > |',
+            hint="choose another name with --member",
+        )
+    return name
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``HEIGHTxWIDTH`` from the command line.
+
+    Raises:
+        OptionError: E204 when the text has another form.
+    """
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
+        raise OptionError("E204", f"--size takes 224 or HEIGHTxWIDTH, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_triple(text: str, option: str) -> tuple[float, float, float]:
+    """``R,G,B`` from the command line.
+
+    Raises:
+        OptionError: E204 when the text has another form.
+    """
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as err:
+        raise OptionError("E204", f"{option} takes three numbers R,G,B, got {text!r}") from err
+    return red, green, blue

@@ -1,0 +1,108 @@
+"""Doctor: what this machine can run, proved by running it, and the line that installs what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+
+from ensemble.columns import render_columns
+from ensemble.devices import Device, Start, available_cores, try_device
+
+_CORE = (
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "scikit-learn",
+    "scipy",
+    "click",
+    "tqdm",
+)
+_TORCH = ("torch", "torchvision", "timm", "onnxscript", "safetensors", "albumentations", "facenet-pytorch")
+_TORCH_CURE = "pip install 'ens-onnx[torch]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An installed version, or None and the line that installs it."""
+
+    name: str
+    version: str | None
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The machine, its GPUs as the driver names them, the devices that start, and the packages."""
+
+    python: str
+    machine: str
+    cores: int
+    gpus: tuple[str, ...]
+    devices: tuple[Start, ...]
+    packages: tuple[Package, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready values."""
+        return asdict(self) | {"devices": [asdict(start) | {"device": str(start.device)} for start in self.devices]}
+
+    def render(self) -> str:
+        """The same for people."""
+        gpus = ", ".join(self.gpus) or "none seen by nvidia-smi"
+        devices = [
+            (str(start.device), "starts" if start.works else "does not start", start.cause, start.cure)
+            for start in self.devices
+        ]
+        packages = [(p.name, p.version or "missing", p.cure) for p in self.packages]
+        return "\n".join(
+            (
+                f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}\n",
+                render_columns(("device", "state", "cause", "cure"), devices),
+                render_columns(("package", "version", "install"), packages).rstrip(),
+            )
+        )
+
+
+def doctor() -> Diagnosis:
+    """Start every kind of device on a small model, and look up the packages."""
+    gpus = _gpus()
+    cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
+    devices = [Device("cpu"), *cuda, Device("tensorrt")]
+    packages = [_package(name) for name in _CORE if name != "onnxruntime"]
+    if packages[0].version is None:
+        # macOS and plain CPU installations have the package without -gpu
+        packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
+    packages += [_package(name, _TORCH_CURE) for name in _TORCH]
+    return Diagnosis(
+        python=platform.python_version(),
+        machine=platform.platform(terse=True),
+        cores=available_cores(),
+        gpus=gpus,
+        devices=tuple(try_device(device) for device in devices),
+        packages=tuple(packages),
+    )
+
+
+def _package(name: str, cure: str | None = None) -> Package:
+    try:
+        return Package(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Package(name, None, cure or f"pip install {name}")
+
+
+def _gpus() -> tuple[str, ...]:
+    """One line a GPU from the driver's own tool: its name, memory and driver version; nothing where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())

@@ -1,0 +1,133 @@
+"""Every error a user can meet, each with a stable code.
+
+EnsError
+├── OptionError        E2xx   exit 2    an option, or a package it needs
+├── DataError          E3xx   exit 3    images, id lists, labels
+├── ModelError         E4xx   exit 4    checkpoints and ONNX files
+├── PredictionError    E5xx   exit 5    predictions, recipes, submissions
+├── DeviceError        E6xx   exit 6    devices and memory
+├── FileError          E7xx   exit 7    the file system
+│   └── LockedError    E703   exit 75   another run is writing here
+└── Interrupted        E8xx   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
+
+An error says what happened, what was expected, what was found and what to do. Its code is listed with
+cause and cure in `ensemble.codes`; where no hint is given, the cure from there is the hint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from ensemble.codes import CODES
+
+
+class EnsError(Exception):
+    """An error with a code, a message for people and a hint that says what to do.
+
+    ``message`` is one line (longer lists belong in ``details``, one fault a line).
+    """
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: Path | None = None,
+        details: tuple[str, ...] = (),
+    ) -> None:
+        assert code in CODES, f"{code} is not in ensemble.codes"
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = CODES[code].cure if hint is None else hint
+        self.path = path
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # by default pickle would call the class with its message alone, and a worker process could not report the error
+        return _restore, (type(self), self.args, self.__dict__)
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as JSON-ready values, for ``--json``."""
+        found: dict[str, object] = {"code": self.code, "message": self.message, "hint": self.hint}
+        if self.path is not None:
+            found["path"] = str(self.path)
+        if self.details:
+            found["details"] = list(self.details)
+        return found
+
+
+class OptionError(EnsError):
+    """An option whose value is not understood, or a package that a command needs."""
+
+    exit_status = 2
+
+
+class DataError(EnsError):
+    """Images, id lists and labels."""
+
+    exit_status = 3
+
+
+class ModelError(EnsError):
+    """Checkpoints and ONNX files."""
+
+    exit_status = 4
+
+
+class PredictionError(EnsError):
+    """Predictions, recipes and submissions that do not fit together."""
+
+    exit_status = 5
+
+
+class DeviceError(EnsError):
+    """Devices and memory."""
+
+    exit_status = 6
+
+
+class FileError(EnsError):
+    """The file system."""
+
+    exit_status = 7
+
+
+class LockedError(FileError):
+    """Another run is writing to the same folder."""
+
+    exit_status = 75
+
+
+class Interrupted(EnsError):
+    """Stopped by a signal; what was finished is kept."""
+
+    exit_status = 130
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__("E801", message)
+        self.signal_number = signal_number
+
+    @property
+    def status(self) -> int:
+        """The shell's convention: 128 + the signal's number."""
+        return 128 + self.signal_number
+
+
+def _restore(kind: type[EnsError], args: tuple[object, ...], state: dict[str, object]) -> EnsError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
+def enumerate_some(names: list[str], *, limit: int = 5) -> str:
+    """The first names of a long list, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -1,0 +1,183 @@
+"""The only writer: atomic files and the lock on a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ensemble.errors import FileError, LockedError, OptionError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PREFIX = ".ens-"
+
+
+def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> Path:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, whatever happens meanwhile.
+
+    The bytes go to a temporary file in the same folder, are synced to the disk, and take the final name in one step.
+    Missing parent folders are made. ``sync=False`` leaves the syncing to the system: ten times as fast, for thousands
+    of small files that can be made again should the power fail.
+
+    Raises:
+        FileError: E701 when the disk is full, E702 when the place cannot be written. Neither leaves a file behind.
+    """
+    temporary = _temporary(path.parent)
+    try:
+        if path.exists() and not path.is_file():  # /dev/null must not be replaced by a file
+            raise FileError("E702", f"{path} is not a regular file", path=path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as f:
+                f.write(data)
+                if sync:
+                    f.flush()
+                    os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if sync:
+            _sync_folder(path.parent)
+    except OSError as err:
+        raise _file_error(err, path) from err
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        FileError: E702 when it may not be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as err:
+        raise _file_error(err, path) from err
+
+
+def require_writable(folder: Path) -> Path:
+    """Make the folder if need be and prove that it can be written, before any work is done.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be.
+    """
+    probe = _temporary(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(probe, "xb") as f:
+                f.write(b"ens")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as err:
+        raise _file_error(err, folder) from err
+    return folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one writer at a time. The kernel frees it when the process ends, however it ends.
+
+    Leftovers of a writer that was killed (temporary files) are removed once the lock is held.
+
+    Raises:
+        LockedError: E703 when another process holds it.
+        FileError: E701 or E702 when the lock file cannot be written.
+    """
+    require_writable(folder)
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            # unbuffered, so that closing it has nothing left to write and cannot fail
+            handle = stack.enter_context(open(path, "a+b", buffering=0))
+            if not _try_lock(handle.fileno()):
+                handle.seek(0)
+                owner = handle.read(200).decode(errors="replace").strip() or "another process"
+                raise LockedError("E703", f"{owner} is writing to {folder}", path=folder)
+            handle.truncate(0)
+            handle.write(f"pid {os.getpid()}, since {time.strftime('%H:%M:%S')},".encode())
+            for leftover in folder.glob(f"{_PREFIX}*.tmp"):
+                leftover.unlink(missing_ok=True)
+        except OSError as err:
+            raise _file_error(err, path) from err
+        yield
+
+
+def require_different(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
+    """Refuse to write over a file that is read, or two things to one file; the keys name the options.
+
+    Raises:
+        OptionError: E204 when two of them are the same file.
+    """
+    options = {path.resolve(): option for option, path in read.items() if path is not None}
+    for option, path in written.items():
+        if path is not None:
+            other = options.setdefault(path.resolve(), option)
+            if other != option:
+                raise OptionError("E204", f"{option} and {other} are the same file, {path}", hint="name another file")
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        FileError: E707 when it cannot be read.
+    """
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+
+
+def _temporary(folder: Path) -> Path:
+    """A new file's name that no one else uses."""
+    return folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _try_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # locked bytes cannot be read: those that name the owner must be
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder can be open for writing and not for reading
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        # some network file systems cannot sync a folder; the rename itself has succeeded
+        if err.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _file_error(err: OSError, path: Path) -> FileError:
+    if err.errno in _FULL:
+        return FileError("E701", f"the disk is full: {path} was not written", path=path)
+    return FileError("E702", f"{path} cannot be written: {err.strerror or err}", path=path)

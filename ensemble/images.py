@@ -1,0 +1,287 @@
+"""The one image path: read, decode, orient, resize, crop. Training, parity checks and prediction all use it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import math
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ensemble import headers
+from ensemble.card import Preprocess
+from ensemble.errors import DataError
+
+MAX_PIXELS = 64_000_000
+_KIND_OF_SUFFIX = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+}
+SUFFIXES = frozenset(_KIND_OF_SUFFIX)
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # MPO is opened by the JPEG reader
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MIN_SIDE = 8
+_MAX_ASPECT = 20
+# what could follow a JPEG that breaks off: one or two of these can look like the end by chance, eight do not
+_TAILS = tuple(bytes([byte]) * 4096 for byte in (0x5A, 0xA5, 0xE6, 0x99, 0xB4, 0x6D, 0xD3, 0x2B))
+_WHITE = (255, 255, 255, 255)
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Photo:
+    """A decoded image: ``pixels`` is ``(H, W, 3)`` uint8 RGB, upright; ``notices`` are codes of what was odd."""
+
+    pixels: Pixels
+    notices: tuple[str, ...] = ()
+
+
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read and decode one file, see `open_image`.
+
+    Raises:
+        DataError: the codes of `open_image`, E318 when it may not be read, E319 when it changes meanwhile, E320 when it
+            is not a regular file, E321 when the path is too long, E314 when it is gone.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
+            raise DataError("E320", f"{path.name}: not a regular file", path=path)
+        with open(path, "rb") as f:
+            before = os.fstat(f.fileno())
+            data = f.read()
+            after = os.fstat(f.fileno())
+    except OSError as err:
+        raise read_error(err, path) from err
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError("E319", f"{path.name}: changed while being read", path=path)
+    try:
+        photo = open_image(data, max_pixels=max_pixels)
+    except DataError as err:
+        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=path) from err
+    if _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
+        return photo
+    return Photo(photo.pixels, (*photo.notices, "I304"))
+
+
+def read_error(err: OSError, path: Path) -> DataError:
+    """The error for a file or folder of images that the system does not let us read."""
+    if err.errno in {errno.EACCES, errno.EPERM}:
+        return DataError("E318", f"{path.name}: permission denied", path=path)
+    if err.errno == errno.ENAMETOOLONG:
+        return DataError("E321", f"{path.name[:40]}...: the path is too long", path=path)
+    if err.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+        return DataError("E314", f"{path.name}: the file is missing, or a link that leads nowhere", path=path)
+    return DataError(
+        "E319",
+        f"{path.name}: cannot be read: {err.strerror or err}",
+        hint="check the disk or the network share, then run the command again",
+        path=path,
+    )
+
+
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Decode an image to upright 8-bit RGB.
+
+    The content decides the format, not the name. Transparent pixels are laid on white; 16-bit grey keeps its upper
+    eight bits; CMYK, palette and grey become RGB; EXIF orientation is applied; of several frames the first is taken.
+    Colour profiles are ignored. A JPEG that is damaged in its middle decodes without complaint: no decoder sees that.
+
+    Raises:
+        DataError: E301 truncated or damaged, E302 empty, E303 not an image, E307 more than ``max_pixels``, E309 not
+            supported.
+    """
+    if not data:
+        raise DataError("E302", "the file is empty")
+    notices: list[str] = []
+    with _quiet_pillow():
+        image = _open(data, max_pixels)
+        try:
+            if getattr(image, "is_animated", False):
+                notices.append("I306")
+            image.load()
+        except Exception as err:
+            # Pillow's readers let exceptions of every kind through on damaged files; all mean the same to the user
+            ended = _without_end_marker(data)
+            if ended is None:
+                raise DataError("E301", f"the image is truncated or damaged: {err or type(err).__name__}") from err
+            image = ended
+            notices.append("W301")
+        if min(image.size) < _MIN_SIDE or max(image.size) > _MAX_ASPECT * min(image.size):
+            notices.append("W308")
+        pixels = _to_rgb(image)
+    try:
+        # TIFF keeps its orientation elsewhere, and Pillow has applied it
+        turn = _UPRIGHT.get(headers.orientation_of(image.info["exif"])) if image.info.get("exif") else None
+    except ValueError:
+        notices.append("W305")
+        turn = None
+    return Photo(np.asarray(pixels if turn is None else pixels.transpose(turn)), tuple(notices))
+
+
+def resize_image(pixels: Pixels, preprocess: Preprocess) -> Pixels:
+    """Resize and cut one decoded image ``(H, W, 3)`` to ``(*preprocess.size, 3)``, see `Preprocess`.
+
+    Sides are rounded as torchvision and timm round them, so that a model trained there sees the same pixels here
+    (timm's crop modes ``squash``, ``center`` and, for ``pad``, ``border``). One exception: of an image more than 20
+    times as long as the cut that ``center`` makes of it, the far ends go first, since scaling them fills the memory.
+    """
+    height, width = preprocess.size
+    if preprocess.resize == "center":
+        pixels = _without_far_ends(pixels, preprocess)
+    inner = _inner_size(pixels.shape[0], pixels.shape[1], preprocess)
+    image = Image.fromarray(pixels)
+    if inner != pixels.shape[:2]:
+        image = image.resize((inner[1], inner[0]), _RESAMPLING[preprocess.interpolation])
+    if inner != (height, width):
+        top, left = _offset(inner[0], height), _offset(inner[1], width)
+        canvas = Image.new("RGB", (width, height), preprocess.fill)
+        canvas.paste(image, (-left, -top))
+        image = canvas
+    return np.asarray(image)
+
+
+def _inner_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+    """The whole image's size ``(height, width)`` before it is cut to ``preprocess.size``."""
+    target = tuple(math.floor(side / preprocess.crop_pct) for side in preprocess.size)
+    if preprocess.resize == "squash":
+        return target[0], target[1]
+    if preprocess.resize == "center" and target[0] == target[1]:
+        # torchvision's Resize(int): the shorter side exactly, the longer one cut off to a whole pixel
+        short, long = min(height, width), max(height, width)
+        longer = int(target[0] * long / short)
+        return (longer, target[0]) if height > width else (target[0], longer)
+    ratios = (height / target[0], width / target[1])
+    ratio = min(ratios) if preprocess.resize == "center" else max(ratios)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _offset(inner: int, outer: int) -> int:
+    """Where a cut of ``outer`` px begins in ``inner`` px; negative where it is padded. Rounded as torchvision does."""
+    return round((inner - outer) / 2) if inner > outer else -((outer - inner) // 2)
+
+
+def _without_far_ends(pixels: Pixels, preprocess: Preprocess) -> Pixels:
+    height, width = pixels.shape[:2]
+    aspect = preprocess.size[0] / preprocess.size[1]
+    top = max(0, height - math.ceil(_MAX_ASPECT * width * aspect)) // 2
+    left = max(0, width - math.ceil(_MAX_ASPECT * height / aspect)) // 2
+    return pixels[top : height - top, left : width - left]
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only: nothing is decoded before the size is known."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as err:
+        # Pillow's own limit: no --max-pixels gets past it
+        raise DataError("E307", f"too large to open: {str(err).partition(',')[0]}", hint="make it smaller") from err
+    except Exception as err:
+        raise headers.why_unreadable(data) from err
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError("E307", f"{width}x{height} = {width * height / 1e6:.1f} MP exceeds {max_pixels / 1e6:g} MP")
+    if width * height == 0:
+        raise DataError("E301", f"the image is damaged: its size is {width}x{height}")
+    return image
+
+
+def _without_end_marker(data: bytes) -> Image.Image | None:
+    """The image when only a JPEG's end marker is missing; None when pixels are missing too.
+
+    The pixels are complete when it does not matter what would have followed.
+    """
+    if headers.kind_of(data) != "JPEG" or not headers.is_one_unbroken_scan(data):
+        return None
+    begun = data[:-1] if data.endswith(b"\xff") else data  # half of the marker
+    try:
+        ended = _continued(begun, b"")
+        pixels = np.asarray(ended)
+        complete = all(np.array_equal(pixels, np.asarray(_continued(begun, tail))) for tail in _TAILS)
+    except Exception:  # noqa: BLE001 - not to be had either way; the first failure is what is reported
+        return None
+    return ended if complete else None
+
+
+def _continued(jpeg: bytes, tail: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg + tail + b"\xff\xd9"), formats=("JPEG",))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255 to white
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise DataError("E309", "32-bit integer and floating-point pixels are not supported: their range is unknown")
+    try:
+        if image.has_transparency_data:
+            shown = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", shown.size, _WHITE), shown).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as err:
+        raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err
+
+
+_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+
+
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """While any thread is inside, Pillow's warnings are not shown; what matters in them is a notice or an error here.
+
+    `warnings.catch_warnings` restores the filters of whichever thread came first, so it cannot be used in threads.
+    """
+    global _quiet_threads
+    filters = cast("list[Any]", warnings.filters)
+    with _quiet_lock:
+        _quiet_threads += 1
+        if _PILLOW_FILTER not in filters:
+            filters.insert(0, _PILLOW_FILTER)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if _quiet_threads == 0:
+                with contextlib.suppress(ValueError):
+                    cast("list[Any]", warnings.filters).remove(_PILLOW_FILTER)

@@ -1,0 +1,147 @@
+"""LabelSpace: what column j of a prediction means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemble.errors import DataError, PredictionError
+
+SEPARATOR = " / "
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One independent question, such as ``gender``, and its possible answers."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSpace:
+    """The classes, in the order of a prediction's columns: the product of one or more axes, the last changing fastest.
+
+    Two predictions may be blended when their label spaces are equal, or when they hold the same classes in another
+    order (see `permutation`).
+
+    Raises:
+        DataError: E331 when an axis is empty, has no name or repeats a value.
+    """
+
+    axes: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise DataError("E331", "a label space needs at least one axis, got none")
+        if len({axis.name for axis in self.axes}) != len(self.axes):
+            raise DataError("E331", f"axes need different names, got {[axis.name for axis in self.axes]}")
+        for axis in self.axes:
+            if not axis.name or not axis.values or not all(axis.values):
+                raise DataError("E331", f"axis {axis.name!r} needs a name and values that are not empty")
+            if len(set(axis.values)) != len(axis.values):
+                raise DataError("E331", f"axis {axis.name!r} names a value twice: {', '.join(axis.values)}")
+        if len(set(self.names)) != len(self):
+            raise DataError("E331", "two combinations of the axes have the same class name")
+
+    @classmethod
+    def flat(cls, names: Sequence[str] | int) -> LabelSpace:
+        """One axis of named classes; a number stands for the names ``"0"`` to ``"n-1"``."""
+        values = [str(i) for i in range(names)] if isinstance(names, int) else names
+        return cls((Axis("class", tuple(values)),))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name a class, such as ``worn / male / under 30``."""
+        return tuple(SEPARATOR.join(values) for values in product(*(axis.values for axis in self.axes)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many values each axis has; their product is the number of classes."""
+        return tuple(len(axis.values) for axis in self.axes)
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape))
+
+    def along(self, axis: str, classes: ArrayLike) -> NDArray[np.intp]:
+        """The answers on one axis for an array of classes: ``class // 6`` for ``mask`` in mask18, and so on."""
+        position = [a.name for a in self.axes].index(axis)
+        found: NDArray[np.intp] = np.unravel_index(np.asarray(classes, dtype=np.intp), self.shape)[position]
+        return found
+
+    def permutation(self, other: LabelSpace, *, owner: str) -> NDArray[np.intp]:
+        """Indices ``p`` such that ``logits_of_other[:, p]`` has this space's column order.
+
+        ``owner`` is the member that ``other`` belongs to, for the message.
+
+        Raises:
+            PredictionError: E501 when the classes are not the same set.
+        """
+        if set(self.names) != set(other.names):
+            missing = sorted(set(self.names) - set(other.names)) or sorted(set(other.names) - set(self.names))
+            raise PredictionError(
+                "E501",
+                f"{owner} has {len(other)} classes, not the same {len(self)} as the others (see {missing[0]!r})",
+            )
+        position = {name: i for i, name in enumerate(other.names)}
+        return np.array([position[name] for name in self.names], dtype=np.intp)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, read back by `from_dict`."""
+        return {"axes": [{"name": axis.name, "values": list(axis.values)} for axis in self.axes]}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> LabelSpace:
+        """From ``{"axes": [{"name": ..., "values": [...]}, ...]}`` or a plain list of class names.
+
+        Raises:
+            DataError: E331 when the value has another form.
+        """
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return cls.flat(value)
+        axes = value.get("axes") if isinstance(value, dict) else None
+        if not isinstance(axes, list) or not all(_is_axis(axis) for axis in axes):
+            raise DataError("E331", f"a label space is a list of names or has axes, got {str(value)[:80]}")
+        return cls(tuple(Axis(axis["name"], tuple(axis["values"])) for axis in axes))
+
+
+def _is_axis(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return False
+    values = value.get("values")
+    return isinstance(values, list) and all(isinstance(name, str) for name in values)
+
+
+MASK18 = LabelSpace(
+    (
+        Axis("mask", ("worn", "incorrect", "none")),
+        Axis("gender", ("male", "female")),
+        Axis("age", ("under 30", "30 to 59", "60 and over")),
+    )
+)
+"""The 18 classes of the mask contest: ``mask * 6 + gender * 3 + age``."""
+
+
+def parse_labels(text: str) -> LabelSpace:
+    """A label space from the command line: ``mask18``, a number of classes, or the path of a JSON file.
+
+    Raises:
+        DataError: E331 when the file cannot be read or is not a label space.
+    """
+    if text == "mask18":
+        return MASK18
+    if text.isdecimal() and int(text) > 0:
+        return LabelSpace.flat(int(text))
+    path = Path(text)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise DataError("E331", f"{text}: not a readable JSON file of labels ({err})", path=path) from err
+    return LabelSpace.from_dict(value)

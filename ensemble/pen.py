@@ -1,0 +1,92 @@
+"""A pen that draws smooth shapes on a picture, for one head in one pose."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw
+
+Colour = tuple[int, ...]
+Points = Sequence[tuple[float, float]]
+
+_ROUND = np.linspace(0, 2 * np.pi, 25)
+_CIRCLE = np.stack([np.cos(_ROUND), np.sin(_ROUND)], axis=1)
+_STEP = np.linspace(0, 1, 6, endpoint=False)[:, None]
+# Catmull and Rom 1974: a cubic from the second to the third of four points
+_SPLINE = _STEP ** np.arange(4) @ [[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2, -0.5], [-0.5, 1.5, -1.5, 0.5]]
+
+
+class Pen:
+    """Takes shapes in the head's coordinates: x to the right, y down, the origin between the eyes, 1 half a face wide.
+
+    ``size`` is that 1 in pixels and ``centre`` the origin's place. The head is tilted by an angle in radians and looks
+    aside, ``facing`` to the right and down as a share of its size. Colours may have a fourth channel, their opacity.
+    """
+
+    def __init__(
+        self, image: Image.Image, *, centre: ArrayLike, size: float, tilt: float, facing: tuple[float, float]
+    ) -> None:
+        self._opaque, self._blending = ImageDraw.Draw(image), ImageDraw.Draw(image, "RGBA")
+        self._centre = np.asarray(centre)
+        self._size = size
+        self._frame = size * np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
+        self._facing = facing
+
+    def shape(self, points: Points, colour: Colour) -> None:
+        """Fill a smooth closed outline."""
+        self._fill(_curve(points, closed=True), colour)
+
+    def halves(self, right: Points, colour: Colour, *, wide: float = 1.0) -> None:
+        """Fill a symmetrical outline given by its right half, from top to bottom."""
+        mirrored = [(-x, y) for x, y in right[-2:0:-1]]
+        self.shape([(x * wide, y) for x, y in (*right, *mirrored)], colour)
+
+    def blob(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        """Fill an ellipse."""
+        self._fill(_CIRCLE * (rx, ry) + (x, y), colour)
+
+    def line(self, points: Points, width: float, colour: Colour) -> None:
+        """Draw a smooth line."""
+        self._stroke(_curve(points, closed=False), width, colour)
+
+    def ring(self, x: float, y: float, rx: float, ry: float, width: float, colour: Colour) -> None:
+        """Draw the outline of an ellipse."""
+        self._stroke(_CIRCLE * (rx, ry) + (x, y), width, colour)
+
+    def _fill(self, points: NDArray[np.float64], colour: Colour) -> None:
+        self._brush(colour).polygon(self._place(points), fill=colour)
+
+    def _stroke(self, points: NDArray[np.float64], width: float, colour: Colour) -> None:
+        self._brush(colour).line(self._place(points), fill=colour, width=max(1, round(width * self._size)))
+
+    def _brush(self, colour: Colour) -> ImageDraw.ImageDraw:
+        return self._opaque if len(colour) == 3 else self._blending  # blending takes three times as long
+
+    def _place(self, points: NDArray[np.float64]) -> list[float]:
+        # a head that turns moves its middle more than its rim
+        near = np.maximum(0, 1 - np.einsum("nd,nd->n", points, points) / 2.2)[:, None]
+        placed: list[float] = ((points + near * self._facing) @ self._frame + self._centre).ravel().tolist()
+        return placed
+
+
+def _curve(points: Points, *, closed: bool) -> NDArray[np.float64]:
+    """A smooth curve through ``n`` points, about ``(6 * n, 2)``; a closed one returns to the first."""
+    curve: NDArray[np.float64] = _spline(len(points), closed) @ np.asarray(points)
+    return curve
+
+
+@functools.cache
+def _spline(n: int, closed: bool) -> NDArray[np.float64]:
+    """The matrix that takes ``n`` points to their curve."""
+    pieces = n if closed else n - 1
+    matrix = np.zeros((pieces, len(_STEP), n))
+    for piece in range(pieces):
+        for k in range(4):
+            at = piece + k - 1
+            matrix[piece, :, at % n if closed else min(max(at, 0), n - 1)] += _SPLINE[:, k]
+    curve = matrix.reshape(-1, n)
+    return curve if closed else np.vstack([curve, np.eye(n)[-1]])  # an open curve ends in the last point

@@ -1,0 +1,170 @@
+"""From files to logits, batch by batch and in order: decoding ahead, every core busy, memory bounded.
+
+On the CPU each worker thread takes a whole batch from reading to logits, one core a batch: this keeps all cores busy
+without threads that wait for one another inside a layer. On a GPU the workers decode ahead and the calling thread feeds
+the device. The answers are the same either way, and for any number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.card import Preprocess
+from ensemble.errors import DataError, DeviceError
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images import Pixels, read_photo, resize_image
+from ensemble.listing import Listing
+from ensemble.session import Session
+from ensemble.tta import View
+
+Logits = NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Some rows of the listing, and the models that are to see them."""
+
+    rows: range
+    sessions: tuple[Session, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What came of some rows: ``logits[member][view]`` is ``(len(rows), C)`` for the rows that could be read.
+
+    ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row.
+    """
+
+    asked: range
+    rows: tuple[int, ...]
+    logits: Mapping[str, Mapping[str, Logits]]
+    faults: Mapping[int, DataError]
+    oddities: Mapping[int, tuple[str, ...]]
+
+
+class Stopwatch:
+    """Seconds by stage, summed over threads: of the processor where a core does the work, else of the clock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, stage: str, *, clock: Callable[[], float] = time.thread_time) -> Iterator[None]:
+        """Add what happens inside to ``stage``."""
+        start = clock()
+        try:
+            yield
+        finally:
+            spent = clock() - start
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+class Pipeline:
+    """Decodes each image once, resizes it once for each preprocessing in use, and asks every model for every view."""
+
+    def __init__(
+        self, listing: Listing, views: Sequence[View], *, on_gpu: bool, workers: int, listener: Listener = SILENT
+    ) -> None:
+        self.watch = Stopwatch()
+        self._listing = listing
+        self._views = views
+        self._on_gpu = on_gpu
+        self._workers = workers
+        self._listener = listener
+        self._largest_batch: dict[str, int] = {}
+
+    def run(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
+        """The answers, in the order of ``work``; no more than ``workers + 2`` batches are in memory at once.
+
+        Raises:
+            DeviceError: see `Session.run`.
+        """
+        if self._on_gpu:
+            with closing(self._ahead(self._read, work)) as read:
+                for batch in read:
+                    yield self._infer(*batch)
+        else:
+            yield from self._ahead(lambda one: self._infer(*self._read(one)), work)
+
+    def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ens")
+        waiting: deque[Future[T]] = deque()
+        try:
+            for one in work:
+                waiting.append(pool.submit(function, one))
+                if len(waiting) > self._workers + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, work: Work) -> tuple[Work, _Batch]:
+        with self.watch.timing("decode"):
+            return work, _read_batch(self._listing, work.rows, {s.card.preprocess for s in work.sessions})
+
+    def _infer(self, work: Work, batch: _Batch) -> Answer:
+        logits: dict[str, dict[str, Logits]] = {session.card.member: {} for session in work.sessions}
+        for preprocess, pixels in batch.pixels.items():
+            for view in self._views if batch.rows else ():
+                seen = view.apply(pixels)
+                for session in work.sessions:
+                    if session.card.preprocess == preprocess:
+                        clock = time.perf_counter if self._on_gpu else time.thread_time
+                        with self.watch.timing(session.card.member, clock=clock):
+                            logits[session.card.member][view.name] = self._ask(session, seen)
+        return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities)
+
+    def _ask(self, session: Session, pixels: Pixels) -> Logits:
+        """One model's logits; a batch that the device has no memory for is halved, and later ones start there."""
+        size = min(len(pixels), self._largest_batch.get(session.card.member, len(pixels)))
+        try:
+            pieces = [session.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        except DeviceError as err:
+            if err.code != "E602" or size == 1:
+                raise
+            self._largest_batch[session.card.member] = size // 2
+            self._listener.notice(Notice("W602", f"{err.message}; going on with {size // 2}"))
+            return self._ask(session, pixels)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    rows: tuple[int, ...]
+    pixels: Mapping[Preprocess, Pixels]
+    faults: Mapping[int, DataError]
+    oddities: Mapping[int, tuple[str, ...]]
+
+
+def _read_batch(listing: Listing, rows: range, preprocesses: set[Preprocess]) -> _Batch:
+    resized: dict[Preprocess, list[Pixels]] = {preprocess: [] for preprocess in preprocesses}
+    good: list[int] = []
+    faults: dict[int, DataError] = {}
+    oddities: dict[int, tuple[str, ...]] = {}
+    for row in rows:
+        try:
+            photo = read_photo(listing.paths[row])
+        except DataError as err:
+            faults[row] = err
+            continue
+        good.append(row)
+        if photo.notices:
+            oddities[row] = photo.notices
+        for preprocess, images in resized.items():
+            images.append(resize_image(photo.pixels, preprocess))
+    pixels = {preprocess: np.stack(images) for preprocess, images in resized.items() if images}
+    return _Batch(tuple(good), pixels, faults, oddities)

@@ -1,0 +1,335 @@
+"""Images x members x views -> predictions: one decode for all members, resumable.
+
+The rows are cut into parts of `PART_ROWS`. A part appears by rename when all its rows are computed, so that a run that
+was killed goes on from the parts it finds and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from signal import SIGINT
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import PIL
+
+from ensemble import files
+from ensemble.codes import CODES
+from ensemble.columns import render_columns
+from ensemble.devices import Device, available_cores, choose_device
+from ensemble.errors import DataError, FileError, Interrupted, ModelError, PredictionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.listing import Listing, list_images
+from ensemble.model_file import ModelFile, read_model
+from ensemble.pipeline import Answer, Pipeline, Work
+from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
+from ensemble.session import start_session
+from ensemble.tables import render_table
+from ensemble.tta import View
+
+PART_ROWS = 256
+ERRORS = "errors.csv"
+RUN = "_run.json"  # with the underscore, Parquet readers pass it over
+_BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+_DIFFERENCES = {
+    "model": "model file",
+    "views": "views",
+    "ids": "image list",
+    "provider": "device",
+    "versions": "versions of onnxruntime or Pillow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRun:
+    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already."""
+
+    member: str
+    folder: Path
+    computed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A finished run; ``seconds`` of the stages ``decode``, ``forward``, ``write`` and of the whole, ``wall``."""
+
+    images: int
+    views: tuple[str, ...]
+    device: str
+    batch: int
+    workers: int
+    members: tuple[MemberRun, ...]
+    seconds: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"members": [asdict(run) | {"folder": str(run.folder)} for run in self.members]}
+
+    def render(self) -> str:
+        """The members with their seconds, the seconds of each stage, and the folders, for people."""
+        rows = [(run.member, run.computed, f"{run.seconds:.1f}", str(run.folder)) for run in self.members]
+        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
+        return (
+            f"{self.images:,} images, views {', '.join(self.views)}, on {self.device} "
+            f"with {self.workers} workers and batches of {self.batch}\n"
+            f"{render_columns(('member', 'computed', 'seconds', 'folder'), rows)}"
+            f"seconds: {stages}"
+        )
+
+
+def predict(
+    models: Sequence[Path],
+    images: Path,
+    folder: Path,
+    *,
+    views: Sequence[View],
+    ids: Sequence[str] | None = None,
+    device: str = "auto",
+    batch: int | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    listener: Listener = SILENT,
+) -> Predicted:
+    """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
+
+    All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
+    CPU also compute; ``batch`` images are computed at once; on the CPU neither changes a bit of the answers. Parts
+    that are there already are kept if they come from the same model, views, images and device; ``fresh`` removes them
+    first.
+
+    Raises:
+        OptionError: E201 when a view does not fit a model, E203 when the device is not known.
+        DataError: E3xx when images are missing or listed wrongly; E326 when some could not be read: then all others
+            are predicted and kept, ``errors.csv`` names the rest, and the predictions do not count as finished.
+        FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`; E428 when two models
+            have one name, E701 to E704 for the folder.
+        Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
+    """
+    began = time.monotonic()
+    recorder = Recorder(listener)
+    files.require_writable(folder)
+    listing = list_images(images, ids, listener=recorder)
+    read = _read_models(models, views)
+    where = choose_device(device, listener=recorder)
+    batch = batch or _BATCH[where.kind]
+    workers = workers or available_cores()
+    pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, listener=recorder)
+    with contextlib.ExitStack() as stack:
+        members = []
+        for model in read:
+            stack.enter_context(files.locked(folder / model.card.member))
+            members.append(_resume(model, folder, listing, views, where, fresh=fresh, listener=recorder))
+        faults = _compute(members, pipeline, listing, where, batch, recorder)
+        _write_errors(folder, listing, faults)
+        watch = pipeline.watch.seconds
+        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
+        seconds = {
+            "decode": watch.get("decode", 0.0),
+            "forward": sum(run.seconds for run in runs),
+            "write": watch.get("write", 0.0),
+            "wall": time.monotonic() - began,
+        }
+        done = Predicted(len(listing), tuple(v.name for v in views), str(where), batch, workers, runs, seconds)
+        for member in members:
+            if not faults:
+                write_complete(member.folder, member.paths, len(listing))
+            _write_run(member, done, recorder)
+    if faults:
+        raise DataError(
+            "E326",
+            f"{len(faults):,} of {len(listing):,} images could not be read; all others are predicted and kept",
+            path=folder / ERRORS,
+            details=tuple(str(fault) for fault in faults.values()),
+        )
+    return done
+
+
+@dataclass(slots=True)
+class _Member:
+    """One model, its folder, and the parts it still has to compute."""
+
+    model: ModelFile
+    folder: Path
+    origins: tuple[str, ...]
+    pending: set[int]
+    computed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.model.card.member
+
+    @property
+    def paths(self) -> list[Path]:
+        return [part_path(self.folder, index) for index in range(len(self.origins))]
+
+
+def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFile]:
+    read = [read_model(path) for path in models]
+    counts = Counter(model.card.member for model in read)
+    for model in read:
+        if counts[model.card.member] > 1:
+            both = [str(other.path) for other in read if other.card.member == model.card.member]
+            raise ModelError("E428", f"{enumerate_some(both)} are all called {model.card.member!r}")
+        for view in views:
+            view.require_fits(model.card.preprocess.size, member=model.card.member)
+    return read
+
+
+def _part_rows(listing: Listing, index: int) -> range:
+    return range(index * PART_ROWS, min((index + 1) * PART_ROWS, len(listing)))
+
+
+def _resume(
+    model: ModelFile,
+    folder: Path,
+    listing: Listing,
+    views: Sequence[View],
+    device: Device,
+    *,
+    fresh: bool,
+    listener: Listener,
+) -> _Member:
+    """Find out which parts are there already, and refuse a folder that holds another run."""
+    home = folder / model.card.member
+    run = {
+        "model": model.sha256,
+        "views": [view.name for view in views],
+        "ids": listing.sha256,
+        "provider": device.provider,
+        "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
+    }
+    origins = []
+    for start in range(0, len(listing), PART_ROWS):
+        sizes = ",".join(map(str, listing.sizes[start : start + PART_ROWS]))
+        origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest(), "missing": 0}))
+    member = _Member(model, home, tuple(origins), set(range(len(origins))))
+    found = sorted(home.glob("part-*.parquet"))
+    if fresh:
+        for path in (home / COMPLETE, *found):
+            files.remove(path)
+        return member
+    index_of = {path: index for index, path in enumerate(member.paths)}
+    for path in found:
+        try:
+            origin = read_part(path)[0].origin
+        except PredictionError as err:
+            listener.notice(Notice("W705", f"{err.message}; it is done again", path))
+            continue
+        _refuse_another_run(home, run, json.loads(origin))
+        if path not in index_of:
+            raise FileError("E704", f"{path} is not a part of this run", path=path, hint="move it out of the folder")
+        if origin == origins[index_of[path]]:
+            member.pending.discard(index_of[path])
+        elif not json.loads(origin)["missing"]:
+            listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
+    if member.pending:
+        files.remove(home / COMPLETE)
+    return member
+
+
+def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    differing = [name for key, name in _DIFFERENCES.items() if run[key] != found.get(key)]
+    if differing:
+        raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
+
+
+def _compute(
+    members: Sequence[_Member],
+    pipeline: Pipeline,
+    listing: Listing,
+    device: Device,
+    batch: int,
+    listener: Listener,
+) -> dict[int, DataError]:
+    """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
+    sessions = {m.name: start_session(m.model, device=device) for m in members if m.pending}
+    parts = sorted(set().union(*(m.pending for m in members)))
+
+    def work() -> Iterator[Work]:
+        for index in parts:
+            asked = tuple(sessions[m.name] for m in members if index in m.pending)
+            rows = _part_rows(listing, index)
+            for start in range(rows.start, rows.stop, batch):
+                yield Work(range(start, min(start + batch, rows.stop)), asked)
+
+    faults: dict[int, DataError] = {}
+    oddities: dict[str, list[str]] = {}
+    done = len(listing) - sum(len(_part_rows(listing, index)) for index in parts)
+    gathered: list[Answer] = []
+    safe = done
+    answers = pipeline.run(work())
+    try:
+        listener.progress("predict", done, len(listing))
+        for answer in answers:
+            gathered.append(answer)
+            faults |= answer.faults
+            for row, codes in answer.oddities.items():
+                for code in codes:
+                    oddities.setdefault(code, []).append(listing.ids[row])
+            done += len(answer.asked)
+            index = answer.asked.start // PART_ROWS
+            if answer.asked.stop == _part_rows(listing, index).stop:
+                with pipeline.watch.timing("write", clock=time.perf_counter):
+                    for member in members:
+                        if index in member.pending:
+                            _write_part(member, index, gathered, listing)
+                gathered = []
+                safe = done
+            listener.progress("predict", done, len(listing))
+    except KeyboardInterrupt as err:
+        number = int(err.args[0]) if err.args else SIGINT
+        raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
+    finally:
+        answers.close()
+    for code, ids in sorted(oddities.items()):
+        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    return faults
+
+
+def _write_part(member: _Member, index: int, answers: Sequence[Answer], listing: Listing) -> None:
+    rows = [row for answer in answers for row in answer.rows]
+    missing = len(_part_rows(listing, index)) - len(rows)
+    origin = member.origins[index]
+    if missing:
+        origin = json.dumps(json.loads(origin) | {"missing": missing})
+    if rows:
+        per_view = [answer.logits[member.name] for answer in answers if answer.rows]
+        logits = {view: np.concatenate([piece[view] for piece in per_view]) for view in per_view[0]}
+        ids = tuple(listing.ids[row] for row in rows)
+        write_part(part_path(member.folder, index), Part(ids, logits, origin), member.model.card)
+    member.computed += len(rows)
+
+
+def _write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+    if not faults:
+        files.remove(folder / ERRORS)
+        return
+    rows = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
+    files.write_atomic(folder / ERRORS, render_table(("id", "code", "message", "hint"), rows))
+
+
+def _write_run(member: _Member, done: Predicted, recorder: Recorder) -> None:
+    """Keep what really ran beside the predictions."""
+    own = next(run for run in done.members if run.member == member.name)
+    record = {
+        "member": member.name,
+        "model": {"path": str(member.model.path), "sha256": member.model.sha256},
+        "images": done.images,
+        "views": done.views,
+        "device": done.device,
+        "batch": done.batch,
+        "workers": done.workers,
+        "computed": own.computed,
+        "seconds": {"own": own.seconds} | dict(done.seconds),
+        "notices": [notice.as_dict() for notice in recorder.notices],
+    }
+    files.write_atomic(member.folder / RUN, json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
