@@ -1,0 +1,1 @@
+"""Photographs to weights: the only package that unpickles."""

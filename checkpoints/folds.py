@@ -1,0 +1,55 @@
+"""Person-grouped, class-stratified folds: nobody is in two of them, and all hold the classes in like shares."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from checkpoints.contest import Row
+from ensemble.errors import DataError, OptionError
+from ensemble.labels import MASK18
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Which fold each person is held out in: ``of_person[person]`` is 0 to ``count - 1``."""
+
+    count: int
+    of_person: Mapping[str, int]
+
+    def holdout(self, rows: Sequence[Row], fold: int) -> NDArray[np.bool_]:
+        """``(N,)``: which rows the given fold holds out; the others train it."""
+        return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
+
+
+def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int) -> Folds:
+    """Deal people into folds; the same rows and seed always give the same folds, whatever the order of the rows.
+
+    Raises:
+        OptionError: E204 when there are fewer than two folds.
+        DataError: E341 when a class has fewer people than there are folds: one of them would be scored without it.
+    """
+    if folds < 2:
+        raise OptionError("E204", f"folds must be 2 or more, got {folds}")
+    people: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        people[row.label].add(row.person)
+    rarest = min(people, key=lambda label: len(people[label]))
+    if len(people[rarest]) < folds:
+        raise DataError(
+            "E341",
+            f"{folds} folds need {folds} people of every class; {MASK18.names[rarest]!r} has {len(people[rarest])}",
+        )
+    ordered = sorted(rows, key=lambda row: row.id)
+    labels = [row.label for row in ordered]
+    persons = [row.person for row in ordered]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    of_person: dict[str, int] = {}
+    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, persons)):
+        of_person |= {persons[i]: fold for i in held_out.tolist()}
+    return Folds(folds, of_person)

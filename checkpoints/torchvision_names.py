@@ -1,0 +1,92 @@
+"""torchvision's names of a network's weights, mapped to timm's where the network is truly the same.
+
+ResNets have the same names, padding and epsilon on both sides. EfficientNets have other names; torchvision pads
+symmetrically, as timm's networks without ``tf_`` do, but b5 to b7 and v2 use an epsilon of 1e-3 in their batch
+normalisations where timm's use 1e-5. A normalisation divides by ``sqrt(running_var + epsilon)``, so adding the
+difference to ``running_var`` gives the same network again.
+Source: torchvision/models/efficientnet.py, timm/models/efficientnet.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+OTHER_EPSILON = frozenset(
+    {"efficientnet_b5", "efficientnet_b6", "efficientnet_b7"}
+    | {"efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l"}
+)
+EPSILON_DIFFERENCE = 1e-3 - 1e-5
+
+_BLOCK_KEY = re.compile(r"features\.(\d+)\.(\d+)\.block\.(\d+)\.(\w+)\.(\w+)")
+_END_KEY = re.compile(r"features\.(\d+)\.([01])\.(\w+)")
+_HEAD_KEY = re.compile(r"(fc|classifier)\.(\d+)\.(weight|bias)")
+
+_SQUEEZE_EXCITE = {"fc1": "se.conv_reduce", "fc2": "se.conv_expand"}
+# how many parts a torchvision block has -> timm's name of each, convolution ("0") and normalisation ("1")
+_BLOCK_PARTS: dict[int, tuple[dict[str, str], ...]] = {
+    1: ({"0": "conv", "1": "bn1"},),
+    2: ({"0": "conv_exp", "1": "bn1"}, {"0": "conv_pwl", "1": "bn2"}),
+    3: ({"0": "conv_dw", "1": "bn1"}, _SQUEEZE_EXCITE, {"0": "conv_pw", "1": "bn2"}),
+    4: ({"0": "conv_pw", "1": "bn1"}, {"0": "conv_dw", "1": "bn2"}, _SQUEEZE_EXCITE, {"0": "conv_pwl", "1": "bn3"}),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Renamed:
+    """Tensors under timm's names; ``is_torchvision`` when the names showed that torchvision built the network."""
+
+    tensors: Mapping[str, torch.Tensor]
+    changes: tuple[str, ...]
+    is_torchvision: bool
+
+
+def timm_names(tensors: Mapping[str, torch.Tensor]) -> Renamed:
+    """Map torchvision's EfficientNet names, and a classifier inside a ``Sequential``, to timm's; others stay."""
+    changes = []
+    is_torchvision = "features.0.0.weight" in tensors and any(_BLOCK_KEY.fullmatch(key) for key in tensors)
+    if is_torchvision:
+        tensors = _rename_efficientnet(tensors)
+        changes.append("features.* to conv_stem, blocks.* and conv_head")
+    heads = {match.group(1, 2) for key in tensors if (match := _HEAD_KEY.fullmatch(key))}
+    if len(heads) == 1:  # a dropout before it has no weights; a second layer would make it another network
+        ((name, index),) = heads
+        tensors = {key.replace(f"{name}.{index}.", f"{name}."): tensor for key, tensor in tensors.items()}
+        changes.append(f"{name}.{index} to {name}")
+    return Renamed(tensors, tuple(changes), is_torchvision)
+
+
+def _rename_efficientnet(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    parts: dict[tuple[str, str], int] = defaultdict(int)
+    for key in tensors:
+        if match := _BLOCK_KEY.fullmatch(key):
+            block = (match[1], match[2])
+            parts[block] = max(parts[block], int(match[3]) + 1)
+    last = max(int(key.split(".")[1]) for key in tensors if _END_KEY.fullmatch(key))
+    return {_rename(key, parts, last): tensor for key, tensor in tensors.items()}
+
+
+def _rename(key: str, parts: Mapping[tuple[str, str], int], last: int) -> str:
+    if match := _BLOCK_KEY.fullmatch(key):
+        stage, block, part, layer, leaf = match.groups()
+        names = _BLOCK_PARTS.get(parts[stage, block])
+        if names is not None and layer in names[int(part)]:
+            return f"blocks.{int(stage) - 1}.{block}.{names[int(part)][layer]}.{leaf}"
+    elif match := _END_KEY.fullmatch(key):
+        ends = {0: ("conv_stem", "bn1"), last: ("conv_head", "bn2")}
+        if int(match[1]) in ends:
+            return f"{ends[int(match[1])][int(match[2])]}.{match[3]}"
+    return key  # not torchvision's after all: the comparison with the architecture will say so
+
+
+def absorb_epsilon(arch: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make up for torchvision's larger epsilon, in the networks that have it."""
+    if arch not in OTHER_EPSILON:
+        return dict(tensors)
+    return {
+        key: tensor + EPSILON_DIFFERENCE if key.endswith(".running_var") else tensor for key, tensor in tensors.items()
+    }
