@@ -1,0 +1,1 @@
+"""Weights to model.onnx: the only package that touches ``torch.onnx``."""

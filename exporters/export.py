@@ -1,0 +1,200 @@
+"""A checkpoint becomes one self-describing .onnx file that was verified before it got its name."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import Message
+
+from checkpoints.open import Checkpoint, build_model
+from ensemble.card import METADATA_KEY, ModelCard, Preprocess
+from ensemble.errors import ModelError, OptionError
+from ensemble.events import SILENT, Listener
+from ensemble.files import require_writable, write_atomic
+from ensemble.images import Pixels, read_photo, resize_image
+from ensemble.model_file import INPUT, LOGITS
+from exporters.describe import DEFAULTS, ExportOptions, describe
+from exporters.pictures import render_pictures
+from exporters.precision import to_half
+from exporters.verify import FEATURES, Checks, verify
+
+__all__ = ["DEFAULTS", "ExportOptions", "Exported", "export"]
+
+OPSET = 20
+MOST_PICTURES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model that was written: where, its card, what the verification measured, and the seconds it all took."""
+
+    path: Path
+    card: ModelCard
+    checks: Checks
+    seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready values."""
+        return {
+            "path": str(self.path),
+            "card": json.loads(self.card.to_json()),
+            "checks": self.checks.as_dict(),
+            "seconds": self.seconds,
+        }
+
+
+def export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    options: ExportOptions = DEFAULTS,
+    check_images: Sequence[Path] = (),
+    taken: Collection[str] = (),
+    listener: Listener = SILENT,
+) -> Exported:
+    """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
+
+    The file is verified on up to 64 of ``check_images``, or on rendered pictures when there are none. It appears whole
+    and verified, or not at all; an older file of that name is replaced only then. ``taken`` are the members' names that
+    may not be used again.
+
+    Raises:
+        OptionError: E204 when an option does not fit the network.
+        ModelError: E411 when labels and outputs differ in number, E414 when the verification fails, E426 when torch
+            cannot export the architecture, E428 when the member's name is taken.
+        DataError: when a check image cannot be read.
+        FileError: E701 or E702 when the file cannot be written.
+    """
+    started = time.perf_counter()
+    require_writable(folder)
+    model = build_model(checkpoint)
+    card = describe(checkpoint, model, options)
+    if card.member in taken:
+        raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
+    pixels = _check_pixels(check_images, card.preprocess)
+    _require_fit(model, card, features=options.features)
+    proto = _to_onnx(Exportable(model, card, features=options.features), card)
+    checks = verify(model, _serialise(proto), pixels, card=card, listener=listener)
+    card = replace(card, checks=checks.as_dict())
+    onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
+    path = write_atomic(folder / f"{card.member}.onnx", _serialise(proto))
+    return Exported(path, card, checks, time.perf_counter() - started)
+
+
+class Exportable(torch.nn.Module):
+    """The network as it is written: transposition and normalisation in front, float32 behind.
+
+    ``(B, H, W, 3)`` uint8 RGB to logits ``(B, C)``, and with ``features`` also to what they are pooled from
+    ``(B, F, h, w)``, both float32. With the card's precision fp16 the network between computes in float16.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: torch.nn.Module, card: ModelCard, *, features: bool) -> None:
+        super().__init__()
+        half = card.precision == "fp16"
+        self.model: Any = to_half(model, card.preprocess.size) if half else model
+        self.dtype = torch.float16 if half else torch.float32
+        self.features = features
+        # (x / 255 - mean) / std in one multiplication and one addition, rounded once each
+        mean, std = (np.array(values, dtype=np.float64).reshape(1, 3, 1, 1) for values in (card.mean, card.std))
+        self.register_buffer("scale", torch.tensor(1 / (255 * std), dtype=torch.float32))
+        self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits, and the features if they are wanted."""
+        # contiguous: from a channels-last tensor torch exports global pooling as a gather over computed indices
+        planes = image.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        planes = (planes * self.scale + self.shift).to(self.dtype)
+        if not self.features:
+            return (self.model(planes).to(torch.float32),)
+        features = self.model.forward_features(planes)
+        return self.model.forward_head(features).to(torch.float32), features.to(torch.float32)
+
+
+def _check_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
+    """Pictures ``(N, H, W, 3)`` from all over the list: folders are often sorted by class."""
+    if paths:
+        chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PICTURES)).round().astype(int)
+        photos = [read_photo(paths[i]).pixels for i in chosen]
+    else:
+        photos = list(render_pictures())
+    return np.stack([resize_image(photo, preprocess) for photo in photos])
+
+
+def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
+    height, width = card.preprocess.size
+    try:
+        with torch.inference_mode():
+            found = model.forward_features(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as err:
+        # a wrong size ends in any of the three, depending on the layer that meets it first
+        raise OptionError(
+            "E204",
+            f"{card.arch} does not take images of {height}x{width} px: {_reason(err)}",
+            hint="give another --size",
+        ) from err
+    wanted = (1, model.num_features)
+    if features and (found.ndim != 4 or tuple(found.shape[:2]) != wanted):
+        raise OptionError(
+            "E204",
+            f"{card.arch} has no feature maps {(*wanted, 'h', 'w')}, it gives {tuple(found.shape)}",
+            hint="leave out --features",
+        )
+
+
+def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
+    # a batch of one would be taken for a constant
+    example = torch.zeros(2, *card.preprocess.size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # they speak of the exporter's own inside; whether the result is right is measured afterwards
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                exportable.eval(),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[LOGITS, FEATURES] if exportable.features else [LOGITS],
+                dynamic_shapes=({0: "batch"},),
+                verbose=False,
+            )
+        except RuntimeError as err:
+            raise ModelError("E426", f"{card.arch} cannot be exported: {_reason(err.__cause__ or err)}") from err
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
+    proto.producer_name, proto.producer_version = "ens", version("ens-onnx")
+    return proto
+
+
+def _strip(message: Message) -> None:
+    """Clear everywhere in a model what the exporter noted about itself: stack traces, local paths, class names."""
+    for field, value in message.ListFields():
+        if field.name in {"doc_string", "metadata_props"}:
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for child in [value] if isinstance(value, Message) else value:
+                _strip(child)
+
+
+def _reason(err: BaseException) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+
+
+def _serialise(proto: onnx.ModelProto) -> bytes:
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data

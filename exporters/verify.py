@@ -1,0 +1,196 @@
+"""Does the exported model give the checkpoint's answers? Torch against ONNX Runtime, on pictures.
+
+The reference is always the checkpoint's own network in float32 on the CPU, fed by a normalisation of its own. A check
+on random tensors would prove little: on noise every network gives nearly the same answer, and nothing overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from ensemble.card import ModelCard, Precision
+from ensemble.errors import ModelError
+from ensemble.events import SILENT, Listener
+from ensemble.images import Pixels
+from ensemble.model_file import INPUT, LOGITS
+from exporters.precision import with_rounding
+
+FEATURES = "features"
+BATCHES = (1, 2, 5)
+ERROR_LIMIT: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
+
+Floats = NDArray[np.float32]
+Outputs = dict[str, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What was measured on ``pictures`` pictures: the worst of each figure.
+
+    ``logits_error`` and ``features_error`` are relative (see `relative_error`), ``batch_error`` is that between the
+    same pictures in batches of different sizes. ``classes_changed`` counts the pictures with another argmax.
+    """
+
+    precision: Precision
+    pictures: int
+    logits_error: float
+    batch_error: float
+    classes_changed: int
+    features_error: float | None = None
+
+    @property
+    def changes_allowed(self) -> int:
+        """None in float32; in float16 one in 200, and one on fewer: two of 64 would contradict 99.5 %, one does not."""
+        return 0 if self.precision == "fp32" else max(1, self.pictures // 200)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is worse than allowed; empty when the model may be used."""
+        limit = ERROR_LIMIT[self.precision]
+        errors = {
+            "relative error of the logits": self.logits_error,
+            "relative error of the features": self.features_error or 0.0,
+            "relative difference between batch sizes": self.batch_error,
+        }
+        found = [
+            f"{name} {error:.1e} > {limit:.0e}" if np.isfinite(error) else f"{name}: infinite values or NaN"
+            for name, error in errors.items()
+            if not error <= limit  # so that NaN is a fault
+        ]
+        if self.classes_changed > self.changes_allowed:
+            found.append(
+                f"another class on {self.classes_changed} of {self.pictures} pictures > {self.changes_allowed}"
+            )
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the card keeps: the bounds that were met, and on how much.
+
+        Not the figures: they depend on the processor, rounded ones too where they lie near a border, and the same
+        checkpoint must give the same file on every machine.
+        """
+        return {
+            "pictures": self.pictures,
+            "batches": list(BATCHES),
+            "relative_error_at_most": ERROR_LIMIT[self.precision],
+            "classes_changed_at_most": self.changes_allowed,
+        }
+
+
+def verify(
+    model: torch.nn.Module, exported: bytes, pixels: Pixels, *, card: ModelCard, listener: Listener = SILENT
+) -> Checks:
+    """Compare an exported model with its network ``(B, 3, H, W)`` to logits, on ``pixels`` ``(N, H, W, 3)`` uint8.
+
+    The pictures run in batches of 1, 2 and 5 in turn. A float16 model has to pass twice: as ONNX Runtime computes it
+    on the CPU, and with the rounding of a device that computes in float16 (see `with_rounding`); the latter's figures
+    are returned.
+
+    Raises:
+        ModelError: E414 when the file breaks ONNX's rules or the answers differ by more than the limits.
+    """
+    sessions = [_Session(exported, card)]
+    if card.precision == "fp16":
+        sessions.append(_Session(with_rounding(exported), card))
+    features = FEATURES in sessions[0].outputs
+    runs: list[Callable[[Pixels], Outputs]] = [session.run for session in sessions]
+    runs.insert(0, partial(_run_torch, model, card, features))
+    rows = pixels[np.arange(max(len(pixels), sum(BATCHES))) % len(pixels)]
+    parts: list[list[Outputs]] = [[] for _ in runs]
+    for start, stop in _batches(len(rows)):
+        for run, answers in zip(runs, parts, strict=True):
+            answers.append(run(rows[start:stop]))
+        listener.progress("verify", stop, len(rows))
+    reference, *found = (_join(answers) for answers in parts)
+    together = [session.run(rows[: max(BATCHES)]) for session in sessions]
+    checks = [
+        _compare(reference, mixed, alike, card.precision, pictures=len(pixels))
+        for mixed, alike in zip(found, together, strict=True)
+    ]
+    for result in checks:
+        if result.faults:
+            hint = "export it with --precision fp32" if card.precision == "fp16" else None
+            raise ModelError("E414", f"{card.member} ({card.precision}): {'; '.join(result.faults)}", hint=hint)
+    return checks[-1]
+
+
+def relative_error(reference: Floats, found: Floats) -> float:
+    """The largest difference over rows ``(N, ...)``, relative to the reference's scale; NaN if any value is not finite.
+
+    A row's scale is its largest magnitude, but at least the median of those: logits near zero (a binary classifier in
+    doubt) are not blown up, and one row of huge values does not hide the errors of the others.
+    """
+    a = reference.reshape(len(reference), -1).astype(np.float64)
+    b = found.reshape(len(found), -1).astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
+    largest = np.abs(a).max(axis=1)
+    scale = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
+    return float((np.abs(a - b).max(axis=1) / scale).max())
+
+
+class _Session:
+    def __init__(self, exported: bytes, card: ModelCard) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._member = card.member
+        try:
+            onnx.checker.check_model(exported, full_check=True)
+            self._runtime = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+        except Exception as err:
+            raise ModelError("E414", f"{card.member}: the exported model is not valid: {str(err)[:300]}") from err
+        self.outputs = [output.name for output in self._runtime.get_outputs()]
+
+    def run(self, batch: Pixels) -> Outputs:
+        try:
+            return dict(zip(self.outputs, self._runtime.run(self.outputs, {INPUT: batch}), strict=True))
+        except Exception as err:
+            message = f"{self._member} fails on a batch of {len(batch)}: {str(err)[:300]}"
+            raise ModelError("E414", message) from err
+
+
+def _batches(count: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    for size in cycle(BATCHES):
+        if start >= count:
+            return
+        yield start, min(start + size, count)
+        start += size
+
+
+def _run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
+    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (card.mean, card.std))
+    network: Any = model
+    with torch.inference_mode():
+        image = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        found = {LOGITS: network(image)}
+        if features:
+            found[FEATURES] = network.forward_features(image)
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def _join(parts: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _compare(reference: Outputs, mixed: Outputs, alike: Outputs, precision: Precision, *, pictures: int) -> Checks:
+    """The figures of one session: ``mixed`` from batches of all sizes, ``alike`` from one batch of the first rows."""
+    classes, expected = (outputs[LOGITS][:pictures].argmax(axis=1) for outputs in (mixed, reference))
+    return Checks(
+        precision=precision,
+        pictures=pictures,
+        logits_error=relative_error(reference[LOGITS], mixed[LOGITS]),
+        batch_error=relative_error(alike[LOGITS], mixed[LOGITS][: len(alike[LOGITS])]),
+        classes_changed=int(np.count_nonzero(classes != expected)),
+        features_error=relative_error(reference[FEATURES], mixed[FEATURES]) if FEATURES in reference else None,
+    )
