@@ -1,0 +1,187 @@
+"""The rules that keep the shape: layers, one loader, one exporter, one writer, one printer, a light start."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("ensemble", "checkpoints", "exporters")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+HEAVY = {"numpy", "torch", "onnxruntime", "onnx", "pyarrow", "PIL", "scipy", "sklearn", "tqdm", "timm"}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call in a file with the dotted name of what is called."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def check(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
+def test_ruff_finds_nothing() -> None:
+    """ruff's rules hold everywhere."""
+    check("ruff", "check", ".")
+
+
+def test_the_code_is_formatted() -> None:
+    """ruff would not reformat a file."""
+    check("ruff", "format", "--check", ".")
+
+
+def test_mypy_strict_finds_nothing() -> None:
+    """mypy in strict mode accepts the packages and the tests."""
+    check("mypy")
+
+
+def test_imports_keep_their_layers() -> None:
+    """exporters may import checkpoints, both may import ensemble, and ensemble imports neither them nor torch."""
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_checkpoints_are_loaded_in_one_place_and_safely() -> None:
+    """torch.load is called once, with weights_only=True written out."""
+    found = [(name(path), call) for path in SOURCES for called, call in calls(path) if called == "torch.load"]
+    assert [place for place, _ in found] == ["checkpoints/open.py"]
+    options = {keyword.arg: keyword.value for keyword in found[0][1].keywords}
+    assert isinstance(options["weights_only"], ast.Constant)
+    assert options["weights_only"].value is True
+
+
+def test_nothing_else_unpickles() -> None:
+    """No module loads pickles by another name, and numpy is told not to."""
+    for path in SOURCES:
+        for called, call in calls(path):
+            assert called not in {"pickle.load", "pickle.loads", "torch.jit.load", "joblib.load", "eval", "exec"}, name(
+                path
+            )
+            if called in {"np.load", "numpy.load"}:
+                assert "allow_pickle=False" in ast.unparse(call), name(path)
+
+
+def test_torch_onnx_is_touched_in_one_place() -> None:
+    """torch.onnx stands in exporters/export.py and nowhere else."""
+    pattern = re.compile(r"torch\.onnx|from torch import onnx")
+    assert [name(path) for path in SOURCES if pattern.search(code_of(path))] == ["exporters/export.py"]
+
+
+def code_of(path: Path) -> str:
+    """The file without docstrings and comments."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+    return ast.unparse(tree)
+
+
+def test_only_files_opens_for_writing() -> None:
+    """Every file is written through ensemble/files.py (a crash report apart)."""
+    writers = {"write_text", "write_bytes", "to_csv", "np.save", "np.savez", "torch.save", "save_file", "tofile"}
+    for path in SOURCES:
+        if name(path) == "ensemble/files.py":
+            continue
+        for called, call in calls(path):
+            if called != "safetensors.torch.save":  # gives bytes
+                assert not any(f".{called}".endswith(f".{writer}") for writer in writers), f"{name(path)}: {called}"
+            if called in {"open", "io.open"} or called.endswith(".open"):
+                modes = [arg.value for arg in call.args[1:2] if isinstance(arg, ast.Constant)]
+                modes += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
+                assert not any(set(str(mode)) & set("wax+") for mode in modes), name(path)
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    """print and click.echo stand in the terminal module, an exit status in __main__."""
+    for path in SOURCES:
+        called = {called for called, _ in calls(path)}
+        if name(path) != "ensemble/terminal.py":
+            assert not called & {"print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"}, name(
+                path
+            )
+        if name(path) != "ensemble/__main__.py":
+            assert not called & {"sys.exit", "exit", "quit", "os._exit"}, name(path)
+
+
+def test_every_test_states_a_claim() -> None:
+    """Each test has a docstring of at least four words."""
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert len((ast.get_docstring(node) or "").split()) >= 4, f"{path.name}: {node.name}"
+
+
+def test_the_command_line_starts_light() -> None:
+    """At module level the command line imports the standard library, click, and ensemble's own light modules."""
+    allowed = {"click", "ensemble.errors", "ensemble.terminal", "ensemble.cli"}
+    for module in ("cli.py", "__main__.py", "terminal.py", "errors.py", "events.py", "codes.py"):
+        for node in ast.parse((ROOT / "ensemble" / module).read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for found in names:
+                light = allowed | {"ensemble.codes", "ensemble.events"}
+                assert found in light or found.partition(".")[0] in sys.stdlib_module_names, f"{module}: {found}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """After `ens --help`, none of numpy, torch, onnxruntime and the like has been imported."""
+    code = "import sys; from ensemble.__main__ import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage: ens" in done.stdout
+    assert not HEAVY & {module.partition(".")[0] for module in done.stderr.split()}
+
+
+def test_help_costs_little_more_than_click() -> None:
+    """`ens --help` needs less than twice the processor time of `import click` (the best of five, in turn)."""
+
+    def cost(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    pairs = [(cost("-m", "ensemble", "--help"), cost("-c", "import click")) for _ in range(5)]
+    ours, clicks = (min(column) for column in zip(*pairs, strict=True))
+    assert ours < 2 * clicks
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_say_they_are_typed(package: str) -> None:
+    """Each package carries the marker by which type checkers read its annotations."""
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_files_stay_readable() -> None:
+    """No source file grows beyond 400 lines."""
+    long = [f"{name(path)}: {len(path.read_text().splitlines())}" for path in SOURCES]
+    assert not [entry for entry in long if int(entry.rpartition(" ")[2]) > 400]
+
+
+def test_no_lock_file_is_kept() -> None:
+    """uv.lock is ignored by git: it would record where every package was fetched from."""
+    assert "uv.lock" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_the_suite_needs_no_installed_package_beyond_the_project() -> None:
+    """The packages under test are those of this checkout, not another installation's."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert Path(os.path.realpath(spec.origin or "")).is_relative_to(os.path.realpath(ROOT))

@@ -1,0 +1,272 @@
+"""The command line: exit statuses, messages, JSON, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble import cli
+from ensemble.__main__ import run
+from tests import toys
+
+ROOT = Path(__file__).parent.parent
+NAMES = [f"{i:03d}.jpg" for i in range(40)]
+
+
+@pytest.fixture
+def contest(tmp_path: Path) -> Path:
+    """Forty pictures, three models, a sample submission and a truth with persons."""
+    toys.write_pictures(tmp_path / "images", NAMES)
+    for seed, member in enumerate(("a", "b", "c")):
+        toys.write_model(tmp_path / "models", toys.card(member), seed=seed)
+    answers = np.random.default_rng(0).integers(0, 18, len(NAMES))
+    (tmp_path / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in reversed(NAMES)))
+    rows = "".join(f"{name},{answer},{i // 7}\n" for i, (name, answer) in enumerate(zip(NAMES, answers, strict=True)))
+    (tmp_path / "truth.csv").write_text("ImageID,ans,person\n" + rows)
+    return tmp_path
+
+
+def predict(contest: Path, *more: str) -> list[str]:
+    models, images, info = contest / "models", contest / "images", contest / "info.csv"
+    return ["predict", f"{models}", "--images", f"{images}", "--ids", f"{info}", "--tta", "--device", "cpu", *more]
+
+
+def test_the_main_job_from_models_to_scores(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """predict, blend, check and evaluate end with 0; the submission has the sample's header and order."""
+    preds, submission, info = f"{contest / 'preds'}", f"{contest / 'submission.csv'}", f"{contest / 'info.csv'}"
+    assert run(predict(contest, "-o", preds)) == 0
+    assert run(["blend", preds, "--like", info, "-o", submission, "--save", f"{contest / 'blend.json'}"]) == 0
+    assert run(["check", submission, "--like", info]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", preds, submission, "--truth", f"{contest / 'truth.csv'}", "--json"]) == 0
+    names = [scores["name"] for scores in json.loads(capsys.readouterr().out)["scores"]]
+    assert names == [f"{m}: {view}" for m in "abc" for view in ("identity", "hflip", "mean")] + ["submission.csv"]
+    lines = Path(submission).read_text().splitlines()
+    assert lines[0] == "ImageID,ans"
+    assert [line.partition(",")[0] for line in lines[1:]] == list(reversed(NAMES))
+
+
+def test_a_saved_recipe_gives_the_same_submission(contest: Path) -> None:
+    """Applying blend.json, with the members named in another order, gives the same bytes."""
+    preds = contest / "preds"
+    run(predict(contest, "-o", f"{preds}"))
+    options = ["--pool", "geometric", "--weights", "a=2,b=1,c=0.5", "--views", "identity=3,hflip=1"]
+    members = [f"{preds / member}" for member in "abc"]
+    recipe = f"{contest / 'blend.json'}"
+    assert run(["blend", *members, *options, "-o", f"{contest / 'one.csv'}", "--save", recipe]) == 0
+    assert run(["blend", *reversed(members), "--apply", recipe, "-o", f"{contest / 'other.csv'}"]) == 0
+    assert (contest / "one.csv").read_bytes() == (contest / "other.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code"),
+    [
+        (["predict", "models", "--images", "images", "--views", "upside-down"], 2, "E201"),
+        (["predict", "models", "--images", "images", "--device", "gpu"], 2, "E203"),
+        (["predict", "models", "--images", "nowhere"], 3, "E316"),
+        (["predict", "models/none.onnx", "--images", "images"], 7, "E707"),
+        (["predict", "info.csv", "--images", "images"], 4, "E420"),
+        (["blend", "models", "-o", "x.csv"], 5, "E514"),
+        (["check", "truth.csv", "--like", "info.csv"], 5, "E520"),
+        (["check", "none.csv"], 7, "E707"),
+        (["explain-error", "E000"], 2, "E204"),
+    ],
+)
+def test_an_error_has_a_code_a_hint_and_a_status(
+    contest: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    status: int,
+    code: str,
+) -> None:
+    """Each kind of error ends with its own status and says its code and what to do, without a traceback."""
+    monkeypatch.chdir(contest)
+    assert run(arguments) == status
+    said = capsys.readouterr().err
+    assert f"error[{code}]" in said
+    assert "  hint: " in said
+    assert "Traceback" not in said
+
+
+def test_errors_are_json_where_json_was_asked_for(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json the error is an object with code, message and hint on stdout."""
+    assert run(["check", f"{contest / 'truth.csv'}", "--like", f"{contest / 'info.csv'}", "--json"]) == 5
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "E520"
+    assert {"message", "hint", "details"} <= error.keys()
+
+
+def test_usage_errors_are_clicks_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown option ends with 2 and click's message."""
+    assert run(["predict", "--no-such-option"]) == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_our_own_bugs_leave_a_report(
+    contest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected exception ends with 1, one line, and the traceback in a file."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("one by nought")
+
+    monkeypatch.setattr("ensemble.predict.predict", broken)
+    assert run(predict(contest)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("bug: ZeroDivisionError: one by nought")
+    report = Path(said.strip().rpartition(" ")[2])
+    assert "Traceback" in report.read_text()
+    report.unlink()
+
+
+def test_every_option_has_a_help_text() -> None:
+    """No option is left unexplained, and every command ends in an example."""
+    for command in cli.ens.commands.values():
+        assert "Example: ens" in (command.help or ""), command.name
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.name != "help":
+                unexplained = {"interpolation", "precision", "mean", "std"}
+                assert getattr(parameter, "help", None) or parameter.name in unexplained, (
+                    f"{command.name} {parameter.name}"
+                )
+
+
+# ---------------------------------------------------------------------------------------------------- real processes
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ensemble", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def long_contest(contest: Path) -> Path:
+    """Two thousand rows, so that there is time to be killed."""
+    names = [f"{i:04d}.jpg" for i in range(2000)]
+    for number, name in enumerate(names):
+        os.link(contest / "images" / NAMES[number % 40], contest / "images" / name)
+    (contest / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in names))
+    return contest
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {f"{path.relative_to(folder)}": path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def test_fault_68_killed_runs_resume_to_the_same_bytes(long_contest: Path) -> None:
+    """Killed a few times at random moments and run again, the predictions are byte for byte those of a quiet run,
+    and no stray file remains.
+    """
+    generator = random.Random(18)
+    folder = long_contest / "killed"
+    kills = 0
+    for _ in range(4):
+        process = start(predict(long_contest, "-o", f"{folder}"))
+        first = len(parts(folder))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and len(parts(folder)) <= first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills
+    assert run(predict(long_contest, "-o", f"{folder}")) == 0
+    assert run(predict(long_contest, "-o", f"{long_contest / 'quiet'}")) == 0
+    assert parts(folder) == parts(long_contest / "quiet")
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_fault_69_a_terminated_run_says_how_to_go_on(long_contest: Path) -> None:
+    """SIGTERM ends the run with 143 and a message that says what is done; finished parts are there."""
+    process = start(predict(long_contest, "-o", f"{long_contest / 'preds'}"))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not parts(long_contest / "preds") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert "error[E801] stopped; " in said
+    assert "of 2,000 images are done" in said
+    assert parts(long_contest / "preds")
+
+
+# ------------------------------------------------------------------------------------------------- what users mistype
+def test_a_folder_without_models_is_an_error(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Naming a folder of pictures as the models is E204, not an empty success."""
+    assert run(["predict", f"{contest / 'images'}", "--images", f"{contest / 'images'}"]) == 2
+    assert "holds no .onnx files" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over_what_is_read(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The submission may be neither the sample nor the recipe; the sample stays as it was."""
+    preds, info = f"{contest / 'preds'}", contest / "info.csv"
+    run(predict(contest, "-o", preds))
+    before = info.read_bytes()
+    assert run(["blend", preds, "--like", f"{info}", "-o", f"{info}"]) == 2
+    assert run(["blend", preds, "-o", f"{contest / 'x.csv'}", "--save", f"{contest / 'x.csv'}"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert info.read_bytes() == before
+
+
+def test_a_recipe_brings_its_own_pool(contest: Path) -> None:
+    """--apply with any --pool, the default one included, is refused."""
+    preds, recipe = f"{contest / 'preds'}", f"{contest / 'b.json'}"
+    run(predict(contest, "-o", preds))
+    assert run(["blend", preds, "--pool", "hard", "--save", recipe, "-o", f"{contest / 'a.csv'}"]) == 0
+    assert run(["blend", preds, "--pool", "linear", "--apply", recipe, "-o", f"{contest / 'b.csv'}"]) == 2
+
+
+def test_a_family_of_views_can_be_weighed_by_its_name(contest: Path) -> None:
+    """--views crop5 in blend stands for the five views that --views crop5 in predict made."""
+    preds, recipe = f"{contest / 'preds'}", contest / "b.json"
+    run(predict(contest, "-o", preds, "--views", "crop5"))
+    arguments = ["--views", "identity=2,crop5=0.5", "--save", f"{recipe}", "-o", f"{contest / 'a.csv'}"]
+    assert run(["blend", preds, *arguments]) == 0
+    views = json.loads(recipe.read_text())["views"]
+    assert views == {"identity": 2.0} | {f"crop5:{corner}": 0.5 for corner in ("bl", "br", "c", "tl", "tr")}
+
+
+def test_two_files_of_one_name_are_both_evaluated(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Submissions of the same name in two folders are two rows."""
+    for folder in ("one", "two"):
+        (contest / folder).mkdir()
+        (contest / folder / "s.csv").write_bytes((contest / "info.csv").read_bytes())
+    arguments = [f"{contest / folder / 's.csv'}" for folder in ("one", "two")]
+    assert run(["evaluate", *arguments, "--truth", f"{contest / 'truth.csv'}", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["scores"]) == 2
+
+
+def test_usage_errors_are_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json a missing argument is an object with the code E200, and the status stays 2."""
+    assert run(["predict", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E200"
+
+
+def test_export_looks_at_every_path_first(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint that is not there is E707 before another one is exported."""
+    assert run(["export", f"{contest / 'info.csv'}", f"{contest / 'none.pth'}"]) == 7
+    assert "none.pth" in capsys.readouterr().err
+
+
+def test_a_submission_of_one_class_is_warned_of(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blending predictions that always say the same writes the submission, and W521."""
+    rows = "".join(f"{name},{','.join(['5'] + ['0'] * 17)}\n" for name in NAMES)
+    (contest / "same.csv").write_text("id," + ",".join(map(str, range(18))) + "\n" + rows)
+    assert run(["blend", f"{contest / 'same.csv'}", "--as", "logits", "-o", f"{contest / 's.csv'}"]) == 0
+    assert "warning[W521]" in capsys.readouterr().err

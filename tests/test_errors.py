@@ -1,0 +1,185 @@
+"""Errors and their codes: each one is catalogued, in use, and of the right kind."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ensemble import errors
+from ensemble.codes import CODES
+from ensemble.errors import (
+    DataError,
+    EnsError,
+    FileError,
+    Interrupted,
+    LockedError,
+    ModelError,
+    OptionError,
+    PredictionError,
+    enumerate_some,
+)
+from ensemble.events import Notice, Recorder
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).glob("*.py"))
+CODE = re.compile(r"[EWI]\d{3}")
+KINDS = {
+    "OptionError": "2",
+    "DataError": "3",
+    "ModelError": "4",
+    "PredictionError": "5",
+    "DeviceError": "6",
+    "FileError": "7",
+    "LockedError": "7",
+    "Interrupted": "8",
+}
+
+
+def literals(path: Path) -> Iterator[str]:
+    """Every string in the file's code that is a code and nothing else."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
+            yield node.value
+
+
+def calls(name_pattern: str) -> Iterator[tuple[str, str, str]]:
+    """Where, which function and with which code: every call whose first argument is a code."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            code = node.args[0].value
+            if re.fullmatch(name_pattern, name) and isinstance(code, str) and CODE.fullmatch(code):
+                yield f"{path.name}:{node.lineno}", name, code
+
+
+def test_every_code_in_use_is_catalogued() -> None:
+    """No module of the three packages gives a code that `ens explain-error` does not know."""
+    unknown = {(path.name, code) for path in FILES for code in literals(path) if code not in CODES}
+    assert unknown == set()
+
+
+def test_every_catalogued_code_is_in_use() -> None:
+    """The catalogue explains no code that nothing gives."""
+    given = {code for path in FILES if path.name != "codes.py" for code in literals(path)}
+    assert set(CODES) - given == set()
+
+
+def test_no_code_stands_twice_in_the_catalogue() -> None:
+    """A second entry for a code would replace the first one without a word."""
+    keys = list(literals(ROOT / "ensemble" / "codes.py"))
+    assert sorted(keys) == sorted(set(keys)) == sorted(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_entries_are_complete(code: str) -> None:
+    """A cause is a sentence; a cure is a phrase that can follow "hint:", so it has no capital and no full stop."""
+    cause, cure = CODES[code]
+    assert CODE.fullmatch(code)
+    assert re.fullmatch(r"[A-Z].*\.", cause)
+    assert cure
+    assert not cure.endswith(".")
+    assert cure == cure.strip()
+    assert not re.match(r"[A-Z][a-z]", cure)
+
+
+def test_kinds_of_errors_give_their_own_codes() -> None:
+    """An error's class, and so its exit status, fits its code: an `E3xx` is a `DataError` and so on."""
+    found = list(calls("|".join(KINDS)))
+    assert len(found) > 50, "the search finds the errors"
+    wrong = [(where, name, code) for where, name, code in found if code[0] != "E" or code[1] != KINDS[name]]
+    assert wrong == []
+
+
+def test_notices_are_no_errors() -> None:
+    """A notice has a W or an I code; an E code would be an error that goes by."""
+    found = list(calls("Notice"))
+    assert len(found) > 10, "the search finds the notices"
+    assert [(where, code) for where, _, code in found if code[0] == "E"] == []
+
+
+def test_the_tree_is_the_one_in_the_docstring() -> None:
+    """Each class has the exit status that the drawing gives it, and every class is drawn."""
+    drawn = dict(re.findall(r"(\w+) +E\d\S+ +exit (\d+)", errors.__doc__ or ""))
+    real = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, EnsError)}
+    assert {name: str(kind.exit_status) for name, kind in real.items() if name != "EnsError"} == drawn
+    assert issubclass(LockedError, FileError)
+
+
+def test_the_hint_is_the_cure_unless_given() -> None:
+    """An error says what to do: the catalogue's cure, or better advice where there is some."""
+    assert DataError("E302", "x.jpg: the file is empty").hint == CODES["E302"].cure
+    assert DataError("E302", "x.jpg: the file is empty", hint="look").hint == "look"
+
+
+def test_errors_are_json() -> None:
+    """With ``--json``, an error is its code, message and hint, with path and details where it has them."""
+    error = ModelError("E410", "no", hint="do", path=Path("a") / "한.pth", details=("one", "two"))
+    assert json.loads(json.dumps(error.as_dict())) == {
+        "code": "E410",
+        "message": "no",
+        "hint": "do",
+        "path": str(Path("a") / "한.pth"),
+        "details": ["one", "two"],
+    }
+    assert set(OptionError("E204", "no").as_dict()) == {"code", "message", "hint"}
+    assert str(error) == "[E410] no"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PredictionError("E504", "they differ", path=Path("a"), details=("x",)),
+        LockedError("E703", "busy"),
+        Interrupted("stopped", signal_number=15),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_cross_processes(error: EnsError) -> None:
+    """An error that a worker process raises arrives as it was: class, message and everything it carries."""
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert vars(twin) == vars(error)
+        assert str(twin) == str(error)
+
+
+@pytest.mark.parametrize(("number", "status"), [(2, 130), (15, 143)])
+def test_interruptions_have_the_shells_status(number: int, status: int) -> None:
+    """Stopped by Ctrl-C the status is 130, by SIGTERM 143."""
+    assert Interrupted("stopped", signal_number=number).status == status
+
+
+def test_unknown_codes_are_our_bug() -> None:
+    """An error or a notice with a code that is not catalogued cannot be made."""
+    for make in (lambda: DataError("E999", "no"), lambda: Notice("W999", "no")):
+        with pytest.raises(AssertionError, match="999"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, ""), (1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4 and 1 more"), (12_600, "12,595 more")],
+)
+def test_long_lists_are_cut(count: int, said: str) -> None:
+    """Five names are shown, and the others counted."""
+    shown = enumerate_some([str(i) for i in range(count)])
+    assert shown.endswith(said)
+    assert len(shown) < 60
+
+
+def test_a_recorder_hears_and_passes_on() -> None:
+    """A recorder keeps notices in order and hands them to the next listener."""
+    last = Recorder()
+    first = Recorder(last)
+    for code in ("W301", "I304"):
+        first.notice(Notice(code, "odd"))
+    assert [notice.code for notice in first.notices] == [notice.code for notice in last.notices] == ["W301", "I304"]
+    assert [notice.is_warning for notice in last.notices] == [True, False]

@@ -1,0 +1,94 @@
+"""A session gives the model's logits, and says what went wrong in terms of the model and the device."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from ensemble.devices import CPU, Device
+from ensemble.errors import DeviceError, ModelError
+from ensemble.model_file import read_model
+from ensemble.session import Session, open_session, provider_options
+from tests import toys
+
+
+def batch(count: int) -> Any:
+    return np.stack([toys.picture(seed, size=(16, 12)) for seed in range(count)])
+
+
+def test_logits_are_those_of_the_network(tmp_path: Path) -> None:
+    """The toy model's logits are its pixels times its weights, computed here by numpy."""
+    session = open_session(toys.write_model(tmp_path, seed=3))
+    pixels = batch(5)
+    expected = pixels.reshape(5, -1).astype(np.float64) / 255 @ toys.linear_weights(toys.CARD, 3)
+    np.testing.assert_allclose(session.run(pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sessions_may_run_in_several_threads_at_once(tmp_path: Path) -> None:
+    """Forty runs from four threads give what one thread gives."""
+    session = open_session(toys.write_model(tmp_path))
+    pixels = batch(3)
+    expected = session.run(pixels)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(session.run, [pixels] * 40))
+    assert all(np.array_equal(answer, expected) for answer in answers)
+
+
+def test_fault_64_answers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    """A weight that is NaN makes a NaN answer, which is E604 when the model is opened, not a class."""
+    model = toys.model_proto()
+    weights = toys.linear_weights(toys.CARD, 0)
+    weights[0, 0] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DeviceError, match="E604"):
+        open_session(tmp_path / "m.onnx")
+
+
+def test_a_network_that_onnxruntime_cannot_build_is_refused(tmp_path: Path) -> None:
+    """A valid file whose graph makes no sense is E420 and names the file."""
+    model = toys.model_proto()
+    model.graph.node.insert(0, helper.make_node("NoSuchOperator", ["image"], ["x"]))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"E420.*m\.onnx"):
+        open_session(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 4096", "E602"),
+        ("CUDA failure 2: out of memory", "E602"),
+        ("CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED", "E605"),
+    ],
+)
+def test_fault_62_memory_is_told_apart_from_other_failures(text: str, code: str) -> None:
+    """onnxruntime has no type for a full device: its text decides between E602 and E605."""
+
+    class Failing:
+        def run(self, outputs: list[str], feed: dict[str, Any]) -> None:
+            raise RuntimeError(text)
+
+    session = Session(toys.CARD, "", Device("cuda"), Failing())
+    with pytest.raises(DeviceError, match=f"{code}.*cuda:0"):
+        session.run(batch(2))
+
+
+def test_tf32_is_off_and_tensorrt_engines_are_kept_by_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA never rounds float32 to TF32; TensorRT's engines lie in a folder that another model does not share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = read_model(toys.write_model(tmp_path, toys.card("a")))
+    second = read_model(toys.write_model(tmp_path, replace(toys.card("b"), precision="fp16")))
+    assert provider_options(first, CPU) == {}
+    assert provider_options(first, Device("cuda"))["use_tf32"] == "0"
+    one, other = (provider_options(model, Device("tensorrt")) for model in (first, second))
+    assert one["trt_engine_cache_path"] != other["trt_engine_cache_path"]
+    assert Path(one["trt_engine_cache_path"]).is_relative_to(tmp_path)
+    assert (one["trt_fp16_enable"], other["trt_fp16_enable"]) == ("0", "1")
+    assert one["trt_profile_max_shapes"] == "image:256x16x12x3"
