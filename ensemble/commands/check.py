@@ -1,0 +1,47 @@
+"""The command `ens check`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, json_option
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("submission", type=PATH)
+@click.option("--like", type=PATH, help="The sample submission to compare with.")
+@click.option("--diff", "other", type=PATH, help="Another submission: say how many rows changed, by axis.")
+@click.option("--labels", default="mask18", show_default=True, help="mask18, a number of classes, or a JSON file.")
+@json_option
+def check(submission: Path, like: Path | None, other: Path | None, labels: str, as_json: bool) -> None:
+    """List every fault of a submission at once.
+
+    Example: ens check submission.csv --like eval/info.csv
+    """
+    from ensemble.check import check_submission, invalid, read_submission, render_faults
+    from ensemble.labels import parse_labels
+    from ensemble.submission import diff_submissions, read_format, render_diff
+
+    space = parse_labels(labels)
+    sample = None if like is None else read_format(like, listener=TERMINAL)
+    faults = check_submission(submission, sample, space, listener=TERMINAL)
+    if faults:
+        error = invalid(submission, faults)
+        if not as_json:
+            show(None, render_faults(faults), as_json=False)
+            error.details = ()
+        raise error
+    answers = read_submission(submission, space, like=sample)
+    if other is None:
+        show(
+            {"path": str(submission), "rows": len(answers), "faults": []},
+            f"{submission}: {len(answers):,} rows, no faults",
+            as_json=as_json,
+        )
+        return
+    diff = diff_submissions(answers, read_submission(other, space, like=sample))
+    show(asdict(diff), render_diff(diff), as_json=as_json)

@@ -1,0 +1,24 @@
+"""The command `ens demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.option("-o", "folder", type=PATH, default=Path(ROOT, "demo"), show_default=True, help="Where to put it all.")
+@json_option
+def demo(folder: Path, as_json: bool) -> None:
+    """Draw a toy contest, train two small models on it, export, predict, blend and score them.
+
+    Runs on the CPU, without network, in under two minutes. Example: ens demo
+    """
+    with torch_extra("demo"):
+        from exporters.demo import demo as run_demo
+    result = run_demo(folder, listener=TERMINAL)
+    show(result.as_dict(), result.render(), as_json=as_json)

@@ -1,0 +1,21 @@
+"""The command `ens doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from ensemble.commands.options import json_option
+from ensemble.terminal import show
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say which devices really start, which versions are there, and the line that installs what is missing.
+
+    Example: ens doctor
+    """
+    from ensemble.doctor import doctor as run_doctor
+
+    diagnosis = run_doctor()
+    show(diagnosis.as_dict(), diagnosis.render(), as_json=as_json)

@@ -1,0 +1,96 @@
+"""The command `ens export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.errors import FileError, OptionError
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, type=PATH)
+@click.option(
+    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Where to put the models."
+)
+@click.option("--arch", help="The timm architecture; found out from the weights where that is possible.")
+@click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file holds both.  [default: ema]"
+)
+@click.option("--labels", help="mask18, a number of classes, or a JSON file of class names or axes.")
+@click.option("--size", help="Input size in pixels: 224, or HEIGHTxWIDTH.")
+@click.option("--resize", type=click.Choice(["squash", "center", "pad"]), help="How an image gets to that size.")
+@click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]))
+@click.option("--crop-pct", type=float, help="The share of the resized image that is kept, around its centre.")
+@click.option("--mean", help="R,G,B in 0..1.")
+@click.option("--std", help="R,G,B in 0..1.")
+@click.option("--member", help="The member's name; by default the file's.")
+@click.option("--fold", type=click.IntRange(min=0), help="Which fold the checkpoint never saw.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--features", is_flag=True, help="Also output the features before pooling, for class-activation maps.")
+@click.option("--check-images", type=PATH, help="Verify on the images of this folder instead of the built-in pictures.")
+@json_option
+def export(
+    checkpoints: tuple[Path, ...],
+    folder: Path,
+    arch: str | None,
+    weights: Any,
+    labels: str | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+    member: str | None,
+    check_images: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Turn checkpoints into self-describing .onnx files, each verified against torch before it gets its name.
+
+    What the checkpoint or timm knows is the default; an option overrides it.
+
+    \b
+    Example: ens export r18.pth -o models --labels mask18 --size 224 --resize squash --check-images eval/images
+    """
+    if member is not None and len(checkpoints) > 1:
+        raise OptionError("E204", f"--member names one model, got {len(checkpoints)} checkpoints")
+    for path in checkpoints:
+        if not path.is_file():
+            raise FileError("E707", f"{path} is not a file", path=path)
+    with torch_extra("export"):
+        from checkpoints.open import open_checkpoint
+        from exporters.export import Exported, ExportOptions
+        from exporters.export import export as run_export
+    from ensemble.card import parse_size, parse_triple
+    from ensemble.labels import parse_labels
+    from ensemble.listing import list_images
+
+    options = ExportOptions(
+        labels=None if labels is None else parse_labels(labels),
+        size=None if size is None else parse_size(size),
+        mean=None if mean is None else parse_triple(mean, "--mean"),
+        std=None if std is None else parse_triple(std, "--std"),
+        member=member,
+        **settings,
+    )
+    pictures = () if check_images is None else list_images(check_images).paths
+    done: list[Exported] = []
+    for number, path in enumerate(checkpoints):
+        TERMINAL.progress("export", number, len(checkpoints))
+        exported = run_export(
+            open_checkpoint(path, arch=arch, weights=weights, listener=TERMINAL),
+            folder,
+            options=options,
+            check_images=pictures,
+            taken=[other.card.member for other in done],
+            listener=TERMINAL,
+        )
+        done.append(exported)
+        if not as_json:
+            show(None, f"{exported.path}  {exported.card.arch}  {exported.seconds:.1f} s", as_json=False)
+    TERMINAL.progress("export", len(checkpoints), len(checkpoints))
+    if as_json:
+        show([exported.as_dict() for exported in done], "", as_json=True)

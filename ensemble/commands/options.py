@@ -1,0 +1,27 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ensemble.errors import OptionError
+
+PATH = click.Path(path_type=Path)
+ROOT = "runs"
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_NEEDS_TORCH = {"torch", "timm", "torchvision", "onnxscript", "safetensors", "albumentations", "facenet_pytorch"}
+
+
+@contextmanager
+def torch_extra(command: str) -> Iterator[None]:
+    """Turn a missing package of the extra ``torch`` into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        if err.name not in _NEEDS_TORCH:
+            raise
+        raise OptionError("E205", f"ens {command} needs {err.name}, which is not installed") from err

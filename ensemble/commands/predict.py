@@ -1,0 +1,65 @@
+"""The command `ens predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=PATH)
+@click.option("--images", type=PATH, required=True, help="The folder of the images.")
+@click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
+@click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
+@click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option(
+    "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
+)
+@click.option(
+    "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
+)
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
+@json_option
+def predict(
+    models: tuple[Path, ...],
+    images: Path,
+    ids: Path | None,
+    tta: bool,
+    views: str | None,
+    device: str,
+    folder: Path,
+    batch: int | None,
+    workers: int | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Predict images with models; a run that was stopped goes on where it was.
+
+    \b
+    Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
+    """
+    from ensemble.listing import read_ids
+    from ensemble.model_file import find_models
+    from ensemble.predict import predict as run_predict
+    from ensemble.tta import parse_views
+
+    wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
+    done = run_predict(
+        find_models(models),
+        images,
+        folder,
+        views=parse_views(wanted),
+        ids=None if ids is None else read_ids(ids, listener=TERMINAL),
+        device=device,
+        batch=batch,
+        workers=workers,
+        fresh=fresh,
+        listener=TERMINAL,
+    )
+    show(done.as_dict(), done.render(), as_json=as_json)
