@@ -28,7 +28,7 @@ from ensemble.errors import (
 from ensemble.events import Notice, Recorder
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).glob("*.py"))
+FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))
 CODE = re.compile(r"[EWI]\d{3}")
 KINDS = {
     "OptionError": "2",
