@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ensemble.candidates import Metric
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.evaluate import read_truth
 from ensemble.events import SILENT, Listener
@@ -21,7 +20,7 @@ def learn_from_folds(
     truth: Path,
     *,
     method: str = AUTO,
-    metric: Metric = "macro-f1",
+    metric: str = "macro-f1",
     seed: int = 0,
     listener: Listener = SILENT,
 ) -> Learned:
@@ -76,7 +75,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions]) -> Recipe:
         bias=tuple(fitted.bias.tolist()) if fitted.bias.any() else None,
         learned={
             "method": learned.method,
-            "metric": learned.metric,
+            "metric": learned.metric.name,
             "seed": learned.seed,
             "why": learned.why,
             "table": learned.table_as_dicts(),

@@ -7,6 +7,7 @@ logit        the mean of logits: nothing is fitted
 linear       weights by likelihood, for the mean of probabilities
 log-linear   weights by likelihood, for the mean of logits
 pool         log-linear, and a bias for each class
+factored     log-linear, and a bias for each value of each axis: 5 free numbers for mask18, not 17
 calibrated   the mean of probabilities with a temperature, and a bias for each class
 greedy       weights by greedy selection on the metric itself
 
@@ -25,24 +26,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.decide import Rule, decide
-from ensemble.fit import fit_linear, fit_log_linear
+from ensemble.fit import axis_design, fit_linear, fit_log_linear
 from ensemble.greedy import select_in_bags
+from ensemble.labels import LabelSpace
+from ensemble.measure import Measure
 from ensemble.pool import log_softmax
 from ensemble.rule import fit_macro_f1_rule, fit_prior_rule
 
 Classes = NDArray[np.intp]
 Floats = NDArray[np.float64]
 
-Metric = Literal["macro-f1", "accuracy", "balanced-accuracy", "nll"]
-
-_POOLS = ("mean", "logit", "linear", "log-linear", "greedy", "calibrated", "pool")
-CANDIDATES: dict[Metric, tuple[str, ...]] = {
-    "macro-f1": (*_POOLS, "mean+tau", "pool+tau", "calibrated+f1", "pool+f1"),
+_POOLS = ("mean", "logit", "linear", "log-linear", "greedy", "calibrated", "factored", "pool")
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    "macro-f1": (*_POOLS, "mean+tau", "pool+tau", "calibrated+f1", "factored+f1", "pool+f1"),
     "balanced-accuracy": (*_POOLS, "mean+tau", "pool+tau"),
     "accuracy": _POOLS,
     "nll": _POOLS,
 }
 """What can be learned for each metric; the first is the bar that the others must clear."""
+
+
+def candidates_for(measure: Measure, labels: LabelSpace) -> tuple[str, ...]:
+    """What can be learned for a measure, the mean first.
+
+    On a single axis a factored bias is the bias of each class. The macro-F1 rule is for the classes, not for an axis.
+    """
+    names = CANDIDATES[measure.base]
+    if len(labels.axes) == 1:
+        names = tuple(name for name in names if not name.startswith("factored"))
+    return names if measure.base == measure.name else tuple(name for name in names if not name.endswith("+f1"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,13 +92,14 @@ def fit_candidates(
     truth: Classes,
     *,
     mean: Floats,
+    labels: LabelSpace,
     score: Callable[[Classes, Classes], float] | None,
     seed: int,
 ) -> dict[str, Fitted]:
     """Fit candidates to voters ``(V, N, C)`` and true classes ``(N,)``; rules on one pool share its fit.
 
-    ``mean`` ``(V,)`` are the shares that count groups, members and views alike. ``score`` says how good answers are,
-    given the truth first; None stands for the likelihood.
+    ``mean`` ``(V,)`` are the shares that count groups, members and views alike; ``labels`` are the ``C`` classes.
+    ``score`` says how good answers are, given the truth first; None stands for the likelihood.
     """
     judge = None if score is None else partial(score, truth)
     pools: dict[str, Fitted] = {}
@@ -94,7 +107,7 @@ def fit_candidates(
     for name in names:
         pool, _, rule = name.partition("+")
         if pool not in pools:
-            pools[pool] = _fit_pool(pool, log_p, truth, mean, judge, seed)
+            pools[pool] = _fit_pool(pool, log_p, truth, mean, labels, judge, seed)
         fitted[name] = pools[pool]
         if rule:
             fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, judge))
@@ -109,7 +122,13 @@ def _fit_rule(name: str, probabilities: Floats, truth: Classes, judge: Callable[
 
 
 def _fit_pool(
-    name: str, log_p: Floats, truth: Classes, mean: Floats, judge: Callable[[Classes], float] | None, seed: int
+    name: str,
+    log_p: Floats,
+    truth: Classes,
+    mean: Floats,
+    labels: LabelSpace,
+    judge: Callable[[Classes], float] | None,
+    seed: int,
 ) -> Fitted:
     plain = Fitted("linear", mean, 1.0, np.zeros(log_p.shape[-1]))
     if name == "mean":
@@ -123,7 +142,8 @@ def _fit_pool(
     if name == "calibrated":
         found = fit_log_linear(plain.apply(log_p)[np.newaxis], truth)
         return replace(plain, sharpness=float(found.weights[0]), bias=found.bias)
-    found = fit_log_linear(log_p, truth, bias=name == "pool")
+    design = axis_design(labels) if name == "factored" else None
+    found = fit_log_linear(log_p, truth, bias=name != "log-linear", design=design)
     sharpness = float(found.weights.sum())
     # voters that know nothing at all get no weight; then any shares are as good
     shares = found.weights / sharpness if sharpness > 0 else mean

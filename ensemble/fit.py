@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from ensemble.labels import LabelSpace
 from ensemble.pool import log_softmax
 
 Classes = NDArray[np.intp]
@@ -58,39 +59,52 @@ def fit_linear(log_p: Floats, truth: Classes) -> Floats:
     return np.asarray(weights / weights.sum())
 
 
-def fit_log_linear(log_p: Floats, truth: Classes, *, bias: bool = True) -> LogLinear:
+def axis_design(labels: LabelSpace) -> Floats:
+    """Which values of the axes each class has, ``(C, K)`` of zeros and ones, K values on all axes together."""
+    classes = np.arange(len(labels))
+    return np.concatenate(
+        [np.eye(len(axis.values))[labels.along(axis.name, classes)] for axis in labels.axes], axis=1, dtype=np.float64
+    )
+
+
+def fit_log_linear(log_p: Floats, truth: Classes, *, bias: bool = True, design: Floats | None = None) -> LogLinear:
     """The log-linear pool that makes the true classes ``(N,)`` likeliest: weights not below 0 and a bias per class.
 
     Minimises `log_linear_loss`, a multinomial logistic regression with shared coefficients. Without ``bias`` only the
-    weights are fitted. A class that does not occur keeps its bias at 0.
+    weights are fitted. With ``design`` ``(C, K)`` the biases are ``design @ t`` for K numbers t: with `axis_design` one
+    for each value of each axis. What does not occur keeps its bias at 0.
     """
     voters, _, classes = log_p.shape
-    images = np.bincount(truth, minlength=classes)
-    start = np.concatenate([np.full(voters, 1 / voters), np.zeros(classes)])
-    bounds = [(0.0, None)] * voters + [(None, None) if bias and count else (0.0, 0.0) for count in images]
+    design = np.eye(classes) if design is None else design
+    images = np.bincount(truth, minlength=classes) @ design
+    start = np.concatenate([np.full(voters, 1 / voters), np.zeros(len(images))])
+    bounds = [(0.0, None)] * voters + [(None, None) if bias and count else (0.0, 0.0) for count in images.tolist()]
     # the loss curves by about n / N along a bias: without its root as the unit, rare classes take twice the steps
     units = np.concatenate([np.ones(voters), np.sqrt(len(truth) / np.maximum(images, 1))])
-    found = _minimise(log_linear_loss(log_p, truth), start, bounds, units)
-    return LogLinear(found[:voters], found[voters:])
+    found = _minimise(log_linear_loss(log_p, truth, design=design), start, bounds, units)
+    return LogLinear(found[:voters], design @ found[voters:])
 
 
-def log_linear_loss(log_p: Floats, truth: Classes) -> Callable[[Floats], tuple[float, Floats]]:
-    """The function of ``(V + C,)`` weights and biases that `fit_log_linear` minimises, with its gradient.
+def log_linear_loss(
+    log_p: Floats, truth: Classes, *, design: Floats | None = None
+) -> Callable[[Floats], tuple[float, Floats]]:
+    """The function of ``(V + K,)`` weights and biases that `fit_log_linear` minimises, with its gradient.
 
-    ``mean_n -log p[n, truth_n] + sum_c k_c * b_c ** 2 / 2N``. The likelihood of a class with n images pulls at its bias
-    with a force of order n, so an even ``k = 1``, a normal prior of deviation 1, already holds small classes back more;
-    with fewer than 30 images k grows to ``30 / n``.
+    ``mean_n -log p[n, truth_n] + sum_k s_k * t_k ** 2 / 2N``, where without ``design`` the t are the classes' biases.
+    The likelihood of a class with n images pulls at its bias with a force of order n, so an even ``s = 1``, a normal
+    prior of deviation 1, already holds small classes back more; with fewer than 30 images s grows to ``30 / n``.
     """
     voters, rows, classes = log_p.shape
     flat = log_p.reshape(voters, -1)
     each = np.arange(rows)
-    images = np.bincount(truth, minlength=classes)
+    design = np.eye(classes) if design is None else design
+    images = np.bincount(truth, minlength=classes) @ design
     strength = np.maximum(1.0, FEW / np.maximum(images, 1)) / rows
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         weights, bias = parameters[:voters], parameters[voters:]
         logits = (weights @ flat).reshape(rows, classes)
-        logits += bias
+        logits += design @ bias
         logits -= logits.max(axis=1, keepdims=True)
         of_truth = logits[each, truth]
         np.exp(logits, out=logits)
@@ -100,7 +114,8 @@ def log_linear_loss(log_p: Floats, truth: Classes) -> Callable[[Floats], tuple[f
         logits /= total
         logits[each, truth] -= 1
         logits /= rows
-        return float(value), np.concatenate([flat @ logits.reshape(-1), logits.sum(axis=0) + strength * bias])
+        slope = logits.sum(axis=0) @ design + strength * bias
+        return float(value), np.concatenate([flat @ logits.reshape(-1), slope])
 
     return loss
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import require_finite
-from ensemble.candidates import CANDIDATES, Fitted, Metric, fit_candidates
+from ensemble.candidates import Fitted, candidates_for, fit_candidates
 from ensemble.columns import render_columns
 from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
 from ensemble.evaluate import Truth
@@ -18,8 +18,9 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.fit import FEW
 from ensemble.join import join_rows
 from ensemble.labels import LabelSpace
+from ensemble.measure import Measure, parse_measure
 from ensemble.metrics import interval
-from ensemble.nested import FOLDS, Answers, Ballots, answer, cross_validate, measure_answers, resample, score
+from ensemble.nested import FOLDS, Answers, Ballots, answer, cross_validate, resample, score
 from ensemble.pool import log_softmax
 from ensemble.predictions import Predictions
 from ensemble.recipe import members_by_name
@@ -76,7 +77,7 @@ class Learned:
     """
 
     method: str
-    metric: Metric
+    metric: Measure
     fitted: Fitted
     voters: tuple[Voter, ...]
     labels: LabelSpace
@@ -95,7 +96,7 @@ class Learned:
     def render(self) -> str:
         """The table of all candidates and the reason for the choice, for people."""
         basis = f"{self.images:,} images" + ("" if self.persons is None else f" of {self.persons:,} persons")
-        header = ("", "candidate", _NAMES[self.metric], "gain", "in sample", "optimism", "weights")
+        header = ("", "candidate", self.metric.title, "gain", "in sample", "optimism", "weights")
         rows = [
             (
                 "*" if row.candidate == self.method else "",
@@ -115,20 +116,12 @@ class Learned:
         )
 
 
-_NAMES: dict[Metric, str] = {
-    "macro-f1": "macro F1",
-    "accuracy": "accuracy",
-    "balanced-accuracy": "balanced accuracy",
-    "nll": "log-likelihood",
-}
-
-
 def learn(
     members: Sequence[Predictions],
     truth: Truth,
     *,
     method: str = AUTO,
-    metric: Metric = "macro-f1",
+    metric: str = "macro-f1",
     repeats: int = 2,
     seed: int = 0,
     listener: Listener = SILENT,
@@ -146,7 +139,8 @@ def learn(
         PredictionError: E501 when classes differ, E505 when a prediction is not finite, E515 when a member comes twice,
             E525 when there are fewer than five people, or images where people are not known.
     """
-    names = _candidates(method, metric)
+    measure = parse_measure(metric, truth.labels)
+    names = _candidates(method, candidates_for(measure, truth.labels), metric)
     by_name = members_by_name(members)
     voters = tuple(Voter(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     ballots = _collect(by_name, voters, truth)
@@ -155,21 +149,22 @@ def learn(
         fit_candidates,
         names,
         mean=_equal_shares(by_name, voters),
-        score=None if metric == "nll" else partial(measure_answers, metric, classes=len(truth.labels)),
+        labels=truth.labels,
+        score=None if measure.score is None else measure.of_answers,
         seed=seed,
     )
     nested = cross_validate(fit, ballots, repeats=repeats, seed=seed, listener=listener)
     fitted = fit(ballots.log_p, ballots.truth)
-    table = _tabulate(nested, fitted, ballots, voters, metric, seed)
+    table = _tabulate(nested, fitted, ballots, voters, measure, seed)
     chosen = _choose(table) if method == AUTO else method
     return Learned(
         method=chosen,
-        metric=metric,
+        metric=measure,
         fitted=fitted[chosen],
         voters=voters,
         labels=truth.labels,
         table=table,
-        why=_explain(table, chosen, metric, forced=method != AUTO),
+        why=_explain(table, chosen, measure, forced=method != AUTO),
         images=len(ballots.truth),
         persons=None if truth.persons is None else int(ballots.owner.max()) + 1,
         folds=FOLDS,
@@ -178,10 +173,7 @@ def learn(
     )
 
 
-def _candidates(method: str, metric: Metric) -> tuple[str, ...]:
-    if metric not in CANDIDATES:
-        raise OptionError("E204", f"the metric {metric!r} is none of {', '.join(CANDIDATES)}")
-    names = CANDIDATES[metric]
+def _candidates(method: str, names: tuple[str, ...], metric: str) -> tuple[str, ...]:
     if method == AUTO:
         return names
     if method not in names:
@@ -236,16 +228,15 @@ def _tabulate(
     fitted: Mapping[str, Fitted],
     ballots: Ballots,
     voters: Sequence[Voter],
-    metric: Metric,
+    measure: Measure,
     seed: int,
 ) -> tuple[Row, ...]:
     """A row for every candidate, the mean first: the others' gains are over it."""
-    classes = ballots.log_p.shape[-1]
-    value = partial(score, metric, ballots, classes=classes)
+    value = partial(score, measure, ballots)
     rows: list[Row] = []
     bar: Floats | None = None
     for name, answers in nested.items():
-        resampled = resample(metric, ballots, answers, classes=classes, seed=seed)
+        resampled = resample(measure, ballots, answers, seed=seed)
         bar = resampled if bar is None else bar
         low, high = interval(resampled)
         nested_score = value(answers)
@@ -271,22 +262,22 @@ def _choose(table: Sequence[Row]) -> str:
     return best.candidate if best.gain > best.error + _ROUNDING else table[0].candidate
 
 
-def _explain(table: Sequence[Row], chosen: str, metric: Metric, *, forced: bool) -> str:
+def _explain(table: Sequence[Row], chosen: str, measure: Measure, *, forced: bool) -> str:
     """One sentence: what was chosen, why, and why members have no weight."""
     row = next(row for row in table if row.candidate == chosen)
     gain = f"{row.gain:+.4f} ± {row.error:.4f}"
     if forced:
-        text = f"{chosen} was asked for; on people it was not fitted to its {_NAMES[metric]} is {row.nested:.4f}"
+        text = f"{chosen} was asked for; on people it was not fitted to its {measure.title} is {row.nested:.4f}"
         text += f", {gain} against the mean of probabilities" * (chosen != table[0].candidate)
     elif chosen == table[0].candidate:
         best = max(table[1:], key=lambda row: row.gain - row.error)
         text = (
             f"The mean of probabilities is kept: no candidate's gain exceeds its standard error, and the best, "
-            f"{best.candidate}, changes {_NAMES[metric]} by {best.gain:+.4f} ± {best.error:.4f}"
+            f"{best.candidate}, changes {measure.title} by {best.gain:+.4f} ± {best.error:.4f}"
         )
     else:
         text = (
-            f"{chosen} is chosen: on people it was not fitted to it changes {_NAMES[metric]} by {gain} against the "
+            f"{chosen} is chosen: on people it was not fitted to it changes {measure.title} by {gain} against the "
             "mean of probabilities, more than its standard error"
         )
     return f"{text}{_explain_idle(row)}."

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ensemble.candidates import Fitted, Metric
+from ensemble.candidates import Fitted
 from ensemble.events import SILENT, Listener
-from ensemble.metrics import accuracy, bootstrap, confusion_matrix, macro_f1
+from ensemble.measure import Measure
+from ensemble.metrics import bootstrap
 
 Classes = NDArray[np.intp]
 Floats = NDArray[np.float64]
@@ -85,39 +85,33 @@ def split(truth: Classes, owner: Classes, *, seed: int) -> Iterator[tuple[NDArra
     yield from StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(strata, strata, owner)
 
 
-def score(metric: Metric, ballots: Ballots, answers: Answers, *, classes: int) -> float:
-    """How good answers are, the mean of R times; higher is better: ``nll`` stands for the mean log-likelihood."""
-    if metric == "nll":
+def score(measure: Measure, ballots: Ballots, answers: Answers) -> float:
+    """How good answers are, the mean of R times; higher is better: the likelihood is its mean logarithm."""
+    if measure.score is None:
         return float(answers.likelihood.mean())
-    return float(np.mean([measure_answers(metric, ballots.truth, once, classes=classes) for once in answers.classes]))
+    return float(np.mean([measure.of_answers(ballots.truth, once) for once in answers.classes]))
 
 
-def resample(metric: Metric, ballots: Ballots, answers: Answers, *, classes: int, seed: int) -> Floats:
+def resample(measure: Measure, ballots: Ballots, answers: Answers, *, seed: int) -> Floats:
     """The score in each of 500 resamples of people, ``(resamples,)``; all answers meet the same resamples."""
-    if metric == "nll":
+    if measure.score is None:
         return _bootstrap_mean(answers.likelihood.mean(axis=0), ballots.owner, seed)
-    draw = partial(bootstrap, classes=classes, clusters=ballots.owner.tolist(), resamples=_RESAMPLES, seed=seed)
-    each = [FROM_CONFUSION[metric](draw(ballots.truth, once)) for once in answers.classes]
+    owners = ballots.owner.tolist()
+    truth = measure.part[ballots.truth]
+    each = [
+        measure.of_counts(
+            bootstrap(
+                truth,
+                measure.part[once],
+                classes=measure.parts,
+                clusters=owners,
+                resamples=_RESAMPLES,
+                seed=seed,
+            )
+        )
+        for once in answers.classes
+    ]
     return np.asarray(np.mean(each, axis=0))
-
-
-def measure_answers(metric: Metric, truth: Classes, answers: Classes, *, classes: int) -> float:
-    """The score of answers ``(N,)``, for any metric but ``nll``."""
-    return float(FROM_CONFUSION[metric](confusion_matrix(truth, answers, classes=classes)))
-
-
-def balanced_accuracy(confusion: Floats) -> Floats:
-    """The mean recall of the classes that occur."""
-    images = confusion.sum(axis=-1)
-    recall = np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(images, 1)
-    return np.asarray(recall.sum(axis=-1) / (images > 0).sum(axis=-1))
-
-
-FROM_CONFUSION: dict[Metric, Callable[[Floats], Floats]] = {
-    "macro-f1": macro_f1,
-    "accuracy": accuracy,
-    "balanced-accuracy": balanced_accuracy,
-}
 
 
 def _join(parts: list[Answers], *, axis: int, order: NDArray[np.intp] | None = None) -> Answers:

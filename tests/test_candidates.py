@@ -9,12 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from ensemble.candidates import CANDIDATES, Fitted, fit_candidates
+from ensemble.candidates import CANDIDATES, Fitted, candidates_for, fit_candidates
+from ensemble.labels import MASK18, Axis, LabelSpace
+from ensemble.measure import parse_measure
 from ensemble.pool import parse_pool, pool
 from ensemble.rule import MacroF1Rule, PriorRule, fit_macro_f1_rule
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.intp]
+LABELS = LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d"))))
 
 
 def problem(seed: int = 0, rows: int = 200) -> tuple[Floats, Classes]:
@@ -29,13 +32,35 @@ def accuracy(truth: Classes, answers: Classes) -> float:
 
 
 def fit(*names: str, log_p: Floats, truth: Classes) -> dict[str, Fitted]:
-    return fit_candidates(names, log_p, truth, mean=np.array([0.5, 0.25, 0.25]), score=accuracy, seed=0)
+    return fit_candidates(names, log_p, truth, mean=np.array([0.5, 0.25, 0.25]), labels=LABELS, score=accuracy, seed=0)
 
 
 def test_the_first_candidate_of_every_metric_is_the_mean() -> None:
     """Every metric is learned against the mean of probabilities, and the likelihood has no rules."""
     assert {names[0] for names in CANDIDATES.values()} == {"mean"}
     assert not [name for name in CANDIDATES["nll"] if "+" in name]
+
+
+def test_candidates_fit_the_measure_and_the_labels() -> None:
+    """One axis leaves nothing to factor, and the macro-F1 rule is not offered for one axis of the classes."""
+    flat = LabelSpace.flat(18)
+    for labels, text, factored, rule in (
+        (MASK18, "macro-f1", True, True),
+        (flat, "macro-f1", False, True),
+        (MASK18, "macro-f1:age", True, False),
+    ):
+        names = candidates_for(parse_measure(text, labels), labels)
+        assert names[0] == "mean"
+        assert any(name.startswith("factored") for name in names) == factored
+        assert any(name.endswith("+f1") for name in names) == rule
+
+
+def test_a_factored_bias_is_a_sum_over_the_axes() -> None:
+    """The bias of a class is one number of its first value plus one of its second: the interaction is 0."""
+    log_p, truth = problem()
+    bias = fit("factored", log_p=log_p, truth=truth)["factored"].bias.reshape(2, 2)
+    assert bias[0, 0] - bias[0, 1] - bias[1, 0] + bias[1, 1] == pytest.approx(0, abs=1e-12)
+    assert np.ptp(bias) > 0.1
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mean", "linear"), ("logit", "logit")])
@@ -90,6 +115,6 @@ def test_the_seed_decides_the_bags_of_greedy() -> None:
     """The same seed gives greedy the same shares, bit for bit."""
     log_p, truth = problem()
     many = np.concatenate([log_p, log_p[::-1], log_p])
-    again = partial(fit_candidates, ["greedy"], many, truth, mean=np.full(9, 1 / 9), score=accuracy)
+    again = partial(fit_candidates, ["greedy"], many, truth, mean=np.full(9, 1 / 9), labels=LABELS, score=accuracy)
     one, same = (again(seed=0)["greedy"].weights for _ in range(2))
     assert one.tobytes() == same.tobytes()

@@ -11,7 +11,8 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from ensemble.fit import FEW, fit_linear, fit_log_linear, log_linear_loss
+from ensemble.fit import FEW, axis_design, fit_linear, fit_log_linear, log_linear_loss
+from ensemble.labels import Axis, LabelSpace
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.intp]
@@ -177,3 +178,32 @@ def test_biases_of_small_classes_are_held_back() -> None:
         shrunk.append(bias[1] - bias[0])
     assert shrunk == sorted(shrunk)
     assert shrunk[0] < 0.4 < 1.0 < shrunk[-1] < np.log(3)
+
+
+def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
+    """One bias for each value of each axis: the gradient is that of the written-out loss, and 0 at the optimum."""
+    log_p, truth = problem(0, classes=6)
+    design = axis_design(LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d", "e")))))
+    assert design.tolist() == [
+        [1, 0, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1],
+        [0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 1, 0, 0, 1],
+    ]
+
+    def by_hand(at: Floats) -> float:
+        p = softmax(np.tensordot(at[:3], log_p, axes=1) + design @ at[3:], axis=-1)
+        images = np.bincount(truth, minlength=6) @ design
+        penalty = (np.maximum(1, FEW / images) * at[3:] ** 2).sum() / 2
+        return float((-np.log(p[np.arange(len(truth)), truth]).sum() + penalty) / len(truth))
+
+    at = np.random.default_rng(0).normal(size=8)
+    value, gradient = log_linear_loss(log_p, truth, design=design)(at)
+    assert value == pytest.approx(by_hand(at), rel=1e-12)
+    np.testing.assert_allclose(gradient, approx_fprime(at, by_hand, 1e-7), atol=1e-5)
+    found = fit_log_linear(log_p, truth, design=design)
+    other = minimize(by_hand, at, bounds=[(0, None)] * 3 + [(None, None)] * 5, options={"ftol": 1e-15, "gtol": 1e-9})
+    np.testing.assert_allclose(found.weights, other.x[:3], atol=1e-3)
+    np.testing.assert_allclose(found.bias, design @ other.x[3:], atol=1e-3)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score, recall_score
 
 from ensemble.candidates import Fitted
-from ensemble.metrics import confusion_matrix
-from ensemble.nested import FOLDS, Answers, Ballots, balanced_accuracy, cross_validate, resample, score, split
+from ensemble.labels import LabelSpace
+from ensemble.measure import parse_measure
+from ensemble.nested import FOLDS, Answers, Ballots, cross_validate, resample, score, split
 from ensemble.pool import log_softmax
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.intp]
 
 ROWS, PEOPLE, CLASSES = 300, 60, 4
+LABELS = LabelSpace.flat(CLASSES)
 
 
 def draw(seed: int = 0) -> Ballots:
@@ -75,26 +76,14 @@ def test_repeats_split_differently() -> None:
     assert first == again != other
 
 
-def test_balanced_accuracy_is_the_mean_recall_of_classes_that_occur() -> None:
-    """It is scikit-learn's figure, also where a class does not occur, and for many matrices at once."""
-    rng = np.random.default_rng(0)
-    truth, answers = rng.integers(4, size=200), rng.integers(4, size=200)
-    truth[truth == 2] = 1
-    matrix = confusion_matrix(truth, answers, classes=4)
-    expected = recall_score(truth, answers, average="macro", labels=[0, 1, 3])
-    assert balanced_accuracy(matrix) == pytest.approx(expected, rel=1e-12)
-    full = confusion_matrix(answers, truth, classes=4)
-    both = balanced_accuracy(np.stack([matrix, full]))
-    np.testing.assert_allclose(both, [expected, balanced_accuracy_score(answers, truth)], rtol=1e-12)
-
-
 def test_a_score_is_the_mean_of_the_repeats() -> None:
     """Two repeats with accuracies 1 and 0 score one half, in every resample of people."""
     ballots = draw()
+    measure = parse_measure("accuracy", LABELS)
     classes = np.stack([ballots.truth, (ballots.truth + 1) % CLASSES])
     answers = Answers(classes, np.zeros(classes.shape))
-    assert score("accuracy", ballots, answers, classes=CLASSES) == 0.5
-    resampled = resample("accuracy", ballots, answers, classes=CLASSES, seed=0)
+    assert score(measure, ballots, answers) == 0.5
+    resampled = resample(measure, ballots, answers, seed=0)
     np.testing.assert_allclose(resampled, 0.5, rtol=1e-12)
 
 
@@ -105,7 +94,7 @@ def test_the_likelihood_is_resampled_over_people() -> None:
         np.random.default_rng(1).normal(size=ROWS) + np.random.default_rng(2).normal(size=PEOPLE)[ballots.owner]
     )
     answers = Answers(ballots.truth[np.newaxis], likelihood[np.newaxis])
-    resampled = resample("nll", ballots, answers, classes=CLASSES, seed=0)
+    resampled = resample(parse_measure("nll", LABELS), ballots, answers, seed=0)
     residual = np.bincount(ballots.owner, weights=likelihood - likelihood.mean())
-    assert score("nll", ballots, answers, classes=CLASSES) == pytest.approx(likelihood.mean(), rel=1e-12)
+    assert score(parse_measure("nll", LABELS), ballots, answers) == pytest.approx(likelihood.mean(), rel=1e-12)
     assert resampled.std() == pytest.approx(np.sqrt((residual**2).sum()) / ROWS, rel=0.12)
