@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ensemble.errors import PredictionError, enumerate_some
@@ -79,6 +80,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions]) -> Recipe:
             "seed": learned.seed,
             "why": learned.why,
             "table": learned.table_as_dicts(),
+            "views": [asdict(view) for view in learned.views],
         },
     )
 

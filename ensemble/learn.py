@@ -24,6 +24,7 @@ from ensemble.nested import FOLDS, Answers, Ballots, answer, cross_validate, res
 from ensemble.pool import log_softmax
 from ensemble.predictions import Predictions
 from ensemble.recipe import members_by_name
+from ensemble.view_gains import ViewGain, measure_views, render_views
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +74,8 @@ class Row:
 class Learned:
     """What was learned: the candidate ``method``, fitted to all images, and the table that justifies it.
 
-    ``fitted`` belongs to the voters in the order of ``voters`` and to the classes in the order of ``labels``.
+    ``fitted`` belongs to the voters in the order of ``voters`` and to the classes in the order of ``labels``. ``views``
+    says what each view beside the first is worth in the plain mean.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Learned:
     voters: tuple[Voter, ...]
     labels: LabelSpace
     table: tuple[Row, ...]
+    views: tuple[ViewGain, ...]
     why: str
     images: int
     persons: int | None
@@ -113,6 +116,7 @@ class Learned:
             f"{basis}; {self.folds} folds, {self.repeats} times; 95 % intervals, gains ± one standard error\n"
             + render_columns(header, rows)
             + f"\n{self.why}\n"
+            + (render_views(self.views, self.metric.title) + "\n") * bool(self.views)
         )
 
 
@@ -145,10 +149,11 @@ def learn(
     voters = tuple(Voter(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     ballots = _collect(by_name, voters, truth)
     _notice_weak_truth(truth, listener)
+    shares = _equal_shares(by_name, voters)
     fit = partial(
         fit_candidates,
         names,
-        mean=_equal_shares(by_name, voters),
+        mean=shares,
         labels=truth.labels,
         score=None if measure.score is None else measure.of_answers,
         seed=seed,
@@ -164,6 +169,7 @@ def learn(
         voters=voters,
         labels=truth.labels,
         table=table,
+        views=measure_views(ballots, [v.view for v in voters], shares, measure, seed=seed),
         why=_explain(table, chosen, measure, forced=method != AUTO),
         images=len(ballots.truth),
         persons=None if truth.persons is None else int(ballots.owner.max()) + 1,
