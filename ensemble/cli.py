@@ -16,6 +16,7 @@ from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.submit import submit
 
 
 class _Ordered(click.Group):
@@ -43,6 +44,7 @@ for _command in (
     export,
     predict,
     blend,
+    submit,
     check,
     evaluate,
     doctor,

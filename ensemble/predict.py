@@ -38,7 +38,7 @@ from ensemble.tta import View
 PART_ROWS = 256
 ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-_BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -120,7 +120,7 @@ def predict(
     listing = list_images(images, ids, listener=recorder)
     read = _read_models(models, views)
     where = choose_device(device, listener=recorder)
-    batch = batch or _BATCH[where.kind]
+    batch = batch or BATCH[where.kind]
     workers = workers or available_cores()
     pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, listener=recorder)
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def predict(
             stack.enter_context(files.locked(folder / model.card.member))
             members.append(_resume(model, folder, listing, views, where, fresh=fresh, listener=recorder))
         faults = _compute(members, pipeline, listing, where, batch, recorder)
-        _write_errors(folder, listing, faults)
+        write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
         seconds = {
@@ -309,7 +309,12 @@ def _write_part(member: _Member, index: int, answers: Sequence[Answer], listing:
     member.computed += len(rows)
 
 
-def _write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+def write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+    """Name the images that could not be read in ``errors.csv``; without any, there is no such file.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
     if not faults:
         files.remove(folder / ERRORS)
         return
