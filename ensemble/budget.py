@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from ensemble import files
+from ensemble.chunks import Plan
+from ensemble.devices import Device
 from ensemble.early_exit import Cell
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.listing import Listing
+from ensemble.pipeline import Batch, Pipeline, Work
+from ensemble.session import start_session
 
+_MEASURED = 16  # images
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -48,11 +58,77 @@ def parse_budget(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def measure(run: Callable[[], object]) -> float:
-    """The seconds that one call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def fit_to_budget(
+    plan: Plan,
+    listing: Listing,
+    path: Path,
+    *,
+    seconds: float,
+    pipeline: Pipeline,
+    device: Device,
+    workers: int,
+    fresh: bool = False,
+    listener: Listener = SILENT,
+) -> Fit:
+    """Measure every member on the first images and choose; a run that goes on keeps the choice in ``path``.
+
+    Raises:
+        FileError, ModelError, DeviceError: see `start_session` and `Session.run`.
+    """
+    key = hashlib.sha256(json.dumps([plan.fingerprint(listing, device), seconds, workers]).encode()).hexdigest()
+    if fresh:
+        files.remove(path)
+    elif path.is_file():
+        fit = _read_fit(path, key, listener)
+        if fit is not None:
+            return fit
+    speed, decoding = _measure(plan, listing, pipeline, device)
+    fit = fit_members(
+        plan.cells,
+        speed,
+        decoding=decoding,
+        images=len(listing),
+        # a GPU is fed by one thread
+        workers=workers if device.kind == "cpu" else 1,
+        budget=seconds,
+        listener=listener,
+    )
+    files.write_atomic(path, json.dumps({"key": key, "fit": fit.as_dict()}, indent=1).encode() + b"\n")
+    return fit
+
+
+def _read_fit(path: Path, key: str, listener: Listener) -> Fit | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["key"] != key:
+            return None
+        fields = value["fit"]
+        fit = Fit(**fields | {name: tuple(fields[name]) for name in ("kept", "left_out")})
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        listener.notice(Notice("W705", f"{path.name} cannot be read and is done again: {err}", path))
+        return None
+    if fit.left_out:
+        listener.notice(Notice("W532", f"as in the run before: {', '.join(fit.left_out)} left out for the budget"))
+    return fit
+
+
+def _measure(plan: Plan, listing: Listing, pipeline: Pipeline, device: Device) -> tuple[dict[str, float], float]:
+    """Seconds an image of each member, all its views, and of reading it."""
+    sessions = {name: start_session(model, device=device) for name, model in plan.models.items()}
+    rows = range(min(_MEASURED, len(listing)))
+    spent = dict.fromkeys(sessions, 0.0)
+
+    def look(_work: Work, read: Batch) -> None:
+        for cell in plan.cells if read.rows else ():
+            session = sessions[cell.member]
+            start = time.perf_counter()
+            pipeline.ask(session, plan.views[cell.view].apply(read.pixels[session.card.preprocess]))
+            spent[cell.member] += time.perf_counter() - start
+
+    for _ in pipeline.map(look, [Work(rows, tuple(sessions.values()))]):
+        pass
+    reading = pipeline.watch.seconds.get("decode", 0.0)
+    return {name: seconds / len(rows) for name, seconds in spent.items()}, reading / len(rows)
 
 
 def fit_members(

@@ -58,7 +58,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Course:
-    """What the ensemble would say on its way: after ``ends[j]`` cells, ``leads[j]`` and ``answers[j]``, each ``(N,)``."""
+    """What the ensemble says on its way: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``."""
 
     ends: tuple[int, ...]
     leads: NDArray[np.float64]

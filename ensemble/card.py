@@ -41,6 +41,30 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class FaceCrop:
+    """The square that is cut out around a face before an image is resized, see `ensemble.crop.crop_face`.
+
+    ``margin`` is the share of the box's longer side that is added on every side. ``fallback`` is the square where no
+    face was found: its centre as shares of the image's width and height, its side as a share of the shorter one.
+
+    Raises:
+        OptionError: E204 when a value is out of range.
+    """
+
+    margin: float
+    fallback: tuple[float, float, float] = (0.5, 0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        if not _is_finite(self.margin) or not 0 <= self.margin <= 4:
+            raise OptionError("E204", f"the margin of a face crop must be between 0 and 4, got {self.margin}")
+        shares = self.fallback
+        if len(shares) != 3 or not all(_is_finite(v) and 0 <= v <= 1 for v in shares) or shares[2] < 0.01:
+            raise OptionError(
+                "E204", f"the fallback of a face crop must be centre x, centre y and side in 0..1, got {shares}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Preprocess:
     """How a decoded image becomes the model's input.
 
@@ -51,7 +75,7 @@ class Preprocess:
     - ``center``: the shorter side is set, the aspect ratio is kept, the longer side is cut;
     - ``pad``: the longer side is set, the aspect ratio is kept, the rest is filled with ``fill`` (R, G, B).
 
-    Interpolation is antialiased, as Pillow does it.
+    Interpolation is antialiased, as Pillow does it. With ``face`` all this happens to the square around the face.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -62,6 +86,7 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
     fill: tuple[int, int, int] = (128, 128, 128)
+    face: FaceCrop | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and 8 <= side <= 4096 for side in self.size):
@@ -120,6 +145,8 @@ class ModelCard:
     def to_json(self) -> str:
         """One line of JSON with sorted keys; the same card always gives the same text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
+        if self.preprocess.face is None:  # cards from before there were face crops keep their bytes
+            del value["preprocess"]["face"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -142,7 +169,7 @@ class ModelCard:
         try:
             preprocess = value.pop("preprocess")
             return cls(
-                preprocess=Preprocess(**preprocess | {key: tuple(preprocess[key]) for key in ("size", "fill")}),
+                preprocess=_preprocess_from(preprocess),
                 labels=LabelSpace.from_dict(value.pop("labels")),
                 mean=tuple(value.pop("mean")),
                 std=tuple(value.pop("std")),
@@ -150,6 +177,14 @@ class ModelCard:
             )
         except (TypeError, KeyError, OverflowError, EnsError) as err:
             raise ModelError("E427", f"the card does not have the fields of schema {schema}: {err}") from err
+
+
+def _preprocess_from(value: dict[str, Any]) -> Preprocess:
+    settings = value | {key: tuple(value[key]) for key in ("size", "fill")}
+    if "face" in value:
+        face = value["face"]
+        settings["face"] = FaceCrop(**face | {"fallback": tuple(face["fallback"])})
+    return Preprocess(**settings)
 
 
 def _is_finite(value: object) -> bool:

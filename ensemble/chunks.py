@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.boxes import Boxes
 from ensemble.codes import CODES
 from ensemble.devices import Device
 from ensemble.early_exit import Cell, Running
@@ -52,6 +53,7 @@ class Plan:
     models: Mapping[str, ModelFile]
     views: Mapping[str, View]
     stops: Mapping[int, float] | None = None
+    boxes: Boxes | None = None
 
     def fingerprint(self, listing: Listing, device: Device) -> dict[str, Any]:
         """What the answers depend on."""
@@ -64,6 +66,7 @@ class Plan:
             "stops": None if self.stops is None else [[k, repr(lead)] for k, lead in sorted(self.stops.items())],
             "ids": listing.sha256,
             "provider": device.provider,
+            "boxes": None if self.boxes is None else self.boxes.sha256,
             "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
         }
 

@@ -27,6 +27,10 @@ CODES: dict[str, Code] = {
     "E203": Code("A device is not known.", "devices: auto, cpu, cuda, cuda:<index>, tensorrt, tensorrt:<index>"),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
     "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
+    "E206": Code(
+        "A model was trained on face crops, and no face boxes were given.",
+        "find the faces once with ens crop IMAGES -o boxes.parquet, then give --boxes boxes.parquet",
+    ),
     "E207": Code(
         "A recipe's answers cannot be known early.",
         "leave --early-exit out: every member then sees every image, and a run that is stopped still goes on",
@@ -106,6 +110,12 @@ CODES: dict[str, Code] = {
         "train.csv with the columns id, gender, race, age, path, and images/<path>/<stem>.jpg",
     ),
     "E341": Code("A class has fewer people than there are folds.", "ask for fewer folds, or add people of that class"),
+    "E350": Code("A file of face boxes cannot be read.", "make it with ens crop IMAGES -o boxes.parquet"),
+    "E351": Code(
+        "Images are not in the file of face boxes.",
+        "run ens crop on the folder that holds them; names are relative to that folder",
+    ),
+    "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),
     # 4xx: checkpoints and ONNX files
     "E401": Code(
         "A checkpoint wants to run code while it is loaded; it was refused.",

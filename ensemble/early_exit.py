@@ -1,8 +1,8 @@
 """Early exit: when the forward passes that are still to come can no longer change an image's answer.
 
-A cell is one member's look at one view. In a linear pool the ensemble's probabilities are ``p = sum_i w_i q_i`` over the
-cells, each q_i a point of the simplex. Once some cells have run, ``p = P + R s``: P is their weighted sum, R the weight
-of the others, and s can be any point of the simplex. An answer that is the same for every s is certain.
+A cell is one member's look at one view. In a linear pool the ensemble's probabilities are ``p = sum_i w_i q_i`` over
+the cells, each q_i a point of the simplex. Once some cells have run, ``p = P + R s``: P is their weighted sum, R the
+weight of the others, and s can be any point of the simplex. An answer that is the same for every s is certain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cell:
 
 
 def used_part(recipe: Recipe) -> Recipe:
-    """The recipe without groups and views of weight zero: it blends to the same bits, and needs no more than it uses."""
+    """The recipe without groups and views of weight zero: it blends to the same bits."""
     groups = {
         name: replace(group, views=None if group.views is None else _above_zero(group.views))
         for name, group in recipe.groups.items()

@@ -19,10 +19,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.boxes import Box
 from ensemble.card import Preprocess
+from ensemble.crop import prepare_image
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images import Pixels, read_photo, resize_image
+from ensemble.images import Pixels, read_photo
 from ensemble.listing import Listing
 from ensemble.session import Session
 from ensemble.tta import View
@@ -73,13 +75,24 @@ class Stopwatch:
 
 
 class Pipeline:
-    """Decodes each image once, resizes it once for each preprocessing in use, and asks every model for every view."""
+    """Decodes each image once, prepares it once for each preprocessing in use, and asks every model for every view.
+
+    ``boxes[i]`` is the face in image i of the listing; models without face crops do without.
+    """
 
     def __init__(
-        self, listing: Listing, views: Sequence[View], *, on_gpu: bool, workers: int, listener: Listener = SILENT
+        self,
+        listing: Listing,
+        views: Sequence[View],
+        *,
+        on_gpu: bool,
+        workers: int,
+        boxes: Sequence[Box | None] | None = None,
+        listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
         self._listing = listing
+        self._boxes = boxes
         self._views = views
         self._on_gpu = on_gpu
         self._workers = workers
@@ -123,7 +136,27 @@ class Pipeline:
 
     def _read(self, work: Work) -> tuple[Work, Batch]:
         with self.watch.timing("decode"):
-            return work, _read_batch(self._listing, work.rows, {s.card.preprocess for s in work.sessions})
+            return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})
+
+    def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
+        prepared: dict[Preprocess, list[Pixels]] = {preprocess: [] for preprocess in preprocesses}
+        good: list[int] = []
+        faults: dict[int, DataError] = {}
+        oddities: dict[int, tuple[str, ...]] = {}
+        for row in rows:
+            try:
+                photo = read_photo(self._listing.paths[row])
+            except DataError as err:
+                faults[row] = err
+                continue
+            good.append(row)
+            if photo.notices:
+                oddities[row] = photo.notices
+            box = None if self._boxes is None else self._boxes[row]
+            for preprocess, images in prepared.items():
+                images.append(prepare_image(photo.pixels, preprocess, box))
+        pixels = {preprocess: np.stack(images) for preprocess, images in prepared.items() if images}
+        return Batch(tuple(good), pixels, faults, oddities)
 
     def _infer(self, work: Work, batch: Batch) -> Answer:
         logits: dict[str, dict[str, Logits]] = {session.card.member: {} for session in work.sessions}
@@ -157,23 +190,3 @@ class Batch:
     pixels: Mapping[Preprocess, Pixels]
     faults: Mapping[int, DataError]
     oddities: Mapping[int, tuple[str, ...]]
-
-
-def _read_batch(listing: Listing, rows: range, preprocesses: set[Preprocess]) -> Batch:
-    resized: dict[Preprocess, list[Pixels]] = {preprocess: [] for preprocess in preprocesses}
-    good: list[int] = []
-    faults: dict[int, DataError] = {}
-    oddities: dict[int, tuple[str, ...]] = {}
-    for row in rows:
-        try:
-            photo = read_photo(listing.paths[row])
-        except DataError as err:
-            faults[row] = err
-            continue
-        good.append(row)
-        if photo.notices:
-            oddities[row] = photo.notices
-        for preprocess, images in resized.items():
-            images.append(resize_image(photo.pixels, preprocess))
-    pixels = {preprocess: np.stack(images) for preprocess, images in resized.items() if images}
-    return Batch(tuple(good), pixels, faults, oddities)

@@ -22,10 +22,11 @@ import onnxruntime
 import PIL
 
 from ensemble import files
+from ensemble.boxes import Box, Boxes
 from ensemble.codes import CODES
 from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
-from ensemble.errors import DataError, FileError, Interrupted, ModelError, PredictionError, enumerate_some
+from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, read_model
@@ -43,6 +44,7 @@ _DIFFERENCES = {
     "model": "model file",
     "views": "views",
     "ids": "image list",
+    "boxes": "face boxes",
     "provider": "device",
     "versions": "versions of onnxruntime or Pillow",
 }
@@ -93,6 +95,7 @@ def predict(
     *,
     views: Sequence[View],
     ids: Sequence[str] | None = None,
+    boxes: Boxes | None = None,
     device: str = "auto",
     batch: int | None = None,
     workers: int | None = None,
@@ -104,12 +107,14 @@ def predict(
     All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
     CPU also compute; ``batch`` images are computed at once; on the CPU neither changes a bit of the answers. Parts
     that are there already are kept if they come from the same model, views, images and device; ``fresh`` removes them
-    first.
+    first. Models with a face crop need ``boxes``.
 
     Raises:
-        OptionError: E201 when a view does not fit a model, E203 when the device is not known.
-        DataError: E3xx when images are missing or listed wrongly; E326 when some could not be read: then all others
-            are predicted and kept, ``errors.csv`` names the rest, and the predictions do not count as finished.
+        OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
+            boxes and there are none.
+        DataError: E3xx when images are missing or listed wrongly, E351 when one has no entry in ``boxes``; E326 when
+            some could not be read: then all others are predicted and kept, ``errors.csv`` names the rest, and the
+            predictions do not count as finished.
         FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`; E428 when two models
             have one name, E701 to E704 for the folder.
         Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
@@ -119,15 +124,20 @@ def predict(
     files.require_writable(folder)
     listing = list_images(images, ids, listener=recorder)
     read = _read_models(models, views)
+    found = select_boxes(read, boxes, listing, recorder)
     where = choose_device(device, listener=recorder)
     batch = batch or BATCH[where.kind]
     workers = workers or available_cores()
-    pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, listener=recorder)
+    pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
             stack.enter_context(files.locked(folder / model.card.member))
-            members.append(_resume(model, folder, listing, views, where, fresh=fresh, listener=recorder))
+            members.append(
+                _resume(
+                    model, folder, _run_of(model, listing, views, where, boxes), listing, fresh=fresh, listener=recorder
+                )
+            )
         faults = _compute(members, pipeline, listing, where, batch, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
@@ -184,6 +194,20 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
     return read
 
 
+def select_boxes(
+    models: Sequence[ModelFile], boxes: Boxes | None, listing: Listing, listener: Listener
+) -> tuple[Box | None, ...] | None:
+    """The face in each listed image, when a model wants it."""
+    wanting = [model for model in models if model.card.preprocess.face is not None]
+    if not wanting:
+        if boxes is not None:
+            listener.notice(Notice("I352", "no model uses the face boxes"))
+        return None
+    if boxes is None:
+        raise OptionError("E206", f"{wanting[0].card.member} was trained on face crops and needs face boxes")
+    return boxes.select(listing.ids)
+
+
 def _part_rows(listing: Listing, index: int) -> range:
     return range(index * PART_ROWS, min((index + 1) * PART_ROWS, len(listing)))
 
@@ -191,26 +215,18 @@ def _part_rows(listing: Listing, index: int) -> range:
 def _resume(
     model: ModelFile,
     folder: Path,
+    run: Mapping[str, Any],
     listing: Listing,
-    views: Sequence[View],
-    device: Device,
     *,
     fresh: bool,
     listener: Listener,
 ) -> _Member:
     """Find out which parts are there already, and refuse a folder that holds another run."""
     home = folder / model.card.member
-    run = {
-        "model": model.sha256,
-        "views": [view.name for view in views],
-        "ids": listing.sha256,
-        "provider": device.provider,
-        "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
-    }
     origins = []
     for start in range(0, len(listing), PART_ROWS):
         sizes = ",".join(map(str, listing.sizes[start : start + PART_ROWS]))
-        origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest(), "missing": 0}))
+        origins.append(json.dumps({**run, "sizes": hashlib.sha256(sizes.encode()).hexdigest(), "missing": 0}))
     member = _Member(model, home, tuple(origins), set(range(len(origins))))
     found = sorted(home.glob("part-*.parquet"))
     if fresh:
@@ -236,8 +252,24 @@ def _resume(
     return member
 
 
+def _run_of(
+    model: ModelFile, listing: Listing, views: Sequence[View], device: Device, boxes: Boxes | None
+) -> dict[str, Any]:
+    """What a part's rows are computed from; parts of another run are never mixed with them."""
+    run = {
+        "model": model.sha256,
+        "views": [view.name for view in views],
+        "ids": listing.sha256,
+        "provider": device.provider,
+        "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
+    }
+    if boxes is not None and model.card.preprocess.face is not None:
+        run["boxes"] = boxes.sha256
+    return run
+
+
 def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    differing = [name for key, name in _DIFFERENCES.items() if run[key] != found.get(key)]
+    differing = [name for key, name in _DIFFERENCES.items() if run.get(key) != found.get(key)]
     if differing:
         raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.blend import blend
-from ensemble.budget import Fit, fit_members, measure
+from ensemble.boxes import Boxes
+from ensemble.budget import Fit, fit_to_budget
 from ensemble.calibrate import Calibration, calibrate
 from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
 from ensemble.columns import render_columns
@@ -23,19 +23,16 @@ from ensemble.devices import Device, available_cores, choose_device
 from ensemble.early_exit import cells_of, in_order, keep_members, require_early_exit, used_part
 from ensemble.errors import DataError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.images import read_photo, resize_image
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, find_models, read_model
 from ensemble.pipeline import Pipeline
-from ensemble.predict import BATCH, ERRORS, RUN, predict, write_errors
+from ensemble.predict import BATCH, ERRORS, RUN, predict, select_boxes, write_errors
 from ensemble.predictions import Predictions, read_predictions
 from ensemble.recipe import Recipe
-from ensemble.session import start_session
 from ensemble.submission import SubmissionFormat, write_submission
-from ensemble.tta import View, parse_views
+from ensemble.tta import parse_views
 
 EXACT = "exact"
-_MEASURED = 16  # images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,8 +84,8 @@ class Submitted:
         """The cells with the rows they saw, what was saved and what was given up, for people."""
         rows = [(member, view, f"{weight:.4f}", f"{seen:,}") for member, view, weight, seen in self.cells]
         lines = [
-            f"{self.rows:,} images on {self.device}: {self.passes:,} of {self.whole:,} forward passes "
-            f"({self.saved:.1%} saved), {self.seconds:.1f} s",
+            f"{self.rows:,} images on {self.device}, {self.seconds:.1f} s",
+            f"{self.passes:,} of {self.whole:,} forward passes, {self.saved:.1%} saved",
             render_columns(("member", "view", "weight", "rows"), rows).rstrip("\n"),
         ]
         if self.calibration is not None:
@@ -112,6 +109,7 @@ def submit(
     device: str = "auto",
     batch: int | None = None,
     workers: int | None = None,
+    boxes: Boxes | None = None,
     fresh: bool = False,
     listener: Listener = SILENT,
 ) -> Submitted:
@@ -123,7 +121,7 @@ def submit(
 
     Raises:
         OptionError: E207 when the recipe's answers cannot be known early.
-        DataError: E326 when images could not be read: all others are done, ``errors.csv`` in ``work`` names them, and no
+        DataError: E326 when images could not be read: all others are done, ``errors.csv`` names them, and no
             submission is written; others as `predict`.
         ModelError: E428 when two models have one name, E530 when the recipe's members have no models.
         EnsError: as `predict`, `blend`, `calibrate` and `write_submission`.
@@ -141,17 +139,39 @@ def submit(
     listing = list_images(images, None if like is None else like.ids, listener=recorder)
     where = choose_device(device, listener=recorder)
     batch, workers = batch or BATCH[where.kind], workers or available_cores()
+    faces = select_boxes(list(found.values()), boxes, listing, recorder)
+    pipeline = Pipeline(listing, (), on_gpu=where.kind != "cpu", workers=workers, boxes=faces, listener=recorder)
     fit = None
     if budget is not None:
-        fit = _fit(recipe, found, views, listing, where, workers, budget, work, recorder, fresh=fresh)
+        plan = Plan(recipe, cells_of(recipe), found, views)
+        fit = fit_to_budget(
+            plan,
+            listing,
+            work / "budget.json",
+            seconds=budget,
+            pipeline=pipeline,
+            device=where,
+            workers=workers,
+            fresh=fresh,
+            listener=recorder,
+        )
         recipe = keep_members(recipe, set(fit.kept))
         found = {name: found[name] for name in fit.kept}
     calibration = None
     if early_exit is None:
         cells = cells_of(recipe)
+        plan = Plan(recipe, cells, found, views, boxes=boxes)
         seen = [len(listing)] * len(cells)
         members = _predict_all(
-            recipe, found, views, listing, images, work, where, batch, workers, recorder, fresh=fresh
+            plan,
+            listing,
+            images,
+            work / "preds",
+            device=where,
+            batch=batch,
+            workers=workers,
+            fresh=fresh,
+            listener=recorder,
         )
         classes = blend(members, recipe, ids=listing.ids, listener=recorder).classes
     else:
@@ -162,8 +182,7 @@ def submit(
             calibration = calibrate(
                 recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
             )
-        plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops)
-        pipeline = Pipeline(listing, (), on_gpu=where.kind != "cpu", workers=workers, listener=recorder)
+        plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
         chunks, faults = run_chunks(
             plan,
             listing,
@@ -251,35 +270,35 @@ def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
 
 
 def _predict_all(
-    recipe: Recipe,
-    models: Mapping[str, ModelFile],
-    views: Mapping[str, View],
+    plan: Plan,
     listing: Listing,
     images: Path,
-    work: Path,
+    folder: Path,
+    *,
     device: Device,
     batch: int,
     workers: int,
-    listener: Listener,
-    *,
     fresh: bool,
+    listener: Listener,
 ) -> list[Predictions]:
     """The predictions of every member, those with the same views over one decode."""
     together: dict[tuple[str, ...], list[str]] = {}
-    for group in recipe.groups.values():
-        together.setdefault(tuple(recipe.views_of(group)), []).extend(group.members)
+    for group in plan.recipe.groups.values():
+        together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
     fault: DataError | None = None
     for wanted, names in together.items():
+        cropped = any(plan.models[name].card.preprocess.face is not None for name in names)
         try:
             predict(
-                [models[name].path for name in names],
+                [plan.models[name].path for name in names],
                 images,
-                work / "preds",
-                views=[view for name, view in views.items() if name in wanted],
+                folder,
+                views=[view for name, view in plan.views.items() if name in wanted],
                 ids=listing.ids,
                 device=str(device),
                 batch=batch,
                 workers=workers,
+                boxes=plan.boxes if cropped else None,
                 fresh=fresh,
                 listener=listener,
             )
@@ -289,7 +308,7 @@ def _predict_all(
             fault = err
     if fault is not None:
         raise fault
-    return [read_predictions(work / "preds" / name) for name in models]
+    return [read_predictions(folder / name) for name in plan.models]
 
 
 def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataError:
@@ -299,63 +318,3 @@ def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataErr
         path=work / ERRORS,
         details=tuple(str(fault) for fault in faults.values()),
     )
-
-
-def _fit(
-    recipe: Recipe,
-    models: Mapping[str, ModelFile],
-    views: Mapping[str, View],
-    listing: Listing,
-    device: Device,
-    workers: int,
-    budget: float,
-    work: Path,
-    listener: Listener,
-    *,
-    fresh: bool,
-) -> Fit:
-    """Measure every member on the first images and choose; a run that goes on keeps the choice it made."""
-    key = hashlib.sha256(
-        "\0".join(
-            [recipe.to_json(), *(m.sha256 for m in models.values()), listing.sha256, str(device), repr(budget)]
-        ).encode()
-    ).hexdigest()
-    path = work / "budget.json"
-    if fresh:
-        files.remove(path)
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept.pop("key") == key:
-                fit = Fit(**kept | {name: tuple(kept[name]) for name in ("kept", "left_out")})
-                if fit.left_out:
-                    listener.notice(Notice("W532", f"as before, left out for the budget: {', '.join(fit.left_out)}"))
-                return fit
-        except (ValueError, KeyError, TypeError) as err:
-            listener.notice(Notice("W705", f"{path.name} cannot be read and is done again: {err}", path))
-    cells = cells_of(recipe)
-    photos = []
-    decoding = 0.0
-    for row in range(min(_MEASURED, len(listing))):
-        try:
-            decoding += measure(lambda row=row: photos.append(read_photo(listing.paths[row]).pixels))  # type: ignore[misc]
-        except DataError:
-            continue  # it is reported when its turn comes
-    speed = {}
-    for name, model in models.items():
-        session = start_session(model, device=device)
-        pixels = [resize_image(photo, model.card.preprocess) for photo in photos]
-        looks = [views[cell.view] for cell in cells if cell.member == name]
-        spent = sum(measure(lambda v=v, p=pixels, s=session: s.run(v.apply(np.stack(p)))) for v in looks if pixels)  # type: ignore[misc]
-        speed[name] = spent / max(1, len(photos))
-    fit = fit_members(
-        cells,
-        speed,
-        decoding=decoding / max(1, len(photos)),
-        images=len(listing),
-        workers=workers if device.kind == "cpu" else 1,
-        budget=budget,
-        listener=listener,
-    )
-    files.write_atomic(path, json.dumps(fit.as_dict() | {"key": key}).encode())
-    return fit

@@ -103,6 +103,7 @@ def describe(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpti
             resize=settings["resize"],
             interpolation=settings["interpolation"],
             crop_pct=settings["crop_pct"],
+            face=card.preprocess.face if card else None,
             fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(settings["mean"]),
         ),
         mean=settings["mean"],

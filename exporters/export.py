@@ -17,11 +17,13 @@ import torch
 from google.protobuf.message import Message
 
 from checkpoints.open import Checkpoint, build_model
+from ensemble.boxes import Box
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
+from ensemble.crop import prepare_image
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
-from ensemble.images import Pixels, read_photo, resize_image
+from ensemble.images import Pixels, read_photo
 from ensemble.model_file import INPUT, LOGITS
 from exporters.describe import DEFAULTS, ExportOptions, describe
 from exporters.pictures import render_pictures
@@ -59,17 +61,19 @@ def export(
     *,
     options: ExportOptions = DEFAULTS,
     check_images: Sequence[Path] = (),
+    boxes: Sequence[Box | None] | None = None,
     taken: Collection[str] = (),
     listener: Listener = SILENT,
 ) -> Exported:
     """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
 
     The file is verified on up to 64 of ``check_images``, or on rendered pictures when there are none. It appears whole
-    and verified, or not at all; an older file of that name is replaced only then. ``taken`` are the members' names that
-    may not be used again.
+    and verified, or not at all; an older file of that name is replaced only then. ``boxes[i]`` is the face in check
+    image i, for a model with a face crop (the rendered pictures take its fallback). ``taken`` are the members' names
+    that may not be used again.
 
     Raises:
-        OptionError: E204 when an option does not fit the network.
+        OptionError: E204 when an option does not fit the network, E206 when the faces in the check images are needed.
         ModelError: E411 when labels and outputs differ in number, E414 when the verification fails, E426 when torch
             cannot export the architecture, E428 when the member's name is taken.
         DataError: when a check image cannot be read.
@@ -81,7 +85,9 @@ def export(
     card = describe(checkpoint, model, options)
     if card.member in taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
-    pixels = _check_pixels(check_images, card.preprocess)
+    if check_images and boxes is None and card.preprocess.face is not None:
+        raise OptionError("E206", f"{card.member} was trained on face crops: the check images need face boxes")
+    pixels = _check_pixels(check_images, boxes, card.preprocess)
     _require_fit(model, card, features=options.features)
     proto = _to_onnx(Exportable(model, card, features=options.features), card)
     checks = verify(model, _serialise(proto), pixels, card=card, listener=listener)
@@ -123,14 +129,14 @@ class Exportable(torch.nn.Module):
         return self.model.forward_head(features).to(torch.float32), features.to(torch.float32)
 
 
-def _check_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
+def _check_pixels(paths: Sequence[Path], boxes: Sequence[Box | None] | None, preprocess: Preprocess) -> Pixels:
     """Pictures ``(N, H, W, 3)`` from all over the list: folders are often sorted by class."""
     if paths:
         chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PICTURES)).round().astype(int)
-        photos = [read_photo(paths[i]).pixels for i in chosen]
+        photos = [(read_photo(paths[i]).pixels, None if boxes is None else boxes[i]) for i in chosen]
     else:
-        photos = list(render_pictures())
-    return np.stack([resize_image(photo, preprocess) for photo in photos])
+        photos = [(picture, None) for picture in render_pictures()]
+    return np.stack([prepare_image(photo, preprocess, box) for photo, box in photos])
 
 
 def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:

@@ -33,6 +33,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for class-activation maps.")
 @click.option("--check-images", type=PATH, help="Verify on the images of this folder instead of the built-in pictures.")
+@click.option("--boxes", type=PATH, help="The face boxes of the check images, for models trained on face crops.")
 @json_option
 def export(
     checkpoints: tuple[Path, ...],
@@ -45,6 +46,7 @@ def export(
     std: str | None,
     member: str | None,
     check_images: Path | None,
+    boxes: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -57,6 +59,8 @@ def export(
     """
     if member is not None and len(checkpoints) > 1:
         raise OptionError("E204", f"--member names one model, got {len(checkpoints)} checkpoints")
+    if boxes is not None and check_images is None:
+        raise OptionError("E204", "--boxes says where the faces are in the images of --check-images; give both")
     for path in checkpoints:
         if not path.is_file():
             raise FileError("E707", f"{path} is not a file", path=path)
@@ -64,6 +68,7 @@ def export(
         from checkpoints.open import open_checkpoint
         from exporters.export import Exported, ExportOptions
         from exporters.export import export as run_export
+    from ensemble.boxes import read_boxes
     from ensemble.card import parse_size, parse_triple
     from ensemble.labels import parse_labels
     from ensemble.listing import list_images
@@ -76,7 +81,8 @@ def export(
         member=member,
         **settings,
     )
-    pictures = () if check_images is None else list_images(check_images).paths
+    listing = None if check_images is None else list_images(check_images)
+    faces = None if boxes is None or listing is None else read_boxes(boxes).select(listing.ids)
     done: list[Exported] = []
     for number, path in enumerate(checkpoints):
         TERMINAL.progress("export", number, len(checkpoints))
@@ -84,7 +90,8 @@ def export(
             open_checkpoint(path, arch=arch, weights=weights, listener=TERMINAL),
             folder,
             options=options,
-            check_images=pictures,
+            check_images=() if listing is None else listing.paths,
+            boxes=faces,
             taken=[other.card.member for other in done],
             listener=TERMINAL,
         )

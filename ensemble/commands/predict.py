@@ -14,6 +14,7 @@ from ensemble.terminal import TERMINAL, show
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
+@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
@@ -30,6 +31,7 @@ def predict(
     models: tuple[Path, ...],
     images: Path,
     ids: Path | None,
+    boxes: Path | None,
     tta: bool,
     views: str | None,
     device: str,
@@ -44,6 +46,7 @@ def predict(
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
+    from ensemble.boxes import read_boxes
     from ensemble.listing import read_ids
     from ensemble.model_file import find_models
     from ensemble.predict import predict as run_predict
@@ -56,6 +59,7 @@ def predict(
         folder,
         views=parse_views(wanted),
         ids=None if ids is None else read_ids(ids, listener=TERMINAL),
+        boxes=None if boxes is None else read_boxes(boxes),
         device=device,
         batch=batch,
         workers=workers,

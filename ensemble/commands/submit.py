@@ -22,6 +22,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
 @click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
 @click.option(
     "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
@@ -40,6 +41,7 @@ def submit(
     truth: Path | None,
     budget: str | None,
     device: str,
+    boxes: Path | None,
     work: Path,
     batch: int | None,
     workers: int | None,
@@ -53,6 +55,7 @@ def submit(
     \b
     Example: ens submit blend.json --images eval/images --models models --like eval/info.csv -o submission.csv
     """
+    from ensemble.boxes import read_boxes
     from ensemble.budget import parse_budget
     from ensemble.files import require_different
     from ensemble.members import read_members
@@ -82,6 +85,7 @@ def submit(
         device=device,
         batch=batch,
         workers=workers,
+        boxes=None if boxes is None else read_boxes(boxes),
         fresh=fresh,
         listener=TERMINAL,
     )
