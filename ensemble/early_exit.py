@@ -129,28 +129,24 @@ class Running:
 def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
     """Which rows ``(n,)`` of ``total`` ``(n, C)``, the sums of the cells so far, have one answer whatever comes.
 
-    The bounds, for the leader c and every rival k, where all the ``rest`` goes to k. They are exact where the scores
-    grow with ``p`` alone, and where sharpness or bias couple the classes for the macro-F1 and the axis rule, they put
-    each probability between its own extremes: never wrong, but later than need be.
+    The leader must hold against every rival when all the ``rest`` goes to that rival. This is exact, but in two cases
+    where sharpness or bias couple the classes: the macro-F1 rule meets each probability at its own extreme, and so does
+    the axis rule below sharpness 1. There a row is never let go wrongly, but later than need be.
     """
     answers = decide(np.exp(_lead_log(total, recipe)), recipe.rule)
     if recipe.sharpness == 0:
         return np.zeros(len(total), dtype=np.bool_), answers
     rule = recipe.rule
-    coupled = recipe.sharpness != 1 or recipe.bias is not None
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if isinstance(rule, AxisRule):
-            low, high = _between(total, rest, recipe) if coupled else (total, total)
-            spare = _slack(recipe) if coupled else rest + _SLACK
-            return _certain_axes(low, high, spare, answers, rule), answers
+            return _certain_axes(total, rest, answers, rule, recipe), answers
         if isinstance(rule, MacroF1Rule):
+            coupled = recipe.sharpness != 1 or recipe.bias is not None
             low, high = _between(total, rest, recipe) if coupled else (total, total + rest)
             gain, loss = 2 / rule.occurrences, rule.f1 / rule.occurrences
             slack = _slack(recipe) * (gain + np.abs(loss))
             return _beats_all(gain * low - loss - slack, gain * high - loss + slack, answers), answers
-        shift = _bias(recipe)
-        floor = recipe.sharpness * np.log(total) + shift
-        ceiling = recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
+        floor, ceiling = _range(total, rest, recipe)
         sound = _at(floor, answers) - np.logaddexp.reduce(ceiling, axis=1) > _UNDERFLOW
         if isinstance(rule, PriorRule):
             factor = -rule.tau * np.log(rule.prior)
@@ -179,8 +175,7 @@ def _slack(recipe: Recipe) -> float:
 
 def _between(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
     """The least and the greatest that each class's probability ``(n, C)`` can be after sharpening and bias."""
-    floor = recipe.sharpness * np.log(total) + _bias(recipe)
-    ceiling = recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + _bias(recipe)
+    floor, ceiling = _range(total, rest, recipe)
     return _against(floor, ceiling), _against(ceiling, floor)
 
 
@@ -204,15 +199,27 @@ def _beats_all(floor: Floats, ceiling: Floats, answers: Classes) -> Mask:
     return np.asarray(_at(floor, answers) > rivals.max(axis=1))
 
 
-def _certain_axes(low: Floats, high: Floats, spare: float, answers: Classes, rule: AxisRule) -> Mask:
+def _certain_axes(total: Floats, rest: float, answers: Classes, rule: AxisRule, recipe: Recipe) -> Mask:
+    """Whether no axis can get another value: all sums of a row share one normaliser, so that it need not be known."""
+    floor, ceiling = _range(total, rest, recipe)
+    scale = ceiling.max(axis=1, keepdims=True)
+    low, high = np.exp(floor - scale), np.exp(ceiling - scale)
     sure = np.ones(len(low), dtype=np.bool_)
-    chosen = np.unravel_index(answers, rule.shape)
-    for axis, value in enumerate(chosen):
+    for axis, value in enumerate(np.unravel_index(answers, rule.shape)):
         others = tuple(k + 1 for k in range(len(rule.shape)) if k != axis)
-        floor = low.reshape(-1, *rule.shape).sum(axis=others)
-        ceiling = high.reshape(-1, *rule.shape).sum(axis=others)
-        sure &= _beats_all(floor - spare, ceiling, value)
+        least = low.reshape(-1, *rule.shape).sum(axis=others)
+        if recipe.sharpness >= 1:  # convex: what is outstanding does most in one class
+            most = least + (high - low).reshape(-1, *rule.shape).max(axis=others)
+        else:
+            most = high.reshape(-1, *rule.shape).sum(axis=others)
+        sure &= _beats_all(least - _slack(recipe), most, value)
     return sure
+
+
+def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
+    """The least and the greatest of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
+    shift = _bias(recipe)
+    return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
 
 
 def _lead(log_p: Floats, recipe: Recipe) -> tuple[Floats, Classes]:
