@@ -16,6 +16,7 @@ from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.report import report
 
 
 class _Ordered(click.Group):
@@ -45,6 +46,7 @@ for _command in (
     blend,
     check,
     evaluate,
+    report,
     doctor,
     explain_error,
 ):
