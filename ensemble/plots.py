@@ -153,7 +153,7 @@ def _matrix(
     title: str,
     axes: tuple[str, str],
 ) -> str:
-    side = len(names) * (0.36 if len(names) > 6 else 0.62) + 0.5
+    side = len(names) * (0.36 if len(names) > 6 else 0.56) + 0.4
     with _figure(side + 1.2, side + 0.9, name=name, title=title) as (plot, done):
         for row, texts in enumerate(cells):
             for column, text in enumerate(texts):
@@ -227,6 +227,6 @@ def _for_page(svg: str, name: str, title: str) -> str:
     width = round(float(box[1]) * 4 / 3)
     viewbox = re.search(r'viewBox="[^"]*"', svg)
     assert viewbox is not None
-    head = f'<svg role="img" aria-labelledby="{name}-title" {viewbox[0]} style="width:{width}px">'
+    head = f'<svg role="img" aria-labelledby="{name}-title" {viewbox[0]} style="width:{width}px;max-width:max(100%,{width * 4 // 5}px)">'
     body = re.sub(r"\s*\n\s*", "\n", svg[svg.index(">") + 1 :])
     return f'{head}<title id="{name}-title">{html.escape(title)}</title>{body}'

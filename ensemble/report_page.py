@@ -64,7 +64,8 @@ def verdict_of(report: Report) -> str:
     if len(scored) < 2:
         return found
     best, name = max(scored)
-    return f"{found}: the blend is {quality.scores.macro_f1.value - best:+.4f} against its best member, {name}"
+    lead = quality.scores.macro_f1.value - best
+    return f"{found}: the blend is {abs(lead):.4f} {'below' if lead < 0 else 'above'} its best member, {name}"
 
 
 def _basis(report: Report) -> str:
@@ -73,7 +74,8 @@ def _basis(report: Report) -> str:
     found = report.quality.evaluation
     persons = "" if found.persons is None else f" of {found.persons:,} persons"
     kind = "out-of-fold" if report.out_of_fold else "test"
-    return f"Ensemble report · scored on {found.images:,} {kind} images{persons} · {report.images:,} test images"
+    more = f" · {report.images:,} test images" if report.out_of_fold else ""
+    return f"Ensemble report · scored on {found.images:,} {kind} images{persons}{more}"
 
 
 def _tiles(report: Report) -> str:
@@ -120,7 +122,7 @@ def _plan(report: Report) -> str:
         | {(n.code, n.message) for n in report.notices}
     )
     take = f"Everything ran on {' and '.join(devices)}" if devices else "No run was recorded"
-    take += "." if fallbacks else ", and nothing had to be done another way than asked."
+    take += "; what went another way than asked is below." if fallbacks else ", as asked."
     if report.unrecorded:
         take += f" No record beside the predictions of {', '.join(report.unrecorded)}."
     header = ("member", "device", "views", "images", "computed", "batch", "workers", "own s", "images/s", "run s")
@@ -262,7 +264,7 @@ def _reliability(report: Report) -> str:
     found = quality.reliability
     gap = float((found.confidence - found.right).sum() / found.images.sum())
     kind = "too sure" if gap > 0 else "too unsure"
-    take = f"On average the blend is {abs(gap):.1%} {kind}; its calibration error is {error:.4f}."
+    take = f"On average the blend is {abs(gap) * 100:.1f} points {kind}; its calibration error is {error:.4f}."
     drawn = plots.draw_reliability(found, name="reliability", title="Reliability diagram")
     caption = (
         "Points on the dashed line are as sure as they are right, below it too sure; larger points hold more images."
@@ -328,7 +330,7 @@ def _mix(report: Report) -> str:
         title="Share of each class in the truth and in the test answers",
     )
     half = float(np.abs(known - answered).sum() / 2)
-    return section("Class mix", take, figure(drawn, f"Together {half:.1%} of the images would have to change class."))
+    return section("Class mix", take, figure(drawn, f"The two mixes differ in {half:.1%} of the images."))
 
 
 def _disputes(report: Report) -> str:
@@ -349,7 +351,7 @@ def _disputes(report: Report) -> str:
             f"<li>{picture}<div><code>{escape(one.image)}</code><p>blend: <strong>{escape(one.blend)}</strong></p>"
             f"{truth}<ul>{votes}</ul></div></li>"
         )
-    take = "Here another member would help most: each is sure, and they contradict each other."
+    take = "Here the members are sure of themselves and contradict each other."
     known = [one for one in report.disputes if one.truth is not None]
     if known:
         right = sum(one.truth == one.blend for one in known)

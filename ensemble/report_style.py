@@ -46,17 +46,18 @@ figcaption { margin-top: 8px; font-size: 14px; color: var(--muted); max-width: 7
 svg { display: block; height: auto; margin: 0 auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: var(--sans) !important; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 20px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; align-items: start; }
 .pair > * { min-width: 0; }
 ol.disputes { list-style: none; margin: 20px 0 0; padding: 0; max-width: none; display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
-ol.disputes li { margin: 0; display: flex; gap: 14px; background: var(--card); border: 1px solid var(--line);
+ol.disputes > li { margin: 0; display: flex; gap: 14px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; padding: 12px; min-width: 0; }
 ol.disputes img { width: 104px; height: 104px; flex: none; border-radius: 6px; }
 ol.disputes div { min-width: 0; font-size: 13px; line-height: 1.45; }
 ol.disputes code { font-size: 12px; color: var(--muted); display: block; }
 ol.disputes p { margin: 0 0 4px; }
 ol.disputes ul { padding-left: 16px; }
+ol.disputes li li { margin: 2px 0; }
 .muted { color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }
 pre { margin: 0; padding: 14px 16px; white-space: pre; }
