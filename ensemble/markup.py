@@ -27,21 +27,25 @@ def table(
     *,
     numbers: Set[int],
     label: str,
+    wrapping: Set[int] = frozenset(),
     chosen: Sequence[int] = (),
 ) -> str:
-    """Rows under a header; the columns in ``numbers`` stand to the right, and rows in ``chosen`` stand out."""
-    head = "".join(_cell("th", name, right=place in numbers) for place, name in enumerate(header))
+    """Rows under a header; the columns in ``numbers`` stand to the right, those in ``wrapping`` break lines, rows in
+    ``chosen`` stand out.
+    """
+    head = "".join(_cell("th", name, "n" if place in numbers else "") for place, name in enumerate(header))
     lines = []
     for number, row in enumerate(rows):
         mark = ' class="chosen"' if number in chosen else ""
-        cells = "".join(_cell("td", value, right=place in numbers) for place, value in enumerate(row))
+        kinds = ("n" if place in numbers else "wrap" if place in wrapping else "" for place in range(len(row)))
+        cells = "".join(_cell("td", value, kind) for value, kind in zip(row, kinds, strict=True))
         lines.append(f"<tr{mark}>{cells}</tr>")
     return _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>", label)
 
 
-def _cell(kind: str, value: str | int, *, right: bool) -> str:
-    mark = ' class="n"' if right else ""
-    return f"<{kind}{mark}>{escape(value if isinstance(value, str) else f'{value:,}')}</{kind}>"
+def _cell(tag: str, value: str | int, kind: str) -> str:
+    mark = f' class="{kind}"' if kind else ""
+    return f"<{tag}{mark}>{escape(value if isinstance(value, str) else f'{value:,}')}</{tag}>"
 
 
 def _scrolling(body: str, label: str) -> str:

@@ -80,8 +80,11 @@ def reliability(truth: Classes, probabilities: Floats, *, bins: int = 15) -> Rel
     confidence = probabilities.max(axis=-1)
     right = probabilities.argmax(axis=-1) == truth
     bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    images, sums, hits = (np.bincount(bin_of, weights=w, minlength=bins) for w in (None, confidence, right))
-    return Reliability(images.astype(np.float64), sums, hits)
+
+    def total(values: Floats) -> Floats:
+        return np.bincount(bin_of, weights=values, minlength=bins).astype(np.float64, copy=False)
+
+    return Reliability(total(np.ones(len(truth))), total(confidence), total(right.astype(np.float64)))
 
 
 def calibration_error(truth: Classes, probabilities: Floats, *, bins: int = 15) -> float:

@@ -34,7 +34,7 @@ _VARIABLES = {
     _SECOND: "--second",
     _HEAT: "--heat",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ens",
     "text.parse_math": False,  # a name may hold a dollar sign
@@ -227,6 +227,7 @@ def _for_page(svg: str, name: str, title: str) -> str:
     width = round(float(box[1]) * 4 / 3)
     viewbox = re.search(r'viewBox="[^"]*"', svg)
     assert viewbox is not None
-    head = f'<svg role="img" aria-labelledby="{name}-title" {viewbox[0]} style="width:{width}px;max-width:max(100%,{width * 4 // 5}px)">'
+    style = f"width:{width}px;max-width:max(100%,{width * 4 // 5}px)"
+    head = f'<svg role="img" aria-labelledby="{name}-title" {viewbox[0]} style="{style}">'
     body = re.sub(r"\s*\n\s*", "\n", svg[svg.index(">") + 1 :])
     return f'{head}<title id="{name}-title">{html.escape(title)}</title>{body}'

@@ -19,6 +19,7 @@ from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.holdouts import gather_folds
 from ensemble.labels import LabelSpace
 from ensemble.learn import Row, learn
+from ensemble.measure import parse_measure
 from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.pool import normalise
 from ensemble.predict import RUN
@@ -229,9 +230,10 @@ def _learned(recipe: Recipe) -> tuple[Choice | None, tuple[ViewGain, ...]]:
         return None, ()
     try:
         table = tuple(Row(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"])
-        choice = Choice(str(found["method"]), str(found["metric"]), str(found["why"]), table)
+        title = parse_measure(found["metric"], recipe.labels).title
+        choice = Choice(str(found["method"]), title, str(found["why"]), table)
         return choice, tuple(ViewGain(**view) for view in found.get("views", ()))
-    except (KeyError, TypeError) as err:
+    except (KeyError, TypeError, AttributeError, OptionError) as err:
         raise PredictionError("E518", f"what the recipe learned cannot be read: {err}") from err
 
 

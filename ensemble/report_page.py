@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
 from ensemble import plots
+from ensemble.errors import enumerate_some
 from ensemble.evaluate import Estimate
-from ensemble.learn import Row
+from ensemble.learn import render_weights
 from ensemble.markup import figure, preformatted, section, table
 from ensemble.recipe import render_recipe
 from ensemble.report import Report
@@ -121,10 +121,12 @@ def _plan(report: Report) -> str:
         {(n.code, n.message) for run in report.runs for n in run.notices}
         | {(n.code, n.message) for n in report.notices}
     )
-    take = f"Everything ran on {' and '.join(devices)}" if devices else "No run was recorded"
+    take = f"Everything ran on {' and '.join(devices)}"
     take += "; what went another way than asked is below." if fallbacks else ", as asked."
-    if report.unrecorded:
-        take += f" No record beside the predictions of {', '.join(report.unrecorded)}."
+    if not devices:
+        take = "There is no record of the runs beside the predictions."
+    elif report.unrecorded:
+        take += f" No record beside the predictions of {enumerate_some(list(report.unrecorded))}."
     header = ("member", "device", "views", "images", "computed", "batch", "workers", "own s", "images/s", "run s")
     body = table(header, rows, numbers=set(range(3, 10)), label="runs") if rows else ""
     if fallbacks:
@@ -150,7 +152,8 @@ def _members(report: Report) -> str:
         )
         rows.append((member.name, f"{member.weight:.3f}", ", ".join(member.views), *found))
     equal = len({round(member.weight, 9) for member in report.members}) == 1
-    take = "All members weigh the same." if equal else "Members weigh differently: see the column weight."
+    first = max(report.members, key=lambda member: member.weight)
+    take = "All weigh the same." if equal else f"{first.name} weighs most, {first.weight:.1%} of the vote."
     body = table(
         ("member", "weight", "views", "macro F1", "accuracy", "NLL"), rows, numbers={1, 3, 4, 5}, label="members"
     )
@@ -184,13 +187,13 @@ def _candidates(report: Report) -> str:
             f"{row.gain:+.4f} ± {row.error:.4f}",
             f"{row.in_sample:.4f}",
             f"{row.optimism:+.4f}",
-            _weights(row),
+            render_weights(row.weights),
         )
         for row in choice.table
     ]
     chosen = [index for index, row in enumerate(choice.table) if row.candidate == choice.method]
     header = ("candidate", f"nested {choice.metric}", "gain over mean", "in sample", "optimism", "largest weights")
-    body = table(header, rows, numbers={1, 2, 3, 4}, chosen=chosen, label="candidates")
+    body = table(header, rows, numbers={1, 2, 3, 4}, wrapping={5}, chosen=chosen, label="candidates")
     if len(choice.table) > 1:
         others = choice.table[1:]
         drawn = plots.draw_intervals(
@@ -208,11 +211,6 @@ def _candidates(report: Report) -> str:
     return section("Candidates", choice.why, body)
 
 
-def _weights(row: Row) -> str:
-    largest = sorted(row.weights.items(), key=lambda item: (-item[1], item[0]))[:4]
-    return ", ".join(f"{name} {share:.2f}" for name, share in largest if share > 0)
-
-
 def _confusion(report: Report) -> str:
     quality = report.quality
     if quality is None:
@@ -227,7 +225,7 @@ def _confusion(report: Report) -> str:
     drawn = plots.draw_confusion(quality.confusion, names, name="confusion", title="Confusion of all classes")
     body = figure(drawn, "Rows are the truth, columns the answers; shades are shares of the row.")
     if len(quality.axes) > 1:
-        parts = []
+        parts: list[str] = []
         for axis in report.labels.axes:
             counts = quality.axes[axis.name]
             right = quality.scores.axes[axis.name]
@@ -306,7 +304,7 @@ def _views(report: Report) -> str:
     worth = [view.view for view in report.views if view.gain > view.error]
     take = f"Worth their passes: {', '.join(worth)}." if worth else "No view gains more than one standard error."
     header = ("view", f"gain in {report.view_metric}", "wrong to right", "right to wrong", "passes, times")
-    note = '<p class="muted">Each beside the first view alone, in the plain mean of all members.</p>'
+    note = '<p class="note">Each beside the first view alone, in the plain mean of all members.</p>'
     return section("Views: what each flips", take, table(header, rows, numbers={1, 2, 3, 4}, label="views") + note)
 
 
@@ -343,7 +341,8 @@ def _disputes(report: Report) -> str:
             data = base64.b64encode(one.thumbnail).decode()
             picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(one.image)}" width="104" height="104">'
         votes = "".join(
-            f"<li>{escape(name)}: {len(who)} <span class='muted'>({escape(_some(who))})</span></li>"
+            f"<li>{escape(name)}: {len(who)} "
+            f'<span class="muted">({escape(enumerate_some(list(who), limit=3))})</span></li>'
             for name, who in one.votes
         )
         truth = "" if one.truth is None else f"<p>truth: <strong>{escape(one.truth)}</strong></p>"
@@ -357,10 +356,6 @@ def _disputes(report: Report) -> str:
         right = sum(one.truth == one.blend for one in known)
         take += f" The blend is right on {right} of these {len(known)}."
     return section("Where members disagree most", take, f'<ol class="disputes">{"".join(items)}</ol>')
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _again(report: Report) -> str:

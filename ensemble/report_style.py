@@ -15,7 +15,7 @@ html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.6 var(--sans);
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 72px; }
-header p.kind { margin: 0; color: var(--muted); font-size: 14px; }
+header p.kind { margin: 0; max-width: none; color: var(--muted); font-size: 14px; }
 h1 { margin: 6px 0 24px; font-size: clamp(22px, 3.4vw, 32px); line-height: 1.28; font-weight: 620;
   letter-spacing: -0.012em; max-width: 30em; text-wrap: balance; }
 h2 { margin: 0 0 6px; font-size: 20px; line-height: 1.35; font-weight: 620; }
@@ -46,7 +46,8 @@ figcaption { margin-top: 8px; font-size: 14px; color: var(--muted); max-width: 7
 svg { display: block; height: auto; margin: 0 auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: var(--sans) !important; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; align-items: start; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
+  gap: 16px; align-items: start; }
 .pair > * { min-width: 0; }
 ol.disputes { list-style: none; margin: 20px 0 0; padding: 0; max-width: none; display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
@@ -59,6 +60,7 @@ ol.disputes p { margin: 0 0 4px; }
 ol.disputes ul { padding-left: 16px; }
 ol.disputes li li { margin: 2px 0; }
 .muted { color: var(--muted); }
+p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }
 pre { margin: 0; padding: 14px 16px; white-space: pre; }
 aside { margin-top: 56px; border-top: 1px solid var(--line); padding-top: 24px; }
