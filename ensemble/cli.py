@@ -16,6 +16,7 @@ from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.report import report
 from ensemble.commands.submit import submit
 
 
@@ -47,6 +48,7 @@ for _command in (
     submit,
     check,
     evaluate,
+    report,
     doctor,
     explain_error,
 ):
