@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints import faces
 from checkpoints.faces import Detector, Search, choose_face, choose_torch_device, find_faces
-from ensemble.boxes import read_boxes, read_faces
+from ensemble.boxes import Box, read_boxes, read_faces
 from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import Recorder
@@ -103,7 +103,7 @@ def test_fault_33_the_second_pass_takes_only_images_without_a_face(
     assert (found.images, found.first, found.second, found.without) == (3, 1, 1, 1)
     assert sorted(asked) == [(0.4, 0), (0.4, 100), (0.5, 0), (0.5, 100), (0.5, 200)]
     kept = {face.id: face for face in read_faces(found.path)[0]}
-    assert kept["bright.png"].box == faces.Box(1, 2, 30, 40)
+    assert kept["bright.png"].box == Box(1, 2, 30, 40)
     assert (kept["bright.png"].faces, kept["bright.png"].found_by, kept["bright.png"].probability) == (2, "first", 0.75)
     assert kept["dim.png"].found_by == "second"
     assert (kept["dark.png"].box, kept["dark.png"].found_by, kept["dark.png"].faces) == (None, None, 0)
@@ -121,7 +121,7 @@ def test_large_photographs_are_searched_smaller(monkeypatch: pytest.MonkeyPatch,
     Image.new("RGB", (2100, 2048)).save(tmp_path / "large.png")
     found = find_faces(tmp_path, tmp_path / "b.parquet", search=Search(0.5), device="cpu", workers=1)
     assert seen == [((1, 512, 525, 3), 256)]
-    assert read_boxes(found.path).of["large.png"] == faces.Box(40, 80, 440, 480)
+    assert read_boxes(found.path).of["large.png"] == Box(40, 80, 440, 480)
 
 
 def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
