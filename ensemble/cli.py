@@ -10,6 +10,7 @@ import click
 
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
+from ensemble.commands.crop import crop
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
@@ -42,6 +43,7 @@ def ens(debug: bool) -> None:
 
 for _command in (
     demo,
+    crop,
     export,
     predict,
     blend,
