@@ -129,25 +129,25 @@ class Running:
 def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
     """Which rows ``(n,)`` of ``total`` ``(n, C)``, the sums of the cells so far, have one answer whatever comes.
 
-    The bounds, for the leader c and every rival k, where all the ``rest`` goes to k. They are exact where the scores
-    grow with ``p`` alone, and where sharpness or bias couple the classes for the macro-F1 and the axis rule, they put
-    each probability between its own extremes: never wrong, but later than need be.
+    For the likeliest class and the prior rule, the leader's floor must be above every rival's ceiling, where all the
+    ``rest`` goes to that rival. For the macro-F1 and the axis rule see `_certain_contest`. The bounds are exact, but
+    for those two rules with a sharpness below 1, where they are never wrong, but later than need be.
     """
     answers = decide(np.exp(_lead_log(total, recipe)), recipe.rule)
     if recipe.sharpness == 0:
         return np.zeros(len(total), dtype=np.bool_), answers
     rule = recipe.rule
-    coupled = recipe.sharpness != 1 or recipe.bias is not None
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if isinstance(rule, AxisRule):
-            low, high = _between(total, rest, recipe) if coupled else (total, total)
-            spare = _slack(recipe) if coupled else rest + _SLACK
-            return _certain_axes(low, high, spare, answers, rule), answers
+            sure = np.ones(len(total), dtype=np.bool_)
+            places = np.unravel_index(np.arange(total.shape[1]), rule.shape)
+            for chosen, place, count in zip(np.unravel_index(answers, rule.shape), places, rule.shape, strict=True):
+                parts = (place == np.arange(count)[:, np.newaxis]).astype(np.float64)
+                sure &= _certain_contest(total, rest, recipe, parts, parts, chosen)
+            return sure, answers
         if isinstance(rule, MacroF1Rule):
-            low, high = _between(total, rest, recipe) if coupled else (total, total + rest)
-            gain, loss = 2 / rule.occurrences, rule.f1 / rule.occurrences
-            slack = _slack(recipe) * (gain + np.abs(loss))
-            return _beats_all(gain * low - loss - slack, gain * high - loss + slack, answers), answers
+            gain, loss = np.diag(2 / rule.occurrences), (rule.f1 / rule.occurrences)[:, np.newaxis]
+            return _certain_contest(total, rest, recipe, gain - loss, gain + np.abs(loss), answers), answers
         shift = _bias(recipe)
         floor = recipe.sharpness * np.log(total) + shift
         ceiling = recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
@@ -177,20 +177,36 @@ def _slack(recipe: Recipe) -> float:
     return float(_SLACK * (1 + recipe.sharpness + np.abs(_bias(recipe)).max()))
 
 
-def _between(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
-    """The least and the greatest that each class's probability ``(n, C)`` can be after sharpening and bias."""
-    floor = recipe.sharpness * np.log(total) + _bias(recipe)
-    ceiling = recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + _bias(recipe)
-    return _against(floor, ceiling), _against(ceiling, floor)
+def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats, size: Floats, chosen: Classes) -> Mask:
+    """Whether the chosen score of each row stays the greatest of ``scores @ p`` ``(K,)``, whatever comes, ``(n,)``.
 
-
-def _against(own: Floats, others: Floats) -> Floats:
-    """The softmax of each class by its ``own`` score where all the other classes have those of ``others``."""
-    found = np.zeros_like(own)
-    for k in range(own.shape[1]):
-        rivals = np.logaddexp.reduce(np.delete(others, k, axis=1), axis=1)
-        found[:, k] = np.where(np.isneginf(own[:, k]), 0.0, np.exp(own[:, k] - np.logaddexp(own[:, k], rivals)))
-    return found
+    Of ``p proportional to y``, ``y_j = (P_j + R s_j) ** sharpness * exp(bias_j)``, only the sign of a difference of two
+    scores matters, and the sum of y that divides both does not change it. What is left is ``sum_j a_j y_j``, and least
+    where what comes goes to negative a_j: with a sharpness of 1 or more y is convex in s, so that all of it goes to one
+    class. With a smaller one y is concave, and below its tangent. ``size`` ``(K, C)`` bounds the terms that the scores
+    were made of, and so what rounding can do to them.
+    """
+    powers, shift = recipe.sharpness, _bias(recipe)
+    ceiling = powers * np.log(total + rest) + shift
+    top = ceiling.max(axis=1, keepdims=True)
+    low, high = np.exp(powers * np.log(total) + shift - top), np.exp(ceiling - top)
+    ahead = scores[chosen][:, np.newaxis] - scores
+    loss = np.maximum(-ahead, 0)
+    rise = high - low
+    if powers >= 1:
+        worst = (loss * rise[:, np.newaxis]).max(axis=2)
+    else:
+        middle = total + rest / total.shape[1]
+        value = np.exp(powers * np.log(middle) + shift - top)
+        slope = powers * value / middle
+        above = value - slope * (middle - total) - low
+        spread = np.einsum("nkj,nj->nk", loss, above) + rest * (loss * slope[:, np.newaxis]).max(axis=2)
+        worst = np.minimum(spread, np.einsum("nkj,nj->nk", loss, rise))
+    slack = _slack(recipe) * (high @ size.T)
+    spare = np.take_along_axis(slack, chosen[:, np.newaxis], axis=1) + slack
+    sure = np.einsum("nkj,nj->nk", ahead, low) - worst > spare
+    sure[np.arange(len(sure)), chosen] = True
+    return np.asarray(sure.all(axis=1))
 
 
 def _at(scores: Floats, answers: Classes) -> Floats:
@@ -202,17 +218,6 @@ def _beats_all(floor: Floats, ceiling: Floats, answers: Classes) -> Mask:
     rivals = ceiling.copy()
     rivals[np.arange(len(rivals)), answers] = -np.inf
     return np.asarray(_at(floor, answers) > rivals.max(axis=1))
-
-
-def _certain_axes(low: Floats, high: Floats, spare: float, answers: Classes, rule: AxisRule) -> Mask:
-    sure = np.ones(len(low), dtype=np.bool_)
-    chosen = np.unravel_index(answers, rule.shape)
-    for axis, value in enumerate(chosen):
-        others = tuple(k + 1 for k in range(len(rule.shape)) if k != axis)
-        floor = low.reshape(-1, *rule.shape).sum(axis=others)
-        ceiling = high.reshape(-1, *rule.shape).sum(axis=others)
-        sure &= _beats_all(floor - spare, ceiling, value)
-    return sure
 
 
 def _lead(log_p: Floats, recipe: Recipe) -> tuple[Floats, Classes]:
