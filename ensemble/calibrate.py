@@ -58,15 +58,19 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Course:
-    """What the ensemble says on its way: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``."""
+    """What the ensemble says on its way: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``.
+
+    ``scale`` ``(len(ends) - 1,)`` is how large a lead there has to be in proportion, at each end but the last.
+    """
 
     ends: tuple[int, ...]
+    scale: NDArray[np.float64]
     leads: NDArray[np.float64]
     answers: NDArray[np.intp]
 
     def of(self, rows: NDArray[np.intp]) -> Course:
         """The same for some rows."""
-        return Course(self.ends, self.leads[:, rows], self.answers[:, rows])
+        return Course(self.ends, self.scale, self.leads[:, rows], self.answers[:, rows])
 
 
 def calibrate(
@@ -101,28 +105,21 @@ def calibrate(
     return found
 
 
-def choose_stops(path: Course, allowed: int) -> dict[int, float]:
-    """The lowest leads with which no more than ``allowed`` rows leave with another answer than the last one.
+def choose_stops(course: Course, allowed: int) -> dict[int, float]:
+    """The lowest leads with which no more than ``allowed`` rows ever lead that far with another answer than the last.
 
-    Each stop in turn may use its even part of what is allowed, and what earlier ones left of theirs.
+    One number is fitted, not one a stop, or each stop would add an error of its own on other rows: the lead that is
+    asked for is that number times ``course.scale``, so that it falls with the weight still outstanding. The numbers
+    that rows need are exchangeable: with n rows, at most ``(allowed + 1) / (n + 1)`` of new ones are expected to change
+    (Vovk et al., "Algorithmic Learning in a Random World", 2005, on conformal prediction).
     """
-    stops: dict[int, float] = {}
-    left = np.ones(path.leads.shape[1], dtype=np.bool_)
-    used = 0
-    for j, end in enumerate(path.ends[:-1]):
-        budget = allowed * (j + 1) // (len(path.ends) - 1)
-        rows = np.flatnonzero(left)
-        rows = rows[np.argsort(-path.leads[j, rows], kind="stable")]
-        wrong = path.answers[j, rows] != path.answers[-1, rows]
-        over = np.flatnonzero(used + np.cumsum(wrong) > budget)
-        if len(over):
-            stops[end] = float(np.nextafter(path.leads[j, rows[over[0]]], np.inf))
-        else:
-            stops[end] = float(path.leads[j, rows[-1]]) if len(rows) else np.inf
-        gone = rows[path.leads[j, rows] >= stops[end]]
-        used += int((path.answers[j, gone] != path.answers[-1, gone]).sum())
-        left[gone] = False
-    return stops
+    ratio = course.leads[:-1] / course.scale[:, np.newaxis]
+    wrong = course.answers[:-1] != course.answers[-1]
+    needed = np.sort(np.where(wrong, ratio, 0.0).max(axis=0, initial=0.0))[::-1]
+    least = float(needed[allowed]) if allowed < len(needed) else 0.0
+    # the smallest number above it, and above its rounding
+    factor = least * (1 + 1e-12) + np.finfo(np.float64).tiny
+    return {end: factor * float(scale) for end, scale in zip(course.ends[:-1], course.scale, strict=True)}
 
 
 def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
@@ -160,6 +157,14 @@ def _cross_validate(path: Course, share: float, owner: NDArray[np.intp]) -> tupl
     return kept / len(owner), saved / (len(owner) * path.ends[-1])
 
 
+def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> NDArray[np.float64]:
+    """The weight outstanding at each end but the last, over the weight that was seen: in proportion to it, a lead of
+    the mean so far can be undone.
+    """
+    seen = np.cumsum([cell.weight for cell in cells])[np.array(ends[:-1], dtype=np.intp) - 1]
+    return np.asarray((1 - seen) / seen)
+
+
 def _walk(recipe: Recipe, cells: Sequence[Cell], gathered: Sequence[Predictions]) -> Course:
     by_group = {member.group: member for member in gathered}
     ends = ends_of_units(cells)
@@ -174,7 +179,7 @@ def _walk(recipe: Recipe, cells: Sequence[Cell], gathered: Sequence[Predictions]
             lead, answer = running.leaders()
             leads.append(lead)
             answers.append(answer)
-    return Course(ends, np.stack(leads), np.stack(answers))
+    return Course(ends, scale_of(cells, ends), np.stack(leads), np.stack(answers))
 
 
 def _gather(

@@ -148,9 +148,7 @@ def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
         if isinstance(rule, MacroF1Rule):
             gain, loss = np.diag(2 / rule.occurrences), (rule.f1 / rule.occurrences)[:, np.newaxis]
             return _certain_contest(total, rest, recipe, gain - loss, gain + np.abs(loss), answers), answers
-        shift = _bias(recipe)
-        floor = recipe.sharpness * np.log(total) + shift
-        ceiling = recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
+        floor, ceiling = _range(total, rest, recipe)
         sound = _at(floor, answers) - np.logaddexp.reduce(ceiling, axis=1) > _UNDERFLOW
         if isinstance(rule, PriorRule):
             factor = -rule.tau * np.log(rule.prior)
@@ -177,6 +175,12 @@ def _slack(recipe: Recipe) -> float:
     return float(_SLACK * (1 + recipe.sharpness + np.abs(_bias(recipe)).max()))
 
 
+def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
+    """The least and the greatest of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
+    shift = _bias(recipe)
+    return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
+
+
 def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats, size: Floats, chosen: Classes) -> Mask:
     """Whether the chosen score of each row stays the greatest of ``scores @ p`` ``(K,)``, whatever comes, ``(n,)``.
 
@@ -186,22 +190,21 @@ def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats,
     class. With a smaller one y is concave, and below its tangent. ``size`` ``(K, C)`` bounds the terms that the scores
     were made of, and so what rounding can do to them.
     """
-    powers, shift = recipe.sharpness, _bias(recipe)
-    ceiling = powers * np.log(total + rest) + shift
+    powers = recipe.sharpness
+    floor, ceiling = _range(total, rest, recipe)
     top = ceiling.max(axis=1, keepdims=True)
-    low, high = np.exp(powers * np.log(total) + shift - top), np.exp(ceiling - top)
+    low, high = np.exp(floor - top), np.exp(ceiling - top)
     ahead = scores[chosen][:, np.newaxis] - scores
     loss = np.maximum(-ahead, 0)
-    rise = high - low
     if powers >= 1:
-        worst = (loss * rise[:, np.newaxis]).max(axis=2)
+        worst = (loss * (high - low)[:, np.newaxis]).max(axis=2)
     else:
         middle = total + rest / total.shape[1]
-        value = np.exp(powers * np.log(middle) + shift - top)
+        value = np.exp(powers * np.log(middle) + _bias(recipe) - top)
         slope = powers * value / middle
         above = value - slope * (middle - total) - low
         spread = np.einsum("nkj,nj->nk", loss, above) + rest * (loss * slope[:, np.newaxis]).max(axis=2)
-        worst = np.minimum(spread, np.einsum("nkj,nj->nk", loss, rise))
+        worst = np.minimum(spread, np.einsum("nkj,nj->nk", loss, high - low))
     slack = _slack(recipe) * (high @ size.T)
     spare = np.take_along_axis(slack, chosen[:, np.newaxis], axis=1) + slack
     sure = np.einsum("nkj,nj->nk", ahead, low) - worst > spare
