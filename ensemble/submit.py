@@ -21,7 +21,7 @@ from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
 from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.early_exit import Cell, cells_of, in_order, keep_members, require_early_exit, used_part
-from ensemble.errors import DataError, ModelError, enumerate_some
+from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, find_models, read_model
@@ -130,7 +130,8 @@ def submit(
         OptionError: E207 when the recipe's answers cannot be known early.
         DataError: E326 when images could not be read: all others are done, ``errors.csv`` names them, and no
             submission is written; others as `predict`.
-        ModelError: E428 when two models have one name, E530 when the recipe's members have no models.
+        ModelError: E428 when two models have one name.
+        PredictionError: E530 when the recipe's members have no models.
         EnsError: as `predict`, `blend`, `calibrate` and `write_submission`.
     """
     began = time.monotonic()
@@ -234,8 +235,8 @@ def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SI
     """The model of each of the recipe's members, among files and folders of models.
 
     Raises:
-        FileError, ModelError: see `read_model`; E428 when two models have one name, E530 when members have none.
-        PredictionError: E501 when a model has other classes than the recipe.
+        FileError, ModelError: see `read_model`; E428 when two models have one name.
+        PredictionError: E501 when a model has other classes than the recipe, E530 when a member has no model.
     """
     found: dict[str, ModelFile] = {}
     for path in find_models(models):
@@ -245,7 +246,7 @@ def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SI
             raise ModelError("E428", f"{other.path}, {path} are both called {model.card.member!r}")
     missing, extra = sorted(recipe.inputs.keys() - found.keys()), sorted(found.keys() - recipe.inputs.keys())
     if missing:
-        raise ModelError(
+        raise PredictionError(
             "E530",
             f"{len(missing)} of the recipe's {len(recipe.inputs)} members have no model: {enumerate_some(missing)}",
         )

@@ -18,7 +18,7 @@ from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
 from ensemble.cli import ens
 from ensemble.early_exit import Cell
-from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError
+from ensemble.errors import DataError, FileError, Interrupted, OptionError, PredictionError
 from ensemble.events import Listener, Recorder
 from ensemble.labels import MASK18
 from ensemble.pipeline import Stopwatch
@@ -177,7 +177,7 @@ def test_images_that_cannot_be_read_stop_the_submission_alone(
 
 def test_a_missing_model_is_named_and_an_extra_one_noticed(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """E530 names the member before anything runs; a model that the recipe does not know is only mentioned."""
-    with pytest.raises(ModelError, match="1 of the recipe's 3 members have no model: b") as caught:
+    with pytest.raises(PredictionError, match="1 of the recipe's 3 members have no model: b") as caught:
         run(tmp_path, models[:2])
     assert caught.value.code == "E530"
     heard = Recorder()
