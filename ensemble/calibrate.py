@@ -119,7 +119,7 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
     least = float(needed[allowed]) if allowed < len(needed) else 0.0
     # the smallest number above it, and above its rounding
     factor = least * (1 + 1e-12) + np.finfo(np.float64).tiny
-    return {end: factor * float(scale) for end, scale in zip(course.ends[:-1], course.scale, strict=True)}
+    return {end: float(factor * scale) for end, scale in zip(course.ends[:-1], course.scale, strict=True)}
 
 
 def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:

@@ -129,9 +129,9 @@ class Running:
 def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
     """Which rows ``(n,)`` of ``total`` ``(n, C)``, the sums of the cells so far, have one answer whatever comes.
 
-    The leader must hold against every rival when all the ``rest`` goes to that rival. This is exact, but in two cases
-    where sharpness or bias couple the classes: the macro-F1 rule meets each probability at its own extreme, and so does
-    the axis rule below sharpness 1. There a row is never let go wrongly, but later than need be.
+    For the likeliest class and the prior rule, the leader's floor must be above every rival's ceiling, where all the
+    ``rest`` goes to that rival. For the macro-F1 and the axis rule see `_certain_contest`. The bounds are exact, but
+    for those two rules with a sharpness below 1, where they are never wrong, but later than need be.
     """
     answers = decide(np.exp(_lead_log(total, recipe)), recipe.rule)
     if recipe.sharpness == 0:
@@ -139,13 +139,15 @@ def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
     rule = recipe.rule
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if isinstance(rule, AxisRule):
-            return _certain_axes(total, rest, answers, rule, recipe), answers
+            sure = np.ones(len(total), dtype=np.bool_)
+            places = np.unravel_index(np.arange(total.shape[1]), rule.shape)
+            for chosen, place, count in zip(np.unravel_index(answers, rule.shape), places, rule.shape, strict=True):
+                parts = (place == np.arange(count)[:, np.newaxis]).astype(np.float64)
+                sure &= _certain_contest(total, rest, recipe, parts, parts, chosen)
+            return sure, answers
         if isinstance(rule, MacroF1Rule):
-            coupled = recipe.sharpness != 1 or recipe.bias is not None
-            low, high = _between(total, rest, recipe) if coupled else (total, total + rest)
-            gain, loss = 2 / rule.occurrences, rule.f1 / rule.occurrences
-            slack = _slack(recipe) * (gain + np.abs(loss))
-            return _beats_all(gain * low - loss - slack, gain * high - loss + slack, answers), answers
+            gain, loss = np.diag(2 / rule.occurrences), (rule.f1 / rule.occurrences)[:, np.newaxis]
+            return _certain_contest(total, rest, recipe, gain - loss, gain + np.abs(loss), answers), answers
         floor, ceiling = _range(total, rest, recipe)
         sound = _at(floor, answers) - np.logaddexp.reduce(ceiling, axis=1) > _UNDERFLOW
         if isinstance(rule, PriorRule):
@@ -173,19 +175,41 @@ def _slack(recipe: Recipe) -> float:
     return float(_SLACK * (1 + recipe.sharpness + np.abs(_bias(recipe)).max()))
 
 
-def _between(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
-    """The least and the greatest that each class's probability ``(n, C)`` can be after sharpening and bias."""
+def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
+    """The least and the greatest of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
+    shift = _bias(recipe)
+    return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
+
+
+def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats, size: Floats, chosen: Classes) -> Mask:
+    """Whether the chosen score of each row stays the greatest of ``scores @ p`` ``(K,)``, whatever comes, ``(n,)``.
+
+    Of ``p proportional to y``, ``y_j = (P_j + R s_j) ** sharpness * exp(bias_j)``, only the sign of a difference of two
+    scores matters, and the sum of y that divides both does not change it. What is left is ``sum_j a_j y_j``, and least
+    where what comes goes to negative a_j: with a sharpness of 1 or more y is convex in s, so that all of it goes to one
+    class. With a smaller one y is concave, and below its tangent. ``size`` ``(K, C)`` bounds the terms that the scores
+    were made of, and so what rounding can do to them.
+    """
+    powers = recipe.sharpness
     floor, ceiling = _range(total, rest, recipe)
-    return _against(floor, ceiling), _against(ceiling, floor)
-
-
-def _against(own: Floats, others: Floats) -> Floats:
-    """The softmax of each class by its ``own`` score where all the other classes have those of ``others``."""
-    found = np.zeros_like(own)
-    for k in range(own.shape[1]):
-        rivals = np.logaddexp.reduce(np.delete(others, k, axis=1), axis=1)
-        found[:, k] = np.where(np.isneginf(own[:, k]), 0.0, np.exp(own[:, k] - np.logaddexp(own[:, k], rivals)))
-    return found
+    top = ceiling.max(axis=1, keepdims=True)
+    low, high = np.exp(floor - top), np.exp(ceiling - top)
+    ahead = scores[chosen][:, np.newaxis] - scores
+    loss = np.maximum(-ahead, 0)
+    if powers >= 1:
+        worst = (loss * (high - low)[:, np.newaxis]).max(axis=2)
+    else:
+        middle = total + rest / total.shape[1]
+        value = np.exp(powers * np.log(middle) + _bias(recipe) - top)
+        slope = powers * value / middle
+        above = value - slope * (middle - total) - low
+        spread = np.einsum("nkj,nj->nk", loss, above) + rest * (loss * slope[:, np.newaxis]).max(axis=2)
+        worst = np.minimum(spread, np.einsum("nkj,nj->nk", loss, high - low))
+    slack = _slack(recipe) * (high @ size.T)
+    spare = np.take_along_axis(slack, chosen[:, np.newaxis], axis=1) + slack
+    sure = np.einsum("nkj,nj->nk", ahead, low) - worst > spare
+    sure[np.arange(len(sure)), chosen] = True
+    return np.asarray(sure.all(axis=1))
 
 
 def _at(scores: Floats, answers: Classes) -> Floats:
@@ -197,29 +221,6 @@ def _beats_all(floor: Floats, ceiling: Floats, answers: Classes) -> Mask:
     rivals = ceiling.copy()
     rivals[np.arange(len(rivals)), answers] = -np.inf
     return np.asarray(_at(floor, answers) > rivals.max(axis=1))
-
-
-def _certain_axes(total: Floats, rest: float, answers: Classes, rule: AxisRule, recipe: Recipe) -> Mask:
-    """Whether no axis can get another value: all sums of a row share one normaliser, so that it need not be known."""
-    floor, ceiling = _range(total, rest, recipe)
-    scale = ceiling.max(axis=1, keepdims=True)
-    low, high = np.exp(floor - scale), np.exp(ceiling - scale)
-    sure = np.ones(len(low), dtype=np.bool_)
-    for axis, value in enumerate(np.unravel_index(answers, rule.shape)):
-        others = tuple(k + 1 for k in range(len(rule.shape)) if k != axis)
-        least = low.reshape(-1, *rule.shape).sum(axis=others)
-        if recipe.sharpness >= 1:  # convex: what is outstanding does most in one class
-            most = least + (high - low).reshape(-1, *rule.shape).max(axis=others)
-        else:
-            most = high.reshape(-1, *rule.shape).sum(axis=others)
-        sure &= _beats_all(least - _slack(recipe), most, value)
-    return sure
-
-
-def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
-    """The least and the greatest of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
-    shift = _bias(recipe)
-    return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
 
 
 def _lead(log_p: Floats, recipe: Recipe) -> tuple[Floats, Classes]:

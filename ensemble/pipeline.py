@@ -61,10 +61,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.seconds: dict[str, float] = {}
+        self.rows: dict[str, int] = {}
 
     @contextmanager
-    def timing(self, stage: str, *, clock: Callable[[], float] = time.thread_time) -> Iterator[None]:
-        """Add what happens inside to ``stage``."""
+    def timing(self, stage: str, *, clock: Callable[[], float] = time.thread_time, rows: int = 0) -> Iterator[None]:
+        """Add what happens inside to ``stage``, and the ``rows`` that it happens to."""
         start = clock()
         try:
             yield
@@ -72,6 +73,7 @@ class Stopwatch:
             spent = clock() - start
             with self._lock:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+                self.rows[stage] = self.rows.get(stage, 0) + rows
 
 
 class Pipeline:
@@ -118,7 +120,8 @@ class Pipeline:
 
     def ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits for a batch, timed; see `run`."""
-        with self.watch.timing(session.card.member, clock=time.perf_counter if self._on_gpu else time.thread_time):
+        clock = time.perf_counter if self._on_gpu else time.thread_time
+        with self.watch.timing(session.card.member, clock=clock, rows=len(pixels)):
             return self._ask(session, pixels)
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:

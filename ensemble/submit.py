@@ -20,12 +20,12 @@ from ensemble.calibrate import Calibration, calibrate
 from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
 from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
-from ensemble.early_exit import cells_of, in_order, keep_members, require_early_exit, used_part
-from ensemble.errors import DataError, ModelError, enumerate_some
+from ensemble.early_exit import Cell, cells_of, in_order, keep_members, require_early_exit, used_part
+from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, find_models, read_model
-from ensemble.pipeline import Pipeline
+from ensemble.pipeline import Pipeline, Stopwatch
 from ensemble.predict import BATCH, ERRORS, RUN, predict, select_boxes, write_errors
 from ensemble.predictions import Predictions, read_predictions
 from ensemble.recipe import Recipe
@@ -51,7 +51,9 @@ class EarlyExit:
 class Submitted:
     """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
 
-    ``cells`` are member, view, weight and the rows that saw it, in the order they ran.
+    ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
+    ``decode`` and of each member, summed over threads; ``saved_time`` is the share of all members' time that was not
+    needed, by what each look took in this run, and None where a member had nothing to do in it.
     """
 
     path: Path
@@ -62,6 +64,8 @@ class Submitted:
     whole: int
     cells: tuple[tuple[str, str, float, int], ...]
     seconds: float
+    stages: Mapping[str, float]
+    saved_time: float | None
     calibration: Calibration | None = None
     fit: Fit | None = None
 
@@ -83,10 +87,13 @@ class Submitted:
     def render(self) -> str:
         """The cells with the rows they saw, what was saved and what was given up, for people."""
         rows = [(member, view, f"{weight:.4f}", f"{seen:,}") for member, view, weight, seen in self.cells]
+        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.stages.items())
         lines = [
             f"{self.rows:,} images on {self.device}, {self.seconds:.1f} s",
-            f"{self.passes:,} of {self.whole:,} forward passes, {self.saved:.1%} saved",
+            f"{self.passes:,} of {self.whole:,} forward passes, {self.saved:.1%} saved"
+            + (f", and {self.saved_time:.1%} of their time" if self.saved_time else ""),
             render_columns(("member", "view", "weight", "rows"), rows).rstrip("\n"),
+            *([f"seconds: {stages}"] if stages else []),
         ]
         if self.calibration is not None:
             lines.append(self.calibration.render())
@@ -123,7 +130,8 @@ def submit(
         OptionError: E207 when the recipe's answers cannot be known early.
         DataError: E326 when images could not be read: all others are done, ``errors.csv`` names them, and no
             submission is written; others as `predict`.
-        ModelError: E428 when two models have one name, E530 when the recipe's members have no models.
+        ModelError: E428 when two models have one name.
+        PredictionError: E530 when the recipe's members have no models.
         EnsError: as `predict`, `blend`, `calibrate` and `write_submission`.
     """
     began = time.monotonic()
@@ -158,11 +166,12 @@ def submit(
         recipe = keep_members(recipe, set(fit.kept))
         found = {name: found[name] for name in fit.kept}
     calibration = None
+    saved_time: float | None = 0.0
     if early_exit is None:
         cells = cells_of(recipe)
         plan = Plan(recipe, cells, found, views, boxes=boxes)
         seen = [len(listing)] * len(cells)
-        members = _predict_all(
+        members, stages = _predict_all(
             plan,
             listing,
             images,
@@ -197,6 +206,7 @@ def submit(
         if faults:
             raise _unread(faults, len(listing), work)
         classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
+        stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, len(listing), pipeline.watch)
     write_submission(output, listing.ids, classes, like=like, listener=recorder)
     share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
     done = Submitted(
@@ -208,6 +218,8 @@ def submit(
         len(listing) * len(cells),
         tuple((cell.member, cell.view, cell.weight, rows) for cell, rows in zip(cells, seen, strict=True)),
         time.monotonic() - began,
+        stages,
+        saved_time,
         calibration,
         fit,
     )
@@ -223,8 +235,8 @@ def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SI
     """The model of each of the recipe's members, among files and folders of models.
 
     Raises:
-        FileError, ModelError: see `read_model`; E428 when two models have one name, E530 when members have none.
-        PredictionError: E501 when a model has other classes than the recipe.
+        FileError, ModelError: see `read_model`; E428 when two models have one name.
+        PredictionError: E501 when a model has other classes than the recipe, E530 when a member has no model.
     """
     found: dict[str, ModelFile] = {}
     for path in find_models(models):
@@ -234,7 +246,7 @@ def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SI
             raise ModelError("E428", f"{other.path}, {path} are both called {model.card.member!r}")
     missing, extra = sorted(recipe.inputs.keys() - found.keys()), sorted(found.keys() - recipe.inputs.keys())
     if missing:
-        raise ModelError(
+        raise PredictionError(
             "E530",
             f"{len(missing)} of the recipe's {len(recipe.inputs)} members have no model: {enumerate_some(missing)}",
         )
@@ -269,6 +281,15 @@ def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
     return classes
 
 
+def share_of_time(cells: Sequence[Cell], seen: Sequence[int], rows: int, watch: Stopwatch) -> float | None:
+    """The share of the members' time that was not needed, by the seconds a row that were measured; None without any."""
+    if not all(watch.rows.get(cell.member) for cell in cells):
+        return None
+    cost = [watch.seconds[cell.member] / watch.rows[cell.member] for cell in cells]
+    whole = rows * sum(cost)
+    return 1 - sum(n * each for n, each in zip(seen, cost, strict=True)) / whole if whole > 0 else None
+
+
 def _predict_all(
     plan: Plan,
     listing: Listing,
@@ -280,8 +301,9 @@ def _predict_all(
     workers: int,
     fresh: bool,
     listener: Listener,
-) -> list[Predictions]:
-    """The predictions of every member, those with the same views over one decode."""
+) -> tuple[list[Predictions], dict[str, float]]:
+    """The predictions of every member, those with the same views over one decode, and the seconds of each stage."""
+    stages = {"decode": 0.0}
     together: dict[tuple[str, ...], list[str]] = {}
     for group in plan.recipe.groups.values():
         together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
@@ -289,7 +311,7 @@ def _predict_all(
     for wanted, names in together.items():
         cropped = any(plan.models[name].card.preprocess.face is not None for name in names)
         try:
-            predict(
+            done = predict(
                 [plan.models[name].path for name in names],
                 images,
                 folder,
@@ -306,9 +328,12 @@ def _predict_all(
             if err.code != "E326":
                 raise
             fault = err
+            continue
+        stages["decode"] += done.seconds["decode"]
+        stages |= {run.member: run.seconds for run in done.members}
     if fault is not None:
         raise fault
-    return [read_predictions(folder / name) for name in plan.models]
+    return [read_predictions(folder / name) for name in plan.models], stages
 
 
 def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataError:

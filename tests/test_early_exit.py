@@ -90,7 +90,7 @@ def test_no_completion_changes_an_answer_that_is_certain(seed: int, rule: str, s
 @pytest.mark.parametrize("sharpness", [None, 0.8, 1.6])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_bound_is_exact_where_it_is_said_to_be(rule: str, sharpness: float | None) -> None:
-    """Every row that no corner changes is certain, but for the two cases in which classes are coupled."""
+    """Every row that no corner changes is certain; below sharpness 1, where two rules are bounded, most are."""
     rng = np.random.default_rng(5)
     shaped = sharpness is not None
     recipe = replace(draw_recipe(rule, 5, shaped=shaped), sharpness=sharpness or 1.0)
@@ -99,8 +99,8 @@ def test_the_bound_is_exact_where_it_is_said_to_be(rule: str, sharpness: float |
     found = completed(total, 0.4, np.eye(C), recipe)
     truly = (found == found[0]).all(axis=0)
     assert (sure <= truly).all()
-    if shaped and (rule == "macro-f1" or (rule == "per-axis" and recipe.sharpness < 1)):
-        assert 0 < sure.sum() < truly.sum()
+    if rule in ("macro-f1", "per-axis") and recipe.sharpness < 1:
+        assert 0.8 * truly.sum() < sure.sum() <= truly.sum()
     else:
         assert sure.sum() == truly.sum() > 100
 

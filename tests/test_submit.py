@@ -18,16 +18,17 @@ from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
 from ensemble.cli import ens
 from ensemble.early_exit import Cell
-from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError
+from ensemble.errors import DataError, FileError, Interrupted, OptionError, PredictionError
 from ensemble.events import Listener, Recorder
 from ensemble.labels import MASK18
+from ensemble.pipeline import Stopwatch
 from ensemble.pool import parse_pool
 from ensemble.predict import predict
 from ensemble.predictions import read_predictions
 from ensemble.recipe import Group, Recipe
 from ensemble.session import Session
 from ensemble.submission import write_submission
-from ensemble.submit import EarlyExit, Submitted, submit
+from ensemble.submit import EarlyExit, Submitted, share_of_time, submit
 from ensemble.tta import parse_views
 from tests import toys
 
@@ -91,6 +92,7 @@ def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list
     assert done.path.read_bytes() == expected
     assert list(read_predictions(tmp_path / "work/preds/b").logits) == ["hflip"]
     assert done.passes == done.whole == 21 * 5
+    assert set(done.stages) == {"decode", "a0", "a1", "b"}
     record = json.loads((tmp_path / "work/_run.json").read_text())
     assert record["passes"] == 105
     assert set(record["models"]) == {"a0", "a1", "b"}
@@ -115,6 +117,7 @@ def test_exact_gives_the_same_file_with_fewer_passes(
     assert done.passes == sum(counted) - 3  # each session runs once to prove itself
     assert done.passes == sum(rows for *_, rows in done.cells)
     assert 0 < done.saved < 1
+    assert 0 < (done.saved_time or 0) < 1
     assert max(counted) == min(batch, 8)
 
 
@@ -174,7 +177,7 @@ def test_images_that_cannot_be_read_stop_the_submission_alone(
 
 def test_a_missing_model_is_named_and_an_extra_one_noticed(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """E530 names the member before anything runs; a model that the recipe does not know is only mentioned."""
-    with pytest.raises(ModelError, match="1 of the recipe's 3 members have no model: b") as caught:
+    with pytest.raises(PredictionError, match="1 of the recipe's 3 members have no model: b") as caught:
         run(tmp_path, models[:2])
     assert caught.value.code == "E530"
     heard = Recorder()
@@ -278,3 +281,13 @@ def test_the_command_runs_end_to_end(tmp_path: Path, images: Path, models: list[
     for wrong in (["--early-exit", "0.999"], ["--oof", "x"], ["--early-exit", "1.5", "--oof", "x"], ["--budget", "9"]):
         failed = CliRunner().invoke(ens, [*command, *wrong])
         assert isinstance(failed.exception, OptionError)
+
+
+def test_the_time_that_was_saved_is_weighed_by_what_each_member_took() -> None:
+    """100 rows; ``a`` takes 3 s a row and ``b``, seen by 40 of them, 1 s: 60 of 400 s are saved."""
+    watch = Stopwatch()
+    watch.seconds, watch.rows = {"decode": 9.0, "a": 300.0, "b": 40.0}, {"decode": 0, "a": 100, "b": 40}
+    cells = (Cell("a", "identity", 0.6, "a"), Cell("b", "identity", 0.4, "b"))
+    assert share_of_time(cells, [100, 40], 100, watch) == pytest.approx(0.15)
+    watch.rows["b"] = 0
+    assert share_of_time(cells, [100, 40], 100, watch) is None
