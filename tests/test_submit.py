@@ -51,7 +51,7 @@ RECIPE = Recipe(
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and chunks of eight rows, so that a few pictures make several."""
     monkeypatch.setattr(predict_module, "PART_ROWS", 8)
-    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
 @pytest.fixture
