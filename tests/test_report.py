@@ -24,8 +24,9 @@ from ensemble.errors import EnsError
 from ensemble.evaluate import Truth
 from ensemble.labels import Axis, LabelSpace
 from ensemble.predictions import Predictions
-from ensemble.report import Report, report
-from ensemble.report_page import render_page, verdict_of
+from ensemble.report import Agreement, Report, report
+from ensemble.report_page import render_page
+from ensemble.verdict import verdict_of
 from tests import toys
 from tests.test_adopt import write_member, write_truth
 from tests.test_learn import contest
@@ -233,6 +234,22 @@ def test_the_page_says_what_would_add_what_it_lacks(files: Path) -> None:
     cures = " ".join(one.cure for one in found.absent)
     assert all(word in cures for word in ("--truth", "--oof", "--recipe", "--images", "two members"))
     assert verdict_of(found) == "1 member, 240 images, and no truth to judge by"
+
+
+def test_many_classes_and_members_do_not_make_it_too_large(tmp_path: Path) -> None:
+    """With 300 classes and 100 members the page is below 1 MB, and says which of them it shows."""
+    (member, *_), truth = contest(classes=300, members=1)
+    write_truth(tmp_path / "truth.csv", truth)
+    write_member(tmp_path, member, group="a", fold=None, rows=np.arange(len(truth.ids)))
+    found = report([tmp_path / "a"], truth=tmp_path / "truth.csv")
+    shares = np.random.default_rng(0).random((100, 100))
+    text = render_page(replace(found, agreement=Agreement(tuple(f"m{i}" for i in range(100)), shares)))
+    assert len(text.encode()) < 1_000_000
+    assert "the 24 of 100 members that agree least" in text
+    assert "The 40 of 300 classes with the lowest F1." in text
+    assert "the 40 of 300 classes that differ most" in text
+    least = int(shares.mean(axis=1).argmin())
+    assert f">m{least}<" in text
 
 
 def test_the_command_writes_the_same_bytes_again(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
