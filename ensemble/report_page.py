@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble import plots
 from ensemble.errors import enumerate_some
@@ -15,10 +17,13 @@ from ensemble.markup import figure, preformatted, section, table
 from ensemble.recipe import render_recipe
 from ensemble.report import Report
 from ensemble.report_style import STYLE
+from ensemble.verdict import basis_of, verdict_of
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SUPPORT = 30
 _MOST_ROWS = 100
+_MOST_MEMBERS = 24
+_MOST_CLASSES = 40
 
 
 def render_page(report: Report) -> str:
@@ -42,40 +47,9 @@ def render_page(report: Report) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(verdict)}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f'<body>\n<main>\n<header>\n<p class="kind">{_basis(report)}</p>\n<h1>{escape(verdict)}</h1>\n'
+        f'<body>\n<main>\n<header>\n<p class="kind">{basis_of(report)}</p>\n<h1>{escape(verdict)}</h1>\n'
         f"{_tiles(report)}</header>\n{''.join(sections)}{_absent(report)}</main>\n</body>\n</html>\n"
     )
-
-
-def verdict_of(report: Report) -> str:
-    """What it all comes to, in a sentence."""
-    choice, quality = report.choice, report.quality
-    if choice is not None and choice.row is not None:
-        row = choice.row
-        gain = f"{row.gain:+.4f} ± {row.error:.4f} against the mean of probabilities"
-        return f"{choice.method}: {choice.metric} {row.nested:.4f} on people it was not fitted to" + (
-            f", {gain}" if row is not choice.table[0] else ", the mean of probabilities"
-        )
-    if quality is None:
-        count = len(report.members)
-        return f"{count} {'member' if count == 1 else 'members'}, {report.images:,} images, and no truth to judge by"
-    found = f"Macro F1 {quality.scores.macro_f1.value:.4f}"
-    scored = [(member.scores.macro_f1.value, member.name) for member in report.members if member.scores is not None]
-    if len(scored) < 2:
-        return found
-    best, name = max(scored)
-    lead = quality.scores.macro_f1.value - best
-    return f"{found}: the blend is {abs(lead):.4f} {'below' if lead < 0 else 'above'} its best member, {name}"
-
-
-def _basis(report: Report) -> str:
-    if report.quality is None:
-        return f"Ensemble report · {report.images:,} test images"
-    found = report.quality.evaluation
-    persons = "" if found.persons is None else f" of {found.persons:,} persons"
-    kind = "out-of-fold" if report.out_of_fold else "test"
-    more = f" · {report.images:,} test images" if report.out_of_fold else ""
-    return f"Ensemble report · scored on {found.images:,} {kind} images{persons}{more}"
 
 
 def _tiles(report: Report) -> str:
@@ -222,9 +196,12 @@ def _confusion(report: Report) -> str:
     take = "No image is answered wrongly."
     if wrong.max() > 0:
         take = f"The most frequent mistake: {names[row]} answered as {names[column]}, {int(wrong.max()):,} images."
-    drawn = plots.draw_confusion(quality.confusion, names, name="confusion", title="Confusion of all classes")
-    body = figure(drawn, "Rows are the truth, columns the answers; shades are shares of the row.")
-    if len(quality.axes) > 1:
+    if len(names) > _MOST_CLASSES:
+        body = _mistakes(wrong, names)
+    else:
+        drawn = plots.draw_confusion(quality.confusion, names, name="confusion", title="Confusion of all classes")
+        body = figure(drawn, "Rows are the truth, columns the answers; shades are shares of the row.")
+    if len(quality.axes) > 1 and max(report.labels.shape) <= _MOST_CLASSES:
         parts: list[str] = []
         for axis in report.labels.axes:
             counts = quality.axes[axis.name]
@@ -235,6 +212,14 @@ def _confusion(report: Report) -> str:
             parts.append(figure(drawn, f"{axis.name}: {right.value:.2%} right, {right.low:.1%} to {right.high:.1%}."))
         body += f'<h3>Axis by axis</h3><div class="pair">{"".join(parts)}</div>'
     return section("Confusion", _as_fitted(report, take), body)
+
+
+def _mistakes(wrong: NDArray[np.float64], names: Sequence[str]) -> str:
+    """The most frequent mistakes, where the classes are too many for a picture."""
+    first = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CLASSES]
+    pairs = [divmod(int(place), len(names)) for place in first if wrong.flat[place] > 0]
+    rows = [(names[true], names[answer], int(wrong[true, answer])) for true, answer in pairs]
+    return table(("truth", "answer", "images"), rows, numbers={2}, label="mistakes")
 
 
 def _classes(report: Report) -> str:
@@ -248,9 +233,16 @@ def _classes(report: Report) -> str:
     take += (
         f" {few} of {len(support)} classes have fewer than {_SUPPORT} images: their F1 is mostly chance." if few else ""
     )
-    notes = [f"{count:,} images" for count in support]
-    drawn = plots.draw_bars(f1, notes, report.labels.names, name="classes", title="F1 of each class with its support")
-    caption = f"Their plain mean is the macro F1, {quality.scores.macro_f1.value:.4f}."
+    shown = sorted(np.argsort(f1, kind="stable")[:_MOST_CLASSES].tolist())
+    drawn = plots.draw_bars(
+        [f1[place] for place in shown],
+        [f"{support[place]:,} images" for place in shown],
+        [report.labels.names[place] for place in shown],
+        name="classes",
+        title="F1 of each class with its support",
+    )
+    caption = f"The {len(shown)} of {len(f1)} classes with the lowest F1. " * (len(shown) < len(f1))
+    caption += f"The plain mean of all is the macro F1, {quality.scores.macro_f1.value:.4f}."
     return section("F1 by class", _as_fitted(report, take), figure(drawn, caption))
 
 
@@ -280,12 +272,18 @@ def _agreement(report: Report) -> str:
     np.fill_diagonal(apart, -1)
     high = divmod(int(apart.argmax()), len(apart))
     names, shares = agreement.members, agreement.shares
+    caption = "The share of test images with the same most probable class."
+    shown = sorted(np.argsort(shares.mean(axis=1), kind="stable")[:_MOST_MEMBERS].tolist())
+    if len(shown) < len(names):
+        caption += f" Shown are the {len(shown)} of {len(names)} members that agree least with the others."
     take = (
         f"{names[high[0]]} and {names[high[1]]} agree most ({shares[high]:.1%}), {names[low[0]]} and {names[low[1]]} "
         f"least ({shares[low]:.1%}); what agrees less has more to add."
     )
-    drawn = plots.draw_agreement(shares, names, name="agreement", title="Agreement between members")
-    return section("Agreement", take, figure(drawn, "The share of test images with the same most probable class."))
+    drawn = plots.draw_agreement(
+        shares[np.ix_(shown, shown)], [names[i] for i in shown], name="agreement", title="Agreement between members"
+    )
+    return section("Agreement", take, figure(drawn, caption))
 
 
 def _views(report: Report) -> str:
@@ -319,16 +317,20 @@ def _mix(report: Report) -> str:
         "answers for the test."
     )
     basis = "out-of-fold truth" if report.out_of_fold else "truth"
+    shown = sorted(np.argsort(-np.abs(known - answered), kind="stable")[:_MOST_CLASSES].tolist())
     drawn = plots.draw_pairs(
-        known.tolist(),
-        answered.tolist(),
-        report.labels.names,
+        known[shown].tolist(),
+        answered[shown].tolist(),
+        [report.labels.names[place] for place in shown],
         legend=(basis, "test answers"),
         name="mix",
         title="Share of each class in the truth and in the test answers",
     )
     half = float(np.abs(known - answered).sum() / 2)
-    return section("Class mix", take, figure(drawn, f"The two mixes differ in {half:.1%} of the images."))
+    caption = f"The two mixes differ in {half:.1%} of the images."
+    if len(shown) < len(known):
+        caption += f" Shown are the {len(shown)} of {len(known)} classes that differ most."
+    return section("Class mix", take, figure(drawn, caption))
 
 
 def _disputes(report: Report) -> str:

@@ -38,7 +38,7 @@ th, td { padding: 9px 14px; text-align: left; vertical-align: top; white-space: 
 th { font-weight: 600; color: var(--muted); font-size: 13px; border-bottom: 1px solid var(--line); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 td.n, th.n { text-align: right; }
-td.wrap { white-space: normal; min-width: 220px; }
+td.wrap { white-space: normal; min-width: 320px; }
 tr.chosen td { background: var(--soft); font-weight: 600; }
 figure { margin: 20px 0 0; }
 figure .scroll { padding: 14px; }
