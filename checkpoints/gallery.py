@@ -13,7 +13,7 @@ from PIL import Image
 
 from checkpoints.contest import Row
 from checkpoints.dataset import Dataset
-from checkpoints.describe import Count, Description
+from checkpoints.inventory import Count, Description
 from ensemble.errors import DataError
 from ensemble.files import write_atomic
 from ensemble.images import read_photo
@@ -88,7 +88,8 @@ def _ages(description: Description) -> str:
         )
     return (
         f"<h2>Ages</h2><div class=ages>{''.join(bars)}</div>"
-        f"<p>{min(description.ages)} to {max(description.ages)} years; training takes people from {description.age_cut} on for 60 and over.</p>"
+        f"<p>{min(description.ages)} to {max(description.ages)} years; "
+        f"training takes people from {description.age_cut} on for 60 and over.</p>"
     )
 
 

@@ -1,4 +1,4 @@
-"""Describing training data (checkpoints.describe and gallery): counts, faults, duplicates, the table and the page."""
+"""Describing training data (checkpoints.inventory and gallery): counts, faults, duplicates, the table and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints import gallery
 from checkpoints.dataset import Dataset, read_dataset
-from checkpoints.describe import Description, describe_data, look
+from checkpoints.inventory import Description, describe_data, look
 from ensemble.boxes import Box, Boxes, Face, write_boxes
 from ensemble.cli import ens
 from ensemble.errors import DataError
@@ -131,7 +131,7 @@ def test_names_are_escaped_in_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_stays_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However many images there are, each class shows a few from all over it, and all together no more than the limit."""
+    """However many images there are, each class shows a few from all over it, all together no more than the limit."""
     for name in "ab":
         toys.write_pictures(tmp_path / "set" / name, [f"{i:02}.jpg" for i in range(20)], size=(9, 9))
     monkeypatch.setattr(gallery, "_THUMBNAILS", 6)
