@@ -38,14 +38,15 @@ def learn_from_folds(
     return learn(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
 
 
-def learned_recipe(learned: Learned, members: Sequence[Predictions]) -> Recipe:
+def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transductive: bool = False) -> Recipe:
     """The recipe that does with members what the learned candidate did with the groups of the same names.
 
     A voter of the candidate is a view of a group; the folds of a group count alike. The recipe's views are those of
-    all groups together, and only a group that weighs them otherwise has its own.
+    all groups together, and only a group that weighs them otherwise has its own. See `Recipe` for ``transductive``.
 
     Raises:
-        PredictionError: E515 when a member comes twice, E517 when the members are not of the learned groups.
+        PredictionError: E515 when a member comes twice, E517 when the members are not of the learned groups,
+            E518 when ``transductive`` is asked for and no macro-F1 rule was learned.
     """
     by_name = members_by_name(members)
     shares: dict[str, dict[str, float]] = {}
@@ -72,6 +73,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions]) -> Recipe:
         },
         labels=learned.labels,
         rule=fitted.rule,
+        transductive=transductive,
         sharpness=fitted.sharpness,
         bias=tuple(fitted.bias.tolist()) if fitted.bias.any() else None,
         learned={

@@ -17,6 +17,7 @@ from ensemble.labels import LabelSpace
 from ensemble.pool import Pool, log_softmax, pool
 from ensemble.predictions import Predictions
 from ensemble.recipe import Group, Recipe, members_by_name
+from ensemble.rule import fit_macro_f1_rule
 
 _SAMPLE = 1000
 _TOO_FEW = 10
@@ -68,10 +69,12 @@ def blend(
     if recipe.sharpness != 1 or recipe.bias is not None:
         log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
     probabilities = np.exp(log_p)
+    # fitted before rows are chosen: all images count, whatever order is asked for
+    rule = fit_macro_f1_rule(probabilities) if recipe.transductive else recipe.rule
     if ids is not None:
         complain = partial(_not_the_images, "the blend")
         probabilities = probabilities[join_rows(ids, inner, complain=complain, listener=listener)]
-    classes = decide(probabilities, recipe.rule)
+    classes = decide(probabilities, rule)
     probabilities.flags.writeable = classes.flags.writeable = False
     return Blended(inner if ids is None else tuple(ids), probabilities, classes, recipe.labels)
 

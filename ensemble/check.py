@@ -101,7 +101,10 @@ def invalid(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
     details = tuple(f"{fault.what} ({fault.count:,}): {'; '.join(fault.examples)}" for fault in faults)
     kinds = ", ".join(fault.what for fault in faults)
     return PredictionError(
-        "E520", f"{path.name} has {len(faults)} kinds of faults: {kinds}", path=path, details=details
+        "E520",
+        f"{path.name} has faults of {len(faults)} kind{'s' * (len(faults) > 1)}: {kinds}",
+        path=path,
+        details=details,
     )
 
 

@@ -18,6 +18,8 @@ from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.report import report
+from ensemble.commands.submit import submit
 
 
 class _Ordered(click.Group):
@@ -47,8 +49,10 @@ for _command in (
     export,
     predict,
     blend,
+    submit,
     check,
     evaluate,
+    report,
     doctor,
     explain_error,
 ):

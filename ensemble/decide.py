@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.errors import PredictionError
-from ensemble.rule import MacroF1Rule, PriorRule
+from ensemble.rule import AxisRule, MacroF1Rule, PriorRule
 
-Rule: TypeAlias = Literal["argmax"] | MacroF1Rule | PriorRule
+Rule: TypeAlias = Literal["argmax"] | AxisRule | MacroF1Rule | PriorRule
 
 
 def decide(probabilities: NDArray[np.floating], rule: Rule = "argmax") -> NDArray[np.intp]:
@@ -28,6 +28,8 @@ def rule_to_json(rule: Rule) -> str | dict[str, Any]:
         return {"name": "macro-f1", "f1": rule.f1.tolist(), "occurrences": rule.occurrences.tolist()}
     if isinstance(rule, PriorRule):
         return {"name": "prior", "tau": rule.tau, "prior": rule.prior.tolist()}
+    if isinstance(rule, AxisRule):
+        return {"name": "per-axis", "shape": list(rule.shape)}
     return rule
 
 
@@ -45,7 +47,9 @@ def rule_from_json(value: Any) -> Rule:
         return MacroF1Rule(_numbers(value["f1"]), _numbers(value["occurrences"]))
     if name == "prior":
         return PriorRule(float(value["tau"]), _numbers(value["prior"]))
-    raise PredictionError("E518", f"the rule {name!r} is none of argmax, macro-f1, prior")
+    if name == "per-axis":
+        return AxisRule(tuple(int(count) for count in value["shape"]))
+    raise PredictionError("E518", f"the rule {name!r} is none of argmax, macro-f1, per-axis, prior")
 
 
 def require_rule_fits(rule: Rule, classes: int) -> None:
@@ -60,6 +64,10 @@ def require_rule_fits(rule: Rule, classes: int) -> None:
         parts, divisor = (rule.prior, rule.prior), rule.prior
         if not math.isfinite(rule.tau):
             raise PredictionError("E518", f"the rule's tau must be finite, got {rule.tau}")
+    elif isinstance(rule, AxisRule):
+        if min(rule.shape, default=0) < 1 or math.prod(rule.shape) != classes:
+            raise PredictionError("E518", f"the rule's axes of {rule.shape} values do not make {classes} classes")
+        return
     else:
         return
     if any(part.shape != (classes,) or not np.isfinite(part).all() for part in parts) or not (divisor > 0).all():

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.card import validate_member
+from ensemble.check import read_submission
 from ensemble.errors import FileError, PredictionError
 from ensemble.labels import LabelSpace
 from ensemble.predictions import Predictions
 from ensemble.tables import read_table
 
-Kind = Literal["logits", "probabilities"]
+Kind = Literal["logits", "probabilities", "classes"]
 SUFFIXES = (".csv", ".npz")
 _IDS = "ids"
 _TOLERANCE = 1e-3
@@ -28,16 +29,22 @@ def read_foreign(path: Path, labels: LabelSpace, *, kind: Kind | None) -> Predic
 
     A ``.csv`` has the ids in its first column and one column a class: named as the classes, in any order, or else in
     the order of ``labels``. A ``.npz`` has the array ``ids`` ``(N,)`` and, by the name of each view, arrays ``(N, C)``.
-    Probabilities become their logarithms, which are logits.
+    Probabilities become their logarithms, which are logits. For ``classes`` the file is a submission, and its
+    answers are certain: such members are for the hard pool, as soft voting cannot tell how sure they were.
 
     Raises:
         FileError: E707 when the file cannot be read.
         DataError: E313 when an id is repeated, E322 when a CSV is no table.
         PredictionError: E502 when the kind is not stated, or is plainly the other one; E505 when a number is NaN or
-            infinite; E514 when the file does not hold ids and one column a class.
+            infinite; E514 when the file does not hold ids and one column a class,
+            E520 when it was called classes and is no submission.
     """
     if kind is None:
-        raise PredictionError("E502", f"{path.name} does not say whether it holds logits or probabilities", path=path)
+        raise PredictionError(
+            "E502", f"{path.name} does not say whether it holds logits, probabilities or classes", path=path
+        )
+    if kind == "classes":
+        return _read_answers(path, labels)
     ids, views = _read_csv(path, labels) if path.suffix.lower() == ".csv" else _read_npz(path, labels)
     if len(set(ids)) != len(ids) or not ids:
         raise PredictionError("E514", f"{path.name} must name each image once, got {len(ids)} rows", path=path)
@@ -45,6 +52,16 @@ def read_foreign(path: Path, labels: LabelSpace, *, kind: Kind | None) -> Predic
     member = validate_member(path.stem)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Predictions(member, member, None, labels, ids, logits, digest)
+
+
+def _read_answers(path: Path, labels: LabelSpace) -> Predictions:
+    answers = read_submission(path, labels)
+    logits = np.full((len(answers), len(labels)), np.log(np.finfo(np.float32).tiny), dtype=np.float32)
+    logits[np.arange(len(answers)), answers.classes] = 0
+    logits.flags.writeable = False
+    member = validate_member(path.stem)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Predictions(member, member, None, labels, answers.ids, {"identity": logits}, digest)
 
 
 Views = Mapping[str, NDArray[np.float64]]

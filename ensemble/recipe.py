@@ -15,6 +15,7 @@ from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
 from ensemble.labels import LabelSpace
 from ensemble.pool import LINEAR, Pool, normalise, parse_pool
 from ensemble.predictions import Predictions
+from ensemble.rule import AxisRule, MacroF1Rule
 
 SCHEMA = 1
 
@@ -37,14 +38,16 @@ class Recipe:
     """Views are averaged inside a member with the weights ``views``, members inside their group, groups by weight.
 
     What is pooled becomes ``p proportional to pooled ** sharpness * exp(bias)``, with a bias for each class in the
-    order of ``labels``, and then ``rule`` decides. ``learned`` keeps the reasons of a recipe that was learned.
+    order of ``labels``, and then ``rule`` decides. ``learned`` keeps the reasons of a recipe that was learned. With
+    ``transductive`` the macro-F1 rule is fitted anew to the probabilities it decides about; no labels are needed, but
+    one image's answer then depends on the others'.
 
     Weights stand as they were given; only their proportions matter. However a recipe is made, its views, groups and
     members are in the order of their names, so that equal recipes do the same sums in the same order.
 
     Raises:
-        PredictionError: E508 when weights are negative, not finite or all 0, E518 when the rule,
-            the sharpness or the bias does not fit, a group is empty or a member is in two of them.
+        PredictionError: E508 when weights are negative, not finite or all 0, E518 when the rule, the sharpness or the
+            bias does not fit, a group is empty, a member is in two of them, or another rule is to be transductive.
     """
 
     pool: Pool
@@ -55,9 +58,12 @@ class Recipe:
     sharpness: float = 1.0
     bias: tuple[float, ...] | None = None
     learned: Mapping[str, Any] | None = None
+    transductive: bool = False
 
     def __post_init__(self) -> None:
         require_rule_fits(self.rule, len(self.labels))
+        if self.transductive and not isinstance(self.rule, MacroF1Rule):
+            raise PredictionError("E518", "only the macro-F1 rule can be fitted to the images it decides about")
         if not (math.isfinite(self.sharpness) and self.sharpness >= 0):
             raise PredictionError("E518", f"the sharpness must be finite and not below 0, got {self.sharpness}")
         if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
@@ -95,6 +101,7 @@ class Recipe:
             "sharpness": None if self.sharpness == 1 else self.sharpness,
             "bias": self.bias,
             "learned": self.learned,
+            "transductive": self.transductive or None,
         }
         return json.dumps(_without_none(value), ensure_ascii=False, indent=2) + "\n"
 
@@ -131,16 +138,19 @@ def make_recipe(
     pool: Pool = LINEAR,
     weights: Mapping[str, float] | None = None,
     view_weights: Mapping[str, float] | None = None,
+    per_axis: bool = False,
 ) -> Recipe:
     """The recipe for soft voting with given weights, equal ones by default.
 
     ``weights`` names every group; a group of a single member goes by that member's name as well. Without
-    ``view_weights`` the members' views count alike. Classes are in the order of the first member by name.
+    ``view_weights`` the members' views count alike. ``per_axis`` decides each axis by itself. Classes are in the order
+    of the first member by name.
 
     Raises:
         PredictionError: E508 when weights do not fit, E515 when a member comes twice, E516 when a view is missing.
     """
     by_name = members_by_name(members)
+    labels = next(iter(by_name.values())).labels
     groups: dict[str, list[str]] = {}
     for name, member in by_name.items():
         groups.setdefault(member.group, []).append(name)
@@ -152,7 +162,8 @@ def make_recipe(
             group: Group(weight_of[group], {name: by_name[name].sha256 for name in names})
             for group, names in groups.items()
         },
-        labels=next(iter(by_name.values())).labels,
+        labels=labels,
+        rule=AxisRule(labels.shape) if per_axis else "argmax",
     )
 
 

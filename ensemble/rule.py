@@ -56,6 +56,24 @@ class PriorRule:
         return np.asarray((probabilities * self.prior**-self.tau).argmax(axis=-1))
 
 
+@dataclass(frozen=True, slots=True)
+class AxisRule:
+    """Answer on each axis by itself: the value that is likeliest when the other axes are summed out.
+
+    ``shape`` is how many values each axis has. The answers can form a class that is not the likeliest one: this is the
+    best rule for the mean accuracy of the axes, not for the classes.
+    """
+
+    shape: tuple[int, ...]
+
+    def decide(self, probabilities: Floats) -> Classes:
+        """The answers ``(N,)`` to probabilities ``(N, C)``, C the product of ``shape``."""
+        cube = probabilities.reshape(-1, *self.shape)
+        every = range(1, cube.ndim)
+        parts = [cube.sum(axis=tuple(k for k in every if k != axis)).argmax(axis=1) for axis in every]
+        return np.asarray(np.ravel_multi_index(parts, self.shape))
+
+
 def fit_macro_f1_rule(probabilities: Floats) -> MacroF1Rule:
     """The rule for images with these calibrated probabilities ``(N, C)``; no labels are needed.
 

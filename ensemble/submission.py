@@ -145,3 +145,13 @@ def render_diff(diff: Diff) -> str:
         for number, (name, before, after) in enumerate(zip(diff.classes, diff.before, diff.after, strict=True))
     ]
     return f"{share}; by axis: {axes}\n\n" + render_columns(("class", "name", "before", "after", "change"), mix)
+
+
+def render_agreement(diffs: Mapping[str, Diff]) -> str:
+    """How far one submission agrees with each of several others, in rows and by axis, for people."""
+    axes = tuple(next(iter(diffs.values())).axes)
+    rows = [
+        (name, *(f"{1 - count / max(1, diff.rows):.2%}" for count in (diff.changed, *diff.axes.values())))
+        for name, diff in sorted(diffs.items(), key=lambda item: item[1].changed)
+    ]
+    return render_columns(("agrees with", "rows", *axes), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from ensemble.blend import blend
-from ensemble.errors import PredictionError
+from ensemble.errors import EnsError, PredictionError
 from ensemble.events import Recorder
+from ensemble.foreign import read_foreign
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.pool import parse_pool
 from ensemble.predictions import Predictions
 from ensemble.recipe import Group, Recipe, make_recipe
+from ensemble.rule import MacroF1Rule, fit_macro_f1_rule
 from tests.members import draw_logits, make_member, reorder
 
 POOLS = ["linear", "logit", "geometric", "power:-1", "hard"]
@@ -305,3 +308,32 @@ def test_a_hundred_members_blend() -> None:
     members = [make_member(f"m{i:03d}", draw_logits(i)) for i in range(100)]
     expected = np.mean([softmax(m.logits["identity"].astype(np.float64), axis=-1) for m in members], axis=0)
     np.testing.assert_allclose(blend(members, make_recipe(members)).probabilities, expected, rtol=1e-12)
+
+
+def test_per_axis_votes_of_submissions(tmp_path: Path) -> None:
+    """Three submissions vote on each axis by itself: the answer can be a class that none of them gave."""
+    answers = {"a": 0, "b": 7, "c": 4}  # worn male young, incorrect male adult, worn female adult
+    for name, answer in answers.items():
+        (tmp_path / f"{name}.csv").write_text(f"ImageID,ans\nx.jpg,{answer}\n")
+    members = [read_foreign(tmp_path / f"{name}.csv", MASK18, kind="classes") for name in answers]
+    recipe = make_recipe(members, per_axis=True)
+    assert blend(members, recipe).classes.tolist() == [1]  # worn, male, adult
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_transductive_rule_is_that_of_the_images_themselves() -> None:
+    """The macro-F1 rule is fitted to the blend's own probabilities; whatever rule came with the recipe is forgotten."""
+    rng = np.random.default_rng(0)
+    member = make_member("a", 2 * rng.normal(size=(300, 18)) + np.linspace(0, 3, 18), labels=MASK18)
+    some = MacroF1Rule(np.full(18, 0.5), np.linspace(0.1, 1, 18))
+    recipe = replace(make_recipe([member]), rule=some, transductive=True)
+    blended = blend([member], recipe)
+    expected = fit_macro_f1_rule(blended.probabilities).decide(blended.probabilities)
+    assert blended.classes.tolist() == expected.tolist()
+    assert blended.classes.tolist() != blend([member], replace(recipe, transductive=False)).classes.tolist()
+    turned = blend([member], recipe, ids=member.ids[::-1])
+    assert turned.classes.tolist() == [blended.classes[blended.ids.index(name)] for name in member.ids[::-1]]
+    assert '"transductive": true' in recipe.to_json()
+    with pytest.raises(EnsError) as caught:
+        replace(recipe, rule="argmax")
+    assert caught.value.code == "E518"

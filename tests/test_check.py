@@ -157,7 +157,7 @@ def test_a_submission_with_faults_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(PredictionError) as caught:
         read_submission(tmp_path / "s.csv", MASK18, like=FORM)
     assert caught.value.code == "E520"
-    assert caught.value.message == "s.csv has 2 kinds of faults: text, range"
+    assert caught.value.message == "s.csv has faults of 2 kinds: text, range"
     assert caught.value.details == ("text (1): line 2: 'x'", "range (1): line 4: '18'")
 
 

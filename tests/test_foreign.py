@@ -84,3 +84,16 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(EnsError, match="E514"):
             read_foreign(path, PETS, kind="logits")
+
+
+def test_a_submission_votes_with_its_classes(tmp_path: Path) -> None:
+    """With classes stated, a submission's answers are the votes; a file that is none is refused with its faults."""
+    path = tmp_path / "mate.csv"
+    path.write_text("ImageID,ans\nb.jpg,2\na.jpg,0\n")
+    found = read_foreign(path, PETS, kind="classes")
+    assert found.ids == ("b.jpg", "a.jpg")
+    np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), [[0, 0, 1], [1, 0, 0]], atol=1e-30)
+    path.write_text("ImageID,ans\nb.jpg,3\n")
+    with pytest.raises(EnsError) as caught:
+        read_foreign(path, PETS, kind="classes")
+    assert caught.value.code == "E520"

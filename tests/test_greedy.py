@@ -117,3 +117,20 @@ def test_many_voters_are_pruned() -> None:
     shares = select_in_bags(log_p, truth, score=partial(accuracy, truth), steps=3, bags=2)
     assert (shares > 0).sum() <= 20
     assert shares[7] == 0
+
+
+def test_autogluon_selects_the_same_ensemble() -> None:
+    """Where the sorted start is a single voter, the shares are AutoGluon's for the same number of rounds."""
+    theirs = pytest.importorskip("autogluon.core.models.greedy_ensemble.ensemble_selection").EnsembleSelection
+    metric = pytest.importorskip("autogluon.core.metrics").log_loss
+    compared = 0
+    for seed in range(40):
+        log_p, truth = problem(seed)
+        alone = select(log_p, truth, score=None, steps=0)
+        if alone.max() < 1:
+            continue
+        p = list(np.exp(log_p))
+        found = theirs(ensemble_size=7, problem_type="multiclass", metric=metric).fit(p, truth).weights_
+        np.testing.assert_allclose(select(log_p, truth, score=None, steps=6), found, atol=1e-12)
+        compared += 1
+    assert compared >= 5

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from ensemble.rule import MacroF1Rule, PriorRule, fit_macro_f1_rule, fit_prior_rule
+from ensemble.labels import MASK18
+from ensemble.rule import AxisRule, MacroF1Rule, PriorRule, fit_macro_f1_rule, fit_prior_rule
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.intp]
@@ -150,3 +151,16 @@ def test_a_class_without_images_has_a_prior_above_0() -> None:
     """The prior counts every class once more than it occurs, so a class that never occurs is not divided by 0."""
     found = fit_prior_rule(draw(0, 6, 3), np.array([0, 0, 0, 0, 1, 1]), lambda answers: 0.0)
     np.testing.assert_allclose(found.prior, [5 / 9, 3 / 9, 1 / 9])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_per_axis_answers_are_the_likeliest_values_of_each_axis(seed: int) -> None:
+    """Each axis gets its likeliest value by the sums over the others, counted out class by class."""
+    p = np.random.default_rng(seed).dirichlet(np.full(18, 0.3), size=60)
+    answers = AxisRule((3, 2, 3)).decide(p)
+    for row, answer in zip(p, answers.tolist(), strict=True):
+        for axis in MASK18.axes:
+            values = MASK18.along(axis.name, np.arange(18))
+            sums = [row[values == value].sum() for value in range(len(axis.values))]
+            assert MASK18.along(axis.name, [answer])[0] == int(np.argmax(sums))
+    assert (answers != p.argmax(axis=1)).any()

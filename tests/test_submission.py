@@ -22,6 +22,7 @@ from ensemble.submission import (
     SubmissionFormat,
     diff_submissions,
     read_format,
+    render_agreement,
     render_diff,
     write_submission,
 )
@@ -183,3 +184,13 @@ def test_a_diff_of_different_images_is_refused() -> None:
     """Submissions for different images are E504."""
     one, other = Submission(ABC, classes(0, 1, 2), MASK18), Submission(ABC[:2], classes(0, 1), MASK18)
     assert code_of(lambda: diff_submissions(one, other))[0] == "E504"
+
+
+def test_agreement_lists_the_nearest_first() -> None:
+    """One line a submission, the one that agrees most first, with shares of rows and of each axis."""
+    one = Submission(("a", "b"), np.array([0, 1]), MASK18)
+    near, far = Submission(("b", "a"), np.array([1, 3]), MASK18), Submission(("a", "b"), np.array([17, 17]), MASK18)
+    lines = render_agreement({"far": diff_submissions(one, far), "near": diff_submissions(one, near)}).splitlines()
+    assert lines[0].split() == ["agrees", "with", "rows", "mask", "gender", "age"]
+    assert lines[1].split() == ["near", "50.00%", "100.00%", "50.00%", "100.00%"]
+    assert lines[2].split() == ["far", "0.00%", "0.00%", "0.00%", "0.00%"]

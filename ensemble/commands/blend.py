@@ -20,12 +20,16 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--pool", "pool_name", help="linear, logit, geometric, power:<p> or hard.  [default: linear]")
 @click.option("--weights", help="Weights of the groups: a=2,b=1; a member without folds is a group.  [default: equal]")
 @click.option("--views", help="Weights of the views: identity=1,hflip=1.  [default: all, equal]")
-@click.option("--as", "kind", type=click.Choice(["logits", "probabilities"]), help="What CSV and .npz files hold.")
+@click.option(
+    "--rule", "rule_name", type=click.Choice(["argmax", "per-axis"]), help="How to decide.  [default: argmax]"
+)
+@click.option("--as", "kind", type=click.Choice(["logits", "probabilities", "classes"]), help="What files hold.")
 @click.option("--labels", default="mask18", show_default=True, help="Their classes: mask18, a number, or a JSON file.")
 @click.option("--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions; may be repeated.")
 @click.option("--truth", type=PATH, help="What is true of them: a CSV with ImageID, ans and person.")
 @click.option("--method", help="The way to blend: mean, pool, greedy, ...  [default: auto, by what it gains]")
-@click.option("--metric", help="macro-f1, accuracy, balanced-accuracy or nll.  [default: macro-f1]")
+@click.option("--metric", help="macro-f1, accuracy, balanced-accuracy, nll, macro-f1:age, ...  [default: macro-f1]")
+@click.option("--transductive", is_flag=True, help="Fit the learned macro-F1 rule to the images it decides about.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of what is drawn while learning.  [default: 0]")
 @click.option("--save", type=PATH, help="Write the recipe to this file.")
 @click.option("--apply", "recipe_path", type=PATH, help="Apply a recipe that was saved, instead of the options above.")
@@ -37,8 +41,10 @@ def blend(
     pool_name: str | None,
     weights: str | None,
     views: str | None,
+    rule_name: str | None,
     kind: Any,
     labels: str,
+    transductive: bool,
     oof: tuple[Path, ...],
     truth: Path | None,
     save: Path | None,
@@ -65,11 +71,12 @@ def blend(
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
     learning = {name: value for name, value in learning.items() if value is not None}
-    if bool(oof) != (truth is not None) or (learning and not oof):
-        raise OptionError("E204", "--oof and --truth go together, and --method, --metric and --seed need both")
-    if (recipe_path or oof) and (weights or views or pool_name or (recipe_path and oof)):
+    if bool(oof) != (truth is not None) or ((learning or transductive) and not oof):
+        needing = "--method, --metric, --transductive and --seed need both"
+        raise OptionError("E204", f"--oof and --truth go together, and {needing}")
+    if (recipe_path or oof) and (weights or views or pool_name or rule_name or (recipe_path and oof)):
         source = "--apply brings" if recipe_path else "--oof learns"
-        raise OptionError("E204", f"{source} its own pool, weights and views", hint="leave those options out")
+        raise OptionError("E204", f"{source} its own pool, weights, views and rule", hint="leave those options out")
     sample = None if like is None else read_format(like, listener=TERMINAL)
     space, table = parse_labels(labels), ""
     members = read_members(predictions, space, kind=kind)
@@ -79,10 +86,11 @@ def blend(
         from ensemble.adopt import learn_from_folds, learned_recipe
 
         learned = learn_from_folds(read_members(oof, space, kind=kind), truth, listener=TERMINAL, **learning)
-        recipe, table = learned_recipe(learned, members), learned.render() + "\n"
+        recipe, table = learned_recipe(learned, members, transductive=transductive), learned.render() + "\n"
     else:
         recipe = make_recipe(
             members,
+            per_axis=rule_name == "per-axis",
             pool=parse_pool(pool_name or "linear"),
             weights=None if weights is None else parse_weights(weights),
             view_weights=None if views is None else expand_views(parse_weights(views)),

@@ -14,17 +14,19 @@ from ensemble.terminal import TERMINAL, show
 @click.command()
 @click.argument("submission", type=PATH)
 @click.option("--like", type=PATH, help="The sample submission to compare with.")
-@click.option("--diff", "other", type=PATH, help="Another submission: say how many rows changed, by axis.")
+@click.option(
+    "--diff", "others", type=PATH, multiple=True, help="Another submission: what changed, by axis; repeatable."
+)
 @click.option("--labels", default="mask18", show_default=True, help="mask18, a number of classes, or a JSON file.")
 @json_option
-def check(submission: Path, like: Path | None, other: Path | None, labels: str, as_json: bool) -> None:
+def check(submission: Path, like: Path | None, others: tuple[Path, ...], labels: str, as_json: bool) -> None:
     """List every fault of a submission at once.
 
     Example: ens check submission.csv --like eval/info.csv
     """
     from ensemble.check import check_submission, invalid, read_submission, render_faults
     from ensemble.labels import parse_labels
-    from ensemble.submission import diff_submissions, read_format, render_diff
+    from ensemble.submission import diff_submissions, read_format, render_agreement, render_diff
 
     space = parse_labels(labels)
     sample = None if like is None else read_format(like, listener=TERMINAL)
@@ -36,12 +38,16 @@ def check(submission: Path, like: Path | None, other: Path | None, labels: str, 
             error.details = ()
         raise error
     answers = read_submission(submission, space, like=sample)
-    if other is None:
+    if not others:
         show(
             {"path": str(submission), "rows": len(answers), "faults": []},
             f"{submission}: {len(answers):,} rows, no faults",
             as_json=as_json,
         )
         return
-    diff = diff_submissions(answers, read_submission(other, space, like=sample))
-    show(asdict(diff), render_diff(diff), as_json=as_json)
+    diffs = {str(path): diff_submissions(answers, read_submission(path, space, like=sample)) for path in others}
+    only = next(iter(diffs.values())) if len(diffs) == 1 else None
+    if only is not None:
+        show(asdict(only), render_diff(only), as_json=as_json)
+        return
+    show({path: asdict(diff) for path, diff in diffs.items()}, render_agreement(diffs), as_json=as_json)
