@@ -47,8 +47,8 @@ def data(
     """
     with torch_extra("data"):
         from checkpoints.dataset import read_dataset
-        from checkpoints.inventory import describe_data, look, write_rows
         from checkpoints.gallery import write_gallery
+        from checkpoints.inventory import describe_data, look, write_rows
     from ensemble.boxes import read_boxes
     from ensemble.labels import parse_labels
 
