@@ -11,12 +11,15 @@ import click
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
+from ensemble.commands.data import data
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.report import report
+from ensemble.commands.submit import submit
 
 
 class _Ordered(click.Group):
@@ -41,12 +44,15 @@ def ens(debug: bool) -> None:
 
 for _command in (
     demo,
+    data,
     crop,
     export,
     predict,
     blend,
+    submit,
     check,
     evaluate,
+    report,
     doctor,
     explain_error,
 ):

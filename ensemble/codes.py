@@ -31,6 +31,10 @@ CODES: dict[str, Code] = {
         "A model was trained on face crops, and no face boxes were given.",
         "find the faces once with ens crop IMAGES -o boxes.parquet, then give --boxes boxes.parquet",
     ),
+    "E207": Code(
+        "A recipe's answers cannot be known early.",
+        "leave --early-exit out: every member then sees every image, and a run that is stopped still goes on",
+    ),
     # 3xx: images, id lists, labels
     "W301": Code(
         "A JPEG lacks its end marker, but all its pixels are there.",
@@ -237,6 +241,19 @@ CODES: dict[str, Code] = {
     ),
     "I524": Code("Classes with few images: what is learned about them is held back.", "nothing to do"),
     "E525": Code("There is too little truth to learn a blend from.", "blend with --method mean, or label more images"),
+    "E530": Code(
+        "A recipe names members for which there is no model.",
+        "put the models that ens export wrote for those members into the folder, or make a recipe without them",
+    ),
+    "I531": Code("There are models that the recipe does not weigh; they are not run.", "nothing to do"),
+    "W532": Code(
+        "The time allowed is too short for the whole recipe; members were left out.",
+        "allow more with --budget, or take a faster device",
+    ),
+    "W533": Code(
+        "There are too few images to certify how often an early exit keeps the answer.",
+        "predict more out-of-fold images, or use --early-exit exact, which needs none",
+    ),
     # 6xx: devices and memory
     "E601": Code(
         "A device was asked for and cannot be had.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -169,6 +169,15 @@ def evaluate(
         classes=truth.labels.names,
         support=tuple(np.bincount(truth.classes, minlength=len(truth.labels)).tolist()),
     )
+
+
+def true_classes(ids: Sequence[str], truth: Truth) -> NDArray[np.intp]:
+    """The true class ``(N,)`` of each image in ``ids``.
+
+    Raises:
+        DataError: E330 when the truth is not of just these images.
+    """
+    return truth.classes[join_rows(ids, truth.ids, complain=_not_the_truth)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

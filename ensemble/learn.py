@@ -108,7 +108,7 @@ class Learned:
                 f"{row.gain:+.4f} ± {row.error:.4f}",
                 row.in_sample,
                 f"{row.optimism:+.4f}",
-                _render_weights(row.weights),
+                render_weights(row.weights),
             )
             for row in self.table
         ]
@@ -302,7 +302,8 @@ def _explain_idle(row: Row) -> str:
     return f"; {enumerate_some(idle)} {'has' if len(idle) == 1 else 'have'} no weight, as beside the others {cause}"
 
 
-def _render_weights(weights: Mapping[str, float]) -> str:
+def render_weights(weights: Mapping[str, float]) -> str:
+    """The largest shares, or that all are equal, for people."""
     if max(weights.values()) - min(weights.values()) < _NO_WEIGHT:
         return "equal"
     largest = sorted(weights.items(), key=lambda item: (-item[1], item[0]))

@@ -7,6 +7,7 @@ are repetitions, such as the resamples of a bootstrap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,17 +62,39 @@ def nll(truth: Classes, probabilities: Floats) -> float:
     return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).eps)).mean())
 
 
-def calibration_error(truth: Classes, probabilities: Floats, *, bins: int = 15) -> float:
-    """The expected calibration error: how far the highest probability ``(N, C)`` is from the share of right answers.
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """Answers sorted into bins by their highest probability, each array ``(bins,)``, the least sure first.
 
-    ``sum_b n_b / N * abs(accuracy_b - confidence_b)`` over bins of equal width, each open below and closed above:
-    Guo et al., "On Calibration of Modern Neural Networks" (2017), equations 2 and 3, with their 15 bins.
+    ``images`` counts a bin's answers, ``confidence`` and ``right`` are sums over them: of the highest probabilities,
+    and of 1 for every right answer.
     """
+
+    images: Floats
+    confidence: Floats
+    right: Floats
+
+
+def reliability(truth: Classes, probabilities: Floats, *, bins: int = 15) -> Reliability:
+    """Bins of equal width over the highest probability ``(N, C)``, each open below and closed above."""
     confidence = probabilities.max(axis=-1)
     right = probabilities.argmax(axis=-1) == truth
     bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+
+    def total(values: Floats) -> Floats:
+        return np.bincount(bin_of, weights=values, minlength=bins).astype(np.float64, copy=False)
+
+    return Reliability(total(np.ones(len(truth))), total(confidence), total(right.astype(np.float64)))
+
+
+def calibration_error(truth: Classes, probabilities: Floats, *, bins: int = 15) -> float:
+    """The expected calibration error: how far the highest probability ``(N, C)`` is from the share of right answers.
+
+    ``sum_b n_b / N * abs(accuracy_b - confidence_b)`` over the bins of `reliability`: Guo et al., "On Calibration of
+    Modern Neural Networks" (2017), equations 2 and 3, with their 15 bins.
+    """
+    found = reliability(truth, probabilities, bins=bins)
+    return float(np.abs(found.right - found.confidence).sum() / len(truth))
 
 
 def bootstrap(

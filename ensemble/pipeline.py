@@ -105,12 +105,21 @@ class Pipeline:
         Raises:
             DeviceError: see `Session.run`.
         """
+        yield from self.map(self._infer, work)
+
+    def map(self, function: Callable[[Work, Batch], T], work: Iterable[Work]) -> Generator[T, None, None]:
+        """What ``function`` makes of each batch's pixels, in the order of ``work``; it may run in several threads."""
         if self._on_gpu:
             with closing(self._ahead(self._read, work)) as read:
                 for batch in read:
-                    yield self._infer(*batch)
+                    yield function(*batch)
         else:
-            yield from self._ahead(lambda one: self._infer(*self._read(one)), work)
+            yield from self._ahead(lambda one: function(*self._read(one)), work)
+
+    def ask(self, session: Session, pixels: Pixels) -> Logits:
+        """One model's logits for a batch, timed; see `run`."""
+        with self.watch.timing(session.card.member, clock=time.perf_counter if self._on_gpu else time.thread_time):
+            return self._ask(session, pixels)
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ens")
@@ -125,11 +134,11 @@ class Pipeline:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, work: Work) -> tuple[Work, _Batch]:
+    def _read(self, work: Work) -> tuple[Work, Batch]:
         with self.watch.timing("decode"):
             return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})
 
-    def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> _Batch:
+    def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
         prepared: dict[Preprocess, list[Pixels]] = {preprocess: [] for preprocess in preprocesses}
         good: list[int] = []
         faults: dict[int, DataError] = {}
@@ -147,18 +156,16 @@ class Pipeline:
             for preprocess, images in prepared.items():
                 images.append(prepare_image(photo.pixels, preprocess, box))
         pixels = {preprocess: np.stack(images) for preprocess, images in prepared.items() if images}
-        return _Batch(tuple(good), pixels, faults, oddities)
+        return Batch(tuple(good), pixels, faults, oddities)
 
-    def _infer(self, work: Work, batch: _Batch) -> Answer:
+    def _infer(self, work: Work, batch: Batch) -> Answer:
         logits: dict[str, dict[str, Logits]] = {session.card.member: {} for session in work.sessions}
         for preprocess, pixels in batch.pixels.items():
             for view in self._views if batch.rows else ():
                 seen = view.apply(pixels)
                 for session in work.sessions:
                     if session.card.preprocess == preprocess:
-                        clock = time.perf_counter if self._on_gpu else time.thread_time
-                        with self.watch.timing(session.card.member, clock=clock):
-                            logits[session.card.member][view.name] = self._ask(session, seen)
+                        logits[session.card.member][view.name] = self.ask(session, seen)
         return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities)
 
     def _ask(self, session: Session, pixels: Pixels) -> Logits:
@@ -176,7 +183,9 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
+class Batch:
+    """Pixels ``(len(rows), H, W, 3)`` for each preprocessing, of the rows that could be read; else as `Answer`."""
+
     rows: tuple[int, ...]
     pixels: Mapping[Preprocess, Pixels]
     faults: Mapping[int, DataError]

@@ -39,7 +39,7 @@ from ensemble.tta import View
 PART_ROWS = 256
 ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-_BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -124,9 +124,9 @@ def predict(
     files.require_writable(folder)
     listing = list_images(images, ids, listener=recorder)
     read = _read_models(models, views)
-    found = _select_boxes(read, boxes, listing, recorder)
+    found = select_boxes(read, boxes, listing, recorder)
     where = choose_device(device, listener=recorder)
-    batch = batch or _BATCH[where.kind]
+    batch = batch or BATCH[where.kind]
     workers = workers or available_cores()
     pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
@@ -139,7 +139,7 @@ def predict(
                 )
             )
         faults = _compute(members, pipeline, listing, where, batch, recorder)
-        _write_errors(folder, listing, faults)
+        write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
         seconds = {
@@ -194,7 +194,7 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
     return read
 
 
-def _select_boxes(
+def select_boxes(
     models: Sequence[ModelFile], boxes: Boxes | None, listing: Listing, listener: Listener
 ) -> tuple[Box | None, ...] | None:
     """The face in each listed image, when a model wants it."""
@@ -341,7 +341,12 @@ def _write_part(member: _Member, index: int, answers: Sequence[Answer], listing:
     member.computed += len(rows)
 
 
-def _write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+def write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+    """Name the images that could not be read in ``errors.csv``; without any, there is no such file.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
     if not faults:
         files.remove(folder / ERRORS)
         return

@@ -25,3 +25,16 @@ def torch_extra(command: str) -> Iterator[None]:
         if err.name not in _NEEDS_TORCH:
             raise
         raise OptionError("E205", f"ens {command} needs {err.name}, which is not installed") from err
+
+
+@contextmanager
+def report_extra(command: str) -> Iterator[None]:
+    """Turn a missing matplotlib into an error that names the extra ``report``."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        if (err.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise OptionError(
+            "E205", f"ens {command} needs matplotlib, which is not installed", hint="pip install 'ens-onnx[report]'"
+        ) from err

@@ -1,0 +1,58 @@
+"""The command `ens report`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, json_option, report_extra
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("predictions", nargs=-1, required=True, type=PATH)
+@click.option("--recipe", type=PATH, help="The recipe of the blend: blend.json.  [default: equal weights]")
+@click.option("--truth", type=PATH, help="What is true of --oof, or else of PREDICTIONS: ImageID, ans and person.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions to score; may be repeated.")
+@click.option("--images", type=PATH, help="The folder of the test images, for pictures.")
+@click.option("-o", "output", type=PATH, required=True, help="The HTML file to write.")
+@json_option
+def report(
+    predictions: tuple[Path, ...],
+    recipe: Path | None,
+    truth: Path | None,
+    oof: tuple[Path, ...],
+    images: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write one page about a blend: what ran, how good it is and why, and where its members disagree.
+
+    Example: ens report runs/preds --recipe blend.json --truth train.csv --oof oof --images eval/images -o report.html
+    """
+    with report_extra("report"):
+        from ensemble.report_page import render_page, verdict_of
+    from ensemble.files import require_different, write_atomic
+    from ensemble.report import report as gather
+
+    require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
+    words = ["ens", "report", *map(str, predictions)]
+    for option, value in (("--recipe", recipe), ("--truth", truth), *(("--oof", path) for path in oof)):
+        words += [] if value is None else [option, str(value)]
+    words += ([] if images is None else ["--images", str(images)]) + ["-o", str(output)]
+    found = gather(
+        predictions,
+        recipe=recipe,
+        truth=truth,
+        oof=oof,
+        images=images,
+        commands=(shlex.join(words),),
+        listener=TERMINAL,
+    )
+    page = render_page(found).encode()
+    write_atomic(output, page)
+    verdict = verdict_of(found)
+    summary = {"path": str(output), "bytes": len(page), "verdict": verdict}
+    show(summary | {"absent": [one.section for one in found.absent]}, f"{verdict}\n{output}", as_json=as_json)

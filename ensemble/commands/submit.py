@@ -1,0 +1,102 @@
+"""The command `ens submit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.errors import OptionError
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("recipe_path", metavar="RECIPE", type=PATH)
+@click.option("--images", type=PATH, required=True, help="The folder of the images.")
+@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
+@click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
+@click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
+@click.option("--early-exit", help="exact, or the share of rows that must keep their answer, such as 0.999.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions for a share; may be repeated.")
+@click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
+@click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
+@click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
+@click.option(
+    "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
+)
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
+@json_option
+def submit(
+    recipe_path: Path,
+    images: Path,
+    models: tuple[Path, ...],
+    output: Path,
+    like: Path | None,
+    early_exit: str | None,
+    oof: tuple[Path, ...],
+    truth: Path | None,
+    budget: str | None,
+    device: str,
+    boxes: Path | None,
+    work: Path,
+    batch: int | None,
+    workers: int | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Apply a saved recipe from photographs to a submission; a run that was stopped goes on where it was.
+
+    With --early-exit exact, members that can no longer change an image's answer do not see it; the file is the same.
+
+    \b
+    Example: ens submit blend.json --images eval/images --models models --like eval/info.csv -o submission.csv
+    """
+    from ensemble.boxes import read_boxes
+    from ensemble.budget import parse_budget
+    from ensemble.files import require_different
+    from ensemble.members import read_members
+    from ensemble.recipe import read_recipe
+    from ensemble.submission import read_format
+    from ensemble.submit import EXACT, EarlyExit
+    from ensemble.submit import submit as run_submit
+
+    require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
+    share = None if early_exit in (None, EXACT) else _parse_share(str(early_exit))
+    if (share is not None) != bool(oof) or (truth is not None and not oof):
+        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
+    seconds = None if budget is None else parse_budget(budget)
+    recipe = read_recipe(recipe_path)
+    leaving = None
+    if early_exit is not None:
+        leaving = EarlyExit(share, read_members(oof, recipe.labels, kind=None), truth)
+    done = run_submit(
+        recipe,
+        images,
+        models,
+        output,
+        work=work,
+        like=None if like is None else read_format(like, listener=TERMINAL),
+        early_exit=leaving,
+        budget=seconds,
+        device=device,
+        batch=batch,
+        workers=workers,
+        boxes=None if boxes is None else read_boxes(boxes),
+        fresh=fresh,
+        listener=TERMINAL,
+    )
+    show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _parse_share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.5 <= share < 1:
+        raise OptionError("E204", f"--early-exit takes exact, or a share of 0.5 to below 1 such as 0.999, got {text!r}")
+    return share

@@ -1,0 +1,320 @@
+"""Submit: a saved recipe from photographs to a submission, with no more forward passes than the answers need."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble import files
+from ensemble.blend import blend
+from ensemble.boxes import Boxes
+from ensemble.budget import Fit, fit_to_budget
+from ensemble.calibrate import Calibration, calibrate
+from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
+from ensemble.columns import render_columns
+from ensemble.devices import Device, available_cores, choose_device
+from ensemble.early_exit import cells_of, in_order, keep_members, require_early_exit, used_part
+from ensemble.errors import DataError, ModelError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.listing import Listing, list_images
+from ensemble.model_file import ModelFile, find_models, read_model
+from ensemble.pipeline import Pipeline
+from ensemble.predict import BATCH, ERRORS, RUN, predict, select_boxes, write_errors
+from ensemble.predictions import Predictions, read_predictions
+from ensemble.recipe import Recipe
+from ensemble.submission import SubmissionFormat, write_submission
+from ensemble.tta import parse_views
+
+EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyExit:
+    """``share`` of rows that must keep the whole ensemble's answer; None: all, by proof.
+
+    A share needs out-of-fold predictions ``oof``, and takes the persons from ``truth`` where it is given.
+    """
+
+    share: float | None = None
+    oof: Sequence[Predictions] = ()
+    truth: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
+
+    ``cells`` are member, view, weight and the rows that saw it, in the order they ran.
+    """
+
+    path: Path
+    rows: int
+    device: str
+    early_exit: str | None
+    passes: int
+    whole: int
+    cells: tuple[tuple[str, str, float, int], ...]
+    seconds: float
+    calibration: Calibration | None = None
+    fit: Fit | None = None
+
+    @property
+    def saved(self) -> float:
+        """The share of forward passes that were not needed."""
+        return 1 - self.passes / self.whole
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {
+            "path": str(self.path),
+            "saved": self.saved,
+            "cells": [dict(zip(("member", "view", "weight", "rows"), cell, strict=True)) for cell in self.cells],
+            "calibration": None if self.calibration is None else self.calibration.as_dict(),
+            "fit": None if self.fit is None else self.fit.as_dict(),
+        }
+
+    def render(self) -> str:
+        """The cells with the rows they saw, what was saved and what was given up, for people."""
+        rows = [(member, view, f"{weight:.4f}", f"{seen:,}") for member, view, weight, seen in self.cells]
+        lines = [
+            f"{self.rows:,} images on {self.device}, {self.seconds:.1f} s",
+            f"{self.passes:,} of {self.whole:,} forward passes, {self.saved:.1%} saved",
+            render_columns(("member", "view", "weight", "rows"), rows).rstrip("\n"),
+        ]
+        if self.calibration is not None:
+            lines.append(self.calibration.render())
+        if self.fit is not None:
+            given_up = ", ".join(self.fit.left_out) or "nothing"
+            lines.append(f"budget {self.fit.budget:.0f} s, expected {self.fit.expected:.0f} s; given up: {given_up}")
+        return "\n".join([*lines, str(self.path)])
+
+
+def submit(
+    recipe: Recipe,
+    images: Path,
+    models: Sequence[Path],
+    output: Path,
+    *,
+    work: Path,
+    like: SubmissionFormat | None = None,
+    early_exit: EarlyExit | None = None,
+    budget: float | None = None,
+    device: str = "auto",
+    batch: int | None = None,
+    workers: int | None = None,
+    boxes: Boxes | None = None,
+    fresh: bool = False,
+    listener: Listener = SILENT,
+) -> Submitted:
+    """Predict what the recipe weighs, blend, decide and write the submission.
+
+    Without ``early_exit`` and ``budget`` the file is that of `predict` and `blend`, byte for byte; with an exact early
+    exit too. What is computed goes to ``work``, and a run that was stopped goes on from there. ``budget`` seconds leave
+    members out where this machine is too slow for all.
+
+    Raises:
+        OptionError: E207 when the recipe's answers cannot be known early.
+        DataError: E326 when images could not be read: all others are done, ``errors.csv`` names them, and no
+            submission is written; others as `predict`.
+        ModelError: E428 when two models have one name, E530 when the recipe's members have no models.
+        EnsError: as `predict`, `blend`, `calibrate` and `write_submission`.
+    """
+    began = time.monotonic()
+    recorder = Recorder(listener)
+    files.require_writable(work)
+    recipe = used_part(recipe)
+    if early_exit is not None:
+        require_early_exit(recipe, exact=early_exit.share is None)
+    found = find_members(recipe, models, recorder)
+    views = {view.name: view for view in parse_views(",".join(sorted({cell.view for cell in cells_of(recipe)})))}
+    for cell in cells_of(recipe):
+        views[cell.view].require_fits(found[cell.member].card.preprocess.size, member=cell.member)
+    listing = list_images(images, None if like is None else like.ids, listener=recorder)
+    where = choose_device(device, listener=recorder)
+    batch, workers = batch or BATCH[where.kind], workers or available_cores()
+    faces = select_boxes(list(found.values()), boxes, listing, recorder)
+    pipeline = Pipeline(listing, (), on_gpu=where.kind != "cpu", workers=workers, boxes=faces, listener=recorder)
+    fit = None
+    if budget is not None:
+        plan = Plan(recipe, cells_of(recipe), found, views)
+        fit = fit_to_budget(
+            plan,
+            listing,
+            work / "budget.json",
+            seconds=budget,
+            pipeline=pipeline,
+            device=where,
+            workers=workers,
+            fresh=fresh,
+            listener=recorder,
+        )
+        recipe = keep_members(recipe, set(fit.kept))
+        found = {name: found[name] for name in fit.kept}
+    calibration = None
+    if early_exit is None:
+        cells = cells_of(recipe)
+        plan = Plan(recipe, cells, found, views, boxes=boxes)
+        seen = [len(listing)] * len(cells)
+        members = _predict_all(
+            plan,
+            listing,
+            images,
+            work / "preds",
+            device=where,
+            batch=batch,
+            workers=workers,
+            fresh=fresh,
+            listener=recorder,
+        )
+        classes = blend(members, recipe, ids=listing.ids, listener=recorder).classes
+    else:
+        # what one look costs, near enough and the same everywhere: the order must not depend on a clock
+        cost = {name: float(len(m.data) * np.prod(m.card.preprocess.size)) for name, m in found.items()}
+        cells = in_order(cells_of(recipe), cost, whole_groups=early_exit.share is not None)
+        if early_exit.share is not None:
+            calibration = calibrate(
+                recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
+            )
+        plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
+        chunks, faults = run_chunks(
+            plan,
+            listing,
+            work / "early",
+            pipeline=pipeline,
+            device=where,
+            batch=batch,
+            fresh=fresh,
+            listener=recorder,
+        )
+        write_errors(work, listing, faults)
+        if faults:
+            raise _unread(faults, len(listing), work)
+        classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
+    write_submission(output, listing.ids, classes, like=like, listener=recorder)
+    share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
+    done = Submitted(
+        output,
+        len(listing),
+        str(where),
+        share,
+        sum(seen),
+        len(listing) * len(cells),
+        tuple((cell.member, cell.view, cell.weight, rows) for cell, rows in zip(cells, seen, strict=True)),
+        time.monotonic() - began,
+        calibration,
+        fit,
+    )
+    record = done.as_dict() | {
+        "models": {name: {"path": str(m.path), "sha256": m.sha256} for name, m in found.items()},
+        "notices": [notice.as_dict() for notice in recorder.notices],
+    }
+    files.write_atomic(work / RUN, json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
+    return done
+
+
+def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SILENT) -> dict[str, ModelFile]:
+    """The model of each of the recipe's members, among files and folders of models.
+
+    Raises:
+        FileError, ModelError: see `read_model`; E428 when two models have one name, E530 when members have none.
+        PredictionError: E501 when a model has other classes than the recipe.
+    """
+    found: dict[str, ModelFile] = {}
+    for path in find_models(models):
+        model = read_model(path)
+        other = found.setdefault(model.card.member, model)
+        if other is not model:
+            raise ModelError("E428", f"{other.path}, {path} are both called {model.card.member!r}")
+    missing, extra = sorted(recipe.inputs.keys() - found.keys()), sorted(found.keys() - recipe.inputs.keys())
+    if missing:
+        raise ModelError(
+            "E530",
+            f"{len(missing)} of the recipe's {len(recipe.inputs)} members have no model: {enumerate_some(missing)}",
+        )
+    if extra:
+        listener.notice(Notice("I531", f"{len(extra)} models are not weighed by the recipe: {enumerate_some(extra)}"))
+    for name in recipe.inputs:
+        recipe.labels.permutation(found[name].card.labels, owner=name)
+    return {name: found[name] for name in recipe.inputs}
+
+
+def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
+    """The class of each row of the chunks, in their order: the early answers, and `blend` for the rows still open.
+
+    Rows that left early take part in the blend with zeros, so that each other row stands where it would stand in a
+    blend of all: a vectorised exp() may round a row by its place.
+    """
+    ids = tuple(name for chunk in chunks for name in chunk.ids)
+    classes = np.concatenate([chunk.classes for chunk in chunks])
+    left = np.flatnonzero(classes == OPEN)
+    logits = np.concatenate([chunk.logits for chunk in chunks])
+    by_member: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for k, cell in enumerate(plan.cells):
+        values = np.zeros((len(ids), logits.shape[2]), dtype=np.float32)
+        values[left] = logits[:, k]
+        by_member.setdefault(cell.member, {})[cell.view] = values
+    members = [
+        Predictions(name, cell.group, None, plan.models[name].card.labels, ids, by_member[name], sha256="")
+        for name, cell in {cell.member: cell for cell in plan.cells}.items()
+    ]
+    # silent: among so many zeros, what is said about odd members would be wrong
+    classes[left] = blend(members, plan.recipe, ids=ids).classes[left]
+    return classes
+
+
+def _predict_all(
+    plan: Plan,
+    listing: Listing,
+    images: Path,
+    folder: Path,
+    *,
+    device: Device,
+    batch: int,
+    workers: int,
+    fresh: bool,
+    listener: Listener,
+) -> list[Predictions]:
+    """The predictions of every member, those with the same views over one decode."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for group in plan.recipe.groups.values():
+        together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
+    fault: DataError | None = None
+    for wanted, names in together.items():
+        cropped = any(plan.models[name].card.preprocess.face is not None for name in names)
+        try:
+            predict(
+                [plan.models[name].path for name in names],
+                images,
+                folder,
+                views=[view for name, view in plan.views.items() if name in wanted],
+                ids=listing.ids,
+                device=str(device),
+                batch=batch,
+                workers=workers,
+                boxes=plan.boxes if cropped else None,
+                fresh=fresh,
+                listener=listener,
+            )
+        except DataError as err:
+            if err.code != "E326":
+                raise
+            fault = err
+    if fault is not None:
+        raise fault
+    return [read_predictions(folder / name) for name in plan.models]
+
+
+def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataError:
+    return DataError(
+        "E326",
+        f"{len(faults):,} of {images:,} images could not be read; the chunks without them are done and kept",
+        path=work / ERRORS,
+        details=tuple(str(fault) for fault in faults.values()),
+    )

@@ -1,0 +1,135 @@
+"""Calibrated early exit: at least the share that was asked for keeps its answer, on rows that were not seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.blend import blend
+from ensemble.calibrate import Course, calibrate, choose_stops, replay
+from ensemble.early_exit import Running, cells_of, in_order
+from ensemble.errors import DataError, PredictionError
+from ensemble.events import Recorder
+from ensemble.labels import LabelSpace
+from ensemble.pool import parse_pool
+from ensemble.predictions import Predictions
+from ensemble.recipe import Group, Recipe
+from tests.members import make_member
+
+C = 5
+
+
+def draw_members(seed: int, rows: int) -> list[Predictions]:
+    """Three groups that mostly agree; the rows of two seeds are of one kind."""
+    rng = np.random.default_rng(seed)
+    truth = 6 * np.eye(C)[rng.integers(C, size=rows)] * rng.uniform(0, 1.5, (rows, 1))
+    return [
+        make_member(name, {"identity": truth + rng.normal(size=(rows, C)), "hflip": truth + rng.normal(size=(rows, C))})
+        for name in "abc"
+    ]
+
+
+def make(pool: str = "linear") -> Recipe:
+    """A recipe of three groups and two views."""
+    return Recipe(
+        pool=parse_pool(pool),
+        views={"identity": 2.0, "hflip": 1.0},
+        groups={name: Group(weight, {name: ""}) for name, weight in zip("abc", (3.0, 2.0, 1.0), strict=True)},
+        labels=LabelSpace.flat(C),
+    )
+
+
+@pytest.mark.parametrize("pool", ["linear", "logit"])
+def test_other_rows_keep_their_answers_as_often_as_asked(pool: str) -> None:
+    """Thresholds from 2,000 rows: of 4,000 new ones at least 99 % have the answer of `blend`, with passes saved."""
+    recipe = make(pool)
+    cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
+    heard = Recorder()
+    found = calibrate(recipe, cells, draw_members(0, 2000), 0.99, listener=heard)
+    assert (found.certified, heard.notices) == (True, [])
+    assert found.kept >= 0.99
+    new = {member.member: member for member in draw_members(1, 4000)}
+    expected = blend(list(new.values()), recipe, ids=new["a"].ids).classes
+    running, left, passes = Running(recipe, cells, 4000), np.arange(4000), 0
+    answers = np.full(4000, -1)
+    for cell in cells:
+        running.add(new[cell.member].logits[cell.view][left])
+        passes += len(left)
+        leads, now = running.leaders()
+        gone = leads >= found.stops.get(running.seen, 0.0)
+        answers[left[gone]] = now[gone]
+        left = left[~gone]
+        running.keep(~gone)
+    assert (answers == expected).mean() >= 0.99
+    assert 0.2 < 1 - passes / (4000 * len(cells)) == pytest.approx(found.saved, abs=0.1)  # halves may change fewer rows
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 5])
+def test_no_more_rows_change_than_are_allowed(allowed: int) -> None:
+    """On the rows it was chosen on, the thresholds change at most that many, and lower ones would change more."""
+    rng = np.random.default_rng(allowed)
+    answers = np.where(rng.uniform(size=(4, 300)) < 0.2, 1, 0)
+    answers[-1] = 0
+    course = Course((1, 2, 3, 4), np.array([3.0, 1.0, 1 / 3]), rng.uniform(size=(4, 300)), answers)
+    stops = choose_stops(course, allowed)
+    kept, passes = replay(course, stops)
+    assert (~kept).sum() <= allowed
+    # every row by itself, in the plainest way
+    for row in range(300):
+        end, answer = next(
+            (k, answers[k - 1, row]) for k in (1, 2, 3, 4) if k == 4 or course.leads[k - 1, row] >= stops[k]
+        )
+        assert (kept[row], passes[row]) == (answer == 0, end)
+    needed = [max([course.leads[k, i] / course.scale[k] for k in range(3) if answers[k, i]] or [0]) for i in range(300)]
+    assert sum(need >= stops[2] for need in needed) == allowed
+
+
+def test_too_few_rows_certify_nothing_and_that_is_said() -> None:
+    """By the rule of three, 100 rows bound the rate of changes by 3 % at best."""
+    recipe = make()
+    cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
+    heard = Recorder()
+    assert not calibrate(recipe, cells, draw_members(0, 100), 0.999, listener=heard).certified
+    assert [(n.code, "97.000%" in n.message) for n in heard.notices] == [("W533", True)]
+    assert calibrate(recipe, cells, draw_members(0, 100), 0.97).certified
+
+
+def test_out_of_fold_predictions_must_be_of_the_recipes_groups_and_views(tmp_path: Path) -> None:
+    """E517 for a missing group, E516 for a missing view, E330 for a truth of other images."""
+    recipe = make()
+    cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
+    members = draw_members(0, 30)
+    with pytest.raises(PredictionError, match="out-of-fold predictions of c") as caught:
+        calibrate(recipe, cells, members[:2], 0.9)
+    assert caught.value.code == "E517"
+    bare = [replace(member, logits={"identity": member.logits["identity"]}) for member in members]
+    with pytest.raises(PredictionError, match="hflip") as caught:
+        calibrate(recipe, cells, bare, 0.9)
+    assert caught.value.code == "E516"
+    (tmp_path / "truth.csv").write_text("ImageID,ans,person\n000.jpg,1,x\n")
+    with pytest.raises(DataError) as fault:
+        calibrate(recipe, cells, members, 0.9, truth=tmp_path / "truth.csv")
+    assert fault.value.code == "E330"
+
+
+def test_the_halves_share_no_person(tmp_path: Path) -> None:
+    """Where each person's rows are copies, halves by person leave other figures than halves by row."""
+    recipe = make()
+    cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
+    members = [
+        replace(
+            member,
+            ids=tuple(f"{i:04d}.jpg" for i in range(600)),
+            logits={view: np.repeat(values, 20, axis=0) for view, values in member.logits.items()},
+        )
+        for member in draw_members(3, 30)
+    ]
+    lines = [f"{i:04d}.jpg,0,{i // 20}" for i in range(600)]
+    (tmp_path / "truth.csv").write_text("\n".join(["ImageID,ans,person", *lines]) + "\n")
+    by_row = calibrate(recipe, cells, members, 0.99)
+    by_person = calibrate(recipe, cells, members, 0.99, truth=tmp_path / "truth.csv")
+    assert by_row.stops == by_person.stops
+    assert by_row.kept > by_person.kept
