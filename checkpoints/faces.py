@@ -290,12 +290,17 @@ def _detect(network: Any, pixels: Pixels) -> list[Floats]:
         # planes in memory, still (N, H, W, 3) to look at: pooling them is a fifth faster, the answers are the same
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         boxes, probabilities = network.detect(planes.permute(0, 2, 3, 1))
-    except torch.OutOfMemoryError as err:
-        if len(pixels) == 1:
-            raise DeviceError("E602", f"the GPU's memory is too small for an image of {pixels.shape[1:3]} px") from err
-        return [faces for half in np.array_split(pixels, 2) for faces in _detect(network, half)]
-    except (RuntimeError, IndexError, ValueError):
-        # where every candidate lies outside the image MTCNN joins an empty list, and where some do it miscounts
+    except (RuntimeError, IndexError, ValueError) as err:
+        halves = np.array_split(pixels, 2)
+        if isinstance(err, torch.OutOfMemoryError) or "allocate memory" in str(err):
+            if len(pixels) == 1:
+                message = f"the memory is too small for an image of {pixels.shape[1]}x{pixels.shape[2]} px"
+                raise DeviceError("E602", message) from err
+            return [faces for half in halves for faces in _detect(network, half)]
+        # where every candidate lies outside the image MTCNN joins an empty list, and where some do it miscounts;
+        # any other error, such as a device's, must not be taken for an image without a face
+        if not isinstance(err, IndexError) and "non-empty list" not in str(err):
+            raise
         if len(pixels) > 1:
             return [faces for one in pixels for faces in _detect(network, one[None])]
         return [np.empty((0, 5), np.float32)]

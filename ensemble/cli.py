@@ -11,6 +11,7 @@ import click
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
+from ensemble.commands.data import data
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
@@ -43,6 +44,7 @@ def ens(debug: bool) -> None:
 
 for _command in (
     demo,
+    data,
     crop,
     export,
     predict,

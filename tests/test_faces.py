@@ -109,6 +109,33 @@ def test_fault_33_the_second_pass_takes_only_images_without_a_face(
     assert (kept["dark.png"].box, kept["dark.png"].found_by, kept["dark.png"].faces) == (None, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+        (ValueError("all the input arrays must have the same number of dimensions"), ValueError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), DeviceError),
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceError),
+    ],
+)
+def test_a_device_that_fails_is_no_image_without_a_face(
+    fault: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A device's error or too little memory stops the search; no row says that there is no face."""
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("checkpoints.faces.MTCNN.detect", fail)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / "images" / f"{name}.png")
+    with pytest.raises(raised) as caught:
+        find_faces(tmp_path / "images", tmp_path / "boxes.parquet", device="cpu", workers=1)
+    assert getattr(caught.value, "code", "E602") == "E602"
+    assert not (tmp_path / "boxes.parquet").exists()
+
+
 def test_large_photographs_are_searched_smaller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Boxes are px of the whole image, and the smallest face is a share of the image, whatever the net saw."""
     seen: list[Any] = []

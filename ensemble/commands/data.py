@@ -1,0 +1,70 @@
+"""The command `ens data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("train_dir", type=PATH)
+@click.option(
+    "-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Where to put the table."
+)
+@click.option("--html", type=PATH, help="Also write a page with pictures of every class.")
+@click.option("--fixes", multiple=True, help="A CSV of label fixes (id,field,value,source), or contest; repeatable.")
+@click.option("--without", multiple=True, help="Leave out the fixes of this source; repeatable.")
+@click.option(
+    "--age-cut",
+    type=click.Choice(["58", "59", "60"]),
+    default="60",
+    show_default=True,
+    help="From which age on people are trained as 60 and over; scores keep the true border.",
+)
+@click.option("--labels", help="The order of the classes: mask18, a number, or a JSON file.  [default: sorted names]")
+@click.option("--boxes", type=PATH, help="The face boxes of ens crop: also show how many of each class have a face.")
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@json_option
+def data(
+    train_dir: Path,
+    path: Path,
+    html: Path | None,
+    fixes: tuple[str, ...],
+    without: tuple[str, ...],
+    age_cut: str,
+    labels: str | None,
+    boxes: Path | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Check and describe training data: the mask contest's folder, one folder a class, or a CSV of path,label.
+
+    Example: ens data train --fixes contest --html data.html
+    """
+    with torch_extra("data"):
+        from checkpoints.dataset import read_dataset
+        from checkpoints.gallery import write_gallery
+        from checkpoints.inventory import describe_data, look, write_rows
+    from ensemble.boxes import read_boxes
+    from ensemble.labels import parse_labels
+
+    found = read_dataset(
+        train_dir,
+        fixes=fixes,
+        without=without,
+        age_cut=int(age_cut),
+        labels=None if labels is None else parse_labels(labels),
+        listener=TERMINAL,
+    )
+    faces = None if boxes is None else read_boxes(boxes)
+    looked = look(found.rows, workers=workers, listener=TERMINAL)
+    description = describe_data(found, looked, boxes=faces)
+    written = [write_rows(path, found, looked)]
+    if html is not None:
+        written.append(write_gallery(html, found, description))
+    value = description.as_dict() | {"written": [str(file) for file in written]}
+    show(value, "\n".join([description.render(), *map(str, written)]), as_json=as_json)
