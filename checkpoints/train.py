@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import timm
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from checkpoints.architectures import resolve_architecture
+from checkpoints.augment import Policy, Simple, cutmix, image_seed, parse_policy
 from checkpoints.contest import Row
 from checkpoints.folds import Folds
+from checkpoints.losses import Loss, class_weights, parse_loss
 from checkpoints.open import save_checkpoint
+from checkpoints.optimise import Optimizer, Schedule, make_optimizer, make_schedule
+from checkpoints.photos import load_photos
+from checkpoints.start import freeze, start_model
 from ensemble.card import ModelCard, Preprocess
-from ensemble.codes import CODES
-from ensemble.errors import DeviceError, ModelError, enumerate_some
-from ensemble.events import SILENT, Listener, Notice
-from ensemble.images import read_photo, resize_image
+from ensemble.errors import DeviceError, ModelError, OptionError
+from ensemble.events import SILENT, Listener
+from ensemble.images import Pixels
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.metrics import confusion_matrix, macro_f1
 
@@ -30,7 +37,15 @@ _EVALUATED_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a member is trained: ``learning_rate`` is the highest one; ``mean`` and ``std`` are those of RGB in 0..1."""
+    """How a member is trained: ``learning_rate`` is the highest one; ``mean`` and ``std`` are those of RGB in 0..1.
+
+    ``freeze`` counts the layer groups that stay as they are, ``ema`` is the share of the averaged weights kept at a
+    step (None: no averaging), ``patience`` the epochs without a better score before it stops (None: never),
+    ``warm_up`` a share of all steps, and ``cutmix`` what `checkpoints.augment.cutmix` pastes.
+
+    Raises:
+        OptionError: E204 when a number is out of range.
+    """
 
     arch: str
     preprocess: Preprocess
@@ -42,6 +57,28 @@ class Settings:
     labels: LabelSpace = MASK18
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    loss: str = "ce"
+    gamma: float = 2.0
+    class_weights: str = "isns"
+    augment: str = "light"
+    cutmix: Literal["none", "plain", "half"] = "none"
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "onecycle"
+    warm_up: float = 0.15
+    layer_decay: float | None = None
+    ema: float | None = None
+    clip: float | None = None
+    freeze: int = 0
+    patience: int | None = None
+    bf16: bool = False
+    init: Path | None = None
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
+            raise OptionError("E204", "epochs, batch and learning rate must be above 0, warm-up between 0 and 1")
+        if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
+            raise OptionError("E204", f"ema and layer decay lie between 0 and 1, got {self.ema} and {self.layer_decay}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +94,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Images:
-    """``pixels`` is ``(N, H, W, 3)`` uint8, ``labels`` ``(N,)`` int64, on the device that trains."""
+    """``pixels`` is ``(N, H, W, 3)`` uint8, ``labels`` ``(N,)`` int64."""
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
+    pixels: Pixels
+    labels: NDArray[np.int64]
 
-    def __getitem__(self, chosen: torch.Tensor) -> _Images:
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> _Images:
         return _Images(self.pixels[chosen], self.labels[chosen])
 
 
@@ -82,33 +119,42 @@ def train(
     settings: Settings,
     seed: int,
     out: Path,
+    pixels: Pixels | None = None,
     device: str = "cpu",
     listener: Listener = SILENT,
 ) -> Trained:
-    """Train from random weights on everyone but the people of ``fold``, and write ``out/fold<k>.safetensors``.
+    """Train on everyone but the people of ``fold``, and write ``out/fold<k>.safetensors``.
 
-    Every image is decoded once and stays in memory at the model's size: H * W * 3 bytes each, 12 kB at 64 px. On the
-    CPU the same rows, settings, seed and number of torch's threads give the same bytes.
+    ``pixels`` is what `load_photos` gave for the rows, where it is there already. On the CPU the same rows, settings,
+    seed and number of torch's threads give the same bytes.
 
     Raises:
-        DataError: the codes of `ensemble.images.read_photo`, when an image cannot be read.
+        DataError: the codes of `ensemble.images.read_photo`, when images cannot be read.
         DeviceError: E601 when a GPU was asked for and torch has none.
-        ModelError: E440 when the loss is no longer a number.
-        OptionError: E204 when timm does not know the architecture.
+        ModelError: E440 when the loss is no longer a number; those of `start_model`.
+        OptionError: E204 when timm does not know the architecture, or a setting is not understood.
     """
     start = time.perf_counter()
     arch = resolve_architecture(settings.arch)
     if device != "cpu" and not torch.cuda.is_available():
         raise DeviceError("E601", f"{device} was asked for, but torch {torch.__version__} has no GPU here")
-    held_out = torch.from_numpy(folds.holdout(rows, fold))
-    images = _load(rows, settings.preprocess, device, listener)
+    if pixels is None:
+        pixels = load_photos(rows, settings.preprocess, listener=listener)
+    held_out = folds.holdout(rows, fold)
+    images = _Images(pixels, np.array([row.label for row in rows], dtype=np.int64))
     name = f"{member}_f{fold}"
     # the caller's random numbers stay as they are
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
         torch.manual_seed(seed)
-        model = timm.create_model(arch, pretrained=False, num_classes=len(settings.labels)).to(device)
-        best = _fit(model, images[~held_out], images[held_out], settings, name, listener)
-    held_out_ids = sorted(row.id for row, held in zip(rows, held_out.tolist(), strict=True) if held)
+        model = start_model(
+            arch,
+            classes=len(settings.labels),
+            init=settings.init,
+            pretrained=settings.pretrained,
+            listener=listener,
+        )
+        best = _fit(model.to(device), images[~held_out], images[held_out], settings, name, seed=seed, listener=listener)
+    held_out_ids = sorted(row.id for row, held in zip(rows, held_out, strict=True) if held)
     card = ModelCard(
         member=name,
         group=member,
@@ -125,82 +171,139 @@ def train(
     return Trained(path, card, best.macro_f1, best.number, time.perf_counter() - start)
 
 
-def _load(rows: Sequence[Row], preprocess: Preprocess, device: str, listener: Listener) -> _Images:
-    pixels = np.empty((len(rows), *preprocess.size, 3), dtype=np.uint8)
-    oddities: dict[str, list[str]] = {}
-    for i, row in enumerate(rows):
-        photo = read_photo(row.path)
-        pixels[i] = resize_image(photo.pixels, preprocess)
-        for code in photo.notices:
-            oddities.setdefault(code, []).append(row.id)
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
-    labels = torch.tensor([row.label for row in rows])
-    return _Images(torch.from_numpy(pixels).to(device), labels.to(device))
-
-
 def _fit(
-    model: torch.nn.Module, seen: _Images, held_out: _Images, settings: Settings, name: str, listener: Listener
+    model: torch.nn.Module,
+    seen: _Images,
+    held_out: _Images,
+    settings: Settings,
+    name: str,
+    *,
+    seed: int,
+    listener: Listener,
 ) -> _Epoch:
     """The epoch with the highest macro F1 on the held-out images, the later one of equals."""
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    device = next(model.parameters()).device
+    frozen = freeze(model, settings.freeze)
+    optimizer = make_optimizer(
+        model,
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay,
+    )
     # a last batch of few images would spoil the batch statistics, so it waits for the next epoch's order
     steps = max(1, len(seen.labels) // settings.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(  # warm-up, then a cosine
-        optimizer, settings.learning_rate, total_steps=steps * settings.epochs, pct_start=0.15, cycle_momentum=False
+    schedule = make_schedule(optimizer, settings.schedule, steps=steps * settings.epochs, warm_up=settings.warm_up)
+    weights = class_weights(
+        settings.class_weights, torch.from_numpy(np.bincount(seen.labels, minlength=len(settings.labels)))
     )
-    weights = _class_weights(seen.labels, len(settings.labels))
+    loss_of = parse_loss(
+        settings.loss, weights=weights.to(device), gamma=settings.gamma, smoothing=settings.label_smoothing
+    )
+    averaged = copy.deepcopy(model) if settings.ema is not None else None
+    policy = parse_policy(settings.augment)
     best: _Epoch | None = None
     for number in range(1, settings.epochs + 1):
         model.train()
-        order = torch.randperm(len(seen.labels), device=seen.labels.device)[: steps * settings.batch]
-        for chosen in order.view(steps, -1):
-            batch = seen[chosen]
-            logits = model(_normalise(_augment(batch.pixels), settings))
-            loss = functional.cross_entropy(logits, batch.labels, weights, label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
+        for module in frozen:
+            module.eval()
+        generator = torch.Generator().manual_seed(image_seed(seed, number, 0))
+        order = torch.randperm(len(seen.labels), generator=generator)[: steps * settings.batch].view(steps, -1)
+        for pixels, labels in _batches(seen, order.numpy(), policy, seed=seed, epoch=number):
+            images = _normalise(torch.from_numpy(pixels).to(device), settings)
+            targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
+            if settings.cutmix != "none":
+                images, targets = cutmix(images, targets, half=settings.cutmix == "half", generator=generator)
+            loss = _step(model, images, targets, loss_of, optimizer, settings)
             schedule.step()
+            if averaged is not None and settings.ema is not None:
+                _average(averaged, model, settings.ema)
         if not bool(torch.isfinite(loss)):
             raise ModelError("E440", f"{name}: the loss of epoch {number} is {loss.item()}")
-        score = _score(model, held_out, settings)
+        scored = model if averaged is None else averaged
+        score = _score(scored, held_out, settings)
         if best is None or score >= best.macro_f1:
-            best = _Epoch(number, score, {key: value.clone() for key, value in model.state_dict().items()})
+            best = _Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
         listener.progress(f"train {name}", number, settings.epochs)
+        if settings.patience is not None and number - best.number >= settings.patience:
+            listener.progress(f"train {name}", settings.epochs, settings.epochs)
+            break
     assert best is not None, "a member is trained for one epoch or more"
     return best
 
 
-def _augment(pixels: torch.Tensor) -> torch.Tensor:
-    """Float RGB in 0..1 of ``(B, H, W, 3)`` uint8, half of it mirrored, each image in another light."""
-    size, device = len(pixels), pixels.device
-    mirrored = torch.rand(size, 1, 1, 1, device=device) < 0.5
-    images = torch.where(mirrored, pixels.flip(2), pixels) / 255
-    brightness = 1 + 0.2 * (2 * torch.rand(size, 1, 1, 1, device=device) - 1)
-    cast = 1 + 0.05 * (2 * torch.rand(size, 1, 1, 3, device=device) - 1)
-    return (images * brightness * cast).clamp(0, 1)
+def _step(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    loss_of: Loss,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+) -> torch.Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.bf16):
+        logits = model(images)
+    loss = loss_of(logits, targets)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    if settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    return loss.detach()
 
 
-def _normalise(images: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """``(B, H, W, 3)`` in 0..1 to what the model takes, ``(B, 3, H, W)``."""
+@torch.no_grad()
+def _average(averaged: torch.nn.Module, model: torch.nn.Module, kept: float) -> None:
+    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992)."""
+    for old, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - kept)
+        else:
+            old.copy_(new)
+
+
+def _batches(
+    seen: _Images, order: NDArray[np.int64], policy: Policy | Simple | None, *, seed: int, epoch: int
+) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
+    """The batches of one epoch; the next one is made while the model works on this one."""
+
+    def make(chosen: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
+        pixels = seen.pixels[chosen]
+        if policy is not None:
+            for row, image in enumerate(chosen.tolist()):
+                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1))
+        return pixels, seen.labels[chosen]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, order[0])
+        for chosen in order[1:]:
+            ready, ahead = ahead, pool.submit(make, chosen)
+            yield ready.result()
+        yield ahead.result()
+
+
+def _normalise(pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """``(B, H, W, 3)`` uint8 to what the model takes, ``(B, 3, H, W)``."""
+    images = pixels / 255
     mean, std = images.new_tensor(settings.mean), images.new_tensor(settings.std)
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
-def _class_weights(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Inverse square roots of the class counts: between no weights and full balance."""
-    counts = labels.bincount(minlength=classes).clamp(min=1)
-    return counts.float().rsqrt() / counts.float().rsqrt().mean()
-
-
 @torch.no_grad()
-def _score(model: torch.nn.Module, images: _Images, settings: Settings) -> float:
+def predict_pixels(
+    model: torch.nn.Module, pixels: Pixels, settings: Settings, *, view: Callable[[Pixels], Pixels] = np.asarray
+) -> NDArray[np.float32]:
+    """The logits ``(N, C)`` of ``(N, H, W, 3)`` images, in float32, as a model in eval mode gives them."""
     model.eval()
+    device = next(model.parameters()).device
     answers = [
-        model(_normalise(pixels / 255, settings)).argmax(dim=1)
-        for pixels in torch.split(images.pixels, _EVALUATED_AT_ONCE)
+        model(_normalise(torch.from_numpy(np.ascontiguousarray(view(batch))).to(device), settings)).cpu()
+        for batch in np.split(pixels, range(_EVALUATED_AT_ONCE, len(pixels), _EVALUATED_AT_ONCE))
     ]
-    truth, answered = images.labels.cpu().numpy(), torch.cat(answers).cpu().numpy()
-    return float(macro_f1(confusion_matrix(truth, answered, classes=len(settings.labels))))
+    found: NDArray[np.float32] = torch.cat(answers).numpy()
+    return found
+
+
+def _score(model: torch.nn.Module, images: _Images, settings: Settings) -> float:
+    answered = predict_pixels(model, images.pixels, settings).argmax(axis=1)
+    return float(macro_f1(confusion_matrix(images.labels, answered, classes=len(settings.labels))))

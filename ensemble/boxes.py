@@ -3,6 +3,7 @@
 id, left, top, right, bottom: px of the upright image; null where the image was looked at and has no face
 probability, faces, found_by: of the chosen face; how many there were; the pass that found it, ``first`` or ``second``
 width, height: of the upright image, px
+bytes: of its file
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _SCHEMA = pa.schema(
         pa.field("found_by", pa.string()),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
     ]
 )
 
@@ -62,6 +64,7 @@ class Face:
     found_by: FoundBy | None
     width: int
     height: int
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
         side: [None if face.box is None else getattr(face.box, side) for face in rows]
         for side in ("left", "top", "right", "bottom")
     }
-    for name in ("id", "probability", "faces", "found_by", "width", "height"):
+    for name in ("id", "probability", "faces", "found_by", "width", "height", "bytes"):
         columns[name] = [getattr(face, name) for face in rows]
     schema = _SCHEMA.with_metadata({_ORIGIN_KEY: origin.encode()})
     sink = pa.BufferOutputStream()
@@ -164,4 +167,5 @@ def _face(row: Mapping[str, Any]) -> Face:
         row.get("found_by"),
         row.get("width", 0),
         row.get("height", 0),
+        row.get("bytes", 0),
     )

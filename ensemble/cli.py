@@ -10,12 +10,14 @@ import click
 
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
+from ensemble.commands.crop import crop
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
+from ensemble.commands.train import train
 
 
 class _Ordered(click.Group):
@@ -40,6 +42,8 @@ def ens(debug: bool) -> None:
 
 for _command in (
     demo,
+    crop,
+    train,
     export,
     predict,
     blend,

@@ -31,7 +31,7 @@ def test_boxes_come_back_as_they_were_written(tmp_path: Path) -> None:
     path = write_boxes(tmp_path / "boxes.parquet", FACES, origin="how")
     assert read_faces(path) == (tuple(sorted(FACES, key=lambda face: face.id)), "how")
     assert read_boxes(path) == Boxes({"a.jpg": BOX, "b.jpg": None})
-    columns = ["id", "left", "top", "right", "bottom", "probability", "faces", "found_by", "width", "height"]
+    columns = ["id", "left", "top", "right", "bottom", "probability", "faces", "found_by", "width", "height", "bytes"]
     assert pq.read_table(path).column_names == columns
 
 

@@ -1,0 +1,67 @@
+"""The command `ens crop`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("images", type=PATH)
+@click.option(
+    "-o", "path", type=PATH, default=Path(ROOT, "boxes.parquet"), show_default=True, help="Where to put the boxes."
+)
+@click.option(
+    "--min-face",
+    type=float,
+    default=0.15,
+    show_default=True,
+    help="The smallest face, as a share of the image's shorter side; smaller is slower.",
+)
+@click.option(
+    "--thresholds",
+    default="0.5,0.6,0.6",
+    show_default=True,
+    help="How certain MTCNN's three nets must be; its own 0.6,0.7,0.7 miss many faces behind a mask.",
+)
+@click.option(
+    "--second",
+    default="0.4,0.5,0.5",
+    show_default=True,
+    help="The thresholds of another pass over the images without a face, or none.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>; never replaced.")
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--fresh", is_flag=True, help="Throw away what an earlier run found.")
+@json_option
+def crop(
+    images: Path,
+    path: Path,
+    min_face: float,
+    thresholds: str,
+    second: str,
+    device: str,
+    workers: int | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Find the face in every image; images are never rewritten, training and prediction cut them while decoding.
+
+    Example: ens crop eval/images -o eval-boxes.parquet
+    """
+    from ensemble.card import parse_triple
+
+    with torch_extra("crop"):
+        from checkpoints.faces import Search, find_faces
+
+    search = Search(
+        min_face,
+        parse_triple(thresholds, "--thresholds"),
+        None if second == "none" else parse_triple(second, "--second"),
+    )
+    done = find_faces(images, path, search=search, device=device, workers=workers, fresh=fresh, listener=TERMINAL)
+    show(done.as_dict(), done.render(), as_json=as_json)
