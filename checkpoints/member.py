@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,12 +17,13 @@ from checkpoints.contest import Row
 from checkpoints.folds import Folds
 from checkpoints.open import build_model, open_checkpoint
 from checkpoints.photos import load_photos
-from checkpoints.train import Settings, Trained, predict_pixels, train
+from checkpoints.train import Settings, Trained, fold_name, predict_pixels, train
 from ensemble.card import validate_member
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, sha256_file, write_atomic
 from ensemble.images import Pixels
+from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, read_predictions, write_complete, write_part
 from ensemble.tta import parse_views
 
@@ -55,10 +58,10 @@ def train_member(
     device: str = "cpu",
     listener: Listener = SILENT,
 ) -> TrainedMember:
-    """Train ``out/<member>/fold<k>.safetensors`` for each fold, and write the predictions ``out/<member>/oof``.
+    """Train ``out/<member>/fold<k>.safetensors`` for each fold, and write the predictions ``out/<member>/oof/*``.
 
-    Folds that are finished are kept. Each part of ``oof`` is one fold's answers, in the views identity and hflip, about
-    the people that it held out.
+    Folds that are finished are kept. Each folder in ``oof`` has one fold's answers, in the views identity and hflip,
+    about the people that it held out; ``truth.csv`` has the classes.
 
     Raises:
         EnsError: as `train` does.
@@ -69,9 +72,10 @@ def train_member(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with locked(folder):
         origin = _origin(rows, folds, settings, seed)
-        _same_settings(folder, origin, folds.count, fresh=fresh)
+        _same_settings(folder, member, origin, folds.count, fresh=fresh)
+        _write_truth(folder / "truth.csv", rows)
         wanted = range(folds.count) if only_fold is None else (only_fold,)
-        kept = tuple(fold for fold in wanted if _is_finished(folder, fold, origin))
+        kept = tuple(fold for fold in wanted if _is_finished(folder, member, fold, origin))
         todo = [fold for fold in wanted if fold not in kept]
         pixels = load_photos(rows, settings.preprocess, listener=listener) if todo else None
         trained = []
@@ -89,13 +93,16 @@ def train_member(
                 device=device,
                 listener=listener,
             )
-            _write_holdout(folder, found, rows, folds, pixels, settings, origin, device)
+            held_out = folds.holdout(rows, fold)
+            unseen = tuple(row for row, held in zip(rows, held_out, strict=True) if held)
+            _write_holdout(
+                _holdout_folder(folder, member, fold), found, unseen, pixels[held_out], settings, origin, device
+            )
             trained.append(found)
-        score = None
-        oof = _finish(folder, folds.count, origin, rows)
-        if oof is not None:
-            score = _score(oof, rows, len(settings.labels))
-        return TrainedMember(folder, tuple(trained), kept, oof, score)
+        if not all(_is_finished(folder, member, fold, origin) for fold in range(folds.count)):
+            return TrainedMember(folder, tuple(trained), kept, None, None)
+        score = _score(folder, member, folds, rows, len(settings.labels))
+        return TrainedMember(folder, tuple(trained), kept, folder / OOF, score)
 
 
 def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int) -> str:
@@ -112,64 +119,54 @@ def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int) ->
     return json.dumps(value, sort_keys=True)
 
 
-def _same_settings(folder: Path, origin: str, folds: int, *, fresh: bool) -> None:
+def _write_truth(path: Path, rows: Sequence[Row]) -> None:
+    """What `ens blend --truth` and `ens evaluate --truth` compare the out-of-fold predictions with."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(("ImageID", "ans", "person"))
+    writer.writerows((row.id, row.label, row.person) for row in rows)
+    write_atomic(path, sink.getvalue().encode())
+
+
+def _same_settings(folder: Path, member: str, origin: str, folds: int, *, fresh: bool) -> None:
     path = folder / _SETTINGS
     if path.exists() and not fresh:
         if path.read_text(encoding="utf-8") != origin:
             raise ModelError("E442", f"{folder} holds a training with other settings, images or folds", path=folder)
         return
-    for stale in (folder / OOF / COMPLETE, *(part_path(folder / OOF, fold) for fold in range(folds))):
-        remove(stale)
+    for fold in range(folds):
+        remove(_holdout_folder(folder, member, fold) / COMPLETE)
     write_atomic(path, origin.encode())
 
 
-def _is_finished(folder: Path, fold: int, origin: str) -> bool:
-    """The part is written after the weights, so it alone shows that both are there."""
-    path = part_path(folder / OOF, fold)
-    return (folder / f"fold{fold}.safetensors").exists() and path.exists() and read_part(path)[0].origin == origin
+def _holdout_folder(folder: Path, member: str, fold: int) -> Path:
+    return folder / OOF / fold_name(member, fold)
+
+
+def _is_finished(folder: Path, member: str, fold: int, origin: str) -> bool:
+    """The predictions are declared finished after the weights are there, so they alone show that both are."""
+    holdout = _holdout_folder(folder, member, fold)
+    if not (folder / f"fold{fold}.safetensors").exists() or not (holdout / COMPLETE).exists():
+        return False
+    return read_part(part_path(holdout, 0))[0].origin == origin
 
 
 def _write_holdout(
-    folder: Path,
-    found: Trained,
-    rows: Sequence[Row],
-    folds: Folds,
-    pixels: Pixels,
-    settings: Settings,
-    origin: str,
-    device: str,
+    holdout: Path, found: Trained, rows: Sequence[Row], pixels: Pixels, settings: Settings, origin: str, device: str
 ) -> None:
-    fold = found.card.fold
-    assert fold is not None, "training gives every card its fold"
-    held_out = folds.holdout(rows, fold)
+    """What the fold says about ``rows``, which are those that it never saw, in the views identity and hflip."""
     model: torch.nn.Module = build_model(open_checkpoint(found.path)).to(device)
-    logits = {
-        view.name: predict_pixels(model, pixels[held_out], settings, view=view.apply) for view in parse_views("hflip")
-    }
-    ids = tuple(row.id for row, held in zip(rows, held_out, strict=True) if held)
-    # all parts have one card: the member's, of no fold, since every image was predicted by the fold that never saw it
-    card = replace(
-        found.card,
-        member=found.card.group or found.card.member,
-        group=None,
-        fold=None,
-        holdout_sha256=None,
-        checks={"out_of_fold": folds.count},
-    )
-    write_part(part_path(folder / OOF, fold), Part(ids, logits, origin), card)
+    logits = {view.name: predict_pixels(model, pixels, settings, view=view.apply) for view in parse_views("hflip")}
+    path = part_path(holdout, 0)
+    write_part(path, Part(tuple(row.id for row in rows), logits, origin), found.card)
+    write_complete(holdout, [path], len(rows))
 
 
-def _finish(folder: Path, folds: int, origin: str, rows: Sequence[Row]) -> Path | None:
-    if not all(_is_finished(folder, fold, origin) for fold in range(folds)):
-        return None
-    write_complete(folder / OOF, [part_path(folder / OOF, fold) for fold in range(folds)], len(rows))
-    return folder / OOF
-
-
-def _score(oof: Path, rows: Sequence[Row], classes: int) -> float:
-    from ensemble.metrics import confusion_matrix, macro_f1
-
-    found = read_predictions(oof)
-    label_of = {row.id: row.label for row in rows}
-    truth = np.array([label_of[i] for i in found.ids])
-    return float(macro_f1(confusion_matrix(truth, found.logits["identity"].argmax(axis=1), classes=classes)))
+def _score(folder: Path, member: str, folds: Folds, rows: Sequence[Row], classes: int) -> float:
+    """Macro F1 of the identity view over all people, each image answered by the fold that never saw it."""
+    answers: dict[str, int] = {}
+    for fold in range(folds.count):
+        found = read_predictions(_holdout_folder(folder, member, fold))
+        answers |= dict(zip(found.ids, found.logits["identity"].argmax(axis=1).tolist(), strict=True))
+    truth = np.array([row.label for row in rows])
+    return float(macro_f1(confusion_matrix(truth, np.array([answers[row.id] for row in rows]), classes=classes)))

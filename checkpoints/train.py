@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from ensemble.events import SILENT, Listener
 from ensemble.images import Pixels
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.metrics import confusion_matrix, macro_f1
+from ensemble.predictions import hash_ids
 
 _EVALUATED_AT_ONCE = 256
 
@@ -110,6 +110,11 @@ class _Epoch:
     weights: Mapping[str, torch.Tensor]
 
 
+def fold_name(member: str, fold: int) -> str:
+    """How the model of one fold is called."""
+    return f"{member}_f{fold}"
+
+
 def train(
     rows: Sequence[Row],
     folds: Folds,
@@ -142,7 +147,7 @@ def train(
         pixels = load_photos(rows, settings.preprocess, listener=listener)
     held_out = folds.holdout(rows, fold)
     images = _Images(pixels, np.array([row.label for row in rows], dtype=np.int64))
-    name = f"{member}_f{fold}"
+    name = fold_name(member, fold)
     # the caller's random numbers stay as they are
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
         torch.manual_seed(seed)
@@ -154,7 +159,6 @@ def train(
             listener=listener,
         )
         best = _fit(model.to(device), images[~held_out], images[held_out], settings, name, seed=seed, listener=listener)
-    held_out_ids = sorted(row.id for row, held in zip(rows, held_out, strict=True) if held)
     card = ModelCard(
         member=name,
         group=member,
@@ -165,7 +169,7 @@ def train(
         mean=settings.mean,
         std=settings.std,
         checkpoint_sha256="",  # a file cannot hold its own hash; the export fills it in
-        holdout_sha256=hashlib.sha256("\0".join(held_out_ids).encode()).hexdigest(),
+        holdout_sha256=hash_ids(row.id for row, held in zip(rows, held_out, strict=True) if held),
     )
     path = save_checkpoint(out / f"fold{fold}.safetensors", best.weights, card)
     return Trained(path, card, best.macro_f1, best.number, time.perf_counter() - start)

@@ -7,19 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from checkpoints.contest import Row
 from checkpoints.folds import make_folds, read_folds, write_folds
 from checkpoints.member import train_member
-from checkpoints.open import open_checkpoint
+from checkpoints.open import build_model, open_checkpoint
 from checkpoints.train import Settings
+from ensemble.blend import blend
 from ensemble.card import Preprocess
-from ensemble.errors import ModelError
-from ensemble.evaluate import Truth
+from ensemble.errors import ModelError, PredictionError
+from ensemble.evaluate import read_truth
 from ensemble.holdouts import gather_folds
 from ensemble.labels import MASK18
-from ensemble.predictions import read_predictions
+from ensemble.members import read_members
+from ensemble.recipe import make_recipe
 
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 32)), epochs=1, learning_rate=0.01, augment="none")
 
@@ -48,16 +51,30 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     assert fit("b", 1).oof is None
     rest = fit("b")
     assert rest.kept == (1,)
-    for name in ("fold0.safetensors", "fold1.safetensors", "oof/part-00000.parquet", "oof/_complete.json"):
+    parts = [f"oof/m_f{fold}/{file}" for fold in (0, 1) for file in ("part-00000.parquet", "_complete.json")]
+    for name in ("fold0.safetensors", "fold1.safetensors", "truth.csv", *parts):
         assert (whole.folder / name).read_bytes() == (rest.folder / name).read_bytes()
 
-    found = read_predictions(whole.oof)
-    assert (found.member, found.group, found.fold, set(found.logits)) == ("m", "m", None, {"identity", "hflip"})
-    truth = Truth(
-        tuple(row.id for row in rows), np.array([r.label for r in rows]), tuple(r.person for r in rows), MASK18
-    )
-    (gathered,) = gather_folds([found], truth)
+    assert whole.oof is not None
+    found = read_members([whole.oof], MASK18, kind=None)
+    assert [(m.member, m.group, m.fold, set(m.logits)) for m in found] == [
+        ("m_f0", "m", 0, {"identity", "hflip"}),
+        ("m_f1", "m", 1, {"identity", "hflip"}),
+    ]
+    truth = read_truth(whole.folder / "truth.csv", MASK18)
+    assert truth.persons == tuple(row.person for row in rows)
+    (gathered,) = gather_folds(found, truth)
     assert gathered.ids == truth.ids
+    # each row is what the fold that did not see its person says, by way of torch alone
+    for row, logits in zip(rows, gathered.logits["identity"], strict=True):
+        model = build_model(open_checkpoint(whole.folder / f"fold{folds.of_person[row.person]}.safetensors"))
+        pixels = (np.asarray(Image.open(row.path)) / 255 - SETTINGS.mean) / SETTINGS.std
+        with torch.no_grad():
+            expected = model(torch.from_numpy(pixels.transpose(2, 0, 1)[np.newaxis]).float())[0]
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+    with pytest.raises(PredictionError) as refused:  # as votes they are of no use: each has other images
+        blend(found, make_recipe(found))
+    assert refused.value.code == "E504"
 
     again = train_member(
         rows,
