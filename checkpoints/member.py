@@ -7,21 +7,24 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from checkpoints.batches import predict_pixels
 from checkpoints.contest import Row
 from checkpoints.folds import Folds
 from checkpoints.open import build_model, open_checkpoint
 from checkpoints.photos import load_photos
-from checkpoints.train import Settings, Trained, fold_name, predict_pixels, train
+from checkpoints.settings import Settings, settings_dict
+from checkpoints.track import Logger
+from checkpoints.train import Trained, fold_name, state_path, train
 from ensemble.card import validate_member
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
-from ensemble.files import locked, remove, sha256_file, write_atomic
+from ensemble.files import locked, remove, write_atomic
 from ensemble.images import Pixels
 from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, read_predictions, write_complete, write_part
@@ -56,12 +59,14 @@ def train_member(
     only_fold: int | None = None,
     fresh: bool = False,
     device: str = "cpu",
+    log: Logger | None = None,
     listener: Listener = SILENT,
 ) -> TrainedMember:
     """Train ``out/<member>/fold<k>.safetensors`` for each fold, and write the predictions ``out/<member>/oof/*``.
 
-    Folds that are finished are kept. Each folder in ``oof`` has one fold's answers, in the views identity and hflip,
-    about the people that it held out; ``truth.csv`` has the classes.
+    Folds that are finished are kept, and one that was stopped goes on after its last epoch. Each folder in ``oof`` has
+    one fold's answers, in the views identity and hflip, about the people that it held out; ``truth.csv`` has the
+    classes.
 
     Raises:
         EnsError: as `train` does.
@@ -91,6 +96,8 @@ def train_member(
                 out=folder,
                 pixels=pixels,
                 device=device,
+                origin=origin,
+                log=log,
                 listener=listener,
             )
             held_out = folds.holdout(rows, fold)
@@ -98,6 +105,7 @@ def train_member(
             _write_holdout(
                 _holdout_folder(folder, member, fold), found, unseen, pixels[held_out], settings, origin, device
             )
+            remove(state_path(folder, fold))
             trained.append(found)
         if not all(_is_finished(folder, member, fold, origin) for fold in range(folds.count)):
             return TrainedMember(folder, tuple(trained), kept, None, None)
@@ -108,14 +116,10 @@ def train_member(
 def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int) -> str:
     """Everything that decides the weights, as JSON; files by their hashes."""
     people = [(row.id, row.label, folds.of_person[row.person]) for row in rows]
-    value = asdict(replace(settings, init=None)) | {
-        "labels": settings.labels.to_dict(),
-        "init": None if settings.init is None else sha256_file(settings.init),
+    value = settings_dict(settings) | {
         "seed": seed,
         "rows": hashlib.sha256(json.dumps(people).encode()).hexdigest(),
     }
-    if settings.augment.endswith(".toml"):
-        value["augment"] = sha256_file(Path(settings.augment))
     return json.dumps(value, sort_keys=True)
 
 
@@ -136,6 +140,7 @@ def _same_settings(folder: Path, member: str, origin: str, folds: int, *, fresh:
         return
     for fold in range(folds):
         remove(_holdout_folder(folder, member, fold) / COMPLETE)
+        remove(state_path(folder, fold))
     write_atomic(path, origin.encode())
 
 

@@ -182,6 +182,8 @@ CODES: dict[str, Code] = {
         "A member's folder holds a training with other settings.",
         "name another --member, or train it again with --fresh",
     ),
+    "W443": Code("A logger of a training failed.", "nothing: the CSV beside the weights has every epoch"),
+    "I445": Code("A training goes on where an earlier one stopped.", "nothing to do; --fresh begins anew"),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not share one label space.", "blend only models of the same classes"),
     "E502": Code(

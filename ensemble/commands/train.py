@@ -57,7 +57,15 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--augment", default="default", show_default=True, help="none, flip, light, default or a TOML file.")
 @click.option("--cutmix", type=click.Choice(["none", "plain", "half"]), default="none", show_default=True)
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
+)
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
+@click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--fresh", is_flag=True, help="Train again what is finished or was begun with other settings.")
@@ -73,6 +81,7 @@ def train(
     interpolation: Any,
     mean: str,
     std: str,
+    log: Any,
     device: str,
     seed: int,
     fresh: bool,
@@ -88,7 +97,7 @@ def train(
         from checkpoints.contest import read_contest
         from checkpoints.folds import make_folds, read_folds, write_folds
         from checkpoints.member import train_member
-        from checkpoints.train import Settings
+        from checkpoints.settings import Settings
     from ensemble.card import Preprocess, parse_size, parse_triple
 
     chosen = Settings(
@@ -122,6 +131,7 @@ def train(
         only_fold=only_fold,
         fresh=fresh,
         device=device,
+        log=log,
         listener=TERMINAL,
     )
     lines = [f"{t.path}  macro F1 {t.macro_f1:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in done.trained]
