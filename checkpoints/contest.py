@@ -10,24 +10,31 @@ from ensemble.images import SUFFIXES
 from ensemble.tables import read_table
 
 _MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
-_GENDERS = {"male": 0, "female": 1}
+GENDERS = {"male": 0, "female": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One training image.
 
-    ``id`` is its path below ``images/``, as `ensemble.listing` would name it. ``mask`` is 0 worn, 1 incorrect, 2 none;
-    ``gender`` 0 male, 1 female; ``age`` in years; ``label`` the class in `ensemble.labels.MASK18`.
+    ``id`` is its path below the image folder, as `ensemble.listing` would name it. ``mask`` is 0 worn, 1 incorrect, 2
+    none; ``gender`` 0 male, 1 female; ``age`` in years; all None outside the mask contest. ``label`` is the true class;
+    ``moved`` is another one that training takes instead, see `target`.
     """
 
     id: str
     person: str
-    mask: int
-    gender: int
-    age: int
+    mask: int | None
+    gender: int | None
+    age: int | None
     label: int
     path: Path
+    moved: int | None = None
+
+    @property
+    def target(self) -> int:
+        """The class to train for; scores take ``label``."""
+        return self.label if self.moved is None else self.moved
 
 
 def read_contest(train_dir: Path) -> tuple[Row, ...]:
@@ -54,7 +61,7 @@ def read_contest(train_dir: Path) -> tuple[Row, ...]:
     faults: list[str] = []
     for line, person, gender, age, folder in people:
         found = len(faults)
-        if gender not in _GENDERS:
+        if gender not in GENDERS:
             faults.append(f"line {line}: gender is {gender!r}, expected male or female")
         if not age.isdecimal():
             faults.append(f"line {line}: age is {age!r}, expected whole years")
@@ -92,14 +99,18 @@ def _find_images(root: Path, folder: str, faults: list[str]) -> tuple[Path, ...]
 
 
 def _row(person: str, gender: str, age: int, folder: str, path: Path) -> Row:
-    mask, sex = _MASKS[path.stem], _GENDERS[gender]
-    age_group = (age >= 30) + (age >= 60)
+    mask, sex = _MASKS[path.stem], GENDERS[gender]
     return Row(
         id=f"{folder}/{path.name}",
         person=person,
         mask=mask,
         gender=sex,
         age=age,
-        label=mask * 6 + sex * 3 + age_group,
+        label=class_of(mask, sex, age),
         path=path,
     )
+
+
+def class_of(mask: int, gender: int, age: int) -> int:
+    """The class in `ensemble.labels.MASK18`; ages below 30, from 30 to 59, and from 60 on are three groups."""
+    return mask * 6 + gender * 3 + (age >= 30) + (age >= 60)

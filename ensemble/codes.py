@@ -103,9 +103,19 @@ CODES: dict[str, Code] = {
     ),
     "E340": Code(
         "A training folder does not have the layout that was expected.",
-        "train.csv with the columns id, gender, race, age, path, and images/<path>/<stem>.jpg",
+        "train.csv with the columns id, gender, race, age, path, and images/<path>/<stem>.jpg; or one folder a class; "
+        "or a CSV of path,label and, where known, person",
     ),
     "E341": Code("A class has fewer people than there are folds.", "ask for fewer folds, or add people of that class"),
+    "E342": Code(
+        "A label fix is not understood.",
+        "columns id,field,value,source; fields gender, age, swap, label and drop; the id is a person or an image",
+    ),
+    "E343": Code("Two label fixes contradict each other.", "leave one of the sources out with --without SOURCE"),
+    "I344": Code("Label fixes were applied.", "nothing to do; --without SOURCE leaves a source's fixes out"),
+    "W345": Code(
+        "Label fixes name people or images that are not there.", "check that the fixes belong to this data set"
+    ),
     "E350": Code("A file of face boxes cannot be read.", "make it with ens crop IMAGES -o boxes.parquet"),
     "E351": Code(
         "Images are not in the file of face boxes.",
