@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from checkpoints.augment import Policy, Simple, image_seed
+from checkpoints.photos import Photos
 from checkpoints.settings import Settings
 from ensemble.images import Pixels
 
@@ -19,13 +20,15 @@ _EVALUATED_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """``pixels`` is ``(N, H, W, 3)`` uint8, ``labels`` ``(N,)`` int64."""
+    """Photos and, for each, the class to learn and the class to be scored on, both ``(N,)`` int64."""
 
-    pixels: Pixels
+    photos: Photos
+    targets: NDArray[np.int64]
     labels: NDArray[np.int64]
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> Images:
-        return Images(self.pixels[chosen], self.labels[chosen])
+        photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
+        return Images(photos, self.targets[chosen], self.labels[chosen])
 
 
 def batches(
@@ -34,11 +37,12 @@ def batches(
     """The batches of one epoch; the next one is made while the model works on this one."""
 
     def make(chosen: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
-        pixels = seen.pixels[chosen]
+        pixels, instead = seen.photos.pixels[chosen], seen.photos.instead[chosen]
+        pixels[instead >= 0] = seen.photos.fallback[instead[instead >= 0]]
         if policy is not None:
             for row, image in enumerate(chosen.tolist()):
                 pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1))
-        return pixels, seen.labels[chosen]
+        return pixels, seen.targets[chosen]
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make, order[0])

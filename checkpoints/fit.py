@@ -100,7 +100,7 @@ def _is_patience_over(course: Course, settings: Settings) -> bool:
 
 
 def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int) -> _Task:
-    counts = torch.from_numpy(np.bincount(seen.labels, minlength=len(settings.labels)))
+    counts = torch.from_numpy(np.bincount(seen.targets, minlength=len(settings.labels)))
     weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
     return _Task(
         seen=seen,
@@ -180,6 +180,6 @@ def _average(averaged: torch.nn.Module, model: torch.nn.Module, kept: float) -> 
 
 def _score(model: torch.nn.Module, images: Images, settings: Settings) -> tuple[float, float]:
     """Macro F1 and accuracy."""
-    answered = predict_pixels(model, images.pixels, settings).argmax(axis=1)
+    answered = predict_pixels(model, images.photos.pixels, settings).argmax(axis=1)
     confusion = confusion_matrix(images.labels, answered, classes=len(settings.labels))
     return float(macro_f1(confusion)), float(np.mean(answered == images.labels))

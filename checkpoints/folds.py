@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from checkpoints.contest import Row
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.files import write_atomic
-from ensemble.labels import MASK18
+from ensemble.labels import MASK18, LabelSpace
 from ensemble.tables import read_table
 
 
@@ -30,7 +30,7 @@ class Folds:
         return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
 
 
-def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int) -> Folds:
+def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelSpace = MASK18) -> Folds:
     """Deal people into folds; the same rows and seed always give the same folds, whatever the order of the rows.
 
     Raises:
@@ -46,14 +46,14 @@ def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int) -> Folds:
     if len(people[rarest]) < folds:
         raise DataError(
             "E341",
-            f"{folds} folds need {folds} people of every class; {MASK18.names[rarest]!r} has {len(people[rarest])}",
+            f"{folds} folds need {folds} people of every class; {labels.names[rarest]!r} has {len(people[rarest])}",
         )
     ordered = sorted(rows, key=lambda row: row.id)
-    labels = [row.label for row in ordered]
+    classes = [row.label for row in ordered]
     persons = [row.person for row in ordered]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     of_person: dict[str, int] = {}
-    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, persons)):
+    for fold, (_, held_out) in enumerate(splitter.split(classes, classes, persons)):
         of_person |= {persons[i]: fold for i in held_out.tolist()}
     return Folds(folds, of_person)
 

@@ -17,12 +17,13 @@ from checkpoints.batches import predict_pixels
 from checkpoints.contest import Row
 from checkpoints.folds import Folds
 from checkpoints.open import build_model, open_checkpoint
-from checkpoints.photos import load_photos
+from checkpoints.photos import Photos, load_photos
 from checkpoints.settings import Settings, settings_dict
 from checkpoints.track import Logger
 from checkpoints.train import Trained, fold_name, state_path, train
+from ensemble.boxes import Boxes
 from ensemble.card import validate_member
-from ensemble.errors import ModelError
+from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, write_atomic
 from ensemble.images import Pixels
@@ -56,6 +57,7 @@ def train_member(
     settings: Settings,
     seed: int,
     out: Path,
+    boxes: Boxes | None = None,
     only_fold: int | None = None,
     fresh: bool = False,
     device: str = "cpu",
@@ -70,22 +72,23 @@ def train_member(
 
     Raises:
         EnsError: as `train` does.
+        OptionError, DataError: E206 and E351 when a preprocessing with a face crop lacks ``boxes`` of the rows.
         ModelError: E442 when the folder holds a training with other settings.
     """
     folder = out / validate_member(member)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with locked(folder):
-        origin = _origin(rows, folds, settings, seed)
+        origin = _origin(rows, folds, settings, seed, boxes)
         _same_settings(folder, member, origin, folds.count, fresh=fresh)
         _write_truth(folder / "truth.csv", rows)
         wanted = range(folds.count) if only_fold is None else (only_fold,)
         kept = tuple(fold for fold in wanted if _is_finished(folder, member, fold, origin))
         todo = [fold for fold in wanted if fold not in kept]
-        pixels = load_photos(rows, settings.preprocess, listener=listener) if todo else None
+        photos = _load(rows, settings, seed, boxes, listener) if todo else None
         trained = []
         for fold in todo:
-            assert pixels is not None, "there are images when there is a fold to train"
+            assert photos is not None, "there are images when there is a fold to train"
             found = train(
                 rows,
                 folds,
@@ -94,7 +97,7 @@ def train_member(
                 settings=settings,
                 seed=seed,
                 out=folder,
-                pixels=pixels,
+                photos=photos,
                 device=device,
                 origin=origin,
                 log=log,
@@ -103,7 +106,7 @@ def train_member(
             held_out = folds.holdout(rows, fold)
             unseen = tuple(row for row, held in zip(rows, held_out, strict=True) if held)
             _write_holdout(
-                _holdout_folder(folder, member, fold), found, unseen, pixels[held_out], settings, origin, device
+                _holdout_folder(folder, member, fold), found, unseen, photos.pixels[held_out], settings, origin, device
             )
             remove(state_path(folder, fold))
             trained.append(found)
@@ -113,11 +116,27 @@ def train_member(
         return TrainedMember(folder, tuple(trained), kept, folder / OOF, score)
 
 
-def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int) -> str:
+def _load(rows: Sequence[Row], settings: Settings, seed: int, boxes: Boxes | None, listener: Listener) -> Photos:
+    if settings.preprocess.face is None:
+        return load_photos(rows, settings.preprocess, listener=listener)
+    if boxes is None:
+        raise OptionError("E206", "a training on face crops needs the boxes of the faces")
+    return load_photos(
+        rows,
+        settings.preprocess,
+        boxes=boxes.select([row.id for row in rows]),
+        fallback_share=settings.fallback_share,
+        seed=seed,
+        listener=listener,
+    )
+
+
+def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int, boxes: Boxes | None) -> str:
     """Everything that decides the weights, as JSON; files by their hashes."""
-    people = [(row.id, row.label, folds.of_person[row.person]) for row in rows]
+    people = [(row.id, row.label, row.target, folds.of_person[row.person]) for row in rows]
     value = settings_dict(settings) | {
         "seed": seed,
+        "boxes": None if boxes is None else boxes.sha256,
         "rows": hashlib.sha256(json.dumps(people).encode()).hexdigest(),
     }
     return json.dumps(value, sort_keys=True)

@@ -20,7 +20,8 @@ class Settings:
     ``freeze`` counts the layer groups that stay as they are, ``ema`` is the share of the averaged weights kept at a
     step (None: no averaging), ``patience`` the epochs without a better score before it stops (None: never),
     ``warm_up`` a share of all steps, and ``cutmix`` what `checkpoints.augment.cutmix` pastes. ``keep`` says which
-    epoch's weights are kept: the best by macro F1 on the held-out people, or the last.
+    epoch's weights are kept: the best by macro F1 on the held-out people, or the last. ``fallback_share`` of the faces
+    found are learned with the crop of those not found, so that a missing box is no clue.
 
     Raises:
         OptionError: E204 when a number is out of range.
@@ -51,12 +52,15 @@ class Settings:
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
     bf16: bool = False
+    fallback_share: float = 0.1
     init: Path | None = None
     pretrained: bool = False
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
             raise OptionError("E204", "epochs, batch and learning rate must be above 0, warm-up between 0 and 1")
+        if not 0 <= self.fallback_share <= 1:
+            raise OptionError("E204", f"the fallback share must be 0 to 1, got {self.fallback_share}")
         if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
             raise OptionError("E204", f"ema and layer decay lie between 0 and 1, got {self.ema} and {self.layer_decay}")
 

@@ -16,14 +16,13 @@ from checkpoints.contest import Row
 from checkpoints.fit import Place, fit
 from checkpoints.folds import Folds
 from checkpoints.open import save_checkpoint
-from checkpoints.photos import load_photos
+from checkpoints.photos import Photos, load_photos
 from checkpoints.settings import Settings, settings_dict
 from checkpoints.start import start_model
 from checkpoints.track import Logger, Remote
 from ensemble.card import ModelCard
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener
-from ensemble.images import Pixels
 from ensemble.predictions import hash_ids
 
 __all__ = ["Settings", "Trained", "fold_name", "state_path", "train"]
@@ -59,7 +58,7 @@ def train(
     settings: Settings,
     seed: int,
     out: Path,
-    pixels: Pixels | None = None,
+    photos: Photos | None = None,
     device: str = "cpu",
     origin: str | None = None,
     log: Logger | None = None,
@@ -67,9 +66,10 @@ def train(
 ) -> Trained:
     """Train on everyone but the people of ``fold``, and write ``out/fold<k>.safetensors``.
 
-    ``pixels`` is what `load_photos` gave for the rows, where it is there already. On the CPU the same rows, settings,
-    seed and number of torch's threads give the same bytes. With an ``origin``, which says what is trained from what, it
-    goes on after the last epoch that an earlier call of the same origin finished; the caller removes `state_path`.
+    ``photos`` are what `load_photos` gave for the rows, where they are there already. On the CPU the same rows,
+    settings, seed and number of torch's threads give the same bytes. With an ``origin``, which says what is trained
+    from what, it goes on after the last epoch that an earlier call of the same origin finished; the caller removes
+    `state_path`.
 
     Raises:
         DataError: the codes of `ensemble.images.read_photo`, when images cannot be read.
@@ -81,10 +81,11 @@ def train(
     arch = resolve_architecture(settings.arch)
     if device != "cpu" and not torch.cuda.is_available():
         raise DeviceError("E601", f"{device} was asked for, but torch {torch.__version__} has no GPU here")
-    if pixels is None:
-        pixels = load_photos(rows, settings.preprocess, listener=listener)
+    if photos is None:
+        photos = load_photos(rows, settings.preprocess, listener=listener)
     held_out = folds.holdout(rows, fold)
-    images = Images(pixels, np.array([row.label for row in rows], dtype=np.int64))
+    targets = np.array([row.target for row in rows], dtype=np.int64)
+    images = Images(photos, targets, np.array([row.label for row in rows], dtype=np.int64))
     name = fold_name(member, fold)
     # the caller's random numbers stay as they are
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):

@@ -23,6 +23,18 @@ from ensemble.terminal import TERMINAL, show
     "--folds", default="5", show_default=True, help="How many, or a CSV of id,fold with a line for each person."
 )
 @click.option("--only-fold", type=click.IntRange(min=0), help="Train this fold alone.")
+@click.option("--boxes", "boxes_path", type=PATH, help="Train on the faces whose boxes ens crop wrote.")
+@click.option("--margin", type=float, default=0.2, show_default=True, help="Around a box, as a share of its side.")
+@click.option(
+    "--fallback-share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="The share of faces that is learned as if none had been found.",
+)
+@click.option("--fixes", multiple=True, help="Corrections of the data, see ens data; may be repeated.")
+@click.option("--without", multiple=True, help="Leave out the fixes of this source; may be repeated.")
+@click.option("--age-cut", type=int, default=60, show_default=True, help="58 or 59: train those as 60 and over.")
 @click.option("--init", type=PATH, help="Start from the weights of this file; its head is dropped.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights, from its cache or the network.")
 @click.option(
@@ -76,6 +88,11 @@ def train(
     folder: Path,
     folds: str,
     only_fold: int | None,
+    boxes_path: Path | None,
+    margin: float,
+    fixes: tuple[str, ...],
+    without: tuple[str, ...],
+    age_cut: int,
     size: str,
     resize: Any,
     interpolation: Any,
@@ -94,19 +111,25 @@ def train(
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
     with torch_extra("train"):
-        from checkpoints.contest import read_contest
+        from checkpoints.dataset import read_dataset
         from checkpoints.folds import make_folds, read_folds, write_folds
         from checkpoints.member import train_member
+        from checkpoints.photos import fallback_crop
         from checkpoints.settings import Settings
+    from ensemble.boxes import Boxes, read_faces
     from ensemble.card import Preprocess, parse_size, parse_triple
 
+    faces = None if boxes_path is None else read_faces(boxes_path)[0]
+    crop = None if faces is None else fallback_crop(faces, margin)
+    data = read_dataset(train_dir, fixes=fixes, without=without, age_cut=age_cut, listener=TERMINAL)
+    rows = data.rows
     chosen = Settings(
-        preprocess=Preprocess(parse_size(size), resize, interpolation),
+        preprocess=Preprocess(parse_size(size), resize, interpolation, face=crop),
+        labels=data.labels,
         mean=parse_triple(mean, "--mean"),
         std=parse_triple(std, "--std"),
         **settings,
     )
-    rows = read_contest(train_dir)
     shared = folder / "folds.csv"
     if not folds.isdecimal():
         dealt = read_folds(Path(folds), rows)
@@ -117,7 +140,7 @@ def train(
                 "E204", f"{shared} has {dealt.count} folds, --folds is {folds}", hint="all members share it"
             )
     else:
-        dealt = make_folds(rows, folds=int(folds), seed=0)
+        dealt = make_folds(rows, folds=int(folds), seed=0, labels=data.labels)
         write_folds(shared, dealt)
     if only_fold is not None and only_fold >= dealt.count:
         raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
@@ -128,6 +151,7 @@ def train(
         settings=chosen,
         seed=seed,
         out=folder,
+        boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
         only_fold=only_fold,
         fresh=fresh,
         device=device,
