@@ -42,3 +42,20 @@ def test_cutmix_mixes_targets_as_it_mixes_pixels(half: bool) -> None:
     shares = torch.stack([(mixed == value).float().mean(dim=(1, 2, 3)) for value in range(4)], dim=1)
     torch.testing.assert_close(targets, shares)
     assert not torch.equal(targets, torch.eye(4))
+
+
+def test_the_simple_policies_mirror_and_light() -> None:
+    """`flip` gives the image or its mirror image, both at times; `light` scales each channel by at most 1.26."""
+    pixels = picture(1)
+    flip, light = parse_policy("flip"), parse_policy("light")
+    assert flip is not None
+    assert light is not None
+    made = [flip(pixels, seed) for seed in range(12)]
+    mirrored = [np.array_equal(found, pixels[:, ::-1]) for found in made]
+    assert 0 < sum(mirrored) < 12
+    for seed, found in enumerate(made):
+        assert mirrored[seed] or np.array_equal(found, pixels)
+        lit = light(pixels, seed).astype(float)
+        assert (lit <= np.minimum(255, found * 1.26 + 0.5)).all()
+        assert (lit >= np.minimum(255, found * 0.76) - 0.5).all()
+        assert not np.array_equal(lit, found)
