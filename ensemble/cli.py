@@ -20,6 +20,7 @@ from ensemble.commands.export import export
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
 from ensemble.commands.submit import submit
+from ensemble.commands.train import train
 
 
 class _Ordered(click.Group):
@@ -46,6 +47,7 @@ for _command in (
     demo,
     data,
     crop,
+    train,
     export,
     predict,
     blend,

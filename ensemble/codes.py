@@ -191,6 +191,13 @@ CODES: dict[str, Code] = {
         "A checkpoint does not hold the weights that were asked for.", "leave --weights out, or ask for what it holds"
     ),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
+    "I441": Code("A training starts from the weights of a file.", "nothing to do"),
+    "E442": Code(
+        "A member's folder holds a training with other settings.",
+        "name another --member, or train it again with --fresh",
+    ),
+    "W443": Code("A logger of a training failed.", "nothing: the CSV beside the weights has every epoch"),
+    "I445": Code("A training goes on where an earlier one stopped.", "nothing to do; --fresh begins anew"),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not share one label space.", "blend only models of the same classes"),
     "E502": Code(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.evaluate import Truth
 from ensemble.join import join_rows
-from ensemble.predictions import Predictions
+from ensemble.predictions import Predictions, hash_ids
 from ensemble.recipe import common_views, members_by_name
 
 
@@ -21,7 +21,8 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
     """One member for each group, named by it: its folds' rows joined, in the order of the truth's ids and classes.
 
     No image may be predicted by two folds of a group: a fold predicts its own holdout alone, so that no prediction is
-    of an image that its model was trained on. A group of one member needs no fold, as with a single holdout.
+    of an image that its model was trained on. A group of one member needs no fold, as with a single holdout. A model
+    whose card knows its holdout must have predicted just that.
 
     Raises:
         DataError: E330 when a group does not predict just the truth's images.
@@ -52,6 +53,14 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
 
 
 def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:
+    for fold in folds:
+        if fold.holdout_sha256 is not None and fold.holdout_sha256 != hash_ids(fold.ids):
+            raise PredictionError(
+                "E511",
+                f"{fold.member}: its {len(fold):,} images are not just those that its training held out "
+                "(the hash of their ids is not the one in its card)",
+                hint="ens train leaves the predictions of each fold's holdout in oof/; a model's others are no such",
+            )
     if len(folds) == 1:
         return
     numbers = [fold.fold for fold in folds]

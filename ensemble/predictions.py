@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class Predictions:
 
     ``logits[view]`` is ``(N, C)`` float32, row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are
     read-only. ``group`` is the name under which folds of one member are averaged (the member's own name for a member
-    without folds). ``sha256`` is the hash of ids and logits.
+    without folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the sorted ids that the model
+    was not trained on, where its training said so (see `hash_ids`).
     """
 
     member: str
@@ -46,6 +47,7 @@ class Predictions:
     ids: tuple[str, ...]
     logits: Mapping[str, NDArray[np.float32]]
     sha256: str
+    holdout_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -144,7 +146,21 @@ def read_predictions(folder: Path) -> Predictions:
             "E514", f"{folder} should hold {rows} images, got {len(set(ids))}", path=folder, hint=_REDO
         )
     logits = {view: _frozen(np.concatenate([part.logits[view] for part in parts])) for view in parts[0].logits}
-    return Predictions(card.member, card.group or card.member, card.fold, card.labels, ids, logits, _hash(ids, logits))
+    return Predictions(
+        member=card.member,
+        group=card.group or card.member,
+        fold=card.fold,
+        labels=card.labels,
+        ids=ids,
+        logits=logits,
+        sha256=_hash(ids, logits),
+        holdout_sha256=card.holdout_sha256,
+    )
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """The hash of a set of images, whatever their order: by it a model knows those that it was not trained on."""
+    return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
 _REDO = "run the ens predict command again: damaged parts are done again"

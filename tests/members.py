@@ -50,4 +50,5 @@ def reorder(member: Predictions, rows: Sequence[int] | NDArray[np.intp]) -> Pred
         ids=tuple(member.ids[row] for row in rows),
         logits={view: values[np.asarray(rows)] for view, values in member.logits.items()},
         sha256=member.sha256,
+        holdout_sha256=member.holdout_sha256,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -68,6 +69,17 @@ def test_fault_86_predictions_that_are_not_out_of_fold() -> None:
         code, message = code_of(lambda mixed=mixed: gather_folds(mixed, TRUTH))  # type: ignore[misc]
         assert code == "E511"
         assert message.startswith("r18: its members need a fold each, all different; got r18_f0 0, r18_f2 2, x ")
+
+
+def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
+    """Where the card's hash is that of other images, a fold's predictions are E511, even those of a single fold."""
+    held_out = hashlib.sha256("\0".join(sorted(FOLDS[1].ids)).encode()).hexdigest()
+    known = replace(reorder(FOLDS[1], [4, 2, 0, 1, 3]), holdout_sha256=held_out)
+    assert len(gather_folds([FOLDS[0], known, FOLDS[2]], TRUTH)) == 1
+    other = [fold(0, range(9)), replace(fold(1, range(9, 15)), holdout_sha256=held_out), FOLDS[2]]
+    for members in (other, [replace(WHOLE, holdout_sha256=held_out)]):
+        code, message = code_of(lambda members=members: gather_folds(members, TRUTH))  # type: ignore[misc]
+        assert (code, "held out" in message) == ("E511", True)
 
 
 def test_fault_87_a_person_in_two_holdouts() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from checkpoints.open import build_model, open_checkpoint
 from checkpoints.train import Settings, Trained, train
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, ModelError, OptionError
-from ensemble.events import SILENT, Listener, Notice
+from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
 
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16)
@@ -108,9 +113,100 @@ def test_an_earlier_epoch_wins_when_it_is_better(
 ) -> None:
     """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later of equals."""
     scores = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr("checkpoints.train._score", lambda *_: next(scores))
+    monkeypatch.setattr("checkpoints.fit._score", lambda *_: (next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=4))
     assert (found.epoch, found.macro_f1) == (3, 0.5)
+
+
+def test_the_last_epoch_is_kept_when_that_is_asked_for(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``keep="last"`` the scores 0.5, 0.2 keep the second epoch, and patience still counts from the best."""
+    scores = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr("checkpoints.fit._score", lambda *_: (next(scores), 0.0))
+    found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=3, patience=1, keep="last"))
+    assert (found.epoch, found.macro_f1) == (2, 0.2)
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class Killer(Listener):
+    """Ends the training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if done == self.epoch:
+            raise Killed
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_a_killed_training_ends_with_the_same_bytes(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, schedule: Any
+) -> None:
+    """Killed after its second and third epoch and called again, a training writes what it would have at one go."""
+    settings = replace(
+        SETTINGS,
+        arch="test_vit",
+        preprocess=Preprocess((160, 160)),
+        epochs=4,
+        ema=0.9,
+        cutmix="plain",
+        schedule=schedule,
+    )
+    few = [row for row in rows if row.label % 3 == 0]
+    whole = train(few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path / "whole")
+
+    def again(listener: Listener = SILENT, origin: str = "a") -> Trained:
+        return train(
+            few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path, origin=origin, listener=listener
+        )
+
+    for epoch in (2, 3):
+        with pytest.raises(Killed):
+            again(Killer(epoch))
+    heard = Recorder()
+    assert again(heard).path.read_bytes() == whole.path.read_bytes()
+    assert [(notice.code, "after epoch 3 of 4" in notice.message) for notice in heard.notices] == [("I445", True)]
+    log = list(csv.DictReader((tmp_path / "fold1.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in log] == ["1", "2", "3", "4"]
+    assert float(log[-1]["learning_rate"]) < float(log[1]["learning_rate"]) <= settings.learning_rate
+    again(heard := Recorder(), origin="another")
+    assert heard.notices == []
+
+
+@pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
+def test_a_logger_never_ends_a_training(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """A logger that is not installed, or breaks at the first epoch, is W443 once; one that works hears all epochs."""
+    heard: list[tuple[float, int]] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int) -> None:
+            heard.append((values["macro_f1"], step))
+
+        def add_scalar(self, key: str, value: float, step: int) -> None:
+            if key == "macro_f1":
+                heard.append((value, step))
+
+        def finish(self) -> None:
+            raise OSError("no network")
+
+        close = finish
+
+    module = ModuleType(kind)
+    name = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}[kind]
+    for works in (False, True):
+        monkeypatch.setitem(sys.modules, name, module if works else None)
+        setattr(module, "init" if kind == "wandb" else "SummaryWriter", lambda *_, **__: Run())
+        ears = Recorder()
+        found = train(rows, folds, 1, member="b", settings=SETTINGS, seed=0, out=tmp_path, log=kind, listener=ears)
+        assert [notice.code for notice in ears.notices] == ["W443"]
+        assert heard == ([(found.macro_f1, 1)] if works else [])
 
 
 def test_the_card_says_what_the_export_needs(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
@@ -185,11 +281,19 @@ def test_progress_and_oddities_are_told(rows: tuple[Row, ...], folds: Folds, tmp
     assert heard == ["I304", ("train bars_f1", 1, 2), ("train bars_f1", 2, 2)]
 
 
-def test_a_training_that_diverges_is_stopped(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """A loss that is no number is E440, and no weights are written."""
+def test_a_training_that_diverges_is_stopped(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is no number is E440, even that of one batch amid others, and no weights are written."""
     with pytest.raises(ModelError) as caught:
         fit(rows, folds, tmp_path, settings=replace(SETTINGS, learning_rate=1e30, epochs=3))
     assert caught.value.code == "E440"
+    losses = iter([1.0, float("nan"), *[1.0] * 10])
+    monkeypatch.setattr("checkpoints.fit._step", lambda *_: torch.tensor(next(losses)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule moves without the optimiser
+        with pytest.raises(ModelError, match="epoch 1 is nan"):
+            fit(rows, folds, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

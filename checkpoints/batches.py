@@ -1,0 +1,74 @@
+"""Images in memory, cut into batches: augmented to learn from, plain to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checkpoints.augment import Policy, Simple, image_seed
+from checkpoints.photos import Photos
+from checkpoints.settings import Settings
+from ensemble.images import Pixels
+
+_EVALUATED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Photos and, for each, the class to learn and the class to be scored on, both ``(N,)`` int64."""
+
+    photos: Photos
+    targets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> Images:
+        photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
+        return Images(photos, self.targets[chosen], self.labels[chosen])
+
+
+def batches(
+    seen: Images, order: NDArray[np.int64], policy: Policy | Simple | None, *, seed: int, epoch: int
+) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
+    """The batches of one epoch; the next one is made while the model works on this one."""
+
+    def make(chosen: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
+        pixels, instead = seen.photos.pixels[chosen], seen.photos.instead[chosen]
+        pixels[instead >= 0] = seen.photos.fallback[instead[instead >= 0]]
+        if policy is not None:
+            for row, image in enumerate(chosen.tolist()):
+                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1))
+        return pixels, seen.targets[chosen]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make, order[0])
+        for chosen in order[1:]:
+            ready, ahead = ahead, pool.submit(make, chosen)
+            yield ready.result()
+        yield ahead.result()
+
+
+def normalise(pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """``(B, H, W, 3)`` uint8 to what the model takes, ``(B, 3, H, W)``."""
+    images = pixels / 255
+    mean, std = images.new_tensor(settings.mean), images.new_tensor(settings.std)
+    return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def predict_pixels(
+    model: torch.nn.Module, pixels: Pixels, settings: Settings, *, view: Callable[[Pixels], Pixels] = np.asarray
+) -> NDArray[np.float32]:
+    """The logits ``(N, C)`` of ``(N, H, W, 3)`` images, in float32, as a model in eval mode gives them."""
+    model.eval()
+    device = next(model.parameters()).device
+    answers = [
+        model(normalise(torch.from_numpy(np.ascontiguousarray(view(batch))).to(device), settings)).cpu()
+        for batch in np.split(pixels, range(_EVALUATED_AT_ONCE, len(pixels), _EVALUATED_AT_ONCE))
+    ]
+    found: NDArray[np.float32] = torch.cat(answers).numpy()
+    return found

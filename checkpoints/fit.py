@@ -1,0 +1,185 @@
+"""The epochs of one fold: learn, score on the people held out, keep the best or the last."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from checkpoints.augment import Policy, Simple, cutmix, image_seed, parse_policy
+from checkpoints.batches import Images, batches, normalise, predict_pixels
+from checkpoints.course import Course, Epoch, load_course, save_course
+from checkpoints.losses import Loss, class_weights, parse_loss
+from checkpoints.optimise import make_optimizer, make_schedule
+from checkpoints.settings import Settings
+from checkpoints.start import freeze
+from checkpoints.track import LogRow, Remote, write_log
+from ensemble.errors import ModelError
+from ensemble.events import Listener, Notice
+from ensemble.metrics import confusion_matrix, macro_f1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a fold's log is written and, when ``origin`` says what is trained from what, its state after each epoch."""
+
+    log: Path
+    state: Path
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What stays the same from epoch to epoch; an epoch has ``steps`` batches."""
+
+    seen: Images
+    settings: Settings
+    seed: int
+    steps: int
+    loss_of: Loss
+    policy: Policy | Simple | None
+    frozen: tuple[torch.nn.Module, ...]
+
+
+def fit(
+    model: torch.nn.Module,
+    seen: Images,
+    held_out: Images,
+    settings: Settings,
+    name: str,
+    *,
+    seed: int,
+    place: Place,
+    remote: Remote,
+    listener: Listener,
+) -> Epoch:
+    """The epoch that is kept; of equally good ones the later.
+
+    Raises:
+        ModelError: E440 when a loss is no longer a number, E403 when the state to go on from is damaged.
+    """
+    model = model.to(memory_format=torch.channels_last)
+    task = _prepare(model, seen, settings, seed)
+    course = _begin(model, task)
+    if place.origin is not None and load_course(place.state, course, origin=place.origin):
+        listener.notice(Notice("I445", f"{name} goes on after epoch {course.done} of {settings.epochs}", place.state))
+    while course.done < settings.epochs and not _is_patience_over(course, settings):
+        number = course.done + 1
+        began = time.perf_counter()
+        loss = _learn(course, task, number)
+        if not np.isfinite(loss):
+            raise ModelError("E440", f"{name}: the loss of epoch {number} is {loss}")
+        speed = task.steps * settings.batch / (time.perf_counter() - began)
+        scored = course.model if course.averaged is None else course.averaged
+        score, accuracy = _score(scored, held_out, settings)
+        if score >= course.best_score:
+            course.best_epoch, course.best_score = number, score
+        if settings.keep == "last" or course.best_epoch == number:
+            course.kept = Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
+        course.done = number
+        rate = max(group["lr"] for group in course.optimizer.param_groups)
+        course.log.append(LogRow(number, loss, rate, score, accuracy, speed))
+        write_log(place.log, course.log)
+        remote.log(course.log[-1])
+        if place.origin is not None:
+            save_course(place.state, course, origin=place.origin)
+        listener.progress(f"train {name}", number, settings.epochs)
+    if course.done < settings.epochs:
+        listener.progress(f"train {name}", settings.epochs, settings.epochs)
+    assert course.kept is not None, "a member is trained for one epoch or more"
+    return course.kept
+
+
+def _is_patience_over(course: Course, settings: Settings) -> bool:
+    return settings.patience is not None and course.done - course.best_epoch >= settings.patience
+
+
+def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int) -> _Task:
+    counts = torch.from_numpy(np.bincount(seen.targets, minlength=len(settings.labels)))
+    weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
+    return _Task(
+        seen=seen,
+        settings=settings,
+        seed=seed,
+        # a last batch of few images would spoil the batch statistics, so it waits for the next epoch's order
+        steps=max(1, len(seen.labels) // settings.batch),
+        loss_of=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
+        policy=parse_policy(settings.augment),
+        frozen=freeze(model, settings.freeze),
+    )
+
+
+def _begin(model: torch.nn.Module, task: _Task) -> Course:
+    settings = task.settings
+    optimizer = make_optimizer(
+        model,
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay,
+    )
+    schedule = make_schedule(optimizer, settings.schedule, steps=task.steps * settings.epochs, warm_up=settings.warm_up)
+    return Course(model, copy.deepcopy(model) if settings.ema is not None else None, optimizer, schedule)
+
+
+def _learn(course: Course, task: _Task, number: int) -> float:
+    """One epoch; its mean loss, which is no number as soon as that of one batch is none."""
+    settings, seen = task.settings, task.seen
+    device = next(course.model.parameters()).device
+    course.model.train()
+    for module in task.frozen:
+        module.eval()
+    generator = torch.Generator().manual_seed(image_seed(task.seed, number, 0))
+    order = torch.randperm(len(seen.labels), generator=generator)[: task.steps * settings.batch].view(task.steps, -1)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for pixels, labels in batches(seen, order.numpy(), task.policy, seed=task.seed, epoch=number):
+        images = normalise(torch.from_numpy(pixels).to(device), settings)
+        targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
+        if settings.cutmix != "none":
+            images, targets = cutmix(images, targets, half=settings.cutmix == "half", generator=generator)
+        total += _step(course.model, images, targets, task.loss_of, course.optimizer, settings)
+        course.schedule.step()
+        if course.averaged is not None and settings.ema is not None:
+            _average(course.averaged, course.model, settings.ema)
+    return total.item() / task.steps
+
+
+def _step(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    loss_of: Loss,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+) -> torch.Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.bf16):
+        logits = model(images)
+    loss = loss_of(logits, targets)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    if settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def _average(averaged: torch.nn.Module, model: torch.nn.Module, kept: float) -> None:
+    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992)."""
+    for old, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - kept)
+        else:
+            old.copy_(new)
+
+
+def _score(model: torch.nn.Module, images: Images, settings: Settings) -> tuple[float, float]:
+    """Macro F1 and accuracy."""
+    answered = predict_pixels(model, images.photos.pixels, settings).argmax(axis=1)
+    confusion = confusion_matrix(images.labels, answered, classes=len(settings.labels))
+    return float(macro_f1(confusion)), float(np.mean(answered == images.labels))

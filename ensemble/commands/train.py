@@ -1,0 +1,171 @@
+"""The command `ens train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.errors import OptionError
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("train_dir", type=PATH)
+@click.option("--arch", required=True, help="Any timm architecture.")
+@click.option("--member", required=True, help="The member's name: its folder, and what its folds are averaged under.")
+@click.option(
+    "-o", "folder", type=PATH, default=Path(ROOT), show_default=True, help="Where members have their folders."
+)
+@click.option(
+    "--folds", default="5", show_default=True, help="How many, or a CSV of id,fold with a line for each person."
+)
+@click.option("--only-fold", type=click.IntRange(min=0), help="Train this fold alone.")
+@click.option("--boxes", "boxes_path", type=PATH, help="Train on the faces whose boxes ens crop wrote.")
+@click.option("--margin", type=float, default=0.2, show_default=True, help="Around a box, as a share of its side.")
+@click.option(
+    "--fallback-share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="The share of faces that is learned as if none had been found.",
+)
+@click.option("--fixes", multiple=True, help="Corrections of the data, see ens data; may be repeated.")
+@click.option("--without", multiple=True, help="Leave out the fixes of this source; may be repeated.")
+@click.option("--age-cut", type=int, default=60, show_default=True, help="58 or 59: train those as 60 and over.")
+@click.option("--init", type=PATH, help="Start from the weights of this file; its head is dropped.")
+@click.option("--pretrained", is_flag=True, help="Start from timm's weights, from its cache or the network.")
+@click.option(
+    "--freeze", type=click.IntRange(min=0), default=0, show_default=True, help="Leave the first N layer groups."
+)
+@click.option("--size", default="224", show_default=True, help="Input size in pixels: 224, or HEIGHTxWIDTH.")
+@click.option("--resize", type=click.Choice(["squash", "center", "pad"]), default="squash", show_default=True)
+@click.option(
+    "--interpolation",
+    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+    default="bilinear",
+    show_default=True,
+)
+@click.option("--mean", default="0.485,0.456,0.406", show_default=True, help="R,G,B in 0..1.")
+@click.option("--std", default="0.229,0.224,0.225", show_default=True, help="R,G,B in 0..1.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--lr", "learning_rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True)
+@click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True)
+@click.option("--schedule", type=click.Choice(["onecycle", "cosine", "constant"]), default="cosine", show_default=True)
+@click.option("--warm-up", type=float, default=0.1, show_default=True, help="The share of steps with a rising rate.")
+@click.option("--layer-decay", type=float, help="How much slower each layer group below learns, e.g. 0.75 for a vit.")
+@click.option("--ema", type=float, help="Score and keep averaged weights, e.g. 0.998.")
+@click.option("--clip", type=float, help="The largest norm of a gradient.")
+@click.option("--loss", default="ce", show_default=True, help="ce, focal, f1 or a mixture: 0.6*focal+0.4*f1.")
+@click.option(
+    "--gamma", type=float, default=2.0, show_default=True, help="How much the focal loss leaves out easy images."
+)
+@click.option("--smoothing", "label_smoothing", type=float, default=0.0, show_default=True)
+@click.option("--class-weights", default="none", show_default=True, help="none, ins, isns or ens:<beta>.")
+@click.option("--augment", default="default", show_default=True, help="none, flip, light, default or a TOML file.")
+@click.option("--cutmix", type=click.Choice(["none", "plain", "half"]), default="none", show_default=True)
+@click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
+)
+@click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
+@click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--fresh", is_flag=True, help="Train again what is finished or was begun with other settings.")
+@json_option
+def train(
+    train_dir: Path,
+    member: str,
+    folder: Path,
+    folds: str,
+    only_fold: int | None,
+    boxes_path: Path | None,
+    margin: float,
+    fixes: tuple[str, ...],
+    without: tuple[str, ...],
+    age_cut: int,
+    size: str,
+    resize: Any,
+    interpolation: Any,
+    mean: str,
+    std: str,
+    log: Any,
+    device: str,
+    seed: int,
+    fresh: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a member over folds by person, to one checkpoint a fold and its out-of-fold predictions.
+
+    \b
+    Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
+    """
+    with torch_extra("train"):
+        from checkpoints.dataset import read_dataset
+        from checkpoints.folds import make_folds, read_folds, write_folds
+        from checkpoints.member import train_member
+        from checkpoints.photos import fallback_crop
+        from checkpoints.settings import Settings
+    from ensemble.boxes import Boxes, read_faces
+    from ensemble.card import Preprocess, parse_size, parse_triple
+
+    faces = None if boxes_path is None else read_faces(boxes_path)[0]
+    crop = None if faces is None else fallback_crop(faces, margin)
+    data = read_dataset(train_dir, fixes=fixes, without=without, age_cut=age_cut, listener=TERMINAL)
+    rows = data.rows
+    chosen = Settings(
+        preprocess=Preprocess(parse_size(size), resize, interpolation, face=crop),
+        labels=data.labels,
+        mean=parse_triple(mean, "--mean"),
+        std=parse_triple(std, "--std"),
+        **settings,
+    )
+    shared = folder / "folds.csv"
+    if not folds.isdecimal():
+        dealt = read_folds(Path(folds), rows)
+    elif shared.exists():
+        dealt = read_folds(shared, rows)
+        if dealt.count != int(folds):
+            raise OptionError(
+                "E204", f"{shared} has {dealt.count} folds, --folds is {folds}", hint="all members share it"
+            )
+    else:
+        dealt = make_folds(rows, folds=int(folds), seed=0, labels=data.labels)
+        write_folds(shared, dealt)
+    if only_fold is not None and only_fold >= dealt.count:
+        raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
+    done = train_member(
+        rows,
+        dealt,
+        member=member,
+        settings=chosen,
+        seed=seed,
+        out=folder,
+        boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
+        only_fold=only_fold,
+        fresh=fresh,
+        device=device,
+        log=log,
+        listener=TERMINAL,
+    )
+    lines = [f"{t.path}  macro F1 {t.macro_f1:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in done.trained]
+    lines += [f"fold {fold} was finished" for fold in done.kept]
+    lines += [f"{done.oof}  out-of-fold macro F1 {done.macro_f1:.4f}"] if done.oof is not None else []
+    value = {
+        "folder": str(done.folder),
+        "folds": [{"path": str(t.path), "macro_f1": t.macro_f1, "epoch": t.epoch} for t in done.trained],
+        "kept": list(done.kept),
+        "oof": None if done.oof is None else str(done.oof),
+        "macro_f1": done.macro_f1,
+    }
+    show(value, "\n".join(lines), as_json=as_json)
