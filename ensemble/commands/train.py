@@ -41,7 +41,13 @@ from ensemble.terminal import TERMINAL, show
     "--freeze", type=click.IntRange(min=0), default=0, show_default=True, help="Leave the first N layer groups."
 )
 @click.option("--size", default="224", show_default=True, help="Input size in pixels: 224, or HEIGHTxWIDTH.")
-@click.option("--resize", type=click.Choice(["squash", "center", "pad"]), default="squash", show_default=True)
+@click.option(
+    "--resize",
+    type=click.Choice(["squash", "center", "pad"]),
+    default="squash",
+    show_default=True,
+    help="How an image comes to that size.",
+)
 @click.option(
     "--interpolation",
     type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
@@ -50,12 +56,28 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("--mean", default="0.485,0.456,0.406", show_default=True, help="R,G,B in 0..1.")
 @click.option("--std", default="0.229,0.224,0.225", show_default=True, help="R,G,B in 0..1.")
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="How many times every image is seen."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images a step.")
 @click.option("--lr", "learning_rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True)
-@click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), default="adamw", show_default=True)
-@click.option("--schedule", type=click.Choice(["onecycle", "cosine", "constant"]), default="cosine", show_default=True)
+@click.option(
+    "--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True, help="How fast weights shrink."
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "adam", "sgd"]),
+    default="adamw",
+    show_default=True,
+    help="The rule by which weights are changed.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["onecycle", "cosine", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="How the learning rate falls after the warm-up.",
+)
 @click.option("--warm-up", type=float, default=0.1, show_default=True, help="The share of steps with a rising rate.")
 @click.option("--layer-decay", type=float, help="How much slower each layer group below learns, e.g. 0.75 for a vit.")
 @click.option("--ema", type=float, help="Score and keep averaged weights, e.g. 0.998.")
@@ -64,10 +86,23 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--gamma", type=float, default=2.0, show_default=True, help="How much the focal loss leaves out easy images."
 )
-@click.option("--smoothing", "label_smoothing", type=float, default=0.0, show_default=True)
+@click.option(
+    "--smoothing",
+    "label_smoothing",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The share of a label that is spread over all classes.",
+)
 @click.option("--class-weights", default="none", show_default=True, help="none, ins, isns or ens:<beta>.")
 @click.option("--augment", default="default", show_default=True, help="none, flip, light, default or a TOML file.")
-@click.option("--cutmix", type=click.Choice(["none", "plain", "half"]), default="none", show_default=True)
+@click.option(
+    "--cutmix",
+    type=click.Choice(["none", "plain", "half"]),
+    default="none",
+    show_default=True,
+    help="Paste a part of another image: any rectangle, or a left or right half.",
+)
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
 @click.option(
     "--keep",
@@ -79,7 +114,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
 @click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
 @click.option("--fresh", is_flag=True, help="Train again what is finished or was begun with other settings.")
 @json_option
 def train(
