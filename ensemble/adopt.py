@@ -60,6 +60,10 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
         for view, share in views.items():
             total[view] = total.get(view, 0.0) + share
     fitted = learned.fitted
+    temperature: dict[str, float] = {}
+    if fitted.temperatures is not None:
+        each = zip(learned.voters, fitted.temperatures.tolist(), strict=True)
+        temperature = {voter.member: value for voter, value in each}
     return Recipe(
         pool=parse_pool(fitted.space),
         views={view: share for view, share in total.items() if share > 0},
@@ -68,6 +72,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
                 weights[group],
                 {name: member.sha256 for name, member in by_name.items() if member.group == group},
                 _own_views(shares[group], total),
+                temperature.get(group),
             )
             for group in shares
         },

@@ -60,8 +60,8 @@ def blend(
     _require_recipe_fits(by_name, recipe, listener)
     # the sums run in sorted order whatever order is asked for: a vectorised exp() may round a row by its place
     inner = tuple(sorted(next(iter(by_name.values())).ids))
-    views = {name: recipe.views_of(group) for group in recipe.groups.values() for name in group.members}
-    aligned = {name: _align(member, views[name], recipe.labels, inner, listener) for name, member in by_name.items()}
+    group_of = {name: group for group in recipe.groups.values() for name in group.members}
+    aligned = {name: _align(member, group_of[name], recipe, inner, listener) for name, member in by_name.items()}
     _notice_odd_members(aligned, listener)
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
@@ -100,12 +100,14 @@ class _Aligned:
 
     member: Predictions
     views: Mapping[str, float]
+    temperature: float | None
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
 
-    def logits(self, view: str, *, step: int = 1) -> NDArray[np.float32]:
-        """One view's ``(N, C)`` logits, or those of every ``step``-th row."""
-        return self.member.logits[view][self.rows[::step, np.newaxis], self.columns]
+    def logits(self, view: str, *, step: int = 1) -> NDArray[np.floating]:
+        """One view's ``(N, C)`` logits at the member's temperature, or those of every ``step``-th row."""
+        found = self.member.logits[view][self.rows[::step, np.newaxis], self.columns]
+        return found if self.temperature is None else found.astype(np.float64) / self.temperature
 
     def pooled(self, kind: Pool) -> NDArray[np.float64]:
         """The member's views as one, ``(N, C)`` log-probabilities."""
@@ -118,22 +120,21 @@ def _pool_group(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -
     return pool((aligned[name].pooled(kind) for name in group.members), [1] * len(group.members), kind=kind)
 
 
-def _align(
-    member: Predictions, views: Mapping[str, float], labels: LabelSpace, ids: Sequence[str], listener: Listener
-) -> _Aligned:
+def _align(member: Predictions, group: Group, recipe: Recipe, ids: Sequence[str], listener: Listener) -> _Aligned:
     """Check a member against the others and the recipe, and find its place among them."""
+    views = recipe.views_of(group)
     missing = sorted(views.keys() - member.logits.keys())
     if missing:
         raise PredictionError(
             "E516", f"{member.member} has no view {missing[0]}; it has {', '.join(sorted(member.logits))}"
         )
     rows = join_rows(ids, member.ids, complain=partial(_not_the_images, member.member), listener=listener)
-    columns = labels.permutation(member.labels, owner=member.member)
+    columns = recipe.labels.permutation(member.labels, owner=member.member)
     if not np.array_equal(columns, np.arange(len(columns))):
         listener.notice(Notice("W519", f"{member.member} has the classes in another order; matched by their names"))
     for view in views:
         require_finite(member, view)
-    return _Aligned(member, views, rows, columns)
+    return _Aligned(member, views, group.temperature, rows, columns)
 
 
 def _require_recipe_fits(members: Mapping[str, Predictions], recipe: Recipe, listener: Listener) -> None:

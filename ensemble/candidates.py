@@ -5,6 +5,7 @@ A candidate is named ``pool`` or ``pool+rule``:
 mean         the mean of probabilities, folds inside groups and views inside members: nothing is fitted
 logit        the mean of logits: nothing is fitted
 linear       weights by likelihood, for the mean of probabilities
+scaled       the mean of probabilities, after each member was brought to its own best temperature
 log-linear   weights by likelihood, for the mean of logits
 pool         log-linear, and a bias for each class
 factored     log-linear, and a bias for each value of each axis: 5 free numbers for mask18, not 17
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.decide import Rule, decide
-from ensemble.fit import axis_design, fit_linear, fit_log_linear
+from ensemble.fit import axis_design, fit_linear, fit_log_linear, fit_temperatures
 from ensemble.greedy import select_in_bags
 from ensemble.labels import LabelSpace
 from ensemble.measure import Measure
@@ -36,7 +37,7 @@ from ensemble.rule import fit_macro_f1_rule, fit_prior_rule
 Classes = NDArray[np.intp]
 Floats = NDArray[np.float64]
 
-_POOLS = ("mean", "logit", "linear", "log-linear", "greedy", "calibrated", "factored", "pool")
+_POOLS = ("mean", "logit", "linear", "scaled", "log-linear", "greedy", "calibrated", "factored", "pool")
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "macro-f1": (*_POOLS, "mean+tau", "pool+tau", "calibrated+f1", "factored+f1", "pool+f1"),
     "balanced-accuracy": (*_POOLS, "mean+tau", "pool+tau"),
@@ -62,7 +63,8 @@ class Fitted:
     """A fitted candidate: ``p proportional to exp(sharpness * log(pooled) + bias)``, then the rule.
 
     ``pooled`` is the mean of the voters' probabilities (``linear``) or their geometric mean (``logit``), with shares
-    ``weights`` ``(V,)`` that are together one.
+    ``weights`` ``(V,)`` that are together one. Where there are ``temperatures`` ``(V,)``, log-probabilities are
+    divided by them first.
     """
 
     space: Literal["linear", "logit"]
@@ -70,10 +72,13 @@ class Fitted:
     sharpness: float
     bias: Floats
     rule: Rule = "argmax"
+    temperatures: Floats | None = None
 
     def apply(self, log_p: Floats) -> Floats:
         """The log-probabilities ``(N, C)`` of voters ``(V, N, C)``."""
         voters = np.flatnonzero(self.weights)
+        if self.temperatures is not None:
+            log_p = np.stack([log_softmax(one / t) for one, t in zip(log_p, self.temperatures, strict=True)])
         if self.space == "logit":
             pooled = sum((self.weights[v] * log_p[v] for v in voters), start=np.zeros(log_p.shape[1:]))
         else:
@@ -95,10 +100,12 @@ def fit_candidates(
     labels: LabelSpace,
     score: Callable[[Classes, Classes], float] | None,
     seed: int,
+    owners: Classes | None = None,
 ) -> dict[str, Fitted]:
     """Fit candidates to voters ``(V, N, C)`` and true classes ``(N,)``; rules on one pool share its fit.
 
     ``mean`` ``(V,)`` are the shares that count groups, members and views alike; ``labels`` are the ``C`` classes.
+    ``owners`` ``(V,)`` numbers the member of each voter; by default each voter is a member.
     ``score`` says how good answers are, given the truth first; None stands for the likelihood.
     """
     judge = None if score is None else partial(score, truth)
@@ -107,7 +114,7 @@ def fit_candidates(
     for name in names:
         pool, _, rule = name.partition("+")
         if pool not in pools:
-            pools[pool] = _fit_pool(pool, log_p, truth, mean, labels, judge, seed)
+            pools[pool] = _fit_pool(pool, log_p, truth, mean, labels, judge, seed, owners)
         fitted[name] = pools[pool]
         if rule:
             fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, judge))
@@ -129,6 +136,7 @@ def _fit_pool(
     labels: LabelSpace,
     judge: Callable[[Classes], float] | None,
     seed: int,
+    owners: Classes | None,
 ) -> Fitted:
     plain = Fitted("linear", mean, 1.0, np.zeros(log_p.shape[-1]))
     if name == "mean":
@@ -137,6 +145,8 @@ def _fit_pool(
         return replace(plain, space="logit")
     if name == "linear":
         return replace(plain, weights=fit_linear(log_p, truth))
+    if name == "scaled":
+        return replace(plain, temperatures=fit_temperatures(log_p, truth, owners))
     if name == "greedy":
         return replace(plain, weights=select_in_bags(log_p, truth, score=judge, seed=seed))
     if name == "calibrated":

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.decide import decide
 from ensemble.errors import OptionError
 from ensemble.pool import log_softmax, normalise
-from ensemble.recipe import Group, Recipe
+from ensemble.recipe import Recipe
 from ensemble.rule import AxisRule, MacroF1Rule, PriorRule
 
 Classes = NDArray[np.intp]
@@ -37,6 +37,7 @@ class Cell:
     view: str
     weight: float
     group: str
+    temperature: float = 1.0
 
 
 def used_part(recipe: Recipe) -> Recipe:
@@ -53,7 +54,7 @@ def cells_of(recipe: Recipe) -> tuple[Cell, ...]:
     """The cells that a recipe weighs, in the order of its groups, members and views; their weights are together one."""
     shares = normalise({name: group.weight for name, group in recipe.groups.items()})
     return tuple(
-        Cell(member, view, shares[name] * share / len(group.members), name)
+        Cell(member, view, shares[name] * share / len(group.members), name, group.temperature or 1.0)
         for name, group in recipe.groups.items()
         for member in group.members
         for view, share in normalise(recipe.views_of(group)).items()
@@ -102,12 +103,13 @@ class Running:
         self._recipe = recipe
         self._geometric = recipe.pool.order == 0
         self._weights = [cell.weight for cell in cells]
+        self._temperatures = [cell.temperature for cell in cells]
         self.seen = 0
         self.total: Floats = np.zeros((rows, len(recipe.labels)))
 
     def add(self, logits: ArrayLike) -> None:
         """Add the next cell's logits ``(n, C)``."""
-        log_p = log_softmax(logits)
+        log_p = log_softmax(np.asarray(logits, dtype=np.float64) / self._temperatures[self.seen])
         self.total += self._weights[self.seen] * (log_p if self._geometric else np.exp(log_p))
         self.seen += 1
 
@@ -259,5 +261,5 @@ def keep_members(recipe: Recipe, kept: set[str]) -> Recipe:
         members = {member: sha256 for member, sha256 in group.members.items() if member in kept}
         if members:
             weight = group.weight * len(members) / len(group.members)
-            groups[name] = Group(weight, members, group.views)
+            groups[name] = replace(group, weight=weight, members=members)
     return replace(recipe, groups=groups)

@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 FEW = 30
 _TOLERANCE = 1e-6
 _ITERATIONS = 500
+_LEAST = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,24 @@ def fit_log_linear(log_p: Floats, truth: Classes, *, bias: bool = True, design: 
     units = np.concatenate([np.ones(voters), np.sqrt(len(truth) / np.maximum(images, 1))])
     found = _minimise(log_linear_loss(log_p, truth, design=design), start, bounds, units)
     return LogLinear(found[:voters], design @ found[voters:])
+
+
+def fit_temperatures(log_p: Floats, truth: Classes, owners: Classes | None = None) -> Floats:
+    """The temperature ``(V,)`` of each voter's member that makes the true classes likeliest, its views taken together.
+
+    Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599): one number a member, by which its logits
+    are divided; the likelihood is concave in its inverse. ``owners`` ``(V,)`` numbers the member of each voter.
+    """
+    voters = len(log_p)
+    member = np.arange(voters) if owners is None else owners
+    found = np.empty(voters)
+    for one in np.unique(member):
+        views = log_p[member == one]
+        rows = np.concatenate(list(views))[np.newaxis]
+        inverse = fit_log_linear(rows, np.tile(truth, len(views)), bias=False).weights[0]
+        # a member that knows nothing would be heated for ever
+        found[member == one] = 1 / max(float(inverse), _LEAST)
+    return found
 
 
 def log_linear_loss(

@@ -155,6 +155,7 @@ def learn(
         names,
         mean=shares,
         labels=truth.labels,
+        owners=np.unique([voter.member for voter in voters], return_inverse=True)[1],
         score=None if measure.score is None else measure.of_answers,
         seed=seed,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ class Group:
     """Members that are averaged before they are weighed: the folds of one model, or a model by itself.
 
     ``members`` maps each name to the SHA-256 of the predictions that the recipe was made from. ``views`` are weights of
-    the group's own, where they are not the recipe's.
+    the group's own, where they are not the recipe's. Logits are divided by ``temperature`` before anything is averaged.
     """
 
     weight: float
     members: Mapping[str, str]
     views: Mapping[str, float] | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,10 @@ class Recipe:
             raise PredictionError("E518", "groups need members, and each member one group")
         normalise(self.views)
         normalise({name: group.weight for name, group in self.groups.items()})
-        for group in self.groups.values():
+        for name, group in self.groups.items():
             normalise(self.views_of(group))
+            if group.temperature is not None and not (math.isfinite(group.temperature) and group.temperature > 0):
+                raise PredictionError("E518", f"the temperature of {name} must be above 0, got {group.temperature}")
         object.__setattr__(self, "views", _in_order(self.views))
         object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
 
@@ -233,6 +236,10 @@ def render_recipe(recipe: Recipe) -> str:
         header.append("views")
         for row, group in zip(rows, recipe.groups.values(), strict=True):
             row.append(_render_shares(recipe.views_of(group)))
+    if any(group.temperature is not None for group in recipe.groups.values()):
+        header.append("temperature")
+        for row, group in zip(rows, recipe.groups.values(), strict=True):
+            row.append(f"{group.temperature or 1:.3g}")
     if recipe.sharpness != 1:
         head += f"; sharpness {recipe.sharpness:.3g}"
     if recipe.bias is not None:
@@ -270,7 +277,7 @@ def _in_order(weights: Mapping[str, float]) -> dict[str, float]:
 
 def _tidy(group: Group) -> Group:
     members = dict(sorted(group.members.items()))
-    return Group(group.weight, members, None if group.views is None else _in_order(group.views))
+    return replace(group, members=members, views=None if group.views is None else _in_order(group.views))
 
 
 def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:

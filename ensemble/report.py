@@ -24,7 +24,7 @@ from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.pool import normalise
 from ensemble.predict import RUN
 from ensemble.predictions import Predictions, find_predictions, read_predictions
-from ensemble.recipe import Group, Recipe, make_recipe, members_by_name, read_recipe
+from ensemble.recipe import Recipe, make_recipe, members_by_name, read_recipe
 from ensemble.view_gains import ViewGain
 
 _TITLE = "macro F1"
@@ -248,7 +248,7 @@ def _for_groups(recipe: Recipe, gathered: Sequence[Predictions]) -> Recipe:
             f"{', '.join(recipe.groups)}",
             hint="name the same models in PRED and with --oof; groups meet by name",
         )
-    groups = {name: Group(group.weight, {name: sha256[name]}, group.views) for name, group in recipe.groups.items()}
+    groups = {name: replace(group, members={name: sha256[name]}) for name, group in recipe.groups.items()}
     return replace(recipe, groups=groups)
 
 

@@ -27,7 +27,7 @@ from tests.members import make_member
 from tests.simulation import make_contest
 from tests.test_learn import contest
 
-METHODS = ["mean", "logit", "linear", "log-linear", "greedy", "pool", "calibrated+f1", "pool+tau"]
+METHODS = ["mean", "logit", "linear", "scaled", "log-linear", "greedy", "pool", "calibrated+f1", "pool+tau"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from ensemble.blend import blend
+from ensemble.early_exit import Running, cells_of
 from ensemble.errors import EnsError, PredictionError
 from ensemble.events import Recorder
 from ensemble.foreign import read_foreign
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.pool import parse_pool
 from ensemble.predictions import Predictions
-from ensemble.recipe import Group, Recipe, make_recipe
+from ensemble.recipe import Group, Recipe, make_recipe, render_recipe
 from ensemble.rule import MacroF1Rule, fit_macro_f1_rule
 from tests.members import draw_logits, make_member, reorder
 
@@ -337,3 +338,27 @@ def test_a_transductive_rule_is_that_of_the_images_themselves() -> None:
     with pytest.raises(EnsError) as caught:
         replace(recipe, rule="argmax")
     assert caught.value.code == "E518"
+
+
+def test_a_groups_temperature_divides_its_logits() -> None:
+    """Each group's logits are divided by its temperature before anything is averaged; one of 1 or none is no change."""
+    rng = np.random.default_rng(0)
+    members = [make_member(name, 3 * rng.normal(size=(40, 18)), labels=MASK18) for name in "ab"]
+    plain = make_recipe(members)
+    groups = {name: replace(plain.groups[name], temperature=value) for name, value in (("a", 2.5), ("b", 0.5))}
+    recipe = replace(plain, groups=groups)
+    blended = blend(members, recipe)
+    a, b = (softmax(m.logits["identity"].astype(float) / t, axis=1) for m, t in zip(members, (2.5, 0.5), strict=True))
+    order = [members[0].ids.index(name) for name in blended.ids]
+    np.testing.assert_allclose(blended.probabilities, ((a + b) / 2)[order], rtol=1e-12)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert "temperature" not in plain.to_json()
+    assert [line.split()[-1] for line in render_recipe(recipe).splitlines()[1:]] == ["temperature", "2.5", "0.5"]
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(EnsError) as caught:
+            replace(plain, groups={**groups, "a": replace(groups["a"], temperature=wrong)})
+        assert caught.value.code == "E518"
+    running = Running(recipe, cells_of(recipe), 40)
+    for cell in cells_of(recipe):
+        running.add(next(m for m in members if m.member == cell.member).logits["identity"])
+    np.testing.assert_allclose(running.total[order], blended.probabilities, rtol=1e-12)

@@ -118,3 +118,16 @@ def test_the_seed_decides_the_bags_of_greedy() -> None:
     again = partial(fit_candidates, ["greedy"], many, truth, mean=np.full(9, 1 / 9), labels=LABELS, score=accuracy)
     one, same = (again(seed=0)["greedy"].weights for _ in range(2))
     assert one.tobytes() == same.tobytes()
+
+
+def test_scaled_members_are_averaged_at_their_own_temperature() -> None:
+    """The scaled mean is the mean of probabilities after each voter is divided by its temperature."""
+    log_p, truth = problem()
+    log_p[0] *= 4
+    log_p = log_softmax(log_p, axis=-1)
+    fitted = fit("scaled", log_p=log_p, truth=truth)["scaled"]
+    assert fitted.temperatures is not None
+    assert fitted.temperatures[0] > 2 * fitted.temperatures[1:].max()
+    each = [np.exp(log_softmax(one / t, axis=-1)) for one, t in zip(log_p, fitted.temperatures, strict=True)]
+    expected = 0.5 * each[0] + 0.25 * each[1] + 0.25 * each[2]
+    np.testing.assert_allclose(np.exp(fitted.apply(log_p)), expected, rtol=1e-12)

@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import approx_fprime, minimize
+from scipy.optimize import approx_fprime, minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from ensemble.fit import FEW, axis_design, fit_linear, fit_log_linear, log_linear_loss
+from ensemble.fit import FEW, axis_design, fit_linear, fit_log_linear, fit_temperatures, log_linear_loss
 from ensemble.labels import Axis, LabelSpace
 
 Floats = NDArray[np.float64]
@@ -207,3 +207,21 @@ def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
     other = minimize(by_hand, at, bounds=[(0, None)] * 3 + [(None, None)] * 5, options={"ftol": 1e-15, "gtol": 1e-9})
     np.testing.assert_allclose(found.weights, other.x[:3], atol=1e-3)
     np.testing.assert_allclose(found.bias, design @ other.x[3:], atol=1e-3)
+
+
+def test_temperatures_are_the_likeliest_of_each_member() -> None:
+    """A member's views share the temperature that a plain search finds; a member that knows nothing stays finite."""
+    log_p, truth = problem(0, voters=3)
+    log_p = np.concatenate([log_p, np.full((1, *log_p.shape[1:]), -np.log(4))])
+    found = fit_temperatures(log_p, truth, np.array([0, 1, 0, 2]))
+    assert found[0] == found[2] != found[1]
+    assert np.isfinite(found).all()
+    for voters in ([0, 2], [1]):
+
+        def loss(temperature: float, voters: list[int] = voters) -> float:
+            each = [log_softmax(log_p[v] / temperature, axis=-1)[np.arange(len(truth)), truth].sum() for v in voters]
+            return -float(np.sum(each))
+
+        best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8}).x
+        assert found[voters[0]] == pytest.approx(best, rel=1e-4)
+    assert len(set(fit_temperatures(log_p[:3], truth).tolist())) == 3
