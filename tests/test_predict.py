@@ -26,7 +26,7 @@ from ensemble.errors import (
 )
 from ensemble.events import Listener, Recorder
 from ensemble.files import locked
-from ensemble.images import Photo, read_photo
+from ensemble.images import Photo, decode_photo
 from ensemble.listing import list_images
 from ensemble.pipeline import Pipeline, Work
 from ensemble.predict import predict
@@ -104,11 +104,11 @@ def test_every_image_is_decoded_once_for_all_members_and_views(
     """Three members and two views read each file exactly once."""
     read: list[str] = []
 
-    def count(path: Path) -> Photo:
+    def count(data: bytes, path: Path) -> Photo:
         read.append(path.name)
-        return read_photo(path)
+        return decode_photo(data, path)
 
-    monkeypatch.setattr(pipeline_module, "read_photo", count)
+    monkeypatch.setattr(pipeline_module, "decode_photo", count)
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert sorted(read) == NAMES
 

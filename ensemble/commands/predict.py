@@ -22,9 +22,13 @@ from ensemble.terminal import TERMINAL, show
     "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
 )
 @click.option(
-    "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
+    "-b",
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="Images at once.  [default: what a trial finds on the CPU, 128 on a GPU]",
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
 @json_option
 def predict(
@@ -38,6 +42,7 @@ def predict(
     folder: Path,
     batch: int | None,
     workers: int | None,
+    memory: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -48,6 +53,7 @@ def predict(
     """
     from ensemble.boxes import read_boxes
     from ensemble.listing import read_ids
+    from ensemble.memory import parse_memory
     from ensemble.model_file import find_models
     from ensemble.predict import predict as run_predict
     from ensemble.tta import parse_views
@@ -63,6 +69,7 @@ def predict(
         device=device,
         batch=batch,
         workers=workers,
+        memory=None if memory is None else parse_memory(memory),
         fresh=fresh,
         listener=TERMINAL,
     )
