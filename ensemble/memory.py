@@ -140,14 +140,15 @@ def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
 def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool) -> Bounds:
     """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
 
-    On the CPU a worker has one batch in hand, its pixels and layers; on a GPU ``ahead`` batches of pixels are held.
+    On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
+    the one that is on the device.
 
     Raises:
         DeviceError: E603 when one image in one worker is too much.
     """
     left = memory - need.fixed
     image = need.pixels if on_gpu else need.pixels + need.layers
-    least = need.photo + image * (2 if on_gpu else 1)
+    least = need.photo + image * (3 if on_gpu else 1)
     if left < least:
         wanted = f"one image needs {_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
         raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {wanted}")
@@ -155,11 +156,11 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
         workers = min(workers, left // least)
         return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
     # the device waits for batches, not for pictures: rather fewer workers than a smaller batch
-    while workers > 1 and workers * need.photo + (workers + 2) * batch * image > left:
+    while workers > 1 and workers * need.photo + (workers + 3) * batch * image > left:
         workers -= 1
-    while batch > 1 and workers * need.photo + (workers + 1) * batch * image > left:
+    while batch > 1 and workers * need.photo + 3 * batch * image > left:
         batch //= 2
-    return Bounds(workers, batch, max(2, min(workers + 2, (left - workers * need.photo) // (batch * image))))
+    return Bounds(workers, batch, min(workers + 2, (left - workers * need.photo) // (batch * image) - 1))
 
 
 def _megabytes(size: int) -> str:

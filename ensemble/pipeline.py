@@ -99,7 +99,7 @@ class Pipeline:
 
     ``boxes[i]`` is the face in image i of the listing; models without face crops do without. ``ahead`` is how many
     batches may be begun and not yet handed on. On the CPU only those that a worker has in hand hold pixels, and the
-    others keep no worker waiting for a slower one; on a GPU each of them holds pixels.
+    others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one handed on.
     """
 
     def __init__(
