@@ -16,7 +16,7 @@ from ensemble import pipeline as pipeline_module
 from ensemble.boxes import Box
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.crop import prepare_image, prepare_photo
-from ensemble.images import open_image, plain_preprocess
+from ensemble.images import Pixels, open_image, plain_preprocess
 from ensemble.listing import Listing, list_images
 from ensemble.pipeline import Batch, Pipeline, Work
 from ensemble.session import Session, open_session
@@ -67,8 +67,12 @@ def test_each_preprocessing_is_resized_once(
 
     monkeypatch.setattr(pipeline_module, "prepare_photo", count)
     views = parse_views("hflip")
-    look = View("hflip", lambda batch: (looked.append(len(batch)), views[1].apply(batch))[1])
-    pipeline = Pipeline(listing, (views[0], look), on_gpu=False, workers=1)
+
+    def look(batch: Pixels) -> Pixels:
+        looked.append(len(batch))
+        return views[1].apply(batch)
+
+    pipeline = Pipeline(listing, (views[0], View("hflip", look)), on_gpu=False, workers=1)
     members = sessions(tmp_path, SQUASH, other, SQUASH)
     (answer,) = pipeline.run([Work(range(6), members)])
     assert len(resized) == 6 * (1 if alike else 2)
@@ -109,7 +113,7 @@ class Counting(Pipeline):
     """Counts the batches whose pixels are in memory."""
 
     alive = most = 0
-    lock = threading.Lock()
+    lock = threading.RLock()  # a batch may go while this very thread counts another
 
     def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
         batch = super()._prepare(rows, preprocesses)

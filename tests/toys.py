@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,7 +75,7 @@ def convolutional_proto(card: ModelCard = CARD, *, kind: str = "resnet", seed: i
         weights[name := f"w{len(weights)}"] = generator.normal(0, 0.3, shape).astype(np.float32)
         return name
 
-    def add(op: str, *inputs: str, **options: object) -> str:
+    def add(op: str, *inputs: str, **options: Any) -> str:
         nodes.append(helper.make_node(op, inputs, [name := f"t{len(nodes)}"], **options))
         return name
 
