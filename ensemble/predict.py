@@ -276,12 +276,8 @@ def _compute(
     def work() -> Iterator[Work]:
         for index in parts:
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
-            rows = _part_rows(listing, index)
-            start = rows.start
-            while start < rows.stop:
-                stop = start + trial.next_batch(rows.stop - start)
-                yield Work(range(start, stop), asked)
-                start = stop
+            for rows in trial.cut(_part_rows(listing, index)):
+                yield Work(rows, asked)
 
     def write(index: int, gathered: Sequence[Answer]) -> None:
         with pipeline.watch.timing("write", clock=time.perf_counter):

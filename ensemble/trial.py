@@ -6,7 +6,7 @@ a one falls out of the caches. Which is best depends on the models and the machi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -35,6 +35,14 @@ class Trial:
         self._left = wanted if len(candidates) > 1 and images >= _PAYS * sum(wanted) else []
         self._usual = usual
         self._spent: dict[int, list[float]] = {size: [] for size in candidates} if self._left else {}
+
+    def cut(self, rows: range) -> Iterator[range]:
+        """A part's rows batch by batch; how large each is, is decided when it is asked for."""
+        start = rows.start
+        while start < rows.stop:
+            stop = start + self.next_batch(rows.stop - start)
+            yield range(start, stop)
+            start = stop
 
     def next_batch(self, room: int) -> int:
         """The size of the next batch, of which ``room`` images are left in its part."""

@@ -11,13 +11,11 @@ def run(trial: Trial, cost: dict[int, list[float]], *, part: int = 256, images: 
     """The sizes of a run's batches, each of which takes the next of its size's seconds an image."""
     sizes = []
     for start in range(0, images, part):
-        left = min(part, images - start)
-        while left:
-            size = trial.next_batch(left)
+        for batch in trial.cut(range(start, min(start + part, images))):
+            size = len(batch)
             seconds = cost.get(size, [1.0])
             trial.learn(size, size * (seconds.pop(0) if len(seconds) > 1 else seconds[0]))
             sizes.append(size)
-            left -= size
     return sizes
 
 
