@@ -35,7 +35,8 @@ BATCH = 16
 class Explained:
     """One image's map: the class it is for, that class's probability and the most probable class.
 
-    ``on_face`` is the share of the map that lies in the face box; None without a box, or without any evidence.
+    ``on_face`` is the share of the map that lies in the face box, None without a box, or without any evidence;
+    ``face_area`` is the box's share of the picture.
     """
 
     image: str
@@ -44,6 +45,7 @@ class Explained:
     predicted: str
     path: Path
     on_face: float | None
+    face_area: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -70,9 +72,13 @@ class Explanations:
 
     def render(self) -> str:
         """How many there are, how much of them lies on faces where that is known, and the sheets, for people."""
-        shares = [one.on_face for one in self.images if one.on_face is not None]
-        faces = f"; {np.mean(shares):.0%} of the evidence lies on the face ({len(shares):,} images)" if shares else ""
-        lines = [f"{len(self.images):,} images as {self.member} sees them, on {self.device}{faces}"]
+        lines = [f"{len(self.images):,} images as {self.member} sees them, on {self.device}"]
+        shares = [(one.on_face, one.face_area) for one in self.images if one.on_face is not None]
+        if shares:
+            found, area = np.array(shares, dtype=np.float64).mean(axis=0)
+            lines.append(
+                f"{found:.0%} of the evidence lies on the face, {area:.0%} of the picture ({len(shares):,} of them)"
+            )
         return "\n".join([*lines, *map(str, self.sheets)])
 
 
@@ -208,6 +214,7 @@ class _Run:
                 predicted=names[predicted[i]],
                 path=picture_path(self._folder, self._listing.ids[one.row]),
                 on_face=_share(maps[i], one.face),
+                face_area=None if one.face is None else float(one.face.mean()),
             )
             self._draw(one.pixels, maps[i] / max(float(maps[i].max()), 1e-12), explained)
             self.done.append(explained)
@@ -239,7 +246,8 @@ class _Run:
         if self._chosen is not None:
             caption.append(f"predicted: {explained.predicted}")
         if self._faces is not None:
-            caption.append("no share" if explained.on_face is None else f"{explained.on_face:.0%} on the face")
+            share = "nothing speaks for it" if explained.face_area else "no face box"
+            caption.append(share if explained.on_face is None else f"{explained.on_face:.0%} on the face")
         caption.append(explained.image)
         files.write_atomic(explained.path, to_png(draw_pair(pixels, heat, caption)), sync=False)
         self._tiles.append(draw_pair(pixels, heat, caption, small=True))
