@@ -77,7 +77,7 @@ class Explanations:
         if shares:
             found, area = np.array(shares, dtype=np.float64).mean(axis=0)
             lines.append(
-                f"{found:.0%} of the evidence lies on the face, {area:.0%} of the picture ({len(shares):,} of them)"
+                f"{found:.0%} of the evidence lies on the face, {area:.0%} of the picture ({len(shares):,} with a face)"
             )
         return "\n".join([*lines, *map(str, self.sheets)])
 
