@@ -15,6 +15,7 @@ from ensemble.commands.data import data
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
+from ensemble.commands.explain import explain
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
@@ -55,6 +56,7 @@ for _command in (
     check,
     evaluate,
     report,
+    explain,
     doctor,
     explain_error,
 ):

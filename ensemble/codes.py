@@ -190,6 +190,11 @@ CODES: dict[str, Code] = {
     "E430": Code(
         "A checkpoint does not hold the weights that were asked for.", "leave --weights out, or ask for what it holds"
     ),
+    "E431": Code("A model has no output features.", "export it again with ens export --features"),
+    "E432": Code(
+        "A model's classes are not weighted sums of its averaged features, so it has no class-activation maps.",
+        "explain a model that ends in global average pooling and one linear layer, such as a ResNet or an EfficientNet",
+    ),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("A training starts from the weights of a file.", "nothing to do"),
     "E442": Code(
