@@ -1,0 +1,98 @@
+"""How a network runs fastest on a GPU, found by running it: a few ways, each tried on top of the best so far.
+
+What was found is kept by network, GPU, shape and versions: a run that goes on after a stop computes as it did before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble import files
+from ensemble.errors import EnsError, FileError
+from ensemble.events import Listener, Notice
+
+Logits = NDArray[np.float32]
+_MARGIN = 0.98  # what is not faster by 2 % is noise
+_TOLERANCE = 0.02  # of the largest logit: another order of sums, in half precision
+_WAYS: Mapping[str, Mapping[str, str]] = {
+    "cuDNN's exhaustive search": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+    "channels last": {"prefer_nhwc": "1"},
+    "CUDA graphs": {"enable_cuda_graph": "1"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The provider options that were fastest, and the seconds a batch of each way that was tried."""
+
+    options: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    def render(self) -> str:
+        """The ways and their times, for people."""
+        return ", ".join(f"{way} {1000 * spent:.2f} ms" for way, spent in self.seconds.items())
+
+
+def ways(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
+    """What is worth trying: channels last for half precision, and no search of its own on each of several GPUs.
+
+    A search may find other algorithms on each GPU, and other last bits with them.
+    """
+    left_out = ({"channels last"} if not fp16 else set()) | ({"cuDNN's exhaustive search"} if several else set())
+    return {name: options for name, options in _WAYS.items() if name not in left_out}
+
+
+def tune(
+    base: Mapping[str, str],
+    tried: Mapping[str, Mapping[str, str]],
+    measure: Callable[[Mapping[str, str]], tuple[float, Logits]],
+    *,
+    member: str,
+    listener: Listener,
+) -> Tuned:
+    """The fastest options; ``measure`` gives the seconds a batch takes with some, and its logits.
+
+    A way that fails, or whose logits differ, is left out with a notice.
+
+    Raises:
+        EnsError: what ``measure`` raises for ``base``.
+    """
+    best, (fastest, expected) = dict(base), measure(base)
+    seconds = {"plain": fastest}
+    for name, options in tried.items():
+        try:
+            spent, logits = measure({**best, **options})
+        except EnsError as err:
+            listener.notice(Notice("W609", f"{member} runs without {name}: {err.message}"))
+            continue
+        difference = float(np.abs(logits - expected).max(initial=0.0))
+        if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0))):
+            listener.notice(Notice("W609", f"{member} runs without {name}: its logits are off by {difference:.3g}"))
+            continue
+        seconds[name] = spent
+        if spent < _MARGIN * fastest:
+            best, fastest = {**best, **options}, spent
+    return Tuned(best, seconds)
+
+
+def tune_once(path: Path, find: Callable[[], Tuned]) -> Tuned:
+    """What ``path`` keeps from an earlier time, or else what is found now, kept there."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return Tuned({str(k): str(v) for k, v in value["options"].items()}, dict(value["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there, or not ours
+    tuned = find()
+    try:
+        files.require_writable(path.parent)
+        record = {"options": dict(tuned.options), "seconds": dict(tuned.seconds)}
+        files.write_atomic(path, json.dumps(record, indent=1).encode() + b"\n")
+    except FileError:
+        pass  # a home that cannot be written costs the next run the same seconds again, and nothing else
+    return tuned
