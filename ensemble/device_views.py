@@ -68,8 +68,9 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
     cut, made = split_views(views, size)
     # onnxruntime works the shapes out again, now that they are all known
     del graph.value_info[:]
+    (classes,) = (value.type.tensor_type.shape.dim[1].dim_value for value in graph.output if value.name == LOGITS)
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, None))
+    graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [rows * len(views), classes]))
     if made or len(cut) > 1:
         _insert(graph, _front(graph, cut, made, rows=rows, height=height, width=width))
     return bytes(model.SerializeToString())

@@ -305,6 +305,7 @@ def _compute_in_turn(
         for member in together:
             member.decisions = sessions[member.name].decisions
         left = left[len(together) :]
+        del sessions  # their memory is for the next ones
     return faults
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
+from ensemble.devices import CPU
 from ensemble.errors import (
     DataError,
     DeviceError,
@@ -28,9 +29,11 @@ from ensemble.events import Listener, Recorder
 from ensemble.files import locked
 from ensemble.images import Photo, read_photo
 from ensemble.listing import list_images
+from ensemble.model_file import read_model
 from ensemble.pipeline import Pipeline, Work
 from ensemble.predict import predict
 from ensemble.predictions import COMPLETE, part_path, read_predictions
+from ensemble.resident import start_resident
 from ensemble.session import Session, open_session, start_session
 from ensemble.tta import parse_views
 from tests import toys
