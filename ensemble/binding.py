@@ -190,6 +190,7 @@ class Bound:
         binding, options = self._bindings[key]
         with _QUIET if first else nullcontext():
             self._runtime.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
         with _QUIET:
             return np.array(self._logits.numpy(), dtype=np.float32).reshape(self._shape)
 

@@ -204,6 +204,8 @@ def _start(
     if device.kind == "tensorrt":
         # what TensorRT does not take runs on the same GPU
         requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": "0"}))
+        # and TensorRT has no option of onnxruntime's against TF32
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with _captured_output() as captured:
         onnxruntime.preload_dlls()
         if device.kind == "tensorrt":

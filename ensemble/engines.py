@@ -10,9 +10,10 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ensemble import files
 from ensemble.card import ModelCard
 from ensemble.device_views import MADE, split_views
 from ensemble.devices import Device
@@ -69,11 +70,16 @@ def engine_options(
 
 @contextmanager
 def building(options: Mapping[str, str], member: str, listener: Listener) -> Iterator[None]:
-    """Say before and after that an engine is built inside, when none is kept."""
+    """Say before and after that an engine is built inside, when none is kept.
+
+    Raises:
+        FileError: E701 or E702 when there is nowhere to keep it.
+    """
     folder = Path(options.get("trt_engine_cache_path", ""))
     if "trt_engine_cache_path" not in options or any(folder.glob("*.engine")):
         yield
         return
+    files.require_writable(folder)
     listener.notice(Notice("I608", f"TensorRT builds an engine for {member}, which can take minutes", folder))
     start = time.monotonic()
     yield
@@ -82,16 +88,14 @@ def building(options: Mapping[str, str], member: str, listener: Listener) -> Ite
 
 @functools.cache
 def load_libraries() -> None:
-    """Load TensorRT's libraries where pip has put them, so that onnxruntime finds them; elsewhere the system does.
-
-    TensorRT would use TF32 for float32 networks, and onnxruntime has no option against it.
-    """
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    """Load TensorRT's libraries where pip has put them, so that onnxruntime finds them; elsewhere the system does."""
     found = importlib.util.find_spec("tensorrt_libs")
     for place in (found.submodule_search_locations or ()) if found else ():
         for name in _LIBRARIES:
             if Path(place, name).is_file():
-                ctypes.CDLL(str(Path(place, name)))
+                # a library that does not load is onnxruntime's to explain
+                with suppress(OSError):
+                    ctypes.CDLL(str(Path(place, name)))
 
 
 @functools.cache

@@ -289,17 +289,11 @@ def _compute_in_turn(
     faults: dict[int, DataError] = {}
     left = [member for member in members if member.pending]
     while left:
+        models = {member.name: member.model for member in left}
         if device.is_gpu:
-            sessions = start_resident(
-                {m.name: m.model for m in left},
-                device=device,
-                rows=batch,
-                views=views,
-                in_turn=True,
-                listener=listener,
-            )
+            sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
         else:
-            sessions = {m.name: start_session(m.model, device=device) for m in left}
+            sessions = {name: start_session(model, device=device) for name, model in models.items()}
         together = [member for member in left if member.name in sessions]
         faults |= _compute(together, sessions, pipeline, listing, batch, listener)
         for member in together:

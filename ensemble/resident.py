@@ -84,7 +84,7 @@ def fix_session(
     views = views or parse_views("identity")
     card = model.card
     cut, made = split_views(views, card.preprocess.size)
-    tuned = Tuned({}, {})
+    tuned = Tuned({}, {}, {})
 
     def build(options: Mapping[str, str], one: Device, rows: int) -> Bound:
         data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +29,16 @@ _WAYS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The provider options that were fastest, and the seconds a batch of each way that was tried."""
+    """The provider options that were fastest, the seconds a batch of each way, and why a way cannot be used."""
 
     options: Mapping[str, str]
     seconds: Mapping[str, float]
+    unusable: Mapping[str, str]
 
     def render(self) -> str:
-        """The ways and their times, for people."""
-        return ", ".join(f"{way} {1000 * spent:.2f} ms" for way, spent in self.seconds.items())
+        """The ways with their times or what is wrong with them, for people."""
+        times = [f"{way} {1000 * spent:.2f} ms" for way, spent in self.seconds.items()]
+        return "; ".join([*times, *(f"{way} unusable: {cause}" for way, cause in self.unusable.items())])
 
 
 def ways(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
@@ -64,35 +66,36 @@ def tune(
         EnsError: what ``measure`` raises for ``base``.
     """
     best, (fastest, expected) = dict(base), measure(base)
-    seconds = {"plain": fastest}
+    seconds, unusable = {"plain": fastest}, dict[str, str]()
     for name, options in tried.items():
         try:
             spent, logits = measure({**best, **options})
         except EnsError as err:
-            listener.notice(Notice("W609", f"{member} runs without {name}: {err.message}"))
+            unusable[name] = err.message
             continue
         difference = float(np.abs(logits - expected).max(initial=0.0))
         if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0))):
-            listener.notice(Notice("W609", f"{member} runs without {name}: its logits are off by {difference:.3g}"))
+            unusable[name] = f"its logits are off by {difference:.3g}"
             continue
         seconds[name] = spent
         if spent < _MARGIN * fastest:
             best, fastest = {**best, **options}, spent
-    return Tuned(best, seconds)
+    for name, cause in unusable.items():
+        listener.notice(Notice("W609", f"{member} runs without {name}: {cause}"))
+    return Tuned(best, seconds, unusable)
 
 
 def tune_once(path: Path, find: Callable[[], Tuned]) -> Tuned:
     """What ``path`` keeps from an earlier time, or else what is found now, kept there."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return Tuned({str(k): str(v) for k, v in value["options"].items()}, dict(value["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Tuned(dict(value["options"]), dict(value["seconds"]), dict(value["unusable"]))
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not ours
     tuned = find()
     try:
         files.require_writable(path.parent)
-        record = {"options": dict(tuned.options), "seconds": dict(tuned.seconds)}
-        files.write_atomic(path, json.dumps(record, indent=1).encode() + b"\n")
+        files.write_atomic(path, json.dumps(asdict(tuned), indent=1).encode() + b"\n")
     except FileError:
         pass  # a home that cannot be written costs the next run the same seconds again, and nothing else
     return tuned

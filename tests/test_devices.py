@@ -88,7 +88,7 @@ def test_several_gpus_are_named_once_and_run_one_by_one() -> None:
     assert device.each == (Device("cuda", 2), Device("cuda", 0))
 
 
-def test_fault_66_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two GPUs that would not give the same answers are E607, which names both; one that does not start is E601."""
     with fake_gpus(monkeypatch, tmp_path):
         assert choose_device("cuda:0,1") == Device("cuda", 0, (1,))

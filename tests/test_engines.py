@@ -66,7 +66,6 @@ def test_a_build_is_announced_and_a_kept_engine_is_not(tmp_path: Path) -> None:
     recorder = Recorder()
     with building(options, "r18", recorder):
         assert [notice.code for notice in recorder.notices] == ["I608"]
-        (tmp_path / "engines").mkdir()
         (tmp_path / "engines" / "graph_0.engine").touch()
     assert "r18 took" in recorder.notices[1].message
     with building(options, "r18", recorder), building({}, "r18", recorder):

@@ -142,7 +142,7 @@ def test_fault_62_not_even_one_image_fits(models: dict[str, ModelFile], gpus: Fa
     assert codes(recorder) == ["W602", "W602"]
 
 
-def test_fault_63_models_that_do_not_fit_together_run_in_turn(
+def test_models_that_do_not_fit_together_run_in_turn(
     models: dict[str, ModelFile], images: Path, tmp_path: Path, gpus: FakeGpus
 ) -> None:
     """With memory for two of three models, the third runs afterwards, W608 says so, and the parts are the same."""

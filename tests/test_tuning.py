@@ -44,7 +44,7 @@ def test_float32_does_not_try_channels_last_and_several_gpus_search_nothing() ->
     assert list(ways(fp16=True, several=True)) == ["channels last", "CUDA graphs"]
 
 
-def test_fault_65_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:
+def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:
     """W609 names the way and the cause, and what is left runs on."""
 
     def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
@@ -58,6 +58,7 @@ def test_fault_65_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_noti
     assert [notice.code for notice in recorder.notices] == ["W609", "W609"]
     assert "channels last: its logits are off by 1" in recorder.notices[0].message
     assert "CUDA graphs: nodes outside the graph" in recorder.notices[1].message
+    assert "CUDA graphs unusable: nodes outside the graph" in tuned.render()
 
 
 def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
@@ -73,9 +74,9 @@ def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
 def test_what_was_found_is_kept(tmp_path: Path) -> None:
     """The second run takes what the first one found; a damaged file is found again, and mended."""
     path = tmp_path / "tuning" / "key.json"
-    first = Tuned({"prefer_nhwc": "1"}, {"plain": 1.0})
+    first = Tuned({"prefer_nhwc": "1"}, {"plain": 1.0}, {"CUDA graphs": "why"})
     assert tune_once(path, lambda: first) == first
-    assert tune_once(path, lambda: Tuned({}, {})) == first
+    assert tune_once(path, lambda: Tuned({}, {}, {})) == first
     path.write_text("{")
-    assert tune_once(path, lambda: Tuned({}, {})) == Tuned({}, {})
-    assert tune_once(path, lambda: first) == Tuned({}, {})
+    assert tune_once(path, lambda: Tuned({}, {}, {})) == Tuned({}, {}, {})
+    assert tune_once(path, lambda: first) == Tuned({}, {}, {})
