@@ -286,8 +286,7 @@ def _compute_in_turn(
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending: all members together, or as many at a time as a GPU's memory holds."""
-    faults: dict[int, DataError] = {}
-    left = [member for member in members if member.pending]
+    faults, left = dict[int, DataError](), [member for member in members if member.pending]
     while left:
         models = {member.name: member.model for member in left}
         if device.is_gpu:
