@@ -131,7 +131,7 @@ class Lane:
             host = np.zeros(shape, dtype=np.uint8)
             with _QUIET:
                 value = _on_device(self.device, shape, np.uint8)
-                locked = self.device.kind != "cpu" and lock_pages(host, index=self.device.index)
+                locked = self.device.is_gpu and lock_pages(host, index=self.device.index)
             places.append(_Place(host, value, locked))
             self.page_locked &= locked
         return places[number]
@@ -261,5 +261,5 @@ class Fixed:
 def _on_device(device: Device, shape: Sequence[int], kind: Any) -> Any:
     import onnxruntime
 
-    name = "cpu" if device.kind == "cpu" else "cuda"
+    name = "cuda" if device.is_gpu else "cpu"
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, name, device.index)

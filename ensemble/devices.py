@@ -87,7 +87,7 @@ def parse_device(text: str) -> Device | None:
     first, *others = (int(number) for number in (match[3] or "0").split(","))
     if len({first, *others}) <= len(others):
         raise OptionError("E203", f"{text!r} names a GPU twice")
-    return Device("cuda" if match[2] == "cuda" else "tensorrt", first, tuple(others))
+    return Device("cuda" if match[2] == "cuda" else "tensorrt", first, others=tuple(others))
 
 
 def choose_device(text: str, *, listener: Listener = SILENT) -> Device:

@@ -57,6 +57,8 @@ def lock_pages(array: Pixels, *, index: int) -> bool:
     done: int = runtime.cudaHostRegister(
         ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), ctypes.c_uint(_PORTABLE)
     )
+    if done != 0:
+        runtime.cudaGetLastError()  # or onnxruntime would take the failure for its own
     return done == 0
 
 

@@ -33,11 +33,12 @@ def through_lanes(
     *,
     device: Device,
     workers: int,
+    ahead: int,
 ) -> Generator[C, None, None]:
     """What ``compute`` makes of each piece of work that ``read`` read and ``load`` put on a lane, in order.
 
     ``read`` runs in ``workers`` threads, ``load`` in one, ``compute`` in one for each of the devices, always the same.
-    No more than ``workers + 2`` pieces are read ahead.
+    No more than ``ahead`` pieces are begun and not yet handed on.
     """
     lanes = [Lane(one) for _ in range(LANES) for one in device.each]
     free: SimpleQueue[Lane] = SimpleQueue()
@@ -69,7 +70,7 @@ def through_lanes(
     try:
         for one in work:
             waiting.append(loader.submit(pass_on, readers.submit(read, one)))
-            if len(waiting) > workers + 1:
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result().result()
         while waiting:
             yield waiting.popleft().result().result()

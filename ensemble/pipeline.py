@@ -167,7 +167,15 @@ class Pipeline:
         rest = iter(work)
         for first in rest:
             device = first.sessions[0].device
-            yield from through_lanes(chain([first], rest), read, load, compute, device=device, workers=self._workers)
+            yield from through_lanes(
+                chain([first], rest),
+                read,
+                load,
+                compute,
+                device=device,
+                workers=self._workers,
+                ahead=self._workers + 2,
+            )
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ens")

@@ -132,7 +132,7 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
     except EnsError:
         raise
     except Exception as err:
-        if device.kind != "cpu" and _OUT_OF_MEMORY.search(str(err)):
+        if device.is_gpu and _OUT_OF_MEMORY.search(str(err)):
             raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
         message = f"{model.path.name}: onnxruntime cannot build it: {_last_line(err)}"
@@ -149,7 +149,7 @@ def starting(device: Device) -> Iterator[None]:
     try:
         yield
     except DeviceError as err:
-        if err.code == "E605" and device.kind != "cpu":
+        if err.code == "E605" and device.is_gpu:
             raise not_started(device, explain_log(str(err.__cause__))) from err
         raise
 

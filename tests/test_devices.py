@@ -34,7 +34,7 @@ def forget_starts() -> Iterator[None]:
         ("cuda", Device("cuda", 0)),
         ("cuda:3", Device("cuda", 3)),
         ("tensorrt:1", Device("tensorrt", 1)),
-        ("cuda:2,0", Device("cuda", 2, (0,))),
+        ("cuda:2,0", Device("cuda", 2, others=(0,))),
     ],
 )
 def test_devices_are_named_as_in_torch(text: str, device: Device | None) -> None:
@@ -83,7 +83,7 @@ def test_fault_60_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.M
 
 def test_several_gpus_are_named_once_and_run_one_by_one() -> None:
     """The name of several GPUs is what asks for them, and each of them is a device of its own."""
-    device = Device("cuda", 2, (0,))
+    device = Device("cuda", 2, others=(0,))
     assert parse_device(str(device)) == device
     assert device.each == (Device("cuda", 2), Device("cuda", 0))
 
@@ -91,7 +91,7 @@ def test_several_gpus_are_named_once_and_run_one_by_one() -> None:
 def test_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two GPUs that would not give the same answers are E607, which names both; one that does not start is E601."""
     with fake_gpus(monkeypatch, tmp_path):
-        assert choose_device("cuda:0,1") == Device("cuda", 0, (1,))
+        assert choose_device("cuda:0,1") == Device("cuda", 0, others=(1,))
         monkeypatch.setattr(devices, "describe_gpu", lambda index: Gpu(("NVIDIA A100", "NVIDIA T4")[index], "8.0"))
         with pytest.raises(DeviceError, match=r"E607.*A100.*T4"):
             choose_device("cuda:0,1")

@@ -11,7 +11,7 @@ from ensemble.binding import Lane, lane_on
 from ensemble.devices import Device
 from ensemble.lanes import LANES, through_lanes
 
-TWO = Device("cuda", 0, (1,))
+TWO = Device("cuda", 0, others=(1,))
 
 
 def test_answers_come_in_order_from_two_devices() -> None:
@@ -27,7 +27,7 @@ def test_answers_come_in_order_from_two_devices() -> None:
         threads[lane.device.index].add(threading.current_thread().name)
         return item, lane.device.index
 
-    work = through_lanes(range(40), lambda n: n, lambda *_: None, compute, device=TWO, workers=3)
+    work = through_lanes(range(40), lambda n: n, lambda *_: None, compute, device=TWO, workers=3, ahead=5)
     done = list(work)
     assert [item for item, _ in done] == list(range(40))
     assert {index for _, index in done} == {0, 1}
@@ -49,7 +49,7 @@ def test_a_lane_holds_one_piece_at_a_time() -> None:
         return item
 
     one = Device("cuda")
-    assert list(through_lanes(range(20), lambda n: n, load, compute, device=one, workers=2)) == list(range(20))
+    assert list(through_lanes(range(20), lambda n: n, load, compute, device=one, workers=2, ahead=4)) == list(range(20))
     assert len(seen) == LANES
 
 
@@ -71,6 +71,7 @@ def test_an_error_anywhere_comes_out_and_stops_all(stage: str) -> None:
             lambda _, item: fail("compute", item),
             device=TWO,
             workers=2,
+            ahead=4,
         )
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ens-")]
 
@@ -78,7 +79,7 @@ def test_an_error_anywhere_comes_out_and_stops_all(stage: str) -> None:
 def test_whoever_stops_early_leaves_no_thread() -> None:
     """A generator that is closed after one answer shuts all its threads down, though batches were waiting."""
     with closing(
-        through_lanes(range(100), lambda n: n, lambda *_: None, lambda _, n: n, device=TWO, workers=2)
+        through_lanes(range(100), lambda n: n, lambda *_: None, lambda _, n: n, device=TWO, workers=2, ahead=4)
     ) as work:
         assert next(work) == 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ens-")]
