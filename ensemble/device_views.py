@@ -71,7 +71,7 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
     (classes,) = (value.type.tensor_type.shape.dim[1].dim_value for value in graph.output if value.name == LOGITS)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [rows * len(views), classes]))
-    if made or len(cut) > 1:
+    if [view.name for view in views] != ["identity"]:
         _insert(graph, _front(graph, cut, made, rows=rows, height=height, width=width))
     return bytes(model.SerializeToString())
 
@@ -80,26 +80,28 @@ def _front(
     graph: onnx.GraphProto, cut: Sequence[View], made: Sequence[View], *, rows: int, height: int, width: int
 ) -> list[onnx.NodeProto]:
     """The nodes from the inputs to ``ens.seen`` ``(rows * views, H, W, 3)``."""
-    table = np.stack([_table(view, (height, width)) for view in cut])
-    _constant(graph, "sources", table)
-    _constant(graph, "flat_shape", np.array([rows, height * width, 3]))
-    _constant(graph, "seen_shape", np.array([-1, height, width, 3]))
     # TensorRT takes uint8 only straight into a Cast
     kind = TensorProto.FLOAT if _may_be_float(graph) else TensorProto.UINT8
-    nodes = [
-        helper.make_node("Cast", [INPUT], [_OURS + "cast"], to=kind),
-        helper.make_node("Reshape", [_OURS + "cast", _OURS + "flat_shape"], [_OURS + "flat"]),
-        helper.make_node("Gather", [_OURS + "flat", _OURS + "sources"], [_OURS + "cut"], axis=1),
-    ]
-    together = _OURS + "cut"
+    nodes, parts = [], []
+    if cut:
+        _constant(graph, "sources", np.stack([_table(view, (height, width)) for view in cut]))
+        _constant(graph, "flat_shape", np.array([rows, height * width, 3]))
+        parts.append(_OURS + "cut")
+        nodes += [
+            helper.make_node("Cast", [INPUT], [_OURS + "cast"], to=kind),
+            helper.make_node("Reshape", [_OURS + "cast", _OURS + "flat_shape"], [_OURS + "flat"]),
+            helper.make_node("Gather", [_OURS + "flat", _OURS + "sources"], [_OURS + "cut"], axis=1),
+        ]
     if made:
         graph.input.append(helper.make_tensor_value_info(MADE, TensorProto.UINT8, [rows, len(made), height, width, 3]))
-        together = _OURS + "all"
-        nodes += [
-            helper.make_node("Cast", [MADE], [_OURS + "made"], to=kind),
-            helper.make_node("Concat", [_OURS + "cut", _OURS + "made"], [together], axis=1),
-        ]
-    return [*nodes, helper.make_node("Reshape", [together, _OURS + "seen_shape"], [_OURS + "seen"])]
+        parts.append(_OURS + "made")
+        nodes.append(helper.make_node("Cast", [MADE], [_OURS + "made"], to=kind))
+    _constant(graph, "seen_shape", np.array([-1, height, width, 3]))
+    return [
+        *nodes,
+        helper.make_node("Concat", parts, [_OURS + "all"], axis=1),
+        helper.make_node("Reshape", [_OURS + "all", _OURS + "seen_shape"], [_OURS + "seen"]),
+    ]
 
 
 def _table(view: View, size: tuple[int, int]) -> NDArray[np.int64]:

@@ -74,6 +74,17 @@ def test_the_network_sees_the_hosts_pixels(kind: int) -> None:
         assert np.array_equal(seen[:, place], view.apply(pixels)), view.name
 
 
+@pytest.mark.parametrize("views", [parse_views("hflip")[1:], parse_views("scale:1.25")[1:]], ids=["hflip", "scale"])
+def test_a_single_view_is_not_the_image_as_it_is(views: tuple[View, ...]) -> None:
+    """A model that is asked about one view alone, cut here or made there, sees that view."""
+    pixels = noise(3)
+    made = split_views(views, SIZE)[1]
+    feed = {INPUT: pixels} | ({MADE: make_views(made, pixels)} if made else {})
+    runtime = onnxruntime.InferenceSession(fuse_views(pixel_model(TensorProto.FLOAT), views, rows=3, size=SIZE))
+    seen = runtime.run([LOGITS], feed)[0].reshape(3, *SIZE, 3)
+    assert np.array_equal(seen, views[0].apply(pixels))
+
+
 def test_a_network_that_computes_with_whole_numbers_gets_whole_numbers() -> None:
     """Where the image is not cast first, the views stay uint8: an uint8 operator runs on the fused graph too."""
     nodes = [
