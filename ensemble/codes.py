@@ -285,6 +285,10 @@ CODES: dict[str, Code] = {
     "E607": Code(
         "The GPUs of one run are of different kinds, and would not give the same answers.", "name GPUs of one kind"
     ),
+    "E608": Code(
+        "The device does not take a model's layers; they would run on the CPU.",
+        "try --device cuda or --device cpu, or export the model again",
+    ),
     "I608": Code("TensorRT builds an engine; it is kept for the next run.", "nothing to do"),
     "W608": Code(
         "The device has no memory for all models at once; they run in turn, and the images are decoded for each turn.",

@@ -145,6 +145,30 @@ def create_session(model: bytes, device: Device, *, options: Any, provider_optio
         raise not_started(device, str(err)) from err
 
 
+def require_placed(runtime: Any, device: Device, *, member: str) -> str:
+    """Where a session's nodes run, for people, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
+
+    onnxruntime gives what a provider does not take to the next one, and in the end to the CPU. Sums over shapes may
+    run there; layers may not.
+
+    Raises:
+        DeviceError: E608 when the device got nothing, or the CPU got a layer.
+    """
+    ask = getattr(runtime, "get_provider_graph_assignment_info", list)
+    places: dict[str, list[str]] = {}
+    for part in ask():
+        places.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    if not places:
+        return "unknown"  # an onnxruntime that does not tell
+    on_cpu = sorted(set(places.get(PROVIDERS["cpu"], ())))
+    layers = [kind for kind in on_cpu if re.search("Conv|Gemm|MatMul", kind)]
+    if not places.get(device.provider) or layers:
+        what = f"{', '.join(layers)} of {member}" if layers else f"all of {member}"
+        raise DeviceError("E608", f"{device} was requested, but {what} would run elsewhere")
+    counts = [f"{name.removesuffix('ExecutionProvider')} {len(nodes)}" for name, nodes in places.items()]
+    return ", ".join(counts) + (f" ({', '.join(on_cpu)})" if on_cpu else "")
+
+
 def not_started(device: Device, cause: str) -> DeviceError:
     """E601 for a device, with its cause and the line that installs what is missing."""
     return DeviceError("E601", f"{device} was requested and cannot be used: {cause}", hint=_CURES[device.kind])

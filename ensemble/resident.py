@@ -14,7 +14,7 @@ import numpy as np
 from ensemble.binding import Bound, Fixed, Lane, OneShape
 from ensemble.card import Preprocess
 from ensemble.device_views import MADE, fuse_views, make_views, split_views
-from ensemble.devices import Device
+from ensemble.devices import Device, require_placed
 from ensemble.engines import building, cache_folder, digest, engine_options, versions
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
@@ -79,12 +79,13 @@ def fix_session(
     """Start one model with a fixed shape on each of the devices, and run it once on each.
 
     Raises:
-        ModelError, DeviceError: as `start_resident`.
+        ModelError, DeviceError: as `start_resident`; E608 when the device does not take the model's layers.
     """
     views = views or parse_views("identity")
     card = model.card
     cut, made = split_views(views, card.preprocess.size)
     tuned = Tuned({}, {}, {})
+    placed: dict[str, str] = {}
 
     def build(options: Mapping[str, str], one: Device, rows: int) -> Bound:
         data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size)
@@ -92,6 +93,7 @@ def fix_session(
             options = engine_options(card, model.sha256, one, rows=rows, views=views)
         with building(options, card.member, listener):
             runtime = build_network(model, data, one, options)
+            placed["nodes"] = require_placed(runtime, one, member=card.member) if one.is_gpu else ""
             graphs = options.get("enable_cuda_graph") == "1"
             return Bound(runtime, one, rows=rows, views=len(views), classes=len(card.labels), graphs=graphs)
 
@@ -120,8 +122,8 @@ def fix_session(
             )
         session = session_of(tuned.options or options)
         locked = [_run_once(session, one, noise) for one in device.each]
-    memory = "page-locked" if all(locked) else "pageable"
-    return replace(session, decisions={**session.decisions, "host memory": memory})
+    placed["host memory"] = "page-locked" if all(locked) else "pageable"
+    return replace(session, decisions={**session.decisions, **placed})
 
 
 def halving(session: Session, ask: Callable[[], T], listener: Listener) -> T:

@@ -127,6 +127,8 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
+    if device.is_gpu:
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         return create_session(data, device, options=settings, provider_options=options)
     except EnsError:

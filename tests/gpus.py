@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -17,12 +18,16 @@ from ensemble.devices import CPU, Device
 
 @dataclass
 class FakeGpus:
-    """``rows`` is the largest batch that fits into memory, ``models`` how many networks; ``started`` lists them all."""
+    """``rows`` is the largest batch that fits into memory, ``models`` how many networks; ``started`` lists them all.
+
+    Options with a ``broken`` value do not start, and ``refused`` operators run on the CPU.
+    """
 
     rows: int = 10**6
     models: int = 10**6
     alive: int = 0
     broken: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
     started: list[tuple[Device, Mapping[str, str]]] = field(default_factory=list)
 
     def start(
@@ -36,18 +41,28 @@ class FakeGpus:
             if self.alive >= self.models:
                 raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
             self.started.append((device, dict(asked)))
-        return _Network(model, options, self, counted=bool(asked)), ""
+        return _Network(model, options, self, device.provider, counted=bool(asked)), ""
 
 
 class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
-    def __init__(self, model: bytes, options: Any, gpus: FakeGpus, *, counted: bool) -> None:
+    def __init__(self, model: bytes, options: Any, gpus: FakeGpus, provider: str, *, counted: bool) -> None:
         super().__init__(model, options, providers=[CPU.provider])
         self._gpus = gpus
+        self._provider = provider
         self._counted = counted
         gpus.alive += counted
 
     def __del__(self) -> None:
         self._gpus.alive -= self._counted
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                ep_name=CPU.provider if node.op_type in self._gpus.refused else self._provider, get_nodes=part.get_nodes
+            )
+            for part in super().get_provider_graph_assignment_info()
+            for node in part.get_nodes()[:1]
+        ]
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         if self.get_inputs()[0].shape[0] > self._gpus.rows:

@@ -193,6 +193,18 @@ def test_what_was_decided_is_in_the_record(
     assert [notice["code"] for notice in record["notices"]] == ["W609"]
 
 
+def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """E608 names the layers that a GPU would not take; a cast on the CPU is told in the record and no error."""
+    gpus.refused = frozenset({"MatMul", "Cast"})
+    with pytest.raises(DeviceError, match=r"E608.*cuda:0 was requested, but MatMul of a would run elsewhere"):
+        start_resident(models, device=CUDA, rows=4, views=TTA)
+    gpus.refused = frozenset({"Cast"})
+    nodes = start_resident(models, device=CUDA, rows=4, views=TTA)["a"].decisions["nodes"]
+    assert nodes.startswith("C")
+    assert "CPU" in nodes
+    assert nodes.endswith("(Cast)")
+
+
 def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
     """Three folds of one network try the ways once: the other two start with what the first one found."""
     start_resident(models, device=CUDA, rows=4, views=TTA)
