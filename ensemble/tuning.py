@@ -42,11 +42,14 @@ class Tuned:
 
 
 def ways(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
-    """What is worth trying: channels last for half precision, and no search of its own on each of several GPUs.
+    """What is worth trying: channels last for half precision; on several GPUs neither a search nor graphs.
 
-    A search may find other algorithms on each GPU, and other last bits with them.
+    A search may find other algorithms on each GPU, and other last bits with them; and while one GPU captures a graph,
+    CUDA lets no thread of another one allocate or copy.
     """
-    left_out = ({"channels last"} if not fp16 else set()) | ({"cuDNN's exhaustive search"} if several else set())
+    left_out = ({"channels last"} if not fp16 else set()) | (
+        {"cuDNN's exhaustive search", "CUDA graphs"} if several else set()
+    )
     return {name: options for name, options in _WAYS.items() if name not in left_out}
 
 

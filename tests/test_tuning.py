@@ -41,7 +41,8 @@ def test_what_is_faster_is_kept_and_the_rest_is_not() -> None:
 def test_float32_does_not_try_channels_last_and_several_gpus_search_nothing() -> None:
     """Channels last is for half precision; a search on each GPU could find other algorithms, and other bits."""
     assert list(ways(fp16=False, several=False)) == ["cuDNN's exhaustive search", "CUDA graphs"]
-    assert list(ways(fp16=True, several=True)) == ["channels last", "CUDA graphs"]
+    assert list(ways(fp16=True, several=True)) == ["channels last"]
+    assert not ways(fp16=False, several=True)
 
 
 def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:
@@ -53,7 +54,7 @@ def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> N
         return 0.1 if options.get("prefer_nhwc") else 1.0, EXPECTED + ("prefer_nhwc" in options)
 
     recorder = Recorder()
-    tuned = tune(BASE, ways(fp16=True, several=True), measure, member="a", listener=recorder)
+    tuned = tune(BASE, ways(fp16=True, several=False), measure, member="a", listener=recorder)
     assert tuned.options == BASE
     assert [notice.code for notice in recorder.notices] == ["W609", "W609"]
     assert "channels last: its logits are off by 1" in recorder.notices[0].message
