@@ -34,6 +34,7 @@ from ensemble.model_file import ModelFile
 from ensemble.pipeline import Batch, Pipeline, Work
 from ensemble.predictions import ORIGIN_KEY
 from ensemble.recipe import Recipe
+from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.tta import View
 
@@ -173,7 +174,11 @@ def _compute(
     """Add the chunks that are missing to ``chunks`` and to the folder."""
     parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
-    sessions = {name: start_session(model, device=device) for name, model in plan.models.items()} if pending else {}
+    models = plan.models if pending else {}
+    if device.is_gpu:
+        sessions = start_resident(models, device=device, rows=batch, listener=listener)
+    else:
+        sessions = {name: start_session(model, device=device) for name, model in models.items()}
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}

@@ -24,7 +24,10 @@ CODES: dict[str, Code] = {
         "views: identity, hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5",
     ),
     "E202": Code("A pool is not known.", "pools: linear, logit, geometric, power:<p>, hard"),
-    "E203": Code("A device is not known.", "devices: auto, cpu, cuda, cuda:<index>, tensorrt, tensorrt:<index>"),
+    "E203": Code(
+        "A device is not known.",
+        "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>",
+    ),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
     "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
     "E206": Code(
@@ -284,6 +287,19 @@ CODES: dict[str, Code] = {
     "E605": Code(
         "A model failed while running.", "run ens doctor; then try --device cpu to see whether the device is the cause"
     ),
+    "E607": Code(
+        "The GPUs of one run are of different kinds, and would not give the same answers.", "name GPUs of one kind"
+    ),
+    "E608": Code(
+        "The device does not take a model's layers; they would run on the CPU.",
+        "try --device cuda or --device cpu, or export the model again",
+    ),
+    "I608": Code("TensorRT builds an engine; it is kept for the next run.", "nothing to do"),
+    "W608": Code(
+        "The device has no memory for all models at once; they run in turn, and the images are decoded for each turn.",
+        "give a smaller --batch to run them together",
+    ),
+    "W609": Code("A way to run a model faster could not be used; it runs the ordinary way.", "nothing to do"),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from ensemble.columns import render_columns
 from ensemble.devices import Device, Start, available_cores, try_device
+from ensemble.gpu import describe_gpu
 
 _CORE = (
     "onnxruntime-gpu",
@@ -49,20 +50,22 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready values."""
-        return asdict(self) | {"devices": [asdict(start) | {"device": str(start.device)} for start in self.devices]}
+        return asdict(self) | {
+            "devices": [asdict(start) | {"device": str(start.device), "gpu": _name(start)} for start in self.devices]
+        }
 
     def render(self) -> str:
         """The same for people."""
         gpus = ", ".join(self.gpus) or "none seen by nvidia-smi"
         devices = [
-            (str(start.device), "starts" if start.works else "does not start", start.cause, start.cure)
+            (str(start.device), "starts" if start.works else "does not start", _name(start), start.cause, start.cure)
             for start in self.devices
         ]
         packages = [(p.name, p.version or "missing", p.cure) for p in self.packages]
         return "\n".join(
             (
                 f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}\n",
-                render_columns(("device", "state", "cause", "cure"), devices),
+                render_columns(("device", "state", "GPU", "cause", "cure"), devices),
                 render_columns(("package", "version", "install"), packages).rstrip(),
             )
         )
@@ -72,7 +75,7 @@ def doctor() -> Diagnosis:
     """Start every kind of device on a small model, and look up the packages."""
     gpus = _gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
-    devices = [Device("cpu"), *cuda, Device("tensorrt")]
+    devices = [Device("cpu"), *cuda, *(Device("tensorrt", one.index) for one in cuda)]
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
@@ -86,6 +89,12 @@ def doctor() -> Diagnosis:
         devices=tuple(try_device(device) for device in devices),
         packages=tuple(packages),
     )
+
+
+def _name(start: Start) -> str:
+    """The GPU that a device is."""
+    found = describe_gpu(start.device.index) if start.device.is_gpu else None
+    return "" if found is None else str(found)
 
 
 def _package(name: str, cure: str | None = None) -> Package:

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -32,7 +32,8 @@ from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
-from ensemble.session import start_session
+from ensemble.resident import start_resident
+from ensemble.session import Session, start_session
 from ensemble.tables import render_table
 from ensemble.tta import View
 
@@ -128,7 +129,7 @@ def predict(
     where = choose_device(device, listener=recorder)
     batch = batch or BATCH[where.kind]
     workers = workers or available_cores()
-    pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, boxes=found, listener=recorder)
+    pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -138,7 +139,7 @@ def predict(
                     model, folder, _run_of(model, listing, views, where, boxes), listing, fresh=fresh, listener=recorder
                 )
             )
-        faults = _compute(members, pipeline, listing, where, batch, recorder)
+        faults = _compute_in_turn(members, pipeline, listing, where, batch, views, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
@@ -172,6 +173,7 @@ class _Member:
     origins: tuple[str, ...]
     pending: set[int]
     computed: int = 0
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -274,16 +276,41 @@ def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str
         raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
 
 
-def _compute(
+def _compute_in_turn(
     members: Sequence[_Member],
     pipeline: Pipeline,
     listing: Listing,
     device: Device,
     batch: int,
+    views: Sequence[View],
+    listener: Listener,
+) -> dict[int, DataError]:
+    """Run what is pending: all members together, or as many at a time as a GPU's memory holds."""
+    faults, left = dict[int, DataError](), [member for member in members if member.pending]
+    while left:
+        models = {member.name: member.model for member in left}
+        if device.is_gpu:
+            sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
+        else:
+            sessions = {name: start_session(model, device=device) for name, model in models.items()}
+        together = [member for member in left if member.name in sessions]
+        faults |= _compute(together, sessions, pipeline, listing, batch, listener)
+        for member in together:
+            member.decisions = sessions[member.name].decisions
+        left = left[len(together) :]
+        del sessions  # their memory is for the next ones
+    return faults
+
+
+def _compute(
+    members: Sequence[_Member],
+    sessions: Mapping[str, Session],
+    pipeline: Pipeline,
+    listing: Listing,
+    batch: int,
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    sessions = {m.name: start_session(m.model, device=device) for m in members if m.pending}
     parts = sorted(set().union(*(m.pending for m in members)))
 
     def work() -> Iterator[Work]:
@@ -365,6 +392,7 @@ def _write_run(member: _Member, done: Predicted, recorder: Recorder) -> None:
         "device": done.device,
         "batch": done.batch,
         "workers": done.workers,
+        "decisions": dict(member.decisions),
         "computed": own.computed,
         "seconds": {"own": own.seconds} | dict(done.seconds),
         "notices": [notice.as_dict() for notice in recorder.notices],
