@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.models import get_deprecated_models
 
+from checkpoints.network import classifiers
 from checkpoints.torchvision_names import Renamed
 from checkpoints.unwrap import Claim
 from ensemble.errors import ModelError, OptionError, enumerate_some
@@ -134,9 +135,7 @@ def _present_name(name: str) -> str | None:
 
 def compare(arch: str, tensors: Mapping[str, torch.Tensor]) -> Fit:
     """Hold weights against an architecture of timm's, with as many classes as the weights have."""
-    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
-    named = (config.classifier if config else None) or ()
-    classifier = (named,) if isinstance(named, str) else tuple(named)
+    classifier = classifiers(arch)
     heads = [tensors[f"{name}.weight"] for name in classifier if f"{name}.weight" in tensors]
     options: dict[str, Any] = {"num_classes": heads[0].shape[0]} if heads and heads[0].ndim else {}
     with torch.device("meta"):  # names and shapes only: no memory is taken, nothing is drawn at random

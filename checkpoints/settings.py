@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from checkpoints.optimise import Optimizer, Schedule
-from ensemble.card import Preprocess
+from ensemble.card import Head, Preprocess
 from ensemble.errors import OptionError
 from ensemble.files import sha256_file
 from ensemble.labels import MASK18, LabelSpace
@@ -55,6 +56,7 @@ class Settings:
     fallback_share: float = 0.1
     init: Path | None = None
     pretrained: bool = False
+    head: Head = "flat"
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
@@ -65,12 +67,18 @@ class Settings:
             raise OptionError("E204", f"ema and layer decay lie between 0 and 1, got {self.ema} and {self.layer_decay}")
 
 
+_LATER: Mapping[str, Any] = {"head": "flat"}
+
+
 def settings_dict(settings: Settings) -> dict[str, Any]:
-    """JSON-ready values; files by their hashes."""
+    """JSON-ready values; files by their hashes.
+
+    What came later is left out at its default, so that trainings from before it was there stay what they are.
+    """
     value = asdict(replace(settings, init=None)) | {
         "labels": settings.labels.to_dict(),
         "init": None if settings.init is None else sha256_file(settings.init),
     }
     if settings.augment.endswith(".toml"):
         value["augment"] = sha256_file(Path(settings.augment))
-    return value
+    return {key: setting for key, setting in value.items() if key not in _LATER or setting != _LATER[key]}

@@ -92,7 +92,8 @@ def train(
         torch.manual_seed(seed)
         model = start_model(
             arch,
-            classes=len(settings.labels),
+            labels=settings.labels,
+            head=settings.head,
             init=settings.init,
             pretrained=settings.pretrained,
             listener=listener,
@@ -121,6 +122,7 @@ def train(
         std=settings.std,
         checkpoint_sha256="",  # a file cannot hold its own hash; the export fills it in
         holdout_sha256=hash_ids(row.id for row, held in zip(rows, held_out, strict=True) if held),
+        head=settings.head,
     )
     path = save_checkpoint(out / f"fold{fold}.safetensors", kept.weights, card)
     return Trained(path, card, kept.macro_f1, kept.number, time.perf_counter() - start)

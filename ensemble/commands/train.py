@@ -40,6 +40,13 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--freeze", type=click.IntRange(min=0), default=0, show_default=True, help="Leave the first N layer groups."
 )
+@click.option(
+    "--head",
+    type=click.Choice(["flat", "axes"]),
+    default="flat",
+    show_default=True,
+    help="One output a class, or a head for each axis of the classes, whose log-probabilities add up to theirs.",
+)
 @click.option("--size", default="224", show_default=True, help="Input size in pixels: 224, or HEIGHTxWIDTH.")
 @click.option(
     "--resize",
