@@ -66,7 +66,9 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="How many times every image is seen."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
+@click.option("--balanced", is_flag=True, help="Show every class equally often.")
 @click.option("--lr", "learning_rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
 @click.option(
     "--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True, help="How fast weights shrink."
@@ -110,6 +112,10 @@ from ensemble.terminal import TERMINAL, show
     show_default=True,
     help="Paste a part of another image: any rectangle, or a left or right half.",
 )
+@click.option("--mixup", type=float, metavar="ALPHA", help="Blend images in pairs, e.g. 0.2; with --cutmix in turn.")
+@click.option(
+    "--erasing", type=float, default=0.0, show_default=True, help="Erase a rectangle of this share of the images."
+)
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
 @click.option(
     "--keep",
@@ -119,6 +125,7 @@ from ensemble.terminal import TERMINAL, show
     help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
 )
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
+@click.option("--fp16", is_flag=True, help="Compute in float16 where that is safe: for GPUs without bfloat16.")
 @click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
