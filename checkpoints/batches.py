@@ -31,6 +31,21 @@ class Images:
         photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
         return Images(photos, self.targets[chosen], self.labels[chosen])
 
+    def joined(self, others: Images) -> Images:
+        """These and then the others."""
+        mine, theirs = self.photos, others.photos
+        moved = np.where(theirs.instead < 0, theirs.instead, theirs.instead + len(mine.fallback))
+        photos = Photos(
+            np.concatenate([mine.pixels, theirs.pixels]),
+            np.concatenate([mine.fallback, theirs.fallback]),
+            np.concatenate([mine.instead, moved]),
+        )
+        return Images(
+            photos,
+            np.concatenate([self.targets, others.targets]),
+            np.concatenate([self.labels, others.labels]),
+        )
+
 
 def batches(
     seen: Images, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
