@@ -51,13 +51,35 @@ def count_outputs(labels: LabelSpace, head: Head) -> int:
     return sum(labels.shape)
 
 
-def make_network(arch: str, *, outputs: int, shape: tuple[int, ...] | None = None, pretrained: bool = False) -> Any:
+def make_network(
+    arch: str,
+    *,
+    outputs: int,
+    size: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
+    pretrained: bool = False,
+) -> Any:
     """timm's network with ``outputs`` values in its last layer; with ``shape``, the sizes of the axes, an `AxesHead`.
 
+    ``size`` is the height and width of the images, which a transformer has to know; of pretrained weights timm
+    resamples what belongs to a place in the image.
+
     Raises:
-        OptionError: E204 when the architecture's classifier is not one linear layer, as an `AxesHead` needs it.
+        OptionError: E204 when the architecture cannot have that size, or when its classifier is not one linear layer,
+            as an `AxesHead` needs it.
     """
-    model: Any = timm.create_model(arch, pretrained=pretrained, num_classes=outputs)
+    options = size_options(arch, size)
+    try:
+        model: Any = timm.create_model(arch, pretrained=pretrained, num_classes=outputs, **options)
+        if options:  # most of them are built for any size, and fail at the first image
+            _try_one_image(model, options["img_size"])
+    except (AssertionError, RuntimeError, TypeError, ValueError) as err:
+        if not options:
+            raise
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+        height, width = options["img_size"]
+        message = f"{arch} does not take images of {height}x{width} px: {reason}"
+        raise OptionError("E204", message, hint="give another --size") from err
     if shape is None:
         return model
     names = classifiers(arch)
@@ -67,6 +89,20 @@ def make_network(arch: str, *, outputs: int, shape: tuple[int, ...] | None = Non
     parent, _, name = names[0].rpartition(".")
     setattr(model.get_submodule(parent), name, AxesHead(plain, shape))
     return model
+
+
+@torch.no_grad()
+def _try_one_image(model: torch.nn.Module, size: tuple[int, int]) -> None:
+    model.eval()(torch.zeros(1, 3, *size))
+    model.train()
+
+
+def size_options(arch: str, size: tuple[int, int] | None) -> dict[str, Any]:
+    """What timm has to be told about the size of the images: nothing where any size will do, or the one it expects."""
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    if size is None or config is None or not config.fixed_input_size or tuple(config.input_size[1:]) == size:
+        return {}
+    return {"img_size": size}
 
 
 def classifiers(arch: str) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ def open_checkpoint(
         given=None if named is None else resolve_architecture(named),
         claims=claimed_architectures(content.payload),
         path=path,
+        size=content.card.preprocess.size if content.card else None,
         listener=listener,
     )
     if content.card is not None and content.card.head == "axes":
@@ -102,11 +103,12 @@ def open_checkpoint(
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """The network with the checkpoint's weights, in eval mode, float32, on the CPU; ``(B, 3, H, W)`` to logits."""
     card = checkpoint.card
+    size = card.preprocess.size if card else None
     if card is not None and card.head == "axes":
         outputs, shape = count_outputs(card.labels, card.head), card.labels.shape
-        model: torch.nn.Module = make_network(checkpoint.arch, outputs=outputs, shape=shape)
+        model: torch.nn.Module = make_network(checkpoint.arch, outputs=outputs, size=size, shape=shape)
     else:
-        model = make_network(checkpoint.arch, outputs=checkpoint.num_classes)
+        model = make_network(checkpoint.arch, outputs=checkpoint.num_classes, size=size)
     model.load_state_dict(checkpoint.state_dict, strict=True)
     return model.eval()
 

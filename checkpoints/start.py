@@ -19,6 +19,7 @@ def start_model(
     arch: str,
     *,
     labels: LabelSpace,
+    size: tuple[int, int] | None = None,
     head: Head = "flat",
     init: Path | None = None,
     pretrained: bool = False,
@@ -33,7 +34,7 @@ def start_model(
     if init is not None and pretrained:
         raise OptionError("E204", "--init and --pretrained exclude each other")
     shape = labels.shape if head == "axes" else None
-    model: Any = make_network(arch, outputs=count_outputs(labels, head), shape=shape, pretrained=pretrained)
+    model: Any = make_network(arch, outputs=count_outputs(labels, head), size=size, shape=shape, pretrained=pretrained)
     if init is None:
         plain: torch.nn.Module = model
         return plain

@@ -95,6 +95,7 @@ def train(
         model = start_model(
             arch,
             labels=settings.labels,
+            size=settings.preprocess.size,
             head=settings.head,
             init=settings.init,
             pretrained=settings.pretrained,

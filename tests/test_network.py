@@ -45,15 +45,20 @@ def draw_pictures() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (72, 32, 32, 3), dtype=np.uint8)
 
 
+def write_rows(root: Path, pictures: NDArray[np.uint8]) -> list[Row]:
+    rows = []
+    for number, pixels in enumerate(pictures):
+        path = root / f"{number:02d}.png"
+        Image.fromarray(pixels).save(path)
+        rows.append(Row(path.name, str(number // 18), 0, 0, 20, number % 18, path))
+    return rows
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedMember:
     """A member of two folds with three heads."""
     root = tmp_path_factory.mktemp("axes")
-    rows = []
-    for number, pixels in enumerate(draw_pictures()):
-        path = root / f"{number:02d}.png"
-        Image.fromarray(pixels).save(path)
-        rows.append(Row(path.name, str(number // 18), 0, 0, 20, number % 18, path))
+    rows = write_rows(root, draw_pictures())
     folds = make_folds(rows, folds=2, seed=0)
     return train_member(rows, folds, member="m", settings=SETTINGS, seed=0, out=root / "runs")
 
@@ -140,3 +145,23 @@ def test_heads_that_cannot_be_are_refused(trained: TrainedMember, tmp_path: Path
     with pytest.raises(ModelError) as wrong:
         open_checkpoint(path)
     assert wrong.value.code == "E411"
+
+
+@pytest.mark.parametrize("arch", ["test_vit"])
+def test_a_transformer_trains_and_exports_at_another_size(tmp_path: Path, arch: str) -> None:
+    """With layer decay, from 160 px to 64x48, the exported file is verified and has the size that was trained."""
+    rows = write_rows(tmp_path, draw_pictures()[:36])
+    folds = make_folds(rows, folds=2, seed=0)
+    settings = replace(SETTINGS, arch=arch, preprocess=Preprocess((64, 48)), head="flat", layer_decay=0.7, epochs=1)
+    done = train_member(rows, folds, member="v", settings=settings, seed=0, out=tmp_path, only_fold=0)
+    exported = export(open_checkpoint(done.folder / "fold0.safetensors"), tmp_path)
+    assert exported.checks.faults == ()
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [64, 48, 3]
+
+
+def test_a_size_that_an_architecture_cannot_have_is_refused() -> None:
+    """Sides for which timm builds a network that fails at its first image are E204 with the reason."""
+    with pytest.raises(OptionError, match="test_maxvit does not take images of 65x65 px: ") as caught:
+        make_network("test_maxvit", outputs=18, size=(65, 65))
+    assert caught.value.code == "E204"
