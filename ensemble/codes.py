@@ -123,6 +123,15 @@ CODES: dict[str, Code] = {
     "W345": Code(
         "Label fixes name people or images that are not there.", "check that the fixes belong to this data set"
     ),
+    "E346": Code(
+        "An image with a predicted label is one that is trained with anyway, and held out in some fold.",
+        "predict images that are not in the training data",
+    ),
+    "W347": Code(
+        "Images are learned with the class that was predicted for them; the rules of a contest may forbid that.",
+        "read the rules; without --pseudo only labelled images are learned",
+    ),
+    "I348": Code("How many images of each class are learned with a predicted label.", "nothing to do"),
     "E350": Code("A file of face boxes cannot be read.", "make it with ens crop IMAGES -o boxes.parquet"),
     "E351": Code(
         "Images are not in the file of face boxes.",
