@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import click
 
+from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
@@ -55,6 +56,7 @@ for _command in (
     check,
     evaluate,
     report,
+    bench,
     doctor,
     explain_error,
 ):

@@ -279,6 +279,14 @@ CODES: dict[str, Code] = {
     "E605": Code(
         "A model failed while running.", "run ens doctor; then try --device cpu to see whether the device is the cause"
     ),
+    "E620": Code(
+        "A loop of the benchmark gives other answers than ens predict; to compare their speed would mean nothing.",
+        "give --checkpoints the files that the models were exported from",
+    ),
+    "E621": Code(
+        "A loop of the benchmark died.", "give it more memory (a killed process has status -9), or fewer --workers"
+    ),
+    "W622": Code("A loop is left out of the benchmark.", "give what the message names to compare with it too"),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(
