@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,9 @@ class Agreement:
         return f"{self.arm} against {self.reference}: {error}another class in {self.changed} of {self.answers} answers"
 
 
-def loosest(precisions: Sequence[str]) -> Limit:
-    """The limit of the coarsest of some precisions; one that is not known counts as the coarsest."""
-    order = list(LIMITS)
-    return LIMITS[max(precisions, key=lambda name: order.index(name) if name in order else len(order) - 1)]
+def loosest(precisions: Iterable[str]) -> Limit:
+    """The limit of the coarsest of some precisions."""
+    return LIMITS[max(precisions, key=list(LIMITS).index)]
 
 
 def compare(arm: str, answers: Answers, reference: str, expected: Answers, *, limits: Mapping[str, Limit]) -> Agreement:

@@ -54,7 +54,7 @@ class Job:
     """What every arm has to do: these images through these models, and with ``tta`` their mirror images too.
 
     ``warm_up`` images go first, before the clock starts. ``batch`` and ``workers`` are what the user asked `predict`
-    for; the bound is told what `predict` took.
+    for; the bound is told what `predict` took. ``scratch`` is a folder for what is written, and outlives the pass.
     """
 
     models: tuple[Path, ...]
@@ -66,6 +66,7 @@ class Job:
     batch: int | None = None
     workers: int | None = None
     warm_up: int = 0
+    scratch: Path | None = None
 
     @property
     def where(self) -> Device:
@@ -96,7 +97,7 @@ class Job:
 
 def run_predict(job: Job, clock: Clock) -> Outcome:
     """`ens predict` itself, into a folder that is new each time."""
-    with tempfile.TemporaryDirectory(prefix="ens-bench-") as folder:
+    with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
 
         def run(ids: tuple[str, ...], name: str, *, timed: bool) -> Outcome:
             done = predict(
@@ -176,7 +177,7 @@ class RunSubmit:
         recipe = read_recipe(self.recipe)
         oof = read_members(self.oof, recipe.labels, kind=None)
         early = EarlyExit(self.share, oof, self.truth) if self.early else None
-        with tempfile.TemporaryDirectory(prefix="ens-bench-") as folder:
+        with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
 
             def run(ids: tuple[str, ...], name: str, *, timed: bool) -> Outcome:
                 output = Path(folder, f"{name}.csv")

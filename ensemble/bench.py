@@ -5,13 +5,14 @@ Every pass runs in a fresh process. Before any is timed, all have to give the sa
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ensemble.agreement import Agreement, compare, compare_classes, loosest
+from ensemble.agreement import Agreement, Limit, compare, compare_classes, loosest
 from ensemble.arms import Job, RunSubmit, run_bound, run_predict
 from ensemble.card import ModelCard
 from ensemble.devices import choose_device
@@ -24,7 +25,8 @@ from ensemble.timings import Benchmark, Ratio, Timing, ratio, this_machine
 
 CHECKED = 32  # images on which the arms must agree
 ENS, BOUND, SUBMIT = "ens", "bound", "submit"
-_LIMIT_OF_SHARE = 0.1  # few of the checked images: the share itself was certified on many
+_CHANGED_BY_SHARE = 0.1  # of the few images that are checked; the share itself was certified on many
+_GPUS = {"cuda", "tensorrt"}
 
 
 @dataclass(slots=True)
@@ -60,8 +62,8 @@ def bench(
     """Time `predict`, its bound and the ``loops`` on the same images, ``rounds`` times in turn.
 
     ``also`` names further sets of the same members, such as int8 models, that run through `predict` in the same rounds;
-    ``recipe`` adds `submit` for each set. ``limit`` takes the first so many images. Odd rounds run in the opposite
-    order, so that a machine that slows down hurts all alike. ``left_out`` is what the caller could not offer and why.
+    ``recipe`` adds `submit` for each set. ``limit`` takes the first so many images. Every other round runs in the
+    opposite order, so that a machine that slows down hurts all alike. ``left_out`` is what the caller could not offer and why.
 
     Raises:
         OptionError: E204 when another set has other members.
@@ -70,32 +72,17 @@ def bench(
     """
     where = choose_device(device, listener=listener)
     listed = list_images(images, ids, listener=listener).ids[:limit]
-    first = Job(tuple(models), images, listed, tta, str(where), boxes, batch, workers, warm_up=0)
-    arms = list(_arms(first, loops, also or {}, recipe))
-    total, done = len(arms) * (rounds + 1), 0
-    gpu = where.index if where.kind in {"cuda", "tensorrt"} else None
-    layout: dict[str, Outcome] = {}
-
-    def run(arm: _Arm, job: Job) -> tuple[Lap, Outcome]:
-        """One pass; the bound works as `predict` with the same models last did."""
-        nonlocal done
-        if arm.kind == BOUND:
-            job = replace(job, batch=layout[arm.ours].batch, workers=layout[arm.ours].workers)
-        listener.progress("bench", done, total)
-        lap, outcome = measure(arm.loop, job, name=arm.name, gpu=gpu)
-        done += 1
-        layout[arm.name] = replace(outcome, answers={})
-        return lap, outcome
-
-    sample = tuple(listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, CHECKED).round().astype(int)))
-    outcomes = {arm.name: run(arm, replace(arm.job, ids=sample))[1] for arm in arms}
-    agreements = tuple(_agreements(arms, outcomes, exact_device=where.kind == "cpu", sample=sample))
-    laps: dict[str, list[Lap]] = {arm.name: [] for arm in arms}
-    for number in range(rounds):
-        for arm in arms if number % 2 == 0 else reversed(arms):
-            warm_up = min(len(listed), max(CHECKED, layout[arm.name].batch))
-            laps[arm.name].append(run(arm, replace(arm.job, warm_up=warm_up))[0])
-    listener.progress("bench", total, total)
+    with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
+        first = Job(tuple(models), images, listed, tta, str(where), boxes, batch, workers, scratch=Path(scratch))
+        arms = list(_arms(first, loops, also or {}, recipe))
+        passes = _Passes(len(arms) * (rounds + 1), where.index if where.kind in _GPUS else None, listener)
+        agreements = _check(arms, passes, exact_device=where.kind == "cpu")
+        laps: dict[str, list[Lap]] = {arm.name: [] for arm in arms}
+        for number in range(rounds):
+            for arm in arms if number % 2 == 0 else reversed(arms):
+                warm_up = min(len(listed), max(CHECKED, passes.layout[arm.name].batch))
+                laps[arm.name].append(passes.run(arm, replace(arm.job, warm_up=warm_up))[0])
+        passes.finish()
     timings = tuple(Timing(arm.name, len(listed), tuple(laps[arm.name])) for arm in reversed(arms))
     return Benchmark(
         images=len(listed),
@@ -138,32 +125,70 @@ def _cards(models: Sequence[Path]) -> dict[str, ModelCard]:
     return {card.member: card for card in cards}
 
 
-def _agreements(
-    arms: Sequence[_Arm], outcomes: Mapping[str, Outcome], *, exact_device: bool, sample: tuple[str, ...]
-) -> Iterator[Agreement]:
-    """Compare each arm with what it stands beside, or raise E620.
+@dataclass(slots=True)
+class _Passes:
+    """Runs one pass after another; ``layout`` is what each arm last said of its batches and workers."""
 
-    A loop on a GPU computes in fp16 or TF32, whatever the model's card says.
-    """
-    reference = next(arm for arm in arms if arm.name == ENS)
+    total: int
+    gpu: int | None
+    listener: Listener
+    done: int = 0
+    layout: dict[str, Outcome] = field(default_factory=dict)
+
+    def run(self, arm: _Arm, job: Job) -> tuple[Lap, Outcome]:
+        """One pass; the bound works as `predict` with the same models last did."""
+        self.listener.progress("bench", self.done, self.total)
+        if arm.kind == BOUND:
+            job = replace(job, batch=self.layout[arm.ours].batch, workers=self.layout[arm.ours].workers)
+        lap, outcome = measure(arm.loop, job, name=arm.name, gpu=self.gpu)
+        self.done += 1
+        self.layout[arm.name] = replace(outcome, answers={})
+        return lap, outcome
+
+    def finish(self) -> None:
+        """All passes have run."""
+        self.listener.progress("bench", self.total, self.total)
+
+
+def _check(arms: Sequence[_Arm], passes: _Passes, *, exact_device: bool) -> tuple[Agreement, ...]:
+    """Compare what each arm answers about some of the images with what it stands beside, or raise E620."""
+    ids = arms[0].job.ids
+    sample = tuple(ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, CHECKED).round().astype(int)))
+    outcomes = {arm.name: passes.run(arm, replace(arm.job, ids=sample))[1] for arm in arms}
+    found = []
     for arm in arms:
-        other = ENS if arm.kind == ENS else arm.ours
-        if arm is reference:
-            continue
         if arm.kind == SUBMIT:
             assert isinstance(arm.loop, RunSubmit)
-            if not arm.loop.early:
-                continue  # its answers are not to be compared with those of anything quicker
-            whole = measure(arm.loop.without_exit(), replace(arm.job, ids=sample), name=arm.name)[1]
-            limit = _LIMIT_OF_SHARE if arm.loop.share is not None else 0.0
-            yield compare_classes(arm.name, outcomes[arm.name].classes, "all its members", whole.classes, limit=limit)
-            continue
-        own = [] if arm.kind in {ENS, BOUND} or exact_device else ["fp16"]
-        limits = {
-            member: loosest([card.precision, reference.cards[member].precision, *own])
-            for member, card in arm.cards.items()
-        }
-        yield compare(arm.name, outcomes[arm.name].answers, other, outcomes[other].answers, limits=limits)
+            if arm.loop.early:  # otherwise nothing quicker stands beside it
+                found.append(_check_early_exit(arm, arm.loop, replace(arm.job, ids=sample), outcomes[arm.name]))
+        elif arm.name != ENS:
+            beside = ENS if arm.kind == ENS else arm.ours
+            found.append(
+                compare(
+                    arm.name,
+                    outcomes[arm.name].answers,
+                    beside,
+                    outcomes[beside].answers,
+                    limits=_limits(arm, arms[0], exact_device=exact_device),
+                )
+            )
+    return tuple(found)
+
+
+def _check_early_exit(arm: _Arm, loop: RunSubmit, job: Job, outcome: Outcome) -> Agreement:
+    """Compare an early exit's classes with those of all members on all images."""
+    whole = measure(loop.without_exit(), job, name=arm.name)[1].classes
+    limit = 0.0 if loop.share is None else _CHANGED_BY_SHARE
+    return compare_classes(arm.name, outcome.classes, "all its members", whole, limit=limit)
+
+
+def _limits(arm: _Arm, reference: _Arm, *, exact_device: bool) -> dict[str, Limit]:
+    """How far an arm's members may be from those of `predict`, by the precisions that take part."""
+    # on a GPU a loop computes in fp16 or TF32, whatever the model's card says
+    own = [] if exact_device or arm.kind in {ENS, BOUND} else ["fp16"]
+    return {
+        member: loosest([card.precision, reference.cards[member].precision, *own]) for member, card in arm.cards.items()
+    }
 
 
 def _ratios(arms: Sequence[_Arm], timings: Mapping[str, Timing]) -> Iterator[Ratio]:

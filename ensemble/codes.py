@@ -281,7 +281,7 @@ CODES: dict[str, Code] = {
     ),
     "E620": Code(
         "A loop of the benchmark gives other answers than ens predict; to compare their speed would mean nothing.",
-        "give --checkpoints the files that the models were exported from",
+        "compare what comes from one training: the models, and the checkpoints that they were exported from",
     ),
     "E621": Code(
         "A loop of the benchmark died.", "give it more memory (a killed process has status -9), or fewer --workers"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shutil
 import signal
 import statistics
@@ -26,7 +25,6 @@ from ensemble.errors import DeviceError, EnsError
 
 J = TypeVar("J")
 _EVERY = 0.5  # seconds between two looks at the memory of worker processes
-_MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +54,7 @@ class Lap:
     seconds: float
     cpu: float
     start: float
-    memory: float
+    memory: float | None
     batch: int
     workers: int
     stages: Mapping[str, float]
@@ -73,7 +71,7 @@ class Clock:
     def __init__(self, tell: Callable[[str], None] = lambda _: None) -> None:
         self._tell = tell
         self._marks = [_now()]
-        self.memory = 0.0
+        self.memory: float | None = None
 
     def start(self) -> None:
         """Begin to count; only the first call does."""
@@ -161,7 +159,7 @@ def _run(loop: Loop[J], job: J, pipe: Connection) -> None:
 def _complete(lap: Lap, workers: float, watch: _Watch) -> Lap:
     return replace(
         lap,
-        memory=max(lap.memory, workers),
+        memory=lap.memory and max(lap.memory, workers),
         gpu_busy=statistics.fmean(watch.busy) / 100 if watch.busy else None,
         gpu_memory=max(watch.memory, default=None),
     )
@@ -169,18 +167,19 @@ def _complete(lap: Lap, workers: float, watch: _Watch) -> Lap:
 
 def _now() -> tuple[float, float]:
     """The clock, and the processor time of this process and of its children that have ended."""
-    own, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return time.perf_counter(), own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+    ended = os.times()
+    return time.perf_counter(), time.process_time() + ended.children_user + ended.children_system
 
 
-def _peak_memory() -> float:
+def _peak_memory() -> float | None:
     """The most that this process ever held, in MB."""
     found = _field(Path("/proc/self/status"), "VmHWM:")
-    if found is not None:
-        return found
-    # on Linux this figure would begin with the parent's
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MEGABYTE if sys.platform == "darwin" else peak / 1024
+    if found is None and sys.platform == "darwin":
+        import resource
+
+        # not on Linux, where this figure would begin with the parent's
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found
 
 
 def _memory_of_family(pid: int | None) -> float:

@@ -58,6 +58,11 @@ class Timing:
         """Images a second, by round."""
         return tuple(self.images / lap.seconds for lap in self.laps)
 
+    @property
+    def cpu_per_image(self) -> float | None:
+        """Processor seconds an image, the median over the rounds."""
+        return self.median(lambda lap: lap.cpu / self.images)
+
     def median(self, figure: Callable[[Lap], float | None]) -> float | None:
         """The median of a figure over the rounds; None where it was not measured in all of them."""
         found = [value for value in map(figure, self.laps) if value is not None]
@@ -75,7 +80,7 @@ class Timing:
             "name": self.name,
             "images_per_second": statistics.median(self.rates),
             "rates": list(self.rates),
-            "cpu_seconds_per_image": (self.median(lambda lap: lap.cpu) or 0.0) / self.images,
+            "cpu_seconds_per_image": self.cpu_per_image,
             "stages": self.stages(),
             "rounds": [asdict(lap) for lap in self.laps],
         }
@@ -166,20 +171,18 @@ class Benchmark:
         on_gpu = any(timing.median(lambda lap: lap.gpu_busy) is not None for timing in self.timings)
         rows = []
         for timing in self.timings:
-            cpu, seconds = timing.median(lambda lap: lap.cpu), timing.median(lambda lap: lap.seconds)
-            assert cpu is not None
-            assert seconds is not None
+            rates = timing.rates
             row = [
                 timing.name,
-                *(f"{rate:8.1f}" for rate in (statistics.median(timing.rates), min(timing.rates), max(timing.rates))),
-                f"{cpu / self.images:11.4f}",
-                f"{timing.median(lambda lap: lap.cpu / lap.seconds / self.machine.cores):8.0%}",
-                f"{timing.median(lambda lap: lap.memory):9,.0f}",
-                f"{timing.median(lambda lap: lap.start):7.1f}",
+                *(f"{rate:8.1f}" for rate in (statistics.median(rates), min(rates), max(rates))),
+                _show(timing.cpu_per_image, "11.4f"),
+                _show(timing.median(lambda lap: lap.cpu / lap.seconds / self.machine.cores), "8.0%"),
+                _show(timing.median(lambda lap: lap.memory), "9,.0f"),
+                _show(timing.median(lambda lap: lap.start), "7.1f"),
             ]
             if on_gpu:
-                busy, memory = timing.median(lambda lap: lap.gpu_busy), timing.median(lambda lap: lap.gpu_memory)
-                row += ["-" if busy is None else f"{busy:8.0%}", "-" if memory is None else f"{memory:6,.0f}"]
+                row.append(_show(timing.median(lambda lap: lap.gpu_busy), "8.0%"))
+                row.append(_show(timing.median(lambda lap: lap.gpu_memory), "6,.0f"))
             rows.append(row)
         return render_columns([*header, *(["GPU busy", "GPU MB"] if on_gpu else [])], rows)
 
@@ -193,6 +196,10 @@ class Benchmark:
             for one in self.ratios
         ]
         return render_columns(("times as fast", "median", "lowest", "highest", "by round"), rows)
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _render_stages(timings: Sequence[Timing]) -> str:

@@ -108,10 +108,11 @@ class TorchLoop:
             for model in inputs.models:
                 network = networks[model.card.member]
                 photos: Any = Photos(inputs, model.card.preprocess, count)
+                mean, std = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in (model.card.mean, model.card.std))
                 found: dict[str, list[torch.Tensor]] = {view: [] for view in job.views}
                 for pixels in DataLoader(photos, batch, num_workers=workers, pin_memory=cuda):
                     rows = len(pixels)
-                    images = normalise(fill(pixels, batch) if cuda else pixels, model.card, device)
+                    images = normalise(fill(pixels, batch) if cuda else pixels, mean, std)
                     with torch.autocast(device.type, torch.float16, enabled=cuda):
                         found["identity"].append(network(images)[:rows])
                         if job.tta:
@@ -138,19 +139,18 @@ class TorchLoop:
         return torch.compile(placed.to(memory_format=torch.channels_last))
 
 
-def normalise(pixels: torch.Tensor, card: ModelCard, device: torch.device) -> torch.Tensor:
-    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` float32 on the device: planes on the CPU, channels last on a GPU."""
-    import torch
-
-    planes = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    if device.type == "cpu":
+def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` float32, where ``mean`` is; planes on the CPU, else channels last."""
+    planes = pixels.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
+    if mean.device.type == "cpu":
         planes = planes.contiguous()  # as torchvision's ToTensor gives them
-    mean, std = (torch.tensor(values, device=device).reshape(3, 1, 1) for values in (card.mean, card.std))
     return planes.float().div_(255).sub_(mean).div_(std)
 
 
 def fill(pixels: torch.Tensor, batch: int) -> torch.Tensor:
     """The last batch filled up with its last image: compiled code and cuDNN keep to one shape."""
+    if len(pixels) == batch:
+        return pixels  # in pinned memory, where a copy would not be
     import torch
 
     return torch.cat([pixels, pixels[-1:].expand(batch - len(pixels), -1, -1, -1)])

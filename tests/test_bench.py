@@ -8,7 +8,7 @@ import stat
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ from ensemble.__main__ import run
 from ensemble.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
 from ensemble.arms import Job, RunSubmit, _feed_from_gpu, run_bound, run_predict
 from ensemble.bench import bench
+from ensemble.card import Precision
 from ensemble.errors import DataError, DeviceError, OptionError
+from ensemble.images import Pixels
 from ensemble.meter import Clock, Lap, Loop, Outcome, _watching, measure
-from ensemble.session import open_session
+from ensemble.session import Session, open_session
 from ensemble.timings import Benchmark, Machine, Timing, ratio
 from exporters.loops import onnxruntime_loop
 from tests import toys
@@ -80,9 +82,7 @@ def test_rates_are_images_by_the_seconds_that_counted() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """Rounds of 1, 2, 10 s against 3, 2, 40 s are 3, 1 and 4 times as fast, in the middle 3; not the 2/3 or the 3/2 that
-    the medians of the rounds alone would give.
-    """
+    """Rounds of 1, 2, 10 s against 3, 2, 40 s are 3, 1 and 4 times as fast, in the middle 3, not the 1.5 of medians."""
     found = ratio(Timing("ens", 6, laps(1.0, 2.0, 10.0)), Timing("torch", 6, laps(3.0, 2.0, 40.0)))
     assert found.by_round == pytest.approx((3.0, 1.0, 4.0))
     assert found.as_dict() == {
@@ -154,10 +154,11 @@ def test_another_class_is_not_excused_by_a_small_error() -> None:
 
 
 def test_the_coarsest_precision_sets_the_limit() -> None:
-    """fp32 against int8 is measured by int8's limit, and so is a precision that is not known."""
+    """fp32 against fp16 is measured by fp16's limit, whatever the order; every precision of a card has one."""
     assert loosest(["fp32", "fp32"]) == Limit(1e-4, 0.0)
-    assert loosest(["fp16", "fp32"]) == LIMITS["fp16"]
-    assert loosest(["int8", "fp16"]) == loosest(["fp32", "int1"]) == LIMITS["int8"]
+    assert loosest(["fp16", "fp32"]) == loosest(["fp32", "fp16"]) == LIMITS["fp16"]
+    assert loosest(["int8", "fp16"]) == LIMITS["int8"]
+    assert set(get_args(Precision)) <= set(LIMITS)
 
 
 def test_submissions_are_compared_by_their_classes() -> None:
@@ -173,7 +174,7 @@ def test_an_arm_answers_as_predict_does(contest: Path, loop: Loop[Job]) -> None:
     """The plain onnxruntime loop and the bound give the logits of `predict`, for both members, views and all rows."""
     outcomes = [one(job(contest, warm_up=5), Clock()) for one in (run_predict, loop)]
     expected, found = (outcome.answers for outcome in outcomes)
-    assert {member: set(views) for member, views in expected.items()} == dict.fromkeys("ab", {"identity", "hflip"})
+    assert {member: set(views) for member, views in expected.items()} == {key: {"identity", "hflip"} for key in "ab"}
     for member, views in expected.items():
         for view, logits in views.items():
             assert logits.shape == (11, 18)
@@ -184,11 +185,13 @@ def test_the_bound_goes_round_in_what_it_keeps(contest: Path, monkeypatch: pytes
     """With two batches kept of three, the third is run on the pixels of the first, and only the kept ones answer."""
     monkeypatch.setattr("ensemble.arms._PREPARED", 8)
     asked: list[int] = []
-    feed = module.run_bound.__globals__["_feed"]
 
-    def counting(*arguments: Any) -> Any:
-        look = feed(*arguments)
-        return lambda rows: asked.append(rows) or look(rows)
+    def counting(session: Session, pixels: Pixels, batch: int) -> Any:
+        def look(rows: int) -> Any:
+            asked.append(rows)
+            return session.run(pixels[:rows])
+
+        return look
 
     monkeypatch.setattr("ensemble.arms._feed", counting)
     found = run_bound(job(contest), Clock()).answers
@@ -205,7 +208,7 @@ def test_a_gpus_batches_have_one_shape(contest: Path) -> None:
 
 
 def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passes: list[tuple[str, Job]]) -> None:
-    """Every arm is checked on a sample first; then rounds run forwards and backwards, the bound in predict's batches."""
+    """Every arm is checked on a sample first; rounds run forwards and backwards, the bound in predict's batches."""
     done = bench(
         models(contest),
         contest / "images",
