@@ -63,7 +63,8 @@ def bench(
 
     ``also`` names further sets of the same members, such as int8 models, that run through `predict` in the same rounds;
     ``recipe`` adds `submit` for each set. ``limit`` takes the first so many images. Every other round runs in the
-    opposite order, so that a machine that slows down hurts all alike. ``left_out`` is what the caller could not offer and why.
+    opposite order, so that a machine that slows down hurts all alike. ``left_out`` is what the caller could not offer
+    and why.
 
     Raises:
         OptionError: E204 when another set has other members.

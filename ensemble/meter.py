@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -145,6 +145,7 @@ def measure(loop: Loop[J], job: J, *, name: str, gpu: int | None = None) -> tupl
 def _run(loop: Loop[J], job: J, pipe: Connection) -> None:
     """In the new process: run the loop and report, last its figures or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent ends this process
+    set_start_method(None, force=True)  # a spawned process would spawn its own workers; a user's script forks them
     clock = Clock(pipe.send)
     try:
         outcome = loop(job, clock)

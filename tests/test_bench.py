@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from dataclasses import replace
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any, get_args
 
@@ -331,6 +332,20 @@ def test_what_goes_wrong_in_a_pass_arrives(contest: Path) -> None:
     with pytest.raises(DeviceError) as died:
         measure(fail, "die", name="loop")
     assert (died.value.code, died.value.message) == ("E621", "loop: its process ended with status 3")
+
+
+def own_way(job: str, clock: Clock) -> Outcome:
+    """Say how worker processes would start here."""
+    clock.start()
+    clock.stop()
+    return Outcome({}, 1, 1, classes=(get_start_method(),))
+
+
+def test_a_pass_starts_its_workers_as_a_script_would() -> None:
+    """A loop's worker processes start by Python's default, however the pass itself was started: spawning a DataLoader's
+    workers would cost it seconds that no user pays.
+    """
+    assert measure(own_way, "", name="loop")[1].classes == (get_start_method(),)
 
 
 def test_the_gpu_is_asked_while_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
