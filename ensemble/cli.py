@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import click
 
+from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
@@ -57,6 +58,7 @@ for _command in (
     evaluate,
     report,
     explain,
+    bench,
     doctor,
     explain_error,
 ):

@@ -309,6 +309,14 @@ CODES: dict[str, Code] = {
         "give a smaller --batch to run them together",
     ),
     "W609": Code("A way to run a model faster could not be used; it runs the ordinary way.", "nothing to do"),
+    "E620": Code(
+        "A loop of the benchmark gives other answers than ens predict; to compare their speed would mean nothing.",
+        "compare what comes from one training: the models, and the checkpoints that they were exported from",
+    ),
+    "E621": Code(
+        "A loop of the benchmark died.", "give it more memory (a killed process has status -9), or fewer --workers"
+    ),
+    "W622": Code("A loop is left out of the benchmark.", "give what the message names to compare with it too"),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(

@@ -73,7 +73,7 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Start every kind of device on a small model, and look up the packages."""
-    gpus = _gpus()
+    gpus = name_gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
     devices = [Device("cpu"), *cuda, *(Device("tensorrt", one.index) for one in cuda)]
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
@@ -104,7 +104,7 @@ def _package(name: str, cure: str | None = None) -> Package:
         return Package(name, None, cure or f"pip install {name}")
 
 
-def _gpus() -> tuple[str, ...]:
+def name_gpus() -> tuple[str, ...]:
     """One line a GPU from the driver's own tool: its name, memory and driver version; nothing where there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:

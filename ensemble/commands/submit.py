@@ -67,7 +67,7 @@ def submit(
     from ensemble.submit import submit as run_submit
 
     require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
-    share = None if early_exit in (None, EXACT) else _parse_share(str(early_exit))
+    share = None if early_exit in (None, EXACT) else parse_share(str(early_exit))
     if (share is not None) != bool(oof) or (truth is not None and not oof):
         raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
     seconds = None if budget is None else parse_budget(budget)
@@ -94,7 +94,12 @@ def submit(
     show(done.as_dict(), done.render(), as_json=as_json)
 
 
-def _parse_share(text: str) -> float:
+def parse_share(text: str) -> float:
+    """The share of --early-exit.
+
+    Raises:
+        OptionError: E204 when it is none.
+    """
     try:
         share = float(text)
     except ValueError:
