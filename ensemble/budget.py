@@ -89,7 +89,7 @@ def fit_to_budget(
         decoding=decoding,
         images=len(listing),
         # a GPU is fed by one thread
-        workers=workers if device.kind == "cpu" else 1,
+        workers=1 if device.is_gpu else workers,
         budget=seconds,
         listener=listener,
     )

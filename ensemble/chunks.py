@@ -37,7 +37,7 @@ from ensemble.recipe import Recipe
 from ensemble.session import Session, start_session
 from ensemble.tta import View
 
-CHUNK_ROWS = {"cpu": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
+CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
 OPEN = -1
 
 
@@ -173,7 +173,11 @@ def _compute(
     """Add the chunks that are missing to ``chunks`` and to the folder."""
     parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
-    sessions = {name: start_session(model, device=device) for name, model in plan.models.items()} if pending else {}
+    sessions = (
+        {name: start_session(model, device=device, listener=listener) for name, model in plan.models.items()}
+        if pending
+        else {}
+    )
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}

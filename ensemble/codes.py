@@ -24,7 +24,10 @@ CODES: dict[str, Code] = {
         "views: identity, hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5",
     ),
     "E202": Code("A pool is not known.", "pools: linear, logit, geometric, power:<p>, hard"),
-    "E203": Code("A device is not known.", "devices: auto, cpu, cuda, cuda:<index>, tensorrt, tensorrt:<index>"),
+    "E203": Code(
+        "A device is not known.",
+        "devices: auto, cpu, cuda, cuda:<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16",
+    ),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
     "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
     "E206": Code(
@@ -279,6 +282,11 @@ CODES: dict[str, Code] = {
     "E605": Code(
         "A model failed while running.", "run ens doctor; then try --device cpu to see whether the device is the cause"
     ),
+    "E606": Code(
+        "A runtime other than onnxruntime gave other answers than it.",
+        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO",
+    ),
+    "I606": Code("A runtime other than onnxruntime was compared with it; these are the figures.", "nothing to do"),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 
-Kind = Literal["cpu", "cuda", "tensorrt"]
+Kind = Literal["cpu", "cuda", "tensorrt", "openvino"]
 PROVIDERS: Mapping[Kind, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -27,23 +27,36 @@ _CURES: Mapping[Kind, str] = {
     "cpu": "pip install onnxruntime-gpu",
     "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
     "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
+    "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where models run: a kind, and which GPU of several."""
+    """Where models run: a kind, which GPU of several, and whether OpenVINO computes in bfloat16."""
 
     kind: Kind
     index: int = 0
+    bf16: bool = False
 
     def __str__(self) -> str:
+        if self.kind == "openvino":
+            return "openvino:bf16" if self.bf16 else "openvino"
         return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
 
     @property
     def provider(self) -> str:
-        """The execution provider's name in onnxruntime."""
+        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, as bits follow both."""
+        if self.kind == "openvino":
+            from ensemble.openvino_runtime import openvino_version
+
+            return f"OpenVINO {openvino_version()} {'bf16' if self.bf16 else 'f32'}"
         return PROVIDERS[self.kind]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it computes beside the CPU and must be fed."""
+        return self.kind in {"cuda", "tensorrt"}
 
 
 CPU = Device("cpu")
@@ -60,18 +73,20 @@ class Start:
 
 
 def parse_device(text: str) -> Device | None:
-    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``tensorrt:1``; None for ``auto``.
+    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``openvino``, ``openvino:bf16``; None for ``auto``.
 
     Raises:
         OptionError: E203 for anything else.
     """
     if text == "auto":
         return None
-    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}))?", text)
+    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}))?|(openvino)(:bf16)?", text)
     if match is None:
         raise OptionError("E203", f"{text!r} is not a device")
     if match[1]:
         return CPU
+    if match[4]:
+        return Device("openvino", bf16=bool(match[5]))
     return Device("cuda" if match[2] == "cuda" else "tensorrt", int(match[3] or 0))
 
 
@@ -174,6 +189,14 @@ def _start(
     model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
 ) -> tuple[Any, str]:
     """A session, and what onnxruntime logged while it was made."""
+    if device.kind == "openvino":
+        from ensemble.openvino_runtime import UnavailableError, build_runtime
+
+        try:
+            threads = options.intra_op_num_threads if options else 1
+            return build_runtime(model, bf16=device.bf16, threads=threads), ""
+        except UnavailableError as err:
+            raise _NotStartedError(str(err)) from err
     import onnxruntime
 
     if device.provider not in onnxruntime.get_available_providers():

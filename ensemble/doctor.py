@@ -72,11 +72,12 @@ def doctor() -> Diagnosis:
     """Start every kind of device on a small model, and look up the packages."""
     gpus = _gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
-    devices = [Device("cpu"), *cuda, Device("tensorrt")]
+    devices = [Device("cpu"), Device("openvino"), Device("openvino", bf16=True), *cuda, Device("tensorrt")]
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
         packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
+    packages.append(_package("openvino", "pip install 'ens-onnx[openvino]'"))
     packages += [_package(name, _TORCH_CURE) for name in _TORCH]
     return Diagnosis(
         python=platform.python_version(),

@@ -39,7 +39,7 @@ from ensemble.tta import View
 PART_ROWS = 256
 ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -128,7 +128,7 @@ def predict(
     where = choose_device(device, listener=recorder)
     batch = batch or BATCH[where.kind]
     workers = workers or available_cores()
-    pipeline = Pipeline(listing, views, on_gpu=where.kind != "cpu", workers=workers, boxes=found, listener=recorder)
+    pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -283,7 +283,7 @@ def _compute(
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    sessions = {m.name: start_session(m.model, device=device) for m in members if m.pending}
+    sessions = {m.name: start_session(m.model, device=device, listener=listener) for m in members if m.pending}
     parts = sorted(set().union(*(m.pending for m in members)))
 
     def work() -> Iterator[Work]:

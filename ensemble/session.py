@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from ensemble.card import ModelCard
 from ensemble.devices import CPU, Device, create_session, explain_log, not_started
 from ensemble.errors import DeviceError, EnsError, ModelError
+from ensemble.events import SILENT, Listener
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.parity import require_parity, tell_parity
 
 _OUT_OF_MEMORY = re.compile(
-    r"BFCArena|out of memory|failed to allocate memory|bad allocation|CUDA failure 2:", re.IGNORECASE
+    r"BFCArena|out of memory|failed to allocate memory|bad allocation|bad_alloc|CUDA failure 2:", re.IGNORECASE
 )
 
 
@@ -64,11 +66,11 @@ def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Sessi
     return start_session(read_model(path), device=device, threads=threads)
 
 
-def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1) -> Session:
+def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:
     """As `open_session`, for a model already read.
 
     Raises:
-        ModelError, DeviceError: as `open_session`.
+        ModelError, DeviceError: as `open_session`; E606 when OpenVINO's answers are not those of onnxruntime.
     """
     import onnxruntime
 
@@ -83,22 +85,30 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1) -
         raise
     except Exception as err:
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
-        message = f"{model.path.name}: onnxruntime cannot build it: {_last_line(err)}"
+        runtime_name = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
+        message = f"{model.path.name}: {runtime_name} cannot build it: {_last_line(err)}"
         raise ModelError(code, message, path=model.path) from err
     session = Session(model.card, model.sha256, device, runtime)
     try:
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
     except DeviceError as err:
-        if err.code == "E605" and device.kind != "cpu":
+        if err.code == "E605" and device.is_gpu:
             raise not_started(device, explain_log(str(err.__cause__))) from err
         raise
+    if device.kind == "openvino":
+        who = f"{model.card.member} on {device}"
+        quantised = b"QuantizeLinear" in model.data
+        precision = "int8" if quantised else "bf16" if device.bf16 else model.card.precision
+        reference = start_session(model, threads=threads)
+        parity = require_parity(session.run, reference.run, (height, width), who=who, precision=precision)
+        tell_parity(parity, who=who, listener=listener)
     return session
 
 
 def provider_options(model: ModelFile, device: Device) -> Mapping[str, str]:
     """What onnxruntime is told: no TF32 behind a float32 card; TensorRT engines are kept by model and versions."""
     match device.kind:
-        case "cpu":
+        case "cpu" | "openvino":
             return {}
         case "cuda":
             return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}

@@ -17,7 +17,12 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N, tensorrt, openvino, openvino:bf16; never replaced.",
+)
 @click.option(
     "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
 )
