@@ -287,6 +287,15 @@ CODES: dict[str, Code] = {
         "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO",
     ),
     "I606": Code("A runtime other than onnxruntime was compared with it; these are the figures.", "nothing to do"),
+    "E610": Code(
+        "Workers of the cluster keep ending.",
+        "look for what ends them, such as too little memory; finished parts are kept",
+    ),
+    "W610": Code("A worker of the cluster ended; what it was at is done again.", "nothing to do"),
+    "E611": Code(
+        "A worker of the cluster cannot do this work.",
+        "install the same versions on every machine, and keep the images where all of them read",
+    ),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(

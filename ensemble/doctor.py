@@ -24,6 +24,7 @@ _CORE = (
     "tqdm",
 )
 _TORCH = ("torch", "torchvision", "timm", "onnxscript", "safetensors", "albumentations", "facenet-pytorch")
+_EXTRAS = ("openvino", "ray")
 _TORCH_CURE = "pip install 'ens-onnx[torch]'"
 
 
@@ -77,7 +78,7 @@ def doctor() -> Diagnosis:
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
         packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
-    packages.append(_package("openvino", "pip install 'ens-onnx[openvino]'"))
+    packages += [_package(name, f"pip install 'ens-onnx[{name}]'") for name in _EXTRAS]
     packages += [_package(name, _TORCH_CURE) for name in _TORCH]
     return Diagnosis(
         python=platform.python_version(),

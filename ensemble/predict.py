@@ -23,6 +23,7 @@ import PIL
 
 from ensemble import files
 from ensemble.boxes import Box, Boxes
+from ensemble.cluster import Cluster, stand_in
 from ensemble.codes import CODES
 from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
@@ -32,6 +33,7 @@ from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
+from ensemble.remote import RemotePipeline
 from ensemble.session import start_session
 from ensemble.tables import render_table
 from ensemble.tta import View
@@ -100,6 +102,7 @@ def predict(
     batch: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     listener: Listener = SILENT,
 ) -> Predicted:
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
@@ -107,7 +110,8 @@ def predict(
     All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
     CPU also compute; ``batch`` images are computed at once; on the CPU neither changes a bit of the answers. Parts
     that are there already are kept if they come from the same model, views, images and device; ``fresh`` removes them
-    first. Models with a face crop need ``boxes``.
+    first. Models with a face crop need ``boxes``. With a ``cluster`` its machines compute the parts, to the same bytes,
+    and ``workers`` are the threads of one actor.
 
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
@@ -125,10 +129,25 @@ def predict(
     listing = list_images(images, ids, listener=recorder)
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
-    where = choose_device(device, listener=recorder)
+    where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
     batch = batch or BATCH[where.kind]
-    workers = workers or available_cores()
-    pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
+    pipeline: Pipeline | RemotePipeline
+    if cluster:
+        pipeline = RemotePipeline(
+            cluster,
+            read,
+            listing,
+            views,
+            device=where,
+            workers=workers,
+            part_rows=PART_ROWS,
+            boxes=found,
+            listener=recorder,
+        )
+        workers = pipeline.workers
+    else:
+        workers = workers or available_cores()
+        pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -276,14 +295,18 @@ def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str
 
 def _compute(
     members: Sequence[_Member],
-    pipeline: Pipeline,
+    pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
     batch: int,
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    sessions = {m.name: start_session(m.model, device=device, listener=listener) for m in members if m.pending}
+    pending = [m for m in members if m.pending]
+    if isinstance(pipeline, RemotePipeline):
+        sessions = {m.name: stand_in(m.model, device) for m in pending}
+    else:
+        sessions = {m.name: start_session(m.model, device=device, listener=listener) for m in pending}
     parts = sorted(set().union(*(m.pending for m in members)))
 
     def work() -> Iterator[Work]:

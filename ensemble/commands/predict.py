@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,6 +31,10 @@ from ensemble.terminal import TERMINAL, show
     "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it runs."
+)
+@click.option("--address", help="The Ray cluster, such as auto or host:6379; by default one is started here.")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
 @json_option
 def predict(
@@ -43,6 +48,8 @@ def predict(
     folder: Path,
     batch: int | None,
     workers: int | None,
+    engine: str,
+    address: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -52,14 +59,19 @@ def predict(
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
     from ensemble.boxes import read_boxes
+    from ensemble.errors import OptionError
     from ensemble.listing import read_ids
     from ensemble.model_file import find_models
     from ensemble.predict import predict as run_predict
     from ensemble.tta import parse_views
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
-    done = run_predict(
-        find_models(models),
+    if address is not None and engine != "ray":
+        raise OptionError("E204", "--address is for --engine ray")
+    found = find_models(models)
+    run = partial(
+        run_predict,
+        found,
         images,
         folder,
         views=parse_views(wanted),
@@ -71,4 +83,11 @@ def predict(
         fresh=fresh,
         listener=TERMINAL,
     )
+    if engine == "ray":
+        from ensemble.cluster import connect
+
+        with connect(address, store=sum(path.stat().st_size for path in found if path.is_file())) as cluster:
+            done = run(cluster=cluster)
+    else:
+        done = run()
     show(done.as_dict(), done.render(), as_json=as_json)
