@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.session import Session, start_session
+from ensemble.stored import StoredImage
 from ensemble.tta import parse_views
 
 _SMALLEST_STORE = 80 << 20  # bytes; Ray refuses less than 78 MB
@@ -47,7 +49,7 @@ class Job:
     provider: str
     views: tuple[str, ...]
     threads: int
-    image: str
+    image: Path | StoredImage
     versions: str
 
 
@@ -80,7 +82,7 @@ class PartWorker:
         try:
             if versions() != job.versions:
                 raise DeviceError("E611", f"{platform.node()} has {versions()}, but here is {job.versions}")
-            if not os.path.exists(job.image):
+            if not job.image.exists():
                 raise DeviceError("E611", f"{platform.node()} does not see {job.image}")
             device = choose_device(job.device)
             if device.provider != job.provider:

@@ -148,7 +148,7 @@ class Pipeline:
         oddities: dict[int, tuple[str, ...]] = {}
         for row in rows:
             try:
-                photo = read_photo(self._listing.paths[row])
+                photo = read_photo(self._listing.place(row))
             except DataError as err:
                 faults[row] = err
                 continue

@@ -29,12 +29,13 @@ from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.listing import Listing, list_images
+from ensemble.listing import Listing
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
 from ensemble.remote import RemotePipeline
 from ensemble.session import start_session
+from ensemble.sources import list_source
 from ensemble.tables import render_table
 from ensemble.tta import View
 
@@ -92,7 +93,7 @@ class Predicted:
 
 def predict(
     models: Sequence[Path],
-    images: Path,
+    images: Path | str,
     folder: Path,
     *,
     views: Sequence[View],
@@ -126,7 +127,7 @@ def predict(
     began = time.monotonic()
     recorder = Recorder(listener)
     files.require_writable(folder)
-    listing = list_images(images, ids, listener=recorder)
+    listing = list_source(images, ids, listener=recorder)
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
     where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)

@@ -61,7 +61,7 @@ class RemotePipeline:
             provider=device.provider,
             views=tuple(view.name for view in views),
             threads=self.workers,
-            image=str(listing.paths[0].absolute()),
+            image=listing.cut(0, 1).place(0),
             versions=versions(),
         )
 
@@ -101,10 +101,9 @@ class RemotePipeline:
         for _, part in groupby(work, key=lambda one: one.rows.start // self._part_rows):
             batches = list(part)
             first, last = batches[0].rows.start, batches[-1].rows.stop
-            paths = tuple(path.absolute() for path in self._listing.paths[first:last])
             yield Share(
                 start=first,
-                listing=Listing(self._listing.ids[first:last], paths, self._listing.sizes[first:last]),
+                listing=self._listing.cut(first, last),
                 boxes=None if self._boxes is None else tuple(self._boxes[first:last]),
                 members=tuple(session.card.member for session in batches[0].sessions),
                 batches=tuple(range(one.rows.start - first, one.rows.stop - first) for one in batches),
@@ -146,7 +145,11 @@ class _Crew:
         actor, errand = self._busy.pop(future)
         try:
             result = self._ray.get(future)
-        except self._ray.exceptions.RayActorError as err:
+        except self._ray.exceptions.RayTaskError:
+            raise  # a bug of ours, there
+        except self._ray.exceptions.RayError as err:
+            # the worker is gone, or its machine is and the answer with it
+            self._ray.kill(actor)
             self._mourn(errand, err)
             self.hire()
             return {}, [] if errand is None else [errand]

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,11 +74,11 @@ def main(root: Path) -> dict[str, Any]:
     predict_module.PART_ROWS = 4
     faults = []
 
-    def run(folder: str, cluster: Cluster | None, listener: Recorder) -> Predicted | None:
+    def run(folder: str, cluster: Cluster | None, listener: Recorder, images: str = "images") -> Predicted | None:
         try:
             return predict(
                 models,
-                root / "images",
+                root / images,
                 root / folder,
                 views=parse_views("hflip"),
                 device="cpu",
@@ -100,13 +101,18 @@ def main(root: Path) -> dict[str, Any]:
         between = contents(root / "local") == contents(root / "cluster")
         (root / "images" / NAMES[17]).write_bytes(good)
         resumed = run("cluster", cluster, again)
+        for number, names in enumerate((NAMES[:20], NAMES[20:])):
+            with tarfile.open(root / f"shard-{number}.tar", "w") as tar:
+                for name in names:
+                    tar.add(root / "images" / name, name)
+        run("shards", cluster, Recorder(), "shard-*.tar")
     run("local", None, quiet)
     assert resumed is not None
     return {
         "killed": len(killer.killed),
         "notices": [notice.code for notice in killer.notices],
         "faults": faults,
-        "same": [between, contents(root / "local") == contents(root / "cluster")],
+        "same": [between, contents(root / "local") == contents(root / "cluster") == contents(root / "shards")],
         "files": len(contents(root / "cluster")),
         "resumed": [member.computed for member in resumed.members],
         "seconds": min(resumed.seconds["decode"], resumed.seconds["forward"]),

@@ -13,7 +13,7 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=PATH)
-@click.option("--images", type=PATH, required=True, help="The folder of the images.")
+@click.option("--images", required=True, help="The folder of the images; or a URL, tar shards, Parquet.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
@@ -39,7 +39,7 @@ from ensemble.terminal import TERMINAL, show
 @json_option
 def predict(
     models: tuple[Path, ...],
-    images: Path,
+    images: str,
     ids: Path | None,
     boxes: Path | None,
     tta: bool,
