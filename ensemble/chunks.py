@@ -38,7 +38,7 @@ from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.tta import View
 
-CHUNK_ROWS = {"cpu": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
+CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
 OPEN = -1
 
 
@@ -178,7 +178,7 @@ def _compute(
     if device.is_gpu:
         sessions = start_resident(models, device=device, rows=batch, listener=listener)
     else:
-        sessions = {name: start_session(model, device=device) for name, model in models.items()}
+        sessions = {name: start_session(model, device=device, listener=listener) for name, model in models.items()}
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}

@@ -26,7 +26,7 @@ CODES: dict[str, Code] = {
     "E202": Code("A pool is not known.", "pools: linear, logit, geometric, power:<p>, hard"),
     "E203": Code(
         "A device is not known.",
-        "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>",
+        "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16",
     ),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
     "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
@@ -317,6 +317,20 @@ CODES: dict[str, Code] = {
         "A loop of the benchmark died.", "give it more memory (a killed process has status -9), or fewer --workers"
     ),
     "W622": Code("A loop is left out of the benchmark.", "give what the message names to compare with it too"),
+    "E606": Code(
+        "A runtime other than onnxruntime gave other answers than it.",
+        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO",
+    ),
+    "I606": Code("A runtime other than onnxruntime was compared with it; these are the figures.", "nothing to do"),
+    "E610": Code(
+        "Workers of the cluster keep ending.",
+        "look for what ends them, such as too little memory; finished parts are kept",
+    ),
+    "W610": Code("A worker of the cluster ended; what it was at is done again.", "nothing to do"),
+    "E611": Code(
+        "A worker of the cluster cannot do this work.",
+        "install the same versions on every machine, and keep the images where all of them read",
+    ),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),
     "E702": Code(

@@ -17,7 +17,7 @@ from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.gpu import describe_gpu
 
-Kind = Literal["cpu", "cuda", "tensorrt"]
+Kind = Literal["cpu", "cuda", "tensorrt", "openvino"]
 PROVIDERS: Mapping[Kind, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -28,24 +28,28 @@ _CURES: Mapping[Kind, str] = {
     "cpu": "pip install onnxruntime-gpu",
     "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
     "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
+    "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where models run: a kind, which GPU of several, and the ``others`` that share the work with it."""
+    """Where models run: a kind, which GPU of several, the ``others`` that share the work, and OpenVINO's ``bf16``."""
 
     kind: Kind
     index: int = 0
     others: tuple[int, ...] = ()
+    bf16: bool = False
 
     def __str__(self) -> str:
+        if self.kind == "openvino":
+            return "openvino:bf16" if self.bf16 else "openvino"
         return self.kind if self.kind == "cpu" else f"{self.kind}:{','.join(map(str, (self.index, *self.others)))}"
 
     @property
     def each(self) -> tuple[Device, ...]:
         """The devices one by one."""
-        return tuple(Device(self.kind, index) for index in (self.index, *self.others))
+        return tuple(Device(self.kind, index, bf16=self.bf16) for index in (self.index, *self.others))
 
     @property
     def is_gpu(self) -> bool:
@@ -54,7 +58,11 @@ class Device:
 
     @property
     def provider(self) -> str:
-        """The execution provider's name in onnxruntime."""
+        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, as bits follow both."""
+        if self.kind == "openvino":
+            from ensemble.openvino_runtime import openvino_version
+
+            return f"OpenVINO {openvino_version()} {'bf16' if self.bf16 else 'f32'}"
         return PROVIDERS[self.kind]
 
 
@@ -72,18 +80,22 @@ class Start:
 
 
 def parse_device(text: str) -> Device | None:
-    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``tensorrt:1``; None for ``auto``.
+    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino``, ``openvino:bf16``.
+
+    None for ``auto``.
 
     Raises:
         OptionError: E203 for anything else.
     """
     if text == "auto":
         return None
-    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?", text)
+    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?|(openvino)(:bf16)?", text)
     if match is None:
         raise OptionError("E203", f"{text!r} is not a device")
     if match[1]:
         return CPU
+    if match[4]:
+        return Device("openvino", bf16=bool(match[5]))
     first, *others = (int(number) for number in (match[3] or "0").split(","))
     if len({first, *others}) <= len(others):
         raise OptionError("E203", f"{text!r} names a GPU twice")
@@ -218,6 +230,14 @@ def _start(
     model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
 ) -> tuple[Any, str]:
     """A session, and what onnxruntime logged while it was made."""
+    if device.kind == "openvino":
+        from ensemble.openvino_runtime import UnavailableError, build_runtime
+
+        try:
+            threads = options.intra_op_num_threads if options else 1
+            return build_runtime(model, bf16=device.bf16, threads=threads), ""
+        except UnavailableError as err:
+            raise _NotStartedError(str(err)) from err
     import onnxruntime
 
     if device.provider not in onnxruntime.get_available_providers():

@@ -25,6 +25,7 @@ _CORE = (
     "tqdm",
 )
 _TORCH = ("torch", "torchvision", "timm", "onnxscript", "safetensors", "albumentations", "facenet-pytorch")
+_EXTRAS = ("openvino", "ray")
 _TORCH_CURE = "pip install 'ens-onnx[torch]'"
 
 
@@ -75,11 +76,13 @@ def doctor() -> Diagnosis:
     """Start every kind of device on a small model, and look up the packages."""
     gpus = name_gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
-    devices = [Device("cpu"), *cuda, *(Device("tensorrt", one.index) for one in cuda)]
+    openvino = [Device("openvino"), Device("openvino", bf16=True)]
+    devices = [Device("cpu"), *openvino, *cuda, *(Device("tensorrt", one.index) for one in cuda)]
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
         packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
+    packages += [_package(name, f"pip install 'ens-onnx[{name}]'") for name in _EXTRAS]
     packages += [_package(name, _TORCH_CURE) for name in _TORCH]
     return Diagnosis(
         python=platform.python_version(),

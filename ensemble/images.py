@@ -23,6 +23,7 @@ from PIL import Image
 from ensemble import headers
 from ensemble.card import Preprocess
 from ensemble.errors import DataError
+from ensemble.stored import StoredImage
 
 MAX_PIXELS = 64_000_000
 _KIND_OF_SUFFIX = {
@@ -71,13 +72,26 @@ class Photo:
     notices: tuple[str, ...] = ()
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read and decode one file, see `open_image`.
+def read_photo(path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read and decode one file, or one image in storage, see `open_image`.
 
     Raises:
         DataError: the codes of `open_image`, E318 when it may not be read, E319 when it changes meanwhile, E320 when it
             is not a regular file, E321 when the path is too long, E314 when it is gone.
     """
+    data = path.read_bytes() if isinstance(path, StoredImage) else _read_file(path)
+    try:
+        photo = open_image(data, max_pixels=max_pixels)
+    except DataError as err:
+        place = None if isinstance(path, StoredImage) else path
+        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
+    # a row of a table may have a number for a name
+    if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
+        return photo
+    return Photo(photo.pixels, (*photo.notices, "I304"))
+
+
+def _read_file(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
             raise DataError("E320", f"{path.name}: not a regular file", path=path)
@@ -89,13 +103,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise read_error(err, path) from err
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError("E319", f"{path.name}: changed while being read", path=path)
-    try:
-        photo = open_image(data, max_pixels=max_pixels)
-    except DataError as err:
-        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=path) from err
-    if _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
-        return photo
-    return Photo(photo.pixels, (*photo.notices, "I304"))
+    return data
 
 
 def read_error(err: OSError, path: Path) -> DataError:

@@ -130,7 +130,7 @@ class Pipeline:
 
     def ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits for a batch, timed; see `run`."""
-        clock = time.perf_counter if self._on_gpu else time.thread_time
+        clock = time.thread_time if session.device.kind == "cpu" else time.perf_counter
         with self.watch.timing(session.card.member, clock=clock, rows=len(pixels)):
             return self._ask(session, pixels)
 
@@ -201,7 +201,7 @@ class Pipeline:
         oddities: dict[int, tuple[str, ...]] = {}
         for row in rows:
             try:
-                photo = read_photo(self._listing.paths[row])
+                photo = read_photo(self._listing.place(row))
             except DataError as err:
                 faults[row] = err
                 continue

@@ -23,24 +23,27 @@ import PIL
 
 from ensemble import files
 from ensemble.boxes import Box, Boxes
+from ensemble.cluster import Cluster, stand_in
 from ensemble.codes import CODES
 from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.listing import Listing, list_images
+from ensemble.listing import Listing
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
+from ensemble.remote import RemotePipeline
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
+from ensemble.sources import list_source
 from ensemble.tables import render_table
 from ensemble.tta import View
 
 PART_ROWS = 256
 ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -91,7 +94,7 @@ class Predicted:
 
 def predict(
     models: Sequence[Path],
-    images: Path,
+    images: Path | str,
     folder: Path,
     *,
     views: Sequence[View],
@@ -101,6 +104,7 @@ def predict(
     batch: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     listener: Listener = SILENT,
 ) -> Predicted:
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
@@ -108,7 +112,8 @@ def predict(
     All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
     CPU also compute; ``batch`` images are computed at once; on the CPU neither changes a bit of the answers. Parts
     that are there already are kept if they come from the same model, views, images and device; ``fresh`` removes them
-    first. Models with a face crop need ``boxes``.
+    first. Models with a face crop need ``boxes``. With a ``cluster`` its machines compute the parts, to the same bytes,
+    and ``workers`` are the threads of one actor.
 
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
@@ -123,13 +128,28 @@ def predict(
     began = time.monotonic()
     recorder = Recorder(listener)
     files.require_writable(folder)
-    listing = list_images(images, ids, listener=recorder)
+    listing = list_source(images, ids, listener=recorder)
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
-    where = choose_device(device, listener=recorder)
+    where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
     batch = batch or BATCH[where.kind]
-    workers = workers or available_cores()
-    pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
+    pipeline: Pipeline | RemotePipeline
+    if cluster:
+        pipeline = RemotePipeline(
+            cluster,
+            read,
+            listing,
+            views,
+            device=where,
+            workers=workers,
+            part_rows=PART_ROWS,
+            boxes=found,
+            listener=recorder,
+        )
+        workers = pipeline.workers
+    else:
+        workers = workers or available_cores()
+        pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -278,7 +298,7 @@ def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str
 
 def _compute_in_turn(
     members: Sequence[_Member],
-    pipeline: Pipeline,
+    pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
     batch: int,
@@ -289,10 +309,13 @@ def _compute_in_turn(
     faults, left = dict[int, DataError](), [member for member in members if member.pending]
     while left:
         models = {member.name: member.model for member in left}
-        if device.is_gpu:
+        sessions: Mapping[str, Session]
+        if isinstance(pipeline, RemotePipeline):
+            sessions = {name: stand_in(model, device) for name, model in models.items()}
+        elif device.is_gpu:
             sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
         else:
-            sessions = {name: start_session(model, device=device) for name, model in models.items()}
+            sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
         together = [member for member in left if member.name in sessions]
         faults |= _compute(together, sessions, pipeline, listing, batch, listener)
         for member in together:
@@ -305,7 +328,7 @@ def _compute_in_turn(
 def _compute(
     members: Sequence[_Member],
     sessions: Mapping[str, Session],
-    pipeline: Pipeline,
+    pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     batch: int,
     listener: Listener,

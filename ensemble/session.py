@@ -17,11 +17,13 @@ from ensemble.card import ModelCard
 from ensemble.devices import CPU, Device, create_session, explain_log, not_started
 from ensemble.engines import engine_options
 from ensemble.errors import DeviceError, EnsError, ModelError
+from ensemble.events import SILENT, Listener
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.parity import require_parity, tell_parity
 
 _OUT_OF_MEMORY = re.compile(
-    r"BFCArena|out of memory|failed to allocate memory|bad allocation|CUDA failure 2:|ALLOC_FAILED|OutOfMemory",
+    r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
     re.IGNORECASE,
 )
 
@@ -100,17 +102,24 @@ def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Sessi
     return start_session(read_model(path), device=device, threads=threads)
 
 
-def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1) -> Session:
+def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:
     """As `open_session`, for a model already read.
 
     Raises:
-        ModelError, DeviceError: as `open_session`.
+        ModelError, DeviceError: as `open_session`; E606 when OpenVINO's answers are not those of onnxruntime.
     """
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
     session = Session(model.card, model.sha256, device, build_network(model, model.data, device, options, threads))
     with starting(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
+    if device.kind == "openvino":
+        who = f"{model.card.member} on {device}"
+        quantised = b"QuantizeLinear" in model.data
+        precision = "int8" if quantised else "bf16" if device.bf16 else model.card.precision
+        reference = start_session(model, threads=threads)
+        parity = require_parity(session.run, reference.run, (height, width), who=who, precision=precision)
+        tell_parity(parity, who=who, listener=listener)
     return session
 
 
@@ -137,7 +146,8 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
         if device.is_gpu and _OUT_OF_MEMORY.search(str(err)):
             raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
-        message = f"{model.path.name}: onnxruntime cannot build it: {_last_line(err)}"
+        runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
+        message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
         raise ModelError(code, message, path=model.path) from err
 
 
@@ -159,7 +169,7 @@ def starting(device: Device) -> Iterator[None]:
 def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int | None = None) -> Mapping[str, str]:
     """What onnxruntime is told: no TF32 behind a float32 card; TensorRT's engines are made for ``rows`` images."""
     match device.kind:
-        case "cpu":
+        case "cpu" | "openvino":
             return {}
         case "cuda":
             return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}

@@ -22,7 +22,10 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
 @click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
 @click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt; never replaced."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; never replaced.",
 )
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
