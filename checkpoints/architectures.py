@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.models import get_deprecated_models
 
+from checkpoints.network import classifiers, size_options
 from checkpoints.torchvision_names import Renamed
 from checkpoints.unwrap import Claim
 from ensemble.errors import ModelError, OptionError, enumerate_some
@@ -80,15 +81,23 @@ class Fit:
 
 
 def find_architecture(
-    renamed: Renamed, *, given: str | None, claims: tuple[Claim, ...], path: Path, listener: Listener
+    renamed: Renamed,
+    *,
+    given: str | None,
+    claims: tuple[Claim, ...],
+    path: Path,
+    size: tuple[int, int] | None = None,
+    listener: Listener,
 ) -> Fit:
     """The architecture that weights belong to: the given one, else one that the file claims, else by the weights.
+
+    ``size`` is the height and width of the images that a given architecture was trained for, where that is known.
 
     Raises:
         ModelError: E410 when the given one does not fit, E415 when none does, E416 when several do.
     """
     if given is not None:
-        fit = compare(given, renamed.tensors)
+        fit = compare(given, renamed.tensors, size=size)
         if fit.is_full and not _pads_otherwise(given, renamed):
             return fit
         raise _does_not_fit(fit, renamed, path)
@@ -132,13 +141,12 @@ def _present_name(name: str) -> str | None:
     return name if is_known else None
 
 
-def compare(arch: str, tensors: Mapping[str, torch.Tensor]) -> Fit:
+def compare(arch: str, tensors: Mapping[str, torch.Tensor], *, size: tuple[int, int] | None = None) -> Fit:
     """Hold weights against an architecture of timm's, with as many classes as the weights have."""
-    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
-    named = (config.classifier if config else None) or ()
-    classifier = (named,) if isinstance(named, str) else tuple(named)
+    classifier = classifiers(arch)
     heads = [tensors[f"{name}.weight"] for name in classifier if f"{name}.weight" in tensors]
     options: dict[str, Any] = {"num_classes": heads[0].shape[0]} if heads and heads[0].ndim else {}
+    options |= size_options(arch, size)
     with torch.device("meta"):  # names and shapes only: no memory is taken, nothing is drawn at random
         model: Any = timm.create_model(arch, pretrained=False, **options)
     wanted = model.state_dict()

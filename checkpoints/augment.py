@@ -1,8 +1,12 @@
-"""Augmentation: albumentations' policies for an image, CutMix for a batch; draws follow from seed, epoch and image."""
+"""Augmentation: albumentations' policies for an image; CutMix, MixUp and erasing for a batch.
+
+What is drawn follows from the seed, the epoch and the image or batch.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.data.random_erasing import RandomErasing
 
 from ensemble.errors import OptionError
 from ensemble.images import Pixels
@@ -94,9 +99,9 @@ def parse_policy(text: str) -> Policy | Simple | None:
     return Policy(transforms)
 
 
-def image_seed(seed: int, epoch: int, image: int) -> int:
+def image_seed(seed: int, epoch: int, *image: int) -> int:
     """One seed for an image in an epoch, the same in whatever order and by however many workers it is taken."""
-    return int(np.random.SeedSequence((seed, epoch, image)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, epoch, *image)).generate_state(1)[0])
 
 
 def cutmix(
@@ -122,6 +127,37 @@ def cutmix(
     mixed[:, :, rows, columns] = images[order][:, :, rows, columns]
     area = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     return mixed, (1 - area) * targets + area * targets[order]
+
+
+def mixup(
+    images: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``m x_i + (1 - m) x_j`` for images ``(B, 3, H, W)`` and targets ``(B, C)`` alike, ``m`` of Beta(alpha, alpha).
+
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; one ``m`` a batch, as in the authors' code.
+    """
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    share = float(np.random.default_rng(_draw_seed(generator)).beta(alpha, alpha))
+    return share * images + (1 - share) * images[order], share * targets + (1 - share) * targets[order]
+
+
+def erase(images: torch.Tensor, *, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Set a rectangle of a ``share`` of the normalised images ``(B, 3, H, W)`` to 0, which is the mean colour.
+
+    Zhong et al. 2020, "Random Erasing Data Augmentation", by timm: a fiftieth to a third of the area.
+    """
+    state = random.getstate()  # timm draws from Python's own numbers; the caller's go on as they were
+    random.seed(_draw_seed(generator))
+    try:
+        erasing: Any = RandomErasing
+        erased: torch.Tensor = erasing(share, mode="const", device=images.device)(images.clone())
+    finally:
+        random.setstate(state)
+    return erased
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=generator))
 
 
 def _build(albumentations: Any, transform: Mapping[str, Any]) -> Any:

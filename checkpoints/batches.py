@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from checkpoints.augment import Policy, Simple, image_seed
 from checkpoints.photos import Photos
+from checkpoints.sampler import Order
 from checkpoints.settings import Settings
 from ensemble.images import Pixels
 
@@ -30,18 +31,36 @@ class Images:
         photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
         return Images(photos, self.targets[chosen], self.labels[chosen])
 
+    def joined(self, others: Images) -> Images:
+        """These and then the others."""
+        mine, theirs = self.photos, others.photos
+        moved = np.where(theirs.instead < 0, theirs.instead, theirs.instead + len(mine.fallback))
+        photos = Photos(
+            np.concatenate([mine.pixels, theirs.pixels]),
+            np.concatenate([mine.fallback, theirs.fallback]),
+            np.concatenate([mine.instead, moved]),
+        )
+        return Images(
+            photos,
+            np.concatenate([self.targets, others.targets]),
+            np.concatenate([self.labels, others.labels]),
+        )
+
 
 def batches(
-    seen: Images, order: NDArray[np.int64], policy: Policy | Simple | None, *, seed: int, epoch: int
+    seen: Images, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
 ) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
     """The batches of one epoch; the next one is made while the model works on this one."""
 
-    def make(chosen: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
+    def make(batch: Order) -> tuple[Pixels, NDArray[np.int64]]:
+        chosen = batch.images
         pixels, instead = seen.photos.pixels[chosen], seen.photos.instead[chosen]
         pixels[instead >= 0] = seen.photos.fallback[instead[instead >= 0]]
         if policy is not None:
-            for row, image in enumerate(chosen.tolist()):
-                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1))
+            for row, (image, turn) in enumerate(zip(chosen.tolist(), batch.turns.tolist(), strict=True)):
+                # an image that comes again in an epoch is another variant of itself
+                again = (turn,) if turn else ()
+                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1, *again))
         return pixels, seen.targets[chosen]
 
     with ThreadPoolExecutor(1) as pool:

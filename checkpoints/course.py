@@ -39,6 +39,7 @@ class Course:
     averaged: torch.nn.Module | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
     done: int = 0
     kept: Epoch | None = None
     best_epoch: int = 0
@@ -62,6 +63,7 @@ def save_course(path: Path, course: Course, *, origin: str) -> None:
         "log": [asdict(row) for row in course.log],
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in groups],
         "schedule": course.schedule.state_dict(),
+        "scaler": course.scaler.state_dict(),
     }
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in _tensors(course)
@@ -96,6 +98,8 @@ def load_course(path: Path, course: Course, *, origin: str) -> bool:
         course.averaged.load_state_dict(parts["averaged"])
     course.optimizer.load_state_dict(_optimizer_state(course, parts.get("optimizer", {}), numbers["groups"]))
     course.schedule.load_state_dict(numbers["schedule"])
+    if course.scaler.is_enabled():
+        course.scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(parts["random"]["cpu"])
     device = next(course.model.parameters()).device
     if device.type == "cuda" and "cuda" in parts["random"]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from checkpoints.augment import Policy, Simple, cutmix, image_seed, parse_policy
+from checkpoints.augment import Policy, Simple, cutmix, erase, image_seed, mixup, parse_policy
 from checkpoints.batches import Images, batches, normalise, predict_pixels
 from checkpoints.course import Course, Epoch, load_course, save_course
 from checkpoints.losses import Loss, class_weights, parse_loss
 from checkpoints.optimise import make_optimizer, make_schedule
+from checkpoints.sampler import count_steps, cut_steps, draw_order
 from checkpoints.settings import Settings
 from checkpoints.start import freeze
 from checkpoints.track import LogRow, Remote, write_log
@@ -35,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """What stays the same from epoch to epoch; an epoch has ``steps`` batches."""
+    """What stays the same from epoch to epoch; an epoch has ``steps`` steps of the optimiser."""
 
     seen: Images
     settings: Settings
@@ -74,7 +76,7 @@ def fit(
         loss = _learn(course, task, number)
         if not np.isfinite(loss):
             raise ModelError("E440", f"{name}: the loss of epoch {number} is {loss}")
-        speed = task.steps * settings.batch / (time.perf_counter() - began)
+        speed = task.steps * settings.batch * settings.accumulate / (time.perf_counter() - began)
         scored = course.model if course.averaged is None else course.averaged
         score, accuracy = _score(scored, held_out, settings)
         if score >= course.best_score:
@@ -106,8 +108,7 @@ def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int
         seen=seen,
         settings=settings,
         seed=seed,
-        # a last batch of few images would spoil the batch statistics, so it waits for the next epoch's order
-        steps=max(1, len(seen.labels) // settings.batch),
+        steps=count_steps(len(seen.labels), batch=settings.batch, accumulate=settings.accumulate),
         loss_of=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
         policy=parse_policy(settings.augment),
         frozen=freeze(model, settings.freeze),
@@ -124,7 +125,9 @@ def _begin(model: torch.nn.Module, task: _Task) -> Course:
         layer_decay=settings.layer_decay,
     )
     schedule = make_schedule(optimizer, settings.schedule, steps=task.steps * settings.epochs, warm_up=settings.warm_up)
-    return Course(model, copy.deepcopy(model) if settings.ema is not None else None, optimizer, schedule)
+    averaged = copy.deepcopy(model) if settings.ema is not None else None
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=settings.fp16)
+    return Course(model, averaged, optimizer, schedule, scaler)
 
 
 def _learn(course: Course, task: _Task, number: int) -> float:
@@ -135,37 +138,58 @@ def _learn(course: Course, task: _Task, number: int) -> float:
     for module in task.frozen:
         module.eval()
     generator = torch.Generator().manual_seed(image_seed(task.seed, number, 0))
-    order = torch.randperm(len(seen.labels), generator=generator)[: task.steps * settings.batch].view(task.steps, -1)
+    order = draw_order(seen.targets, balanced=settings.balanced, generator=generator)
+    steps = cut_steps(order, batch=settings.batch, accumulate=settings.accumulate)
+    made = batches(seen, [part for step in steps for part in step], task.policy, seed=task.seed, epoch=number)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for pixels, labels in batches(seen, order.numpy(), task.policy, seed=task.seed, epoch=number):
-        images = normalise(torch.from_numpy(pixels).to(device), settings)
-        targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
-        if settings.cutmix != "none":
-            images, targets = cutmix(images, targets, half=settings.cutmix == "half", generator=generator)
-        total += _step(course.model, images, targets, task.loss_of, course.optimizer, settings)
-        course.schedule.step()
-        if course.averaged is not None and settings.ema is not None:
-            _average(course.averaged, course.model, settings.ema)
+    for step in steps:
+        for pixels, labels in islice(made, len(step)):
+            images = normalise(torch.from_numpy(pixels).to(device), settings)
+            targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
+            images, targets = _mix(images, targets, settings, generator)
+            total += _backward(course, images, targets, task, share=1 / len(step)) / len(step)
+        _step(course, settings)
     return total.item() / task.steps
 
 
-def _step(
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    loss_of: Loss,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
+def _mix(
+    images: torch.Tensor, targets: torch.Tensor, settings: Settings, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Erase, and then mix the batch with itself; of two ways to mix each batch takes one, with even chances."""
+    if settings.erasing:
+        images = erase(images, share=settings.erasing, generator=generator)
+    cuts = settings.cutmix != "none"
+    if settings.mixup is not None and (not cuts or torch.rand((), generator=generator) < 0.5):
+        return mixup(images, targets, alpha=settings.mixup, generator=generator)
+    return cutmix(images, targets, half=settings.cutmix == "half", generator=generator) if cuts else (images, targets)
+
+
+def _backward(
+    course: Course, images: torch.Tensor, targets: torch.Tensor, task: _Task, *, share: float
 ) -> torch.Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.bf16):
-        logits = model(images)
-    loss = loss_of(logits, targets)
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    if settings.clip is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    optimizer.step()
+    """Add ``share`` of the gradient of a batch to that of the step; its loss."""
+    settings = task.settings
+    precision = torch.float16 if settings.fp16 else torch.bfloat16
+    with torch.autocast(images.device.type, precision, enabled=settings.bf16 or settings.fp16):
+        logits = course.model(images)
+    loss = task.loss_of(logits, targets)
+    torch.autograd.backward(course.scaler.scale(share * loss))
     return loss.detach()
+
+
+def _step(course: Course, settings: Settings) -> None:
+    course.scaler.unscale_(course.optimizer)
+    if settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(course.model.parameters(), settings.clip)
+    before = course.scaler.get_scale()
+    course.scaler.step(course.optimizer)
+    course.scaler.update()
+    course.optimizer.zero_grad()
+    if course.scaler.get_scale() < before:  # float16 overflowed: it was no step, and the next one is scaled less
+        return
+    course.schedule.step()
+    if course.averaged is not None and settings.ema is not None:
+        _average(course.averaged, course.model, settings.ema)
 
 
 @torch.no_grad()

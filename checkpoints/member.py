@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints.batches import predict_pixels
+from checkpoints.batches import Images, predict_pixels
 from checkpoints.contest import Row
 from checkpoints.folds import Folds
 from checkpoints.open import build_model, open_checkpoint
 from checkpoints.photos import Photos, load_photos
+from checkpoints.pseudo import Pseudo
 from checkpoints.settings import Settings, settings_dict
 from checkpoints.track import Logger
 from checkpoints.train import Trained, fold_name, state_path, train
@@ -58,6 +59,7 @@ def train_member(
     seed: int,
     out: Path,
     boxes: Boxes | None = None,
+    pseudo: Pseudo | None = None,
     only_fold: int | None = None,
     fresh: bool = False,
     device: str = "cpu",
@@ -68,7 +70,7 @@ def train_member(
 
     Folds that are finished are kept, and one that was stopped goes on after its last epoch. Each folder in ``oof`` has
     one fold's answers, in the views identity and hflip, about the people that it held out; ``truth.csv`` has the
-    classes.
+    classes. ``pseudo`` is learned in every fold, and is in no fold's holdout, scores or predictions.
 
     Raises:
         EnsError: as `train` does.
@@ -79,13 +81,14 @@ def train_member(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with locked(folder):
-        origin = _origin(rows, folds, settings, seed, boxes)
+        origin = _origin(rows, folds, settings, seed, boxes, pseudo)
         _same_settings(folder, member, origin, folds.count, fresh=fresh)
         _write_truth(folder / "truth.csv", rows)
         wanted = range(folds.count) if only_fold is None else (only_fold,)
         kept = tuple(fold for fold in wanted if _is_finished(folder, member, fold, origin))
         todo = [fold for fold in wanted if fold not in kept]
         photos = _load(rows, settings, seed, boxes, listener) if todo else None
+        extra = _load_extra(pseudo, settings, seed, listener) if todo and pseudo is not None else None
         trained = []
         for fold in todo:
             assert photos is not None, "there are images when there is a fold to train"
@@ -98,6 +101,7 @@ def train_member(
                 seed=seed,
                 out=folder,
                 photos=photos,
+                extra=extra,
                 device=device,
                 origin=origin,
                 log=log,
@@ -131,7 +135,17 @@ def _load(rows: Sequence[Row], settings: Settings, seed: int, boxes: Boxes | Non
     )
 
 
-def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int, boxes: Boxes | None) -> str:
+def _load_extra(pseudo: Pseudo, settings: Settings, seed: int, listener: Listener) -> Images | None:
+    if not pseudo.rows:
+        return None
+    photos = _load(pseudo.rows, settings, seed, pseudo.boxes, listener)
+    targets = np.array([row.target for row in pseudo.rows], dtype=np.int64)
+    return Images(photos, targets, targets)
+
+
+def _origin(
+    rows: Sequence[Row], folds: Folds, settings: Settings, seed: int, boxes: Boxes | None, pseudo: Pseudo | None
+) -> str:
     """Everything that decides the weights, as JSON; files by their hashes."""
     people = [(row.id, row.label, row.target, folds.of_person[row.person]) for row in rows]
     value = settings_dict(settings) | {
@@ -139,6 +153,12 @@ def _origin(rows: Sequence[Row], folds: Folds, settings: Settings, seed: int, bo
         "boxes": None if boxes is None else boxes.sha256,
         "rows": hashlib.sha256(json.dumps(people).encode()).hexdigest(),
     }
+    if pseudo is not None:  # a later thing: trainings without it stay what they are
+        learned = [(row.id, row.target) for row in pseudo.rows]
+        value["pseudo"] = {
+            "boxes": None if pseudo.boxes is None else pseudo.boxes.sha256,
+            "rows": hashlib.sha256(json.dumps(learned).encode()).hexdigest(),
+        }
     return json.dumps(value, sort_keys=True)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 
 from checkpoints.architectures import find_architecture, resolve_architecture
 from checkpoints.container import Container, megabytes, names_in, recognise
+from checkpoints.network import count_outputs, make_network
 from checkpoints.pickles import INERT_NAMES, Inert, refusal
 from checkpoints.torchvision_names import Renamed, absorb_epsilon, timm_names
 from checkpoints.unwrap import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
@@ -30,6 +30,7 @@ __all__ = ["Checkpoint", "build_model", "open_checkpoint", "save_checkpoint"]
 class Checkpoint:
     """Weights that fit their architecture: float32 tensors under timm's key names.
 
+    ``num_classes`` is how many logits the network gives.
     ``card`` is what our own training wrote beside the weights; None for checkpoints from elsewhere.
     """
 
@@ -62,8 +63,8 @@ def open_checkpoint(
         FileError: E707 when the file cannot be read.
         OptionError: E204 when timm does not know ``arch``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
-            E412 for NaN, E415 and E416 when the architecture cannot be told, E417 and E430 when there are no (such)
-            weights, E427 for a card that cannot be read.
+            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
+            be told, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read.
     """
     container = recognise(path)
     if container == "legacy":
@@ -78,8 +79,11 @@ def open_checkpoint(
         given=None if named is None else resolve_architecture(named),
         claims=claimed_architectures(content.payload),
         path=path,
+        size=content.card.preprocess.size if content.card else None,
         listener=listener,
     )
+    if content.card is not None and content.card.head == "axes":
+        _require_head(fit.num_classes, content.card, path)
     tensors = as_wanted(renamed.tensors, fit, path, listener)
     require_finite(tensors, path)
     warn_if_untrained(tensors, fit, path, listener)
@@ -89,7 +93,7 @@ def open_checkpoint(
         path=path,
         arch=fit.arch,
         state_dict=tensors,
-        num_classes=fit.num_classes,
+        num_classes=len(content.card.labels) if content.card and content.card.head == "axes" else fit.num_classes,
         sha256=sha256_file(path),
         weights=state.weights,
         card=content.card,
@@ -97,8 +101,14 @@ def open_checkpoint(
 
 
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The timm model with the checkpoint's weights, in eval mode, float32, on the CPU; ``(B, 3, H, W)`` to logits."""
-    model: torch.nn.Module = timm.create_model(checkpoint.arch, pretrained=False, num_classes=checkpoint.num_classes)
+    """The network with the checkpoint's weights, in eval mode, float32, on the CPU; ``(B, 3, H, W)`` to logits."""
+    card = checkpoint.card
+    size = card.preprocess.size if card else None
+    if card is not None and card.head == "axes":
+        outputs, shape = count_outputs(card.labels, card.head), card.labels.shape
+        model: torch.nn.Module = make_network(checkpoint.arch, outputs=outputs, size=size, shape=shape)
+    else:
+        model = make_network(checkpoint.arch, outputs=checkpoint.num_classes, size=size)
     model.load_state_dict(checkpoint.state_dict, strict=True)
     return model.eval()
 
@@ -175,6 +185,12 @@ def _choose(
         message = f"{kind} weights ({by_kind[kind].place}) are used, not the {other.weights} ones ({other.place})"
         listener.notice(Notice("I408", message, path))
     return by_kind[kind]
+
+
+def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
+    wanted = count_outputs(card.labels, card.head)
+    if outputs != wanted:
+        raise ModelError("E411", f"{path.name}: the heads have {outputs} outputs, the axes {wanted} values", path=path)
 
 
 def _plain_names(state: StateDict, path: Path, listener: Listener) -> Renamed:

@@ -5,32 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
+from checkpoints.network import classifiers, count_outputs, make_network
 from checkpoints.open import open_checkpoint
+from ensemble.card import Head
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
+from ensemble.labels import LabelSpace
 
 
 def start_model(
-    arch: str, *, classes: int, init: Path | None = None, pretrained: bool = False, listener: Listener
+    arch: str,
+    *,
+    labels: LabelSpace,
+    size: tuple[int, int] | None = None,
+    head: Head = "flat",
+    init: Path | None = None,
+    pretrained: bool = False,
+    listener: Listener,
 ) -> torch.nn.Module:
-    """A model of timm's with a new head for ``classes``; all else comes from ``init`` where that is given.
+    """A model of timm's with a new head for ``labels``; all else comes from ``init`` where that is given.
 
     Raises:
-        OptionError: E204 when both ``init`` and ``pretrained`` are asked for.
+        OptionError: E204 when both ``init`` and ``pretrained`` are asked for, or the head does not fit.
         ModelError: the codes of `open_checkpoint`; E410 when the weights are of another shape.
     """
     if init is not None and pretrained:
         raise OptionError("E204", "--init and --pretrained exclude each other")
-    model: Any = timm.create_model(arch, pretrained=pretrained, num_classes=classes)
+    shape = labels.shape if head == "axes" else None
+    model: Any = make_network(arch, outputs=count_outputs(labels, head), size=size, shape=shape, pretrained=pretrained)
     if init is None:
         plain: torch.nn.Module = model
         return plain
     found = dict(open_checkpoint(init, arch=arch, listener=listener).state_dict)
-    head = (timm.get_pretrained_cfg(arch, allow_unregistered=True) or model.pretrained_cfg).classifier
-    heads = (head,) if isinstance(head, str) else tuple(head or ())
+    heads = classifiers(arch)
     wanted = model.state_dict()
     taken = {key: tensor for key, tensor in found.items() if not key.startswith(tuple(f"{name}." for name in heads))}
     odd = [key for key, tensor in taken.items() if key not in wanted or wanted[key].shape != tensor.shape]

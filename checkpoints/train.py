@@ -59,6 +59,7 @@ def train(
     seed: int,
     out: Path,
     photos: Photos | None = None,
+    extra: Images | None = None,
     device: str = "cpu",
     origin: str | None = None,
     log: Logger | None = None,
@@ -66,8 +67,9 @@ def train(
 ) -> Trained:
     """Train on everyone but the people of ``fold``, and write ``out/fold<k>.safetensors``.
 
-    ``photos`` are what `load_photos` gave for the rows, where they are there already. On the CPU the same rows,
-    settings, seed and number of torch's threads give the same bytes. With an ``origin``, which says what is trained
+    ``photos`` are what `load_photos` gave for the rows, where they are there already; ``extra`` are images that
+    every fold learns from besides. On the CPU the same rows, settings, seed and number of torch's threads give the same
+    bytes. With an ``origin``, which says what is trained
     from what, it goes on after the last epoch that an earlier call of the same origin finished; the caller removes
     `state_path`.
 
@@ -92,7 +94,9 @@ def train(
         torch.manual_seed(seed)
         model = start_model(
             arch,
-            classes=len(settings.labels),
+            labels=settings.labels,
+            size=settings.preprocess.size,
+            head=settings.head,
             init=settings.init,
             pretrained=settings.pretrained,
             listener=listener,
@@ -100,7 +104,7 @@ def train(
         remote = Remote(log, out, name, settings_dict(settings), listener=listener)
         kept = fit(
             model.to(device),
-            images[~held_out],
+            images[~held_out] if extra is None else images[~held_out].joined(extra),
             images[held_out],
             settings,
             name,
@@ -121,6 +125,7 @@ def train(
         std=settings.std,
         checkpoint_sha256="",  # a file cannot hold its own hash; the export fills it in
         holdout_sha256=hash_ids(row.id for row, held in zip(rows, held_out, strict=True) if held),
+        head=settings.head,
     )
     path = save_checkpoint(out / f"fold{fold}.safetensors", kept.weights, card)
     return Trained(path, card, kept.macro_f1, kept.number, time.perf_counter() - start)

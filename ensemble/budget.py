@@ -19,6 +19,7 @@ from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.listing import Listing
 from ensemble.pipeline import Batch, Pipeline, Work
+from ensemble.resident import start_resident
 from ensemble.session import start_session
 
 _MEASURED = 16  # images
@@ -89,7 +90,7 @@ def fit_to_budget(
         decoding=decoding,
         images=len(listing),
         # a GPU is fed by one thread
-        workers=workers if device.kind == "cpu" else 1,
+        workers=len(device.each) if device.is_gpu else workers,
         budget=seconds,
         listener=listener,
     )
@@ -114,8 +115,11 @@ def _read_fit(path: Path, key: str, listener: Listener) -> Fit | None:
 
 def _measure(plan: Plan, listing: Listing, pipeline: Pipeline, device: Device) -> tuple[dict[str, float], float]:
     """Seconds an image of each member, all its views, and of reading it."""
-    sessions = {name: start_session(model, device=device) for name, model in plan.models.items()}
     rows = range(min(_MEASURED, len(listing)))
+    if device.is_gpu:
+        sessions = start_resident(plan.models, device=device, rows=len(rows))
+    else:
+        sessions = {name: start_session(model, device=device) for name, model in plan.models.items()}
     spent = dict.fromkeys(sessions, 0.0)
 
     def look(_work: Work, read: Batch) -> None:

@@ -19,6 +19,7 @@ Resize = Literal["squash", "center", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["fp32", "fp16"]
 Weights = Literal["raw", "ema"]
+Head = Literal["flat", "axes"]
 
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "arch": (str,),
@@ -26,6 +27,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "checks": (dict,),
     "fold": (int, NoneType),
     "group": (str, NoneType),
+    "head": (str,),
     "holdout_sha256": (str, NoneType),
     "labels": (dict,),
     "mean": (list,),
@@ -109,8 +111,10 @@ class ModelCard:
 
     ``mean`` and ``std`` are those of RGB in 0..1; they are already applied inside the graph and stand here for people.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
-    never saw. ``sources`` says for each setting whether an option, the checkpoint or timm decided it. ``checks`` holds
-    the figures of the verification and ``tools`` the versions that wrote the file.
+    never saw. ``head`` says what the weights' last layer gives: a value for each class, or (``axes``) for each value of
+    each axis, from which the network makes the classes' log-probabilities. ``sources`` says for each setting whether an
+    option, the checkpoint or timm decided it. ``checks`` holds the figures of the verification and ``tools`` the
+    versions that wrote the file.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -128,6 +132,7 @@ class ModelCard:
     holdout_sha256: str | None = None
     precision: Precision = "fp32"
     weights: Weights = "raw"
+    head: Head = "flat"
     sources: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -139,14 +144,20 @@ class ModelCard:
             validate_member(self.group)
         if not all(len(values) == 3 and all(map(_is_finite, values)) for values in (self.mean, self.std)):
             raise OptionError("E204", f"mean and std must be three numbers each, got {self.mean} and {self.std}")
-        if self.precision not in get_args(Precision) or self.weights not in get_args(Weights):
-            raise OptionError("E204", f"precision {self.precision!r} or weights {self.weights!r} is not known")
+        for name, kinds in (("precision", Precision), ("weights", Weights), ("head", Head)):
+            if getattr(self, name) not in get_args(kinds):
+                raise OptionError("E204", f"{name} {getattr(self, name)!r} is not known")
+        if self.head == "axes" and len(self.labels.axes) < 2:
+            raise OptionError("E204", "a head for each axis needs labels with two axes or more")
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys; the same card always gives the same text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
-        if self.preprocess.face is None:  # cards from before there were face crops keep their bytes
+        # cards from before there were face crops, or other heads, keep their bytes
+        if self.preprocess.face is None:
             del value["preprocess"]["face"]
+        if self.head == "flat":
+            del value["head"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     @classmethod

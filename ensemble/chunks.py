@@ -36,11 +36,12 @@ from ensemble.pace import Pace
 from ensemble.pipeline import Batch, Pipeline, Work
 from ensemble.predictions import ORIGIN_KEY
 from ensemble.recipe import Recipe
+from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.tta import View
 from ensemble.writer import Writer
 
-CHUNK_ROWS = {"cpu": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
+CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
 OPEN = -1
 
 
@@ -176,7 +177,11 @@ def _compute(
     """Add the chunks that are missing to ``chunks`` and to the folder."""
     parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
-    sessions = {name: start_session(model, device=device) for name, model in plan.models.items()} if pending else {}
+    models = plan.models if pending else {}
+    if device.is_gpu:
+        sessions = start_resident(models, device=device, rows=batch, listener=listener)
+    else:
+        sessions = {name: start_session(model, device=device, listener=listener) for name, model in models.items()}
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import click
 
+from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
@@ -15,6 +16,7 @@ from ensemble.commands.data import data
 from ensemble.commands.demo import demo
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
+from ensemble.commands.explain import explain
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.predict import predict
@@ -55,6 +57,8 @@ for _command in (
     check,
     evaluate,
     report,
+    explain,
+    bench,
     doctor,
     explain_error,
 ):

@@ -24,7 +24,10 @@ CODES: dict[str, Code] = {
         "views: identity, hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5",
     ),
     "E202": Code("A pool is not known.", "pools: linear, logit, geometric, power:<p>, hard"),
-    "E203": Code("A device is not known.", "devices: auto, cpu, cuda, cuda:<index>, tensorrt, tensorrt:<index>"),
+    "E203": Code(
+        "A device is not known.",
+        "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16",
+    ),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
     "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
     "E206": Code(
@@ -120,6 +123,15 @@ CODES: dict[str, Code] = {
     "W345": Code(
         "Label fixes name people or images that are not there.", "check that the fixes belong to this data set"
     ),
+    "E346": Code(
+        "An image with a predicted label is one that is trained with anyway, and held out in some fold.",
+        "predict images that are not in the training data",
+    ),
+    "W347": Code(
+        "Images are learned with the class that was predicted for them; the rules of a contest may forbid that.",
+        "read the rules; without --pseudo only labelled images are learned",
+    ),
+    "I348": Code("How many images of each class are learned with a predicted label.", "nothing to do"),
     "E350": Code("A file of face boxes cannot be read.", "make it with ens crop IMAGES -o boxes.parquet"),
     "E351": Code(
         "Images are not in the file of face boxes.",
@@ -189,6 +201,11 @@ CODES: dict[str, Code] = {
     "E428": Code("Two models have the same member name.", "export one of them again with another --member"),
     "E430": Code(
         "A checkpoint does not hold the weights that were asked for.", "leave --weights out, or ask for what it holds"
+    ),
+    "E431": Code("A model has no output features.", "export it again with ens export --features"),
+    "E432": Code(
+        "A model's classes are not weighted sums of its averaged features, so it has no class-activation maps.",
+        "explain a model that ends in global average pooling and one linear layer, such as a ResNet or an EfficientNet",
     ),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("A training starts from the weights of a file.", "nothing to do"),
@@ -286,6 +303,41 @@ CODES: dict[str, Code] = {
     "E604": Code("A model gave NaN or infinite logits.", "export it with --precision fp32"),
     "E605": Code(
         "A model failed while running.", "run ens doctor; then try --device cpu to see whether the device is the cause"
+    ),
+    "E607": Code(
+        "The GPUs of one run are of different kinds, and would not give the same answers.", "name GPUs of one kind"
+    ),
+    "E608": Code(
+        "The device does not take a model's layers; they would run on the CPU.",
+        "try --device cuda or --device cpu, or export the model again",
+    ),
+    "I608": Code("TensorRT builds an engine; it is kept for the next run.", "nothing to do"),
+    "W608": Code(
+        "The device has no memory for all models at once; they run in turn, and the images are decoded for each turn.",
+        "give a smaller --batch to run them together",
+    ),
+    "W609": Code("A way to run a model faster could not be used; it runs the ordinary way.", "nothing to do"),
+    "E620": Code(
+        "A loop of the benchmark gives other answers than ens predict; to compare their speed would mean nothing.",
+        "compare what comes from one training: the models, and the checkpoints that they were exported from",
+    ),
+    "E621": Code(
+        "A loop of the benchmark died.", "give it more memory (a killed process has status -9), or fewer --workers"
+    ),
+    "W622": Code("A loop is left out of the benchmark.", "give what the message names to compare with it too"),
+    "E606": Code(
+        "A runtime other than onnxruntime gave other answers than it.",
+        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO",
+    ),
+    "I606": Code("A runtime other than onnxruntime was compared with it; these are the figures.", "nothing to do"),
+    "E610": Code(
+        "Workers of the cluster keep ending.",
+        "look for what ends them, such as too little memory; finished parts are kept",
+    ),
+    "W610": Code("A worker of the cluster ended; what it was at is done again.", "nothing to do"),
+    "E611": Code(
+        "A worker of the cluster cannot do this work.",
+        "install the same versions on every machine, and keep the images where all of them read",
     ),
     # 7xx: the file system
     "E701": Code("The disk is full; what was finished is kept.", "free some space and run the same command again"),

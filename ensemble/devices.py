@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.gpu import describe_gpu
 
-Kind = Literal["cpu", "cuda", "tensorrt"]
+Kind = Literal["cpu", "cuda", "tensorrt", "openvino"]
 PROVIDERS: Mapping[Kind, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -27,22 +28,41 @@ _CURES: Mapping[Kind, str] = {
     "cpu": "pip install onnxruntime-gpu",
     "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
     "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
+    "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where models run: a kind, and which GPU of several."""
+    """Where models run: a kind, which GPU of several, the ``others`` that share the work, and OpenVINO's ``bf16``."""
 
     kind: Kind
     index: int = 0
+    others: tuple[int, ...] = ()
+    bf16: bool = False
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        if self.kind == "openvino":
+            return "openvino:bf16" if self.bf16 else "openvino"
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{','.join(map(str, (self.index, *self.others)))}"
+
+    @property
+    def each(self) -> tuple[Device, ...]:
+        """The devices one by one."""
+        return tuple(Device(self.kind, index, bf16=self.bf16) for index in (self.index, *self.others))
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether models run with a fixed shape and buffers on the device."""
+        return self.kind in {"cuda", "tensorrt"}
 
     @property
     def provider(self) -> str:
-        """The execution provider's name in onnxruntime."""
+        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, as bits follow both."""
+        if self.kind == "openvino":
+            from ensemble.openvino_runtime import openvino_version
+
+            return f"OpenVINO {openvino_version()} {'bf16' if self.bf16 else 'f32'}"
         return PROVIDERS[self.kind]
 
 
@@ -60,19 +80,26 @@ class Start:
 
 
 def parse_device(text: str) -> Device | None:
-    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt``, ``tensorrt:1``; None for ``auto``.
+    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino``, ``openvino:bf16``.
+
+    None for ``auto``.
 
     Raises:
         OptionError: E203 for anything else.
     """
     if text == "auto":
         return None
-    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}))?", text)
+    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?|(openvino)(:bf16)?", text)
     if match is None:
         raise OptionError("E203", f"{text!r} is not a device")
     if match[1]:
         return CPU
-    return Device("cuda" if match[2] == "cuda" else "tensorrt", int(match[3] or 0))
+    if match[4]:
+        return Device("openvino", bf16=bool(match[5]))
+    first, *others = (int(number) for number in (match[3] or "0").split(","))
+    if len({first, *others}) <= len(others):
+        raise OptionError("E203", f"{text!r} names a GPU twice")
+    return Device("cuda" if match[2] == "cuda" else "tensorrt", first, others=tuple(others))
 
 
 def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
@@ -80,7 +107,8 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
 
     Raises:
         OptionError: E203 when the name is not known.
-        DeviceError: E601 when it does not start; it is never replaced by another one.
+        DeviceError: E601 when it does not start, it is never replaced by another one; E607 when several GPUs differ,
+            because their answers would.
     """
     device = parse_device(text)
     if device is None:
@@ -88,9 +116,13 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
         if not start.works:
             listener.notice(Notice("W601", f"no CUDA device could be used ({start.cause}); running on the CPU"))
         return start.device if start.works else CPU
-    start = try_device(device)
-    if not start.works:
-        raise not_started(device, start.cause)
+    for one in device.each:
+        start = try_device(one)
+        if not start.works:
+            raise not_started(one, start.cause)
+    kinds = {str(found) for found in (describe_gpu(one.index) for one in device.each) if found} if device.others else ()
+    if len(kinds) > 1:
+        raise DeviceError("E607", f"{device} are not of one kind: {', '.join(sorted(kinds))}")
     return device
 
 
@@ -123,6 +155,30 @@ def create_session(model: bytes, device: Device, *, options: Any, provider_optio
         return _start(model, device, options, provider_options)[0]
     except _NotStartedError as err:
         raise not_started(device, str(err)) from err
+
+
+def require_placed(runtime: Any, device: Device, *, member: str) -> str:
+    """Where a session's nodes run, for people, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
+
+    onnxruntime gives what a provider does not take to the next one, and in the end to the CPU. Sums over shapes may
+    run there; layers may not.
+
+    Raises:
+        DeviceError: E608 when the device got nothing, or the CPU got a layer.
+    """
+    ask = getattr(runtime, "get_provider_graph_assignment_info", list)
+    places: dict[str, list[str]] = {}
+    for part in ask():
+        places.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    if not places:
+        return "unknown"  # an onnxruntime that does not tell
+    on_cpu = sorted(set(places.get(PROVIDERS["cpu"], ())))
+    layers = [kind for kind in on_cpu if re.search("Conv|Gemm|MatMul", kind)]
+    if not places.get(device.provider) or layers:
+        what = f"{', '.join(layers)} of {member}" if layers else f"all of {member}"
+        raise DeviceError("E608", f"{device} was requested, but {what} would run elsewhere")
+    counts = [f"{name.removesuffix('ExecutionProvider')} {len(nodes)}" for name, nodes in places.items()]
+    return ", ".join(counts) + (f" ({', '.join(on_cpu)})" if on_cpu else "")
 
 
 def not_started(device: Device, cause: str) -> DeviceError:
@@ -174,6 +230,14 @@ def _start(
     model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
 ) -> tuple[Any, str]:
     """A session, and what onnxruntime logged while it was made."""
+    if device.kind == "openvino":
+        from ensemble.openvino_runtime import UnavailableError, build_runtime
+
+        try:
+            threads = options.intra_op_num_threads if options else 1
+            return build_runtime(model, bf16=device.bf16, threads=threads), ""
+        except UnavailableError as err:
+            raise _NotStartedError(str(err)) from err
     import onnxruntime
 
     if device.provider not in onnxruntime.get_available_providers():
@@ -184,8 +248,14 @@ def _start(
     if device.kind == "tensorrt":
         # what TensorRT does not take runs on the same GPU
         requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": "0"}))
+        # and TensorRT has no option of onnxruntime's against TF32
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with _captured_output() as captured:
         onnxruntime.preload_dlls()
+        if device.kind == "tensorrt":
+            from ensemble.engines import load_libraries
+
+            load_libraries()
         session = onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=0)
     log = captured.getvalue()
     wanted = [name for name, _ in requested]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from ensemble.columns import render_columns
 from ensemble.devices import Device, Start, available_cores, try_device
+from ensemble.gpu import describe_gpu
 
 _CORE = (
     "onnxruntime-gpu",
@@ -24,6 +25,7 @@ _CORE = (
     "tqdm",
 )
 _TORCH = ("torch", "torchvision", "timm", "onnxscript", "safetensors", "albumentations", "facenet-pytorch")
+_EXTRAS = ("openvino", "ray")
 _TORCH_CURE = "pip install 'ens-onnx[torch]'"
 
 
@@ -49,20 +51,22 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready values."""
-        return asdict(self) | {"devices": [asdict(start) | {"device": str(start.device)} for start in self.devices]}
+        return asdict(self) | {
+            "devices": [asdict(start) | {"device": str(start.device), "gpu": _name(start)} for start in self.devices]
+        }
 
     def render(self) -> str:
         """The same for people."""
         gpus = ", ".join(self.gpus) or "none seen by nvidia-smi"
         devices = [
-            (str(start.device), "starts" if start.works else "does not start", start.cause, start.cure)
+            (str(start.device), "starts" if start.works else "does not start", _name(start), start.cause, start.cure)
             for start in self.devices
         ]
         packages = [(p.name, p.version or "missing", p.cure) for p in self.packages]
         return "\n".join(
             (
                 f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}\n",
-                render_columns(("device", "state", "cause", "cure"), devices),
+                render_columns(("device", "state", "GPU", "cause", "cure"), devices),
                 render_columns(("package", "version", "install"), packages).rstrip(),
             )
         )
@@ -70,13 +74,15 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Start every kind of device on a small model, and look up the packages."""
-    gpus = _gpus()
+    gpus = name_gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
-    devices = [Device("cpu"), *cuda, Device("tensorrt")]
+    openvino = [Device("openvino"), Device("openvino", bf16=True)]
+    devices = [Device("cpu"), *openvino, *cuda, *(Device("tensorrt", one.index) for one in cuda)]
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
         packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
+    packages += [_package(name, f"pip install 'ens-onnx[{name}]'") for name in _EXTRAS]
     packages += [_package(name, _TORCH_CURE) for name in _TORCH]
     return Diagnosis(
         python=platform.python_version(),
@@ -88,6 +94,12 @@ def doctor() -> Diagnosis:
     )
 
 
+def _name(start: Start) -> str:
+    """The GPU that a device is."""
+    found = describe_gpu(start.device.index) if start.device.is_gpu else None
+    return "" if found is None else str(found)
+
+
 def _package(name: str, cure: str | None = None) -> Package:
     try:
         return Package(name, importlib.metadata.version(name))
@@ -95,7 +107,7 @@ def _package(name: str, cure: str | None = None) -> Package:
         return Package(name, None, cure or f"pip install {name}")
 
 
-def _gpus() -> tuple[str, ...]:
+def name_gpus() -> tuple[str, ...]:
     """One line a GPU from the driver's own tool: its name, memory and driver version; nothing where there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:

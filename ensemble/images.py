@@ -23,6 +23,7 @@ from PIL import Image
 from ensemble import headers
 from ensemble.card import Preprocess
 from ensemble.errors import DataError
+from ensemble.stored import StoredImage
 
 MAX_PIXELS = 64_000_000
 _KIND_OF_SUFFIX = {
@@ -76,8 +77,8 @@ class Photo:
         return np.asarray(self.image)
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read and decode one file, see `read_file` and `decode_photo`.
+def read_photo(path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read and decode one file, or one image in storage, see `read_file` and `decode_photo`.
 
     Raises:
         DataError: the codes of both.
@@ -85,13 +86,15 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     return decode_photo(read_file(path), path, max_pixels=max_pixels)
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of one image file.
+def read_file(path: Path | StoredImage) -> bytes:
+    """The bytes of one image.
 
     Raises:
         DataError: E318 when it may not be read, E319 when it changes meanwhile, E320 when it is not a regular file,
             E321 when the path is too long, E314 when it is gone.
     """
+    if isinstance(path, StoredImage):
+        return path.read_bytes()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
             raise DataError("E320", f"{path.name}: not a regular file", path=path)
@@ -106,7 +109,7 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def decode_photo(data: bytes, path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decode what `read_file` read from ``path``, see `open_image`.
 
     Raises:
@@ -115,8 +118,10 @@ def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> Ph
     try:
         photo = open_image(data, max_pixels=max_pixels)
     except DataError as err:
-        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=path) from err
-    if _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
+        place = None if isinstance(path, StoredImage) else path
+        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
+    # a row of a table may have a number for a name
+    if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
         return photo
     return Photo(photo.image, (*photo.notices, "I304"))
 
@@ -176,10 +181,11 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     return Photo(pixels if turn is None else pixels.transpose(turn), tuple(notices))
 
 
-def count_pixels(path: Path) -> int:
-    """How many pixels a file's header promises; 0 where it cannot be read."""
+def count_pixels(path: Path | StoredImage) -> int:
+    """How many pixels an image's header promises; 0 where it cannot be read."""
     try:
-        with _quiet_pillow(), Image.open(path, formats=_FORMATS) as image:
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, StoredImage) else path
+        with _quiet_pillow(), Image.open(source, formats=_FORMATS) as image:
             return image.width * image.height
     except Exception:  # noqa: BLE001 - whoever decodes the file says what is wrong with it
         return 0

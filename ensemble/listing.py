@@ -16,19 +16,30 @@ from typing import NoReturn
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images import SUFFIXES, read_error
+from ensemble.stored import StoredImage
 from ensemble.tables import read_table
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes."""
+    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``stored[i]``."""
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
     sizes: tuple[int, ...]
+    stored: tuple[StoredImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def place(self, row: int) -> Path | StoredImage:
+        """Where to read one image."""
+        return self.stored[row] if self.stored else self.paths[row]
+
+    def cut(self, start: int, stop: int) -> Listing:
+        """Some of its rows, with places that do not depend on the working directory."""
+        paths = tuple(path.absolute() for path in self.paths[start:stop])
+        return Listing(self.ids[start:stop], paths, self.sizes[start:stop], self.stored[start:stop])
 
     @property
     def sha256(self) -> str:
@@ -73,7 +84,7 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     repeated = [i for i, count in Counter(wanted).items() if count > 1]
     if repeated:
         raise DataError("E313", f"{len(repeated)} duplicate ids: {enumerate_some(repeated)}")
-    names = _match(root, wanted, files, listener)
+    names = match_ids(root, wanted, files, listener)
     extra = len(set(images) - set(names))
     if extra:
         listener.notice(Notice("I315", f"{extra:,} images below {root} are not listed and are ignored", root))
@@ -84,7 +95,7 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _match(root: Path, ids: Sequence[str], files: Set[str], listener: Listener) -> tuple[str, ...]:
+def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: Listener) -> tuple[str, ...]:
     """The name of each id's file."""
     unwritable = [ascii(i) for i in ids if not _is_unicode(i)]
     if unwritable:

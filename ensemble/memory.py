@@ -45,6 +45,9 @@ class Bounds:
     batch: int
     ahead: int
 
+    def __str__(self) -> str:
+        return f"{self.workers} workers and batches of {self.batch}"
+
 
 def parse_memory(text: str) -> int:
     """Bytes from ``4G`` or ``512M`` (of 1024).
@@ -92,7 +95,7 @@ def need_of(models: Sequence[ModelFile], listing: Listing) -> Need:
     """What these models need for the images listed, the largest files of which are looked at for their size."""
     sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
     largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
-    photo = max(_PIXEL * count_pixels(listing.paths[i]) + listing.sizes[i] for i in largest)
+    photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
     return Need(
         fixed=_PROGRAM + _MODEL * sum(len(model.data) for model in models),
         photo=photo,

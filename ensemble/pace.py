@@ -34,6 +34,8 @@ class Pace:
     def tell(self) -> str:
         """Images a second of each stage if all workers did nothing else, and what the last seconds went into."""
         seconds, images = self._watch.seconds, self._watch.rows.get("decode", 0)
+        if not images:
+            return ""
         decode = seconds.get("decode", 0.0) + seconds.get("resize", 0.0)
         forward = sum(seconds.get(name, 0.0) for name in self._members)
         parts = [f"decode {self._workers * images / decode:,.0f}/s"] if decode > 0 else []

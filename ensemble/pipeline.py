@@ -1,8 +1,8 @@
 """From files to logits, batch by batch and in order: decoding ahead, every core busy, memory bounded.
 
 On the CPU each worker thread takes a whole batch from reading to logits, one core a batch: this keeps all cores busy
-without threads that wait for one another inside a layer. On a GPU the workers decode ahead and the calling thread feeds
-the device. The answers are the same either way, and for any number of workers.
+without threads that wait for one another inside a layer. On GPUs the workers decode ahead, and the batches go through
+lanes (`through_lanes`). The answers are the same either way, and for any number of workers.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.binding import Lane
 from ensemble.boxes import Box
 from ensemble.card import Preprocess
 from ensemble.crop import prepare_photo
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images import Pixels, decode_photo, plain_preprocess, read_file
+from ensemble.lanes import Inputs, load_ahead, through_lanes
 from ensemble.listing import Listing
+from ensemble.resident import halving, inputs_of, rows_of
 from ensemble.session import Session
 from ensemble.tta import View
 
 Logits = NDArray[np.float32]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -134,22 +140,69 @@ class Pipeline:
         Raises:
             DeviceError: see `Session.run`.
         """
-        yield from self.map(self._infer, work)
+        if self._on_gpu:
+            with closing(self._in_lanes(work)) as answers:
+                yield from answers
+        else:
+            yield from self.map(self._infer, work)
 
     def map(self, function: Callable[[Work, Batch], T], work: Iterable[Work]) -> Generator[T, None, None]:
         """What ``function`` makes of each batch's pixels, in the order of ``work``; it may run in several threads."""
         if self._on_gpu:
-            with closing(self._ahead(self._read, work)) as read:
-                for batch in read:
-                    yield function(*batch)
+            # what the function asks goes through the lane that its thread has
+            with closing(self._through(work, self._read, lambda *_: None, lambda _, read: function(*read))) as done:
+                yield from done
         else:
             yield from self._ahead(lambda one: function(*self._read(one)), work)
 
     def ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits for a batch, timed; see `run`."""
-        clock = time.perf_counter if self._on_gpu else time.thread_time
+        clock = time.thread_time if session.device.kind == "cpu" else time.perf_counter
         with self.watch.timing(session.card.member, clock=clock, rows=len(pixels)):
             return self._ask(session, pixels)
+
+    def _in_lanes(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
+        """As `run` on GPUs: all views of a batch in one run of each model, over one copy of the batch."""
+
+        def read(one: Work) -> tuple[Work, Batch, Inputs]:
+            _, batch = self._read(one)
+            with self.watch.timing("resize"):
+                return one, batch, inputs_of(batch.pixels, self._views)
+
+        def load(lane: Lane, item: tuple[Work, Batch, Inputs]) -> None:
+            with self.watch.timing("copy", clock=time.perf_counter, rows=len(item[1].rows)):
+                load_ahead(lane, item[2], rows=rows_of(item[0].sessions))
+
+        def compute(lane: Lane, item: tuple[Work, Batch, Inputs]) -> Answer:
+            one, batch, _ = item
+            logits: dict[str, Mapping[str, Logits]] = {session.card.member: {} for session in one.sessions}
+            for session in one.sessions if batch.rows else ():
+                with self.watch.timing(session.card.member, clock=time.perf_counter, rows=len(batch.rows)):
+                    found = halving(session, partial(session.look, lane), self._listener)
+                logits[session.card.member] = {view.name: found[view.name] for view in self._views}
+            return Answer(one.rows, batch.rows, logits, batch.faults, batch.oddities)
+
+        return self._through(work, read, load, compute)
+
+    def _through(
+        self,
+        work: Iterable[Work],
+        read: Callable[[Work], S],
+        load: Callable[[Lane, S], None],
+        compute: Callable[[Lane, S], T],
+    ) -> Generator[T, None, None]:
+        rest = iter(work)
+        for first in rest:
+            device = first.sessions[0].device
+            yield from through_lanes(
+                chain([first], rest),
+                read,
+                load,
+                compute,
+                device=device,
+                workers=self._workers,
+                ahead=self._ahead_by,
+            )
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ens")
@@ -180,7 +233,7 @@ class Pipeline:
         oddities: dict[int, tuple[str, ...]] = {}
         timing = self.watch.timing
         for row in rows:
-            path = self._listing.paths[row]
+            path = self._listing.place(row)
             try:
                 with timing("read", clock=time.perf_counter):
                     data = read_file(path)
@@ -216,6 +269,8 @@ class Pipeline:
 
     def _ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits; a batch that the device has no memory for is halved, and later ones start there."""
+        if session.fixed is not None:
+            return halving(session, partial(session.run, pixels), self._listener)
         size = min(len(pixels), self._largest_batch.get(session.card.member, len(pixels)))
         try:
             pieces = [session.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]

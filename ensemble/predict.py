@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -24,18 +24,22 @@ import PIL
 
 from ensemble import files
 from ensemble.boxes import Box, Boxes
+from ensemble.cluster import Cluster, stand_in
 from ensemble.codes import CODES
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.listing import Listing, list_images
+from ensemble.listing import Listing
 from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pace import Pace
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predicted import MemberRun, Predicted
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
-from ensemble.session import start_session
+from ensemble.remote import RemotePipeline
+from ensemble.resident import start_resident
+from ensemble.session import Session, start_session
+from ensemble.sources import list_source
 from ensemble.tables import render_table
 from ensemble.trial import CANDIDATES, Trial
 from ensemble.tta import View
@@ -44,7 +48,7 @@ from ensemble.writer import Writer
 PART_ROWS = 256
 ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-BATCH = {"cpu": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -57,7 +61,7 @@ _DIFFERENCES = {
 
 def predict(
     models: Sequence[Path],
-    images: Path,
+    images: Path | str,
     folder: Path,
     *,
     views: Sequence[View],
@@ -68,6 +72,7 @@ def predict(
     workers: int | None = None,
     memory: int | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     listener: Listener = SILENT,
 ) -> Predicted:
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
@@ -76,7 +81,8 @@ def predict(
     CPU also compute; ``batch`` images are computed at once, by default on the CPU as many as a trial on the first ones
     shows to be fastest; ``memory`` bytes, by default half of what is available, bound both. On the CPU none of them
     changes a bit of the answers. Parts that are there already are kept if they come from the same model, views, images
-    and device; ``fresh`` removes them first. Models with a face crop need ``boxes``.
+    and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a ``cluster`` its machines
+    compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
 
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
@@ -91,20 +97,35 @@ def predict(
     began = time.monotonic()
     recorder = Recorder(listener)
     files.require_writable(folder)
-    listing = list_images(images, ids, listener=recorder)
+    listing = list_source(images, ids, listener=recorder)
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
-    where = choose_device(device, listener=recorder)
-    on_gpu = where.kind != "cpu"
-    memory = memory or available_memory() // 2
-    wanted, most = workers or available_cores(), batch or (BATCH[where.kind] if on_gpu else max(CANDIDATES))
-    bounds = fit_memory(need_of(read, listing), memory, workers=wanted, batch=most, on_gpu=on_gpu)
-    if bounds.workers < wanted or bounds.batch < (batch or 1):
-        what = f"{bounds.workers} workers and batches of {bounds.batch}"
-        recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {what}"))
-    pipeline = Pipeline(
-        listing, views, on_gpu=on_gpu, workers=bounds.workers, boxes=found, ahead=bounds.ahead, listener=recorder
-    )
+    where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
+    wanted, on_gpu = workers or available_cores(), where.is_gpu
+    pipeline: Pipeline | RemotePipeline
+    if cluster:
+        pipeline = RemotePipeline(
+            cluster,
+            read,
+            listing,
+            views,
+            device=where,
+            workers=workers,
+            part_rows=PART_ROWS,
+            boxes=found,
+            listener=recorder,
+        )
+        batch = batch or BATCH[where.kind]
+        bounds = Bounds(pipeline.workers, batch, 0)
+    else:
+        memory = memory or available_memory() // 2
+        most = batch or (max(CANDIDATES) if where.kind == "cpu" else BATCH[where.kind])
+        bounds = fit_memory(need_of(read, listing), memory, workers=wanted, batch=most, on_gpu=on_gpu)
+        if bounds.workers < wanted or bounds.batch < (batch or 1):
+            recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
+        pipeline = Pipeline(
+            listing, views, on_gpu=on_gpu, workers=bounds.workers, boxes=found, ahead=bounds.ahead, listener=recorder
+        )
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -116,20 +137,21 @@ def predict(
             )
         trial = _trial(members, listing, where, bounds, batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
-        faults = _compute(members, pipeline, listing, where, trial, pace, recorder)
+        faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
         seconds = {stage: watch.get(stage, 0.0) for stage in ("read", "decode", "resize", "write")}
         seconds |= {"forward": sum(run.seconds for run in runs), "wall": time.monotonic() - began}
-        names = tuple(view.name for view in views)
+        seen = tuple(view.name for view in views)
         done = Predicted(
-            len(listing), names, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples
+            len(listing), seen, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples
         )
         for member in members:
             if not faults:
                 write_complete(member.folder, member.paths, len(listing))
-            files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
+            record = done.record(member.model, recorder.notices, decisions=member.decisions)
+            files.write_atomic(member.folder / RUN, record)
     if faults:
         raise DataError(
             "E326",
@@ -158,6 +180,7 @@ class _Member:
     origins: tuple[str, ...]
     pending: set[int]
     computed: int = 0
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -260,17 +283,47 @@ def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str
         raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
 
 
-def _compute(
+def _compute_in_turn(
     members: Sequence[_Member],
-    pipeline: Pipeline,
+    pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
+    trial: Trial,
+    pace: Pace,
+    views: Sequence[View],
+    listener: Listener,
+) -> dict[int, DataError]:
+    """Run what is pending: all members together, or as many at a time as a GPU's memory holds."""
+    faults, left = dict[int, DataError](), [member for member in members if member.pending]
+    while left:
+        models = {member.name: member.model for member in left}
+        sessions: Mapping[str, Session]
+        if isinstance(pipeline, RemotePipeline):
+            sessions = {name: stand_in(model, device) for name, model in models.items()}
+        elif device.is_gpu:
+            rows = trial.batch
+            sessions = start_resident(models, device=device, rows=rows, views=views, in_turn=True, listener=listener)
+        else:
+            sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
+        together = [member for member in left if member.name in sessions]
+        faults |= _compute(together, sessions, pipeline, listing, trial, pace, listener)
+        for member in together:
+            member.decisions = sessions[member.name].decisions
+        left = left[len(together) :]
+        del sessions  # their memory is for the next ones
+    return faults
+
+
+def _compute(
+    members: Sequence[_Member],
+    sessions: Mapping[str, Session],
+    pipeline: Pipeline | RemotePipeline,
+    listing: Listing,
     trial: Trial,
     pace: Pace,
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    sessions = {m.name: start_session(m.model, device=device) for m in members if m.pending}
     parts = sorted(set().union(*(m.pending for m in members)))
 
     def work() -> Iterator[Work]:
@@ -312,8 +365,8 @@ def _compute(
             writer.finish()
         except KeyboardInterrupt as err:
             number = int(err.args[0]) if err.args else SIGINT
-            safe = before + writer.settle()
-            raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
+            safe = f"{before + writer.settle():,} of {len(listing):,} images are done"
+            raise Interrupted(f"stopped; {safe}", signal_number=number) from err
         finally:
             answers.close()
     for code, ids in sorted(oddities.items()):

@@ -28,7 +28,7 @@ class MemberRun:
 class Predicted:
     """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``write``, ``forward`` and of it all, ``wall``.
 
-    ``memory`` are the bytes it kept to; ``trial`` is what was measured to choose ``batch``, if it was.
+    ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
     """
 
     images: int
@@ -38,7 +38,7 @@ class Predicted:
     workers: int
     members: tuple[MemberRun, ...]
     seconds: Mapping[str, float]
-    memory: int
+    memory: int | None
     trial: tuple[Sample, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Predicted:
             f"seconds: {stages}"
         )
 
-    def record(self, model: ModelFile, notices: Sequence[Notice]) -> bytes:
+    def record(self, model: ModelFile, notices: Sequence[Notice], *, decisions: Mapping[str, str]) -> bytes:
         """What really ran, as JSON to be kept beside the predictions of one member."""
         own = next(run for run in self.members if run.member == model.card.member)
         record = {
@@ -71,6 +71,7 @@ class Predicted:
             "workers": self.workers,
             "memory": self.memory,
             "trial": [asdict(sample) for sample in self.trial],
+            "decisions": dict(decisions),
             "computed": own.computed,
             "seconds": {"own": own.seconds} | dict(self.seconds),
             "notices": [notice.as_dict() for notice in notices],

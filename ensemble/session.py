@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.binding import Fixed, Lane, lane_on
 from ensemble.card import ModelCard
 from ensemble.devices import CPU, Device, create_session, explain_log, not_started
+from ensemble.engines import engine_options
 from ensemble.errors import DeviceError, EnsError, ModelError
+from ensemble.events import SILENT, Listener
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.parity import require_parity, tell_parity
 
 _OUT_OF_MEMORY = re.compile(
-    r"BFCArena|out of memory|failed to allocate memory|bad allocation|CUDA failure 2:", re.IGNORECASE
+    r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """A model that is ready to run; `run` may be called from several threads at once."""
+    """A model that is ready to run; without ``fixed``, `run` may be called from several threads at once.
+
+    ``fixed`` is the model bound to one shape, on GPUs; ``decisions`` say how the model runs, by what was chosen.
+    """
 
     card: ModelCard
     sha256: str
     device: Device
     runtime: Any
+    fixed: Fixed | None = None
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, batch: Pixels, *, output: str = LOGITS) -> NDArray[np.float32]:
         """The logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
@@ -39,16 +49,44 @@ class Session:
             DeviceError: E602 when the device's memory is too small for this batch, E604 when an answer is NaN or
                 infinite, E605 when the device fails in another way.
         """
+        with self._explained(len(batch)):
+            if self.fixed is not None:
+                assert output == LOGITS
+                with lane_on(self.device) as lane:
+                    answers = self.fixed.ask(lane, batch)
+            else:
+                answers = self.runtime.run([output], {INPUT: batch})[0]
+        self._require_finite(answers)
+        return answers
+
+    def look(self, lane: Lane) -> dict[str, NDArray[np.float32]]:
+        """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed``.
+
+        Raises:
+            DeviceError: as `run`.
+        """
+        assert self.fixed is not None
+        with self._explained(self.fixed.shape.rows):
+            answers = self.fixed.look(lane)
+        for logits in answers.values():
+            self._require_finite(logits)
+        return answers
+
+    @contextmanager
+    def _explained(self, batch: int) -> Iterator[None]:
         try:
-            answers: NDArray[np.float32] = self.runtime.run([output], {INPUT: batch})[0]
+            yield
+        except EnsError:
+            raise
         except Exception as err:
-            raise _run_error(err, self.card.member, self.device, len(batch)) from err
+            raise _run_error(err, self.card.member, self.device, batch) from err
+
+    def _require_finite(self, answers: NDArray[np.float32]) -> None:
         bad = int(np.count_nonzero(~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)))
         if bad:
             raise DeviceError(
-                "E604", f"{bad} of {len(batch)} answers of {self.card.member} ({self.card.precision}) are not finite"
+                "E604", f"{bad} of {len(answers)} answers of {self.card.member} ({self.card.precision}) are not finite"
             )
-        return answers
 
 
 def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Session:
@@ -64,60 +102,79 @@ def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Sessi
     return start_session(read_model(path), device=device, threads=threads)
 
 
-def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1) -> Session:
+def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:
     """As `open_session`, for a model already read.
 
     Raises:
-        ModelError, DeviceError: as `open_session`.
+        ModelError, DeviceError: as `open_session`; E606 when OpenVINO's answers are not those of onnxruntime.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     height, width = model.card.preprocess.size
-    try:
-        runtime = create_session(model.data, device, options=options, provider_options=provider_options(model, device))
-    except EnsError:
-        raise
-    except Exception as err:
-        code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
-        message = f"{model.path.name}: onnxruntime cannot build it: {_last_line(err)}"
-        raise ModelError(code, message, path=model.path) from err
-    session = Session(model.card, model.sha256, device, runtime)
-    try:
+    options = provider_options(model.card, model.sha256, device)
+    session = Session(model.card, model.sha256, device, build_network(model, model.data, device, options, threads))
+    with starting(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
-    except DeviceError as err:
-        if err.code == "E605" and device.kind != "cpu":
-            raise not_started(device, explain_log(str(err.__cause__))) from err
-        raise
+    if device.kind == "openvino":
+        who = f"{model.card.member} on {device}"
+        quantised = b"QuantizeLinear" in model.data
+        precision = "int8" if quantised else "bf16" if device.bf16 else model.card.precision
+        reference = start_session(model, threads=threads)
+        parity = require_parity(session.run, reference.run, (height, width), who=who, precision=precision)
+        tell_parity(parity, who=who, listener=listener)
     return session
 
 
-def provider_options(model: ModelFile, device: Device) -> Mapping[str, str]:
-    """What onnxruntime is told: no TF32 behind a float32 card; TensorRT engines are kept by model and versions."""
+def build_network(model: ModelFile, data: bytes, device: Device, options: Mapping[str, str], threads: int = 1) -> Any:
+    """onnxruntime's session of ``data``, which is the model or made from it, with these provider options.
+
+    Raises:
+        ModelError: E420 when onnxruntime cannot build the network, E421 when it is too new.
+        DeviceError: E601 when the device does not start, E602 when its memory is too small for the weights.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    if device.is_gpu:
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        return create_session(data, device, options=settings, provider_options=options)
+    except EnsError:
+        raise
+    except Exception as err:
+        if device.is_gpu and _OUT_OF_MEMORY.search(str(err)):
+            raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
+        code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
+        runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
+        message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
+        raise ModelError(code, message, path=model.path) from err
+
+
+@contextmanager
+def starting(device: Device) -> Iterator[None]:
+    """What fails inside, a first run, is a device that did not start.
+
+    Raises:
+        DeviceError: E601 instead of E605.
+    """
+    try:
+        yield
+    except DeviceError as err:
+        if err.code == "E605" and device.is_gpu:
+            raise not_started(device, explain_log(str(err.__cause__))) from err
+        raise
+
+
+def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int | None = None) -> Mapping[str, str]:
+    """What onnxruntime is told: no TF32 behind a float32 card; TensorRT's engines are made for ``rows`` images."""
     match device.kind:
-        case "cpu":
+        case "cpu" | "openvino":
             return {}
         case "cuda":
             return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
         case "tensorrt":
-            height, width = model.card.preprocess.size
-            cache = (
-                Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ens" / "tensorrt" / model.sha256[:16]
-            )
-            shape = f"{height}x{width}x3"
-            return {
-                "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": str(cache),
-                "trt_timing_cache_enable": "1",
-                "trt_timing_cache_path": str(cache.parent),
-                "trt_fp16_enable": str(int(model.card.precision == "fp16")),
-                "trt_profile_min_shapes": f"{INPUT}:1x{shape}",
-                "trt_profile_opt_shapes": f"{INPUT}:128x{shape}",
-                "trt_profile_max_shapes": f"{INPUT}:256x{shape}",
-            }
+            return engine_options(card, sha256, device, rows=rows)
 
 
 def _run_error(err: Exception, member: str, device: Device, batch: int) -> DeviceError:

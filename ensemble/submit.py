@@ -148,7 +148,7 @@ def submit(
     where = choose_device(device, listener=recorder)
     batch, workers = batch or BATCH[where.kind], workers or available_cores()
     faces = select_boxes(list(found.values()), boxes, listing, recorder)
-    pipeline = Pipeline(listing, (), on_gpu=where.kind != "cpu", workers=workers, boxes=faces, listener=recorder)
+    pipeline = Pipeline(listing, (), on_gpu=where.is_gpu, workers=workers, boxes=faces, listener=recorder)
     fit = None
     if budget is not None:
         plan = Plan(recipe, cells_of(recipe), found, views)

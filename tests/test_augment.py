@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta, kstest
+from torchvision.transforms import v2
 
-from checkpoints.augment import cutmix, parse_policy
+from checkpoints.augment import cutmix, erase, mixup, parse_policy
 from ensemble.errors import OptionError
 from tests.toys import picture
 
@@ -59,3 +62,55 @@ def test_the_simple_policies_mirror_and_light() -> None:
         assert (lit <= np.minimum(255, found * 1.26 + 0.5)).all()
         assert (lit >= np.minimum(255, found * 0.76) - 0.5).all()
         assert not np.array_equal(lit, found)
+
+
+def test_mixup_is_that_of_torchvision() -> None:
+    """For the pair and the share that were drawn, images and targets are those of torchvision's MixUp."""
+    generator = torch.Generator().manual_seed(1)
+    images, targets = torch.rand(2, 3, 4, 5), torch.eye(2)
+    found, mixed = mixup(images, targets, alpha=0.4, generator=generator)
+    share = mixed[0, 0].item()
+    assert 0 < share < 1
+
+    class Drawn:
+        def sample(self, shape: object) -> torch.Tensor:
+            return torch.tensor([share])
+
+    theirs = v2.MixUp(alpha=0.4)
+    theirs._dist = Drawn()
+    expected = theirs(images, targets)
+    torch.testing.assert_close((found, mixed), expected)
+
+
+def test_mixup_draws_shares_from_a_beta_distribution() -> None:
+    """The shares of many batches pass a Kolmogorov-Smirnov test against Beta(0.4, 0.4), and fail it against (1, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    shares: list[float] = []
+    while len(shares) < 400:
+        # two images: the pair is a swap half of the time, and then the targets show the share
+        mixed = mixup(torch.zeros(2, 3, 1, 1), torch.eye(2), alpha=0.4, generator=generator)[1]
+        if mixed[0, 1] > 0:
+            shares.append(mixed[0, 0].item())
+    assert kstest(shares, beta(0.4, 0.4).cdf).pvalue > 0.01
+    assert kstest(shares, beta(1, 1).cdf).pvalue < 0.01
+
+
+def test_erasing_clears_one_rectangle_of_some_images() -> None:
+    """About the share of images has one rectangle of zeros, a fiftieth to a third of the area; Python's draws go on."""
+    images = torch.ones(400, 3, 40, 30)
+    random.seed(5)
+    erased = erase(images, share=0.3, generator=torch.Generator().manual_seed(1))
+    drawn = random.random()
+    random.seed(5)
+    assert drawn == random.random()
+    assert bool((images == 1).all())
+    again = erase(images, share=0.3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(erased, again)
+    hit = [image for image in (erased == 0).numpy() if image.any()]
+    assert 80 < len(hit) < 160
+    for holes in hit:
+        assert np.array_equal(holes[0], holes[1])
+        rows, columns = np.flatnonzero(holes[0].any(axis=1)), np.flatnonzero(holes[0].any(axis=0))
+        area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        assert holes[0].sum() == area
+        assert 0.015 < area / 1200 < 0.36

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ensemble import devices
 from ensemble.devices import CPU, Device, available_cores, choose_device, explain_log, parse_device, try_device
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import Recorder
+from ensemble.gpu import Gpu
+from tests.gpus import fake_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,7 @@ def forget_starts() -> Iterator[None]:
         ("cuda", Device("cuda", 0)),
         ("cuda:3", Device("cuda", 3)),
         ("tensorrt:1", Device("tensorrt", 1)),
+        ("cuda:2,0", Device("cuda", 2, others=(0,))),
     ],
 )
 def test_devices_are_named_as_in_torch(text: str, device: Device | None) -> None:
@@ -38,7 +42,9 @@ def test_devices_are_named_as_in_torch(text: str, device: Device | None) -> None
     assert parse_device(text) == device
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA", "cuda:1 "])
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA", "cuda:1 ", "cuda:0,", "cuda:0,1,0"]
+)
 def test_a_device_that_is_not_known_is_refused(text: str) -> None:
     """Anything else is E203, never taken for the CPU."""
     with pytest.raises(OptionError, match="E203"):
@@ -73,6 +79,32 @@ def test_fault_60_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.M
     with pytest.raises(DeviceError, match=f"E601.*{name}:0") as caught:
         choose_device(name)
     assert "pip install" in caught.value.hint
+
+
+def test_several_gpus_are_named_once_and_run_one_by_one() -> None:
+    """The name of several GPUs is what asks for them, and each of them is a device of its own."""
+    device = Device("cuda", 2, others=(0,))
+    assert parse_device(str(device)) == device
+    assert device.each == (Device("cuda", 2), Device("cuda", 0))
+
+
+def test_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two GPUs that would not give the same answers are E607, which names both; one that does not start is E601."""
+    with fake_gpus(monkeypatch, tmp_path):
+        assert choose_device("cuda:0,1") == Device("cuda", 0, others=(1,))
+        monkeypatch.setattr(devices, "describe_gpu", lambda index: Gpu(("NVIDIA A100", "NVIDIA T4")[index], "8.0"))
+        with pytest.raises(DeviceError, match=r"E607.*A100.*T4"):
+            choose_device("cuda:0,1")
+        try_device.cache_clear()
+        monkeypatch.setattr(devices, "_start", fails_on_1)
+        with pytest.raises(DeviceError, match=r"E601.*cuda:1 was requested.*no GPU of that index"):
+            choose_device("cuda:0,1")
+
+
+def fails_on_1(model: bytes, device: Device, *rest: Any) -> tuple[Any, str]:
+    if device.index == 1:
+        raise RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=1")
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), ""
 
 
 def test_fault_60_auto_goes_on_with_the_cpu_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,12 @@ from ensemble import pipeline as pipeline_module
 from ensemble.boxes import Box
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.crop import prepare_image, prepare_photo
+from ensemble.devices import CPU
 from ensemble.images import Pixels, open_image, plain_preprocess
 from ensemble.listing import Listing, list_images
+from ensemble.model_file import read_model
 from ensemble.pipeline import Batch, Pipeline, Work
+from ensemble.resident import start_resident
 from ensemble.session import Session, open_session
 from ensemble.tta import View, parse_views
 from tests import toys
@@ -136,6 +139,9 @@ def test_few_batches_are_in_memory(tmp_path: Path, listing: Listing, on_gpu: boo
     """
     pipeline = Counting(listing, parse_views("hflip"), on_gpu=on_gpu, workers=3, ahead=ahead)
     members = sessions(tmp_path, SQUASH)
+    if on_gpu:
+        fixed = start_resident({"m0": read_model(tmp_path / "m0.onnx")}, device=CPU, rows=1, views=parse_views("hflip"))
+        members = tuple(fixed.values())
     pause = threading.Event()
     for count, _ in enumerate(pipeline.run(Work(range(i, i + 1), members) for i in range(24))):
         pause.wait(0.02 if count < 4 else 0)

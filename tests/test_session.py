@@ -85,9 +85,9 @@ def test_tf32_is_off_and_tensorrt_engines_are_kept_by_model(tmp_path: Path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = read_model(toys.write_model(tmp_path, toys.card("a")))
     second = read_model(toys.write_model(tmp_path, replace(toys.card("b"), precision="fp16")))
-    assert provider_options(first, CPU) == {}
-    assert provider_options(first, Device("cuda"))["use_tf32"] == "0"
-    one, other = (provider_options(model, Device("tensorrt")) for model in (first, second))
+    assert provider_options(first.card, first.sha256, CPU) == {}
+    assert provider_options(first.card, first.sha256, Device("cuda"))["use_tf32"] == "0"
+    one, other = (provider_options(model.card, model.sha256, Device("tensorrt")) for model in (first, second))
     assert one["trt_engine_cache_path"] != other["trt_engine_cache_path"]
     assert Path(one["trt_engine_cache_path"]).is_relative_to(tmp_path)
     assert (one["trt_fp16_enable"], other["trt_fp16_enable"]) == ("0", "1")

@@ -31,6 +31,7 @@ from ensemble.submission import write_submission
 from ensemble.submit import EarlyExit, Submitted, share_of_time, submit
 from ensemble.tta import parse_views
 from tests import toys
+from tests.gpus import fake_gpus
 
 NAMES = [f"{i:02d}.jpg" for i in range(21)]
 RECIPE = Recipe(
@@ -84,6 +85,18 @@ def run(tmp_path: Path, models: Sequence[Path], recipe: Recipe = RECIPE, **optio
     """Submit the pictures on the CPU to ``out.csv``, with the work in ``work``."""
     settings: dict[str, Any] = {"work": tmp_path / "work", "device": "cpu", "workers": 2}
     return submit(recipe, tmp_path / "images", models, tmp_path / "out.csv", **settings | options)
+
+
+@pytest.mark.parametrize("early_exit", [None, EarlyExit()])
+def test_gpus_give_the_cpus_answers(
+    tmp_path: Path, models: list[Path], expected: bytes, monkeypatch: pytest.MonkeyPatch, early_exit: EarlyExit | None
+) -> None:
+    """Two GPUs with one batch shape, padded and cut, write the file that the CPU writes, also with early exit."""
+    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cuda": 8})
+    with fake_gpus(monkeypatch, tmp_path) as gpus:
+        done = run(tmp_path, models, device="cuda:0,1", batch=4, early_exit=early_exit)
+    assert done.path.read_bytes() == expected
+    assert {device.index for device, _ in gpus.started} == {0, 1}
 
 
 def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list[Path], expected: bytes) -> None:

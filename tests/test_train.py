@@ -26,6 +26,7 @@ from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
+from tests.bars import draw_bars
 
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16)
 
@@ -41,19 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
-    """Nine people whose pictures show their class: a bar at one of three heights, in one of six greys."""
-    root = tmp_path_factory.mktemp("bars")
-    rng = np.random.default_rng(0)
-    found = []
-    for person in range(9):
-        for label in range(18):
-            pixels = rng.integers(0, 60, (32, 24, 3), dtype=np.uint8)
-            pixels[10 * (label // 6) : 10 * (label // 6) + 10] += np.uint8(30 * (label % 6))
-            path = root / f"{person}_{label:02d}.png"
-            Image.fromarray(pixels).save(path)
-            row = Row(path.name, str(person), label // 6, label // 3 % 2, 20, label, path)
-            found.append(row)
-    return tuple(found)
+    return draw_bars(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +278,7 @@ def test_a_training_that_diverges_is_stopped(
         fit(rows, folds, tmp_path, settings=replace(SETTINGS, learning_rate=1e30, epochs=3))
     assert caught.value.code == "E440"
     losses = iter([1.0, float("nan"), *[1.0] * 10])
-    monkeypatch.setattr("checkpoints.fit._step", lambda *_: torch.tensor(next(losses)))
+    monkeypatch.setattr("checkpoints.fit._backward", lambda *_, **__: torch.tensor(next(losses)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the schedule moves without the optimiser
         with pytest.raises(ModelError, match="epoch 1 is nan"):

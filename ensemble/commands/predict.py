@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,12 +13,17 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=PATH)
-@click.option("--images", type=PATH, required=True, help="The folder of the images.")
+@click.option("--images", required=True, help="The folder of the images; or a URL, tar shards, Parquet.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; never replaced.",
+)
 @click.option(
     "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
 )
@@ -29,11 +35,15 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
 @click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it runs."
+)
+@click.option("--address", help="The Ray cluster, such as auto or host:6379; by default one is started here.")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
 @json_option
 def predict(
     models: tuple[Path, ...],
-    images: Path,
+    images: str,
     ids: Path | None,
     boxes: Path | None,
     tta: bool,
@@ -43,6 +53,8 @@ def predict(
     batch: int | None,
     workers: int | None,
     memory: str | None,
+    engine: str,
+    address: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -52,6 +64,7 @@ def predict(
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
     from ensemble.boxes import read_boxes
+    from ensemble.errors import OptionError
     from ensemble.listing import read_ids
     from ensemble.memory import parse_memory
     from ensemble.model_file import find_models
@@ -59,8 +72,14 @@ def predict(
     from ensemble.tta import parse_views
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
-    done = run_predict(
-        find_models(models),
+    if address is not None and engine != "ray":
+        raise OptionError("E204", "--address is for --engine ray")
+    if memory is not None and engine == "ray":
+        raise OptionError("E204", "--memory is for --engine local")
+    found = find_models(models)
+    run = partial(
+        run_predict,
+        found,
         images,
         folder,
         views=parse_views(wanted),
@@ -73,4 +92,11 @@ def predict(
         fresh=fresh,
         listener=TERMINAL,
     )
+    if engine == "ray":
+        from ensemble.cluster import connect
+
+        with connect(address, store=sum(path.stat().st_size for path in found if path.is_file())) as cluster:
+            done = run(cluster=cluster)
+    else:
+        done = run()
     show(done.as_dict(), done.render(), as_json=as_json)

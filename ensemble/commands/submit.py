@@ -21,7 +21,12 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions for a share; may be repeated.")
 @click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
 @click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; never replaced.",
+)
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
 @click.option(
@@ -65,7 +70,7 @@ def submit(
     from ensemble.submit import submit as run_submit
 
     require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
-    share = None if early_exit in (None, EXACT) else _parse_share(str(early_exit))
+    share = None if early_exit in (None, EXACT) else parse_share(str(early_exit))
     if (share is not None) != bool(oof) or (truth is not None and not oof):
         raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
     seconds = None if budget is None else parse_budget(budget)
@@ -92,7 +97,12 @@ def submit(
     show(done.as_dict(), done.render(), as_json=as_json)
 
 
-def _parse_share(text: str) -> float:
+def parse_share(text: str) -> float:
+    """The share of --early-exit.
+
+    Raises:
+        OptionError: E204 when it is none.
+    """
     try:
         share = float(text)
     except ValueError:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from checkpoints.contest import Row
+    from checkpoints.folds import Folds
+    from ensemble.labels import LabelSpace
 
 
 @click.command()
@@ -40,6 +46,13 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--freeze", type=click.IntRange(min=0), default=0, show_default=True, help="Leave the first N layer groups."
 )
+@click.option(
+    "--head",
+    type=click.Choice(["flat", "axes"]),
+    default="flat",
+    show_default=True,
+    help="One output a class, or a head for each axis of the classes, whose log-probabilities add up to theirs.",
+)
 @click.option("--size", default="224", show_default=True, help="Input size in pixels: 224, or HEIGHTxWIDTH.")
 @click.option(
     "--resize",
@@ -59,7 +72,9 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="How many times every image is seen."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
+@click.option("--balanced", is_flag=True, help="Show every class equally often.")
 @click.option("--lr", "learning_rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
 @click.option(
     "--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True, help="How fast weights shrink."
@@ -103,6 +118,23 @@ from ensemble.terminal import TERMINAL, show
     show_default=True,
     help="Paste a part of another image: any rectangle, or a left or right half.",
 )
+@click.option("--mixup", type=float, metavar="ALPHA", help="Blend images in pairs, e.g. 0.2; with --cutmix in turn.")
+@click.option(
+    "--erasing", type=float, default=0.0, show_default=True, help="Erase a rectangle of this share of the images."
+)
+@click.option("--pseudo", type=PATH, multiple=True, help="Predictions to learn from as well; may be repeated.")
+@click.option("--pseudo-images", type=PATH, help="The folder of the images that they predict.")
+@click.option("--pseudo-boxes", type=PATH, help="The faces in those, for a training with --boxes.")
+@click.option(
+    "--min-confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="The probability from which on a predicted class is taken for true.",
+)
+@click.option(
+    "--max-share", type=float, default=0.5, show_default=True, help="The share of a fold's images that may be such."
+)
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
 @click.option(
     "--keep",
@@ -112,6 +144,7 @@ from ensemble.terminal import TERMINAL, show
     help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
 )
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
+@click.option("--fp16", is_flag=True, help="Compute in float16 where that is safe: for GPUs without bfloat16.")
 @click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
@@ -125,6 +158,11 @@ def train(
     only_fold: int | None,
     boxes_path: Path | None,
     margin: float,
+    pseudo: tuple[Path, ...],
+    pseudo_images: Path | None,
+    pseudo_boxes: Path | None,
+    min_confidence: float,
+    max_share: float,
     fixes: tuple[str, ...],
     without: tuple[str, ...],
     age_cut: int,
@@ -147,11 +185,11 @@ def train(
     """
     with torch_extra("train"):
         from checkpoints.dataset import read_dataset
-        from checkpoints.folds import make_folds, read_folds, write_folds
         from checkpoints.member import train_member
         from checkpoints.photos import fallback_crop
+        from checkpoints.pseudo import read_pseudo
         from checkpoints.settings import Settings
-    from ensemble.boxes import Boxes, read_faces
+    from ensemble.boxes import Boxes, read_boxes, read_faces
     from ensemble.card import Preprocess, parse_size, parse_triple
 
     faces = None if boxes_path is None else read_faces(boxes_path)[0]
@@ -165,20 +203,24 @@ def train(
         std=parse_triple(std, "--std"),
         **settings,
     )
-    shared = folder / "folds.csv"
-    if not folds.isdecimal():
-        dealt = read_folds(Path(folds), rows)
-    elif shared.exists():
-        dealt = read_folds(shared, rows)
-        if dealt.count != int(folds):
-            raise OptionError(
-                "E204", f"{shared} has {dealt.count} folds, --folds is {folds}", hint="all members share it"
-            )
-    else:
-        dealt = make_folds(rows, folds=int(folds), seed=0, labels=data.labels)
-        write_folds(shared, dealt)
+    dealt = _deal(folds, folder, rows, data.labels)
     if only_fold is not None and only_fold >= dealt.count:
         raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
+    extra = None
+    if pseudo:
+        if pseudo_images is None:
+            raise OptionError("E204", "--pseudo needs --pseudo-images, the folder of what was predicted")
+        extra = read_pseudo(
+            pseudo,
+            pseudo_images,
+            rows,
+            dealt,
+            data.labels,
+            min_confidence=min_confidence,
+            max_share=max_share,
+            boxes=None if pseudo_boxes is None else read_boxes(pseudo_boxes),
+            listener=TERMINAL,
+        )
     done = train_member(
         rows,
         dealt,
@@ -187,6 +229,7 @@ def train(
         seed=seed,
         out=folder,
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
+        pseudo=extra,
         only_fold=only_fold,
         fresh=fresh,
         device=device,
@@ -204,3 +247,20 @@ def train(
         "macro_f1": done.macro_f1,
     }
     show(value, "\n".join(lines), as_json=as_json)
+
+
+def _deal(folds: str, folder: Path, rows: Sequence[Row], labels: LabelSpace) -> Folds:
+    """The folds of a file, those that the members in a folder share, or new ones for them to share."""
+    from checkpoints.folds import make_folds, read_folds, write_folds
+
+    shared = folder / "folds.csv"
+    if not folds.isdecimal():
+        return read_folds(Path(folds), rows)
+    if not shared.exists():
+        dealt = make_folds(rows, folds=int(folds), seed=0, labels=labels)
+        write_folds(shared, dealt)
+        return dealt
+    dealt = read_folds(shared, rows)
+    if dealt.count != int(folds):
+        raise OptionError("E204", f"{shared} has {dealt.count} folds, --folds is {folds}", hint="all members share it")
+    return dealt

@@ -1,0 +1,125 @@
+"""The command `ens bench`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble.commands.options import PATH, json_option
+from ensemble.commands.submit import parse_share
+from ensemble.errors import OptionError, enumerate_some
+from ensemble.terminal import TERMINAL, show
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=PATH)
+@click.option("--images", type=PATH, required=True, help="The folder of the images.")
+@click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many images.")
+@click.option(
+    "--checkpoints", type=PATH, multiple=True, help="The weights, for the torch loop: files or folders; repeatable."
+)
+@click.option("--also", type=PATH, multiple=True, help="A folder of the same members, such as int8 ones; repeatable.")
+@click.option("--recipe", type=PATH, help="Also time ens submit with this recipe.")
+@click.option("--early-exit", help="For --recipe: exact, or the share of rows that must keep their answer.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions for a share; may be repeated.")
+@click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
+@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
+@click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Images at once, for ens alone, as for ens predict.")
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads, for ens alone.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each arm runs.")
+@click.option("-o", "output", type=PATH, help="Also write the result as JSON.")
+@json_option
+def bench(
+    models: tuple[Path, ...],
+    images: Path,
+    ids: Path | None,
+    checkpoints: tuple[Path, ...],
+    also: tuple[Path, ...],
+    recipe: Path | None,
+    early_exit: str | None,
+    oof: tuple[Path, ...],
+    truth: Path | None,
+    output: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Time ens predict beside a plain torch loop and a plain onnxruntime loop, in turn, on this machine.
+
+    All of them must give the same answers first. The loops are in exporters/loops.py.
+
+    \b
+    Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
+    """
+    from ensemble.arms import RunSubmit
+    from ensemble.bench import bench as run_bench
+    from ensemble.events import Notice
+    from ensemble.files import require_different, write_atomic
+    from ensemble.listing import read_ids
+    from ensemble.model_file import find_models
+    from ensemble.submit import EXACT
+    from exporters.loops import TorchLoop, onnxruntime_loop
+
+    share = None if early_exit in (None, EXACT) else parse_share(str(early_exit))
+    if (share is not None) != bool(oof) or (truth is not None and not oof):
+        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
+    if early_exit is not None and recipe is None:
+        raise OptionError("E204", "--early-exit is for --recipe; give both")
+    sets = {path.resolve().name: path for path in also}
+    if len(sets) < len(also):
+        raise OptionError("E204", "each --also is named after its folder; two have one name")
+    require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
+    found = find_models(models)
+    loops: dict[str, Any] = {"onnxruntime": onnxruntime_loop}
+    left_out = []
+    weights, reason = _weights(found, checkpoints)
+    if reason:
+        left_out.append(f"torch: {reason}")
+        TERMINAL.notice(Notice("W622", left_out[0]))
+    else:
+        loops["torch"] = TorchLoop(weights)
+    done = run_bench(
+        found,
+        loops=loops,
+        images=images,
+        also={name: find_models([path]) for name, path in sets.items()},
+        recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, share, oof, truth),
+        ids=None if ids is None else read_ids(ids, listener=TERMINAL),
+        left_out=left_out,
+        listener=TERMINAL,
+        **settings,
+    )
+    if output is not None:
+        write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
+    show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str, Path], str]:
+    """The checkpoint that each member's model was exported from, or why there is no torch loop."""
+    from ensemble.files import sha256_file
+    from ensemble.model_file import read_model
+
+    try:
+        there = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("timm") is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        return {}, "torch or timm is not installed"
+    if not paths:
+        return {}, "it needs the weights, see --checkpoints"
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+    ]
+    by_sha256 = {sha256_file(file): file for file in files}
+    cards = [read_model(path).card for path in models]
+    missing = [card.member for card in cards if card.checkpoint_sha256 not in by_sha256]
+    if missing:
+        return {}, f"--checkpoints holds no weights that {enumerate_some(missing)} came from"
+    return {card.member: by_sha256[card.checkpoint_sha256] for card in cards}, ""

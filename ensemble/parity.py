@@ -1,0 +1,80 @@
+"""Parity: a runtime other than onnxruntime must give onnxruntime's answers, on every machine, before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ensemble.errors import DeviceError
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images import Pixels
+
+Run = Callable[[Pixels], NDArray[np.float32]]
+# The largest relative error of a row. Measured on photographs and on the pictures below, with ResNet-18 and
+# EfficientNet-Lite0: float32 3e-6; bfloat16 0.014 and 0.12; int8 0.05 and 0.22, as each runtime rounds in places of
+# its own. A broken kernel is off by 1.
+LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}
+_COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # random colours on a grid of so many cells a side, enlarged
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far two runtimes differ over ``pictures``: the largest relative error, and how many classes are the same."""
+
+    pictures: int
+    error: float
+    same_class: int
+    limit: float
+    clear_changes: int
+
+    @property
+    def holds(self) -> bool:
+        """Within the limit, and no class changed where the reference leads by more than the limit."""
+        return self.error <= self.limit and not self.clear_changes
+
+    def __str__(self) -> str:
+        return f"relative error {self.error:.1e} at most, {self.same_class} of {self.pictures} classes the same"
+
+
+def require_parity(run: Run, reference: Run, size: tuple[int, int], *, who: str, precision: str) -> Parity:
+    """Ask both about the same pictures of ``size`` (height, width) px.
+
+    Raises:
+        DeviceError: E606 when the answers differ by more than ``precision`` explains.
+    """
+    pictures = draw_pictures(size)
+    parity = compare_logits(reference(pictures), run(pictures), limit=LIMITS[precision])
+    if not parity.holds:
+        raise DeviceError("E606", f"{who} differs from onnxruntime: {parity}; {parity.limit:g} is allowed")
+    return parity
+
+
+def tell_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> None:
+    """Give the figures as a notice, which a run keeps in its record."""
+    listener.notice(Notice("I606", f"{who} against onnxruntime: {parity}"))
+
+
+def compare_logits(expected: NDArray[np.float32], found: NDArray[np.float32], *, limit: float) -> Parity:
+    """Compare logits ``(N, C)``; a row's error is relative to its largest logit, or the median row's if that is more.
+
+    Without the second a row of small logits would count its rounding errors for large.
+    """
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    largest = np.abs(a).max(axis=1)
+    scale = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
+    same = a.argmax(axis=1) == b.argmax(axis=1)
+    lead = a.max(axis=1) - np.take_along_axis(a, b.argmax(axis=1)[:, np.newaxis], axis=1)[:, 0]
+    error = float((np.abs(a - b).max(axis=1) / scale).max())
+    return Parity(len(a), error, int(same.sum()), limit, int((lead / scale > limit).sum()))
+
+
+def draw_pictures(size: tuple[int, int]) -> Pixels:
+    """Eight pictures ``(8, H, W, 3)`` uint8, from two blurred colours to fine grain; always the same."""
+    generator = np.random.default_rng(0)
+    grids = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in _COARSE]
+    enlarged = [Image.fromarray(grid).resize((size[1], size[0]), Image.Resampling.BICUBIC) for grid in grids]
+    return np.stack([np.asarray(image) for image in enlarged])
