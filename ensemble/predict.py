@@ -150,8 +150,7 @@ def predict(
         for member in members:
             if not faults:
                 write_complete(member.folder, member.paths, len(listing))
-            record = done.record(member.model, recorder.notices, decisions=member.decisions)
-            files.write_atomic(member.folder / RUN, record)
+            files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices, member.decisions))
     if faults:
         raise DataError(
             "E326",

@@ -58,7 +58,7 @@ class Predicted:
             f"seconds: {stages}"
         )
 
-    def record(self, model: ModelFile, notices: Sequence[Notice], *, decisions: Mapping[str, str]) -> bytes:
+    def record(self, model: ModelFile, notices: Sequence[Notice], decisions: Mapping[str, str]) -> bytes:
         """What really ran, as JSON to be kept beside the predictions of one member."""
         own = next(run for run in self.members if run.member == model.card.member)
         record = {
