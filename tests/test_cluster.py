@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_worker_killed_in_the_middle_of_a_run_changes_no_byte(tmp_path: Path) -> None:
     """On two real workers, one killed by SIGKILL: the parts, marker and errors.csv of a local run, nothing lost or
-    doubled; mended, the run goes on with the one part concerned and ends with the same bytes, which tar shards give too.
+    doubled; mended, the run goes on with the one part concerned and ends with the same bytes, as tar shards do.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ENS_TEST_MARKER": str(tmp_path)}
     command = [sys.executable, "-m", "tests.cluster_run", str(tmp_path)]
