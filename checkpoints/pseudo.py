@@ -68,7 +68,7 @@ def read_pseudo(
     chosen = [i for i in np.argsort(-confidence, kind="stable") if confidence[i] >= min_confidence]
     left_out = len(chosen[most:])
     taken = sorted(chosen[:most])
-    listing = list_images(images, [blended.ids[i] for i in taken], listener=listener)
+    listing = list_images(images, [blended.ids[i] for i in taken])  # in silence: most of the others are only in doubt
     _require_new(listing.paths, rows)
     found = tuple(
         Row(name, f"unlabelled {name}", None, None, None, int(probabilities[i].argmax()), path)

@@ -6,15 +6,17 @@ Each is called in a process of its own with a job and a clock, see `ensemble.met
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.agreement import Answers
+from ensemble.binding import Lane
 from ensemble.boxes import Box, Boxes, read_boxes
+from ensemble.card import Preprocess
 from ensemble.crop import prepare_image
 from ensemble.devices import Device, parse_device
 from ensemble.events import SILENT, Listener
@@ -22,18 +24,17 @@ from ensemble.images import Pixels, read_photo
 from ensemble.listing import Listing, list_images
 from ensemble.members import read_members
 from ensemble.meter import Clock, Outcome
-from ensemble.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.model_file import ModelFile, read_model
 from ensemble.predict import predict, select_boxes
 from ensemble.predictions import read_predictions
 from ensemble.recipe import read_recipe
-from ensemble.session import Session, start_session
+from ensemble.resident import inputs_of, rows_of, start_resident
+from ensemble.session import start_session
 from ensemble.submission import SubmissionFormat
 from ensemble.submit import EarlyExit, submit
-from ensemble.tta import parse_views
+from ensemble.tta import View, parse_views
 
 _PREPARED = 256  # images that the bound keeps in memory; it goes round in them
-
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,38 +127,32 @@ def run_predict(job: Job, clock: Clock) -> Outcome:
 def run_bound(job: Job, clock: Clock) -> Outcome:
     """The forward passes alone: the models as `predict` runs them, on pixels that are in the device's memory already.
 
-    On the CPU each worker thread takes a batch through all models and views; a GPU is fed by one thread, all its
-    batches of one shape.
+    On the CPU each worker thread takes a batch through all models and views; each GPU has a thread of its own.
     """
-    inputs, device = job.read(), job.where
-    on_gpu = device.kind in {"cuda", "tensorrt"}
-    total, batch, workers = len(job.ids), job.batch, 1 if on_gpu else job.workers
+    inputs, batch, workers = job.read(), job.batch, job.workers
     assert batch is not None
     assert workers is not None
-    kept = min(-(-total // batch), max(1, _PREPARED // batch))
-    sessions = [start_session(model, device=device) for model in inputs.models]
-    feed = _feed_from_gpu if on_gpu else _feed
-    feeds = [
-        [[feed(session, view, batch) for view in _look(inputs, session, i, batch, job.views)] for session in sessions]
-        for i in range(kept)
-    ]
+    count = -(-len(job.ids) // batch)
+    kept = min(count, max(1, _PREPARED // batch))
+    batches = [_look(inputs, range(i * batch, min((i + 1) * batch, len(job.ids)))) for i in range(kept)]
+    views = parse_views(",".join(job.views))
+    ask = _ask_gpus(inputs, batches, views, job.where, batch) if job.where.is_gpu else _ask_cpu(inputs, batches, views)
+    pools = [ThreadPoolExecutor(1) for _ in job.where.each] if job.where.is_gpu else [ThreadPoolExecutor(workers)]
 
-    def ask(i: int) -> list[list[Logits]]:
-        """All models and views on batch i."""
-        rows = min(batch, total - i * batch)
-        return [[look(rows) for look in looks] for looks in feeds[i % kept]]
+    def run(batches: int) -> list[Answers]:
+        asked = [pools[i % len(pools)].submit(ask, i, min(batch, len(job.ids) - i * batch)) for i in range(batches)]
+        return [one.result() for one in asked]
 
-    with ThreadPoolExecutor(workers) as pool:
-        if job.warm_up:
-            list(pool.map(ask, range(min(workers, kept))))
-        clock.start()
-        found = list(pool.map(ask, range(-(-total // batch))))
-        clock.stop()
+    if job.warm_up:
+        run(min(count, kept * len(pools)))
+    clock.start()
+    found = run(count)[:kept]
+    clock.stop()
+    for pool in pools:
+        pool.shutdown()
     answers = {
-        session.card.member: {
-            view: np.concatenate([one[m][v] for one in found[:kept]]) for v, view in enumerate(job.views)
-        }
-        for m, session in enumerate(sessions)
+        member: {view: np.concatenate([one[member][view] for one in found]) for view in of_member}
+        for member, of_member in found[0].items()
     }
     return Outcome(answers, batch, workers)
 
@@ -222,35 +217,57 @@ class _Starter(Listener):
         self._clock.start()
 
 
-def _look(inputs: Inputs, session: Session, i: int, batch: int, views: tuple[str, ...]) -> list[Pixels]:
-    """Batch i as a model takes it, seen in every view."""
-    rows = range(i * batch, min((i + 1) * batch, len(inputs.listing)))
-    pixels = np.stack(
-        [
-            prepare_image(read_photo(inputs.listing.paths[row]).pixels, session.card.preprocess, inputs.face(row))
-            for row in rows
-        ]
-    )
-    return [view.apply(pixels) for view in parse_views(",".join(views))]
+def _look(inputs: Inputs, rows: range) -> dict[Preprocess, Pixels]:
+    """Some of the images as each model takes them."""
+    photos = [read_photo(inputs.listing.paths[row]).pixels for row in rows]
+    return {
+        preprocess: np.stack(
+            [prepare_image(photo, preprocess, inputs.face(row)) for photo, row in zip(photos, rows, strict=True)]
+        )
+        for preprocess in {model.card.preprocess for model in inputs.models}
+    }
 
 
-def _feed(session: Session, pixels: Pixels, batch: int) -> Callable[[int], Logits]:  # noqa: ARG001 - as below
-    return lambda rows: session.run(pixels[:rows])
+def _ask_cpu(
+    inputs: Inputs, batches: Sequence[Mapping[Preprocess, Pixels]], views: Sequence[View]
+) -> Callable[[int, int], Answers]:
+    """All models and views on the first rows of batch i, going round in the batches there are."""
+    sessions = [start_session(model) for model in inputs.models]
+    seen = [
+        {preprocess: {view.name: view.apply(pixels) for view in views} for preprocess, pixels in batch.items()}
+        for batch in batches
+    ]
+
+    def ask(i: int, rows: int) -> Answers:
+        looks = seen[i % len(seen)]
+        return {
+            one.card.member: {view: one.run(pixels[:rows]) for view, pixels in looks[one.card.preprocess].items()}
+            for one in sessions
+        }
+
+    return ask
 
 
-def _feed_from_gpu(session: Session, pixels: Pixels, batch: int, *, place: str = "cuda") -> Callable[[int], Logits]:
-    """A batch that is copied to the device once, filled up to the shape of the others, and asked about many times."""
-    import onnxruntime
+def _ask_gpus(
+    inputs: Inputs,
+    batches: Sequence[Mapping[Preprocess, Pixels]],
+    views: Sequence[View],
+    device: Device,
+    rows: int,
+) -> Callable[[int, int], Answers]:
+    """The same on GPUs: each has every batch in buffers of its own, and takes its turn."""
+    sessions = start_resident({one.card.member: one for one in inputs.models}, device=device, rows=rows, views=views)
+    rows = rows_of(tuple(sessions.values()))
+    lanes = []
+    for batch in batches:
+        lanes.append([Lane(one) for one in device.each])
+        for lane in lanes[-1]:
+            for preprocess, arrays in inputs_of(batch, views).items():
+                lane.load(preprocess, arrays, rows=rows)
 
-    filled = np.concatenate([pixels, np.repeat(pixels[-1:], batch - len(pixels), axis=0)])
-    value = onnxruntime.OrtValue.ortvalue_from_numpy(filled, place, session.device.index)
-
-    def ask(rows: int) -> Logits:
-        binding = session.runtime.io_binding()
-        binding.bind_ortvalue_input(INPUT, value)
-        binding.bind_output(LOGITS, place, session.device.index)
-        session.runtime.run_with_iobinding(binding)
-        logits: Logits = binding.copy_outputs_to_cpu()[0][:rows]
-        return logits
+    def ask(i: int, _: int) -> Answers:  # a GPU's last batch is filled up
+        of_devices = lanes[i % len(lanes)]
+        lane = of_devices[i % len(of_devices)]
+        return {name: session.look(lane) for name, session in sessions.items()}
 
     return ask

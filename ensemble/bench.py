@@ -26,7 +26,6 @@ from ensemble.timings import Benchmark, Ratio, Timing, ratio, this_machine
 CHECKED = 32  # images on which the arms must agree
 ENS, BOUND, SUBMIT = "ens", "bound", "submit"
 _CHANGED_BY_SHARE = 0.1  # of the few images that are checked; the share itself was certified on many
-_GPUS = {"cuda", "tensorrt"}
 
 
 @dataclass(slots=True)
@@ -76,7 +75,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
         first = Job(tuple(models), images, listed, tta, str(where), boxes, batch, workers, scratch=Path(scratch))
         arms = list(_arms(first, loops, also or {}, recipe))
-        passes = _Passes(len(arms) * (rounds + 1), where.index if where.kind in _GPUS else None, listener)
+        passes = _Passes(len(arms) * (rounds + 1), where.index if where.is_gpu else None, listener)
         agreements = _check(arms, passes, exact_device=where.kind == "cpu")
         laps: dict[str, list[Lap]] = {arm.name: [] for arm in arms}
         for number in range(rounds):

@@ -18,8 +18,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -114,9 +115,10 @@ class PartWorker:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cluster:
-    """A connection to Ray."""
+    """A connection to Ray, and the signals that came meanwhile: what waits for Ray is not told which it was."""
 
     ray: Any
+    stopped: list[int] = field(default_factory=list)
 
     def choose_device(self, text: str) -> Device:
         """The device of every worker: it need not start here. ``auto`` is CUDA where the cluster has GPUs.
@@ -182,18 +184,27 @@ def connect(address: str | None, *, store: int = 0) -> Iterator[Cluster]:
         }
     with redirect_stdout(sys.stderr):  # Ray prints, and stdout belongs to the results
         before = signal.getsignal(signal.SIGTERM)
+        cluster = Cluster(ray)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            cluster.stopped.append(number)
+            if callable(before):
+                before(number, frame)
+
+        in_main = threading.current_thread() is threading.main_thread()
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as err:
             ray.shutdown()
             raise DeviceError("E611", f"no Ray cluster at {address or 'this machine'}: {err}") from err
         try:
-            if threading.current_thread() is threading.main_thread():
-                # Ray would end the process at once, and finished parts would not be told
-                signal.signal(signal.SIGTERM, before)
-            yield Cluster(ray)
+            if in_main:  # Ray would end the process at once, and what is done would not be told
+                signal.signal(signal.SIGTERM, stop if callable(before) else before)
+            yield cluster
         finally:
             ray.shutdown()
+            if in_main:
+                signal.signal(signal.SIGTERM, before)
 
 
 def versions() -> str:

@@ -87,6 +87,8 @@ class RemotePipeline:
                 while due in finished:
                     yield from self._take(finished.pop(due))
                     due += 1
+        except KeyboardInterrupt as err:
+            raise KeyboardInterrupt(*(err.args or self._cluster.stopped[:1])) from err
         finally:
             crew.dismiss()
 

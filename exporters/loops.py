@@ -158,4 +158,4 @@ def fill(pixels: torch.Tensor, batch: int) -> torch.Tensor:
 
 def on_cuda(job: Job) -> bool:
     """Whether the loops run on CUDA: for every device of ours that is an NVIDIA GPU."""
-    return job.where.kind in {"cuda", "tensorrt"}
+    return job.where.is_gpu

@@ -17,16 +17,17 @@ import pytest
 from ensemble import bench as module
 from ensemble.__main__ import run
 from ensemble.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
-from ensemble.arms import Job, RunSubmit, _feed_from_gpu, run_bound, run_predict
+from ensemble.arms import Job, RunSubmit, run_bound, run_predict
 from ensemble.bench import bench
 from ensemble.card import Precision
 from ensemble.errors import DataError, DeviceError, OptionError
 from ensemble.images import Pixels
 from ensemble.meter import Clock, Lap, Loop, Outcome, _watching, measure
-from ensemble.session import Session, open_session
+from ensemble.session import Session
 from ensemble.timings import Benchmark, Machine, Timing, ratio
 from exporters.loops import onnxruntime_loop
 from tests import toys
+from tests.gpus import fake_gpus
 from tests.test_light import ens
 
 NAMES = [f"{i:02d}.jpg" for i in range(11)]
@@ -183,29 +184,30 @@ def test_an_arm_answers_as_predict_does(contest: Path, loop: Loop[Job]) -> None:
 
 
 def test_the_bound_goes_round_in_what_it_keeps(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two batches kept of three, the third is run on the pixels of the first, and only the kept ones answer."""
+    """With two batches kept of three, all eleven rows are run, and those of the kept batches are answered."""
     monkeypatch.setattr("ensemble.arms._PREPARED", 8)
     asked: list[int] = []
+    run_one = Session.run
 
-    def counting(session: Session, pixels: Pixels, batch: int) -> Any:
-        def look(rows: int) -> Any:
-            asked.append(rows)
-            return session.run(pixels[:rows])
+    def counting(session: Session, batch: Pixels) -> Any:
+        asked.append(len(batch))
+        return run_one(session, batch)
 
-        return look
-
-    monkeypatch.setattr("ensemble.arms._feed", counting)
+    monkeypatch.setattr(Session, "run", counting)
     found = run_bound(job(contest), Clock()).answers
-    assert sorted(asked) == sorted([4, 4, 3] * 4)
+    assert sorted(asked) == [1, 1] + [3] * 4 + [4] * 8  # a model is tried on one image when it starts
     assert found["a"]["hflip"].shape == (8, 18)
 
 
-def test_a_gpus_batches_have_one_shape(contest: Path) -> None:
-    """Three rows fed as a batch of four, bound to the device's memory, answer as they do by themselves."""
-    session = open_session(models(contest)[0])
-    pixels = np.stack([toys.picture(seed, size=(16, 12)) for seed in range(3)])
-    found = _feed_from_gpu(session, pixels, 4, place="cpu")(3)
-    np.testing.assert_allclose(found, session.run(pixels), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:0,1"])
+def test_the_bound_on_gpus_answers_as_predict_does(contest: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """From buffers that were filled before, on one GPU or two, the bound gives the logits of `predict`."""
+    expected = run_predict(job(contest), Clock()).answers
+    with fake_gpus(monkeypatch, contest):
+        found = run_bound(job(contest, device=device, warm_up=5), Clock()).answers
+    for member, views in expected.items():
+        for view, logits in views.items():
+            np.testing.assert_allclose(found[member][view], logits, rtol=0, atol=1e-5)
 
 
 def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passes: list[tuple[str, Job]]) -> None:

@@ -20,7 +20,7 @@ from ensemble import predict as predict_module
 from ensemble.cli import ens
 from ensemble.cluster import Cluster, PartWorker, connect
 from ensemble.devices import CPU, Device
-from ensemble.errors import DeviceError, EnsError, OptionError
+from ensemble.errors import DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
 from ensemble.predict import predict
 from ensemble.predicted import Predicted
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_worker_killed_in_the_middle_of_a_run_changes_no_byte(tmp_path: Path) -> None:
     """On two real workers, one killed by SIGKILL: the parts, marker and errors.csv of a local run, nothing lost or
-    doubled; mended, the run goes on with the one part concerned and ends with the same bytes, which tar shards give too.
+    doubled; mended, the run goes on with the one part concerned and ends with the same bytes, as tar shards do.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ENS_TEST_MARKER": str(tmp_path)}
     command = [sys.executable, "-m", "tests.cluster_run", str(tmp_path)]
@@ -193,6 +193,28 @@ def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> Non
         run(tmp_path, ray, "out", listener=Stop())
     assert ray.alive == 0
     assert run(tmp_path, None, "out").members[0].computed == 30
+
+
+def test_a_signal_that_ray_swallows_is_told_all_the_same(tmp_path: Path) -> None:
+    """Ray's wait raises a bare KeyboardInterrupt on SIGTERM too; the exit status is still that of SIGTERM."""
+
+    class Deaf(FakeRay):
+        def wait(self, futures: list[Future], *, num_returns: int) -> tuple[list[Future], list[Future]]:
+            raise KeyboardInterrupt
+
+    toys.write_pictures(tmp_path / "images", ["a.jpg"])
+    model, ray = toys.write_model(tmp_path), Deaf()
+    with pytest.raises(EnsError, match="E801") as caught:
+        predict(
+            [model],
+            tmp_path / "images",
+            tmp_path / "out",
+            views=parse_views("hflip"),
+            device="cpu",
+            cluster=Cluster(ray, [15]),
+        )
+    assert isinstance(caught.value, Interrupted)
+    assert (caught.value.status, ray.alive) == (143, 0)
 
 
 def other_versions(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from checkpoints.batches import Images, batches
 from checkpoints.contest import Row
 from checkpoints.photos import fallback_crop, load_photos
+from checkpoints.sampler import Order
 from ensemble.boxes import Box, Face
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.crop import prepare_image
@@ -45,7 +46,7 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(photos.pixels, right)
     targets, labels = np.array([row.target for row in rows]), np.array([row.label for row in rows])
-    order = np.arange(40).reshape(4, 10)
+    order = [Order(part, np.zeros_like(part)) for part in np.arange(40).reshape(4, 10)]
     made = list(batches(Images(photos, targets, labels), order, None, seed=0, epoch=1))
     learned = np.concatenate([pixels for pixels, _ in made])
     other = np.array([not np.array_equal(a, b) for a, b in zip(learned, right, strict=True)])
@@ -53,7 +54,7 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
     assert 8 < other.sum() < 22
     assert {int(c) for _, classes in made for c in classes} == {17}
     kept = Images(photos, targets, labels)[np.arange(40) >= 20]
-    ((pixels, _),) = batches(kept, np.arange(20).reshape(1, 20), None, seed=0, epoch=1)
+    ((pixels, _),) = batches(kept, [Order(np.arange(20), np.zeros(20, dtype=np.int64))], None, seed=0, epoch=1)
     np.testing.assert_array_equal(pixels, learned[20:])
 
 
