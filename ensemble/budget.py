@@ -131,7 +131,7 @@ def _measure(plan: Plan, listing: Listing, pipeline: Pipeline, device: Device) -
 
     for _ in pipeline.map(look, [Work(rows, tuple(sessions.values()))]):
         pass
-    reading = pipeline.watch.seconds.get("decode", 0.0)
+    reading = sum(pipeline.watch.seconds.get(stage, 0.0) for stage in ("read", "decode", "resize"))
     return {name: seconds / len(rows) for name, seconds in spent.items()}, reading / len(rows)
 
 

@@ -7,6 +7,7 @@ row that left early, the logits of each row that saw every cell, and how many ce
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -31,12 +32,14 @@ from ensemble.errors import DataError, FileError, Interrupted, PredictionError, 
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
+from ensemble.pace import Pace
 from ensemble.pipeline import Batch, Pipeline, Work
 from ensemble.predictions import ORIGIN_KEY
 from ensemble.recipe import Recipe
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.tta import View
+from ensemble.writer import Writer
 
 CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
 OPEN = -1
@@ -182,31 +185,37 @@ def _compute(
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
-    done = sum(len(chunk.ids) for chunk in chunks.values())
+    before = done = sum(len(chunk.ids) for chunk in chunks.values())
+    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.kind != "cpu")
 
     def answer(work: Work, read: Batch) -> _Answer:
         chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
         return _Answer(work, chunk, read.faults, read.oddities)
 
     answers = pipeline.map(answer, (Work(parts[index], asked) for index in pending))
-    try:
-        listener.progress("submit", done, len(listing))
-        for one in answers:
-            index = parts.index(one.work.rows)
-            faults |= one.faults
-            for row, codes in one.oddities.items():
-                for code in codes:
-                    oddities.setdefault(code, []).append(listing.ids[row])
-            chunks[index] = one.chunk
-            if not one.faults:
-                _write_chunk(_path(folder, index), one.chunk, origins[index])
-            done += len(one.work.rows)
+    with Writer() as writer:
+        try:
             listener.progress("submit", done, len(listing))
-    except KeyboardInterrupt as err:
-        number = int(err.args[0]) if err.args else SIGINT
-        raise Interrupted(f"stopped; {done:,} of {len(listing):,} images are done", signal_number=number) from err
-    finally:
-        answers.close()
+            for index, one in zip(pending, answers, strict=True):
+                faults |= one.faults
+                for row, codes in one.oddities.items():
+                    for code in codes:
+                        oddities.setdefault(code, []).append(listing.ids[row])
+                chunks[index] = one.chunk
+                if not one.faults:
+                    writing = functools.partial(_write_chunk, _path(folder, index), one.chunk, origins[index])
+                    with pipeline.watch.waiting("blocked"):
+                        writer.write(writing, rows=len(one.chunk.ids))
+                done += len(one.work.rows)
+                listener.detail(pace.tell())
+                listener.progress("submit", done, len(listing))
+            writer.finish()
+        except KeyboardInterrupt as err:
+            number = int(err.args[0]) if err.args else SIGINT
+            safe = before + writer.settle()
+            raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
+        finally:
+            answers.close()
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
     return faults

@@ -292,6 +292,14 @@ CODES: dict[str, Code] = {
         "close other programs on the device, or predict fewer members at a time",
     ),
     "W602": Code("The device ran out of memory; the batch was halved.", "give a smaller --batch to silence this"),
+    "E603": Code(
+        "The memory allowed is too small for a single image.",
+        "allow more with --memory, or predict fewer members at a time",
+    ),
+    "W603": Code(
+        "The memory allowed is too small for all workers or for the batch that was asked for; there are fewer.",
+        "allow more with --memory to silence this",
+    ),
     "E604": Code("A model gave NaN or infinite logits.", "export it with --precision fp32"),
     "E605": Code(
         "A model failed while running.", "run ens doctor; then try --device cpu to see whether the device is the cause"

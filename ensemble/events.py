@@ -43,6 +43,9 @@ class Listener:
     def progress(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` units of a stage are finished; ``done == total`` ends it."""
 
+    def detail(self, text: str) -> None:
+        """What the stage under way says about itself beside its progress, in a few words."""
+
 
 SILENT = Listener()
 
@@ -62,3 +65,7 @@ class Recorder(Listener):
     def progress(self, stage: str, done: int, total: int) -> None:
         """Pass it on."""
         self._then.progress(stage, done, total)
+
+    def detail(self, text: str) -> None:
+        """Pass it on."""
+        self._then.detail(text)

@@ -12,7 +12,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,32 +66,35 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A decoded image: ``pixels`` is ``(H, W, 3)`` uint8 RGB, upright; ``notices`` are codes of what was odd."""
+    """A decoded image: upright RGB of 8 bits, as Pillow keeps it; ``notices`` are codes of what was odd."""
 
-    pixels: Pixels
+    image: Image.Image
     notices: tuple[str, ...] = ()
+
+    @property
+    def pixels(self) -> Pixels:
+        """``(H, W, 3)`` uint8, read-only; made anew at every call."""
+        return np.asarray(self.image)
 
 
 def read_photo(path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read and decode one file, or one image in storage, see `open_image`.
+    """Read and decode one file, or one image in storage, see `read_file` and `decode_photo`.
 
     Raises:
-        DataError: the codes of `open_image`, E318 when it may not be read, E319 when it changes meanwhile, E320 when it
-            is not a regular file, E321 when the path is too long, E314 when it is gone.
+        DataError: the codes of both.
     """
-    data = path.read_bytes() if isinstance(path, StoredImage) else _read_file(path)
-    try:
-        photo = open_image(data, max_pixels=max_pixels)
-    except DataError as err:
-        place = None if isinstance(path, StoredImage) else path
-        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
-    # a row of a table may have a number for a name
-    if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
-        return photo
-    return Photo(photo.pixels, (*photo.notices, "I304"))
+    return decode_photo(read_file(path), path, max_pixels=max_pixels)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path | StoredImage) -> bytes:
+    """The bytes of one image.
+
+    Raises:
+        DataError: E318 when it may not be read, E319 when it changes meanwhile, E320 when it is not a regular file,
+            E321 when the path is too long, E314 when it is gone.
+    """
+    if isinstance(path, StoredImage):
+        return path.read_bytes()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
             raise DataError("E320", f"{path.name}: not a regular file", path=path)
@@ -104,6 +107,23 @@ def _read_file(path: Path) -> bytes:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError("E319", f"{path.name}: changed while being read", path=path)
     return data
+
+
+def decode_photo(data: bytes, path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Decode what `read_file` read from ``path``, see `open_image`.
+
+    Raises:
+        DataError: the codes of `open_image`.
+    """
+    try:
+        photo = open_image(data, max_pixels=max_pixels)
+    except DataError as err:
+        place = None if isinstance(path, StoredImage) else path
+        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
+    # a row of a table may have a number for a name
+    if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == headers.kind_of(data):
+        return photo
+    return Photo(photo.image, (*photo.notices, "I304"))
 
 
 def read_error(err: OSError, path: Path) -> DataError:
@@ -158,11 +178,36 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except ValueError:
         notices.append("W305")
         turn = None
-    return Photo(np.asarray(pixels if turn is None else pixels.transpose(turn)), tuple(notices))
+    return Photo(pixels if turn is None else pixels.transpose(turn), tuple(notices))
+
+
+def count_pixels(path: Path | StoredImage) -> int:
+    """How many pixels an image's header promises; 0 where it cannot be read."""
+    try:
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, StoredImage) else path
+        with _quiet_pillow(), Image.open(source, formats=_FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # noqa: BLE001 - whoever decodes the file says what is wrong with it
+        return 0
+
+
+def plain_preprocess(preprocess: Preprocess) -> Preprocess:
+    """The same without what changes no pixel: two models that are plainly alike here share one resize."""
+    targets = tuple(math.floor(side / preprocess.crop_pct) for side in preprocess.size)
+    return replace(
+        preprocess,
+        fill=preprocess.fill if preprocess.resize == "pad" else Preprocess(preprocess.size).fill,
+        crop_pct=1.0 if targets == preprocess.size else preprocess.crop_pct,
+    )
 
 
 def resize_image(pixels: Pixels, preprocess: Preprocess) -> Pixels:
-    """Resize and cut one decoded image ``(H, W, 3)`` to ``(*preprocess.size, 3)``, see `Preprocess`.
+    """Resize and cut one decoded image ``(H, W, 3)`` to ``(*preprocess.size, 3)``, see `resize_photo`."""
+    return np.asarray(resize_photo(Image.fromarray(pixels), preprocess))
+
+
+def resize_photo(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Resize and cut one decoded RGB image to ``preprocess.size``, see `Preprocess`.
 
     Sides are rounded as torchvision and timm round them, so that a model trained there sees the same pixels here
     (timm's crop modes ``squash``, ``center`` and, for ``pad``, ``border``). One exception: of an image more than 20
@@ -170,17 +215,16 @@ def resize_image(pixels: Pixels, preprocess: Preprocess) -> Pixels:
     """
     height, width = preprocess.size
     if preprocess.resize == "center":
-        pixels = _without_far_ends(pixels, preprocess)
-    inner = _inner_size(pixels.shape[0], pixels.shape[1], preprocess)
-    image = Image.fromarray(pixels)
-    if inner != pixels.shape[:2]:
+        image = _without_far_ends(image, preprocess)
+    inner = _inner_size(image.height, image.width, preprocess)
+    if inner != (image.height, image.width):
         image = image.resize((inner[1], inner[0]), _RESAMPLING[preprocess.interpolation])
     if inner != (height, width):
         top, left = _offset(inner[0], height), _offset(inner[1], width)
         canvas = Image.new("RGB", (width, height), preprocess.fill)
         canvas.paste(image, (-left, -top))
         image = canvas
-    return np.asarray(image)
+    return image
 
 
 def _inner_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
@@ -203,12 +247,12 @@ def _offset(inner: int, outer: int) -> int:
     return round((inner - outer) / 2) if inner > outer else -((outer - inner) // 2)
 
 
-def _without_far_ends(pixels: Pixels, preprocess: Preprocess) -> Pixels:
-    height, width = pixels.shape[:2]
+def _without_far_ends(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    width, height = image.size
     aspect = preprocess.size[0] / preprocess.size[1]
     top = max(0, height - math.ceil(_MAX_ASPECT * width * aspect)) // 2
     left = max(0, width - math.ceil(_MAX_ASPECT * height / aspect)) // 2
-    return pixels[top : height - top, left : width - left]
+    return image.crop((left, top, width - left, height - top)) if top or left else image
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from ensemble.binding import Lane
 from ensemble.boxes import Box
 from ensemble.card import Preprocess
-from ensemble.crop import prepare_image
+from ensemble.crop import prepare_photo
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images import Pixels, read_photo
+from ensemble.images import Pixels, decode_photo, plain_preprocess, read_file
 from ensemble.lanes import Inputs, load_ahead, through_lanes
 from ensemble.listing import Listing
 from ensemble.resident import halving, inputs_of, rows_of
@@ -51,7 +51,8 @@ class Work:
 class Answer:
     """What came of some rows: ``logits[member][view]`` is ``(len(rows), C)`` for the rows that could be read.
 
-    ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row.
+    ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row. ``spent`` are
+    the seconds of one core that models and views took.
     """
 
     asked: range
@@ -59,33 +60,52 @@ class Answer:
     logits: Mapping[str, Mapping[str, Logits]]
     faults: Mapping[int, DataError]
     oddities: Mapping[int, tuple[str, ...]]
+    spent: float = 0.0
 
 
 class Stopwatch:
-    """Seconds by stage, summed over threads: of the processor where a core does the work, else of the clock."""
+    """Seconds by stage, summed over threads: of the processor where a core does the work, else of the clock.
+
+    The stages are ``read``, ``decode``, ``resize``, ``write``, and each member by its name. ``elapsed`` has the clock's
+    seconds of each, and of what the calling thread waited for: ``idle``, a batch; ``blocked``, the writer.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.seconds: dict[str, float] = {}
+        self.elapsed: dict[str, float] = {}
         self.rows: dict[str, int] = {}
 
     @contextmanager
     def timing(self, stage: str, *, clock: Callable[[], float] = time.thread_time, rows: int = 0) -> Iterator[None]:
         """Add what happens inside to ``stage``, and the ``rows`` that it happens to."""
-        start = clock()
+        began, start = time.perf_counter(), clock()
         try:
             yield
         finally:
-            spent = clock() - start
+            spent, elapsed = clock() - start, time.perf_counter() - began
             with self._lock:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+                self.elapsed[stage] = self.elapsed.get(stage, 0.0) + elapsed
                 self.rows[stage] = self.rows.get(stage, 0) + rows
+
+    @contextmanager
+    def waiting(self, reason: str) -> Iterator[None]:
+        """Add what passes inside to ``elapsed``: nothing is done in it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.elapsed[reason] = self.elapsed.get(reason, 0.0) + time.perf_counter() - began
 
 
 class Pipeline:
     """Decodes each image once, prepares it once for each preprocessing in use, and asks every model for every view.
 
-    ``boxes[i]`` is the face in image i of the listing; models without face crops do without.
+    ``boxes[i]`` is the face in image i of the listing; models without face crops do without. ``ahead`` is how many
+    batches may be begun and not yet handed on. On the CPU only those that a worker has in hand hold pixels, and the
+    others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one handed on.
     """
 
     def __init__(
@@ -96,9 +116,11 @@ class Pipeline:
         on_gpu: bool,
         workers: int,
         boxes: Sequence[Box | None] | None = None,
+        ahead: int | None = None,
         listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
+        self._ahead_by = ahead or (workers + 2 if on_gpu else 4 * workers)
         self._listing = listing
         self._boxes = boxes
         self._views = views
@@ -107,8 +129,13 @@ class Pipeline:
         self._listener = listener
         self._largest_batch: dict[str, int] = {}
 
+    @property
+    def workers(self) -> int:
+        """How many threads decode, and on the CPU also compute."""
+        return self._workers
+
     def run(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
-        """The answers, in the order of ``work``; no more than ``workers + 2`` batches are in memory at once.
+        """The answers, in the order of ``work``; see `Pipeline` for how many batches are in memory at once.
 
         Raises:
             DeviceError: see `Session.run`.
@@ -139,7 +166,7 @@ class Pipeline:
 
         def read(one: Work) -> tuple[Work, Batch, Inputs]:
             _, batch = self._read(one)
-            with self.watch.timing("decode"):
+            with self.watch.timing("resize"):
                 return one, batch, inputs_of(batch.pixels, self._views)
 
         def load(lane: Lane, item: tuple[Work, Batch, Inputs]) -> None:
@@ -174,7 +201,7 @@ class Pipeline:
                 compute,
                 device=device,
                 workers=self._workers,
-                ahead=self._workers + 2,
+                ahead=self._ahead_by,
             )
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
@@ -183,46 +210,62 @@ class Pipeline:
         try:
             for one in work:
                 waiting.append(pool.submit(function, one))
-                if len(waiting) > self._workers + 1:
-                    yield waiting.popleft().result()
+                if len(waiting) >= self._ahead_by:
+                    yield self._next(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield self._next(waiting)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _next(self, waiting: deque[Future[T]]) -> T:
+        with self.watch.waiting("idle"):
+            return waiting.popleft().result()
+
     def _read(self, work: Work) -> tuple[Work, Batch]:
-        with self.watch.timing("decode"):
-            return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})
+        return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})
 
     def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
-        prepared: dict[Preprocess, list[Pixels]] = {preprocess: [] for preprocess in preprocesses}
+        """Read, decode and resize; preprocessings that come to the same pixels share them."""
+        plain = {preprocess: plain_preprocess(preprocess) for preprocess in preprocesses}
+        prepared: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.size, 3), np.uint8) for p in plain.values()}
         good: list[int] = []
         faults: dict[int, DataError] = {}
         oddities: dict[int, tuple[str, ...]] = {}
+        timing = self.watch.timing
         for row in rows:
+            path = self._listing.place(row)
             try:
-                photo = read_photo(self._listing.place(row))
+                with timing("read", clock=time.perf_counter):
+                    data = read_file(path)
+                with timing("decode", rows=1):
+                    photo = decode_photo(data, path)
             except DataError as err:
                 faults[row] = err
                 continue
+            with timing("resize", rows=1):
+                for preprocess, images in prepared.items():
+                    box = None if self._boxes is None else self._boxes[row]
+                    images[len(good)] = np.asarray(prepare_photo(photo.image, preprocess, box))
             good.append(row)
             if photo.notices:
                 oddities[row] = photo.notices
-            box = None if self._boxes is None else self._boxes[row]
-            for preprocess, images in prepared.items():
-                images.append(prepare_image(photo.pixels, preprocess, box))
-        pixels = {preprocess: np.stack(images) for preprocess, images in prepared.items() if images}
+        pixels = {preprocess: prepared[same][: len(good)] for preprocess, same in plain.items()} if good else {}
         return Batch(tuple(good), pixels, faults, oddities)
 
     def _infer(self, work: Work, batch: Batch) -> Answer:
+        began = time.thread_time()
         logits: dict[str, dict[str, Logits]] = {session.card.member: {} for session in work.sessions}
-        for preprocess, pixels in batch.pixels.items():
-            for view in self._views if batch.rows else ():
+        alike: dict[Preprocess, list[Session]] = {}
+        for session in work.sessions if batch.rows else ():
+            alike.setdefault(plain_preprocess(session.card.preprocess), []).append(session)
+        for sessions in alike.values():
+            pixels = batch.pixels[sessions[0].card.preprocess]
+            for view in self._views:
                 seen = view.apply(pixels)
-                for session in work.sessions:
-                    if session.card.preprocess == preprocess:
-                        logits[session.card.member][view.name] = self.ask(session, seen)
-        return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities)
+                for session in sessions:
+                    logits[session.card.member][view.name] = self.ask(session, seen)
+        spent = time.thread_time() - began
+        return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities, spent)
 
     def _ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits; a batch that the device has no memory for is halved, and later ones start there."""

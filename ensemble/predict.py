@@ -7,12 +7,13 @@ was killed goes on from the parts it finds and ends with the same bytes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -25,20 +26,24 @@ from ensemble import files
 from ensemble.boxes import Box, Boxes
 from ensemble.cluster import Cluster, stand_in
 from ensemble.codes import CODES
-from ensemble.columns import render_columns
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.listing import Listing
+from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
+from ensemble.pace import Pace
 from ensemble.pipeline import Answer, Pipeline, Work
+from ensemble.predicted import MemberRun, Predicted
 from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
 from ensemble.remote import RemotePipeline
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.sources import list_source
 from ensemble.tables import render_table
+from ensemble.trial import CANDIDATES, Trial
 from ensemble.tta import View
+from ensemble.writer import Writer
 
 PART_ROWS = 256
 ERRORS = "errors.csv"
@@ -54,44 +59,6 @@ _DIFFERENCES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MemberRun:
-    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already."""
-
-    member: str
-    folder: Path
-    computed: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """A finished run; ``seconds`` of the stages ``decode``, ``forward``, ``write`` and of the whole, ``wall``."""
-
-    images: int
-    views: tuple[str, ...]
-    device: str
-    batch: int
-    workers: int
-    members: tuple[MemberRun, ...]
-    seconds: Mapping[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self) | {"members": [asdict(run) | {"folder": str(run.folder)} for run in self.members]}
-
-    def render(self) -> str:
-        """The members with their seconds, the seconds of each stage, and the folders, for people."""
-        rows = [(run.member, run.computed, f"{run.seconds:.1f}", str(run.folder)) for run in self.members]
-        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
-        return (
-            f"{self.images:,} images, views {', '.join(self.views)}, on {self.device} "
-            f"with {self.workers} workers and batches of {self.batch}\n"
-            f"{render_columns(('member', 'computed', 'seconds', 'folder'), rows)}"
-            f"seconds: {stages}"
-        )
-
-
 def predict(
     models: Sequence[Path],
     images: Path | str,
@@ -103,6 +70,7 @@ def predict(
     device: str = "auto",
     batch: int | None = None,
     workers: int | None = None,
+    memory: int | None = None,
     fresh: bool = False,
     cluster: Cluster | None = None,
     listener: Listener = SILENT,
@@ -110,10 +78,11 @@ def predict(
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
 
     All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
-    CPU also compute; ``batch`` images are computed at once; on the CPU neither changes a bit of the answers. Parts
-    that are there already are kept if they come from the same model, views, images and device; ``fresh`` removes them
-    first. Models with a face crop need ``boxes``. With a ``cluster`` its machines compute the parts, to the same bytes,
-    and ``workers`` are the threads of one actor.
+    CPU also compute; ``batch`` images are computed at once, by default on the CPU as many as a trial on the first ones
+    shows to be fastest; ``memory`` bytes, by default half of what is available, bound both. On the CPU none of them
+    changes a bit of the answers. Parts that are there already are kept if they come from the same model, views, images
+    and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a ``cluster`` its machines
+    compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
 
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
@@ -122,7 +91,7 @@ def predict(
             some could not be read: then all others are predicted and kept, ``errors.csv`` names the rest, and the
             predictions do not count as finished.
         FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`; E428 when two models
-            have one name, E701 to E704 for the folder.
+            have one name, E603 when ``memory`` is too small for one image, E701 to E704 for the folder.
         Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
     """
     began = time.monotonic()
@@ -132,7 +101,7 @@ def predict(
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
     where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
-    batch = batch or BATCH[where.kind]
+    wanted, on_gpu = workers or available_cores(), where.is_gpu
     pipeline: Pipeline | RemotePipeline
     if cluster:
         pipeline = RemotePipeline(
@@ -146,10 +115,17 @@ def predict(
             boxes=found,
             listener=recorder,
         )
-        workers = pipeline.workers
+        batch = batch or BATCH[where.kind]
+        bounds = Bounds(pipeline.workers, batch, 0)
     else:
-        workers = workers or available_cores()
-        pipeline = Pipeline(listing, views, on_gpu=where.is_gpu, workers=workers, boxes=found, listener=recorder)
+        memory = memory or available_memory() // 2
+        most = batch or (max(CANDIDATES) if where.kind == "cpu" else BATCH[where.kind])
+        bounds = fit_memory(need_of(read, listing), memory, workers=wanted, batch=most, on_gpu=on_gpu)
+        if bounds.workers < wanted or bounds.batch < (batch or 1):
+            recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
+        pipeline = Pipeline(
+            listing, views, on_gpu=on_gpu, workers=bounds.workers, boxes=found, ahead=bounds.ahead, listener=recorder
+        )
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
@@ -159,21 +135,22 @@ def predict(
                     model, folder, _run_of(model, listing, views, where, boxes), listing, fresh=fresh, listener=recorder
                 )
             )
-        faults = _compute_in_turn(members, pipeline, listing, where, batch, views, recorder)
+        trial = _trial(members, listing, where, bounds, batch)
+        pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
+        faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
-        seconds = {
-            "decode": watch.get("decode", 0.0),
-            "forward": sum(run.seconds for run in runs),
-            "write": watch.get("write", 0.0),
-            "wall": time.monotonic() - began,
-        }
-        done = Predicted(len(listing), tuple(v.name for v in views), str(where), batch, workers, runs, seconds)
+        seconds = {stage: watch.get(stage, 0.0) for stage in ("read", "decode", "resize", "write")}
+        seconds |= {"forward": sum(run.seconds for run in runs), "wall": time.monotonic() - began}
+        seen = tuple(view.name for view in views)
+        done = Predicted(
+            len(listing), seen, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples
+        )
         for member in members:
             if not faults:
                 write_complete(member.folder, member.paths, len(listing))
-            _write_run(member, done, recorder)
+            files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices, member.decisions))
     if faults:
         raise DataError(
             "E326",
@@ -182,6 +159,15 @@ def predict(
             details=tuple(str(fault) for fault in faults.values()),
         )
     return done
+
+
+def _trial(members: Sequence[_Member], listing: Listing, device: Device, bounds: Bounds, batch: int | None) -> Trial:
+    """How large batches are: as asked for, else on a GPU all alike, and on a CPU as it turns out."""
+    if batch is not None or device.kind != "cpu":
+        return Trial(0, usual=bounds.batch, candidates=())
+    rows = sum(len(_part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
+    most = min(bounds.batch, max(1, -(-rows // bounds.workers)))  # of few images, every core has its share
+    return Trial(rows, usual=min(BATCH["cpu"], most), candidates=[size for size in CANDIDATES if size <= most])
 
 
 @dataclass(slots=True)
@@ -301,7 +287,8 @@ def _compute_in_turn(
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
-    batch: int,
+    trial: Trial,
+    pace: Pace,
     views: Sequence[View],
     listener: Listener,
 ) -> dict[int, DataError]:
@@ -313,11 +300,12 @@ def _compute_in_turn(
         if isinstance(pipeline, RemotePipeline):
             sessions = {name: stand_in(model, device) for name, model in models.items()}
         elif device.is_gpu:
-            sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
+            rows = trial.batch
+            sessions = start_resident(models, device=device, rows=rows, views=views, in_turn=True, listener=listener)
         else:
             sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
         together = [member for member in left if member.name in sessions]
-        faults |= _compute(together, sessions, pipeline, listing, batch, listener)
+        faults |= _compute(together, sessions, pipeline, listing, trial, pace, listener)
         for member in together:
             member.decisions = sessions[member.name].decisions
         left = left[len(together) :]
@@ -330,7 +318,8 @@ def _compute(
     sessions: Mapping[str, Session],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
-    batch: int,
+    trial: Trial,
+    pace: Pace,
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
@@ -339,39 +328,46 @@ def _compute(
     def work() -> Iterator[Work]:
         for index in parts:
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
-            rows = _part_rows(listing, index)
-            for start in range(rows.start, rows.stop, batch):
-                yield Work(range(start, min(start + batch, rows.stop)), asked)
+            for rows in trial.cut(_part_rows(listing, index)):
+                yield Work(rows, asked)
+
+    def write(index: int, gathered: Sequence[Answer]) -> None:
+        with pipeline.watch.timing("write", clock=time.perf_counter):
+            for member in members:
+                if index in member.pending:
+                    _write_part(member, index, gathered, listing)
 
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
-    done = len(listing) - sum(len(_part_rows(listing, index)) for index in parts)
+    before = done = len(listing) - sum(len(_part_rows(listing, index)) for index in parts)
     gathered: list[Answer] = []
-    safe = done
     answers = pipeline.run(work())
-    try:
-        listener.progress("predict", done, len(listing))
-        for answer in answers:
-            gathered.append(answer)
-            faults |= answer.faults
-            for row, codes in answer.oddities.items():
-                for code in codes:
-                    oddities.setdefault(code, []).append(listing.ids[row])
-            done += len(answer.asked)
-            index = answer.asked.start // PART_ROWS
-            if answer.asked.stop == _part_rows(listing, index).stop:
-                with pipeline.watch.timing("write", clock=time.perf_counter):
-                    for member in members:
-                        if index in member.pending:
-                            _write_part(member, index, gathered, listing)
-                gathered = []
-                safe = done
+    with Writer() as writer:
+        try:
             listener.progress("predict", done, len(listing))
-    except KeyboardInterrupt as err:
-        number = int(err.args[0]) if err.args else SIGINT
-        raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
-    finally:
-        answers.close()
+            for answer in answers:
+                gathered.append(answer)
+                faults |= answer.faults
+                for row, codes in answer.oddities.items():
+                    for code in codes:
+                        oddities.setdefault(code, []).append(listing.ids[row])
+                if not answer.faults and len(answer.logits) == len(sessions):
+                    trial.learn(len(answer.rows), answer.spent)
+                done += len(answer.asked)
+                index = answer.asked.start // PART_ROWS
+                if answer.asked.stop == _part_rows(listing, index).stop:
+                    with pipeline.watch.waiting("blocked"):
+                        writer.write(functools.partial(write, index, gathered), rows=len(_part_rows(listing, index)))
+                    gathered = []
+                listener.detail(pace.tell())
+                listener.progress("predict", done, len(listing))
+            writer.finish()
+        except KeyboardInterrupt as err:
+            number = int(err.args[0]) if err.args else SIGINT
+            safe = f"{before + writer.settle():,} of {len(listing):,} images are done"
+            raise Interrupted(f"stopped; {safe}", signal_number=number) from err
+        finally:
+            answers.close()
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
     return faults
@@ -402,22 +398,3 @@ def write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]
         return
     rows = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
     files.write_atomic(folder / ERRORS, render_table(("id", "code", "message", "hint"), rows))
-
-
-def _write_run(member: _Member, done: Predicted, recorder: Recorder) -> None:
-    """Keep what really ran beside the predictions."""
-    own = next(run for run in done.members if run.member == member.name)
-    record = {
-        "member": member.name,
-        "model": {"path": str(member.model.path), "sha256": member.model.sha256},
-        "images": done.images,
-        "views": done.views,
-        "device": done.device,
-        "batch": done.batch,
-        "workers": done.workers,
-        "decisions": dict(member.decisions),
-        "computed": own.computed,
-        "seconds": {"own": own.seconds} | dict(done.seconds),
-        "notices": [notice.as_dict() for notice in recorder.notices],
-    }
-    files.write_atomic(member.folder / RUN, json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")

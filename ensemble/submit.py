@@ -52,8 +52,8 @@ class Submitted:
     """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
 
     ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
-    ``decode`` and of each member, summed over threads; ``saved_time`` is the share of all members' time that was not
-    needed, by what each look took in this run, and None where a member had nothing to do in it.
+    ``read``, ``decode``, ``resize`` and of each member, summed over threads; ``saved_time`` is the share of all
+    members' time that was not needed, by what each look took in this run, and None where a member had nothing to do.
     """
 
     path: Path
@@ -303,7 +303,7 @@ def _predict_all(
     listener: Listener,
 ) -> tuple[list[Predictions], dict[str, float]]:
     """The predictions of every member, those with the same views over one decode, and the seconds of each stage."""
-    stages = {"decode": 0.0}
+    stages: dict[str, float] = {}
     together: dict[tuple[str, ...], list[str]] = {}
     for group in plan.recipe.groups.values():
         together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
@@ -329,7 +329,8 @@ def _predict_all(
                 raise
             fault = err
             continue
-        stages["decode"] += done.seconds["decode"]
+        for stage in ("read", "decode", "resize"):
+            stages[stage] = stages.get(stage, 0.0) + done.seconds[stage]
         stages |= {run.member: run.seconds for run in done.members}
     if fault is not None:
         raise fault

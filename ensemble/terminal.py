@@ -38,6 +38,11 @@ class Terminal(Listener):
         if done >= total:
             self.close()
 
+    def detail(self, text: str) -> None:
+        """Show it behind the bar when the bar next moves."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
     def close(self) -> None:
         """Take the bar away, wherever it stands."""
         if self._bar is not None:

@@ -20,7 +20,8 @@ from ensemble import predict as predict_module
 from ensemble.cluster import Cluster, connect
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import Recorder
-from ensemble.predict import Predicted, predict
+from ensemble.predict import predict
+from ensemble.predicted import Predicted
 from ensemble.tta import parse_views
 from tests import toys
 

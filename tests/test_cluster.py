@@ -22,7 +22,8 @@ from ensemble.cluster import Cluster, PartWorker, connect
 from ensemble.devices import CPU, Device
 from ensemble.errors import DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
-from ensemble.predict import Predicted, predict
+from ensemble.predict import predict
+from ensemble.predicted import Predicted
 from ensemble.tta import parse_views
 from tests import toys
 from tests.cluster_run import contents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
+from ensemble.card import ModelCard
 from ensemble.devices import CPU
 from ensemble.errors import (
     DataError,
@@ -27,12 +29,13 @@ from ensemble.errors import (
 )
 from ensemble.events import Listener, Recorder
 from ensemble.files import locked
-from ensemble.images import Photo, read_photo
+from ensemble.images import Photo, decode_photo
 from ensemble.listing import list_images
+from ensemble.memory import need_of
 from ensemble.model_file import read_model
 from ensemble.pipeline import Pipeline, Work
 from ensemble.predict import predict
-from ensemble.predictions import COMPLETE, part_path, read_predictions
+from ensemble.predictions import COMPLETE, Part, part_path, read_predictions, write_part
 from ensemble.resident import start_resident
 from ensemble.session import Session, open_session, start_session
 from ensemble.tta import parse_views
@@ -93,6 +96,93 @@ def test_batch_size_and_workers_do_not_change_a_byte(
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
+def test_convolutions_give_the_same_bytes_however_they_are_run(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear model, a ResNet's layers and an EfficientNet's: batches of 1, 3 and 16, one, two and three workers, all
+    members together or each alone leave the same files.
+    """
+    monkeypatch.setattr(predict_module, "PART_ROWS", 20)
+    cards = {kind: toys.card(kind, size=(20, 24)) for kind in ("resnet", "efficientnet")}
+    models = [
+        toys.write_model(tmp_path / "models", card, proto=toys.convolutional_proto(card, kind=kind))
+        for kind, card in cards.items()
+    ]
+    models.append(toys.write_model(tmp_path / "models", toys.card("linear")))
+    predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
+    usual = contents(tmp_path / "usual")
+    for batch, workers in itertools.product((1, 3, 16), (1, 2, 3)):
+        options: dict[str, Any] = {"views": TTA, "device": "cpu", "batch": batch, "workers": workers, "fresh": True}
+        predict(models, images, tmp_path / "all", **options)
+        assert contents(tmp_path / "all") == usual
+        if (batch, workers) in {(1, 3), (3, 2), (16, 1)}:
+            for model in models:
+                predict([model], images, tmp_path / "alone", **options)
+            assert contents(tmp_path / "alone") == usual
+
+
+def test_the_batch_is_found_by_a_trial_that_changes_no_byte(
+    tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is long enough tries each candidate, says what it found, keeps it, and leaves the usual files."""
+    predict(models, images, tmp_path / "usual", views=TTA, device="cpu", batch=5)
+    monkeypatch.setattr(predict_module, "CANDIDATES", (1,))
+    assert not predict(models, images, tmp_path / "one", views=TTA, device="cpu", workers=2).trial
+    monkeypatch.setattr(predict_module, "CANDIDATES", (1, 2))
+    monkeypatch.setattr("ensemble.trial._PAYS", 1)
+    done = predict(models, images, tmp_path / "tried", views=TTA, device="cpu", workers=2)
+    assert [sample.batch for sample in done.trial] == [1, 2]
+    assert done.batch == min(done.trial, key=lambda sample: sample.seconds).batch
+    assert "milliseconds of a core an image, by batch: 1: " in done.render()
+    record = json.loads((tmp_path / "tried" / "a" / "_run.json").read_text())
+    assert [sample["batch"] for sample in record["trial"]] == [1, 2]
+    assert contents(tmp_path / "usual") == contents(tmp_path / "tried")
+
+
+def test_few_images_are_shared_by_all_cores(tmp_path: Path, images: Path, models: list[Path]) -> None:
+    """Of 23 images, each of four workers has a batch of six rather than one of them sixteen."""
+    done = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", workers=4)
+    assert (done.batch, done.workers) == (6, 4)
+
+
+def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: Path, models: list[Path]) -> None:
+    """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6."""
+    predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
+    need = need_of([read_model(path) for path in models], list_images(images))
+    image = need.photo + need.pixels + need.layers
+    recorder = Recorder()
+    options: dict[str, Any] = {"views": TTA, "device": "cpu", "workers": 8, "batch": 16, "listener": recorder}
+    done = predict(models, images, tmp_path / "out", memory=need.fixed + 2 * image, **options)
+    assert (done.workers, done.batch) == (2, 1)
+    assert [notice.code for notice in recorder.notices] == ["W603"]
+    assert contents(tmp_path / "usual") == contents(tmp_path / "out")
+    with pytest.raises(DeviceError, match=r"E603.*one image needs 1 MB beside 201 MB") as caught:
+        predict(models, images, tmp_path / "none", memory=need.fixed, **options)
+    assert caught.value.exit_status == 6
+
+
+def test_a_part_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's error is the run's; the part before it is kept, none after it is begun, and the run can go on."""
+    written: list[str] = []
+
+    def fail(path: Path, part: Part, card: ModelCard) -> None:
+        written.append(path.name)
+        if path.name == "part-00001.parquet":
+            raise FileError("E701", "the disk is full")
+        write_part(path, part, card)
+
+    monkeypatch.setattr(predict_module, "write_part", fail)
+    with pytest.raises(FileError, match="E701"):
+        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=2)
+    assert written == ["part-00000.parquet", "part-00001.parquet"]
+    monkeypatch.undo()
+    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    assert again.members[0].computed == 15
+
+
 def test_members_do_not_change_one_another(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """A member predicted alone leaves the files that it leaves beside others."""
     predict(models, images, tmp_path / "all", views=TTA, device="cpu")
@@ -107,11 +197,11 @@ def test_every_image_is_decoded_once_for_all_members_and_views(
     """Three members and two views read each file exactly once."""
     read: list[str] = []
 
-    def count(path: Path) -> Photo:
+    def count(data: bytes, path: Path) -> Photo:
         read.append(path.name)
-        return read_photo(path)
+        return decode_photo(data, path)
 
-    monkeypatch.setattr(pipeline_module, "read_photo", count)
+    monkeypatch.setattr(pipeline_module, "decode_photo", count)
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert sorted(read) == NAMES
 

@@ -105,7 +105,7 @@ def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list
     assert done.path.read_bytes() == expected
     assert list(read_predictions(tmp_path / "work/preds/b").logits) == ["hflip"]
     assert done.passes == done.whole == 21 * 5
-    assert set(done.stages) == {"decode", "a0", "a1", "b"}
+    assert set(done.stages) == {"read", "decode", "resize", "a0", "a1", "b"}
     record = json.loads((tmp_path / "work/_run.json").read_text())
     assert record["passes"] == 105
     assert set(record["models"]) == {"a0", "a1", "b"}

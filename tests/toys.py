@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,11 +63,56 @@ def model_proto(card: ModelCard = CARD, *, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def write_model(folder: Path, card: ModelCard = CARD, *, seed: int = 0) -> Path:
-    """Write the toy model as ``<member>.onnx``."""
+def convolutional_proto(card: ModelCard = CARD, *, kind: str = "resnet", seed: int = 0) -> onnx.ModelProto:
+    """As `model_proto`, with the layers of a ResNet (a residual block), or of an EfficientNet (SiLU, a depthwise layer,
+    squeeze and excite).
+    """
+    generator = np.random.default_rng(seed)
+    weights: dict[str, NDArray[np.float32]] = {}
+    nodes: list[onnx.NodeProto] = []
+
+    def draw(*shape: int) -> str:
+        weights[name := f"w{len(weights)}"] = generator.normal(0, 0.3, shape).astype(np.float32)
+        return name
+
+    def add(op: str, *inputs: str, **options: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [name := f"t{len(nodes)}"], **options))
+        return name
+
+    def conv(x: str, out: int, into: int, size: int, groups: int = 1) -> str:
+        return add("Conv", x, draw(out, into // groups, size, size), draw(out), pads=[size // 2] * 4, group=groups)
+
+    x = add("Transpose", add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    x = conv(add("Mul", x, draw(1)), 24, 3, 3)
+    if kind == "resnet":
+        x = add("Relu", x)
+        x = add("Relu", add("Add", x, conv(add("Relu", conv(x, 24, 24, 3)), 24, 24, 3)))
+    else:
+        x = conv(add("Mul", x, add("Sigmoid", x)), 24, 24, 5, groups=24)
+        x = add("Mul", x, add("Sigmoid", x))
+        squeezed = add("Relu", conv(add("GlobalAveragePool", x), 6, 24, 1))
+        x = conv(add("Mul", x, add("Sigmoid", conv(squeezed, 24, 6, 1))), 24, 24, 1)
+    pooled = add("Flatten", add("GlobalAveragePool", x))
+    classes = len(card.labels)
+    nodes.append(helper.make_node("Gemm", [pooled, draw(classes, 24), draw(classes)], ["logits"], transB=1))
+    height, width = card.preprocess.size
+    graph = helper.make_graph(
+        nodes,
+        kind,
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", height, width, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    return model
+
+
+def write_model(folder: Path, card: ModelCard = CARD, *, seed: int = 0, proto: onnx.ModelProto | None = None) -> Path:
+    """Write the toy model, or another one with this card, as ``<member>.onnx``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{card.member}.onnx"
-    path.write_bytes(model_proto(card, seed=seed).SerializeToString())
+    path.write_bytes((proto or model_proto(card, seed=seed)).SerializeToString())
     return path
 
 

@@ -28,9 +28,13 @@ from ensemble.terminal import TERMINAL, show
     "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
 )
 @click.option(
-    "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
+    "-b",
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="Images at once.  [default: what a trial finds on the CPU, 128 on a GPU]",
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
 @click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it runs."
 )
@@ -48,6 +52,7 @@ def predict(
     folder: Path,
     batch: int | None,
     workers: int | None,
+    memory: str | None,
     engine: str,
     address: str | None,
     fresh: bool,
@@ -61,6 +66,7 @@ def predict(
     from ensemble.boxes import read_boxes
     from ensemble.errors import OptionError
     from ensemble.listing import read_ids
+    from ensemble.memory import parse_memory
     from ensemble.model_file import find_models
     from ensemble.predict import predict as run_predict
     from ensemble.tta import parse_views
@@ -68,6 +74,8 @@ def predict(
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
     if address is not None and engine != "ray":
         raise OptionError("E204", "--address is for --engine ray")
+    if memory is not None and engine == "ray":
+        raise OptionError("E204", "--memory is for --engine local")
     found = find_models(models)
     run = partial(
         run_predict,
@@ -80,6 +88,7 @@ def predict(
         device=device,
         batch=batch,
         workers=workers,
+        memory=None if memory is None else parse_memory(memory),
         fresh=fresh,
         listener=TERMINAL,
     )

@@ -1,0 +1,170 @@
+"""Memory: what this machine has, what an image needs on its way, and how much may be under way at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import shape_inference
+
+from ensemble.errors import DeviceError, OptionError
+from ensemble.images import count_pixels, plain_preprocess
+from ensemble.listing import Listing
+from ensemble.model_file import ModelFile
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_PROGRAM = 200 * 2**20  # Python, onnxruntime and the list of images
+_MODEL = 4  # times its file: the file, its weights, and those weights packed for the processor
+_ARENA = 2.25  # onnxruntime keeps the blocks of a first, unplanned run beside the planned one; measured 1.7 to 2.2
+_PIXEL = 8  # bytes: Pillow's own four, and as much again while it decodes, turns or converts
+_LOOKED_AT = 16  # of the largest files
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes: ``fixed`` whatever is done, ``photo`` in each worker, ``pixels`` and ``layers`` an image of a batch.
+
+    ``pixels`` are all prepared sizes and one view of the largest; ``layers`` what the models hold while they compute.
+    """
+
+    fixed: int
+    photo: int
+    pixels: int
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may be under way: ``ahead`` batches of ``batch`` images, made by ``workers``."""
+
+    workers: int
+    batch: int
+    ahead: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers and batches of {self.batch}"
+
+
+def parse_memory(text: str) -> int:
+    """Bytes from ``4G`` or ``512M`` (of 1024).
+
+    Raises:
+        OptionError: E204 when the text has another form or is not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise OptionError("E204", f"--memory takes an amount such as 4G or 512M, got {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can still be had: what the system has left, or less where a control group limits this process."""
+    try:
+        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # not Linux
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, min([free, *_left_in_groups(root)]))
+
+
+def _left_in_groups(root: Path) -> list[int]:
+    """Bytes left in this process's control group and those above it, of either version."""
+    groups = [(root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
+    try:
+        found = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    own = Path(found[1] if found else "")
+    groups += [(root / "sys/fs/cgroup" / folder, "memory.max", "memory.current") for folder in (own, *own.parents)]
+    left = []
+    for folder, limit, used in groups:
+        try:
+            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        left.append(most - now + int(held.get("inactive_file", 0)))  # the file cache gives way
+    return left
+
+
+def need_of(models: Sequence[ModelFile], listing: Listing) -> Need:
+    """What these models need for the images listed, the largest files of which are looked at for their size."""
+    sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
+    largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
+    photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
+    return Need(
+        fixed=_PROGRAM + _MODEL * sum(len(model.data) for model in models),
+        photo=photo,
+        pixels=sum(sizes) + max(sizes),
+        # every session has an arena of its own, and does not give it back
+        layers=int(_ARENA * sum(layers_of(model.data) for model in models)),
+    )
+
+
+def layers_of(data: bytes) -> int:
+    """The most bytes that the layers of a network hold at one time, for each image of a batch.
+
+    Counted in the order of the nodes: a tensor is held from the node that makes it to the last one that reads it.
+    """
+    model = onnx.ModelProto.FromString(data)
+    for weights in model.graph.initializer:
+        if len(weights.raw_data) > 4096:  # only small ones are shapes
+            weights.ClearField("raw_data")
+    graph = shape_inference.infer_shapes(model).graph
+    size = {value.name: _bytes_an_image(value) for value in (*graph.value_info, *graph.input, *graph.output)}
+    last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    held = most = sum(size[value.name] for value in graph.input)
+    for i, node in enumerate(graph.node):
+        read = set(node.input)
+        for name in node.output:
+            # where inference gives up, a layer is taken to be as large as what it reads
+            size.setdefault(name, max((size.get(before, 0) for before in read), default=0))
+            held += size[name]
+        most = max(most, held)
+        held -= sum(size.get(name, 0) for name in read if last[name] == i)
+    return most
+
+
+def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
+    """0 for what does not grow with the batch."""
+    kind = value.type.tensor_type
+    size = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize if kind.elem_type else 4
+    grows = False
+    for side in kind.shape.dim:
+        grows |= not side.HasField("dim_value")
+        size *= side.dim_value if side.HasField("dim_value") else 1
+    return size if grows else 0
+
+
+def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool) -> Bounds:
+    """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
+
+    On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
+    the one that is on the device.
+
+    Raises:
+        DeviceError: E603 when one image in one worker is too much.
+    """
+    left = memory - need.fixed
+    image = need.pixels if on_gpu else need.pixels + need.layers
+    least = need.photo + image * (3 if on_gpu else 1)
+    if left < least:
+        wanted = f"one image needs {_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
+        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {wanted}")
+    if not on_gpu:
+        workers = min(workers, left // least)
+        return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
+    # the device waits for batches, not for pictures: rather fewer workers than a smaller batch
+    while workers > 1 and workers * need.photo + (workers + 3) * batch * image > left:
+        workers -= 1
+    while batch > 1 and workers * need.photo + 3 * batch * image > left:
+        batch //= 2
+    return Bounds(workers, batch, min(workers + 2, (left - workers * need.photo) // (batch * image) - 1))
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(1, round(size / 2**20)):,} MB"

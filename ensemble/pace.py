@@ -1,0 +1,64 @@
+"""How fast a run is at each stage, and what it is waiting for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+from ensemble.pipeline import Stopwatch
+
+_WINDOW = 5.0  # seconds
+
+
+class Pace:
+    """Reads a run's stopwatch now and then; ``members`` are the stages that are models."""
+
+    def __init__(
+        self,
+        watch: Stopwatch,
+        members: Collection[str],
+        *,
+        workers: int,
+        on_gpu: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._watch = watch
+        self._members = members
+        self._workers = workers
+        self._on_gpu = on_gpu
+        self._clock = clock
+        self._since = clock()
+        self._before: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def tell(self) -> str:
+        """Images a second of each stage if all workers did nothing else, and what the last seconds went into."""
+        seconds, images = self._watch.seconds, self._watch.rows.get("decode", 0)
+        if not images:
+            return ""
+        decode = seconds.get("decode", 0.0) + seconds.get("resize", 0.0)
+        forward = sum(seconds.get(name, 0.0) for name in self._members)
+        parts = [f"decode {self._workers * images / decode:,.0f}/s"] if decode > 0 else []
+        if forward > 0:
+            parts.append(f"forward {(1 if self._on_gpu else self._workers) * images / forward:,.0f}/s")
+        return ", ".join([*parts, f"waiting for {self.waiting_for()}"])
+
+    def waiting_for(self) -> str:
+        """``disk``, ``decode`` or ``device``: whichever took most of the last seconds.
+
+        On the CPU that is where the workers are; on a GPU it is the device unless the thread that feeds it has waited
+        for longer, and then whatever the workers were doing meanwhile.
+        """
+        now, elapsed = self._clock(), dict(self._watch.elapsed)
+        if now - self._since >= _WINDOW:
+            self._before, self._last, self._since = self._last, elapsed, now
+
+        def spent(*stages: str) -> float:
+            return sum(elapsed.get(stage, 0.0) - self._before.get(stage, 0.0) for stage in stages)
+
+        where = {"disk": spent("read", "blocked"), "decode": spent("decode", "resize"), "device": spent(*self._members)}
+        if self._on_gpu:
+            if where["device"] >= spent("idle"):
+                return "device"
+            del where["device"]
+        return max(where, key=lambda name: where[name])

@@ -1,0 +1,79 @@
+"""What a finished run of `ensemble.predict` tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.columns import render_columns
+from ensemble.events import Notice
+from ensemble.model_file import ModelFile
+from ensemble.trial import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRun:
+    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already."""
+
+    member: str
+    folder: Path
+    computed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``write``, ``forward`` and of it all, ``wall``.
+
+    ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
+    """
+
+    images: int
+    views: tuple[str, ...]
+    device: str
+    batch: int
+    workers: int
+    members: tuple[MemberRun, ...]
+    seconds: Mapping[str, float]
+    memory: int | None
+    trial: tuple[Sample, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self) | {"members": [asdict(run) | {"folder": str(run.folder)} for run in self.members]}
+
+    def render(self) -> str:
+        """The members with their seconds, the seconds of each stage, and the folders, for people."""
+        rows = [(run.member, run.computed, f"{run.seconds:.1f}", str(run.folder)) for run in self.members]
+        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
+        tried = ", ".join(f"{sample.batch}: {1000 * sample.seconds:.1f}" for sample in self.trial)
+        return (
+            f"{self.images:,} images, views {', '.join(self.views)}, on {self.device} "
+            f"with {self.workers} workers and batches of {self.batch}\n"
+            + (f"milliseconds of a core an image, by batch: {tried}\n" if tried else "")
+            + f"{render_columns(('member', 'computed', 'seconds', 'folder'), rows)}"
+            f"seconds: {stages}"
+        )
+
+    def record(self, model: ModelFile, notices: Sequence[Notice], decisions: Mapping[str, str]) -> bytes:
+        """What really ran, as JSON to be kept beside the predictions of one member."""
+        own = next(run for run in self.members if run.member == model.card.member)
+        record = {
+            "member": own.member,
+            "model": {"path": str(model.path), "sha256": model.sha256},
+            "images": self.images,
+            "views": self.views,
+            "device": self.device,
+            "batch": self.batch,
+            "workers": self.workers,
+            "memory": self.memory,
+            "trial": [asdict(sample) for sample in self.trial],
+            "decisions": dict(decisions),
+            "computed": own.computed,
+            "seconds": {"own": own.seconds} | dict(self.seconds),
+            "notices": [notice.as_dict() for notice in notices],
+        }
+        return json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
