@@ -190,6 +190,11 @@ CODES: dict[str, Code] = {
     "E430": Code(
         "A checkpoint does not hold the weights that were asked for.", "leave --weights out, or ask for what it holds"
     ),
+    "E436": Code(
+        "A model of lower precision answers too differently from float32 on real images; no model was written.",
+        "calibrate on more and more typical images, or export with --precision fp32; fp16 loses less than int8",
+    ),
+    "I437": Code("Layers of an int8 model stay in float32.", "nothing to do: on integers they change too many answers"),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("A training starts from the weights of a file.", "nothing to do"),
     "E442": Code(
