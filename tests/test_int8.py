@@ -80,7 +80,9 @@ def known_graph(monkeypatch: pytest.MonkeyPatch, graph: onnx.ModelProto) -> None
     """Spares a test the seconds of torch's exporter."""
 
     def copy(*_: Any) -> onnx.ModelProto:
-        return onnx.ModelProto.FromString(graph.SerializeToString())
+        found = onnx.ModelProto()
+        found.CopyFrom(graph)
+        return found
 
     monkeypatch.setattr(module, "_to_onnx", copy)
 
@@ -145,13 +147,6 @@ def test_a_gate_that_does_not_pass_leaves_no_file(
     tmp_path: Path, photographs: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that all differ end in E436, exit 4, with the layers that hurt and without a file."""
-    original = module.to_int8
-
-    def wrong(proto: onnx.ModelProto, *arguments: Any, **options: Any) -> Any:
-        options["gate"] = options["gate"][:8]
-        return original(proto, *arguments, **options)
-
-    monkeypatch.setattr(module, "to_int8", wrong)
     monkeypatch.setattr("exporters.int8.judge", lambda *_: Verdict("int8", 8, 8))
     with pytest.raises(ModelError, match="another class on 8 of 8 images") as caught:
         export(CHECKPOINT, tmp_path, options=OPTIONS, photographs=photographs)
@@ -178,7 +173,7 @@ class Planted(torch.nn.Module):
             second.weight[:, 0] /= factor  # type: ignore[operator,index]
             # so that the gate's images are of all classes
             image = torch.from_numpy(draw_batch(60, 24)).permute(0, 3, 1, 2) / 255
-            self.head.bias -= self(image).mean(0)
+            self.head.bias.sub_(self(image).mean(0))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, 4)``."""
@@ -228,13 +223,13 @@ def squeeze(factor: float, heard: Recorder) -> Any:
     )
 
 
-def test_a_planted_sensitive_layer_stays_in_float() -> None:
-    """The layers on either side of an outlying channel, and not more than they, return to float; else none does."""
+def test_a_planted_sensitive_layer_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers on either side of an outlying channel, and no others, return to float; without it none does."""
+    lenient(monkeypatch, 0.8)
     heard = Recorder()
     assert squeeze(1, Recorder()).in_float == ()
     found = squeeze(3000, heard)
-    assert 0 < len(found.in_float) <= 2
-    assert set(found.in_float) <= {"convs.1", "convs.2"}
+    assert set(found.in_float) == {"convs.1", "convs.2"}
     assert [notice.code for notice in heard.notices] == ["I437"]
     assert found.verdict.faults == ()
     kept = {tensor.name for tensor in found.proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
