@@ -17,7 +17,7 @@ METADATA_KEY = "ens.card"
 
 Resize = Literal["squash", "center", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
 

@@ -207,6 +207,11 @@ CODES: dict[str, Code] = {
         "A model's classes are not weighted sums of its averaged features, so it has no class-activation maps.",
         "explain a model that ends in global average pooling and one linear layer, such as a ResNet or an EfficientNet",
     ),
+    "E436": Code(
+        "A model of lower precision answers too differently from float32 on real images; no model was written.",
+        "calibrate on more and more typical images, or export with --precision fp32; fp16 loses less than int8",
+    ),
+    "I437": Code("Layers of an int8 model stay in float32.", "nothing to do: on integers they change too many answers"),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("A training starts from the weights of a file.", "nothing to do"),
     "E442": Code(

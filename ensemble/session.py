@@ -115,8 +115,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
     if device.kind == "openvino":
         who = f"{model.card.member} on {device}"
-        quantised = b"QuantizeLinear" in model.data
-        precision = "int8" if quantised else "bf16" if device.bf16 else model.card.precision
+        precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision
         reference = start_session(model, threads=threads)
         parity = require_parity(session.run, reference.run, (height, width), who=who, precision=precision)
         tell_parity(parity, who=who, listener=listener)

@@ -21,16 +21,19 @@ from ensemble.boxes import Box
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.crop import prepare_image
 from ensemble.errors import ModelError, OptionError
+from ensemble.evaluate import read_truth
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
 from ensemble.images import Pixels, read_photo
 from ensemble.model_file import INPUT, LOGITS
 from exporters.describe import DEFAULTS, ExportOptions, describe
+from exporters.gate import Photographs, Verdict, answer, classes_of, judge, load_images, split_images
+from exporters.int8 import CALIBRATION, to_int8
 from exporters.pictures import render_pictures
-from exporters.precision import to_half
-from exporters.verify import FEATURES, Checks, verify
+from exporters.precision import to_half, with_rounding
+from exporters.verify import FEATURES, Checks, Runtime, run_torch, verify
 
-__all__ = ["DEFAULTS", "ExportOptions", "Exported", "export"]
+__all__ = ["DEFAULTS", "ExportOptions", "Exported", "Photographs", "export"]
 
 OPSET = 20
 MOST_PICTURES = 64
@@ -38,19 +41,23 @@ MOST_PICTURES = 64
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A model that was written: where, its card, what the verification measured, and the seconds it all took."""
+    """A model that was written: where, its card, what the verification measured, and the seconds it all took.
+
+    ``verdict`` is that of the gate on real images; None without one.
+    """
 
     path: Path
     card: ModelCard
     checks: Checks
     seconds: float
+    verdict: Verdict | None = None
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready values."""
         return {
             "path": str(self.path),
             "card": json.loads(self.card.to_json()),
-            "checks": self.checks.as_dict(),
+            "checks": self.card.checks,
             "seconds": self.seconds,
         }
 
@@ -62,6 +69,8 @@ def export(
     options: ExportOptions = DEFAULTS,
     check_images: Sequence[Path] = (),
     boxes: Sequence[Box | None] | None = None,
+    photographs: Photographs | None = None,
+    truth: Path | None = None,
     taken: Collection[str] = (),
     listener: Listener = SILENT,
 ) -> Exported:
@@ -72,11 +81,14 @@ def export(
     image i, for a model with a face crop (the rendered pictures take its fallback). ``taken`` are the members' names
     that may not be used again.
 
+    int8 needs ``photographs``: some calibrate, others judge (see `exporters.gate`), also by macro F1 where ``truth``,
+    a CSV, has their classes. fp16 is judged by those that ``truth`` names, where it is given.
+
     Raises:
         OptionError: E204 when an option does not fit the network, E206 when the faces in the check images are needed.
         ModelError: E411 when labels and outputs differ in number, E414 when the verification fails, E426 when torch
-            cannot export the architecture, E428 when the member's name is taken.
-        DataError: when a check image cannot be read.
+            cannot export the architecture, E428 when the member's name is taken, E436 when the gate does not pass.
+        DataError: when an image or the truth cannot be read, or they do not belong together.
         FileError: E701 or E702 when the file cannot be written.
     """
     started = time.perf_counter()
@@ -85,16 +97,27 @@ def export(
     card = describe(checkpoint, model, options)
     if card.member in taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
-    if check_images and boxes is None and card.preprocess.face is not None:
-        raise OptionError("E206", f"{card.member} was trained on face crops: the check images need face boxes")
+    _require_photographs(card, photographs, truth)
+    without = (check_images and boxes is None) or (photographs is not None and photographs.boxes is None)
+    if without and card.preprocess.face is not None:
+        raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
     pixels = _check_pixels(check_images, boxes, card.preprocess)
     _require_fit(model, card, features=options.features)
     proto = _to_onnx(Exportable(model, card, features=options.features), card)
-    checks = verify(model, _serialise(proto), pixels, card=card, listener=listener)
-    card = replace(card, checks=checks.as_dict())
+    # integers are held against this float32 graph, which must be right first
+    plain = replace(card, precision="fp32") if card.precision == "int8" else card
+    checks = verify(model, _serialise(proto), pixels, card=plain, listener=listener)
+    kept, verdict = checks.as_dict(), None
+    if card.precision == "int8":
+        assert photographs is not None, "see _require_photographs"
+        proto, kept, verdict = _quantise(proto, card, checks, photographs, truth, listener)
+    elif truth is not None and photographs is not None:
+        verdict = _judge_half(model, _serialise(proto), card, photographs, truth, listener)
+        kept |= {"gate": verdict.as_dict()}
+    card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     path = write_atomic(folder / f"{card.member}.onnx", _serialise(proto))
-    return Exported(path, card, checks, time.perf_counter() - started)
+    return Exported(path, card, checks, time.perf_counter() - started, verdict)
 
 
 class Exportable(torch.nn.Module):
@@ -127,6 +150,58 @@ class Exportable(torch.nn.Module):
             return (self.model(planes).to(torch.float32),)
         features = self.model.forward_features(planes)
         return self.model.forward_head(features).to(torch.float32), features.to(torch.float32)
+
+
+def _require_photographs(card: ModelCard, photographs: Photographs | None, truth: Path | None) -> None:
+    if card.precision == "int8" and photographs is None:
+        raise OptionError("E204", "int8 is calibrated on real images", hint="name a folder of them with --calibrate")
+    if card.precision == "fp32" and (photographs is not None or truth is not None):
+        raise OptionError("E204", "float32 is the reference: nothing is calibrated or judged by a truth")
+    if truth is not None and photographs is None:
+        raise OptionError("E204", "a truth is that of images", hint="name their folder with --check-images")
+
+
+def _quantise(
+    proto: onnx.ModelProto,
+    card: ModelCard,
+    checks: Checks,
+    photographs: Photographs,
+    truth: Path | None,
+    listener: Listener,
+) -> tuple[onnx.ModelProto, dict[str, Any], Verdict]:
+    """The graph on integers, what the card keeps of it, and how it was judged."""
+    known = None if truth is None else read_truth(truth, card.labels, listener=listener)
+    split = split_images(photographs.ids, known, calibration=CALIBRATION)
+    found = to_int8(
+        proto,
+        card,
+        calibration=load_images(photographs, split.calibration, card.preprocess, listener=listener),
+        gate=load_images(photographs, split.gate, card.preprocess, listener=listener),
+        truth=None if known is None else classes_of(photographs.ids, split.gate, known),
+        listener=listener,
+    )
+    return found.proto, {"fp32": checks.as_dict()} | found.as_dict(), found.verdict
+
+
+def _judge_half(
+    model: torch.nn.Module,
+    exported: bytes,
+    card: ModelCard,
+    photographs: Photographs,
+    truth: Path,
+    listener: Listener,
+) -> Verdict:
+    """float16, with the rounding of a device that computes in it, against torch on images with a truth."""
+    known = read_truth(truth, card.labels, listener=listener)
+    split = split_images(photographs.ids, known, calibration=0)
+    pixels = load_images(photographs, split.gate, card.preprocess, listener=listener)
+    reference = answer(lambda batch: run_torch(model, card, False, batch)[LOGITS], pixels, listener=listener)
+    runtime = Runtime(with_rounding(exported), card)
+    found = answer(lambda batch: runtime.run(batch)[LOGITS], pixels, listener=listener)
+    verdict = judge("fp16", reference, found, classes_of(photographs.ids, split.gate, known))
+    if verdict.faults:
+        raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
+    return verdict
 
 
 def _check_pixels(paths: Sequence[Path], boxes: Sequence[Box | None] | None, preprocess: Preprocess) -> Pixels:

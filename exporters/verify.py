@@ -99,12 +99,12 @@ def verify(
     Raises:
         ModelError: E414 when the file breaks ONNX's rules or the answers differ by more than the limits.
     """
-    sessions = [_Session(exported, card)]
+    sessions = [Runtime(exported, card)]
     if card.precision == "fp16":
-        sessions.append(_Session(with_rounding(exported), card))
+        sessions.append(Runtime(with_rounding(exported), card))
     features = FEATURES in sessions[0].outputs
     runs: list[Callable[[Pixels], Outputs]] = [session.run for session in sessions]
-    runs.insert(0, partial(_run_torch, model, card, features))
+    runs.insert(0, partial(run_torch, model, card, features))
     rows = pixels[np.arange(max(len(pixels), sum(BATCHES))) % len(pixels)]
     parts: list[list[Outputs]] = [[] for _ in runs]
     for start, stop in _batches(len(rows)):
@@ -139,7 +139,13 @@ def relative_error(reference: Floats, found: Floats) -> float:
     return float((np.abs(a - b).max(axis=1) / scale).max())
 
 
-class _Session:
+class Runtime:
+    """An exported model in ONNX Runtime on the CPU, checked against ONNX's rules first.
+
+    Raises:
+        ModelError: E414 when it breaks them, or fails on a batch.
+    """
+
     def __init__(self, exported: bytes, card: ModelCard) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -152,6 +158,7 @@ class _Session:
         self.outputs = [output.name for output in self._runtime.get_outputs()]
 
     def run(self, batch: Pixels) -> Outputs:
+        """All outputs for ``(B, H, W, 3)`` uint8, by name."""
         try:
             return dict(zip(self.outputs, self._runtime.run(self.outputs, {INPUT: batch}), strict=True))
         except Exception as err:
@@ -168,7 +175,8 @@ def _batches(count: int) -> Iterator[tuple[int, int]]:
         start += size
 
 
-def _run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
+def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
+    """The outputs of the network itself, normalised by code of its own."""
     mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (card.mean, card.std))
     network: Any = model
     with torch.inference_mode():

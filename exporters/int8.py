@@ -1,0 +1,150 @@
+"""A float32 model in 8 bits, as far as its answers allow it: what hurts most stays in float until the gate passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ensemble.card import ModelCard
+from ensemble.errors import ModelError
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images import Pixels
+from ensemble.model_file import LOGITS
+from exporters.gate import Classes, Floats, Verdict, answer, judge
+from exporters.quantise import Layer, Range, find_layers, find_tensors, prepare, quantise
+from exporters.ranges import measure_extremes
+from exporters.verify import Runtime
+
+CALIBRATION = 128
+# the share of images whose values lie inside a range; what is better is measured
+SHARES = (1.0, 0.98)
+MOST_IN_FLOAT = 0.5
+_PROBES = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """A model that passed: ``in_float`` are the layers that stayed in float32, the one that hurts most first."""
+
+    proto: onnx.ModelProto
+    verdict: Verdict
+    layers: int
+    in_float: tuple[str, ...]
+    calibration: int
+    share: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the card keeps."""
+        return {
+            "gate": self.verdict.as_dict(),
+            "calibration_images": self.calibration,
+            "range_share": self.share,
+            "layers": self.layers,
+            "layers_in_float": list(self.in_float),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """The error of the logits when a layer is the only one on integers, as a share of their standard deviation."""
+
+    layer: Layer
+    error: float
+
+
+def to_int8(
+    proto: onnx.ModelProto,
+    card: ModelCard,
+    *,
+    calibration: Pixels,
+    gate: Pixels,
+    truth: Classes | None,
+    listener: Listener = SILENT,
+) -> Quantised:
+    """Quantise a verified float32 model with ``calibration`` images, judged on the others ``(N, H, W, 3)``.
+
+    If the whole network on integers fails, layers return to float32, those that harm most first, up to half of them.
+
+    Raises:
+        ModelError: E436 when it fails even then, or when there is nothing to quantise.
+    """
+    model = prepare(proto)
+    layers = find_layers(model.graph)
+    if not layers:
+        raise ModelError("E436", f"{card.member} (int8): {card.arch} has no convolution or matrix product to quantise")
+    reference = Runtime(_serialise(model), card)
+    extremes = measure_extremes(model, find_tensors(model.graph, layers), calibration, listener=listener)
+    few = calibration[:_PROBES]
+    expected = _run(reference, few)
+    candidates = {share: extremes.ranges(share) for share in SHARES}
+    # with all values inside first: of equals it stays
+    share = min(SHARES, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
+    ranges = candidates[share]
+    answers = answer(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
+    harms: tuple[Harm, ...] = ()
+    for count in _steps(int(MOST_IN_FLOAT * len(layers))):
+        if count and not harms:
+            harms = _rank(model, card, ranges, layers, few, expected, listener)
+        in_float = tuple(harm.layer.name for harm in harms[:count])
+        found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
+        runtime = Runtime(_serialise(found), card)
+        logits = answer(lambda batch, run=runtime.run: run(batch)[LOGITS], gate, listener=listener)  # type: ignore[misc]
+        verdict = judge("int8", answers, logits, truth)
+        if not verdict.faults:
+            if in_float:
+                text = f"{card.member}: {count} of {len(layers)} layers stay in float: {', '.join(in_float)}"
+                listener.notice(Notice("I437", text))
+            return Quantised(found, verdict, len(layers), in_float, len(calibration), share)
+    raise ModelError(
+        "E436",
+        f"{card.member} (int8): {'; '.join(verdict.faults)}, with {count} of {len(layers)} layers in float",
+        details=tuple(
+            f"{harm.layer.name}: alone on integers, it moves the logits by {harm.error:.1%}" for harm in harms
+        ),
+    )
+
+
+def _steps(most: int) -> Iterator[int]:
+    """How many layers are in float: 0, 1, 2, 3, 4, 6, 9, 13... and ``most`` at last."""
+    count = 0
+    while count < most:
+        yield count
+        count += max(1, count // 2)
+    yield most
+
+
+def _rank(
+    model: onnx.ModelProto,
+    card: ModelCard,
+    ranges: Mapping[str, Range],
+    layers: Sequence[Layer],
+    pixels: Pixels,
+    expected: Floats,
+    listener: Listener,
+) -> tuple[Harm, ...]:
+    """All layers, the one that harms most first."""
+    harms = []
+    for number, layer in enumerate(layers):
+        harms.append(Harm(layer, _error(quantise(model, ranges, [layer]), card, pixels, expected)))
+        listener.progress("rank layers", number + 1, len(layers))
+    return tuple(sorted(harms, key=lambda harm: harm.error, reverse=True))
+
+
+def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Floats) -> float:
+    """The root mean square error of the logits by their standard deviation; infinite where one is not finite."""
+    found = _run(Runtime(_serialise(model), card), pixels).astype(np.float64)
+    error = float(np.sqrt(np.mean((found - expected) ** 2)) / (np.std(expected) + np.finfo(np.float32).tiny))
+    return error if np.isfinite(error) else float("inf")
+
+
+def _run(runtime: Runtime, pixels: Pixels) -> Floats:
+    return runtime.run(pixels)[LOGITS]
+
+
+def _serialise(proto: onnx.ModelProto) -> bytes:
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data

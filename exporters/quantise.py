@@ -1,0 +1,232 @@
+"""int8: a float32 graph in which layers compute on 8-bit integers, written as QuantizeLinear and DequantizeLinear.
+
+Activations are uint8 with a zero point, one scale a tensor; weights are int8, one scale an output channel: the pair for
+which x86 processors have an instruction (VNNI). Scales follow Jacob et al., "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference" (arXiv 1712.05877), section 2.1.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+# what a layer begins with, and what it takes along up to the next one
+_WEIGHTED = {"Conv", "Gemm", "MatMul"}
+_PAIRED = {"Add", "Mul"}
+_POOLED = {"GlobalAveragePool", "MaxPool"}
+_BOUNDED = {"Relu", "Clip"}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or matrix product and what follows it up to the next one; ``nodes`` are their places in the graph.
+
+    Its name is that of its weight in the checkpoint.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The smallest and the largest value of a tensor, zero included."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> np.float32:
+        """What one step of uint8 is worth."""
+        return np.float32((self.high - self.low) / 255 or 1.0)
+
+    @property
+    def zero(self) -> np.uint8:
+        """The integer that stands for 0."""
+        return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, 255))
+
+
+def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which the mean over a whole map is a GlobalAveragePool, which ONNX Runtime computes on integers."""
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in weights:
+            axes = sorted(onnx.numpy_helper.to_array(weights[node.input[1]]).tolist())
+            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+            if keeps and axes in ([2, 3], [-2, -1]):
+                node.op_type = "GlobalAveragePool"
+                del node.input[1:], node.attribute[:]
+    _drop_unused(model.graph)
+    return model
+
+
+def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
+    """The layers in the order of computation."""
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    found: list[tuple[str, list[int]]] = []
+    for i, node in enumerate(graph.node):
+        if _is_weighted(node, weights):
+            name = node.input[1].removeprefix("model.").removesuffix(".weight")
+            # torch's exporter gives a transposed weight a number for a name
+            found.append((node.name if name.startswith("val_") else name, [i]))
+        elif found and _is_quantisable(node, weights):
+            found[-1][1].append(i)
+    return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
+
+
+def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
+    """The activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
+    plan = _Plan(graph, layers)
+    return tuple(plan.stored)
+
+
+def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collection[Layer]) -> onnx.ModelProto:
+    """A copy in which these layers compute on integers; ``ranges`` has that of each tensor of `find_tensors`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    graph = model.graph
+    plan = _Plan(proto.graph, layers)
+    constants = _Constants(graph)
+    nodes: list[onnx.NodeProto] = []
+    stored = {name: ranges[source] for name, source in plan.stored.items()}
+    for name in (value.name for value in graph.input):
+        nodes += _round_trip(name, stored, constants)
+    for i, node in enumerate(graph.node):
+        outputs = list(node.output)
+        for place, name in enumerate(node.input):
+            if name in stored and (i in plan.nodes or name in plan.made):
+                node.input[place] = f"{name}/real"
+        if i in plan.nodes and node.op_type in _WEIGHTED:
+            nodes += _quantise_weights(node, stored[proto.graph.node[i].input[0]], constants)
+        nodes.append(node)
+        for name in outputs:
+            nodes += _round_trip(name, stored, constants)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(copies)
+    graph.initializer.extend(constants.made.values())
+    _drop_unused(graph)
+    return model
+
+
+class _Plan:
+    """Which nodes are quantised, which tensors are stored in 8 bits and whose range each takes.
+
+    ``made`` are the tensors that a quantised node makes: whoever reads one, reads what was stored. What a node in
+    float makes is rounded only for those readers that want integers.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer]) -> None:
+        weights = {tensor.name for tensor in graph.initializer}
+        results = {value.name for value in graph.output}
+        readers = Counter(name for node in graph.node for name in node.input)
+        bounded = {node.input[0]: node.output[0] for node in graph.node if node.op_type in _BOUNDED}
+        self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in _BOUNDED}
+        self.stored: dict[str, str] = {}
+        self.made: set[str] = set()
+        for i in sorted(self.nodes):
+            node = graph.node[i]
+            inputs = [name for name in node.input if name not in weights]
+            output = node.output[0]
+            # a bound that follows is part of the rounding: the integers end where it does
+            while output in bounded and readers[output] == 1 and output not in results:
+                output = bounded[output]
+            for name in inputs:
+                self.stored.setdefault(name, name)
+            if output not in results:
+                # a maximum of stored values is one of them
+                same = node.op_type == "MaxPool" and output == node.output[0]
+                self.stored[output] = self.stored[inputs[0]] if same else output
+                self.made.add(output)
+
+
+def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:
+    plain = all(attribute.f == 1 for attribute in node.attribute if attribute.name in {"alpha", "beta"})
+    turned = any(attribute.i for attribute in node.attribute if attribute.name == "transA")
+    known = len(node.input) > 1 and all(name in weights for name in node.input[1:])
+    return node.op_type in _WEIGHTED and known and plain and not turned and node.input[0] not in weights
+
+
+def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
+    if node.op_type in _PAIRED:
+        return not any(name in weights for name in node.input)
+    return node.op_type in _POOLED | _BOUNDED
+
+
+class _Constants:
+    """New initialisers, each once."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.made: dict[str, onnx.TensorProto] = {}
+
+    def read(self, name: str) -> Array:
+        values: Array = onnx.numpy_helper.to_array(self.weights[name])
+        return values
+
+    def add(self, name: str, values: Array) -> str:
+        self.made[name] = onnx.numpy_helper.from_array(np.array(values, order="C"), name)
+        return name
+
+
+def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -> Iterator[onnx.NodeProto]:
+    """The nodes that store a tensor in 8 bits and read it back, as ``<name>/real``."""
+    if name not in stored:
+        return
+    scale = constants.add(f"{name}/scale", np.asarray(stored[name].scale))
+    zero = constants.add(f"{name}/zero", np.asarray(stored[name].zero))
+    make = onnx.helper.make_node
+    yield make("QuantizeLinear", [name, scale, zero], [f"{name}/int8"], f"{name}/quantise")
+    yield make("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/real"], f"{name}/dequantise")
+
+
+def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
+    """Put int8 weights and an int32 bias into a node whose input has the range ``image``."""
+    weight = constants.read(node.input[1])
+    bias = constants.read(node.input[2]) if len(node.input) > 2 else None
+    turned = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
+    axis = 0 if node.op_type == "Conv" or turned else weight.ndim - 1
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.abs(weight).max(axis=others).astype(np.float64) / 127
+    if bias is not None:
+        # int32 holds the bias in steps of both scales: where all weights of a channel are tiny it might not
+        scale = np.maximum(scale, np.abs(bias) / (float(image.scale) * 2**30))
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    integers = np.rint(weight / np.expand_dims(scale, others)).clip(-127, 127).astype(np.int8)
+    yield _read_back(node, 1, integers, scale, axis, constants)
+    if bias is not None:
+        steps = scale * image.scale
+        integers = np.rint(bias.astype(np.float64) / steps).astype(np.int32)
+        yield _read_back(node, 2, integers, steps, 0, constants)
+
+
+def _read_back(
+    node: onnx.NodeProto, place: int, integers: Array, scale: Array, axis: int, constants: _Constants
+) -> onnx.NodeProto:
+    # named by the node: two nodes may share a weight and read different scales of it
+    name = f"{node.name}/{'weight' if place == 1 else 'bias'}"
+    inputs = [
+        constants.add(f"{name}/int{8 * integers.itemsize}", integers),
+        constants.add(f"{name}/scale", scale),
+        constants.add(f"{name}/zero", np.zeros(scale.shape, dtype=integers.dtype)),
+    ]
+    node.input[place] = f"{name}/real"
+    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], f"{name}/dequantise", axis=axis)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
