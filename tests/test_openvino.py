@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ensemble.card import METADATA_KEY
 from ensemble.devices import CPU, Device, choose_device, parse_device, try_device
 from ensemble.errors import DeviceError, ModelError
 from ensemble.events import Recorder
+from ensemble.model_file import read_model
 from ensemble.openvino_runtime import OpenVINORuntime, build_runtime
 from ensemble.parity import LIMITS, compare_logits, draw_pictures, require_parity
 from ensemble.predict import predict
@@ -194,7 +196,11 @@ def test_int8_models_run(tmp_path: Path) -> None:
 
     source, path = convolution(tmp_path, "q"), tmp_path / "quantised.onnx"
     quantize_static(source, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+    proto = onnx.load(path)
+    assert any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    card = replace(read_model(source).card, precision="int8")
+    helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
+    onnx.save(proto, path)
     pixels = photographs(20)
     expected, found = (open_session(path, device=device).run(pixels) for device in (CPU, OPENVINO))
     assert compare_logits(expected, found, limit=1).error < LIMITS["int8"]
