@@ -45,7 +45,7 @@ _TORCH_READS = re.compile(
     r"collections\.(OrderedDict|Counter)"
     r"|torch\.(Tensor|Size|device|[A-Z]\w+(Storage|Tensor)|(q?u?int|q?float|bfloat|complex)\w*|bool|half|double|long)"
     r"|torch\.(_utils|_tensor)\._rebuild_\w+"
-    r"|torch\.(storage|sparse)\.\w+"
+    r"|torch\.(storage|sparse)\.\w+(Storage|Tensor)"
     r"|torch\.nn\.parameter\.Parameter"
     r"|torch\.serialization\._get_layout"
     r"|_codecs\.encode|builtins\.(bytearray|set|complex)"
