@@ -103,6 +103,20 @@ class _Follower(pickle._Unpickler):
         return _StandIn()
 
 
+class _Input:
+    """Standard input, of which a pickle may ask for more than there is without memory being set aside for it."""
+
+    def read(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0 and (part := sys.stdin.buffer.read(min(size, 1 << 20))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def readline(self) -> bytes:
+        return sys.stdin.buffer.readline()
+
+
 def _tell(value: object) -> None:
     os.write(1, json.dumps(value).encode() + b"\n")
 
@@ -130,7 +144,7 @@ def _follow(count: int, memory: int, seconds: int) -> None:
     ending = "done"
     try:
         for _ in range(count):
-            _Follower(sys.stdin.buffer).load()
+            _Follower(_Input()).load()
     except MemoryError:
         ending = _NO_MEMORY
     except Exception as err:  # noqa: BLE001 - a damaged pickle can raise anything, and torch will say so

@@ -57,15 +57,12 @@ def read_model(path: Path) -> ModelFile:
             outputs, E425 custom operators, E427 a card that cannot be read, E429 too large.
     """
     data = _read_bytes(path)
-    try:
-        model = _parse(data, path)
-        _refuse_external_data(model, path)
-        _refuse_unknown_operators(model, path)
-        card = _read_card(model, path)
-        _require_contract(model, card, path)
-        outputs = tuple(output.name for output in model.graph.output)
-    except UnicodeDecodeError as err:  # protobuf looks at a text when it is asked for
-        raise ModelError("E420", f"{path.name} is damaged: a name in it is not UTF-8", path=path) from err
+    model = _parse(data, path)
+    _refuse_external_data(model, path)
+    _refuse_unknown_operators(model, path)
+    card = _read_card(model, path)
+    _require_contract(model, card, path)
+    outputs = tuple(output.name for output in model.graph.output)
     return ModelFile(path, card, data, hashlib.sha256(data).hexdigest(), outputs)
 
 
@@ -90,7 +87,8 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
         raise ModelError("E429", f"{path.name} holds {err}", path=path) from err
     except (WireError, DecodeError) as err:
         start = data[:16].decode("ascii", "backslashreplace")
-        raise ModelError("E420", f"{path.name} is not an ONNX file (starts with {start!r})", path=path) from err
+        message = f"{path.name} is damaged, or not an ONNX file (starts with {start!r})"
+        raise ModelError("E420", message, path=path) from err
     if not model.graph.node:
         raise ModelError("E420", f"{path.name} holds no network ({len(data)} bytes)", path=path)
     return model

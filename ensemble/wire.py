@@ -35,7 +35,7 @@ def measure(data: bytes, kind: Descriptor) -> Counts:
     """Count the messages in ``data``, which is one of ``kind``, and stop at the first that is too many or too deep.
 
     Raises:
-        WireError: the bytes are cut off or no protobuf.
+        WireError: the bytes are cut off or no protobuf, or a text in them is not UTF-8.
         TooLarge: there are more than `MAX_PARTS` messages, `MAX_NODES` nodes or `MAX_DEPTH` levels.
     """
     counts = Counts()
@@ -67,6 +67,8 @@ def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, 
                     raise WireError
                 if field is not None and field.message_type is not None:
                     _measure(data, at, at + size, field.message_type, depth + 1, counts)
+                elif field is not None and field.type == field.TYPE_STRING:
+                    _require_text(data[at : at + size])
                 at += size
             case 5:
                 at += 4
@@ -74,6 +76,14 @@ def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, 
                 raise WireError
     if at != end:
         raise WireError
+
+
+def _require_text(data: memoryview) -> None:
+    """Protobuf gives a name that is not UTF-8 as bytes, or raises an error of Python's, depending on its build."""
+    try:
+        str(data, "utf-8")
+    except UnicodeDecodeError as err:
+        raise WireError from err
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
