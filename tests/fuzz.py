@@ -48,6 +48,7 @@ class Fuzzer:
 
     check: Check
     findings: Path
+    megabytes: int | None = MEGABYTES
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     slowest: float = 0.0
 
@@ -75,7 +76,7 @@ class Fuzzer:
             faulthandler.cancel_dump_traceback_later()
         took = _cpu_seconds() - before
         self.slowest = max(self.slowest, took)
-        if took > SECONDS or peak_megabytes() > MEGABYTES:
+        if took > SECONDS or (self.megabytes is not None and peak_megabytes() > self.megabytes):
             self._keep(data)
             raise AssertionError(f"took {took:.1f} s and {peak_megabytes():,} MB")
 
