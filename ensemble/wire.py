@@ -15,11 +15,12 @@ MAX_PARTS = 1_000_000  # an EfficientNet-B0 has five thousand
 MAX_NODES = 100_000  # an EfficientNet-B0 has 239
 MAX_DEPTH = 40  # a network without branches has 7 levels; each branch inside another adds 3
 
+
 class WireError(Exception):
     """The bytes are not protobuf."""
 
 
-class TooLarge(Exception):  # noqa: N818 - it says what the file is
+class TooLarge(Exception):
     """The file holds more than is allowed; the text says what of."""
 
 

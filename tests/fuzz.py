@@ -130,7 +130,9 @@ def mutate(data: bytes, others: tuple[bytes, ...], generator: random.Random) -> 
     return bytes(changed)
 
 
-def fuzz_at_random(fuzzer: Fuzzer, corpus: tuple[bytes, ...], generator: random.Random, going: Iterable[object]) -> None:
+def fuzz_at_random(
+    fuzzer: Fuzzer, corpus: tuple[bytes, ...], generator: random.Random, going: Iterable[object]
+) -> None:
     """Run the corpus and then mutations of it, one for every item of ``going``."""
     for data in corpus:
         fuzzer.run(data)
@@ -208,7 +210,10 @@ def checkpoint_target(folder: Path) -> Target:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
     (pickled,) = (name for name in parts if name.endswith("data.pkl"))
     corpus = [b"\1" + parts[pickled]]
-    corpus += [b"\1\x80\x02cposix\nsystem\nX\4\0\0\0true\x85R.", b"\1\x80\x02}K\1\x85q\0" + b"h\0\x86q\0" * 20 + b"K\1s."]
+    corpus += [
+        b"\1\x80\x02cposix\nsystem\nX\4\0\0\0true\x85R.",
+        b"\1\x80\x02}K\1\x85q\0" + b"h\0\x86q\0" * 20 + b"K\1s.",
+    ]
     corpus += [b"\1\x80\x02}(X\1\0\0\0aK\1u.", b"\0\x80\x02]q\0.", b"\0"]
     # a mutation of two megabytes of numbers finds little: each file is there once, with its head and its end
     corpus += [b"\0" + data for data in files] + [b"\0" + data[:4000] for data in files]
@@ -239,7 +244,7 @@ def csv_target(folder: Path) -> Target:
     text = "ImageID,ans\na.jpg,0\n한글.jpg,17\nc.jpg,3\n"
     corpus = [text.encode(), text.encode("utf-8-sig"), text.encode("cp949"), text.replace("\n", "\r\n").encode()]
     corpus += [b"", b"\n\n", b'ImageID,ans\n"a.jpg,0\n', b"ans,ImageID\n0,a.jpg\n", b",ImageID,ans\n0,a.jpg,3.0\n"]
-    corpus += ["ImageID,ans\n a.jpg , NaN\n\n=1+1,-1\nc.jpg,1e400\n".encode(), b"a;b\n1;2\n", b"\0", b"x" * 200_000]
+    corpus += [b"ImageID,ans\n a.jpg , NaN\n\n=1+1,-1\nc.jpg,1e400\n", b"a;b\n1;2\n", b"\0", b"x" * 200_000]
     path = folder / "s.csv"
 
     def check(data: bytes) -> None:

@@ -40,7 +40,7 @@ NOT_HERE_YET = {
 
 
 def test_every_row_of_the_catalogue_has_a_test() -> None:
-    """Each number from 1 to 90 stands in the name of a test, or in the list of what cannot be tested yet; never both."""
+    """Each number from 1 to 90 stands in the name of a test or in the list of what cannot be tested yet, never both."""
     names = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     tested = {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", names, re.MULTILINE)}
     assert tested == set(range(1, 91)) - NOT_HERE_YET.keys()
@@ -127,7 +127,7 @@ def test_fault_90_a_logger_without_key_or_server_is_given_up(
 
 @pytest.mark.parametrize(("name", "inputs"), [("image", 400), ("onnx", 400), ("csv", 150), ("checkpoint", 8)])
 def test_mutated_files_raise_nothing_but_our_errors(tmp_path: Path, name: str, inputs: int) -> None:
-    """The readers' corpora and some hundred mutations are read or refused; `python -m tests.fuzz` does it for longer."""
+    """The readers' corpora and some mutations are read or refused; `python -m tests.fuzz` does it for longer."""
     target = TARGETS[name](tmp_path)
     fuzzer = Fuzzer(target.check, tmp_path / "findings", megabytes=None)
     fuzz_at_random(fuzzer, target.corpus, random.Random(0), range(inputs))
@@ -145,7 +145,7 @@ def test_the_fuzzer_keeps_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     Fuzzer(fail, tmp_path).run(b"good")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         Fuzzer(fail, tmp_path).run(b"bad")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"bad"]
     with pytest.raises(AssertionError, match="MB"):
