@@ -130,7 +130,6 @@ def _limit_ourselves(memory: int, seconds: int) -> None:
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: 3,
     }
     for kind, most in limits.items():

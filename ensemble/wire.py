@@ -1,7 +1,7 @@
 """An ONNX file as protobuf lays it out, measured before anything is built from it.
 
 Two bytes can stand for an empty message that takes a hundred in memory, and messages can be nested without end. So
-their number and depth are counted on the bytes themselves (protobuf's encoding: protobuf.dev/programming-guides/encoding).
+their number and depth are counted on the bytes themselves (https://protobuf.dev/programming-guides/encoding).
 """
 
 from __future__ import annotations

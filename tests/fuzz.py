@@ -251,15 +251,14 @@ def csv_target(folder: Path) -> Target:
         path.write_bytes(data)
         check_submission(path, like, MASK18)
         check_submission(path, None, MASK18)
+        errors = []
         for read in (read_table, read_ids, read_format, lambda p: read_submission(p, MASK18)):
             try:
                 read(path)
             except EnsError as err:
-                last = err
-            else:
-                last = None
-        if last is not None:
-            raise last
+                errors.append(err)
+        if errors:
+            raise errors[0]
 
     return Target(tuple(corpus), check)
 

@@ -28,6 +28,7 @@ from tests import toys
 from tests.corpus import encode, picture
 from tests.fuzz import TARGETS, Fuzzer, fuzz_at_random
 from tests.members import draw_logits, make_member
+from tests.mutate import GUARDS, Guard
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ensemble", "checkpoints", "exporters")
@@ -44,6 +45,14 @@ def test_every_row_of_the_catalogue_has_a_test() -> None:
     names = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     tested = {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", names, re.MULTILINE)}
     assert tested == set(range(1, 91)) - NOT_HERE_YET.keys()
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: f"{guard.file} {guard.code.strip()}")
+def test_every_guard_stands_once(guard: Guard) -> None:
+    """`python -m tests.mutate` can remove each guard that it lists, and the test that misses it exists."""
+    assert (ROOT / guard.file).read_text(encoding="utf-8").count(guard.code) == 1
+    file, _, name = guard.test.partition("::")
+    assert f"def {name}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
 def test_fault_03_damage_in_the_middle_of_a_jpeg_is_seen_by_nobody() -> None:
