@@ -133,7 +133,7 @@ class Recipe:
             )
         except EnsError as err:
             raise PredictionError("E518", f"not a recipe: {err.message}") from err
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as err:
             raise PredictionError("E518", f"not a recipe: {err}") from err
 
 
