@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import random
 import re
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from checkpoints.track import Remote
 from ensemble.blend import blend
@@ -25,7 +27,7 @@ from ensemble.predictions import read_predictions
 from ensemble.recipe import Group, Recipe, make_recipe
 from ensemble.tta import parse_views
 from tests import toys
-from tests.corpus import encode, picture
+from tests.corpus import encode, outcome, picture
 from tests.fuzz import TARGETS, Fuzzer, fuzz_at_random
 from tests.members import draw_logits, make_member
 from tests.mutate import GUARDS, Guard
@@ -65,6 +67,14 @@ def test_fault_03_damage_in_the_middle_of_a_jpeg_is_seen_by_nobody() -> None:
     assert not np.array_equal(photo.pixels, open_image(whole).pixels)
     assert "middle decodes without complaint" in (open_image.__doc__ or "")
     assert "no decoder notices" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS"])
+def test_fault_16_no_other_decoder_is_asked(kind: str) -> None:
+    """Formats that Pillow can read and the list does not have are refused, and their decoders never see a byte."""
+    data = encode(picture(16, 16), kind)
+    Image.open(io.BytesIO(data)).load()
+    assert outcome(data) in {"E303", "E309"}
 
 
 def test_fault_58_members_may_want_other_sizes(tmp_path: Path) -> None:

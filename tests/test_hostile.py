@@ -1,4 +1,4 @@
-"""Hostile checkpoints: none runs code, none takes the run down; each would leave a canary or never end."""
+"""Hostile checkpoints: none runs code; each would leave a canary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ensemble.errors import OptionError
 from tests.pickled import LEGACY_HEAD, Canary, archive, calling, short, text
-from tests.weights import TINY, refused, save, tiny_state
-
-ROOT = Path(__file__).parents[1]
+from tests.weights import TINY, assert_same, open_tiny, refused, save, tiny_state
 
 
 def inst(canary: Canary) -> bytes:
@@ -254,3 +253,13 @@ def test_fault_35_a_command_beside_good_weights_is_refused(tmp_path: Path, monke
     assert refused(path, arch=TINY).code == "E401"
     assert asked == []
     assert not canary.path.exists()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:evil/resnet18", "local-dir:/tmp/evil"])
+def test_no_name_in_a_file_leads_elsewhere(tmp_path: Path, name: str) -> None:
+    """An architecture's name that timm would fetch from the network or a folder counts for nothing in a file."""
+    state = tiny_state()
+    checkpoint = open_tiny(save(tmp_path / "a.pth", {"arch": name, "state_dict": state}))
+    assert_same(checkpoint, state)
+    with pytest.raises(OptionError, match="E204"):
+        open_tiny(tmp_path / "a.pth", arch=name)
