@@ -263,3 +263,10 @@ def test_no_name_in_a_file_leads_elsewhere(tmp_path: Path, name: str) -> None:
     assert_same(checkpoint, state)
     with pytest.raises(OptionError, match="E204"):
         open_tiny(tmp_path / "a.pth", arch=name)
+
+
+def test_fault_35_an_archive_hides_nothing_before_it(tmp_path: Path) -> None:
+    """Torch reads from a file's start: where an archive begins later, what stands before it is not left to torch."""
+    path = tmp_path / "best.pth"
+    path.write_bytes(legacy_with_an_archive_behind(Canary(tmp_path / "canary")))
+    assert "a zip archive behind something else" in refused(path, arch=TINY).message
