@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import stat
 import struct
 import zipfile
@@ -10,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from checkpoints.pickles import imported_names, refusal
+from checkpoints.pickles import names_in, refusal
 from ensemble.errors import FileError, ModelError
 
 Container = Literal["safetensors", "zip", "legacy"]
@@ -52,6 +51,8 @@ def recognise(path: Path) -> Container:
             return "safetensors"
         if head.startswith(b"PK") or _is_zip(path):
             _check_zip(path, status.st_size)
+            if not head.startswith(b"PK\x03\x04"):  # torch would read what stands before the archive
+                raise ModelError("E417", f"{path.name} is a zip archive behind something else", path=path)
             return "zip"
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
@@ -59,7 +60,7 @@ def recognise(path: Path) -> Container:
         return "legacy"
     if head.startswith(b"\x80"):
         plain = ModelError("E417", f"{path.name} is a pickle that torch.save did not write", path=path)
-        raise refusal(names_in(path), path) or plain
+        raise refusal(names_of(path, "plain"), path) or plain
     raise ModelError("E404", f"{path.name} is not a checkpoint but {_describe(head)}", path=path)
 
 
@@ -68,14 +69,20 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
-def names_in(path: Path) -> list[str]:
-    """The globals that a checkpoint's pickles name, in either of torch's formats."""
-    if not _is_zip(path):
-        with open(path, "rb") as f:
-            return imported_names(f)
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
-        return [found for name in pickles for found in imported_names(io.BytesIO(archive.read(name)))]
+def names_of(path: Path, container: Container | Literal["plain"]) -> list[str]:
+    """The globals that a checkpoint's pickles name, found without importing one.
+
+    Raises:
+        ModelError: E401, E402 or E444, see `names_in`.
+    """
+    if container == "zip":
+        with zipfile.ZipFile(path) as archive:
+            # by entry, for a name may stand there twice; torch finds it in capital letters too
+            parts = [part for part in archive.infolist() if part.filename.lower().rpartition("/")[2] == "data.pkl"]
+            return [name for part in parts for name in names_in(archive.read(part), 1, path)]
+    with open(path, "rb") as f:
+        # torch.save wrote its mark, a version, the machine's kind, the content and the list of what follows
+        return names_in(f, 5 if container == "legacy" else 1, path)
 
 
 def _starts_safetensors(head: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ import safetensors.torch
 import torch
 
 from checkpoints.architectures import find_architecture, resolve_architecture
-from checkpoints.container import Container, megabytes, names_in, recognise
+from checkpoints.container import Container, megabytes, names_of, recognise
 from checkpoints.network import count_outputs, make_network
-from checkpoints.pickles import INERT_NAMES, Inert, refusal
+from checkpoints.pickles import INERT_NAMES, Inert, refusal, refuse_programs
 from checkpoints.torchvision_names import Renamed, absorb_epsilon, timm_names
 from checkpoints.unwrap import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
 from checkpoints.values import as_wanted, require_finite, require_honest_sizes, warn_if_untrained
@@ -64,7 +65,8 @@ def open_checkpoint(
         OptionError: E204 when timm does not know ``arch``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
             E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
-            be told, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read.
+            be told, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read, E444 for a
+            pickle that takes too much memory or time.
     """
     container = recognise(path)
     if container == "legacy":
@@ -145,15 +147,20 @@ def _read_safetensors(path: Path) -> _Content:
 
 def _unpickle(path: Path, container: Container) -> object:
     """Read what torch.save wrote. There is one way, it runs no code, and there is no other when it fails."""
+    names = names_of(path, container)
+    refuse_programs(names, path)
     try:
-        # an open file, as for a path torch would let the name decide
-        with open(path, "rb") as f, torch.serialization.safe_globals([(Inert, name) for name in INERT_NAMES]):
+        with (
+            open(path, "rb") as f,  # an open file, as for a path torch would let the name decide
+            torch.serialization.safe_globals([(Inert, name) for name in INERT_NAMES]),
+            warnings.catch_warnings(action="ignore"),  # torch asks for reports of odd pickles
+        ):
             content: object = torch.load(f, map_location="cpu", weights_only=True)
             return content
     except OSError:
         raise
     except Exception as err:  # a hostile or damaged pickle can raise anything
-        if (refused := refusal(names_in(path), path)) is not None:
+        if (refused := refusal(names, path)) is not None:
             raise refused from err
         # without checksums, this is what damage looks like
         code = "E403" if container == "legacy" else "E417" if isinstance(err, pickle.UnpicklingError) else "E405"

@@ -1,16 +1,14 @@
-"""What a pickle may name while torch reads it, and why it was refused; nothing in here executes a pickle."""
+"""What a pickle may name while torch reads it, and why it was refused."""
 
 from __future__ import annotations
 
 import _compat_pickle
-import pickletools
 import re
 import sys
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from checkpoints.rehearse import rehearse
 from ensemble.errors import ModelError, enumerate_some
 
 
@@ -47,7 +45,7 @@ _TORCH_READS = re.compile(
     r"collections\.(OrderedDict|Counter)"
     r"|torch\.(Tensor|Size|device|[A-Z]\w+(Storage|Tensor)|(q?u?int|q?float|bfloat|complex)\w*|bool|half|double|long)"
     r"|torch\.(_utils|_tensor)\._rebuild_\w+"
-    r"|torch\.(storage|sparse)\.\w+"
+    r"|torch\.(storage|sparse)\.\w+(Storage|Tensor)"
     r"|torch\.nn\.parameter\.Parameter"
     r"|torch\.serialization\._get_layout"
     r"|_codecs\.encode|builtins\.(bytearray|set|complex)"
@@ -56,37 +54,21 @@ _TORCH_READS = re.compile(
 _MODULE_COMPANIONS = {"functools", "collections", "builtins.set", "builtins.dict", "builtins.list", "builtins.object"}
 
 
-def imported_names(stream: BinaryIO) -> list[str]:
-    """Every global that the pickles in a stream would import, as ``module.name`` in order of appearance.
+def names_in(pickles: BinaryIO | bytes, count: int, path: Path) -> list[str]:
+    """Every global that ``count`` pickles name, as ``module.name`` in order of appearance.
 
-    Only the instructions are read. Whatever follows the last whole pickle is ignored.
+    They are followed in a process of its own, under limits, and nothing they name is imported.
+
+    Raises:
+        ModelError: E401 and E402 when they cannot be finished within the limits and name what is refused anyway, else
+            E444.
     """
-    names: dict[str, None] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pickletools warns of odd escapes in damaged strings
-        try:
-            while True:
-                for name in _names_of_one_pickle(stream):
-                    names[name] = None
-        # it raises these at the end of the stream and on bytes that are no instructions
-        except (ValueError, IndexError, OverflowError, MemoryError):
-            return list(names)
-
-
-def _names_of_one_pickle(stream: BinaryIO) -> Iterable[str]:
-    strings: list[str] = []  # as they were pushed; STACK_GLOBAL takes the last two
-    memo: dict[int, str] = {}
-    for instruction, argument, _ in pickletools.genops(stream):
-        if instruction.name in {"GLOBAL", "INST"}:
-            yield _modern_name(*str(argument).split(" ", 1))
-        elif instruction.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif isinstance(argument, str):
-            strings.append(argument)
-        elif instruction.name in {"BINPUT", "LONG_BINPUT", "MEMOIZE"} and strings:
-            memo[len(memo) if argument is None else argument] = strings[-1]
-        elif instruction.name in {"BINGET", "LONG_BINGET"} and argument in memo:
-            strings.append(memo[argument])
+    found = rehearse(pickles, count)
+    names = [_modern_name(module, name) for module, name in found.names]
+    if found.exceeded is not None:
+        too_much = ModelError("E444", f"reading {path.name} takes {found.exceeded}; it was refused", path=path)
+        raise refusal(names, path) or too_much
+    return names
 
 
 def _modern_name(module: str, name: str) -> str:
@@ -95,13 +77,23 @@ def _modern_name(module: str, name: str) -> str:
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
+def refuse_programs(names: list[str], path: Path) -> None:
+    """Refuse a pickle that names functions of Python's own library, before torch is asked what it thinks of them.
+
+    Raises:
+        ModelError: E401 naming them.
+    """
+    if any(_is_suspect(name) for name in names) and (error := refusal(names, path)) is not None:
+        raise error
+
+
 def refusal(names: list[str], path: Path) -> ModelError | None:
     """The error for a pickle that names more than weights need, E401 or E402; None when it does not."""
     refused = [name for name in names if name not in INERT_NAMES and not _TORCH_READS.fullmatch(name)]
     if not refused:
         return None
     # a pickled module names classes of torch and of its author; what it would do with os or builtins is another matter
-    suspects = [name for name in refused if _is_standard(name)]
+    suspects = [name for name in refused if _is_suspect(name)]
     if not suspects and any(name.startswith("torch.nn.modules.") for name in refused):
         own = [name for name in refused if not name.startswith("torch.")] or refused
         return ModelError(
@@ -109,10 +101,15 @@ def refusal(names: list[str], path: Path) -> ModelError | None:
         )
     others = [name for name in refused if name not in suspects]
     return ModelError(
-        "E401", f"{path.name} wants to run {enumerate_some(suspects + others)}; it was refused", path=path
+        "E401",
+        f"{path.name} wants to run {enumerate_some(suspects + others)}; refused. There is no override.",
+        path=path,
     )
 
 
-def _is_standard(name: str) -> bool:
+def _is_suspect(name: str) -> bool:
+    """Whether a name is of Python's own library, and not one of those that weights or their metadata need."""
+    if name in INERT_NAMES or _TORCH_READS.fullmatch(name):
+        return False
     root = name.partition(".")[0]
     return root in sys.stdlib_module_names and name not in _MODULE_COMPANIONS and root not in _MODULE_COMPANIONS

@@ -141,7 +141,7 @@ CODES: dict[str, Code] = {
     # 4xx: checkpoints and ONNX files
     "E401": Code(
         "A checkpoint wants to run code while it is loaded; it was refused.",
-        "there is no override: ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
+        "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
     ),
     "E402": Code(
         "A checkpoint holds a whole pickled module instead of its weights.",
@@ -199,6 +199,10 @@ CODES: dict[str, Code] = {
     ),
     "E427": Code("A model card cannot be read.", "export the model again with this version of ens, or upgrade ens"),
     "E428": Code("Two models have the same member name.", "export one of them again with another --member"),
+    "E429": Code(
+        "An ONNX model is larger than any honest one: in bytes, parts, nodes or depth.",
+        "export it again with ens export; it was not given to onnxruntime",
+    ),
     "E430": Code(
         "A checkpoint does not hold the weights that were asked for.", "leave --weights out, or ask for what it holds"
     ),
@@ -219,6 +223,10 @@ CODES: dict[str, Code] = {
         "name another --member, or train it again with --fresh",
     ),
     "W443": Code("A logger of a training failed.", "nothing: the CSV beside the weights has every epoch"),
+    "E444": Code(
+        "Reading a checkpoint would take more memory or time than any honest one does; it was refused.",
+        "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
+    ),
     "I445": Code("A training goes on where an earlier one stopped.", "nothing to do; --fresh begins anew"),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not share one label space.", "blend only models of the same classes"),

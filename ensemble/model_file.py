@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from ensemble.card import METADATA_KEY, ModelCard
-from ensemble.errors import FileError, ModelError, OptionError
+from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.wire import MAX_BYTES, TooLarge, WireError, measure
 
 INPUT, LOGITS, FEATURES = "image", "logits", "features"
 # what every onnxruntime brings; any other domain needs a library of its own
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+# an operator of com.microsoft that names a file, or holds a program compiled for some device
+_COMPILED = "EPContext"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +54,9 @@ def read_model(path: Path) -> ModelFile:
     Raises:
         FileError: E707 when the file cannot be read.
         ModelError: E420 not ONNX, E421 too new, E422 data outside the file, E423 no card, E424 other inputs or
-            outputs, E425 custom operators, E427 a card that cannot be read.
+            outputs, E425 custom operators, E427 a card that cannot be read, E429 too large.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = _read_bytes(path)
     model = _parse(data, path)
     _refuse_external_data(model, path)
     _refuse_unknown_operators(model, path)
@@ -65,42 +66,64 @@ def read_model(path: Path) -> ModelFile:
     return ModelFile(path, card, data, hashlib.sha256(data).hexdigest(), outputs)
 
 
+def _read_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would block for ever
+            raise FileError("E707", f"{path} is not a regular file", path=path)
+        if status.st_size > MAX_BYTES:
+            raise ModelError("E429", f"{path.name} has {status.st_size:,} bytes, more than {MAX_BYTES:,}", path=path)
+        return path.read_bytes()
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+
+
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
+        measure(data, model.DESCRIPTOR)
         model.ParseFromString(data)
-    except DecodeError as err:
+    except TooLarge as err:
+        raise ModelError("E429", f"{path.name} holds {err}", path=path) from err
+    except (WireError, DecodeError) as err:
         start = data[:16].decode("ascii", "backslashreplace")
-        raise ModelError("E420", f"{path.name} is not an ONNX file (starts with {start!r})", path=path) from err
+        message = f"{path.name} is damaged, or not an ONNX file (starts with {start!r})"
+        raise ModelError("E420", message, path=path) from err
     if not model.graph.node:
         raise ModelError("E420", f"{path.name} holds no network ({len(data)} bytes)", path=path)
     return model
 
 
 def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            place = {entry.key: entry.value for entry in tensor.external_data}.get("location", "?")
-            raise ModelError("E422", f"{path.name} refers to the outside file {place!r}", path=path)
+    for part in _parts(model):
+        if isinstance(part, onnx.TensorProto):
+            if part.data_location == onnx.TensorProto.EXTERNAL or part.external_data:
+                place = {entry.key: entry.value for entry in part.external_data}.get("location", "?")
+                raise ModelError("E422", f"{path.name} refers to the outside file {place!r}", path=path)
+        elif isinstance(part, onnx.NodeProto) and part.op_type == _COMPILED:
+            raise ModelError("E422", f"{path.name} holds {_COMPILED}, which may refer to an outside file", path=path)
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a model: initialisers, attributes, sparse tensors, subgraphs, functions."""
+def _parts(message: Message) -> Iterator[Message]:
+    """Every message anywhere in a model: tensors, nodes, attributes, subgraphs, functions."""
+    yield message
     if isinstance(message, onnx.TensorProto):
-        yield message
         return
     for descriptor, value in message.ListFields():
         if descriptor.type == descriptor.TYPE_MESSAGE:
             for child in [value] if isinstance(value, Message) else value:
-                if isinstance(child, Message):
-                    yield from _tensors(child)
+                yield from _parts(child)
 
 
 def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
-    known = _DOMAINS | {function.domain for function in model.functions}
-    foreign = sorted({opset.domain for opset in model.opset_import} - known)
-    if foreign:
-        raise ModelError("E425", f"{path.name} needs custom operators from {', '.join(foreign)}", path=path)
+    # thirty functions that call one another twice become a thousand million nodes inside onnxruntime
+    own = [f"{function.domain}.{function.name}" for function in model.functions]
+    if own:
+        raise ModelError("E425", f"{path.name} defines operators of its own: {enumerate_some(own)}", path=path)
+    needed = {opset.domain for opset in model.opset_import}
+    needed |= {part.domain for part in _parts(model.graph) if isinstance(part, onnx.NodeProto)}
+    if foreign := sorted(needed - _DOMAINS):
+        raise ModelError("E425", f"{path.name} needs custom operators from {enumerate_some(foreign)}", path=path)
     newest = onnx.defs.onnx_opset_version()
     opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
     if opset > newest or model.ir_version > onnx.IR_VERSION:
@@ -150,5 +173,6 @@ def _show(signatures: dict[str, tuple[int, tuple[int | None, ...]]]) -> str:
     shown = []
     for name, (kind, shape) in signatures.items():
         sides = ", ".join("batch" if side is None else str(side) for side in shape)
-        shown.append(f"{name} {onnx.TensorProto.DataType.Name(kind).lower()} ({sides})")
+        known = kind in onnx.TensorProto.DataType.values()
+        shown.append(f"{name} {onnx.TensorProto.DataType.Name(kind).lower() if known else kind} ({sides})")
     return "; ".join(shown) or "nothing"

@@ -18,6 +18,7 @@ from ensemble.predictions import Predictions
 from ensemble.rule import AxisRule, MacroF1Rule
 
 SCHEMA = 1
+_MOST = 1e12  # of a sharpness or temperature: far beyond any that means something, far below what overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Recipe:
         require_rule_fits(self.rule, len(self.labels))
         if self.transductive and not isinstance(self.rule, MacroF1Rule):
             raise PredictionError("E518", "only the macro-F1 rule can be fitted to the images it decides about")
-        if not (math.isfinite(self.sharpness) and self.sharpness >= 0):
-            raise PredictionError("E518", f"the sharpness must be finite and not below 0, got {self.sharpness}")
+        if not 0 <= self.sharpness <= _MOST:  # NaN is not
+            raise PredictionError("E518", f"the sharpness must be from 0 to {_MOST:g}, got {self.sharpness}")
         if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
             raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one a class")
         if not isinstance(self.learned, Mapping | None):
@@ -78,8 +79,9 @@ class Recipe:
         normalise({name: group.weight for name, group in self.groups.items()})
         for name, group in self.groups.items():
             normalise(self.views_of(group))
-            if group.temperature is not None and not (math.isfinite(group.temperature) and group.temperature > 0):
-                raise PredictionError("E518", f"the temperature of {name} must be above 0, got {group.temperature}")
+            if group.temperature is not None and not 1 / _MOST <= group.temperature <= _MOST:
+                limits = f"from {1 / _MOST:g} to {_MOST:g}"
+                raise PredictionError("E518", f"the temperature of {name} must be {limits}, got {group.temperature}")
         object.__setattr__(self, "views", _in_order(self.views))
         object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
 
@@ -131,7 +133,7 @@ class Recipe:
             )
         except EnsError as err:
             raise PredictionError("E518", f"not a recipe: {err.message}") from err
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as err:
             raise PredictionError("E518", f"not a recipe: {err}") from err
 
 

@@ -253,7 +253,7 @@ def test_fault_71_a_killed_writer_frees_its_lock(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").read_text().startswith(f"pid {os.getpid()}, since ")
 
 
-def test_file_systems_without_locks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_75_file_systems_without_locks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the file system has no locks, that is E702 and not a raw `OSError`."""
     import fcntl
 

@@ -226,7 +226,7 @@ def test_a_truth_without_persons_is_said_aloud() -> None:
     assert [notice.code for notice in heard.notices] == ["W523"]
 
 
-def test_small_classes_are_said_aloud() -> None:
+def test_fault_85_small_classes_are_said_aloud() -> None:
     """Classes with fewer than 30 images, and with none, are named; a class with none keeps its bias at 0."""
     members, truth = contest(classes=4)
     classes = np.where(truth.classes == 3, 2, truth.classes)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.card import METADATA_KEY
@@ -129,6 +131,62 @@ def test_fault_54_data_outside_the_file_is_refused_wherever_it_hides(
         read_model(write(tmp_path / "m.onnx", model))
 
 
+def places(kind: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every chain of fields that leads from a message to a tensor, through each kind of message once."""
+    for field in kind.fields:
+        if field.message_type is TensorProto.DESCRIPTOR:
+            yield (*path, field.name)
+        elif field.message_type is not None and len(path) < 6:
+            yield from places(field.message_type, (*path, field.name))
+
+
+EVERYWHERE = sorted(places(onnx.ModelProto.DESCRIPTOR))
+
+
+def test_fault_54_no_place_is_overlooked(tmp_path: Path) -> None:
+    """In every place that the format has for a tensor, up to the branches of a branch, data outside is E422."""
+    assert len(EVERYWHERE) > 50
+    for path in EVERYWHERE:
+        model = toys.model_proto(toys.card(size=(8, 8)))
+        message: Message = model
+        for name in path:
+            value = getattr(message, name)
+            message = value if isinstance(value, Message) else value.add()
+        message.CopyFrom(outside("w"))
+        with pytest.raises(ModelError, match=r"E422.*\.\./secret"):
+            read_model(write(tmp_path / "m.onnx", model))
+
+
+@pytest.mark.parametrize("link", ["file", "symlink", "hardlink"])
+def test_fault_54_data_beside_the_file_is_refused(tmp_path: Path, link: str) -> None:
+    """Weights in a real file beside the model, a symbolic link or a hard link are E422: a model is one file."""
+    (tmp_path / "secret").write_bytes(bytes(64))
+    beside = tmp_path / "weights.bin"
+    match link:
+        case "file":
+            beside.write_bytes(bytes(64))
+        case "symlink":
+            beside.symlink_to("secret")
+        case _:
+            os.link(tmp_path / "secret", beside)
+    model = toys.model_proto()
+    tensor = outside("w")
+    tensor.external_data[0].value = beside.name
+    model.graph.initializer.append(tensor)
+    with pytest.raises(ModelError, match=r"E422.*weights\.bin"):
+        read_model(write(tmp_path / "m.onnx", model))
+
+
+def test_fault_54_a_compiled_program_is_refused(tmp_path: Path) -> None:
+    """onnxruntime's own operator that loads a compiled network from another file is E422, in a branch as well."""
+    model = toys.model_proto()
+    node = helper.make_node("EPContext", ["logits"], ["y"], domain="com.microsoft", ep_cache_context="../x.engine")
+    inner = helper.make_graph([node], "inner", [], [])
+    model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
+    with pytest.raises(ModelError, match=r"E422.*EPContext"):
+        read_model(write(tmp_path / "m.onnx", model))
+
+
 def test_fault_55_a_model_without_card_is_refused(tmp_path: Path) -> None:
     """A foreign model is E423: what its classes and pixels mean is never guessed."""
     model = toys.model_proto()
@@ -185,3 +243,51 @@ def test_fault_57_custom_operators_are_refused(tmp_path: Path) -> None:
     model.opset_import.append(helper.make_opsetid("com.evil", 1))
     with pytest.raises(ModelError, match=r"E425.*com\.evil"):
         read_model(write(tmp_path / "m.onnx", model))
+
+
+def test_fault_57_a_custom_operator_hides_nowhere(tmp_path: Path) -> None:
+    """A node of a domain that is not even declared is E425, inside a branch as well."""
+    model = toys.model_proto()
+    inner = helper.make_graph([helper.make_node("Run", ["x"], ["y"], domain="com.evil")], "inner", [], [])
+    model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
+    with pytest.raises(ModelError, match=r"E425.*com\.evil"):
+        read_model(write(tmp_path / "m.onnx", model))
+
+
+def test_fault_57_operators_that_multiply_are_refused(tmp_path: Path) -> None:
+    """A model that defines operators is E425: thirty that call one another twice take all memory in onnxruntime."""
+    model = toys.model_proto()
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    for i in range(30):
+        twice = [helper.make_node(f"f{i + 1}", ["x"], ["y"], domain="local") for _ in range(2)]
+        imports = [helper.make_opsetid("local", 1)]
+        model.functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], twice, imports))
+    with pytest.raises(ModelError, match=r"E425.*local\.f0, .* and 25 more"):
+        read_model(write(tmp_path / "m.onnx", model))
+
+
+@pytest.mark.parametrize("text", [METADATA_KEY.encode(), b"logits", b"com.evil", b"MatMul"])
+def test_a_name_that_is_not_utf_8_is_damage(tmp_path: Path, text: bytes) -> None:
+    """A text that cannot be decoded is E420, wherever it stands, and not an error of Python's or protobuf's."""
+    model = toys.model_proto()
+    model.opset_import.append(helper.make_opsetid("com.evil", 1))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(text, b"\xff" + text[1:]))
+    with pytest.raises(ModelError, match="E420"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_a_number_type_that_does_not_exist_is_shown(tmp_path: Path) -> None:
+    """An input of a type that no version knows is E424 with its number."""
+    model = toys.model_proto()
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    with pytest.raises(ModelError, match=r"E424.*takes image 99 \("):
+        read_model(write(tmp_path / "m.onnx", model))
+
+
+def test_fault_28_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    """A folder, a FIFO and a device are E707; opening the FIFO would wait for ever."""
+    os.mkfifo(tmp_path / "fifo.onnx")
+    (tmp_path / "zero.onnx").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "fifo.onnx", tmp_path / "zero.onnx"):
+        with pytest.raises(FileError, match=r"E707.*not a regular file"):
+            read_model(path)

@@ -1,0 +1,100 @@
+"""An ONNX file as protobuf lays it out, measured before anything is built from it.
+
+Two bytes can stand for an empty message that takes a hundred in memory, and messages can be nested without end. So
+their number and depth are counted on the bytes themselves (https://protobuf.dev/programming-guides/encoding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import Descriptor
+
+MAX_BYTES = 2**31 - 1  # protobuf's own limit
+MAX_PARTS = 1_000_000  # an EfficientNet-B0 has five thousand
+MAX_NODES = 100_000  # an EfficientNet-B0 has 239
+MAX_DEPTH = 40  # a network without branches has 7 levels; each branch inside another adds 3
+
+
+class WireError(Exception):
+    """The bytes are not protobuf."""
+
+
+class TooLarge(Exception):
+    """The file holds more than is allowed; the text says what of."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many messages a file holds, and how many of them are nodes of a network."""
+
+    parts: int = 0
+    nodes: int = 0
+
+
+def measure(data: bytes, kind: Descriptor) -> Counts:
+    """Count the messages in ``data``, which is one of ``kind``, and stop at the first that is too many or too deep.
+
+    Raises:
+        WireError: the bytes are cut off or no protobuf, or a text in them is not UTF-8.
+        TooLarge: there are more than `MAX_PARTS` messages, `MAX_NODES` nodes or `MAX_DEPTH` levels.
+    """
+    counts = Counts()
+    _measure(memoryview(data), 0, len(data), kind, 1, counts)
+    return counts
+
+
+def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, counts: Counts) -> None:
+    counts.parts += 1
+    counts.nodes += kind.name == "NodeProto"
+    if counts.parts > MAX_PARTS:
+        raise TooLarge(f"more than {MAX_PARTS:,} parts")
+    if counts.nodes > MAX_NODES:
+        raise TooLarge(f"more than {MAX_NODES:,} nodes")
+    if depth > MAX_DEPTH:
+        raise TooLarge(f"parts inside one another, more than {MAX_DEPTH} deep")
+    fields = kind.fields_by_number
+    while at < end:
+        tag, at = _varint(data, at, end)
+        match tag & 7:
+            case 0:
+                _, at = _varint(data, at, end)
+            case 1:
+                at += 8
+            case 2:
+                size, at = _varint(data, at, end)
+                field = fields.get(tag >> 3)
+                if at + size > end:
+                    raise WireError
+                if field is not None and field.message_type is not None:
+                    _measure(data, at, at + size, field.message_type, depth + 1, counts)
+                elif field is not None and field.type == field.TYPE_STRING:
+                    _require_text(data[at : at + size])
+                at += size
+            case 5:
+                at += 4
+            case _:  # groups, which ONNX never had
+                raise WireError
+    if at != end:
+        raise WireError
+
+
+def _require_text(data: memoryview) -> None:
+    """Protobuf gives a name that is not UTF-8 as bytes, or raises an error of Python's, depending on its build."""
+    try:
+        str(data, "utf-8")
+    except UnicodeDecodeError as err:
+        raise WireError from err
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    """The number that begins at ``at``, and where it ends."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise WireError
