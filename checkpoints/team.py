@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 
 from checkpoints.sampler import Order
 from ensemble.errors import DeviceError, ModelError, OptionError
@@ -45,7 +44,9 @@ class Team:
         """
         if self._accelerator is None or self._accelerator.device.type != "cuda":
             return model
-        convert: Any = convert_sync_batchnorm  # torch's own would lose the activations in timm's norms
+        from timm.layers import norm_act
+
+        convert: Any = norm_act.convert_sync_batchnorm  # torch's own loses the activations in timm's norms
         synchronised: torch.nn.Module = convert(model)
         return synchronised
 
@@ -133,7 +134,7 @@ class Team:
         try:
             yield
         except RuntimeError as err:
-            lost = isinstance(err, torch.distributed.DistBackendError) or "gloo" in str(err)
+            lost = isinstance(err, torch.distributed.DistError) or "gloo" in str(err)
             if self._accelerator is None or not lost:
                 raise
             raise ModelError(
@@ -141,9 +142,14 @@ class Team:
             ) from err
 
     def end(self) -> None:
-        """Wait for the others, and part."""
+        """Wait for the others, and part.
+
+        Raises:
+            ModelError: E447 when another process has ended.
+        """
         if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
+            with self.watched():
+                self._accelerator.wait_for_everyone()
             self._accelerator.end_training()
 
 

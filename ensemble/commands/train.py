@@ -208,7 +208,7 @@ def train(
         std=parse_triple(std, "--std"),
         **settings,
     )
-    with team.main_first():
+    with team.watched(), team.main_first():
         dealt = _deal(folds, folder, rows, data.labels)
     if only_fold is not None and only_fold >= dealt.count:
         raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
