@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from checkpoints.course import save_course
+from checkpoints.network import make_network
 from checkpoints.open import open_checkpoint
 from checkpoints.team import ALONE, Team, join
 from ensemble.cli import ens
@@ -155,6 +156,20 @@ os._exit(0)
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
     done = run("-u", "-c", script, **place)
     assert done.stdout == "E447 cpu 2\n", done.stderr
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+def test_batch_statistics_of_a_gpu_are_of_the_whole_batch(arch: str) -> None:
+    """On GPUs every batch norm is a synchronised one, with its activation and the names of its weights as they were."""
+    gpu = SimpleNamespace(process_index=0, num_processes=2, device=torch.device("cuda"))
+    model = make_network(arch, outputs=3)
+    before = list(model.state_dict())
+    activations = sum(isinstance(module, torch.nn.ReLU | torch.nn.SiLU) for module in model.modules())
+    norms = [m for m in Team(gpu).synchronise(model).modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert list(model.state_dict()) == before
+    assert sum(isinstance(module, torch.nn.ReLU | torch.nn.SiLU) for module in model.modules()) == activations > 0
 
 
 def test_the_shares_of_a_batch_are_the_batch() -> None:
