@@ -114,9 +114,7 @@ def test_two_processes_learn_what_one_learns(
     for fold in (0, 1):
         states = [open_checkpoint(root / "m" / f"fold{fold}.safetensors").state_dict for root in (one, out)]
         for key, tensor in states[0].items():
-            torch.testing.assert_close(
-                tensor, states[1][key], rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
-            )
+            torch.testing.assert_close(tensor, states[1][key], rtol=1e-4, atol=1e-5)
         logs = [losses(root / "m" / f"fold{fold}.csv") for root in (one, out)]
         assert logs[0] == pytest.approx(logs[1], rel=1e-4)
         said = [read_predictions(root / "m" / "oof" / f"m_f{fold}") for root in (one, out)]
