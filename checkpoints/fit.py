@@ -20,8 +20,9 @@ from checkpoints.optimise import make_optimizer, make_schedule
 from checkpoints.sampler import count_steps, cut_steps, draw_order
 from checkpoints.settings import Settings
 from checkpoints.start import freeze
+from checkpoints.team import ALONE, Team
 from checkpoints.track import LogRow, Remote, write_log
-from ensemble.errors import ModelError
+from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
 from ensemble.metrics import confusion_matrix, macro_f1
 
@@ -37,8 +38,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """What stays the same from epoch to epoch; an epoch has ``steps`` steps of the optimiser."""
+    """What stays the same from epoch to epoch; an epoch has ``steps`` steps of the optimiser.
 
+    ``answer`` is the model as it is called to learn.
+    """
+
+    answer: torch.nn.Module
+    team: Team
     seen: Images
     settings: Settings
     seed: int
@@ -59,17 +65,20 @@ def fit(
     place: Place,
     remote: Remote,
     listener: Listener,
+    team: Team = ALONE,
 ) -> Epoch:
     """The epoch that is kept; of equally good ones the later.
 
     Raises:
         ModelError: E440 when a loss is no longer a number, E403 when the state to go on from is damaged.
+        OptionError: E204 when several processes have too few images.
     """
-    model = model.to(memory_format=torch.channels_last)
-    task = _prepare(model, seen, settings, seed)
+    model = team.synchronise(model).to(memory_format=torch.channels_last)
+    task = _prepare(model, seen, settings, seed, team)
     course = _begin(model, task)
     if place.origin is not None and load_course(place.state, course, origin=place.origin):
         listener.notice(Notice("I445", f"{name} goes on after epoch {course.done} of {settings.epochs}", place.state))
+    team.require_same(course.done, f"state in {place.state.parent}")
     while course.done < settings.epochs and not _is_patience_over(course, settings):
         number = course.done + 1
         began = time.perf_counter()
@@ -78,7 +87,7 @@ def fit(
             raise ModelError("E440", f"{name}: the loss of epoch {number} is {loss}")
         speed = task.steps * settings.batch * settings.accumulate / (time.perf_counter() - began)
         scored = course.model if course.averaged is None else course.averaged
-        score, accuracy = _score(scored, held_out, settings)
+        score, accuracy = _score(scored, held_out, settings, team)
         if score >= course.best_score:
             course.best_epoch, course.best_score = number, score
         if settings.keep == "last" or course.best_epoch == number:
@@ -86,10 +95,11 @@ def fit(
         course.done = number
         rate = max(group["lr"] for group in course.optimizer.param_groups)
         course.log.append(LogRow(number, loss, rate, score, accuracy, speed))
-        write_log(place.log, course.log)
-        remote.log(course.log[-1])
-        if place.origin is not None:
-            save_course(place.state, course, origin=place.origin)
+        if team.is_main:
+            write_log(place.log, course.log)
+            remote.log(course.log[-1])
+            if place.origin is not None:
+                save_course(place.state, course, origin=place.origin)
         listener.progress(f"train {name}", number, settings.epochs)
     if course.done < settings.epochs:
         listener.progress(f"train {name}", settings.epochs, settings.epochs)
@@ -101,17 +111,22 @@ def _is_patience_over(course: Course, settings: Settings) -> bool:
     return settings.patience is not None and course.done - course.best_epoch >= settings.patience
 
 
-def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int) -> _Task:
+def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int, team: Team) -> _Task:
+    if team.size > 1 and len(seen.labels) < settings.batch * settings.accumulate:
+        raise OptionError("E204", f"a step needs {settings.batch * settings.accumulate} images, got {len(seen.labels)}")
     counts = torch.from_numpy(np.bincount(seen.targets, minlength=len(settings.labels)))
     weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
+    frozen = freeze(model, settings.freeze)
     return _Task(
+        answer=team.prepare(model),
+        team=team,
         seen=seen,
         settings=settings,
         seed=seed,
         steps=count_steps(len(seen.labels), batch=settings.batch, accumulate=settings.accumulate),
         loss_of=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
         policy=parse_policy(settings.augment),
-        frozen=freeze(model, settings.freeze),
+        frozen=frozen,
     )
 
 
@@ -132,7 +147,7 @@ def _begin(model: torch.nn.Module, task: _Task) -> Course:
 
 def _learn(course: Course, task: _Task, number: int) -> float:
     """One epoch; its mean loss, which is no number as soon as that of one batch is none."""
-    settings, seen = task.settings, task.seen
+    settings, seen, team = task.settings, task.seen, task.team
     device = next(course.model.parameters()).device
     course.model.train()
     for module in task.frozen:
@@ -140,14 +155,20 @@ def _learn(course: Course, task: _Task, number: int) -> float:
     generator = torch.Generator().manual_seed(image_seed(task.seed, number, 0))
     order = draw_order(seen.targets, balanced=settings.balanced, generator=generator)
     steps = cut_steps(order, batch=settings.batch, accumulate=settings.accumulate)
-    made = batches(seen, [part for step in steps for part in step], task.policy, seed=task.seed, epoch=number)
+    if not team.is_main:  # what is drawn from here on is each process's own
+        own = image_seed(task.seed, number, 0, team.number)
+        generator.manual_seed(own)
+        torch.manual_seed(own)
+    shares = [team.cut(batch) for step in steps for batch in step]
+    made = batches(seen, shares, task.policy, seed=task.seed, epoch=number)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for step in steps:
-        for pixels, labels in islice(made, len(step)):
+        for part, (pixels, labels) in enumerate(islice(made, len(step)), 1):
             images = normalise(torch.from_numpy(pixels).to(device), settings)
             targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
             images, targets = _mix(images, targets, settings, generator)
-            total += _backward(course, images, targets, task, share=1 / len(step)) / len(step)
+            with team.averaging(task.answer, now=part == len(step)):
+                total += _backward(course, images, targets, task, share=1 / len(step)) / len(step)
         _step(course, settings)
     return total.item() / task.steps
 
@@ -168,12 +189,12 @@ def _backward(
     course: Course, images: torch.Tensor, targets: torch.Tensor, task: _Task, *, share: float
 ) -> torch.Tensor:
     """Add ``share`` of the gradient of a batch to that of the step; its loss."""
-    settings = task.settings
+    settings, team = task.settings, task.team
     precision = torch.float16 if settings.fp16 else torch.bfloat16
     with torch.autocast(images.device.type, precision, enabled=settings.bf16 or settings.fp16):
-        logits = course.model(images)
-    loss = task.loss_of(logits, targets)
-    torch.autograd.backward(course.scaler.scale(share * loss))
+        logits = task.answer(images)
+    loss = task.loss_of(team.whole(logits), team.whole(targets))
+    torch.autograd.backward(course.scaler.scale(share * team.size * loss))
     return loss.detach()
 
 
@@ -202,8 +223,11 @@ def _average(averaged: torch.nn.Module, model: torch.nn.Module, kept: float) -> 
             old.copy_(new)
 
 
-def _score(model: torch.nn.Module, images: Images, settings: Settings) -> tuple[float, float]:
+def _score(model: torch.nn.Module, images: Images, settings: Settings, team: Team) -> tuple[float, float]:
     """Macro F1 and accuracy."""
-    answered = predict_pixels(model, images.photos.pixels, settings).argmax(axis=1)
+    team.spread_statistics(model)
+    pixels = images.photos.pixels[team.share(len(images.labels))]
+    own = predict_pixels(model, pixels, settings).argmax(axis=1).tolist() if len(pixels) else []
+    answered = np.array(team.joined(own))
     confusion = confusion_matrix(images.labels, answered, classes=len(settings.labels))
     return float(macro_f1(confusion)), float(np.mean(answered == images.labels))

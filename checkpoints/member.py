@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from checkpoints.open import build_model, open_checkpoint
 from checkpoints.photos import Photos, load_photos
 from checkpoints.pseudo import Pseudo
 from checkpoints.settings import Settings, settings_dict
+from checkpoints.team import ALONE, Team
 from checkpoints.track import Logger
 from checkpoints.train import Trained, fold_name, state_path, train
 from ensemble.boxes import Boxes
@@ -63,6 +65,7 @@ def train_member(
     only_fold: int | None = None,
     fresh: bool = False,
     device: str = "cpu",
+    team: Team = ALONE,
     log: Logger | None = None,
     listener: Listener = SILENT,
 ) -> TrainedMember:
@@ -70,22 +73,31 @@ def train_member(
 
     Folds that are finished are kept, and one that was stopped goes on after its last epoch. Each folder in ``oof`` has
     one fold's answers, in the views identity and hflip, about the people that it held out; ``truth.csv`` has the
-    classes. ``pseudo`` is learned in every fold, and is in no fold's holdout, scores or predictions.
+    classes. ``pseudo`` is learned in every fold, and is in no fold's holdout, scores or predictions. Each process of
+    the ``team`` calls it; the main one writes, and alone knows ``oof`` and ``macro_f1``.
 
     Raises:
         EnsError: as `train` does.
+        OptionError: E204 when the batch cannot be divided by the processes.
         OptionError, DataError: E206 and E351 when a preprocessing with a face crop lacks ``boxes`` of the rows.
-        ModelError: E442 when the folder holds a training with other settings.
+        ModelError: E442 when the folder holds a training with other settings; E446 when the processes do not see the
+            same data or folder, E447 when one of them has ended.
     """
+    if settings.batch % team.size:
+        raise OptionError("E204", f"--batch must be a multiple of the {team.size} processes, got {settings.batch}")
     folder = out / validate_member(member)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with locked(folder):
+    with locked(folder) if team.is_main else nullcontext(), team.watched():
         origin = _origin(rows, folds, settings, seed, boxes, pseudo)
-        _same_settings(folder, member, origin, folds.count, fresh=fresh)
-        _write_truth(folder / "truth.csv", rows)
         wanted = range(folds.count) if only_fold is None else (only_fold,)
-        kept = tuple(fold for fold in wanted if _is_finished(folder, member, fold, origin))
+        kept: tuple[int, ...] = ()
+        if team.is_main:
+            _same_settings(folder, member, origin, folds.count, fresh=fresh)
+            _write_truth(folder / "truth.csv", rows)
+            kept = tuple(fold for fold in wanted if _is_finished(folder, member, fold, origin))
+        team.require_same(origin, "images, labels, folds and settings")
+        kept = team.told(kept)
         todo = [fold for fold in wanted if fold not in kept]
         photos = _load(rows, settings, seed, boxes, listener) if todo else None
         extra = _load_extra(pseudo, settings, seed, listener) if todo and pseudo is not None else None
@@ -103,18 +115,21 @@ def train_member(
                 photos=photos,
                 extra=extra,
                 device=device,
+                team=team,
                 origin=origin,
                 log=log,
                 listener=listener,
             )
+            trained.append(found)
+            if not team.is_main:
+                continue
             held_out = folds.holdout(rows, fold)
             unseen = tuple(row for row, held in zip(rows, held_out, strict=True) if held)
             _write_holdout(
                 _holdout_folder(folder, member, fold), found, unseen, photos.pixels[held_out], settings, origin, device
             )
             remove(state_path(folder, fold))
-            trained.append(found)
-        if not all(_is_finished(folder, member, fold, origin) for fold in range(folds.count)):
+        if not team.is_main or not all(_is_finished(folder, member, fold, origin) for fold in range(folds.count)):
             return TrainedMember(folder, tuple(trained), kept, None, None)
         score = _score(folder, member, folds, rows, len(settings.labels))
         return TrainedMember(folder, tuple(trained), kept, folder / OOF, score)

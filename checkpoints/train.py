@@ -19,6 +19,7 @@ from checkpoints.open import save_checkpoint
 from checkpoints.photos import Photos, load_photos
 from checkpoints.settings import Settings, settings_dict
 from checkpoints.start import start_model
+from checkpoints.team import ALONE, Team
 from checkpoints.track import Logger, Remote
 from ensemble.card import ModelCard
 from ensemble.errors import DeviceError
@@ -61,6 +62,7 @@ def train(
     photos: Photos | None = None,
     extra: Images | None = None,
     device: str = "cpu",
+    team: Team = ALONE,
     origin: str | None = None,
     log: Logger | None = None,
     listener: Listener = SILENT,
@@ -101,7 +103,7 @@ def train(
             pretrained=settings.pretrained,
             listener=listener,
         )
-        remote = Remote(log, out, name, settings_dict(settings), listener=listener)
+        remote = Remote(log if team.is_main else None, out, name, settings_dict(settings), listener=listener)
         kept = fit(
             model.to(device),
             images[~held_out] if extra is None else images[~held_out].joined(extra),
@@ -112,6 +114,7 @@ def train(
             place=Place(out / f"fold{fold}.csv", state_path(out, fold), origin),
             remote=remote,
             listener=listener,
+            team=team,
         )
         remote.close()
     card = ModelCard(
@@ -127,5 +130,7 @@ def train(
         holdout_sha256=hash_ids(row.id for row, held in zip(rows, held_out, strict=True) if held),
         head=settings.head,
     )
-    path = save_checkpoint(out / f"fold{fold}.safetensors", kept.weights, card)
+    path = out / f"fold{fold}.safetensors"
+    if team.is_main:
+        save_checkpoint(path, kept.weights, card)
     return Trained(path, card, kept.macro_f1, kept.number, time.perf_counter() - start)

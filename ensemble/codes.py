@@ -228,6 +228,14 @@ CODES: dict[str, Code] = {
         "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
     ),
     "I445": Code("A training goes on where an earlier one stopped.", "nothing to do; --fresh begins anew"),
+    "E446": Code(
+        "The processes of a training do not see the same data.",
+        "keep images, boxes and the folder of -o where all machines read them, and start all with the same options",
+    ),
+    "E447": Code(
+        "A process of a training lost the others.",
+        "look for the error of the one that ended first; run again, and the training goes on after its last epoch",
+    ),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not share one label space.", "blend only models of the same classes"),
     "E502": Code(

@@ -13,7 +13,16 @@ from ensemble.errors import OptionError
 PATH = click.Path(path_type=Path)
 ROOT = "runs"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_NEEDS_TORCH = {"torch", "timm", "torchvision", "onnxscript", "safetensors", "albumentations", "facenet_pytorch"}
+_NEEDS_TORCH = {
+    "accelerate",
+    "torch",
+    "timm",
+    "torchvision",
+    "onnxscript",
+    "safetensors",
+    "albumentations",
+    "facenet_pytorch",
+}
 
 
 @contextmanager

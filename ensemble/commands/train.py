@@ -10,6 +10,7 @@ import click
 
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.errors import OptionError
+from ensemble.events import SILENT
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -189,12 +190,16 @@ def train(
         from checkpoints.photos import fallback_crop
         from checkpoints.pseudo import read_pseudo
         from checkpoints.settings import Settings
+        from checkpoints.team import join
+
+        team, device = join(device)
     from ensemble.boxes import Boxes, read_boxes, read_faces
     from ensemble.card import Preprocess, parse_size, parse_triple
 
+    listener = TERMINAL if team.is_main else SILENT
     faces = None if boxes_path is None else read_faces(boxes_path)[0]
     crop = None if faces is None else fallback_crop(faces, margin)
-    data = read_dataset(train_dir, fixes=fixes, without=without, age_cut=age_cut, listener=TERMINAL)
+    data = read_dataset(train_dir, fixes=fixes, without=without, age_cut=age_cut, listener=listener)
     rows = data.rows
     chosen = Settings(
         preprocess=Preprocess(parse_size(size), resize, interpolation, face=crop),
@@ -203,7 +208,8 @@ def train(
         std=parse_triple(std, "--std"),
         **settings,
     )
-    dealt = _deal(folds, folder, rows, data.labels)
+    with team.watched(), team.main_first():
+        dealt = _deal(folds, folder, rows, data.labels)
     if only_fold is not None and only_fold >= dealt.count:
         raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
     extra = None
@@ -219,7 +225,7 @@ def train(
             min_confidence=min_confidence,
             max_share=max_share,
             boxes=None if pseudo_boxes is None else read_boxes(pseudo_boxes),
-            listener=TERMINAL,
+            listener=listener,
         )
     done = train_member(
         rows,
@@ -233,9 +239,13 @@ def train(
         only_fold=only_fold,
         fresh=fresh,
         device=device,
+        team=team,
         log=log,
-        listener=TERMINAL,
+        listener=listener,
     )
+    team.end()
+    if not team.is_main:
+        return
     lines = [f"{t.path}  macro F1 {t.macro_f1:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in done.trained]
     lines += [f"fold {fold} was finished" for fold in done.kept]
     lines += [f"{done.oof}  out-of-fold macro F1 {done.macro_f1:.4f}"] if done.oof is not None else []
