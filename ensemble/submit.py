@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.blend import blend
-from ensemble.boxes import Boxes
+from ensemble.boxes import Boxes, select_boxes
 from ensemble.budget import Fit, fit_to_budget
 from ensemble.calibrate import Calibration, calibrate
 from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
@@ -23,10 +23,11 @@ from ensemble.devices import Device, available_cores, choose_device
 from ensemble.early_exit import Cell, cells_of, in_order, keep_members, require_early_exit, used_part
 from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.faults import unread, write_errors
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import ModelFile, find_models, read_model
 from ensemble.pipeline import Pipeline, Stopwatch
-from ensemble.predict import BATCH, ERRORS, RUN, predict, select_boxes, write_errors
+from ensemble.predict import BATCH, RUN, predict
 from ensemble.predictions import Predictions, read_predictions
 from ensemble.recipe import Recipe
 from ensemble.submission import SubmissionFormat, write_submission
@@ -204,7 +205,7 @@ def submit(
         )
         write_errors(work, listing, faults)
         if faults:
-            raise _unread(faults, len(listing), work)
+            raise unread(faults, listing, work, kept="the chunks without them are done and kept")
         classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
         stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, len(listing), pipeline.watch)
     write_submission(output, listing.ids, classes, like=like, listener=recorder)
@@ -335,12 +336,3 @@ def _predict_all(
     if fault is not None:
         raise fault
     return [read_predictions(folder / name) for name in plan.models], stages
-
-
-def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataError:
-    return DataError(
-        "E326",
-        f"{len(faults):,} of {images:,} images could not be read; the chunks without them are done and kept",
-        path=work / ERRORS,
-        details=tuple(str(fault) for fault in faults.values()),
-    )

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ensemble import parts
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
 from ensemble.card import ModelCard
@@ -48,7 +49,7 @@ TTA = parse_views("hflip")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_convolutions_give_the_same_bytes_however_they_are_run(
     """A linear model, a ResNet's layers and an EfficientNet's: batches of 1, 3 and 16, one, two and three workers, all
     members together or each alone leave the same files.
     """
-    monkeypatch.setattr(predict_module, "PART_ROWS", 20)
+    monkeypatch.setattr(parts, "PART_ROWS", 20)
     cards = {kind: toys.card(kind, size=(20, 24)) for kind in ("resnet", "efficientnet")}
     models = [
         toys.write_model(tmp_path / "models", card, proto=toys.convolutional_proto(card, kind=kind))
@@ -173,12 +174,12 @@ def test_a_part_that_cannot_be_written_ends_the_run(
             raise FileError("E701", "the disk is full")
         write_part(path, part, card)
 
-    monkeypatch.setattr(predict_module, "write_part", fail)
+    monkeypatch.setattr(parts, "write_part", fail)
     with pytest.raises(FileError, match="E701"):
         predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=2)
     assert written == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
     again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
     assert again.members[0].computed == 15
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ensemble import chunks as chunks_module
-from ensemble import predict as predict_module
+from ensemble import parts
 from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
 from ensemble.cli import ens
@@ -51,7 +51,7 @@ RECIPE = Recipe(
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
     monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
