@@ -186,7 +186,7 @@ def _compute(
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
     before = done = sum(len(chunk.ids) for chunk in chunks.values())
-    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.kind != "cpu")
+    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu)
 
     def answer(work: Work, read: Batch) -> _Answer:
         chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)

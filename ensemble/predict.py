@@ -123,8 +123,10 @@ def predict(
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
-        seconds = {stage: watch.get(stage, 0.0) for stage in ("read", "decode", "resize", "write")}
-        seconds |= {"forward": sum(run.seconds for run in runs), "wall": time.monotonic() - began}
+        forward = sum(run.seconds for run in runs)
+        stages = ("read", "decode", "resize", *(["copy"] if on_gpu else []), "forward", "write")
+        seconds = {stage: watch.get(stage, 0.0) for stage in stages}
+        seconds |= {"forward": forward, "wall": time.monotonic() - began}
         seen = tuple(view.name for view in views)
         done = Predicted(
             len(listing), seen, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples

@@ -26,7 +26,8 @@ class MemberRun:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``write``, ``forward`` and of it all, ``wall``.
+    """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``copy`` (on GPUs), ``forward`` and ``write``,
+    summed over threads, and of it all, ``wall``.
 
     ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
     """

@@ -53,7 +53,7 @@ class Submitted:
     """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
 
     ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
-    ``read``, ``decode``, ``resize`` and of each member, summed over threads; ``saved_time`` is the share of all
+    ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the share of all
     members' time that was not needed, by what each look took in this run, and None where a member had nothing to do.
     """
 
@@ -330,7 +330,7 @@ def _predict_all(
                 raise
             fault = err
             continue
-        for stage in ("read", "decode", "resize"):
+        for stage in ("read", "decode", "resize", *(["copy"] if device.is_gpu else [])):
             stages[stage] = stages.get(stage, 0.0) + done.seconds[stage]
         stages |= {run.member: run.seconds for run in done.members}
     if fault is not None:

@@ -445,7 +445,9 @@ def test_a_gpus_pipeline_gives_the_same_answers(images: Path, models: list[Path]
     both = []
     for on_gpu, sessions in ((True, tuple(fixed.values())), (False, tuple(open_session(path) for path in models))):
         work = [Work(range(start, min(start + 5, 23)), sessions) for start in range(0, 23, 5)]
-        both.append(list(Pipeline(listing, TTA, on_gpu=on_gpu, workers=3).run(work)))
+        pipeline = Pipeline(listing, TTA, on_gpu=on_gpu, workers=3)
+        both.append(list(pipeline.run(work)))
+        assert ({"copy", "idle", "full"} <= pipeline.watch.elapsed.keys()) == on_gpu
         assert [answer.asked for answer in both[-1]] == [one.rows for one in work]
     for gpu, cpu in zip(*both, strict=True):
         for member, views in cpu.logits.items():
