@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import shape_inference
 
+from ensemble.devices import Device
 from ensemble.errors import DeviceError, OptionError
 from ensemble.images import count_pixels, plain_preprocess
 from ensemble.listing import Listing
@@ -19,7 +20,7 @@ from ensemble.model_file import ModelFile
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _PROGRAM = 200 * 2**20  # Python, onnxruntime and the list of images
 _MODEL = 4  # times its file: the file, its weights, and those weights packed for the processor
-_ARENA = 2.25  # onnxruntime keeps the blocks of a first, unplanned run beside the planned one; measured 1.7 to 2.2
+_ARENA = 2.25  # onnxruntime keeps blocks of unplanned runs and of other batches; measured 1.7 to 2.2
 _PIXEL = 8  # bytes: Pillow's own four, and as much again while it decodes, turns or converts
 _LOOKED_AT = 16  # of the largest files
 
@@ -91,17 +92,18 @@ def _left_in_groups(root: Path) -> list[int]:
     return left
 
 
-def need_of(models: Sequence[ModelFile], listing: Listing) -> Need:
+def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Need:
     """What these models need for the images listed, the largest files of which are looked at for their size."""
     sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
     largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
     photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
+    layers = [layers_of(model.data) for model in models]
     return Need(
         fixed=_PROGRAM + _MODEL * sum(len(model.data) for model in models),
         photo=photo,
         pixels=sum(sizes) + max(sizes),
-        # every session has an arena of its own, and does not give it back
-        layers=int(_ARENA * sum(layers_of(model.data) for model in models)),
+        # on the CPU the sessions share an arena, and a worker runs one after the other; OpenVINO's keep what they had
+        layers=int(_ARENA * (max(layers) if device.kind == "cpu" else sum(layers))),
     )
 
 

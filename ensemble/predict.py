@@ -102,7 +102,7 @@ def predict(
     else:
         memory = memory or available_memory() // 2
         most = batch or (max(CANDIDATES) if where.kind == "cpu" else BATCH[where.kind])
-        bounds = fit_memory(need_of(read, listing), memory, workers=wanted, batch=most, on_gpu=on_gpu)
+        bounds = fit_memory(need_of(read, listing, where), memory, workers=wanted, batch=most, on_gpu=on_gpu)
         if bounds.workers < wanted or bounds.batch < (batch or 1):
             recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
         pipeline = Pipeline(

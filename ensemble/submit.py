@@ -53,8 +53,9 @@ class Submitted:
     """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
 
     ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
-    ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the share of all
-    members' time that was not needed, by what each look took in this run, and None where a member had nothing to do.
+    ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the
+    share of all members' time that was not needed, by what each look took in this run, and None where a member had
+    nothing to do.
     """
 
     path: Path

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
+from ensemble.devices import CPU, Device
 from ensemble.errors import DeviceError, OptionError
 from ensemble.listing import list_images
 from ensemble.memory import Need, available_memory, fit_memory, layers_of, need_of, parse_memory
@@ -98,16 +99,19 @@ def test_a_layer_of_unknown_size_counts_as_what_it_reads() -> None:
 
 
 def test_the_need_of_a_run(tmp_path: Path) -> None:
-    """Photographs count with the pixels of the largest, prepared sizes once each, layers for every member."""
+    """Photographs count with the pixels of the largest, prepared sizes once each, layers for the largest member; for
+    OpenVINO, which shares nothing, layers for every member.
+    """
     toys.write_pictures(tmp_path / "images", ["a.jpg", "b.jpg"])
     toys.write_pictures(tmp_path / "images", ["c.jpg"], size=(80, 60))
     cards = [toys.card("a"), toys.card("b"), toys.card("c", size=(20, 24))]
     models = [read_model(toys.write_model(tmp_path, card)) for card in cards]
     listing = list_images(tmp_path / "images")
-    need = need_of(models, listing)
+    need = need_of(models, listing, CPU)
     small, large = 16 * 12 * 3, 20 * 24 * 3
     assert need.pixels == small + large + large
-    assert need.layers == int(2.25 * (8 * small + 8 * small + 8 * large))
+    assert need.layers == int(2.25 * 8 * large)
+    assert need_of(models, listing, Device("openvino")).layers == int(2.25 * (8 * small + 8 * small + 8 * large))
     assert need.photo == 8 * 80 * 60 + listing.sizes[2]
 
 

@@ -149,7 +149,7 @@ def test_few_images_are_shared_by_all_cores(tmp_path: Path, images: Path, models
 def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6."""
     predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
-    need = need_of([read_model(path) for path in models], list_images(images))
+    need = need_of([read_model(path) for path in models], list_images(images), CPU)
     image = need.photo + need.pixels + need.layers
     recorder = Recorder()
     options: dict[str, Any] = {"views": TTA, "device": "cpu", "workers": 8, "batch": 16, "listener": recorder}
