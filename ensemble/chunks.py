@@ -89,6 +89,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """Every chunk in order, the rows that could not be read, and by member how it ran, where it did."""
+
+    chunks: list[Chunk]
+    faults: dict[int, DataError]
+    decisions: dict[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
     work: Work
     chunk: Chunk
@@ -106,8 +115,8 @@ def run_chunks(
     batch: int,
     fresh: bool = False,
     listener: Listener = SILENT,
-) -> tuple[list[Chunk], dict[int, DataError]]:
-    """Every chunk in order, computed or found in ``folder``, and the rows that could not be read.
+) -> Chunks:
+    """Every chunk, computed or found in ``folder``.
 
     A chunk with such rows is not kept, and is done again when they are mended.
 
@@ -123,8 +132,8 @@ def run_chunks(
             sizes = ",".join(map(str, listing.sizes[rows.start : rows.stop]))
             origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest()}))
         chunks = _resume(folder, origins, run, fresh=fresh, listener=listener)
-        faults = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
-    return [chunks[index] for index in sorted(chunks)], faults
+        faults, decisions = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
+    return Chunks([chunks[index] for index in sorted(chunks)], faults, decisions)
 
 
 def _chunks(listing: Listing, device: Device) -> list[range]:
@@ -173,8 +182,8 @@ def _compute(
     device: Device,
     batch: int,
     listener: Listener,
-) -> dict[int, DataError]:
-    """Add the chunks that are missing to ``chunks`` and to the folder."""
+) -> tuple[dict[int, DataError], dict[str, Mapping[str, str]]]:
+    """Add the chunks that are missing to ``chunks`` and to the folder; return faults and decisions, see `Chunks`."""
     parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
     models = plan.models if pending else {}
@@ -218,7 +227,7 @@ def _compute(
             answers.close()
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
-    return faults
+    return faults, {name: session.decisions for name, session in sessions.items()}
 
 
 def _run_cells(

@@ -41,12 +41,13 @@ _DIFFERENCES = {
 
 @dataclass(slots=True)
 class Member:
-    """One model, its folder, and the parts it still has to compute."""
+    """One model, its folder, the parts it still has to compute, and the files ``stale`` that must go before."""
 
     model: ModelFile
     folder: Path
     origins: tuple[str, ...]
     pending: set[int]
+    stale: tuple[Path, ...] = ()
     computed: int = 0
     decisions: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +60,11 @@ class Member:
     def paths(self) -> list[Path]:
         """Where each part stands, or will."""
         return [part_path(self.folder, index) for index in range(len(self.origins))]
+
+    def clear(self) -> None:
+        """Remove what is stale."""
+        for path in self.stale:
+            files.remove(path)
 
 
 def part_rows(listing: Listing, index: int) -> range:
@@ -75,7 +81,7 @@ def resume(
     fresh: bool,
     listener: Listener,
 ) -> Member:
-    """Find out which parts are there already; ``fresh`` removes them.
+    """Find out which parts are there already, or with ``fresh``, are to go; nothing is changed yet.
 
     Raises:
         FileError: E704 when the folder holds another run.
@@ -88,8 +94,7 @@ def resume(
     member = Member(model, home, tuple(origins), set(range(len(origins))))
     found = sorted(home.glob("part-*.parquet"))
     if fresh:
-        for path in (home / COMPLETE, *found):
-            files.remove(path)
+        member.stale = (home / COMPLETE, *found)
         return member
     index_of = {path: index for index, path in enumerate(member.paths)}
     for path in found:
@@ -106,7 +111,7 @@ def resume(
         elif not json.loads(origin)["missing"]:
             listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
     if member.pending:
-        files.remove(home / COMPLETE)
+        member.stale = (home / COMPLETE,)
     return member
 
 

@@ -83,46 +83,47 @@ def predict(
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
     where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
-    wanted, on_gpu = workers or available_cores(), where.is_gpu
-    pipeline: Pipeline | RemotePipeline
-    if cluster:
-        pipeline = RemotePipeline(
-            cluster,
-            read,
-            listing,
-            views,
-            device=where,
-            workers=workers,
-            part_rows=parts.PART_ROWS,
-            boxes=found,
-            listener=recorder,
-        )
-        batch = batch or BATCH[where.kind]
-        bounds = Bounds(pipeline.workers, batch, 0)
-    else:
-        memory = memory or available_memory() // 2
-        most = batch or (max(CANDIDATES) if where.kind == "cpu" else BATCH[where.kind])
-        bounds = fit_memory(need_of(read, listing, where), memory, workers=wanted, batch=most, on_gpu=on_gpu)
-        if bounds.workers < wanted or bounds.batch < (batch or 1):
-            recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
-        pipeline = Pipeline(
-            listing, views, on_gpu=on_gpu, workers=bounds.workers, boxes=found, ahead=bounds.ahead, listener=recorder
-        )
+    on_gpu = where.is_gpu
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
             stack.enter_context(files.locked(folder / model.card.member))
-            members.append(
-                resume(
-                    model, folder, run_of(model, listing, views, where, boxes), listing, fresh=fresh, listener=recorder
-                )
+            run = run_of(model, listing, views, where, boxes)
+            members.append(resume(model, folder, run, listing, fresh=fresh, listener=recorder))
+        pipeline: Pipeline | RemotePipeline
+        if cluster:
+            pipeline = RemotePipeline(
+                cluster,
+                read,
+                listing,
+                views,
+                device=where,
+                workers=workers,
+                part_rows=parts.PART_ROWS,
+                boxes=found,
+                listener=recorder,
             )
+            bounds = Bounds(pipeline.workers, batch or BATCH[where.kind], 0)
+        else:
+            memory = memory or available_memory() // 2
+            bounds = _fit(members, listing, where, memory, workers or available_cores(), batch, recorder)
+            pipeline = Pipeline(
+                listing,
+                views,
+                on_gpu=on_gpu,
+                workers=bounds.workers,
+                boxes=found,
+                ahead=bounds.ahead,
+                listener=recorder,
+            )
+        for member in members:
+            member.clear()
         trial = _trial(members, listing, where, bounds, batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
-        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
+        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0), m.decisions) for m in members)
         forward = sum(run.seconds for run in runs)
         stages = ("read", "decode", "resize", *(["copy"] if on_gpu else []), "forward", "write")
         seconds = {stage: watch.get(stage, 0.0) for stage in stages}
@@ -134,17 +135,38 @@ def predict(
         for member in members:
             if not faults:
                 write_complete(member.folder, member.paths, len(listing))
-            files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices, member.decisions))
+            if member.computed or not (member.folder / RUN).exists():
+                files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
     if faults:
         raise unread(faults, listing, folder, kept="all others are predicted and kept")
     return done
 
 
+def _fit(
+    members: Sequence[Member],
+    listing: Listing,
+    device: Device,
+    memory: int,
+    workers: int,
+    batch: int | None,
+    listener: Listener,
+) -> Bounds:
+    """How much may be under way; where nothing is pending, no image or network is looked at to find that out."""
+    if not any(member.pending for member in members):
+        return Bounds(workers, batch or BATCH[device.kind], 4 * workers)
+    most = batch or (max(CANDIDATES) if device.kind == "cpu" else BATCH[device.kind])
+    need = need_of([member.model for member in members], listing, device)
+    bounds = fit_memory(need, memory, workers=workers, batch=most, on_gpu=device.is_gpu)
+    if bounds.workers < workers or bounds.batch < (batch or 1):
+        listener.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
+    return bounds
+
+
 def _trial(members: Sequence[Member], listing: Listing, device: Device, bounds: Bounds, batch: int | None) -> Trial:
     """How large batches are: as asked for, else on a GPU all alike, and on a CPU as it turns out."""
-    if batch is not None or device.kind != "cpu":
-        return Trial(0, usual=bounds.batch, candidates=())
     rows = sum(len(part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
+    if batch is not None or device.kind != "cpu" or not rows:
+        return Trial(0, usual=bounds.batch, candidates=())
     most = min(bounds.batch, max(1, -(-rows // bounds.workers)))  # of few images, every core has its share
     return Trial(rows, usual=min(BATCH["cpu"], most), candidates=[size for size in CANDIDATES if size <= most])
 

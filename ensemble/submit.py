@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Submitted:
     ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
     ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the
     share of all members' time that was not needed, by what each look took in this run, and None where a member had
-    nothing to do.
+    nothing to do. ``decisions`` say how each member ran, where it did, by what was chosen.
     """
 
     path: Path
@@ -70,6 +70,7 @@ class Submitted:
     saved_time: float | None
     calibration: Calibration | None = None
     fit: Fit | None = None
+    decisions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def saved(self) -> float:
@@ -173,7 +174,7 @@ def submit(
         cells = cells_of(recipe)
         plan = Plan(recipe, cells, found, views, boxes=boxes)
         seen = [len(listing)] * len(cells)
-        members, stages = _predict_all(
+        members, stages, decisions = _predict_all(
             plan,
             listing,
             images,
@@ -194,7 +195,7 @@ def submit(
                 recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
             )
         plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
-        chunks, faults = run_chunks(
+        ran = run_chunks(
             plan,
             listing,
             work / "early",
@@ -204,10 +205,11 @@ def submit(
             fresh=fresh,
             listener=recorder,
         )
-        write_errors(work, listing, faults)
-        if faults:
-            raise unread(faults, listing, work, kept="the chunks without them are done and kept")
-        classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
+        write_errors(work, listing, ran.faults)
+        if ran.faults:
+            raise unread(ran.faults, listing, work, kept="the chunks without them are done and kept")
+        classes, seen = answers_of(plan, ran.chunks), rows_of_cells(ran.chunks, len(cells))
+        decisions = ran.decisions
         stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, len(listing), pipeline.watch)
     write_submission(output, listing.ids, classes, like=like, listener=recorder)
     share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
@@ -224,6 +226,7 @@ def submit(
         saved_time,
         calibration,
         fit,
+        decisions,
     )
     record = done.as_dict() | {
         "models": {name: {"path": str(m.path), "sha256": m.sha256} for name, m in found.items()},
@@ -303,9 +306,10 @@ def _predict_all(
     workers: int,
     fresh: bool,
     listener: Listener,
-) -> tuple[list[Predictions], dict[str, float]]:
-    """The predictions of every member, those with the same views over one decode, and the seconds of each stage."""
+) -> tuple[list[Predictions], dict[str, float], dict[str, Mapping[str, str]]]:
+    """The predictions of every member, those with the same views over one decode; with `Submitted`'s figures."""
     stages: dict[str, float] = {}
+    decisions: dict[str, Mapping[str, str]] = {}
     together: dict[tuple[str, ...], list[str]] = {}
     for group in plan.recipe.groups.values():
         together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
@@ -334,6 +338,7 @@ def _predict_all(
         for stage in ("read", "decode", "resize", *(["copy"] if device.is_gpu else [])):
             stages[stage] = stages.get(stage, 0.0) + done.seconds[stage]
         stages |= {run.member: run.seconds for run in done.members}
+        decisions |= {run.member: run.decisions for run in done.members}
     if fault is not None:
         raise fault
-    return [read_predictions(folder / name) for name in plan.models], stages
+    return [read_predictions(folder / name) for name in plan.models], stages, decisions

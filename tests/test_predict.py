@@ -147,7 +147,9 @@ def test_few_images_are_shared_by_all_cores(tmp_path: Path, images: Path, models
 
 
 def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: Path, models: list[Path]) -> None:
-    """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6."""
+    """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6,
+    and what was to be done afresh is still there.
+    """
     predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
     need = need_of([read_model(path) for path in models], list_images(images), CPU)
     image = need.photo + need.pixels + need.layers
@@ -160,6 +162,9 @@ def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: P
     with pytest.raises(DeviceError, match=r"E603.*one image needs 1 MB beside 201 MB") as caught:
         predict(models, images, tmp_path / "none", memory=need.fixed, **options)
     assert caught.value.exit_status == 6
+    with pytest.raises(DeviceError, match="E603"):
+        predict(models, images, tmp_path / "out", memory=need.fixed, fresh=True, **options)
+    assert contents(tmp_path / "usual") == contents(tmp_path / "out")
 
 
 def test_a_part_that_cannot_be_written_ends_the_run(
@@ -231,13 +236,20 @@ def test_fault_69_an_interrupted_run_goes_on_where_it_stopped(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_done_again(tmp_path: Path, images: Path, models: list[Path]) -> None:
-    """Running a finished command again computes nothing and changes nothing."""
+def test_a_finished_run_is_not_done_again(
+    tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running a finished command again computes nothing, starts no model, looks into no image and changes nothing, the
+    record of what ran included.
+    """
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
-    before = contents(tmp_path / "out")
+    before, record = contents(tmp_path / "out"), (tmp_path / "out" / "a" / "_run.json").read_bytes()
+    for needless in ("start_session", "need_of"):
+        monkeypatch.setattr(predict_module, needless, None)
     again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert [run.computed for run in again.members] == [0, 0, 0]
     assert contents(tmp_path / "out") == before
+    assert (tmp_path / "out" / "a" / "_run.json").read_bytes() == record
 
 
 def test_a_member_can_be_added_later(tmp_path: Path, images: Path, models: list[Path]) -> None:

@@ -97,6 +97,8 @@ def test_gpus_give_the_cpus_answers(
         done = run(tmp_path, models, device="cuda:0,1", batch=4, early_exit=early_exit)
     assert done.path.read_bytes() == expected
     assert {device.index for device, _ in gpus.started} == {0, 1}
+    decisions = json.loads((tmp_path / "work/_run.json").read_text())["decisions"]
+    assert {name: how["nodes"][:5] for name, how in decisions.items()} == dict.fromkeys(("a0", "a1", "b"), "CUDA ")
 
 
 def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list[Path], expected: bytes) -> None:
