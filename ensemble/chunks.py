@@ -138,7 +138,7 @@ def run_chunks(
 
 def _chunks(listing: Listing, device: Device) -> list[range]:
     """The rows of each chunk."""
-    size = CHUNK_ROWS[device.kind]
+    size = rows_of_chunk(device)
     return [range(start, min(start + size, len(listing))) for start in range(0, len(listing), size)]
 
 
@@ -300,6 +300,11 @@ def _read_chunk(path: Path) -> tuple[Chunk, str]:
         return chunk, metadata[ORIGIN_KEY.encode()].decode()
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err
+
+
+def rows_of_chunk(device: Device) -> int:
+    """How many rows a chunk has, but for the last."""
+    return CHUNK_ROWS[device.kind]
 
 
 def rows_of_cells(chunks: Sequence[Chunk], cells: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -142,11 +142,11 @@ def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
     return size if grows else 0
 
 
-def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool) -> Bounds:
+def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool, what: str = "one image") -> Bounds:
     """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
 
     On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
-    the one that is on the device.
+    the one that is on the device. ``what`` is the least that a worker can have in hand, for the message.
 
     Raises:
         DeviceError: E603 when one image in one worker is too much.
@@ -155,8 +155,8 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
     image = need.pixels if on_gpu else need.pixels + need.layers
     least = need.photo + image * (3 if on_gpu else 1)
     if left < least:
-        wanted = f"one image needs {_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
-        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {wanted}")
+        wanted = f"{_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
+        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {what} needs {wanted}")
     if not on_gpu:
         workers = min(workers, left // least)
         return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
@@ -166,6 +166,22 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
     while batch > 1 and workers * need.photo + 3 * batch * image > left:
         batch //= 2
     return Bounds(workers, batch, min(workers + 2, (left - workers * need.photo) // (batch * image) - 1))
+
+
+def fit_chunks(need: Need, memory: int, *, rows: int, workers: int, batch: int, on_gpu: bool) -> Bounds:
+    """As `fit_memory`, where the pixels of ``rows`` images are held together, and on the CPU the layers of a batch.
+
+    Raises:
+        DeviceError: E603 when one such chunk in one worker is too much.
+    """
+    what = f"a chunk of {rows} images"
+    if on_gpu:
+        whole = fit_memory(
+            replace(need, pixels=rows * need.pixels), memory, workers=workers, batch=1, on_gpu=True, what=what
+        )
+        return replace(whole, batch=batch)
+    held = replace(need, photo=need.photo + rows * need.pixels)
+    return fit_memory(held, memory, workers=workers, batch=batch, on_gpu=False, what=what)
 
 
 def _megabytes(size: int) -> str:
