@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble.agreement import Answers
 from ensemble.binding import Lane
-from ensemble.boxes import Box, Boxes, read_boxes
+from ensemble.boxes import Box, Boxes, read_boxes, select_boxes
 from ensemble.card import Preprocess
 from ensemble.crop import prepare_image
 from ensemble.devices import Device, parse_device
@@ -25,7 +25,7 @@ from ensemble.listing import Listing, list_images
 from ensemble.members import read_members
 from ensemble.meter import Clock, Outcome
 from ensemble.model_file import ModelFile, read_model
-from ensemble.predict import predict, select_boxes
+from ensemble.predict import predict
 from ensemble.predictions import read_predictions
 from ensemble.recipe import read_recipe
 from ensemble.resident import inputs_of, rows_of, start_resident

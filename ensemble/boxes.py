@@ -19,8 +19,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemble.errors import DataError, FileError, enumerate_some
+from ensemble.errors import DataError, FileError, OptionError, enumerate_some
+from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
+from ensemble.listing import Listing
+from ensemble.model_file import ModelFile
 
 FoundBy = Literal["first", "second"]
 _ORIGIN_KEY = b"ens.origin"
@@ -169,3 +172,22 @@ def _face(row: Mapping[str, Any]) -> Face:
         row.get("height", 0),
         row.get("bytes", 0),
     )
+
+
+def select_boxes(
+    models: Sequence[ModelFile], boxes: Boxes | None, listing: Listing, listener: Listener
+) -> tuple[Box | None, ...] | None:
+    """The face in each listed image, when a model wants it.
+
+    Raises:
+        OptionError: E206 when a model wants it and there are no boxes.
+        DataError: E351 when an image has no entry.
+    """
+    wanting = [model for model in models if model.card.preprocess.face is not None]
+    if not wanting:
+        if boxes is not None:
+            listener.notice(Notice("I352", "no model uses the face boxes"))
+        return None
+    if boxes is None:
+        raise OptionError("E206", f"{wanting[0].card.member} was trained on face crops and needs face boxes")
+    return boxes.select(listing.ids)

@@ -89,6 +89,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """Every chunk in order, the rows that could not be read, and by member how it ran, where it did."""
+
+    chunks: list[Chunk]
+    faults: dict[int, DataError]
+    decisions: dict[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
     work: Work
     chunk: Chunk
@@ -106,8 +115,8 @@ def run_chunks(
     batch: int,
     fresh: bool = False,
     listener: Listener = SILENT,
-) -> tuple[list[Chunk], dict[int, DataError]]:
-    """Every chunk in order, computed or found in ``folder``, and the rows that could not be read.
+) -> Chunks:
+    """Every chunk, computed or found in ``folder``.
 
     A chunk with such rows is not kept, and is done again when they are mended.
 
@@ -123,13 +132,13 @@ def run_chunks(
             sizes = ",".join(map(str, listing.sizes[rows.start : rows.stop]))
             origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest()}))
         chunks = _resume(folder, origins, run, fresh=fresh, listener=listener)
-        faults = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
-    return [chunks[index] for index in sorted(chunks)], faults
+        faults, decisions = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
+    return Chunks([chunks[index] for index in sorted(chunks)], faults, decisions)
 
 
 def _chunks(listing: Listing, device: Device) -> list[range]:
     """The rows of each chunk."""
-    size = CHUNK_ROWS[device.kind]
+    size = rows_of_chunk(device)
     return [range(start, min(start + size, len(listing))) for start in range(0, len(listing), size)]
 
 
@@ -173,8 +182,8 @@ def _compute(
     device: Device,
     batch: int,
     listener: Listener,
-) -> dict[int, DataError]:
-    """Add the chunks that are missing to ``chunks`` and to the folder."""
+) -> tuple[dict[int, DataError], dict[str, Mapping[str, str]]]:
+    """Add the chunks that are missing to ``chunks`` and to the folder; return faults and decisions, see `Chunks`."""
     parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
     models = plan.models if pending else {}
@@ -186,7 +195,7 @@ def _compute(
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
     before = done = sum(len(chunk.ids) for chunk in chunks.values())
-    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.kind != "cpu")
+    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu)
 
     def answer(work: Work, read: Batch) -> _Answer:
         chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
@@ -218,7 +227,7 @@ def _compute(
             answers.close()
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
-    return faults
+    return faults, {name: session.decisions for name, session in sessions.items()}
 
 
 def _run_cells(
@@ -291,6 +300,11 @@ def _read_chunk(path: Path) -> tuple[Chunk, str]:
         return chunk, metadata[ORIGIN_KEY.encode()].decode()
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err
+
+
+def rows_of_chunk(device: Device) -> int:
+    """How many rows a chunk has, but for the last."""
+    return CHUNK_ROWS[device.kind]
 
 
 def rows_of_cells(chunks: Sequence[Chunk], cells: int) -> list[int]:

@@ -372,6 +372,6 @@ CODES: dict[str, Code] = {
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; what was finished is kept.",
-        "run the same command again; ens predict goes on where it stopped",
+        "run the same command again; ens crop, train, predict and submit go on where they stopped",
     ),
 }

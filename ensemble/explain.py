@@ -20,12 +20,12 @@ from ensemble.crop import prepare_image
 from ensemble.devices import available_cores, choose_device
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.faults import unread, write_errors
 from ensemble.images import Pixels, read_photo
 from ensemble.labels import LabelSpace
 from ensemble.listing import Listing, list_images
 from ensemble.model_file import FEATURES, LOGITS, read_model
 from ensemble.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resize_heat, to_png
-from ensemble.predict import ERRORS, write_errors
 from ensemble.session import Session, start_session
 
 BATCH = 16
@@ -127,12 +127,7 @@ def explain(
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
     write_errors(folder, listing, run.faults)
     if run.faults:
-        raise DataError(
-            "E326",
-            f"{len(run.faults):,} of {len(listing):,} images could not be read; all others are in {folder}",
-            path=folder / ERRORS,
-            details=tuple(str(fault) for fault in run.faults.values()),
-        )
+        raise unread(run.faults, listing, folder, kept=f"all others are in {folder}")
     return Explanations(read.card.member, str(where), tuple(run.done), tuple(run.sheets))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -34,11 +35,13 @@ def through_lanes(
     device: Device,
     workers: int,
     ahead: int,
+    waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Generator[C, None, None]:
     """What ``compute`` makes of each piece of work that ``read`` read and ``load`` put on a lane, in order.
 
     ``read`` runs in ``workers`` threads, ``load`` in one, ``compute`` in one for each of the devices, always the same.
-    No more than ``ahead`` pieces are begun and not yet handed on.
+    No more than ``ahead`` pieces are begun and not yet handed on. What the loading thread waits for is timed by
+    ``waiting``: ``idle``, a piece that is read; ``full``, a lane that is free.
     """
     lanes = [Lane(one) for _ in range(LANES) for one in device.each]
     free: SimpleQueue[Lane] = SimpleQueue()
@@ -47,7 +50,7 @@ def through_lanes(
     readers = ThreadPoolExecutor(workers, thread_name_prefix="ens-read")
     loader = ThreadPoolExecutor(1, thread_name_prefix="ens-copy")
     computing = {one: ThreadPoolExecutor(1, thread_name_prefix=f"ens-{one}") for one in device.each}
-    waiting: deque[Future[Future[C]]] = deque()
+    begun: deque[Future[Future[C]]] = deque()
 
     def finish(lane: Lane, item: B) -> C:
         try:
@@ -58,8 +61,10 @@ def through_lanes(
             free.put(lane)
 
     def pass_on(reading: Future[B]) -> Future[C]:
-        item = reading.result()
-        lane = free.get()
+        with waiting("idle"):
+            item = reading.result()
+        with waiting("full"):
+            lane = free.get()
         try:
             load(lane, item)
         except BaseException:
@@ -69,11 +74,11 @@ def through_lanes(
 
     try:
         for one in work:
-            waiting.append(loader.submit(pass_on, readers.submit(read, one)))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result().result()
-        while waiting:
-            yield waiting.popleft().result().result()
+            begun.append(loader.submit(pass_on, readers.submit(read, one)))
+            if len(begun) >= ahead:
+                yield begun.popleft().result().result()
+        while begun:
+            yield begun.popleft().result().result()
     finally:
         # in this order: whoever waits for a lane gets one from those who compute
         readers.shutdown(wait=True, cancel_futures=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 from onnx import shape_inference
 
+from ensemble.devices import Device
 from ensemble.errors import DeviceError, OptionError
 from ensemble.images import count_pixels, plain_preprocess
 from ensemble.listing import Listing
@@ -19,7 +20,7 @@ from ensemble.model_file import ModelFile
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _PROGRAM = 200 * 2**20  # Python, onnxruntime and the list of images
 _MODEL = 4  # times its file: the file, its weights, and those weights packed for the processor
-_ARENA = 2.25  # onnxruntime keeps the blocks of a first, unplanned run beside the planned one; measured 1.7 to 2.2
+_ARENA = 2.25  # onnxruntime keeps blocks of unplanned runs and of other batches; measured 1.7 to 2.2
 _PIXEL = 8  # bytes: Pillow's own four, and as much again while it decodes, turns or converts
 _LOOKED_AT = 16  # of the largest files
 
@@ -91,17 +92,18 @@ def _left_in_groups(root: Path) -> list[int]:
     return left
 
 
-def need_of(models: Sequence[ModelFile], listing: Listing) -> Need:
+def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Need:
     """What these models need for the images listed, the largest files of which are looked at for their size."""
     sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
     largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
     photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
+    layers = [layers_of(model.data) for model in models]
     return Need(
         fixed=_PROGRAM + _MODEL * sum(len(model.data) for model in models),
         photo=photo,
         pixels=sum(sizes) + max(sizes),
-        # every session has an arena of its own, and does not give it back
-        layers=int(_ARENA * sum(layers_of(model.data) for model in models)),
+        # on the CPU the sessions share an arena, and a worker runs one after the other; OpenVINO's keep what they had
+        layers=int(_ARENA * (max(layers) if device.kind == "cpu" else sum(layers))),
     )
 
 
@@ -140,11 +142,11 @@ def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
     return size if grows else 0
 
 
-def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool) -> Bounds:
+def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool, what: str = "one image") -> Bounds:
     """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
 
     On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
-    the one that is on the device.
+    the one that is on the device. ``what`` is the least that a worker can have in hand, for the message.
 
     Raises:
         DeviceError: E603 when one image in one worker is too much.
@@ -153,8 +155,8 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
     image = need.pixels if on_gpu else need.pixels + need.layers
     least = need.photo + image * (3 if on_gpu else 1)
     if left < least:
-        wanted = f"one image needs {_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
-        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {wanted}")
+        wanted = f"{_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
+        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {what} needs {wanted}")
     if not on_gpu:
         workers = min(workers, left // least)
         return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
@@ -164,6 +166,22 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
     while batch > 1 and workers * need.photo + 3 * batch * image > left:
         batch //= 2
     return Bounds(workers, batch, min(workers + 2, (left - workers * need.photo) // (batch * image) - 1))
+
+
+def fit_chunks(need: Need, memory: int, *, rows: int, workers: int, batch: int, on_gpu: bool) -> Bounds:
+    """As `fit_memory`, where the pixels of ``rows`` images are held together, and on the CPU the layers of a batch.
+
+    Raises:
+        DeviceError: E603 when one such chunk in one worker is too much.
+    """
+    what = f"a chunk of {rows} images"
+    if on_gpu:
+        whole = fit_memory(
+            replace(need, pixels=rows * need.pixels), memory, workers=workers, batch=1, on_gpu=True, what=what
+        )
+        return replace(whole, batch=batch)
+    held = replace(need, photo=need.photo + rows * need.pixels)
+    return fit_memory(held, memory, workers=workers, batch=batch, on_gpu=False, what=what)
 
 
 def _megabytes(size: int) -> str:

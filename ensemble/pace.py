@@ -46,8 +46,8 @@ class Pace:
     def waiting_for(self) -> str:
         """``disk``, ``decode`` or ``device``: whichever took most of the last seconds.
 
-        On the CPU that is where the workers are; on a GPU it is the device unless the thread that feeds it has waited
-        for longer, and then whatever the workers were doing meanwhile.
+        On the CPU that is where the workers are. On GPUs it is what the thread that feeds them does: it copies or has
+        no free lane, it waits for a batch and so for what the workers do meanwhile, or all wait for the writer.
         """
         now, elapsed = self._clock(), dict(self._watch.elapsed)
         if now - self._since >= _WINDOW:
@@ -56,9 +56,14 @@ class Pace:
         def spent(*stages: str) -> float:
             return sum(elapsed.get(stage, 0.0) - self._before.get(stage, 0.0) for stage in stages)
 
-        where = {"disk": spent("read", "blocked"), "decode": spent("decode", "resize"), "device": spent(*self._members)}
+        where = {"disk": spent("read"), "decode": spent("decode", "resize"), "device": spent(*self._members)}
         if self._on_gpu:
-            if where["device"] >= spent("idle"):
+            batch, device = spent("idle"), spent("full", "copy")
+            if device >= max(batch, spent("blocked")):
                 return "device"
+            if spent("blocked") > batch:
+                return "disk"
             del where["device"]
+        else:
+            where["disk"] += spent("blocked")
         return max(where, key=lambda name: where[name])

@@ -66,8 +66,9 @@ class Answer:
 class Stopwatch:
     """Seconds by stage, summed over threads: of the processor where a core does the work, else of the clock.
 
-    The stages are ``read``, ``decode``, ``resize``, ``write``, and each member by its name. ``elapsed`` has the clock's
-    seconds of each, and of what the calling thread waited for: ``idle``, a batch; ``blocked``, the writer.
+    The stages are ``read``, ``decode``, ``resize``, ``copy`` on GPUs, ``write``, and each member by its name.
+    ``elapsed`` has the clock's seconds of each, and of waiting: ``blocked`` for the writer; of the thread that feeds
+    GPUs ``idle``, for a batch, and ``full``, for a GPU to take one.
     """
 
     def __init__(self) -> None:
@@ -202,6 +203,7 @@ class Pipeline:
                 device=device,
                 workers=self._workers,
                 ahead=self._ahead_by,
+                waiting=self.watch.waiting,
             )
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
@@ -211,15 +213,11 @@ class Pipeline:
             for one in work:
                 waiting.append(pool.submit(function, one))
                 if len(waiting) >= self._ahead_by:
-                    yield self._next(waiting)
+                    yield waiting.popleft().result()
             while waiting:
-                yield self._next(waiting)
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _next(self, waiting: deque[Future[T]]) -> T:
-        with self.watch.waiting("idle"):
-            return waiting.popleft().result()
 
     def _read(self, work: Work) -> tuple[Work, Batch]:
         return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})

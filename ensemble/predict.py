@@ -1,62 +1,44 @@
 """Images x members x views -> predictions: one decode for all members, resumable.
 
-The rows are cut into parts of `PART_ROWS`. A part appears by rename when all its rows are computed, so that a run that
-was killed goes on from the parts it finds and ends with the same bytes.
+A run that was killed goes on from the parts it finds (see `ensemble.parts`) and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
-from typing import Any
 
-import numpy as np
-import onnxruntime
-import PIL
-
-from ensemble import files
-from ensemble.boxes import Box, Boxes
+from ensemble import files, parts
+from ensemble.boxes import Boxes, select_boxes
 from ensemble.cluster import Cluster, stand_in
 from ensemble.codes import CODES
 from ensemble.devices import Device, available_cores, choose_device
-from ensemble.errors import DataError, FileError, Interrupted, ModelError, OptionError, PredictionError, enumerate_some
+from ensemble.errors import DataError, Interrupted, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.faults import unread, write_errors
 from ensemble.listing import Listing
 from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pace import Pace
+from ensemble.parts import Member, part_rows, resume, run_of, write_answers
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.predicted import MemberRun, Predicted
-from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_complete, write_part
+from ensemble.predictions import write_complete
 from ensemble.remote import RemotePipeline
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.sources import list_source
-from ensemble.tables import render_table
 from ensemble.trial import CANDIDATES, Trial
 from ensemble.tta import View
 from ensemble.writer import Writer
 
-PART_ROWS = 256
-ERRORS = "errors.csv"
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
 BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
-_DIFFERENCES = {
-    "model": "model file",
-    "views": "views",
-    "ids": "image list",
-    "boxes": "face boxes",
-    "provider": "device",
-    "versions": "versions of onnxruntime or Pillow",
-}
 
 
 def predict(
@@ -101,48 +83,51 @@ def predict(
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
     where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
-    wanted, on_gpu = workers or available_cores(), where.is_gpu
-    pipeline: Pipeline | RemotePipeline
-    if cluster:
-        pipeline = RemotePipeline(
-            cluster,
-            read,
-            listing,
-            views,
-            device=where,
-            workers=workers,
-            part_rows=PART_ROWS,
-            boxes=found,
-            listener=recorder,
-        )
-        batch = batch or BATCH[where.kind]
-        bounds = Bounds(pipeline.workers, batch, 0)
-    else:
-        memory = memory or available_memory() // 2
-        most = batch or (max(CANDIDATES) if where.kind == "cpu" else BATCH[where.kind])
-        bounds = fit_memory(need_of(read, listing), memory, workers=wanted, batch=most, on_gpu=on_gpu)
-        if bounds.workers < wanted or bounds.batch < (batch or 1):
-            recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
-        pipeline = Pipeline(
-            listing, views, on_gpu=on_gpu, workers=bounds.workers, boxes=found, ahead=bounds.ahead, listener=recorder
-        )
+    on_gpu = where.is_gpu
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
             stack.enter_context(files.locked(folder / model.card.member))
-            members.append(
-                _resume(
-                    model, folder, _run_of(model, listing, views, where, boxes), listing, fresh=fresh, listener=recorder
-                )
+            run = run_of(model, listing, views, where, boxes)
+            members.append(resume(model, folder, run, listing, fresh=fresh, listener=recorder))
+        pipeline: Pipeline | RemotePipeline
+        if cluster:
+            pipeline = RemotePipeline(
+                cluster,
+                read,
+                listing,
+                views,
+                device=where,
+                workers=workers,
+                part_rows=parts.PART_ROWS,
+                boxes=found,
+                listener=recorder,
             )
+            bounds = Bounds(pipeline.workers, batch or BATCH[where.kind], 0)
+        else:
+            memory = memory or available_memory() // 2
+            bounds = _fit(members, listing, where, memory, workers or available_cores(), batch, recorder)
+            pipeline = Pipeline(
+                listing,
+                views,
+                on_gpu=on_gpu,
+                workers=bounds.workers,
+                boxes=found,
+                ahead=bounds.ahead,
+                listener=recorder,
+            )
+        for member in members:
+            member.clear()
         trial = _trial(members, listing, where, bounds, batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)
         watch = pipeline.watch.seconds
-        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0)) for m in members)
-        seconds = {stage: watch.get(stage, 0.0) for stage in ("read", "decode", "resize", "write")}
-        seconds |= {"forward": sum(run.seconds for run in runs), "wall": time.monotonic() - began}
+        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0), m.decisions) for m in members)
+        forward = sum(run.seconds for run in runs)
+        stages = ("read", "decode", "resize", *(["copy"] if on_gpu else []), "forward", "write")
+        seconds = {stage: watch.get(stage, 0.0) for stage in stages}
+        seconds |= {"forward": forward, "wall": time.monotonic() - began}
         seen = tuple(view.name for view in views)
         done = Predicted(
             len(listing), seen, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples
@@ -150,44 +135,40 @@ def predict(
         for member in members:
             if not faults:
                 write_complete(member.folder, member.paths, len(listing))
-            files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices, member.decisions))
+            if member.computed or not (member.folder / RUN).exists():
+                files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
     if faults:
-        raise DataError(
-            "E326",
-            f"{len(faults):,} of {len(listing):,} images could not be read; all others are predicted and kept",
-            path=folder / ERRORS,
-            details=tuple(str(fault) for fault in faults.values()),
-        )
+        raise unread(faults, listing, folder, kept="all others are predicted and kept")
     return done
 
 
-def _trial(members: Sequence[_Member], listing: Listing, device: Device, bounds: Bounds, batch: int | None) -> Trial:
+def _fit(
+    members: Sequence[Member],
+    listing: Listing,
+    device: Device,
+    memory: int,
+    workers: int,
+    batch: int | None,
+    listener: Listener,
+) -> Bounds:
+    """How much may be under way; where nothing is pending, no image or network is looked at to find that out."""
+    if not any(member.pending for member in members):
+        return Bounds(workers, batch or BATCH[device.kind], 4 * workers)
+    most = batch or (max(CANDIDATES) if device.kind == "cpu" else BATCH[device.kind])
+    need = need_of([member.model for member in members], listing, device)
+    bounds = fit_memory(need, memory, workers=workers, batch=most, on_gpu=device.is_gpu)
+    if bounds.workers < workers or bounds.batch < (batch or 1):
+        listener.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
+    return bounds
+
+
+def _trial(members: Sequence[Member], listing: Listing, device: Device, bounds: Bounds, batch: int | None) -> Trial:
     """How large batches are: as asked for, else on a GPU all alike, and on a CPU as it turns out."""
-    if batch is not None or device.kind != "cpu":
+    rows = sum(len(part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
+    if batch is not None or device.kind != "cpu" or not rows:
         return Trial(0, usual=bounds.batch, candidates=())
-    rows = sum(len(_part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
     most = min(bounds.batch, max(1, -(-rows // bounds.workers)))  # of few images, every core has its share
     return Trial(rows, usual=min(BATCH["cpu"], most), candidates=[size for size in CANDIDATES if size <= most])
-
-
-@dataclass(slots=True)
-class _Member:
-    """One model, its folder, and the parts it still has to compute."""
-
-    model: ModelFile
-    folder: Path
-    origins: tuple[str, ...]
-    pending: set[int]
-    computed: int = 0
-    decisions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.model.card.member
-
-    @property
-    def paths(self) -> list[Path]:
-        return [part_path(self.folder, index) for index in range(len(self.origins))]
 
 
 def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFile]:
@@ -202,88 +183,8 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
     return read
 
 
-def select_boxes(
-    models: Sequence[ModelFile], boxes: Boxes | None, listing: Listing, listener: Listener
-) -> tuple[Box | None, ...] | None:
-    """The face in each listed image, when a model wants it."""
-    wanting = [model for model in models if model.card.preprocess.face is not None]
-    if not wanting:
-        if boxes is not None:
-            listener.notice(Notice("I352", "no model uses the face boxes"))
-        return None
-    if boxes is None:
-        raise OptionError("E206", f"{wanting[0].card.member} was trained on face crops and needs face boxes")
-    return boxes.select(listing.ids)
-
-
-def _part_rows(listing: Listing, index: int) -> range:
-    return range(index * PART_ROWS, min((index + 1) * PART_ROWS, len(listing)))
-
-
-def _resume(
-    model: ModelFile,
-    folder: Path,
-    run: Mapping[str, Any],
-    listing: Listing,
-    *,
-    fresh: bool,
-    listener: Listener,
-) -> _Member:
-    """Find out which parts are there already, and refuse a folder that holds another run."""
-    home = folder / model.card.member
-    origins = []
-    for start in range(0, len(listing), PART_ROWS):
-        sizes = ",".join(map(str, listing.sizes[start : start + PART_ROWS]))
-        origins.append(json.dumps({**run, "sizes": hashlib.sha256(sizes.encode()).hexdigest(), "missing": 0}))
-    member = _Member(model, home, tuple(origins), set(range(len(origins))))
-    found = sorted(home.glob("part-*.parquet"))
-    if fresh:
-        for path in (home / COMPLETE, *found):
-            files.remove(path)
-        return member
-    index_of = {path: index for index, path in enumerate(member.paths)}
-    for path in found:
-        try:
-            origin = read_part(path)[0].origin
-        except PredictionError as err:
-            listener.notice(Notice("W705", f"{err.message}; it is done again", path))
-            continue
-        _refuse_another_run(home, run, json.loads(origin))
-        if path not in index_of:
-            raise FileError("E704", f"{path} is not a part of this run", path=path, hint="move it out of the folder")
-        if origin == origins[index_of[path]]:
-            member.pending.discard(index_of[path])
-        elif not json.loads(origin)["missing"]:
-            listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
-    if member.pending:
-        files.remove(home / COMPLETE)
-    return member
-
-
-def _run_of(
-    model: ModelFile, listing: Listing, views: Sequence[View], device: Device, boxes: Boxes | None
-) -> dict[str, Any]:
-    """What a part's rows are computed from; parts of another run are never mixed with them."""
-    run = {
-        "model": model.sha256,
-        "views": [view.name for view in views],
-        "ids": listing.sha256,
-        "provider": device.provider,
-        "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
-    }
-    if boxes is not None and model.card.preprocess.face is not None:
-        run["boxes"] = boxes.sha256
-    return run
-
-
-def _refuse_another_run(folder: Path, run: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    differing = [name for key, name in _DIFFERENCES.items() if run.get(key) != found.get(key)]
-    if differing:
-        raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
-
-
 def _compute_in_turn(
-    members: Sequence[_Member],
+    members: Sequence[Member],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
@@ -314,7 +215,7 @@ def _compute_in_turn(
 
 
 def _compute(
-    members: Sequence[_Member],
+    members: Sequence[Member],
     sessions: Mapping[str, Session],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
@@ -323,23 +224,23 @@ def _compute(
     listener: Listener,
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    parts = sorted(set().union(*(m.pending for m in members)))
+    pending = sorted(set().union(*(m.pending for m in members)))
 
     def work() -> Iterator[Work]:
-        for index in parts:
+        for index in pending:
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
-            for rows in trial.cut(_part_rows(listing, index)):
+            for rows in trial.cut(part_rows(listing, index)):
                 yield Work(rows, asked)
 
     def write(index: int, gathered: Sequence[Answer]) -> None:
         with pipeline.watch.timing("write", clock=time.perf_counter):
             for member in members:
                 if index in member.pending:
-                    _write_part(member, index, gathered, listing)
+                    write_answers(member, index, gathered, listing)
 
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
-    before = done = len(listing) - sum(len(_part_rows(listing, index)) for index in parts)
+    before = done = len(listing) - sum(len(part_rows(listing, index)) for index in pending)
     gathered: list[Answer] = []
     answers = pipeline.run(work())
     with Writer() as writer:
@@ -354,10 +255,10 @@ def _compute(
                 if not answer.faults and len(answer.logits) == len(sessions):
                     trial.learn(len(answer.rows), answer.spent)
                 done += len(answer.asked)
-                index = answer.asked.start // PART_ROWS
-                if answer.asked.stop == _part_rows(listing, index).stop:
+                index = answer.asked.start // parts.PART_ROWS
+                if answer.asked.stop == part_rows(listing, index).stop:
                     with pipeline.watch.waiting("blocked"):
-                        writer.write(functools.partial(write, index, gathered), rows=len(_part_rows(listing, index)))
+                        writer.write(functools.partial(write, index, gathered), rows=len(part_rows(listing, index)))
                     gathered = []
                 listener.detail(pace.tell())
                 listener.progress("predict", done, len(listing))
@@ -371,30 +272,3 @@ def _compute(
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
     return faults
-
-
-def _write_part(member: _Member, index: int, answers: Sequence[Answer], listing: Listing) -> None:
-    rows = [row for answer in answers for row in answer.rows]
-    missing = len(_part_rows(listing, index)) - len(rows)
-    origin = member.origins[index]
-    if missing:
-        origin = json.dumps(json.loads(origin) | {"missing": missing})
-    if rows:
-        per_view = [answer.logits[member.name] for answer in answers if answer.rows]
-        logits = {view: np.concatenate([piece[view] for piece in per_view]) for view in per_view[0]}
-        ids = tuple(listing.ids[row] for row in rows)
-        write_part(part_path(member.folder, index), Part(ids, logits, origin), member.model.card)
-    member.computed += len(rows)
-
-
-def write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
-    """Name the images that could not be read in ``errors.csv``; without any, there is no such file.
-
-    Raises:
-        FileError: E701 or E702 when it cannot be written.
-    """
-    if not faults:
-        files.remove(folder / ERRORS)
-        return
-    rows = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
-    files.write_atomic(folder / ERRORS, render_table(("id", "code", "message", "hint"), rows))

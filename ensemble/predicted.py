@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,22 @@ from ensemble.trial import Sample
 
 @dataclass(frozen=True, slots=True)
 class MemberRun:
-    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already."""
+    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already.
+
+    ``decisions`` say how it ran, by what was chosen.
+    """
 
     member: str
     folder: Path
     computed: int
     seconds: float
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``write``, ``forward`` and of it all, ``wall``.
+    """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``copy`` (on GPUs), ``forward`` and ``write``,
+    summed over threads, and of it all, ``wall``.
 
     ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
     """
@@ -58,7 +63,7 @@ class Predicted:
             f"seconds: {stages}"
         )
 
-    def record(self, model: ModelFile, notices: Sequence[Notice], decisions: Mapping[str, str]) -> bytes:
+    def record(self, model: ModelFile, notices: Sequence[Notice]) -> bytes:
         """What really ran, as JSON to be kept beside the predictions of one member."""
         own = next(run for run in self.members if run.member == model.card.member)
         record = {
@@ -71,7 +76,7 @@ class Predicted:
             "workers": self.workers,
             "memory": self.memory,
             "trial": [asdict(sample) for sample in self.trial],
-            "decisions": dict(decisions),
+            "decisions": dict(own.decisions),
             "computed": own.computed,
             "seconds": {"own": own.seconds} | dict(self.seconds),
             "notices": [notice.as_dict() for notice in notices],

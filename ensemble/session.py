@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -135,6 +136,9 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
+    if device.kind == "cpu":
+        _share_arena()
+        settings.add_session_config_entry("session.use_env_allocators", "1")
     if device.is_gpu:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
@@ -148,6 +152,18 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
         runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
         message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
         raise ModelError(code, message, path=model.path) from err
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Give all sessions on the CPU one arena: each would have its own otherwise, and keep the most it ever needed."""
+    import onnxruntime
+
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # as a session's own: no limit, and blocks of powers of two, which later batches of other sizes fit into
+    onnxruntime.create_and_register_allocator(where, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
 
 
 @contextmanager

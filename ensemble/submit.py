@@ -5,31 +5,32 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.blend import blend
-from ensemble.boxes import Boxes
-from ensemble.budget import Fit, fit_to_budget
-from ensemble.calibrate import Calibration, calibrate
-from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, run_chunks
-from ensemble.columns import render_columns
+from ensemble.boxes import Boxes, select_boxes
+from ensemble.budget import fit_to_budget
+from ensemble.calibrate import calibrate
+from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, rows_of_chunk, run_chunks
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.early_exit import Cell, cells_of, in_order, keep_members, require_early_exit, used_part
 from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.faults import unread, write_errors
 from ensemble.listing import Listing, list_images
+from ensemble.memory import available_memory, fit_chunks, need_of
 from ensemble.model_file import ModelFile, find_models, read_model
 from ensemble.pipeline import Pipeline, Stopwatch
-from ensemble.predict import BATCH, ERRORS, RUN, predict, select_boxes, write_errors
+from ensemble.predict import BATCH, RUN, predict
 from ensemble.predictions import Predictions, read_predictions
 from ensemble.recipe import Recipe
 from ensemble.submission import SubmissionFormat, write_submission
+from ensemble.submitted import Submitted
 from ensemble.tta import parse_views
 
 EXACT = "exact"
@@ -47,62 +48,6 @@ class EarlyExit:
     truth: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
-
-    ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
-    ``read``, ``decode``, ``resize`` and of each member, summed over threads; ``saved_time`` is the share of all
-    members' time that was not needed, by what each look took in this run, and None where a member had nothing to do.
-    """
-
-    path: Path
-    rows: int
-    device: str
-    early_exit: str | None
-    passes: int
-    whole: int
-    cells: tuple[tuple[str, str, float, int], ...]
-    seconds: float
-    stages: Mapping[str, float]
-    saved_time: float | None
-    calibration: Calibration | None = None
-    fit: Fit | None = None
-
-    @property
-    def saved(self) -> float:
-        """The share of forward passes that were not needed."""
-        return 1 - self.passes / self.whole
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self) | {
-            "path": str(self.path),
-            "saved": self.saved,
-            "cells": [dict(zip(("member", "view", "weight", "rows"), cell, strict=True)) for cell in self.cells],
-            "calibration": None if self.calibration is None else self.calibration.as_dict(),
-            "fit": None if self.fit is None else self.fit.as_dict(),
-        }
-
-    def render(self) -> str:
-        """The cells with the rows they saw, what was saved and what was given up, for people."""
-        rows = [(member, view, f"{weight:.4f}", f"{seen:,}") for member, view, weight, seen in self.cells]
-        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.stages.items())
-        lines = [
-            f"{self.rows:,} images on {self.device}, {self.seconds:.1f} s",
-            f"{self.passes:,} of {self.whole:,} forward passes, {self.saved:.1%} saved"
-            + (f", and {self.saved_time:.1%} of their time" if self.saved_time else ""),
-            render_columns(("member", "view", "weight", "rows"), rows).rstrip("\n"),
-            *([f"seconds: {stages}"] if stages else []),
-        ]
-        if self.calibration is not None:
-            lines.append(self.calibration.render())
-        if self.fit is not None:
-            given_up = ", ".join(self.fit.left_out) or "nothing"
-            lines.append(f"budget {self.fit.budget:.0f} s, expected {self.fit.expected:.0f} s; given up: {given_up}")
-        return "\n".join([*lines, str(self.path)])
-
-
 def submit(
     recipe: Recipe,
     images: Path,
@@ -116,6 +61,7 @@ def submit(
     device: str = "auto",
     batch: int | None = None,
     workers: int | None = None,
+    memory: int | None = None,
     boxes: Boxes | None = None,
     fresh: bool = False,
     listener: Listener = SILENT,
@@ -124,7 +70,8 @@ def submit(
 
     Without ``early_exit`` and ``budget`` the file is that of `predict` and `blend`, byte for byte; with an exact early
     exit too. What is computed goes to ``work``, and a run that was stopped goes on from there. ``budget`` seconds leave
-    members out where this machine is too slow for all.
+    members out where this machine is too slow for all. ``memory`` is that of `predict`; with an early exit it has to
+    hold the pixels of a whole chunk for each worker.
 
     Raises:
         OptionError: E207 when the recipe's answers cannot be known early.
@@ -148,7 +95,6 @@ def submit(
     where = choose_device(device, listener=recorder)
     batch, workers = batch or BATCH[where.kind], workers or available_cores()
     faces = select_boxes(list(found.values()), boxes, listing, recorder)
-    pipeline = Pipeline(listing, (), on_gpu=where.is_gpu, workers=workers, boxes=faces, listener=recorder)
     fit = None
     if budget is not None:
         plan = Plan(recipe, cells_of(recipe), found, views)
@@ -157,7 +103,7 @@ def submit(
             listing,
             work / "budget.json",
             seconds=budget,
-            pipeline=pipeline,
+            pipeline=Pipeline(listing, (), on_gpu=where.is_gpu, workers=workers, boxes=faces, listener=recorder),
             device=where,
             workers=workers,
             fresh=fresh,
@@ -171,7 +117,7 @@ def submit(
         cells = cells_of(recipe)
         plan = Plan(recipe, cells, found, views, boxes=boxes)
         seen = [len(listing)] * len(cells)
-        members, stages = _predict_all(
+        members, stages, decisions = _predict_all(
             plan,
             listing,
             images,
@@ -179,6 +125,7 @@ def submit(
             device=where,
             batch=batch,
             workers=workers,
+            memory=memory,
             fresh=fresh,
             listener=recorder,
         )
@@ -192,20 +139,41 @@ def submit(
                 recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
             )
         plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
-        chunks, faults = run_chunks(
+        memory = memory or available_memory() // 2
+        bounds = fit_chunks(
+            need_of(list(found.values()), listing, where),
+            memory,
+            rows=rows_of_chunk(where),
+            workers=workers,
+            batch=batch,
+            on_gpu=where.is_gpu,
+        )
+        if bounds.workers < workers or bounds.batch < batch:
+            recorder.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
+        pipeline = Pipeline(
+            listing,
+            (),
+            on_gpu=where.is_gpu,
+            workers=bounds.workers,
+            boxes=faces,
+            ahead=bounds.ahead,
+            listener=recorder,
+        )
+        ran = run_chunks(
             plan,
             listing,
             work / "early",
             pipeline=pipeline,
             device=where,
-            batch=batch,
+            batch=bounds.batch,
             fresh=fresh,
             listener=recorder,
         )
-        write_errors(work, listing, faults)
-        if faults:
-            raise _unread(faults, len(listing), work)
-        classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
+        write_errors(work, listing, ran.faults)
+        if ran.faults:
+            raise unread(ran.faults, listing, work, kept="the chunks without them are done and kept")
+        classes, seen = answers_of(plan, ran.chunks), rows_of_cells(ran.chunks, len(cells))
+        decisions = ran.decisions
         stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, len(listing), pipeline.watch)
     write_submission(output, listing.ids, classes, like=like, listener=recorder)
     share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
@@ -222,6 +190,7 @@ def submit(
         saved_time,
         calibration,
         fit,
+        decisions,
     )
     record = done.as_dict() | {
         "models": {name: {"path": str(m.path), "sha256": m.sha256} for name, m in found.items()},
@@ -299,11 +268,13 @@ def _predict_all(
     device: Device,
     batch: int,
     workers: int,
+    memory: int | None,
     fresh: bool,
     listener: Listener,
-) -> tuple[list[Predictions], dict[str, float]]:
-    """The predictions of every member, those with the same views over one decode, and the seconds of each stage."""
+) -> tuple[list[Predictions], dict[str, float], dict[str, Mapping[str, str]]]:
+    """The predictions of every member, those with the same views over one decode; with `Submitted`'s figures."""
     stages: dict[str, float] = {}
+    decisions: dict[str, Mapping[str, str]] = {}
     together: dict[tuple[str, ...], list[str]] = {}
     for group in plan.recipe.groups.values():
         together.setdefault(tuple(plan.recipe.views_of(group)), []).extend(group.members)
@@ -320,6 +291,7 @@ def _predict_all(
                 device=str(device),
                 batch=batch,
                 workers=workers,
+                memory=memory,
                 boxes=plan.boxes if cropped else None,
                 fresh=fresh,
                 listener=listener,
@@ -329,18 +301,10 @@ def _predict_all(
                 raise
             fault = err
             continue
-        for stage in ("read", "decode", "resize"):
+        for stage in ("read", "decode", "resize", *(["copy"] if device.is_gpu else [])):
             stages[stage] = stages.get(stage, 0.0) + done.seconds[stage]
         stages |= {run.member: run.seconds for run in done.members}
+        decisions |= {run.member: run.decisions for run in done.members}
     if fault is not None:
         raise fault
-    return [read_predictions(folder / name) for name in plan.models], stages
-
-
-def _unread(faults: Mapping[int, DataError], images: int, work: Path) -> DataError:
-    return DataError(
-        "E326",
-        f"{len(faults):,} of {images:,} images could not be read; the chunks without them are done and kept",
-        path=work / ERRORS,
-        details=tuple(str(fault) for fault in faults.values()),
-    )
+    return [read_predictions(folder / name) for name in plan.models], stages, decisions

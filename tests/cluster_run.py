@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ensemble import predict as predict_module
+from ensemble import parts
 from ensemble.cluster import Cluster, connect
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import Recorder
@@ -72,7 +72,7 @@ def main(root: Path) -> dict[str, Any]:
     (root / "images" / NAMES[17]).write_bytes(good[:200])
     (root / "images" / NAMES[30]).write_bytes(toys.encode(toys.picture(1), "PNG"))
     models = [toys.write_model(root / "models", toys.card(name), seed=seed) for seed, name in enumerate("ab")]
-    predict_module.PART_ROWS = 4
+    parts.PART_ROWS = 4
     faults = []
 
     def run(folder: str, cluster: Cluster | None, listener: Recorder, images: str = "images") -> Predicted | None:

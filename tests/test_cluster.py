@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ensemble import predict as predict_module
+from ensemble import parts
 from ensemble.cli import ens
 from ensemble.cluster import Cluster, PartWorker, connect
 from ensemble.devices import CPU, Device
@@ -128,7 +128,7 @@ class FakeRay:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of four rows, so that a few pictures make many."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 4)
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
 
 
 def run(root: Path, ray: FakeRay | None, name: str, *, listener: Recorder | None = None, **options: Any) -> Predicted:

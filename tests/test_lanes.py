@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -51,6 +52,44 @@ def test_a_lane_holds_one_piece_at_a_time() -> None:
     one = Device("cuda")
     assert list(through_lanes(range(20), lambda n: n, load, compute, device=one, workers=2, ahead=4)) == list(range(20))
     assert len(seen) == LANES
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("read", "idle"), ("compute", "full")])
+def test_what_the_feeding_thread_waits_for_is_timed(slow: str, expected: str) -> None:
+    """It waits for a piece while nothing is read, and for a lane while all are taken."""
+    now, seen, pause = "", "", threading.Event()
+
+    @contextmanager
+    def waiting(reason: str) -> Iterator[None]:
+        nonlocal now
+        now = reason
+        yield
+        now = ""
+
+    def hold(stage: str, item: int) -> int:
+        nonlocal seen
+        if stage == slow and item == 0:
+            for _ in range(20_000):
+                if (seen := now) == expected:
+                    break
+                pause.wait(0.001)
+        return item
+
+    def compute(_: Lane, item: int) -> int:
+        return hold("compute", item)
+
+    work = through_lanes(
+        range(20),
+        lambda item: hold("read", item),
+        lambda *_: None,
+        compute,
+        device=Device("cuda"),
+        workers=1,
+        ahead=4,
+        waiting=waiting,
+    )
+    assert list(work) == list(range(20))
+    assert seen == expected
 
 
 @pytest.mark.parametrize("stage", ["read", "load", "compute"])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
+from ensemble.devices import CPU, Device
 from ensemble.errors import DeviceError, OptionError
 from ensemble.listing import list_images
-from ensemble.memory import Need, available_memory, fit_memory, layers_of, need_of, parse_memory
+from ensemble.memory import Need, available_memory, fit_chunks, fit_memory, layers_of, need_of, parse_memory
 from ensemble.model_file import read_model
 from tests import toys
 
@@ -98,16 +99,19 @@ def test_a_layer_of_unknown_size_counts_as_what_it_reads() -> None:
 
 
 def test_the_need_of_a_run(tmp_path: Path) -> None:
-    """Photographs count with the pixels of the largest, prepared sizes once each, layers for every member."""
+    """Photographs count with the pixels of the largest, prepared sizes once each, layers for the largest member; for
+    OpenVINO, which shares nothing, layers for every member.
+    """
     toys.write_pictures(tmp_path / "images", ["a.jpg", "b.jpg"])
     toys.write_pictures(tmp_path / "images", ["c.jpg"], size=(80, 60))
     cards = [toys.card("a"), toys.card("b"), toys.card("c", size=(20, 24))]
     models = [read_model(toys.write_model(tmp_path, card)) for card in cards]
     listing = list_images(tmp_path / "images")
-    need = need_of(models, listing)
+    need = need_of(models, listing, CPU)
     small, large = 16 * 12 * 3, 20 * 24 * 3
     assert need.pixels == small + large + large
-    assert need.layers == int(2.25 * (8 * small + 8 * small + 8 * large))
+    assert need.layers == int(2.25 * 8 * large)
+    assert need_of(models, listing, Device("openvino")).layers == int(2.25 * (8 * small + 8 * small + 8 * large))
     assert need.photo == 8 * 80 * 60 + listing.sizes[2]
 
 
@@ -140,3 +144,25 @@ def test_too_little_for_one_image_is_an_error(on_gpu: bool, least: int) -> None:
     fit_memory(NEED, least, workers=8, batch=32, on_gpu=on_gpu)
     with pytest.raises(DeviceError, match="E603"):
         fit_memory(NEED, least - 1, workers=8, batch=32, on_gpu=on_gpu)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("memory", [300, 500, 1000, 10_000])
+def test_a_run_by_chunks_keeps_to_its_memory(memory: int, on_gpu: bool) -> None:
+    """The pixels of every chunk that may be under way are counted, and on the CPU a batch's layers in each worker."""
+    found = fit_chunks(NEED, memory, rows=30, workers=8, batch=16, on_gpu=on_gpu)
+    assert 1 <= found.workers <= 8
+    if on_gpu:
+        assert found.batch == 16
+        need = found.workers * NEED.photo + (found.ahead + 1) * 30 * NEED.pixels
+    else:
+        assert 1 <= found.batch <= 16
+        need = found.workers * (NEED.photo + 30 * NEED.pixels + found.batch * (NEED.pixels + NEED.layers))
+    assert NEED.fixed + need <= memory
+
+
+def test_too_little_for_one_chunk_is_an_error() -> None:
+    """E603 says what a chunk needs."""
+    with pytest.raises(DeviceError, match=r"E603.*a chunk of 30 images needs"):
+        fit_chunks(NEED, 191, rows=30, workers=8, batch=16, on_gpu=False)
+    assert fit_chunks(NEED, 192, rows=30, workers=8, batch=16, on_gpu=False).batch == 1

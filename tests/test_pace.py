@@ -25,16 +25,16 @@ def watch(**elapsed: float) -> Stopwatch:
 @pytest.mark.parametrize(
     ("elapsed", "on_cpu", "on_gpu"),
     [
-        ({"decode": 1, "resize": 2, "a": 9, "read": 1}, "device", "device"),
-        ({"decode": 6, "resize": 6, "a": 9, "read": 1}, "decode", "device"),
-        ({"decode": 1, "resize": 2, "a": 3, "read": 7, "idle": 2}, "disk", "device"),
-        ({"decode": 1, "resize": 2, "a": 3, "read": 7, "idle": 8}, "disk", "disk"),
-        ({"decode": 4, "resize": 4, "a": 3, "read": 7, "idle": 8}, "decode", "decode"),
-        ({"decode": 1, "resize": 1, "a": 3, "blocked": 5, "idle": 4}, "disk", "disk"),
+        ({"decode": 1, "resize": 2, "a": 9, "read": 1, "full": 5, "idle": 4}, "device", "device"),
+        ({"decode": 6, "resize": 6, "a": 9, "read": 1, "full": 2, "copy": 3, "idle": 4}, "decode", "device"),
+        ({"decode": 1, "resize": 2, "a": 3, "read": 7, "full": 3, "idle": 2}, "disk", "device"),
+        ({"decode": 1, "resize": 2, "a": 9, "read": 7, "full": 1, "idle": 8}, "device", "disk"),
+        ({"decode": 4, "resize": 4, "a": 3, "read": 7, "full": 1, "idle": 8}, "decode", "decode"),
+        ({"decode": 1, "resize": 1, "a": 3, "full": 1, "blocked": 5, "idle": 4}, "disk", "disk"),
     ],
 )
 def test_what_a_run_waits_for(elapsed: dict[str, float], on_cpu: str, on_gpu: str) -> None:
-    """On the CPU it is where the workers spend most of their time; a GPU is waited for unless it waits itself."""
+    """On the CPU it is where the workers spend most of their time, on a GPU what the thread that feeds it waits for."""
     for expected, gpu in ((on_cpu, False), (on_gpu, True)):
         assert Pace(watch(**elapsed), ["a"], workers=2, on_gpu=gpu).waiting_for() == expected
 

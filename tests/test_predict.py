@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ensemble import parts
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
 from ensemble.card import ModelCard
@@ -48,7 +49,7 @@ TTA = parse_views("hflip")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_convolutions_give_the_same_bytes_however_they_are_run(
     """A linear model, a ResNet's layers and an EfficientNet's: batches of 1, 3 and 16, one, two and three workers, all
     members together or each alone leave the same files.
     """
-    monkeypatch.setattr(predict_module, "PART_ROWS", 20)
+    monkeypatch.setattr(parts, "PART_ROWS", 20)
     cards = {kind: toys.card(kind, size=(20, 24)) for kind in ("resnet", "efficientnet")}
     models = [
         toys.write_model(tmp_path / "models", card, proto=toys.convolutional_proto(card, kind=kind))
@@ -146,9 +147,11 @@ def test_few_images_are_shared_by_all_cores(tmp_path: Path, images: Path, models
 
 
 def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: Path, models: list[Path]) -> None:
-    """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6."""
+    """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6,
+    and what was to be done afresh is still there.
+    """
     predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
-    need = need_of([read_model(path) for path in models], list_images(images))
+    need = need_of([read_model(path) for path in models], list_images(images), CPU)
     image = need.photo + need.pixels + need.layers
     recorder = Recorder()
     options: dict[str, Any] = {"views": TTA, "device": "cpu", "workers": 8, "batch": 16, "listener": recorder}
@@ -159,6 +162,9 @@ def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: P
     with pytest.raises(DeviceError, match=r"E603.*one image needs 1 MB beside 201 MB") as caught:
         predict(models, images, tmp_path / "none", memory=need.fixed, **options)
     assert caught.value.exit_status == 6
+    with pytest.raises(DeviceError, match="E603"):
+        predict(models, images, tmp_path / "out", memory=need.fixed, fresh=True, **options)
+    assert contents(tmp_path / "usual") == contents(tmp_path / "out")
 
 
 def test_a_part_that_cannot_be_written_ends_the_run(
@@ -173,12 +179,12 @@ def test_a_part_that_cannot_be_written_ends_the_run(
             raise FileError("E701", "the disk is full")
         write_part(path, part, card)
 
-    monkeypatch.setattr(predict_module, "write_part", fail)
+    monkeypatch.setattr(parts, "write_part", fail)
     with pytest.raises(FileError, match="E701"):
         predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=2)
     assert written == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
     again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
     assert again.members[0].computed == 15
 
@@ -230,13 +236,20 @@ def test_fault_69_an_interrupted_run_goes_on_where_it_stopped(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_done_again(tmp_path: Path, images: Path, models: list[Path]) -> None:
-    """Running a finished command again computes nothing and changes nothing."""
+def test_a_finished_run_is_not_done_again(
+    tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running a finished command again computes nothing, starts no model, looks into no image and changes nothing, the
+    record of what ran included.
+    """
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
-    before = contents(tmp_path / "out")
+    before, record = contents(tmp_path / "out"), (tmp_path / "out" / "a" / "_run.json").read_bytes()
+    for needless in ("start_session", "need_of"):
+        monkeypatch.setattr(predict_module, needless, None)
     again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert [run.computed for run in again.members] == [0, 0, 0]
     assert contents(tmp_path / "out") == before
+    assert (tmp_path / "out" / "a" / "_run.json").read_bytes() == record
 
 
 def test_a_member_can_be_added_later(tmp_path: Path, images: Path, models: list[Path]) -> None:
@@ -444,7 +457,9 @@ def test_a_gpus_pipeline_gives_the_same_answers(images: Path, models: list[Path]
     both = []
     for on_gpu, sessions in ((True, tuple(fixed.values())), (False, tuple(open_session(path) for path in models))):
         work = [Work(range(start, min(start + 5, 23)), sessions) for start in range(0, 23, 5)]
-        both.append(list(Pipeline(listing, TTA, on_gpu=on_gpu, workers=3).run(work)))
+        pipeline = Pipeline(listing, TTA, on_gpu=on_gpu, workers=3)
+        both.append(list(pipeline.run(work)))
+        assert ({"copy", "idle", "full"} <= pipeline.watch.elapsed.keys()) == on_gpu
         assert [answer.asked for answer in both[-1]] == [one.rows for one in work]
     for gpu, cpu in zip(*both, strict=True):
         for member, views in cpu.logits.items():

@@ -147,7 +147,9 @@ def test_models_that_do_not_fit_together_run_in_turn(
 ) -> None:
     """With memory for two of three models, the third runs afterwards, W608 says so, and the parts are the same."""
     paths = [model.path for model in models.values()]
-    predict(paths, images, tmp_path / "whole", views=TTA, device="cuda", batch=4)
+    done = predict(paths, images, tmp_path / "whole", views=TTA, device="cuda", batch=4)
+    assert list(done.seconds) == ["read", "decode", "resize", "copy", "forward", "write", "wall"]
+    assert done.seconds["copy"] > 0
     gc.collect()
     assert gpus.alive == 0
     gpus.models, recorder = 2, Recorder()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -38,6 +41,58 @@ def test_sessions_may_run_in_several_threads_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(session.run, [pixels] * 40))
     assert all(np.array_equal(answer, expected) for answer in answers)
+
+
+def test_sessions_with_one_arena_answer_as_with_their_own(tmp_path: Path) -> None:
+    """Networks of three sizes, in four threads with batches of changing size, give what a default session gives."""
+    sessions, alone = [], []
+    one_core = onnxruntime.SessionOptions()
+    one_core.intra_op_num_threads = 1
+    for seed, size in enumerate([(16, 12), (40, 32), (24, 48)]):
+        proto = toys.convolutional_proto(toys.card(size=size), kind=["resnet", "efficientnet"][seed % 2], seed=seed)
+        path = toys.write_model(tmp_path / str(seed), proto=proto)
+        sessions.append(open_session(path))
+        alone.append(onnxruntime.InferenceSession(path, one_core, providers=["CPUExecutionProvider"]))
+    work = [(k, rows, seed) for seed in range(5) for rows in (1, 8, 3) for k in range(3)]
+
+    def look(k: int, rows: int, seed: int) -> tuple[Any, Any]:
+        size = sessions[k].card.preprocess.size
+        pixels = np.random.default_rng(seed).integers(0, 256, (rows, *size, 3), dtype=np.uint8)
+        return sessions[k].run(pixels), alone[k].run(["logits"], {"image": pixels})[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda one: look(*one), work))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in answers)
+
+
+ARENA = """
+import os
+import sys
+from pathlib import Path
+import numpy as np
+from ensemble.session import open_session
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+sessions = [open_session(Path(path)) for path in sys.argv[1:]]
+before = held()
+for session in sessions:
+    session.run(np.zeros((16, 128, 128, 3), np.uint8))
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what a process holds")
+def test_more_models_need_no_more_memory_for_their_layers(tmp_path: Path) -> None:
+    """Six networks that run one after the other hold less than twice what one of them does."""
+    proto = toys.convolutional_proto(toys.card(size=(128, 128)))
+    paths = [str(toys.write_model(tmp_path / str(k), proto=proto)) for k in range(6)]
+    one, six = (
+        int(subprocess.run([sys.executable, "-c", ARENA, *some], capture_output=True, text=True, check=True).stdout)
+        for some in (paths[:1], paths)
+    )
+    assert six < 2 * one
 
 
 def test_fault_64_answers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:

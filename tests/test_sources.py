@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from ensemble import predict as predict_module
-from ensemble import stored
+from ensemble import parts, stored
 from ensemble.cli import ens
 from ensemble.errors import DataError, OptionError
 from ensemble.events import Recorder
@@ -106,7 +105,7 @@ def test_predictions_do_not_depend_on_where_the_images_are(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, place: Callable[[Any], str]
 ) -> None:
     """Logits equal those of the same files in a folder; from files and tars, whose sizes are known, the parts too."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 4)
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
     (tmp_path / "images").mkdir()
     for name, data in PICTURES.items():
         (tmp_path / "images" / name).write_bytes(data)

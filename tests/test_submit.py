@@ -13,14 +13,18 @@ import pytest
 from click.testing import CliRunner
 
 from ensemble import chunks as chunks_module
-from ensemble import predict as predict_module
+from ensemble import parts
 from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
 from ensemble.cli import ens
+from ensemble.devices import CPU
 from ensemble.early_exit import Cell
-from ensemble.errors import DataError, FileError, Interrupted, OptionError, PredictionError
+from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError, PredictionError
 from ensemble.events import Listener, Recorder
 from ensemble.labels import MASK18
+from ensemble.listing import list_images
+from ensemble.memory import need_of
+from ensemble.model_file import read_model
 from ensemble.pipeline import Stopwatch
 from ensemble.pool import parse_pool
 from ensemble.predict import predict
@@ -28,7 +32,8 @@ from ensemble.predictions import read_predictions
 from ensemble.recipe import Group, Recipe
 from ensemble.session import Session
 from ensemble.submission import write_submission
-from ensemble.submit import EarlyExit, Submitted, share_of_time, submit
+from ensemble.submit import EarlyExit, share_of_time, submit
+from ensemble.submitted import Submitted
 from ensemble.tta import parse_views
 from tests import toys
 from tests.gpus import fake_gpus
@@ -51,7 +56,7 @@ RECIPE = Recipe(
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(predict_module, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
     monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
@@ -97,6 +102,8 @@ def test_gpus_give_the_cpus_answers(
         done = run(tmp_path, models, device="cuda:0,1", batch=4, early_exit=early_exit)
     assert done.path.read_bytes() == expected
     assert {device.index for device, _ in gpus.started} == {0, 1}
+    decisions = json.loads((tmp_path / "work/_run.json").read_text())["decisions"]
+    assert {name: how["nodes"][:5] for name, how in decisions.items()} == dict.fromkeys(("a0", "a1", "b"), "CUDA ")
 
 
 def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list[Path], expected: bytes) -> None:
@@ -109,6 +116,25 @@ def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list
     record = json.loads((tmp_path / "work/_run.json").read_text())
     assert record["passes"] == 105
     assert set(record["models"]) == {"a0", "a1", "b"}
+
+
+@pytest.mark.parametrize(
+    ("early_exit", "enough"), [(None, "memory are enough for"), (EarlyExit(), "2 workers and batches of 1")]
+)
+def test_little_memory_is_kept_to(
+    tmp_path: Path, models: list[Path], expected: bytes, early_exit: EarlyExit | None, enough: str
+) -> None:
+    """Room for two chunks is two workers with an early exit, and more with a few images each without; W603 says so, and
+    the file is the same. Where there is no room, that is E603.
+    """
+    need = need_of([read_model(path) for path in models], list_images(tmp_path / "images"), CPU)
+    chunk = need.photo + 9 * need.pixels + need.layers
+    recorder = Recorder()
+    options: dict[str, Any] = {"early_exit": early_exit, "workers": 8, "listener": recorder}
+    assert run(tmp_path, models, memory=need.fixed + 2 * chunk, **options).path.read_bytes() == expected
+    assert enough in next(notice.message for notice in recorder.notices if notice.code == "W603")
+    with pytest.raises(DeviceError, match="E603"):
+        run(tmp_path, models, memory=2**20, work=tmp_path / "other", **options)
 
 
 @pytest.mark.parametrize("batch", [3, 16])

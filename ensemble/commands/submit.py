@@ -33,6 +33,7 @@ from ensemble.terminal import TERMINAL, show
     "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
 @json_option
 def submit(
@@ -50,6 +51,7 @@ def submit(
     work: Path,
     batch: int | None,
     workers: int | None,
+    memory: str | None,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -64,6 +66,7 @@ def submit(
     from ensemble.budget import parse_budget
     from ensemble.files import require_different
     from ensemble.members import read_members
+    from ensemble.memory import parse_memory
     from ensemble.recipe import read_recipe
     from ensemble.submission import read_format
     from ensemble.submit import EXACT, EarlyExit
@@ -90,6 +93,7 @@ def submit(
         device=device,
         batch=batch,
         workers=workers,
+        memory=None if memory is None else parse_memory(memory),
         boxes=None if boxes is None else read_boxes(boxes),
         fresh=fresh,
         listener=TERMINAL,
