@@ -16,11 +16,10 @@ from signal import SIGINT
 from ensemble import files, parts
 from ensemble.boxes import Boxes, select_boxes
 from ensemble.cluster import Cluster, stand_in
-from ensemble.codes import CODES
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, Interrupted, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.faults import unread, write_errors
+from ensemble.faults import tell_oddities, unread, write_errors
 from ensemble.listing import Listing
 from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
@@ -269,6 +268,5 @@ def _compute(
             raise Interrupted(f"stopped; {safe}", signal_number=number) from err
         finally:
             answers.close()
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(oddities, listener)
     return faults
