@@ -39,7 +39,7 @@ from ensemble.stored import StoredImage
 from ensemble.tta import parse_views
 
 _SMALLEST_STORE = 80 << 20  # bytes; Ray refuses less than 78 MB
-_WORKERS = 4  # cores an actor by default: the models are in memory once for all of them
+_CORES = 4  # of a worker, by default: the models are in memory once for all of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +142,7 @@ class Cluster:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU") and (node.get("GPU") or not device.is_gpu)]
         if threads is None:
-            spare = [int(node["CPU"] / node["GPU"] if device.is_gpu else min(node["CPU"], _WORKERS)) for node in nodes]
+            spare = [int(node["CPU"] / node["GPU"] if device.is_gpu else min(node["CPU"], _CORES)) for node in nodes]
             threads = max(1, min(spare, default=1))
         rooms = [int(node["CPU"] // threads) for node in nodes]
         if device.is_gpu:

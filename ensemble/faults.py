@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ensemble import files
@@ -38,7 +38,7 @@ def unread(faults: Mapping[int, DataError], listing: Listing, folder: Path, *, k
     )
 
 
-def tell_oddities(oddities: Mapping[str, Sequence[str]], listener: Listener) -> None:
+def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None:
     """One notice for each code, with the number of images, by their ids, that it was about."""
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))

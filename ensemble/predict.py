@@ -117,7 +117,8 @@ def predict(
             )
         for member in members:
             member.clear()
-        trial = _trial(members, listing, where, bounds, batch)
+        # a cluster's batches are cut before the first one is computed: there is nothing to learn from
+        trial = _trial(members, listing, where, bounds, bounds.batch if cluster else batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)

@@ -46,8 +46,10 @@ def list_source(images: str | Path, ids: Sequence[str] | None = None, *, listene
         return list_images(Path(images), ids, listener=listener)
     try:
         found = list(_find(str(images)))
-    except (ImportError, ModuleNotFoundError) as err:
-        raise OptionError("E205", f"{images} needs a package: {err}", hint="pip install 'ens-onnx[ray]'") from err
+    except ImportError as err:
+        # each kind of storage has a package of its own, which fsspec's message names
+        hint = "pip install 'ens-onnx[ray]'" if err.name == "fsspec" else "install that package"
+        raise OptionError("E205", f"{images} needs a package: {err}", hint=hint) from err
     except DataError:
         raise
     except Exception as err:

@@ -180,6 +180,15 @@ def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:
     assert (len(ray.hired), done.members[0].computed) == (1, 4)
 
 
+def test_a_cluster_tries_no_sizes_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run long enough for a trial on this machine has batches of one size on a cluster, and tells no trial."""
+    monkeypatch.setattr("ensemble.predict.CANDIDATES", (1, 2))
+    toys.write_pictures(tmp_path / "images", [f"{i:02d}.jpg" for i in range(48)])
+    done = run(tmp_path, FakeRay(), "cluster")
+    assert (done.batch, done.trial) == (16, ())
+    assert len(run(tmp_path, None, "local").trial) == 2
+
+
 def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:
     """Ctrl-C between two parts ends every worker; the next run goes on, locally if one likes."""
 
