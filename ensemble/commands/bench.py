@@ -103,7 +103,11 @@ def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str
     from ensemble.files import sha256_file
     from ensemble.model_file import read_model
 
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("timm") is None:
+    try:
+        there = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("timm") is not None
+    except ModuleNotFoundError:  # from an import hook that hides them
+        there = False
+    if not there:
         return {}, "torch or timm is not installed"
     if not paths:
         return {}, "it needs the weights, see --checkpoints"
