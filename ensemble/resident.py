@@ -139,7 +139,10 @@ def fix_session(
         return Session(card, model.sha256, device, None, fixed, _decisions(options, device, shape, cut, made, tuned))
 
     noise = _noise(model, shape.rows, made)
-    options = provider_options(card, model.sha256, device)
+    if device.kind == "tensorrt":
+        options: Mapping[str, str] = engine_options(card, model.sha256, device.each[0], rows=shape.rows, views=views)
+    else:
+        options = provider_options(card, model.sha256, device)
     with starting(device):
         if device.kind == "cuda":
             several = len(device.each) > 1

@@ -276,6 +276,7 @@ def test_tensorrt_gets_the_fused_graph_and_a_notice(models: dict[str, ModelFile]
     device = Device("tensorrt")
     session = start_resident({"a": models["a"]}, device=device, rows=4, views=TTA, listener=recorder)["a"]
     assert gpus.started[-1][1]["trt_profile_opt_shapes"] == "image:4x16x12x3"
+    assert session.decisions["trt_profile_opt_shapes"] == "image:4x16x12x3"
     assert set(look(session, pixels(3), TTA)) == {"identity", "hflip"}
     assert codes(recorder) == ["I608", "I608"]
 
