@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble import binding
+from ensemble import binding, resident
 from ensemble.binding import Bound, Lane, OneShape
 from ensemble.devices import CPU, Device, try_device
 from ensemble.errors import DeviceError
@@ -26,6 +26,7 @@ from ensemble.predictions import read_predictions
 from ensemble.resident import halving, inputs_of, start_resident
 from ensemble.session import Session, open_session
 from ensemble.tta import parse_views
+from ensemble.tuning import Tuned
 from tests import toys
 from tests.gpus import FakeGpus, fake_gpus
 
@@ -295,3 +296,26 @@ def test_a_real_gpu_gives_the_cpus_logits(models: dict[str, ModelFile], kind: An
         for view in VIEWS:
             expected = open_session(models[name].path).run(view.apply(pixels(7)))
             np.testing.assert_allclose(look(session, pixels(7))[view.name], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_a_real_gpu_never_answers_for_the_batch_before(
+    models: dict[str, ModelFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: str
+) -> None:
+    """Hundreds of small batches, no two alike, through two lanes and with CUDA graphs: each has the CPU's logits."""
+    try_device.cache_clear()
+    start = try_device(CUDA)
+    if not start.works:
+        pytest.skip(f"no cuda device here: {start.cause}")
+    options = {"use_tf32": "0", "enable_cuda_graph": graphs}
+    monkeypatch.setattr(resident, "tune_once", lambda *_: Tuned(options, {}, {}))
+    names = [f"{i:03d}.jpg" for i in range(400)]
+    toys.write_pictures(tmp_path / "many", names)
+    for device in ("cuda", "cpu"):
+        paths = [model.path for model in models.values()]
+        predict(paths, tmp_path / "many", tmp_path / device, views=VIEWS, device=device, batch=2, workers=4)
+    for name in models:
+        ours, cpus = (read_predictions(tmp_path / device / name) for device in ("cuda", "cpu"))
+        for view in VIEWS:
+            np.testing.assert_allclose(ours.logits[view.name], cpus.logits[view.name], rtol=1e-3, atol=1e-3)
