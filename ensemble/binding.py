@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count as count_up
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,8 @@ class Lane:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.page_locked = True
-        self.users: set[Bound] = set()
+        # weakly: a model that is built again for fewer rows gives its memory back at once
+        self.users: WeakSet[Bound] = WeakSet()
         self._places: dict[tuple[Preprocess, str], list[_Place]] = {}
         self._loaded: dict[Preprocess, _Loaded] = {}
 
@@ -137,10 +139,11 @@ class Lane:
         return places[number]
 
     def _drop(self, places: list[_Place]) -> None:
-        for place in places:
-            if place.locked:
-                unlock_pages(place.host)
-        places.clear()
+        with _QUIET:
+            for place in places:
+                if place.locked:
+                    unlock_pages(place.host)
+            places.clear()
 
 
 @contextmanager
@@ -189,6 +192,8 @@ class Bound:
             self._bindings[key] = self._bind(inputs)
         binding, options = self._bindings[key]
         with _QUIET if first else nullcontext():
+            # CUDA's default stream copied the inputs, and the network has a stream of its own, which does not wait
+            binding.synchronize_inputs()
             self._runtime.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
         with _QUIET:

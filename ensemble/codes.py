@@ -347,10 +347,12 @@ CODES: dict[str, Code] = {
     ),
     "W622": Code("A loop is left out of the benchmark.", "give what the message names to compare with it too"),
     "E606": Code(
-        "A runtime other than onnxruntime gave other answers than it.",
-        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO",
+        "A GPU, or a runtime other than onnxruntime, gave other answers than onnxruntime on the CPU.",
+        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO or of the GPU's libraries",
     ),
-    "I606": Code("A runtime other than onnxruntime was compared with it; these are the figures.", "nothing to do"),
+    "I606": Code(
+        "A GPU or another runtime was compared with onnxruntime on the CPU; these are the figures.", "nothing to do"
+    ),
     "E610": Code(
         "Workers of the cluster keep ending.",
         "look for what ends them, such as too little memory; finished parts are kept",

@@ -73,14 +73,30 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
     graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [rows * len(views), classes]))
     if [view.name for view in views] != ["identity"]:
         _insert(graph, _front(graph, cut, made, rows=rows, height=height, width=width))
+    else:
+        _cast(graph)
     return bytes(model.SerializeToString())
+
+
+def cast_first(data: bytes) -> bytes:
+    """The model with its image cast before it is moved about: TensorRT takes uint8 only straight into a Cast."""
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    del model.graph.value_info[:]
+    _cast(model.graph)
+    return bytes(model.SerializeToString())
+
+
+def _cast(graph: onnx.GraphProto) -> None:
+    if _may_be_float(graph):
+        _insert(graph, [helper.make_node("Cast", [INPUT], [_OURS + "seen"], to=TensorProto.FLOAT)])
 
 
 def _front(
     graph: onnx.GraphProto, cut: Sequence[View], made: Sequence[View], *, rows: int, height: int, width: int
 ) -> list[onnx.NodeProto]:
     """The nodes from the inputs to ``ens.seen`` ``(rows * views, H, W, 3)``."""
-    # TensorRT takes uint8 only straight into a Cast
+    # as in `cast_first`
     kind = TensorProto.FLOAT if _may_be_float(graph) else TensorProto.UINT8
     nodes, parts = [], []
     if cut:

@@ -17,6 +17,7 @@ from ensemble import files
 from ensemble.card import ModelCard
 from ensemble.device_views import MADE, split_views
 from ensemble.devices import Device
+from ensemble.errors import DeviceError
 from ensemble.events import Listener, Notice
 from ensemble.gpu import describe_gpu
 from ensemble.model_file import INPUT
@@ -44,7 +45,14 @@ def engine_options(
 
     Without ``rows`` any batch up to 256. Engines lie in a folder of the model, the GPU, the versions, the views and the
     shape, because onnxruntime's own name for an engine tells none of them apart.
+
+    Raises:
+        DeviceError: E608 for int8, because TensorRT takes no integers with a zero point.
     """
+    if card.precision == "int8":
+        raise DeviceError(
+            "E608", f"{device} takes no integers with a zero point, of which {card.member} (int8) is made"
+        )
     height, width = card.preprocess.size
     made = len(split_views(views, card.preprocess.size)[1])
     smallest, usual, largest = (1, 128, 256) if rows is None else (rows, rows, rows)

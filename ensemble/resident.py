@@ -14,14 +14,15 @@ import numpy as np
 from ensemble.binding import Bound, Fixed, Lane, OneShape
 from ensemble.card import Preprocess
 from ensemble.device_views import MADE, fuse_views, make_views, split_views
-from ensemble.devices import Device, require_placed
+from ensemble.devices import Device, available_cores, require_placed
 from ensemble.engines import building, cache_folder, digest, engine_options, versions
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.gpu import describe_gpu
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, ModelFile
-from ensemble.session import Session, build_network, provider_options, starting
+from ensemble.parity import ON_GPUS, require_parity, tell_parity
+from ensemble.session import Session, build_network, provider_options, start_session, starting
 from ensemble.tta import View, parse_views
 from ensemble.tuning import Logits, Tuned, tune, tune_once, ways
 
@@ -45,7 +46,8 @@ def start_resident(
     is given; otherwise, and where it does not hold a single one, the rows are halved until it does.
 
     Raises:
-        ModelError, DeviceError: see `start_session`; E602 when not even one row fits.
+        ModelError, DeviceError: see `start_session`; E602 when not even one row fits, E606 when the answers are not
+            those of the CPU.
     """
     shape = OneShape(rows)
     while shape.rows * len(views) > 2 * rows and shape.halve(shape.rows):
@@ -55,17 +57,50 @@ def start_resident(
         try:
             for name, model in models.items():
                 sessions[name] = fix_session(model, device=device, shape=shape, views=views, listener=listener)
-            return sessions
+            break
         except DeviceError as err:
             if err.code != "E602":
                 raise
             if in_turn and sessions:
                 message = f"{len(sessions)} of {len(models)} models fit on {device} at once, the others run afterwards"
                 listener.notice(Notice("W608", message))
-                return sessions
+                break
             if not shape.halve(shape.rows):
                 raise
             listener.notice(Notice("W602", f"{err.message}; going on with {shape.rows}"))
+    for name, session in sessions.items() if device.is_gpu else ():
+        _compare(session, models[name], views or parse_views("identity"), listener)
+    return sessions
+
+
+def _compare(session: Session, model: ModelFile, views: Sequence[View], listener: Listener) -> None:
+    """Hold a model's answers on each GPU against those of the CPU: pictures and views in turn, so that all are seen.
+
+    Raises:
+        DeviceError: E606 when they differ.
+    """
+    card = session.card
+    reference = start_session(model, threads=available_cores())
+
+    def turns(pictures: Pixels) -> list[tuple[int, View]]:
+        return [(i % len(pictures), views[i % len(views)]) for i in range(max(len(pictures), len(views)))]
+
+    def expect(pictures: Pixels) -> Logits:
+        return np.concatenate([reference.run(view.apply(pictures[i : i + 1])) for i, view in turns(pictures)])
+
+    def answer(one: Device, pictures: Pixels) -> Logits:
+        lane = Lane(one)
+        try:
+            lane.hold(card.preprocess, inputs_of({card.preprocess: pictures}, views)[card.preprocess])
+            logits = halving(session, partial(session.look, lane), listener)
+        finally:
+            lane.close()
+        return np.stack([logits[view.name][i] for i, view in turns(pictures)])
+
+    for one in session.device.each:
+        who, size = f"{card.member} on {one}", card.preprocess.size
+        parity = require_parity(partial(answer, one), expect, size, who=who, precision=card.precision, limits=ON_GPUS)
+        tell_parity(parity, who=who, listener=listener)
 
 
 def fix_session(
@@ -104,7 +139,10 @@ def fix_session(
         return Session(card, model.sha256, device, None, fixed, _decisions(options, device, shape, cut, made, tuned))
 
     noise = _noise(model, shape.rows, made)
-    options = provider_options(card, model.sha256, device)
+    if device.kind == "tensorrt":
+        options: Mapping[str, str] = engine_options(card, model.sha256, device.each[0], rows=shape.rows, views=views)
+    else:
+        options = provider_options(card, model.sha256, device)
     with starting(device):
         if device.kind == "cuda":
             several = len(device.each) > 1

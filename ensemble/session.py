@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ensemble.binding import Fixed, Lane, lane_on
 from ensemble.card import ModelCard
-from ensemble.devices import CPU, Device, create_session, explain_log, not_started
-from ensemble.engines import engine_options
+from ensemble.device_views import cast_first
+from ensemble.devices import CPU, Device, create_session, explain_log, not_started, require_placed
+from ensemble.engines import building, engine_options
 from ensemble.errors import DeviceError, EnsError, ModelError
 from ensemble.events import SILENT, Listener
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, LOGITS, ModelFile, read_model
-from ensemble.parity import require_parity, tell_parity
+from ensemble.parity import LIMITS, ON_GPUS, require_parity, tell_parity
 
 _OUT_OF_MEMORY = re.compile(
     r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
@@ -107,18 +108,26 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     """As `open_session`, for a model already read.
 
     Raises:
-        ModelError, DeviceError: as `open_session`; E606 when OpenVINO's answers are not those of onnxruntime.
+        ModelError, DeviceError: as `open_session`; E606 when the answers are not those of onnxruntime on the CPU, E608
+            when a GPU does not take the model's layers.
     """
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
-    session = Session(model.card, model.sha256, device, build_network(model, model.data, device, options, threads))
+    data = cast_first(model.data) if device.kind == "tensorrt" else model.data
+    with building(options, model.card.member, listener):
+        session = Session(model.card, model.sha256, device, build_network(model, data, device, options, threads))
+    if device.is_gpu:
+        require_placed(session.runtime, device, member=model.card.member)
     with starting(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
-    if device.kind == "openvino":
+    if device.kind != "cpu":
         who = f"{model.card.member} on {device}"
         precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision
         reference = start_session(model, threads=threads)
-        parity = require_parity(session.run, reference.run, (height, width), who=who, precision=precision)
+        limits = ON_GPUS if device.is_gpu else LIMITS
+        parity = require_parity(
+            session.run, reference.run, (height, width), who=who, precision=precision, limits=limits
+        )
         tell_parity(parity, who=who, listener=listener)
     return session
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from ensemble.device_views import MADE, fuse_views, make_views, source_of_pixels, split_views
+from ensemble.device_views import MADE, cast_first, fuse_views, make_views, source_of_pixels, split_views
 from ensemble.images import Pixels
 from ensemble.model_file import INPUT, LOGITS, read_model
 from ensemble.tta import View, parse_views
@@ -83,6 +83,17 @@ def test_a_single_view_is_not_the_image_as_it_is(views: tuple[View, ...]) -> Non
     runtime = onnxruntime.InferenceSession(fuse_views(pixel_model(TensorProto.FLOAT), views, rows=3, size=SIZE))
     seen = runtime.run([LOGITS], feed)[0].reshape(3, *SIZE, 3)
     assert np.array_equal(seen, views[0].apply(pixels))
+
+
+@pytest.mark.parametrize("views", [parse_views("identity"), ALL], ids=["identity", "all"])
+def test_the_image_goes_straight_into_a_cast(views: tuple[View, ...]) -> None:
+    """Whatever the views, no uint8 is moved about, which TensorRT refuses; the numbers stay the same."""
+    data, pixels = pixel_model(TensorProto.FLOAT), noise(2)
+    for changed in (cast_first(data), fuse_views(data, views, rows=2, size=SIZE)):
+        takers = [node.op_type for node in onnx.load_from_string(changed).graph.node if {INPUT, MADE} & set(node.input)]
+        assert set(takers) == {"Cast"}
+    seen = onnxruntime.InferenceSession(cast_first(data)).run([LOGITS], {INPUT: pixels})[0]
+    assert np.array_equal(seen.reshape(pixels.shape), pixels)
 
 
 def test_a_network_that_computes_with_whole_numbers_gets_whole_numbers() -> None:

@@ -10,6 +10,7 @@ import pytest
 from ensemble import engines
 from ensemble.devices import Device
 from ensemble.engines import building, engine_options
+from ensemble.errors import DeviceError
 from ensemble.events import Recorder
 from ensemble.gpu import Gpu
 from ensemble.tta import parse_views
@@ -44,6 +45,12 @@ def test_half_precision_follows_the_card() -> None:
     """A float32 model is not computed in half precision because the GPU could."""
     assert engine_options(SQUARE, "0" * 64, DEVICE)["trt_fp16_enable"] == "0"
     assert engine_options(replace(SQUARE, precision="fp16"), "0" * 64, DEVICE)["trt_fp16_enable"] == "1"
+
+
+def test_int8_is_not_for_tensorrt() -> None:
+    """A model of integers with a zero point is E608 before an engine is built."""
+    with pytest.raises(DeviceError, match=r"E608.*tensorrt:0"):
+        engine_options(replace(SQUARE, precision="int8"), "0" * 64, DEVICE)
 
 
 def test_engines_of_other_models_views_shapes_gpus_and_versions_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble.binding import Lane, OneShape
+from ensemble import binding, resident
+from ensemble.binding import Bound, Lane, OneShape
 from ensemble.devices import CPU, Device, try_device
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
@@ -24,6 +26,7 @@ from ensemble.predictions import read_predictions
 from ensemble.resident import halving, inputs_of, start_resident
 from ensemble.session import Session, open_session
 from ensemble.tta import parse_views
+from ensemble.tuning import Tuned
 from tests import toys
 from tests.gpus import FakeGpus, fake_gpus
 
@@ -65,7 +68,8 @@ def look(session: Session, batch: Pixels, views: Any = VIEWS) -> dict[str, Any]:
 
 
 def codes(recorder: Recorder) -> list[str]:
-    return [notice.code for notice in recorder.notices]
+    """What was noticed, but for the figures of each model against the CPU."""
+    return [notice.code for notice in recorder.notices if notice.code != "I606"]
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 11])
@@ -134,6 +138,56 @@ def test_fault_62_a_device_that_is_full_while_running_halves_the_one_shape(
     assert "going on with 2" in recorder.notices[-1].message
 
 
+def test_fault_62_a_model_for_fewer_rows_needs_no_memory_beside_the_one_before(
+    models: dict[str, ModelFile], gpus: FakeGpus
+) -> None:
+    """With memory for a single network, it is built again for fewer rows, though its lane is in use."""
+    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    gpus.models, lane, card = 1, Lane(CUDA), session.card
+    lane.hold(card.preprocess, inputs_of({card.preprocess: pixels(7)}, TTA)[card.preprocess])
+    session.look(lane)
+    gpus.rows, recorder = 4, Recorder()
+    halving(session, partial(session.look, lane), recorder)
+    assert codes(recorder) == ["W602"]
+    assert gpus.alive == 1
+    lane.close()
+
+
+def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a lane drops for a smaller shape is unlocked behind the lock that a CUDA graph is captured behind."""
+    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    free: list[bool] = []
+    with ThreadPoolExecutor(1) as other:
+        monkeypatch.setattr(binding, "lock_pages", lambda *_, **__: True)
+        monkeypatch.setattr(
+            binding,
+            "unlock_pages",
+            lambda _: free.append(other.submit(binding._QUIET.acquire, blocking=False).result()),
+        )
+        lane = Lane(CUDA)
+        for rows in (8, 4):
+            lane.load(session.card.preprocess, {"image": pixels(2)}, rows=rows)
+        lane.close()
+    assert free == [False, False]
+
+
+@pytest.mark.parametrize("device", [CUDA, Device("cuda", 0, others=(1,)), Device("tensorrt")], ids=str)
+def test_a_gpu_that_answers_otherwise_is_found_out(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    """Every model is compared on every GPU when it starts; rows that changed places are E606."""
+    recorder = Recorder()
+    start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS, listener=recorder)
+    figures = [notice.message for notice in recorder.notices if notice.code == "I606"]
+    assert [text.split(" against ")[0] for text in figures] == [f"a on {one}" for one in device.each]
+    run = Bound.run
+    monkeypatch.setattr(Bound, "run", lambda self, inputs: run(self, inputs)[::-1])
+    with pytest.raises(DeviceError, match=f"E606.*a on {device.each[0]} differs"):
+        start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS)
+
+
 def test_fault_62_not_even_one_image_fits(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
     """When the memory is too small for a batch of one, starting is E602 after a notice for each halving."""
     gpus.rows, recorder = 0, Recorder()
@@ -192,7 +246,7 @@ def test_what_was_decided_is_in_the_record(
     assert (decisions["views on the device"], decisions["views on the host"]) == ("identity, hflip", "scale:1.25")
     assert (decisions["host memory"], decisions["rows"]) == ("pageable", "2")
     assert codes(recorder) == ["W609"]
-    assert [notice["code"] for notice in record["notices"]] == ["W609"]
+    assert [notice["code"] for notice in record["notices"]] == ["W609", "I606"]
 
 
 def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
@@ -223,6 +277,7 @@ def test_tensorrt_gets_the_fused_graph_and_a_notice(models: dict[str, ModelFile]
     device = Device("tensorrt")
     session = start_resident({"a": models["a"]}, device=device, rows=4, views=TTA, listener=recorder)["a"]
     assert gpus.started[-1][1]["trt_profile_opt_shapes"] == "image:4x16x12x3"
+    assert session.decisions["trt_profile_opt_shapes"] == "image:4x16x12x3"
     assert set(look(session, pixels(3), TTA)) == {"identity", "hflip"}
     assert codes(recorder) == ["I608", "I608"]
 
@@ -241,3 +296,26 @@ def test_a_real_gpu_gives_the_cpus_logits(models: dict[str, ModelFile], kind: An
         for view in VIEWS:
             expected = open_session(models[name].path).run(view.apply(pixels(7)))
             np.testing.assert_allclose(look(session, pixels(7))[view.name], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_a_real_gpu_never_answers_for_the_batch_before(
+    models: dict[str, ModelFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: str
+) -> None:
+    """Hundreds of small batches, no two alike, through two lanes and with CUDA graphs: each has the CPU's logits."""
+    try_device.cache_clear()
+    start = try_device(CUDA)
+    if not start.works:
+        pytest.skip(f"no cuda device here: {start.cause}")
+    options = {"use_tf32": "0", "enable_cuda_graph": graphs}
+    monkeypatch.setattr(resident, "tune_once", lambda *_: Tuned(options, {}, {}))
+    names = [f"{i:03d}.jpg" for i in range(400)]
+    toys.write_pictures(tmp_path / "many", names)
+    for device in ("cuda", "cpu"):
+        paths = [model.path for model in models.values()]
+        predict(paths, tmp_path / "many", tmp_path / device, views=VIEWS, device=device, batch=2, workers=4)
+    for name in models:
+        ours, cpus = (read_predictions(tmp_path / device / name) for device in ("cuda", "cpu"))
+        for view in VIEWS:
+            np.testing.assert_allclose(ours.logits[view.name], cpus.logits[view.name], rtol=1e-3, atol=1e-3)

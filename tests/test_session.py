@@ -14,11 +14,13 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from ensemble.devices import CPU, Device
+from ensemble.devices import CPU, Device, Kind
 from ensemble.errors import DeviceError, ModelError
+from ensemble.events import Recorder
 from ensemble.model_file import read_model
-from ensemble.session import Session, open_session, provider_options
+from ensemble.session import Session, open_session, provider_options, start_session
 from tests import toys
+from tests.gpus import fake_gpus
 
 
 def batch(count: int) -> Any:
@@ -147,3 +149,21 @@ def test_tf32_is_off_and_tensorrt_engines_are_kept_by_model(tmp_path: Path, monk
     assert Path(one["trt_engine_cache_path"]).is_relative_to(tmp_path)
     assert (one["trt_fp16_enable"], other["trt_fp16_enable"]) == ("0", "1")
     assert one["trt_profile_max_shapes"] == "image:256x16x12x3"
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_a_model_without_a_fixed_shape_is_compared_with_the_cpu_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """It starts on a GPU with the figures, in a folder for its engine that exists, and not with layers elsewhere."""
+    model = read_model(toys.write_model(tmp_path, toys.card("a")))
+    with fake_gpus(monkeypatch, tmp_path) as gpus:
+        recorder = Recorder()
+        session = start_session(model, device=Device(kind), listener=recorder)
+        assert [n.code for n in recorder.notices] == ["I608", "I608", "I606"][-1 if kind == "cuda" else 0 :]
+        np.testing.assert_allclose(session.run(batch(3)), open_session(model.path).run(batch(3)), rtol=1e-5, atol=1e-6)
+        if kind == "tensorrt":
+            assert Path(gpus.started[-1][1]["trt_engine_cache_path"]).is_dir()
+        gpus.refused = frozenset({"MatMul"})
+        with pytest.raises(DeviceError, match=r"E608.*MatMul"):
+            start_session(model, device=Device(kind))
