@@ -1,4 +1,4 @@
-"""Without any extra: predicting, blending and checking need click, numpy, onnx, onnxruntime, Pillow and pyarrow alone."""
+"""Without any extra: predicting, blending and checking need what `pip install .` brings, and no torch."""
 
 from __future__ import annotations
 
