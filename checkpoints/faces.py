@@ -25,10 +25,10 @@ from PIL import Image
 
 from ensemble import files
 from ensemble.boxes import Box, Face, FoundBy, read_faces, write_boxes
-from ensemble.codes import CODES
 from ensemble.devices import available_cores
-from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError, enumerate_some
+from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.faults import tell_oddities
 from ensemble.images import Pixels, read_photo
 from ensemble.listing import Listing, list_images
 from ensemble.tables import render_table
@@ -151,8 +151,7 @@ def find_faces(
                     oddities[code].append(name)
             write_boxes(_partial(path), done.values(), origin=origin)
             listener.progress("crop", len(done) + len(faults), len(listing))
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(oddities, listener)
     if computed or not path.exists():
         write_boxes(path, done.values(), origin=origin)
     files.remove(_partial(path))

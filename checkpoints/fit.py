@@ -113,7 +113,11 @@ def _is_patience_over(course: Course, settings: Settings) -> bool:
 
 def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int, team: Team) -> _Task:
     if team.size > 1 and len(seen.labels) < settings.batch * settings.accumulate:
-        raise OptionError("E204", f"a step needs {settings.batch * settings.accumulate} images, got {len(seen.labels)}")
+        raise OptionError(
+            "E204",
+            f"a step needs {settings.batch * settings.accumulate} images, and a fold learns from {len(seen.labels)}",
+            hint="lower --batch or --accumulate, or train in one process",
+        )
     counts = torch.from_numpy(np.bincount(seen.targets, minlength=len(settings.labels)))
     weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
     frozen = freeze(model, settings.freeze)

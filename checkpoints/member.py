@@ -150,9 +150,7 @@ def _load(rows: Sequence[Row], settings: Settings, seed: int, boxes: Boxes | Non
     )
 
 
-def _load_extra(pseudo: Pseudo, settings: Settings, seed: int, listener: Listener) -> Images | None:
-    if not pseudo.rows:
-        return None
+def _load_extra(pseudo: Pseudo, settings: Settings, seed: int, listener: Listener) -> Images:
     photos = _load(pseudo.rows, settings, seed, pseudo.boxes, listener)
     targets = np.array([row.target for row in pseudo.rows], dtype=np.int64)
     return Images(photos, targets, targets)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from checkpoints.contest import Row
 from ensemble.boxes import Box, Face
 from ensemble.card import FaceCrop, Preprocess
-from ensemble.codes import CODES
 from ensemble.crop import prepare_image
-from ensemble.errors import DataError, enumerate_some
-from ensemble.events import SILENT, Listener, Notice
+from ensemble.errors import DataError
+from ensemble.events import SILENT, Listener
+from ensemble.faults import tell_oddities
 from ensemble.images import Pixels, read_photo
 
 _THREADS = 4
@@ -90,8 +90,7 @@ def load_photos(
                 continue
             for code in found:
                 oddities.setdefault(code, []).append(row.id)
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(oddities, listener)
     if len(faults) == 1:
         raise faults[0]
     if faults:

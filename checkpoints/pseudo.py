@@ -49,13 +49,15 @@ def read_pseudo(
     ``max_share`` of all its images; the most confident ones are taken. ``rows`` are those that the folds deal.
 
     Raises:
-        OptionError: E204 when a confidence or share is out of range.
+        OptionError: E204 when a confidence or share is out of range, or leaves no image.
         PredictionError: the codes of `read_members` and `blend`; E501 when the classes are others than ``labels``.
         DataError: E346 when one of the images is trained with already; the codes of `list_images`.
     """
     if not 0 < min_confidence <= 1 or not 0 < max_share < 1:
         raise OptionError(
-            "E204", f"confidence and share must be above 0, up to 1 and below 1, got {min_confidence} and {max_share}"
+            "E204",
+            f"--min-confidence must be above 0 and up to 1, --max-share above 0 and below 1, "
+            f"got {min_confidence} and {max_share}",
         )
     members = read_members(predictions, labels, kind=None)
     blended = blend(members, make_recipe(members), listener=listener)
@@ -68,6 +70,14 @@ def read_pseudo(
     chosen = [i for i in np.argsort(-confidence, kind="stable") if confidence[i] >= min_confidence]
     left_out = len(chosen[most:])
     taken = sorted(chosen[:most])
+    if not chosen:
+        raise OptionError(
+            "E204",
+            f"no prediction has a confidence of {min_confidence} or more, the highest has {confidence.max():.4f}",
+            hint="lower --min-confidence, or leave out --pseudo",
+        )
+    if not taken:
+        raise OptionError("E204", f"--max-share {max_share} of a fold with {fewest} images is less than one image")
     listing = list_images(images, [blended.ids[i] for i in taken])  # in silence: most of the others are only in doubt
     _require_new(listing.paths, rows)
     found = tuple(

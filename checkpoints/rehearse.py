@@ -135,7 +135,11 @@ def _limit_ourselves(memory: int, seconds: int) -> None:
     for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
         allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (allowed, allowed))
+        try:
+            resource.setrlimit(kind, (allowed, allowed))
+        except ValueError:
+            if sys.platform != "darwin":  # which refuses some limits of memory; those of time are left
+                raise
 
 
 def _follow(count: int, memory: int, seconds: int) -> None:

@@ -71,9 +71,8 @@ def train(
 
     ``photos`` are what `load_photos` gave for the rows, where they are there already; ``extra`` are images that
     every fold learns from besides. On the CPU the same rows, settings, seed and number of torch's threads give the same
-    bytes. With an ``origin``, which says what is trained
-    from what, it goes on after the last epoch that an earlier call of the same origin finished; the caller removes
-    `state_path`.
+    bytes. With an ``origin``, which says what is trained from what, it goes on after the last epoch that an earlier
+    call of the same origin finished; the caller removes `state_path`.
 
     Raises:
         DataError: the codes of `ensemble.images.read_photo`, when images cannot be read.

@@ -97,10 +97,19 @@ def compare_classes(
 
 
 def relative_error(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """The largest difference of two ``(N, C)``, relative to the row's largest magnitude or, if greater, to the median
-    of those.
+    """The largest difference over rows ``(N, ...)``, relative to `row_scales`; NaN if any value is not finite."""
+    a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (wanted, found))
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
+    return float((np.abs(a - b).max(axis=1) / row_scales(wanted)).max())
+
+
+def row_scales(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+    """By what the errors of each row of ``(N, ...)`` are measured: its largest magnitude, at least the median of those.
+
+    So logits near zero (a binary classifier in doubt) are not blown up, and one row of huge values does not hide the
+    errors of the others.
     """
-    a, b = wanted.astype(np.float64), found.astype(np.float64)
-    largest = np.abs(a).max(axis=1)
-    scale = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
-    return float((np.abs(a - b).max(axis=1) / scale).max())
+    largest = np.abs(wanted.reshape(len(wanted), -1).astype(np.float64)).max(axis=1)
+    scales: NDArray[np.float64] = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
+    return scales

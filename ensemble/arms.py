@@ -136,8 +136,12 @@ def run_bound(job: Job, clock: Clock) -> Outcome:
     kept = min(count, max(1, _PREPARED // batch))
     batches = [_look(inputs, range(i * batch, min((i + 1) * batch, len(job.ids)))) for i in range(kept)]
     views = parse_views(",".join(job.views))
-    ask = _ask_gpus(inputs, batches, views, job.where, batch) if job.where.is_gpu else _ask_cpu(inputs, batches, views)
-    pools = [ThreadPoolExecutor(1) for _ in job.where.each] if job.where.is_gpu else [ThreadPoolExecutor(workers)]
+    if job.where.is_gpu:
+        ask = _ask_gpus(inputs, batches, views, job.where, batch)
+        pools = [ThreadPoolExecutor(1) for _ in job.where.each]
+    else:
+        ask = _ask_cpu(inputs, batches, views, job.where)
+        pools = [ThreadPoolExecutor(workers)]
 
     def run(batches: int) -> list[Answers]:
         asked = [pools[i % len(pools)].submit(ask, i, min(batch, len(job.ids) - i * batch)) for i in range(batches)]
@@ -229,10 +233,10 @@ def _look(inputs: Inputs, rows: range) -> dict[Preprocess, Pixels]:
 
 
 def _ask_cpu(
-    inputs: Inputs, batches: Sequence[Mapping[Preprocess, Pixels]], views: Sequence[View]
+    inputs: Inputs, batches: Sequence[Mapping[Preprocess, Pixels]], views: Sequence[View], device: Device
 ) -> Callable[[int, int], Answers]:
     """All models and views on the first rows of batch i, going round in the batches there are."""
-    sessions = [start_session(model) for model in inputs.models]
+    sessions = [start_session(model, device=device) for model in inputs.models]
     seen = [
         {preprocess: {view.name: view.apply(pixels) for view in views} for preprocess, pixels in batch.items()}
         for batch in batches

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.boxes import Boxes
-from ensemble.codes import CODES
 from ensemble.devices import Device
 from ensemble.early_exit import Cell, Running
-from ensemble.errors import DataError, FileError, Interrupted, PredictionError, enumerate_some
+from ensemble.errors import DataError, FileError, Interrupted, PredictionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.faults import tell_oddities
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
 from ensemble.pace import Pace
@@ -225,8 +225,7 @@ def _compute(
             raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
         finally:
             answers.close()
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(oddities, listener)
     return faults, {name: session.decisions for name, session in sessions.items()}
 
 

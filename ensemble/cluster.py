@@ -39,7 +39,7 @@ from ensemble.stored import StoredImage
 from ensemble.tta import parse_views
 
 _SMALLEST_STORE = 80 << 20  # bytes; Ray refuses less than 78 MB
-_WORKERS = 4  # cores an actor by default: the models are in memory once for all of them
+_CORES = 4  # of a worker, by default: the models are in memory once for all of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,14 +142,18 @@ class Cluster:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU") and (node.get("GPU") or not device.is_gpu)]
         if threads is None:
-            spare = [int(node["CPU"] / node["GPU"] if device.is_gpu else min(node["CPU"], _WORKERS)) for node in nodes]
+            spare = [int(node["CPU"] / node["GPU"] if device.is_gpu else min(node["CPU"], _CORES)) for node in nodes]
             threads = max(1, min(spare, default=1))
         rooms = [int(node["CPU"] // threads) for node in nodes]
         if device.is_gpu:
             rooms = [min(room, int(node["GPU"])) for room, node in zip(rooms, nodes, strict=True)]
         if not sum(rooms):
-            what = f"{threads} free cores" + (" and a GPU" if device.is_gpu else "")
-            raise DeviceError("E611", f"no machine of the cluster has {what} for a worker")
+            what = f"{threads} cores" + (" and a GPU" if device.is_gpu else "")
+            raise DeviceError(
+                "E611",
+                f"no machine of the cluster has {what} for a worker",
+                hint="ask for fewer --workers or for the CPU",
+            )
         return sum(rooms), threads
 
     def hire(self, device: Device, threads: int) -> Any:
@@ -196,7 +200,11 @@ def connect(address: str | None, *, store: int = 0) -> Iterator[Cluster]:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as err:
             ray.shutdown()
-            raise DeviceError("E611", f"no Ray cluster at {address or 'this machine'}: {err}") from err
+            raise DeviceError(
+                "E611",
+                f"no Ray cluster at {address or 'this machine'}: {err}",
+                hint="give the --address of a cluster that runs; without one it is started here",
+            ) from err
         try:
             if in_main:  # Ray would end the process at once, and what is done would not be told
                 signal.signal(signal.SIGTERM, stop if callable(before) else before)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from ensemble import files
 from ensemble.boxes import Box, Boxes
 from ensemble.classifier import Classifier, find_classifier
-from ensemble.codes import CODES
 from ensemble.crop import prepare_image
 from ensemble.devices import available_cores, choose_device
 from ensemble.errors import DataError, OptionError, enumerate_some
-from ensemble.events import SILENT, Listener, Notice
-from ensemble.faults import unread, write_errors
+from ensemble.events import SILENT, Listener
+from ensemble.faults import tell_oddities, unread, write_errors
 from ensemble.images import Pixels, read_photo
 from ensemble.labels import LabelSpace
 from ensemble.listing import Listing, list_images
@@ -123,8 +122,7 @@ def explain(
         run.explain_rows(rows)
         listener.progress("explain", rows.stop, len(listing))
     run.finish_sheet()
-    for code, ids in sorted(run.oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(run.oddities, listener)
     write_errors(folder, listing, run.faults)
     if run.faults:
         raise unread(run.faults, listing, folder, kept=f"all others are in {folder}")

@@ -1,4 +1,4 @@
-"""Images that could not be read: ``errors.csv`` names them, and the run ends with E326."""
+"""Images that could not be read, which ``errors.csv`` names and E326 counts, and those that were only unusual."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ensemble import files
-from ensemble.errors import DataError
+from ensemble.codes import CODES
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import Listener, Notice
 from ensemble.listing import Listing
 from ensemble.tables import render_table
 
@@ -34,3 +36,9 @@ def unread(faults: Mapping[int, DataError], listing: Listing, folder: Path, *, k
         path=folder / ERRORS,
         details=tuple(str(fault) for fault in faults.values()),
     )
+
+
+def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None:
+    """One notice for each code, with the number of images, by their ids, that it was about."""
+    for code, ids in sorted(oddities.items()):
+        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))

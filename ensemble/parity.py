@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.agreement import relative_error, row_scales
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images import Pixels
@@ -70,17 +71,11 @@ def tell_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> Non
 
 
 def compare_logits(expected: NDArray[np.float32], found: NDArray[np.float32], *, limit: float) -> Parity:
-    """Compare logits ``(N, C)``; a row's error is relative to its largest logit, or the median row's if that is more.
-
-    Without the second a row of small logits would count its rounding errors for large.
-    """
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    largest = np.abs(a).max(axis=1)
-    scale = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
-    same = a.argmax(axis=1) == b.argmax(axis=1)
-    lead = a.max(axis=1) - np.take_along_axis(a, b.argmax(axis=1)[:, np.newaxis], axis=1)[:, 0]
-    error = float((np.abs(a - b).max(axis=1) / scale).max())
-    return Parity(len(a), error, int(same.sum()), limit, int((lead / scale > limit).sum()))
+    """Compare logits ``(N, C)``, by `relative_error` and by their classes."""
+    a, classes = expected.astype(np.float64), found.argmax(axis=1)
+    same = a.argmax(axis=1) == classes
+    lead = (a.max(axis=1) - np.take_along_axis(a, classes[:, np.newaxis], axis=1)[:, 0]) / row_scales(expected)
+    return Parity(len(a), relative_error(expected, found), int(same.sum()), limit, int((lead > limit).sum()))
 
 
 def draw_pictures(size: tuple[int, int]) -> Pixels:

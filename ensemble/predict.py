@@ -16,11 +16,10 @@ from signal import SIGINT
 from ensemble import files, parts
 from ensemble.boxes import Boxes, select_boxes
 from ensemble.cluster import Cluster, stand_in
-from ensemble.codes import CODES
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.errors import DataError, Interrupted, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.faults import unread, write_errors
+from ensemble.faults import tell_oddities, unread, write_errors
 from ensemble.listing import Listing
 from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
@@ -118,7 +117,8 @@ def predict(
             )
         for member in members:
             member.clear()
-        trial = _trial(members, listing, where, bounds, batch)
+        # a cluster's batches are cut before the first one is computed: there is nothing to learn from
+        trial = _trial(members, listing, where, bounds, bounds.batch if cluster else batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
         write_errors(folder, listing, faults)
@@ -269,6 +269,5 @@ def _compute(
             raise Interrupted(f"stopped; {safe}", signal_number=number) from err
         finally:
             answers.close()
-    for code, ids in sorted(oddities.items()):
-        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+    tell_oddities(oddities, listener)
     return faults

@@ -46,8 +46,10 @@ def list_source(images: str | Path, ids: Sequence[str] | None = None, *, listene
         return list_images(Path(images), ids, listener=listener)
     try:
         found = list(_find(str(images)))
-    except (ImportError, ModuleNotFoundError) as err:
-        raise OptionError("E205", f"{images} needs a package: {err}", hint="pip install 'ens-onnx[ray]'") from err
+    except ImportError as err:
+        # each kind of storage has a package of its own, which fsspec's message names
+        hint = "pip install 'ens-onnx[ray]'" if err.name == "fsspec" else "install that package"
+        raise OptionError("E205", f"{images} needs a package: {err}", hint=hint) from err
     except DataError:
         raise
     except Exception as err:
@@ -100,6 +102,9 @@ def _rows(file: Any, url: str) -> Iterator[StoredImage]:
         name = next((columns[key] for key in _ID_COLUMNS if key in columns), None)
         if name is None or "image" not in table.schema_arrow.names:
             raise DataError("E322", f"{url} needs the columns id and image, got {', '.join(columns.values())}")
+        kind = table.schema_arrow.field("image").type
+        if not _holds_bytes(kind):
+            raise DataError("E322", f"{url}: the column image is {kind}, not bytes or a struct with bytes")
         for group in range(table.num_row_groups):
             size = sum(
                 table.metadata.row_group(group).column(k).total_compressed_size
@@ -110,6 +115,12 @@ def _rows(file: Any, url: str) -> Iterator[StoredImage]:
                 yield StoredImage(url, str(found), size, group=group, row=row)
     except pa.ArrowException as err:
         raise DataError("E319", f"{url} is not a Parquet file: {err}") from err
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_image(name: str) -> bool:

@@ -68,7 +68,8 @@ def _read_row_group(url: str, group: int) -> list[bytes]:
     fs, path = open_storage(url)
     with fs.open(path, "rb") as file:
         values = pq.ParquetFile(file).read_row_group(group, columns=["image"]).column(0).to_pylist()
-    return [value["bytes"] if isinstance(value, dict) else value for value in values]
+    # nothing is an empty file
+    return [(value["bytes"] if isinstance(value, dict) else value) or b"" for value in values]
 
 
 def open_storage(url: str) -> tuple[Any, str]:

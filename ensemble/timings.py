@@ -15,7 +15,7 @@ from ensemble.devices import available_cores
 from ensemble.doctor import name_gpus
 from ensemble.meter import Lap, processor_name
 
-_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino", "torch", "timm", "pillow", "numpy")
+_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch", "timm", "pillow", "numpy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def onnxruntime_loop(job: Job, clock: Clock) -> Outcome:
     """Decode a batch, run it, flip it, run it; the next batch."""
     import onnxruntime
 
-    inputs, cuda = job.read(), on_cuda(job)
+    inputs, cuda = job.read(), job.where.is_gpu
     provider: Any = "CPUExecutionProvider"
     if cuda:
         onnxruntime.preload_dlls()
@@ -96,7 +96,7 @@ class TorchLoop:
         import torch
         from torch.utils.data import DataLoader
 
-        inputs, cuda = job.read(), on_cuda(job)
+        inputs, cuda = job.read(), job.where.is_gpu
         device = torch.device("cuda", job.where.index) if cuda else torch.device("cpu")
         batch, workers = (GPU_BATCH, GPU_WORKERS) if cuda else (BATCH, available_cores())
         torch.set_num_threads(available_cores())  # its own count does not know a container's quota
@@ -154,8 +154,3 @@ def fill(pixels: torch.Tensor, batch: int) -> torch.Tensor:
     import torch
 
     return torch.cat([pixels, pixels[-1:].expand(batch - len(pixels), -1, -1, -1)])
-
-
-def on_cuda(job: Job) -> bool:
-    """Whether the loops run on CUDA: for every device of ours that is an NVIDIA GPU."""
-    return job.where.is_gpu

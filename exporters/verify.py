@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from ensemble.agreement import relative_error
 from ensemble.card import ModelCard, Precision
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
@@ -37,8 +38,8 @@ Outputs = dict[str, Floats]
 class Checks:
     """What was measured on ``pictures`` pictures: the worst of each figure.
 
-    ``logits_error`` and ``features_error`` are relative (see `relative_error`), ``batch_error`` is that between the
-    same pictures in batches of different sizes. ``classes_changed`` counts the pictures with another argmax.
+    ``logits_error`` and ``features_error`` are those of `relative_error`, ``batch_error`` is that between the same
+    pictures in batches of different sizes. ``classes_changed`` counts the pictures with another argmax.
     """
 
     precision: Precision
@@ -122,21 +123,6 @@ def verify(
             hint = "export it with --precision fp32" if card.precision == "fp16" else None
             raise ModelError("E414", f"{card.member} ({card.precision}): {'; '.join(result.faults)}", hint=hint)
     return checks[-1]
-
-
-def relative_error(reference: Floats, found: Floats) -> float:
-    """The largest difference over rows ``(N, ...)``, relative to the reference's scale; NaN if any value is not finite.
-
-    A row's scale is its largest magnitude, but at least the median of those: logits near zero (a binary classifier in
-    doubt) are not blown up, and one row of huge values does not hide the errors of the others.
-    """
-    a = reference.reshape(len(reference), -1).astype(np.float64)
-    b = found.reshape(len(found), -1).astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("nan")
-    largest = np.abs(a).max(axis=1)
-    scale = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
-    return float((np.abs(a - b).max(axis=1) / scale).max())
 
 
 class Runtime:

@@ -90,7 +90,7 @@ GUARDS = (
     ),
     # images
     Guard("ensemble/images.py", "if width * height > max_pixels:", "if False:", "test_images.py::test_fault_13"),
-    Guard("ensemble/images.py", ", formats=_FORMATS)", ")", "test_faults.py::test_fault_16"),
+    Guard("ensemble/images.py", "(data), formats=_FORMATS)", "(data))", "test_faults.py::test_fault_16"),
     Guard(
         "ensemble/images.py",
         "if not stat.S_ISREG(os.stat(path).st_mode):",

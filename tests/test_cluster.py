@@ -38,7 +38,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_no_byte(tmp_path: Path) 
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ENS_TEST_MARKER": str(tmp_path)}
     command = [sys.executable, "-m", "tests.cluster_run", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1, "Ray must not print to stdout"
     found = json.loads(done.stdout)
@@ -178,6 +178,15 @@ def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:
     (tmp_path / "out" / "a" / "part-00003.parquet").unlink()
     done = run(tmp_path, ray, "out")
     assert (len(ray.hired), done.members[0].computed) == (1, 4)
+
+
+def test_a_cluster_tries_no_sizes_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run long enough for a trial on this machine has batches of one size on a cluster, and tells no trial."""
+    monkeypatch.setattr("ensemble.predict.CANDIDATES", (1, 2))
+    toys.write_pictures(tmp_path / "images", [f"{i:02d}.jpg" for i in range(48)])
+    done = run(tmp_path, FakeRay(), "cluster")
+    assert (done.batch, done.trial) == (16, ())
+    assert len(run(tmp_path, None, "local").trial) == 2
 
 
 def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:

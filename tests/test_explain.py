@@ -24,7 +24,7 @@ from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.explain import Explained, Explanations, explain, find_class, list_given
 from ensemble.labels import MASK18, Axis, LabelSpace
 from ensemble.model_file import FEATURES, read_model
-from ensemble.overlay import colour_heat, draw_pair
+from ensemble.overlay import COLUMNS, colour_heat, draw_pair
 from ensemble.session import open_session
 from exporters.export import ExportOptions, export
 from tests import toys
@@ -326,10 +326,13 @@ def test_one_bad_image_does_not_end_the_run(tmp_path: Path, capsys: pytest.Captu
     assert "images/b.png" in (out / "errors.csv").read_text()
 
 
-def test_a_second_run_leaves_the_same_bytes_and_no_old_sheets(tmp_path: Path) -> None:
-    """25 images fill two sheets; explaining them again changes nothing, and explaining one leaves one sheet."""
+def test_a_second_run_leaves_the_same_bytes_and_no_old_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image more than a sheet holds begins a second; explaining them again changes nothing, and explaining one
+    leaves one sheet.
+    """
+    monkeypatch.setattr("ensemble.explain.ROWS", 1)
     path, out = colour_model(tmp_path), tmp_path / "out"
-    images = [patch(tmp_path / "images" / f"{i:02d}.png", (255, 10 * i, 40)) for i in range(25)]
+    images = [patch(tmp_path / "images" / f"{i:02d}.png", (255, 10 * i, 40)) for i in range(COLUMNS + 1)]
     first = explained(out, path, tmp_path / "images")
     assert [sheet.name for sheet in first.sheets] == ["sheet-001.png", "sheet-002.png"]
     before = {file: file.read_bytes() for file in out.rglob("*.png")}

@@ -121,6 +121,7 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path, rows: list[Row], fold
     assert read(rows=known) == "E346"
     assert read(labels=LabelSpace.flat(["a", "b", "c"])) == "E501"
     assert read(min_confidence=0.0) == read(max_share=1.0) == "E204"
+    assert read(min_confidence=0.999) == read(max_share=0.1) == "E204"
     assert read(paths=[one, write(tmp_path / "fewer", FIRST[:5], names=NAMES[:5])]) == "E504"
 
 
@@ -164,6 +165,8 @@ def test_training_takes_them_in_every_fold_and_scores_without_them(tmp_path: Pat
         first, second = (read_predictions(folder / "oof" / f"{folder.name}_f{fold}") for folder in (plain, more_))
         assert first.ids == second.ids
         assert first.holdout_sha256 == second.holdout_sha256
+    for half in (pseudo[:2], pseudo[2:], ("--pseudo-boxes", one)):
+        assert getattr(train("half", *half).exception, "code", None) == "E204"
     for member, words in (("plain", pseudo), ("more", (*pseudo, "--min-confidence", 0.985))):
         refused = train(member, *words)
         assert getattr(refused.exception, "code", None) == "E442"

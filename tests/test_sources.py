@@ -129,6 +129,17 @@ def test_ids_choose_and_order_stored_images(memory: Any) -> None:
         list_source(in_tables(memory), ["nn.jpg"])
 
 
+def test_a_row_without_an_image_is_an_empty_file(memory: Any) -> None:
+    """Where a table has no bytes for an id, that image alone is E302, in a struct as in a column of bytes."""
+    for images in (pa.array([None, PICTURES["00.jpg"]]), pa.array([{"bytes": None}, {"bytes": PICTURES["00.jpg"]}])):
+        stored._read_row_group.cache_clear()
+        write_table(memory, "/bucket/s.parquet", ["a", "b"], images)
+        listing = list_source("memory://bucket/s.parquet")
+        assert read_photo(listing.place(1)).pixels.ndim == 3
+        with pytest.raises(DataError, match="E302"):
+            read_photo(listing.place(0))
+
+
 def nothing(fs: Any) -> str:
     fs.pipe("/bucket/images/info.csv", b"")
     return "memory://bucket/images"
@@ -157,6 +168,11 @@ def other_columns(fs: Any) -> str:
     return "memory://bucket/s.parquet"
 
 
+def paths_alone(fs: Any) -> str:
+    write_table(fs, "/bucket/s.parquet", ["a"], pa.array(["/images/a.jpg"]))
+    return "memory://bucket/s.parquet"
+
+
 @pytest.mark.parametrize(
     ("place", "named"),
     [
@@ -165,6 +181,7 @@ def other_columns(fs: Any) -> str:
         (packed, "E319.*tar"),
         (no_table, "E319.*Parquet"),
         (other_columns, "E322.*id and image, got key, jpg"),
+        (paths_alone, "E322.*image is string, not bytes"),
         (lambda fs: "memory://nowhere/*.tar", "E316"),
         (lambda fs: "no-such-scheme://bucket", "E319"),
     ],

@@ -12,13 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ensemble.agreement import relative_error
 from ensemble.card import ModelCard, Precision, Preprocess
 from ensemble.errors import ModelError
 from ensemble.events import Listener
 from ensemble.images import resize_image
 from ensemble.labels import LabelSpace
 from exporters.pictures import render_pictures
-from exporters.verify import BATCHES, Checks, relative_error, verify
+from exporters.verify import BATCHES, Checks, verify
 
 SIZE = 24
 CARD = ModelCard(

@@ -48,18 +48,19 @@ def test_an_error_comes_out_while_more_is_asked_for() -> None:
 
 def test_at_most_two_writings_wait() -> None:
     """A third writing is not taken on before the first is finished."""
-    gate, asked = threading.Event(), []
+    gate, taken = threading.Event(), threading.Semaphore(0)
 
     def ask(writer: Writer) -> None:
-        for i in range(3):
+        for _ in range(3):
             writer.write(gate.wait, rows=1)  # type: ignore[arg-type]
-            asked.append(i)
+            taken.release()
 
     with Writer() as writer:
         thread = threading.Thread(target=ask, args=(writer,))
         thread.start()
-        thread.join(0.2)
-        assert asked == [0, 1]
+        assert taken.acquire(timeout=20)
+        assert taken.acquire(timeout=20)
+        assert not taken.acquire(timeout=0.2)
         gate.set()
         thread.join()
         assert writer.settle() == 3

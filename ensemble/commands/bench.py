@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ensemble.commands.options import PATH, json_option
-from ensemble.commands.submit import parse_share
+from ensemble.commands.submit import parse_early_exit
 from ensemble.errors import OptionError, enumerate_some
 from ensemble.terminal import TERMINAL, show
 
@@ -64,12 +64,9 @@ def bench(
     from ensemble.files import require_different, write_atomic
     from ensemble.listing import read_ids
     from ensemble.model_file import find_models
-    from ensemble.submit import EXACT
     from exporters.loops import TorchLoop, onnxruntime_loop
 
-    share = None if early_exit in (None, EXACT) else parse_share(str(early_exit))
-    if (share is not None) != bool(oof) or (truth is not None and not oof):
-        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
+    share = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
         raise OptionError("E204", "--early-exit is for --recipe; give both")
     sets = {path.resolve().name: path for path in also}
@@ -108,7 +105,7 @@ def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str
 
     try:
         there = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("timm") is not None
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # from an import hook that hides them
         there = False
     if not there:
         return {}, "torch or timm is not installed"

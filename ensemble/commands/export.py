@@ -69,7 +69,7 @@ def export(
     if member is not None and len(checkpoints) > 1:
         raise OptionError("E204", f"--member names one model, got {len(checkpoints)} checkpoints")
     if boxes is not None and check_images is None and calibrate is None:
-        raise OptionError("E204", "--boxes says where the faces are in the images of --check-images; give both")
+        raise OptionError("E204", "--boxes are those of images: give --check-images or --calibrate too")
     if (calibrate is None) == (settings["precision"] == "int8"):
         raise OptionError("E204", "--precision int8 and --calibrate belong together; give both or neither")
     if truth is not None and (settings["precision"] == "fp32" or (calibrate is None and check_images is None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -69,13 +70,11 @@ def submit(
     from ensemble.memory import parse_memory
     from ensemble.recipe import read_recipe
     from ensemble.submission import read_format
-    from ensemble.submit import EXACT, EarlyExit
+    from ensemble.submit import EarlyExit
     from ensemble.submit import submit as run_submit
 
     require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
-    share = None if early_exit in (None, EXACT) else parse_share(str(early_exit))
-    if (share is not None) != bool(oof) or (truth is not None and not oof):
-        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
+    share = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
     leaving = None
@@ -101,16 +100,24 @@ def submit(
     show(done.as_dict(), done.render(), as_json=as_json)
 
 
-def parse_share(text: str) -> float:
-    """The share of --early-exit.
+def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) -> float | None:
+    """The share of --early-exit; None for exact, and without the option.
 
     Raises:
-        OptionError: E204 when it is none.
+        OptionError: E204 when it is neither, or does not go with --oof and --truth.
     """
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0.5 <= share < 1:
-        raise OptionError("E204", f"--early-exit takes exact, or a share of 0.5 to below 1 such as 0.999, got {text!r}")
+    from ensemble.submit import EXACT
+
+    share = None
+    if text not in (None, EXACT):
+        try:
+            share = float(str(text))
+        except ValueError:
+            share = -1.0
+        if not 0.5 <= share < 1:
+            raise OptionError(
+                "E204", f"--early-exit takes exact, or a share of 0.5 to below 1 such as 0.999, got {text!r}"
+            )
+    if (share is not None) != bool(oof) or (truth is not None and not oof):
+        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
     return share

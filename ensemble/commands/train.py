@@ -193,6 +193,11 @@ def train(
         from checkpoints.team import join
 
         team, device = join(device)
+    if bool(pseudo) != (pseudo_images is not None) or (pseudo_boxes is not None and not pseudo):
+        raise OptionError(
+            "E204",
+            "--pseudo and --pseudo-images, the folder of what was predicted, go together; --pseudo-boxes needs both",
+        )
     from ensemble.boxes import Boxes, read_boxes, read_faces
     from ensemble.card import Preprocess, parse_size, parse_triple
 
@@ -213,9 +218,7 @@ def train(
     if only_fold is not None and only_fold >= dealt.count:
         raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
     extra = None
-    if pseudo:
-        if pseudo_images is None:
-            raise OptionError("E204", "--pseudo needs --pseudo-images, the folder of what was predicted")
+    if pseudo and pseudo_images is not None:
         extra = read_pseudo(
             pseudo,
             pseudo_images,
