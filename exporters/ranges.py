@@ -15,7 +15,8 @@ from ensemble.images import Pixels
 from ensemble.model_file import INPUT
 from exporters.quantise import Range
 
-BATCH = 8
+# every tensor of a network lives at once: 8 images of 300 px took an EfficientNet-B3 to 7 GB
+BATCH = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
