@@ -1,4 +1,4 @@
-"""The catalogue of 90 faults: a test with each number in its name, here or elsewhere, or the reason why there is none."""
+"""The catalogue of 90 faults: a test with each number in its name, here or elsewhere, or why there is none."""
 
 from __future__ import annotations
 
