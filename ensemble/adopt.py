@@ -86,6 +86,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
             "metric": learned.metric.name,
             "seed": learned.seed,
             "why": learned.why,
+            "expected_gain": learned.expected,
             "table": learned.table_as_dicts(),
             "views": [asdict(view) for view in learned.views],
         },

@@ -16,6 +16,7 @@ from ensemble.errors import DataError, OptionError, PredictionError, enumerate_s
 from ensemble.evaluate import Truth
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.fit import FEW
+from ensemble.guard import choose, expected_gain
 from ensemble.join import join_rows
 from ensemble.labels import LabelSpace
 from ensemble.measure import Measure, parse_measure
@@ -30,7 +31,6 @@ Floats = NDArray[np.float64]
 
 AUTO = "auto"
 _NO_WEIGHT = 1e-6
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class Learned:
     """What was learned: the candidate ``method``, fitted to all images, and the table that justifies it.
 
     ``fitted`` belongs to the voters in the order of ``voters`` and to the classes in the order of ``labels``. ``views``
-    says what each view beside the first is worth in the plain mean.
+    says what each view beside the first is worth in the plain mean. ``expected`` is the gain over the mean that `auto`
+    promises on other people (see `ensemble.guard`): less than that of the chosen row, which was chosen for its gain.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Learned:
     voters: tuple[Voter, ...]
     labels: LabelSpace
     table: tuple[Row, ...]
+    expected: float
     views: tuple[ViewGain, ...]
     why: str
     images: int
@@ -161,8 +163,8 @@ def learn(
     )
     nested = cross_validate(fit, ballots, repeats=repeats, seed=seed, listener=listener)
     fitted = fit(ballots.log_p, ballots.truth)
-    table = _tabulate(nested, fitted, ballots, voters, measure, seed)
-    chosen = _choose(table) if method == AUTO else method
+    table, expected = _tabulate(nested, fitted, ballots, voters, measure, seed)
+    chosen = _best(table).candidate if method == AUTO else method
     return Learned(
         method=chosen,
         metric=measure,
@@ -170,8 +172,9 @@ def learn(
         voters=voters,
         labels=truth.labels,
         table=table,
+        expected=expected,
         views=measure_views(ballots, [v.view for v in voters], shares, measure, seed=seed),
-        why=_explain(table, chosen, measure, forced=method != AUTO),
+        why=_explain(table, chosen, measure, expected=None if method != AUTO else expected),
         images=len(ballots.truth),
         persons=None if truth.persons is None else int(ballots.owner.max()) + 1,
         folds=FOLDS,
@@ -237,14 +240,15 @@ def _tabulate(
     voters: Sequence[Voter],
     measure: Measure,
     seed: int,
-) -> tuple[Row, ...]:
-    """A row for every candidate, the mean first: the others' gains are over it."""
+) -> tuple[tuple[Row, ...], float]:
+    """A row for every candidate, the mean first, as the others' gains are over it; and the gain of choosing."""
     value = partial(score, measure, ballots)
     rows: list[Row] = []
-    bar: Floats | None = None
-    for name, answers in nested.items():
-        resampled = resample(measure, ballots, answers, seed=seed)
-        bar = resampled if bar is None else bar
+    drawn, left_out = (
+        np.stack([resample(measure, ballots, answers, seed=seed, left_out=out) for answers in nested.values()])
+        for out in (False, True)
+    )
+    for (name, answers), resampled in zip(nested.items(), drawn, strict=True):
         low, high = interval(resampled)
         nested_score = value(answers)
         rows.append(
@@ -254,26 +258,23 @@ def _tabulate(
                 low=low,
                 high=high,
                 gain=nested_score - (rows[0].nested if rows else nested_score),
-                error=float((resampled - bar).std(ddof=1)),
+                error=float((resampled - drawn[0]).std(ddof=1)),
                 in_sample=value(answer(fitted[name], ballots)),
                 weights={str(v): float(share) for v, share in zip(voters, fitted[name].weights, strict=True)},
             )
         )
-    return tuple(rows)
+    return tuple(rows), expected_gain(drawn, left_out)
 
 
-def _choose(table: Sequence[Row]) -> str:
-    """The candidate whose gain less one standard error is largest, if that is above 0, else the mean."""
-    best = max(table[1:], key=lambda row: row.gain - row.error)
-    # identical members differ by rounding alone, and rounding has a tiny error too
-    return best.candidate if best.gain > best.error + _ROUNDING else table[0].candidate
+def _best(table: Sequence[Row]) -> Row:
+    return table[choose([row.gain for row in table], [row.error for row in table])]
 
 
-def _explain(table: Sequence[Row], chosen: str, measure: Measure, *, forced: bool) -> str:
-    """One sentence: what was chosen, why, and why members have no weight."""
+def _explain(table: Sequence[Row], chosen: str, measure: Measure, *, expected: float | None) -> str:
+    """What was chosen, why, why members have no weight, and the gain to expect unless the choice was the user's."""
     row = next(row for row in table if row.candidate == chosen)
     gain = f"{row.gain:+.4f} ± {row.error:.4f}"
-    if forced:
+    if expected is None:
         text = f"{chosen} was asked for; on people it was not fitted to its {measure.title} is {row.nested:.4f}"
         text += f", {gain} against the mean of probabilities" * (chosen != table[0].candidate)
     elif chosen == table[0].candidate:
@@ -287,7 +288,13 @@ def _explain(table: Sequence[Row], chosen: str, measure: Measure, *, forced: boo
             f"{chosen} is chosen: on people it was not fitted to it changes {measure.title} by {gain} against the "
             "mean of probabilities, more than its standard error"
         )
-    return f"{text}{_explain_idle(row)}."
+    text = f"{text}{_explain_idle(row)}."
+    if expected is not None and chosen != table[0].candidate:
+        text += (
+            f" The best of {len(table)} is also the luckiest: chosen by some people and judged by others, the gain is "
+            f"{expected:+.4f}."
+        )
+    return text
 
 
 def _explain_idle(row: Row) -> str:

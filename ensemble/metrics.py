@@ -105,8 +105,11 @@ def bootstrap(
     clusters: Sequence[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    left_out: bool = False,
 ) -> Floats:
     """Confusion matrices ``(resamples, C, C)`` of the same size of sample, drawn again with replacement.
+
+    With ``left_out`` they are of the rows that the same draws left out, each once: about 37 % of them.
 
     ``clusters`` says which rows belong together, such as the person of each photograph: then whole clusters are drawn,
     since seven pictures of one face are not seven independent faces. Without it every row stands for itself. The draws
@@ -118,7 +121,8 @@ def bootstrap(
     count = int(owner.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))
-    return np.stack([_count(cells, times[owner], classes) for times in drawn])
+    counted = ((times == 0).astype(np.intp) if left_out else times for times in drawn)
+    return np.stack([_count(cells, times[owner], classes) for times in counted])
 
 
 def interval(values: Floats, *, level: float = 0.95) -> tuple[float, float]:

@@ -92,10 +92,13 @@ def score(measure: Measure, ballots: Ballots, answers: Answers) -> float:
     return float(np.mean([measure.of_answers(ballots.truth, once) for once in answers.classes]))
 
 
-def resample(measure: Measure, ballots: Ballots, answers: Answers, *, seed: int) -> Floats:
-    """The score in each of 500 resamples of people, ``(resamples,)``; all answers meet the same resamples."""
+def resample(measure: Measure, ballots: Ballots, answers: Answers, *, seed: int, left_out: bool = False) -> Floats:
+    """The score in each of 500 resamples of people, ``(resamples,)``; all answers meet the same resamples.
+
+    With ``left_out`` it is the score on the people that each resample left out.
+    """
     if measure.score is None:
-        return _bootstrap_mean(answers.likelihood.mean(axis=0), ballots.owner, seed)
+        return _bootstrap_mean(answers.likelihood.mean(axis=0), ballots.owner, seed, left_out=left_out)
     owners = ballots.owner.tolist()
     truth = measure.part[ballots.truth]
     each = [
@@ -107,6 +110,7 @@ def resample(measure: Measure, ballots: Ballots, answers: Answers, *, seed: int)
                 clusters=owners,
                 resamples=_RESAMPLES,
                 seed=seed,
+                left_out=left_out,
             )
         )
         for once in answers.classes
@@ -120,9 +124,11 @@ def _join(parts: list[Answers], *, axis: int, order: NDArray[np.intp] | None = N
     return Answers(classes, likelihood) if order is None else Answers(classes[:, order], likelihood[:, order])
 
 
-def _bootstrap_mean(values: Floats, owner: Classes, seed: int) -> Floats:
-    """The mean of values ``(N,)`` in each resample of their owners, ``(resamples,)``."""
+def _bootstrap_mean(values: Floats, owner: Classes, seed: int, *, left_out: bool) -> Floats:
+    """The mean of values ``(N,)`` in each resample of their owners, or of those it left out, ``(resamples,)``."""
     total, count = np.bincount(owner, weights=values), np.bincount(owner)
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(count), size=len(count)) for _ in range(_RESAMPLES))
-    return np.array([total[who].sum() / count[who].sum() for who in drawn])
+    everyone = np.arange(len(count))
+    chosen = (np.setdiff1d(everyone, who) if left_out else who for who in drawn)
+    return np.array([total[who].sum() / count[who].sum() for who in chosen])
