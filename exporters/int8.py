@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ def to_int8(
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images, judged on the others ``(N, H, W, 3)``.
 
-    If the whole network on integers fails, layers return to float32, those that harm most first, up to half of them.
+    If the whole network on integers fails, layers return to float32, those that harm most first: the fewest that pass,
+    found by bisection between none and half of them.
 
     Raises:
         ModelError: E436 when it fails even then, or when there is nothing to quantise.
@@ -85,36 +86,38 @@ def to_int8(
     share = min(SHARES, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
     ranges = candidates[share]
     answers = answer(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
-    harms: tuple[Harm, ...] = ()
-    for count in _steps(int(MOST_IN_FLOAT * len(layers))):
-        if count and not harms:
-            harms = _rank(model, card, ranges, layers, few, expected, listener)
-        in_float = tuple(harm.layer.name for harm in harms[:count])
+
+    def attempt(in_float: tuple[str, ...]) -> Quantised:
         found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
-        runtime = Runtime(_serialise(found), card)
-        logits = answer(lambda batch, run=runtime.run: run(batch)[LOGITS], gate, listener=listener)  # type: ignore[misc]
-        verdict = judge("int8", answers, logits, truth)
-        if not verdict.faults:
-            if in_float:
-                text = f"{card.member}: {count} of {len(layers)} layers stay in float: {', '.join(in_float)}"
-                listener.notice(Notice("I437", text))
-            return Quantised(found, verdict, len(layers), in_float, len(calibration), share)
-    raise ModelError(
-        "E436",
-        f"{card.member} (int8): {'; '.join(verdict.faults)}, with {count} of {len(layers)} layers in float",
-        details=tuple(
-            f"{harm.layer.name}: alone on integers, it moves the logits by {harm.error:.1%}" for harm in harms
-        ),
-    )
+        run = Runtime(_serialise(found), card).run
+        logits = answer(lambda batch: run(batch)[LOGITS], gate, listener=listener)
+        return Quantised(found, judge("int8", answers, logits, truth), len(layers), in_float, len(calibration), share)
 
-
-def _steps(most: int) -> Iterator[int]:
-    """How many layers are in float: 0, 1, 2, 3, 4, 6, 9, 13... and ``most`` at last."""
-    count = 0
-    while count < most:
-        yield count
-        count += max(1, count // 2)
-    yield most
+    whole = attempt(())
+    if not whole.verdict.faults:
+        return whole
+    harms = _rank(model, card, ranges, layers, few, expected, listener)
+    order = tuple(harm.layer.name for harm in harms)
+    best = attempt(order[: int(MOST_IN_FLOAT * len(layers))])
+    if best.verdict.faults:
+        raise ModelError(
+            "E436",
+            f"{card.member} (int8): {'; '.join(best.verdict.faults)}, with {len(best.in_float)} of {len(layers)} "
+            "layers in float",
+            details=tuple(
+                f"{harm.layer.name}: alone on integers, it moves the logits by {harm.error:.1%}" for harm in harms
+            ),
+        )
+    fails = 0
+    while len(best.in_float) - fails > 1:
+        tried = attempt(order[: (fails + len(best.in_float)) // 2])
+        if tried.verdict.faults:
+            fails = len(tried.in_float)
+        else:
+            best = tried
+    kept = f"{len(best.in_float)} of {len(layers)} layers stay in float: {', '.join(best.in_float)}"
+    listener.notice(Notice("I437", f"{card.member}: {kept}"))
+    return best
 
 
 def _rank(
@@ -142,7 +145,7 @@ def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Fl
 
 
 def _run(runtime: Runtime, pixels: Pixels) -> Floats:
-    return runtime.run(pixels)[LOGITS]
+    return answer(lambda batch: runtime.run(batch)[LOGITS], pixels, stage="probe")
 
 
 def _serialise(proto: onnx.ModelProto) -> bytes:
