@@ -28,10 +28,9 @@ from ensemble.boxes import Box, Face, FoundBy, read_faces, write_boxes
 from ensemble.devices import available_cores
 from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.faults import tell_oddities
+from ensemble.faults import tell_oddities, unread, write_errors
 from ensemble.images import Pixels, read_photo
 from ensemble.listing import Listing, list_images
-from ensemble.tables import render_table
 
 ROUND = 256
 _SMALLEST = 20  # px; MTCNN's nets see nothing in less
@@ -351,14 +350,6 @@ def _resume(path: Path, origin: str, listing: Listing) -> dict[str, Face]:
 
 def _report(path: Path, listing: Listing, faults: dict[int, DataError]) -> None:
     errors = path.with_suffix(".errors.csv")
-    if not faults:
-        files.remove(errors)
-        return
-    rows = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
-    files.write_atomic(errors, render_table(("id", "code", "message", "hint"), rows))
-    raise DataError(
-        "E326",
-        f"{len(faults):,} of {len(listing):,} images could not be read; all others are in {path}",
-        path=errors,
-        details=tuple(str(fault) for fault in faults.values()),
-    )
+    write_errors(errors, listing, faults)
+    if faults:
+        raise unread(faults, listing, errors, kept=f"all others are in {path}")

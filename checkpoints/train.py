@@ -128,6 +128,7 @@ def train(
         checkpoint_sha256="",  # a file cannot hold its own hash; the export fills it in
         holdout_sha256=hash_ids(row.id for row, held in zip(rows, held_out, strict=True) if held),
         head=settings.head,
+        class_counts=tuple(np.bincount(images.labels, minlength=len(settings.labels)).tolist()),
     )
     path = out / f"fold{fold}.safetensors"
     if team.is_main:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from ensemble.cli import ens
-from ensemble.errors import EnsError, FileError, Interrupted, OptionError
+from ensemble.errors import DeviceError, EnsError, FileError, Interrupted, OptionError
 from ensemble.terminal import TERMINAL, show_bug, show_error
 
 
@@ -56,6 +56,10 @@ def _run(arguments: Sequence[str], *, as_json: bool, debug: bool) -> int:
         # whoever read the output has gone, as `head` does; nothing is wrong
         sys.stdout = None
         return 141
+    except MemoryError:
+        TERMINAL.close()
+        show_error(DeviceError("E603", "the machine's memory ran out; what was finished is kept"), as_json=as_json)
+        return DeviceError.exit_status
     except OSError as err:
         if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
             return _report_bug(err, debug=debug)

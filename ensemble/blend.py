@@ -15,7 +15,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.join import join_rows
 from ensemble.labels import LabelSpace
 from ensemble.pool import Pool, log_softmax, pool
-from ensemble.predictions import Predictions
+from ensemble.predictions import Predictions, tell_filled
 from ensemble.recipe import Group, Recipe, members_by_name
 from ensemble.rule import fit_macro_f1_rule
 
@@ -28,13 +28,15 @@ _IDENTICAL = 0.9999
 class Blended:
     """What the ensemble says: ``probabilities`` is ``(N, C)`` float64, ``classes`` ``(N,)`` is what was decided.
 
-    Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only.
+    Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only. ``filled`` are the images that
+    could not be read, and have the class prior in some member.
     """
 
     ids: tuple[str, ...]
     probabilities: NDArray[np.float64]
     classes: NDArray[np.intp]
     labels: LabelSpace
+    filled: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +64,8 @@ def blend(
     inner = tuple(sorted(next(iter(by_name.values())).ids))
     group_of = {name: group for group in recipe.groups.values() for name in group.members}
     aligned = {name: _align(member, group_of[name], recipe, inner, listener) for name, member in by_name.items()}
-    _notice_odd_members(aligned, listener)
+    filled = tell_filled(list(by_name.values()), listener)
+    _notice_odd_members(aligned, _rows_without(inner, filled), listener)
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
     log_p = pool(groups, [group.weight for group in recipe.groups.values()], kind=recipe.pool)
@@ -76,7 +79,7 @@ def blend(
         probabilities = probabilities[join_rows(ids, inner, complain=complain, listener=listener)]
     classes = decide(probabilities, rule)
     probabilities.flags.writeable = classes.flags.writeable = False
-    return Blended(inner if ids is None else tuple(ids), probabilities, classes, recipe.labels)
+    return Blended(inner if ids is None else tuple(ids), probabilities, classes, recipe.labels, filled)
 
 
 def require_finite(member: Predictions, view: str) -> None:
@@ -104,9 +107,10 @@ class _Aligned:
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
 
-    def logits(self, view: str, *, step: int = 1) -> NDArray[np.floating]:
-        """One view's ``(N, C)`` logits at the member's temperature, or those of every ``step``-th row."""
-        found = self.member.logits[view][self.rows[::step, np.newaxis], self.columns]
+    def logits(self, view: str, *, chosen: NDArray[np.intp] | None = None) -> NDArray[np.floating]:
+        """One view's ``(N, C)`` logits at the member's temperature, or those of some rows of the blend."""
+        rows = self.rows if chosen is None else self.rows[chosen]
+        found = self.member.logits[view][rows[:, np.newaxis], self.columns]
         return found if self.temperature is None else found.astype(np.float64) / self.temperature
 
     def pooled(self, kind: Pool) -> NDArray[np.float64]:
@@ -151,12 +155,18 @@ def _require_recipe_fits(members: Mapping[str, Predictions], recipe: Recipe, lis
         listener.notice(Notice("I522", f"{some}: {enumerate_some(changed)}"))
 
 
+def _rows_without(ids: Sequence[str], filled: Sequence[str]) -> NDArray[np.intp]:
+    gone = set(filled)
+    return np.array([row for row, name in enumerate(ids) if name not in gone], dtype=np.intp)
+
+
 def _not_the_images(owner: str, difference: str) -> PredictionError:
     return PredictionError("E504", f"{owner} does not predict the same images: it {difference}")
 
 
-def _notice_odd_members(aligned: Mapping[str, _Aligned], listener: Listener) -> None:
-    """Say which members are constant (W506) or copies of another (W507), judged by about a thousand rows of one view.
+def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp], listener: Listener) -> None:
+    """Say which members are constant (W506) or copies of another (W507), judged by about a thousand of ``rows``, those
+    that are predicted and not filled, in one view.
 
     The view is the first that every member uses; where there is none, nothing is said. Logits are compared less their
     mean over the classes, which no decision depends on. Folds of one network correlate at 0.8, two views of one network
@@ -164,12 +174,12 @@ def _notice_odd_members(aligned: Mapping[str, _Aligned], listener: Listener) -> 
     """
     names = list(aligned)
     common = set.intersection(*(set(one.views) for one in aligned.values()))
-    if not common:
+    count = len(rows)
+    if not common or not count:
         return
     view = min(common)
-    count = len(aligned[names[0]].rows)
-    step = max(1, count // _SAMPLE)
-    seen = np.stack([log_softmax(aligned[name].logits(view, step=step)) for name in names])
+    some = rows[:: max(1, count // _SAMPLE)]
+    seen = np.stack([log_softmax(aligned[name].logits(view, chosen=some)) for name in names])
     constant = np.ptp(np.exp(seen), axis=1).max(axis=-1) < 1e-6
     seen -= seen.mean(axis=-1, keepdims=True)
     flat = seen.reshape(len(names), -1)

@@ -17,10 +17,12 @@ from ensemble.devices import Device
 from ensemble.early_exit import Cell
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.isolate import find_faults
 from ensemble.listing import Listing
 from ensemble.pipeline import Batch, Pipeline, Work
 from ensemble.resident import start_resident
 from ensemble.session import start_session
+from ensemble.underway import note, noted, read_note, tell_died
 
 _MEASURED = 16  # images
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -83,7 +85,8 @@ def fit_to_budget(
         fit = _read_fit(path, key, listener)
         if fit is not None:
             return fit
-    speed, decoding = _measure(plan, listing, pipeline, device)
+    with noted([path.parent]):
+        speed, decoding = _measure(plan, listing, path.parent, pipeline, device, listener)
     fit = fit_members(
         plan.cells,
         speed,
@@ -113,9 +116,15 @@ def _read_fit(path: Path, key: str, listener: Listener) -> Fit | None:
     return fit
 
 
-def _measure(plan: Plan, listing: Listing, pipeline: Pipeline, device: Device) -> tuple[dict[str, float], float]:
+def _measure(
+    plan: Plan, listing: Listing, folder: Path, pipeline: Pipeline, device: Device, listener: Listener
+) -> tuple[dict[str, float], float]:
     """Seconds an image of each member, all its views, and of reading it."""
     rows = range(min(_MEASURED, len(listing)))
+    if read_note(folder):
+        tell_died(len(rows), listener)
+        pipeline.known |= find_faults(listing, rows, listener=listener)
+    note(folder, 0, 0)
     if device.is_gpu:
         sessions = start_resident(plan.models, device=device, rows=len(rows))
     else:

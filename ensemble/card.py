@@ -25,6 +25,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "arch": (str,),
     "checkpoint_sha256": (str,),
     "checks": (dict,),
+    "class_counts": (list, NoneType),
     "fold": (int, NoneType),
     "group": (str, NoneType),
     "head": (str,),
@@ -112,7 +113,8 @@ class ModelCard:
     ``mean`` and ``std`` are those of RGB in 0..1; they are already applied inside the graph and stand here for people.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
     never saw. ``head`` says what the weights' last layer gives: a value for each class, or (``axes``) for each value of
-    each axis, from which the network makes the classes' log-probabilities. ``sources`` says for each setting whether an
+    each axis, from which the network makes the classes' log-probabilities. ``class_counts`` is how many images of each
+    class its training data has, where that is known. ``sources`` says for each setting whether an
     option, the checkpoint or timm decided it. ``checks`` holds the figures of the verification and ``tools`` the
     versions that wrote the file.
 
@@ -133,6 +135,7 @@ class ModelCard:
     precision: Precision = "fp32"
     weights: Weights = "raw"
     head: Head = "flat"
+    class_counts: tuple[int, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -147,17 +150,24 @@ class ModelCard:
         for name, kinds in (("precision", Precision), ("weights", Weights), ("head", Head)):
             if getattr(self, name) not in get_args(kinds):
                 raise OptionError("E204", f"{name} {getattr(self, name)!r} is not known")
+        counts = self.class_counts
+        if counts is not None and not (
+            len(counts) == len(self.labels) and all(isinstance(count, int) and count >= 0 for count in counts)
+        ):
+            raise OptionError("E204", f"class_counts must be {len(self.labels)} whole numbers, got {counts}")
         if self.head == "axes" and len(self.labels.axes) < 2:
             raise OptionError("E204", "a head for each axis needs labels with two axes or more")
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys; the same card always gives the same text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
-        # cards from before there were face crops, or other heads, keep their bytes
+        # cards from before there were face crops, other heads or counts keep their bytes
         if self.preprocess.face is None:
             del value["preprocess"]["face"]
         if self.head == "flat":
             del value["head"]
+        if self.class_counts is None:
+            del value["class_counts"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -179,11 +189,13 @@ class ModelCard:
             raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
         try:
             preprocess = value.pop("preprocess")
+            counts = value.pop("class_counts", None)
             return cls(
                 preprocess=_preprocess_from(preprocess),
                 labels=LabelSpace.from_dict(value.pop("labels")),
                 mean=tuple(value.pop("mean")),
                 std=tuple(value.pop("std")),
+                class_counts=None if counts is None else tuple(counts),
                 **value,
             )
         except (TypeError, KeyError, OverflowError, EnsError) as err:

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ensemble.columns import render_columns
 from ensemble.errors import FileError, PredictionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
-from ensemble.submission import Submission, SubmissionFormat, notice_single_class
+from ensemble.submission import Submission, SubmissionFormat, notice_missing, notice_single_class
 
 MEANING = {
     "encoding": "the text is not UTF-8",
@@ -81,6 +81,24 @@ def check_submission(
     if not faults:
         notice_single_class([int(row.answer) for row in rows], listener)
     return faults
+
+
+def without_missing(
+    path: Path, like: SubmissionFormat, labels: LabelSpace, *, listener: Listener = SILENT
+) -> SubmissionFormat:
+    """The sample less the images for which a submission has no row, which W534 names.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+    """
+    rows, _ = _inspect(path, like, labels)
+    meant = _Spellings(like.ids)
+    there = {meant.find(row.id)[0] for row in rows}
+    missing = [name for name in like.ids if name not in there]
+    if missing and there.intersection(like.ids):
+        notice_missing(missing, listener)
+        return replace(like, ids=tuple(name for name in like.ids if name in there))
+    return like
 
 
 def read_submission(path: Path, labels: LabelSpace, *, like: SubmissionFormat | None = None) -> Submission:

@@ -2,7 +2,8 @@
 
 A chunk's resized pixels stay in memory while the cells run one after the other, each on
 the rows whose answer is still open. A finished chunk appears by rename as ``chunk-00000.parquet``: the class of each
-row that left early, the logits of each row that saw every cell, and how many cells each row saw.
+row that left early, the logits of each row that saw every cell, and how many cells each row saw. Images that could not
+be read have no row in it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
@@ -19,30 +21,32 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import PIL
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.blend import blend
 from ensemble.boxes import Boxes
+from ensemble.chunk import OPEN, Chunk, read_chunk, write_chunk
 from ensemble.devices import Device
 from ensemble.early_exit import Cell, Running
 from ensemble.errors import DataError, FileError, Interrupted, PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.faults import tell_oddities
+from ensemble.isolate import find_faults
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
 from ensemble.pace import Pace
 from ensemble.pipeline import Batch, Pipeline, Work
-from ensemble.predictions import ORIGIN_KEY
+from ensemble.predictions import Predictions
+from ensemble.prior import log_prior
 from ensemble.recipe import Recipe
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.tta import View
+from ensemble.underway import note, noted, read_note, tell_died
 from ensemble.writer import Writer
 
 CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
-OPEN = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,19 +80,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """Some rows: ``classes`` ``(n,)`` with `OPEN` where every cell was needed, ``passes`` ``(n,)``.
-
-    ``logits`` ``(open rows, cells, C)`` float32 are those of the open rows, by the models' own order of classes.
-    """
-
-    ids: tuple[str, ...]
-    classes: NDArray[np.intp]
-    passes: NDArray[np.intp]
-    logits: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
     """Every chunk in order, the rows that could not be read, and by member how it ran, where it did."""
 
@@ -118,10 +109,11 @@ def run_chunks(
 ) -> Chunks:
     """Every chunk, computed or found in ``folder``.
 
-    A chunk with such rows is not kept, and is done again when they are mended.
+    A chunk that lacks rows that could not be read is done again when they are mended. Those rows, and those that a run
+    was at when it died, are tried in a process of their own before anything is computed.
 
     Raises:
-        DeviceError: see `Session.run`.
+        DeviceError: see `Session.run`; E603 when memory runs out.
         FileError: E701 to E703 for the folder, E704 when it holds another run.
         Interrupted: E801 on Ctrl-C or SIGTERM; finished chunks are kept.
     """
@@ -132,7 +124,11 @@ def run_chunks(
             sizes = ",".join(map(str, listing.sizes[rows.start : rows.stop]))
             origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest()}))
         chunks = _resume(folder, origins, run, fresh=fresh, listener=listener)
-        faults, decisions = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
+        known = _try_doubtful(chunks, listing, folder, device, listener)
+        pipeline.known |= known
+        with noted([folder]):
+            faults, decisions = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
+        faults |= known
     return Chunks([chunks[index] for index in sorted(chunks)], faults, decisions)
 
 
@@ -156,7 +152,7 @@ def _resume(
             files.remove(path)
             continue
         try:
-            chunk, origin = _read_chunk(path)
+            chunk, origin = read_chunk(path)
         except PredictionError as err:
             listener.notice(Notice("W705", f"{err.message}; it is done again", path))
             continue
@@ -165,11 +161,33 @@ def _resume(
         if differing:
             raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
         index = int(path.stem.removeprefix("chunk-"))
-        if origins[index] == origin:
+        before.pop("missing", None)
+        if origins[index] == json.dumps(before):
             found[index] = chunk
         else:
             listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
     return found
+
+
+def _try_doubtful(
+    chunks: dict[int, Chunk], listing: Listing, folder: Path, device: Device, listener: Listener
+) -> dict[int, DataError]:
+    """Try the rows that chunks lack, and those that a run died over; chunks that need not lack a row are taken away."""
+    parts = _chunks(listing, device)
+    lacks = {index: _lacking(chunk, listing, parts[index]) for index, chunk in chunks.items()}
+    noted_parts = read_note(folder)
+    died = {row for index, rows in enumerate(parts) if index in noted_parts and index not in chunks for row in rows}
+    tell_died(len(died), listener)
+    faults = find_faults(listing, died.union(*lacks.values()), listener=listener)
+    for index, rows in lacks.items():
+        if not faults.keys() >= rows:
+            del chunks[index]
+    return faults
+
+
+def _lacking(chunk: Chunk, listing: Listing, rows: range) -> set[int]:
+    there = set(chunk.ids)
+    return {row for row in rows if listing.ids[row] not in there}
 
 
 def _compute(
@@ -194,14 +212,20 @@ def _compute(
     asked = tuple(sessions.values())
     faults: dict[int, DataError] = {}
     oddities: dict[str, list[str]] = {}
-    before = done = sum(len(chunk.ids) for chunk in chunks.values())
+    unfinished = deque(pending)
+    before = done = sum(len(parts[index]) for index in chunks)
     pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu)
 
     def answer(work: Work, read: Batch) -> _Answer:
         chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
         return _Answer(work, chunk, read.faults, read.oddities)
 
-    answers = pipeline.map(answer, (Work(parts[index], asked) for index in pending))
+    def work() -> Iterator[Work]:
+        for index in pending:
+            note(folder, unfinished[0], index)
+            yield Work(parts[index], asked)
+
+    answers = pipeline.map(answer, work())
     with Writer() as writer:
         try:
             listener.progress("submit", done, len(listing))
@@ -211,10 +235,11 @@ def _compute(
                     for code in codes:
                         oddities.setdefault(code, []).append(listing.ids[row])
                 chunks[index] = one.chunk
-                if not one.faults:
-                    writing = functools.partial(_write_chunk, _path(folder, index), one.chunk, origins[index])
-                    with pipeline.watch.waiting("blocked"):
-                        writer.write(writing, rows=len(one.chunk.ids))
+                origin = _origin(origins[index], missing=len(one.faults))
+                writing = functools.partial(write_chunk, _path(folder, index), one.chunk, origin)
+                with pipeline.watch.waiting("blocked"):
+                    writer.write(writing, rows=len(one.work.rows))
+                unfinished.popleft()
                 done += len(one.work.rows)
                 listener.detail(pace.tell())
                 listener.progress("submit", done, len(listing))
@@ -267,38 +292,40 @@ def _leaving(plan: Plan, running: Running) -> tuple[NDArray[np.bool_], NDArray[n
     return leads >= plan.stops.get(running.seen, np.inf), answers
 
 
-def _write_chunk(path: Path, chunk: Chunk, origin: str) -> None:
-    values = iter(chunk.logits.reshape(len(chunk.logits), -1).tolist())
-    table = pa.table(
-        {
-            "id": pa.array(chunk.ids, pa.string()),
-            "class": pa.array(chunk.classes, pa.int64()),
-            "passes": pa.array(chunk.passes, pa.int64()),
-            "logits": pa.array([next(values) if k == OPEN else None for k in chunk.classes], pa.list_(pa.float32())),
-        }
-    ).replace_schema_metadata({ORIGIN_KEY: origin, "shape": json.dumps(chunk.logits.shape)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
-    files.write_atomic(path, memoryview(sink.getvalue()))
+def _origin(origin: str, *, missing: int) -> str:
+    return json.dumps(json.loads(origin) | {"missing": missing}) if missing else origin
 
 
-def _read_chunk(path: Path) -> tuple[Chunk, str]:
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        metadata = table.schema.metadata
-        shape = json.loads(metadata[b"shape"])
-        flat = table.column("logits").combine_chunks().flatten().to_numpy()
-        chunk = Chunk(
-            tuple(table.column("id").to_pylist()),
-            table.column("class").to_numpy().astype(np.intp),
-            table.column("passes").to_numpy().astype(np.intp),
-            np.asarray(flat, dtype=np.float32).reshape(shape),
-        )
-        if len(chunk.logits) != int((chunk.classes == OPEN).sum()):
-            raise ValueError("its logits are not those of the open rows")
-        return chunk, metadata[ORIGIN_KEY.encode()].decode()
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
-        raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err
+def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
+    """The class of each row of the chunks, in their order: the early answers, and `blend` for the rows still open.
+
+    Rows that left early take part in the blend with zeros, so that each other row stands where it would stand in a
+    blend of all: a vectorised exp() may round a row by its place.
+    """
+    ids = tuple(name for chunk in chunks for name in chunk.ids)
+    classes = np.concatenate([chunk.classes for chunk in chunks])
+    left = np.flatnonzero(classes == OPEN)
+    logits = np.concatenate([chunk.logits for chunk in chunks])
+    by_member: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for k, cell in enumerate(plan.cells):
+        values = np.zeros((len(ids), logits.shape[2]), dtype=np.float32)
+        values[left] = logits[:, k]
+        by_member.setdefault(cell.member, {})[cell.view] = values
+    members = [
+        Predictions(name, cell.group, None, plan.models[name].card.labels, ids, by_member[name], sha256="")
+        for name, cell in {cell.member: cell for cell in plan.cells}.items()
+    ]
+    # silent: among so many zeros, what is said about odd members would be wrong
+    classes[left] = blend(members, plan.recipe, ids=ids).classes[left]
+    return classes
+
+
+def filled_chunk(plan: Plan, ids: Sequence[str]) -> Chunk:
+    """Images that could not be read, for which every cell says the class prior of its member."""
+    count = len(ids)
+    prior = np.stack([log_prior(plan.models[cell.member].card) for cell in plan.cells])
+    nothing = np.zeros(count, dtype=np.intp)
+    return Chunk(tuple(ids), np.full(count, OPEN, dtype=np.intp), nothing, np.tile(prior, (count, 1, 1)))
 
 
 def rows_of_chunk(device: Device) -> int:

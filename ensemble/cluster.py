@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ import PIL
 
 from ensemble.boxes import Box
 from ensemble.devices import CPU, Device, available_cores, choose_device, parse_device
-from ensemble.errors import DeviceError, EnsError, OptionError
+from ensemble.errors import DataError, DeviceError, EnsError, OptionError
 from ensemble.events import Notice, Recorder
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
@@ -56,13 +56,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """One part: ``batches`` are ranges of rows of its own ``listing``, whose first row is row ``start`` of the run."""
+    """One part: ``batches`` are ranges of rows of its own ``listing``, whose first row is row ``start`` of the run.
+
+    ``known`` are rows of the listing that are known to be faulty.
+    """
 
     start: int
     listing: Listing
     boxes: tuple[Box | None, ...] | None
     members: tuple[str, ...]
     batches: tuple[range, ...]
+    known: Mapping[int, DataError]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +109,7 @@ class PartWorker:
             boxes=share.boxes,
             listener=recorder,
         )
+        pipeline.known |= share.known
         asked = tuple(self._sessions[member] for member in share.members)
         try:
             answers = tuple(shift(a, share.start) for a in pipeline.run(Work(rows, asked) for rows in share.batches))

@@ -91,13 +91,23 @@ CODES: dict[str, Code] = {
     "E323": Code("An id leads out of the image folder.", "write ids as paths below the folder, with no .. in them"),
     "W324": Code(
         "An id starts with =, +, - or @; it is written as it is.",
-        "open the file as text: a spreadsheet may take the id for a formula",
+        "open the file as text: a spreadsheet may take the id for a formula (in errors.csv an apostrophe prevents that)",
+    ),
+    "E325": Code(
+        "An image crashes its decoder, or takes more memory than there is, in a process of its own.",
+        "save it again with another program, or leave it out: --on-bad-image says what becomes of it",
+    ),
+    "W325": Code(
+        "A run died without a word; the images that it was at are first tried in a process of their own.",
+        "nothing to do: an image that crashes its decoder is named with E325, and the others go on",
     ),
     "E326": Code(
         "Images could not be read; all others were done and are kept.",
-        "mend the files in errors.csv and run the same command again: only what is missing is redone "
-        "(leaving images out makes another list, which needs another folder or --fresh)",
+        "mend the files in errors.csv and run the same command again: only what is missing is redone; "
+        "or go on without them: ens predict and ens submit take --on-bad-image fill or skip "
+        "(another list of images needs another folder or --fresh)",
     ),
+    "W326": Code("Images could not be read; they are left out or filled.", "mend the files in errors.csv, run again"),
     "E327": Code("An image's name is not valid Unicode.", "rename the file: ids are written as UTF-8"),
     "I328": Code("A table is not UTF-8; it was read as cp949 (Korean).", "nothing to do if the names look right"),
     "E330": Code(
@@ -299,6 +309,15 @@ CODES: dict[str, Code] = {
         "There are too few images to certify how often an early exit keeps the answer.",
         "predict more out-of-fold images, or use --early-exit exact, which needs none",
     ),
+    "E534": Code(
+        "Predictions or a submission lack images that could not be read.",
+        "mend the images and predict again, or predict with --on-bad-image fill; --allow-missing leaves them out",
+    ),
+    "W534": Code("A submission lacks images, which was allowed.", "mend them: most contests refuse missing rows"),
+    "W535": Code(
+        "Images have the class prior in place of a prediction, because they could not be read.",
+        "mend the files in errors.csv and predict again: what was filled is then computed",
+    ),
     # 6xx: devices and memory
     "E601": Code(
         "A device was asked for and cannot be had.",
@@ -314,8 +333,8 @@ CODES: dict[str, Code] = {
     ),
     "W602": Code("The device ran out of memory; the batch was halved.", "give a smaller --batch to silence this"),
     "E603": Code(
-        "The memory allowed is too small for a single image.",
-        "allow more with --memory, or predict fewer members at a time",
+        "The memory allowed is too small for a single image, or the machine's memory ran out.",
+        "allow more with --memory, or predict fewer members at a time; where it ran out, lower --memory or --batch",
     ),
     "W603": Code(
         "The memory allowed is too small for all workers or for the batch that was asked for; there are fewer.",

@@ -58,7 +58,9 @@ def find_disputes(
         mean += p / len(alone)
         entropy += _entropy(p) / len(alone)
     information = _entropy(mean) - entropy
-    rows = np.argsort(-information, kind="stable")[:_MOST].tolist()
+    filled = set(blended.filled)  # about what could not be read there is no dispute, and no picture
+    read = np.array([row for row, name in enumerate(blended.ids) if name not in filled], dtype=np.intp)
+    rows = read[np.argsort(-information[read], kind="stable")[:_MOST]].tolist()
     ids = [blended.ids[row] for row in rows]
     true = None if truth is None else true_classes(blended.ids, truth)
     pictures = [None] * len(ids) if images is None else [_thumbnail(path) for path in list_images(images, ids).paths]

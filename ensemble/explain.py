@@ -19,7 +19,7 @@ from ensemble.crop import prepare_image
 from ensemble.devices import available_cores, choose_device
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.faults import tell_oddities, unread, write_errors
+from ensemble.faults import ERRORS, tell_oddities, unread, write_errors
 from ensemble.images import Pixels, read_photo
 from ensemble.labels import LabelSpace
 from ensemble.listing import Listing, list_images
@@ -123,9 +123,9 @@ def explain(
         listener.progress("explain", rows.stop, len(listing))
     run.finish_sheet()
     tell_oddities(run.oddities, listener)
-    write_errors(folder, listing, run.faults)
+    write_errors(folder / ERRORS, listing, run.faults)
     if run.faults:
-        raise unread(run.faults, listing, folder, kept=f"all others are in {folder}")
+        raise unread(run.faults, listing, folder / ERRORS, kept=f"all others are in {folder}")
     return Explanations(read.card.member, str(where), tuple(run.done), tuple(run.sheets))
 
 

@@ -4,38 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from ensemble import files
 from ensemble.codes import CODES
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.listing import Listing
-from ensemble.tables import render_table
+from ensemble.tables import defuse, render_table
 
+OnBadImage = Literal["fail", "fill", "skip"]
+"""What becomes of an image that cannot be read: it ends the run once all others are done, gets the class prior for a
+prediction, or is left out."""
 ERRORS = "errors.csv"
 
 
-def write_errors(folder: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
-    """Name the images that could not be read in ``errors.csv``; without any, there is no such file.
+def write_errors(path: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+    """Name the images that could not be read in a CSV file; without any, there is no such file.
+
+    Cells that a spreadsheet would compute begin with an apostrophe.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
     if not faults:
-        files.remove(folder / ERRORS)
+        files.remove(path)
         return
-    rows = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
-    files.write_atomic(folder / ERRORS, render_table(("id", "code", "message", "hint"), rows))
+    cells = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
+    rows = [[defuse(cell) for cell in row] for row in cells]
+    files.write_atomic(path, render_table(("id", "code", "message", "hint"), rows))
 
 
-def unread(faults: Mapping[int, DataError], listing: Listing, folder: Path, *, kept: str) -> DataError:
-    """E326, with every fault; ``kept`` says what is done nevertheless."""
+def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kept: str) -> DataError:
+    """E326, with every fault; ``kept`` says what is done nevertheless, ``path`` names the images."""
     return DataError(
         "E326",
         f"{len(faults):,} of {len(listing):,} images could not be read; {kept}",
-        path=folder / ERRORS,
-        details=tuple(str(fault) for fault in faults.values()),
+        path=path,
+        details=tuple(str(fault) for _, fault in sorted(faults.items())),
     )
+
+
+def tell_unread(faults: Mapping[int, DataError], listing: Listing, path: Path, what: str, listener: Listener) -> None:
+    """W326, where there are faults; ``what`` says what became of the images that ``path`` names."""
+    if faults:
+        some = enumerate_some([listing.ids[row] for row in sorted(faults)], limit=3)
+        message = f"{len(faults):,} of {len(listing):,} images could not be read and {what}: {some}; see {path}"
+        listener.notice(Notice("W326", message, path))
 
 
 def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None:

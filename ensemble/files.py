@@ -45,7 +45,7 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
         if sync:
             _sync_folder(path.parent)
     except OSError as err:
-        raise _file_error(err, path) from err
+        raise _file_error(err, path, size=len(data)) from err
     return path
 
 
@@ -177,7 +177,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _file_error(err: OSError, path: Path) -> FileError:
+def _file_error(err: OSError, path: Path, *, size: int | None = None) -> FileError:
     if err.errno in _FULL:
-        return FileError("E701", f"the disk is full: {path} was not written", path=path)
+        needs = "" if size is None else f", which takes {size:,} bytes"
+        return FileError("E701", f"the disk is full: {path} was not written{needs}", path=path)
     return FileError("E702", f"{path} cannot be written: {err.strerror or err}", path=path)

@@ -49,7 +49,8 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
     for values in logits.values():
         values.flags.writeable = False
     digest = hashlib.sha256("".join(fold.sha256 for fold in folds).encode()).hexdigest()
-    return Predictions(group, group, None, truth.labels, truth.ids, logits, digest)
+    filled = tuple(name for fold in folds for name in fold.filled)
+    return Predictions(group, group, None, truth.labels, truth.ids, logits, digest, filled=filled)
 
 
 def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:

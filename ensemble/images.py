@@ -55,6 +55,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OUT_OF_MEMORY = "out of memory"  # in the text of an OSError of Pillow's decoders
 _MIN_SIDE = 8
 _MAX_ASPECT = 20
 # what could follow a JPEG that breaks off: one or two of these can look like the end by chance, eight do not
@@ -152,6 +153,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     Raises:
         DataError: E301 truncated or damaged, E302 empty, E303 not an image, E307 more than ``max_pixels``, E309 not
             supported.
+        MemoryError: when there is too little memory to decode it.
     """
     if not data:
         raise DataError("E302", "the file is empty")
@@ -162,7 +164,11 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
             if getattr(image, "is_animated", False):
                 notices.append("I306")
             image.load()
+        except MemoryError:
+            raise  # that may be the machine's fault, and nothing is known about the image
         except Exception as err:
+            if _OUT_OF_MEMORY in str(err):
+                raise MemoryError from err
             # Pillow's readers let exceptions of every kind through on damaged files; all mean the same to the user
             ended = _without_end_marker(data)
             if ended is None:
@@ -262,6 +268,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as err:
         # Pillow's own limit: no --max-pixels gets past it
         raise DataError("E307", f"too large to open: {str(err).partition(',')[0]}", hint="make it smaller") from err
+    except MemoryError:
+        raise
     except Exception as err:
         raise headers.why_unreadable(data) from err
     width, height = image.size
@@ -284,6 +292,8 @@ def _without_end_marker(data: bytes) -> Image.Image | None:
         ended = _continued(begun, b"")
         pixels = np.asarray(ended)
         complete = all(np.array_equal(pixels, np.asarray(_continued(begun, tail))) for tail in _TAILS)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - not to be had either way; the first failure is what is reported
         return None
     return ended if complete else None

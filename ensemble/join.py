@@ -41,6 +41,12 @@ def join_rows(
     return np.array([row[name] for name in wanted], dtype=np.intp)
 
 
+def without_ids(ids: Sequence[str], left_out: Sequence[str]) -> tuple[str, ...]:
+    """The ids that are not left out, whatever the Unicode form in which those are written."""
+    gone = {_nfc(name) for name in left_out}
+    return tuple(name for name in ids if _nfc(name) not in gone)
+
+
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 

@@ -1,7 +1,8 @@
 """The parts of a run: which rows each has, which of them are in the folder already, and how one is written.
 
 A part has `PART_ROWS` rows and appears by rename. It says what its rows were computed from, and is used again only by a
-run that would compute the same.
+run that would compute the same. Images that could not be read have no row in it, whatever becomes of them: that is
+decided when all parts are there, and can be decided otherwise without computing anything again.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ import PIL
 from ensemble import files
 from ensemble.boxes import Boxes
 from ensemble.devices import Device
-from ensemble.errors import FileError, PredictionError
+from ensemble.errors import DataError, FileError, PredictionError
 from ensemble.events import Listener, Notice
+from ensemble.faults import OnBadImage
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
 from ensemble.pipeline import Answer
-from ensemble.predictions import COMPLETE, Part, part_path, read_part, write_part
+from ensemble.predictions import COMPLETE, FILLED, Part, part_path, read_part, write_complete, write_part
+from ensemble.prior import log_prior
 from ensemble.tta import View
+from ensemble.underway import read_note
 
 PART_ROWS = 256
+_ID_BYTES = 64  # of one image's id, generously
+_FOOTER_BYTES = 8192  # of a part: its schema, card and checksums
 _DIFFERENCES = {
     "model": "model file",
     "views": "views",
@@ -41,13 +47,19 @@ _DIFFERENCES = {
 
 @dataclass(slots=True)
 class Member:
-    """One model, its folder, the parts it still has to compute, and the files ``stale`` that must go before."""
+    """One model, its folder, the parts it still has to compute, and the files ``stale`` that must go before.
+
+    ``lacks`` are the rows that could not be read, by the part that is there without them; ``doubtful`` are those that a
+    run was at when it died.
+    """
 
     model: ModelFile
     folder: Path
     origins: tuple[str, ...]
     pending: set[int]
     stale: tuple[Path, ...] = ()
+    lacks: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    doubtful: frozenset[int] = frozenset()
     computed: int = 0
     decisions: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,9 +73,22 @@ class Member:
         """Where each part stands, or will."""
         return [part_path(self.folder, index) for index in range(len(self.origins))]
 
+    @property
+    def lacking(self) -> list[int]:
+        """The rows that could not be read."""
+        return sorted(row for rows in self.lacks.values() for row in rows)
+
+    def reopen(self, faults: Mapping[int, DataError]) -> None:
+        """Do those parts again that lack a row that is not faulty any more."""
+        for index, rows in list(self.lacks.items()):
+            if not faults.keys() >= set(rows):
+                self.pending.add(index)
+                del self.lacks[index]
+
     def clear(self) -> None:
-        """Remove what is stale."""
-        for path in self.stale:
+        """Remove what is stale, and what says that the predictions are finished where they are not."""
+        finished = (self.folder / COMPLETE, self.folder / FILLED) if self.pending else ()
+        for path in (*finished, *self.stale):
             files.remove(path)
 
 
@@ -83,6 +108,8 @@ def resume(
 ) -> Member:
     """Find out which parts are there already, or with ``fresh``, are to go; nothing is changed yet.
 
+    The rows that parts lack, and those that a run was at when it died, are to be tried before others are decoded.
+
     Raises:
         FileError: E704 when the folder holds another run.
     """
@@ -94,25 +121,35 @@ def resume(
     member = Member(model, home, tuple(origins), set(range(len(origins))))
     found = sorted(home.glob("part-*.parquet"))
     if fresh:
-        member.stale = (home / COMPLETE, *found)
+        member.stale = tuple(found)
+        member.doubtful = _doubtful(member, listing)
         return member
     index_of = {path: index for index, path in enumerate(member.paths)}
     for path in found:
         try:
-            origin = read_part(path)[0].origin
+            part, _ = read_part(path)
         except PredictionError as err:
             listener.notice(Notice("W705", f"{err.message}; it is done again", path))
             continue
-        _refuse_another_run(home, run, json.loads(origin))
+        origin = json.loads(part.origin)
+        _refuse_another_run(home, run, origin)
         if path not in index_of:
             raise FileError("E704", f"{path} is not a part of this run", path=path, hint="move it out of the folder")
-        if origin == origins[index_of[path]]:
-            member.pending.discard(index_of[path])
-        elif not json.loads(origin)["missing"]:
+        index = index_of[path]
+        if json.dumps(origin | {"missing": 0}) == origins[index]:
+            member.pending.discard(index)
+            if origin["missing"]:
+                there = set(part.ids)
+                member.lacks[index] = tuple(row for row in part_rows(listing, index) if listing.ids[row] not in there)
+        elif not origin["missing"]:
             listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
-    if member.pending:
-        member.stale = (home / COMPLETE,)
+    member.doubtful = _doubtful(member, listing)
     return member
+
+
+def _doubtful(member: Member, listing: Listing) -> frozenset[int]:
+    died = read_note(member.folder)
+    return frozenset(row for index in member.pending if index in died for row in part_rows(listing, index))
 
 
 def run_of(
@@ -144,13 +181,49 @@ def write_answers(member: Member, index: int, answers: Sequence[Answer], listing
         FileError: E701 or E702 when it cannot be written.
     """
     rows = [row for answer in answers for row in answer.rows]
-    missing = len(part_rows(listing, index)) - len(rows)
-    origin = member.origins[index]
+    origin = json.loads(member.origins[index])
+    missing = sorted(set(part_rows(listing, index)) - set(rows))
     if missing:
-        origin = json.dumps(json.loads(origin) | {"missing": missing})
-    if rows:
-        per_view = [answer.logits[member.name] for answer in answers if answer.rows]
-        logits = {view: np.concatenate([piece[view] for piece in per_view]) for view in per_view[0]}
-        ids = tuple(listing.ids[row] for row in rows)
-        write_part(part_path(member.folder, index), Part(ids, logits, origin), member.model.card)
+        origin["missing"] = len(missing)
+        member.lacks[index] = tuple(missing)
+    none = {view: np.empty((0, len(member.model.card.labels)), np.float32) for view in origin["views"]}
+    per_view = [answer.logits[member.name] for answer in answers if answer.rows]
+    logits = {view: np.concatenate([none[view], *(piece[view] for piece in per_view)]) for view in none}
+    ids = tuple(listing.ids[row] for row in rows)
+    write_part(part_path(member.folder, index), Part(ids, logits, json.dumps(origin)), member.model.card)
     member.computed += len(rows)
+
+
+def bytes_of_rows(members: Sequence[Member], rows: int) -> str:
+    """About how much room so many more rows of these members take, for people."""
+    views = (len(json.loads(m.origins[0])["views"]) * len(m.model.card.labels) for m in members)
+    size = rows * sum(_ID_BYTES + 4 * logits for logits in views) + _FOOTER_BYTES * len(members) * (
+        1 + rows // PART_ROWS
+    )
+    return f"{max(1, -(-size // 2**20)):,} MB"
+
+
+def finish(member: Member, listing: Listing, on_bad_image: OnBadImage) -> bool:
+    """Declare a member's predictions finished, with the rows that they lack filled, or left out and named; with
+    ``fail`` they are not finished where rows are lacking. Whether that changes what was declared before.
+
+    Raises:
+        FileError: E701 or E702 when a file cannot be written.
+    """
+    marker, filled = member.folder / COMPLETE, member.folder / FILLED
+    lacking = tuple(listing.ids[row] for row in member.lacking)
+    before = marker.read_bytes() if marker.is_file() else b""
+    if lacking and on_bad_image == "fail":
+        files.remove(marker)
+        files.remove(filled)
+        return bool(before)
+    if lacking and on_bad_image == "fill":
+        prior = np.tile(log_prior(member.model.card), (len(lacking), 1))
+        origin = member.origins[0]
+        views = json.loads(origin)["views"]
+        write_part(filled, Part(lacking, dict.fromkeys(views, prior), origin, filled=lacking), member.model.card)
+        write_complete(member.folder, [*member.paths, filled], len(listing))
+    else:
+        write_complete(member.folder, member.paths, len(listing) - len(lacking), missing=lacking)
+        files.remove(filled)
+    return marker.read_bytes() != before

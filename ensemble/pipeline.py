@@ -107,6 +107,7 @@ class Pipeline:
     ``boxes[i]`` is the face in image i of the listing; models without face crops do without. ``ahead`` is how many
     batches may be begun and not yet handed on. On the CPU only those that a worker has in hand hold pixels, and the
     others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one handed on.
+    ``known`` are the rows that are known to be faulty: they are not looked at.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Pipeline:
         listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
+        self.known: dict[int, DataError] = {}
         self._ahead_by = ahead or (workers + 2 if on_gpu else 4 * workers)
         self._listing = listing
         self._boxes = boxes
@@ -231,6 +233,9 @@ class Pipeline:
         oddities: dict[int, tuple[str, ...]] = {}
         timing = self.watch.timing
         for row in rows:
+            if row in self.known:
+                faults[row] = self.known[row]
+                continue
             path = self._listing.place(row)
             try:
                 with timing("read", clock=time.perf_counter):

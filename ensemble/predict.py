@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGINT
@@ -17,23 +17,25 @@ from ensemble import files, parts
 from ensemble.boxes import Boxes, select_boxes
 from ensemble.cluster import Cluster, stand_in
 from ensemble.devices import Device, available_cores, choose_device
-from ensemble.errors import DataError, Interrupted, ModelError, enumerate_some
+from ensemble.errors import DataError, FileError, Interrupted, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.faults import tell_oddities, unread, write_errors
+from ensemble.faults import ERRORS, OnBadImage, tell_oddities, tell_unread, unread, write_errors
+from ensemble.isolate import find_faults
 from ensemble.listing import Listing
 from ensemble.memory import Bounds, available_memory, fit_memory, need_of
 from ensemble.model_file import ModelFile, read_model
 from ensemble.pace import Pace
-from ensemble.parts import Member, part_rows, resume, run_of, write_answers
+from ensemble.parts import Member, bytes_of_rows, finish, part_rows, resume, run_of, write_answers
 from ensemble.pipeline import Answer, Pipeline, Work
-from ensemble.predicted import MemberRun, Predicted
-from ensemble.predictions import write_complete
+from ensemble.predicted import MemberRun, Predicted, is_record
+from ensemble.prior import describe_priors
 from ensemble.remote import RemotePipeline
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.sources import list_source
 from ensemble.trial import CANDIDATES, Trial
 from ensemble.tta import View
+from ensemble.underway import note, noted, tell_died
 from ensemble.writer import Writer
 
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
@@ -53,6 +55,7 @@ def predict(
     workers: int | None = None,
     memory: int | None = None,
     fresh: bool = False,
+    on_bad_image: OnBadImage = "fail",
     cluster: Cluster | None = None,
     listener: Listener = SILENT,
 ) -> Predicted:
@@ -65,14 +68,19 @@ def predict(
     and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a ``cluster`` its machines
     compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
 
+    An image that cannot be read is named in ``errors.csv`` and keeps no other from being predicted. ``on_bad_image``
+    says what becomes of it, and may be another one in the next run: nothing is computed again for that. Where a run
+    died, the next one first tries the images that it was at in a process of their own.
+
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
             boxes and there are none.
         DataError: E3xx when images are missing or listed wrongly, E351 when one has no entry in ``boxes``; E326 when
-            some could not be read: then all others are predicted and kept, ``errors.csv`` names the rest, and the
-            predictions do not count as finished.
+            some could not be read and ``on_bad_image`` is ``fail``, or when none could be: then all others are
+            predicted and kept, and the predictions do not count as finished.
         FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`; E428 when two models
-            have one name, E603 when ``memory`` is too small for one image, E701 to E704 for the folder.
+            have one name, E603 when ``memory`` is too small for one image or the machine's runs out, E701 to E704 for
+            the folder.
         Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
     """
     began = time.monotonic()
@@ -89,6 +97,7 @@ def predict(
             stack.enter_context(files.locked(folder / model.card.member))
             run = run_of(model, listing, views, where, boxes)
             members.append(resume(model, folder, run, listing, fresh=fresh, listener=recorder))
+        faults = _try_doubtful(members, listing, recorder)
         pipeline: Pipeline | RemotePipeline
         if cluster:
             pipeline = RemotePipeline(
@@ -115,13 +124,20 @@ def predict(
                 ahead=bounds.ahead,
                 listener=recorder,
             )
+        pipeline.known |= faults
         for member in members:
             member.clear()
         # a cluster's batches are cut before the first one is computed: there is nothing to learn from
         trial = _trial(members, listing, where, bounds, bounds.batch if cluster else batch)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
-        faults = _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
-        write_errors(folder, listing, faults)
+        with noted([member.folder for member in members]):
+            faults |= _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
+        write_errors(folder / ERRORS, listing, faults)
+        policy: OnBadImage = "fail" if len(faults) == len(listing) else on_bad_image
+        if policy != "fail":
+            filling = f"filled with {describe_priors(m.model.card for m in members)}"
+            what = "left out" if policy == "skip" else filling
+            tell_unread(faults, listing, folder / ERRORS, what, recorder)
         watch = pipeline.watch.seconds
         runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0), m.decisions) for m in members)
         forward = sum(run.seconds for run in runs)
@@ -129,17 +145,37 @@ def predict(
         seconds = {stage: watch.get(stage, 0.0) for stage in stages}
         seconds |= {"forward": forward, "wall": time.monotonic() - began}
         seen = tuple(view.name for view in views)
+        unread_ids = tuple(listing.ids[row] for row in sorted(faults))
         done = Predicted(
-            len(listing), seen, str(where), trial.batch, bounds.workers, runs, seconds, memory, trial.samples
+            len(listing),
+            seen,
+            str(where),
+            trial.batch,
+            bounds.workers,
+            runs,
+            seconds,
+            memory,
+            trial.samples,
+            filled=unread_ids if policy == "fill" else (),
+            missing=unread_ids if policy != "fill" else (),
         )
         for member in members:
-            if not faults:
-                write_complete(member.folder, member.paths, len(listing))
-            if member.computed or not (member.folder / RUN).exists():
+            changed = finish(member, listing, policy)
+            if member.computed or changed or not is_record(member.folder / RUN):
                 files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
-    if faults:
-        raise unread(faults, listing, folder, kept="all others are predicted and kept")
+    if faults and policy == "fail":
+        raise unread(faults, listing, folder / ERRORS, kept="all others are predicted and kept")
     return done
+
+
+def _try_doubtful(members: Sequence[Member], listing: Listing, listener: Listener) -> dict[int, DataError]:
+    """Try the rows that could not be read before, and those that a run died over, where they can do no harm."""
+    died = frozenset().union(*(member.doubtful for member in members))
+    tell_died(len(died), listener)
+    faults = find_faults(listing, died.union(*(member.lacking for member in members)), listener=listener)
+    for member in members:
+        member.reopen(faults)
+    return faults
 
 
 def _fit(
@@ -225,9 +261,13 @@ def _compute(
 ) -> dict[int, DataError]:
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
     pending = sorted(set().union(*(m.pending for m in members)))
+    unfinished = deque(pending)
 
     def work() -> Iterator[Work]:
         for index in pending:
+            for member in members:
+                if index in member.pending:
+                    note(member.folder, unfinished[0], index)
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
             for rows in trial.cut(part_rows(listing, index)):
                 yield Work(rows, asked)
@@ -260,6 +300,7 @@ def _compute(
                     with pipeline.watch.waiting("blocked"):
                         writer.write(functools.partial(write, index, gathered), rows=len(part_rows(listing, index)))
                     gathered = []
+                    unfinished.popleft()
                 listener.detail(pace.tell())
                 listener.progress("predict", done, len(listing))
             writer.finish()
@@ -267,6 +308,17 @@ def _compute(
             number = int(err.args[0]) if err.args else SIGINT
             safe = f"{before + writer.settle():,} of {len(listing):,} images are done"
             raise Interrupted(f"stopped; {safe}", signal_number=number) from err
+        except FileError as err:
+            if err.code != "E701":
+                raise
+            safe_rows = before + writer.settle()
+            room = bytes_of_rows(members, len(listing) - safe_rows)
+            raise FileError(
+                "E701",
+                f"{err.message}; {safe_rows:,} of {len(listing):,} images are done and kept",
+                hint=f"free {room} and run the same command again: it goes on where it stopped",
+                path=err.path,
+            ) from err
         finally:
             answers.close()
     tell_oddities(oddities, listener)

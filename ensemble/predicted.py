@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.columns import render_columns
+from ensemble.errors import enumerate_some
 from ensemble.events import Notice
 from ensemble.model_file import ModelFile
 from ensemble.trial import Sample
@@ -34,6 +35,7 @@ class Predicted:
     summed over threads, and of it all, ``wall``.
 
     ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
+    ``filled`` and ``missing`` are images that could not be read: those with the class prior, and those without a row.
     """
 
     images: int
@@ -45,6 +47,8 @@ class Predicted:
     seconds: Mapping[str, float]
     memory: int | None
     trial: tuple[Sample, ...] = ()
+    filled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -59,6 +63,7 @@ class Predicted:
             f"{self.images:,} images, views {', '.join(self.views)}, on {self.device} "
             f"with {self.workers} workers and batches of {self.batch}\n"
             + (f"milliseconds of a core an image, by batch: {tried}\n" if tried else "")
+            + render_unread(self.filled, self.missing)
             + f"{render_columns(('member', 'computed', 'seconds', 'folder'), rows)}"
             f"seconds: {stages}"
         )
@@ -78,7 +83,24 @@ class Predicted:
             "trial": [asdict(sample) for sample in self.trial],
             "decisions": dict(own.decisions),
             "computed": own.computed,
+            "filled": list(self.filled),
+            "missing": list(self.missing),
             "seconds": {"own": own.seconds} | dict(self.seconds),
             "notices": [notice.as_dict() for notice in notices],
         }
         return json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def is_record(path: Path) -> bool:
+    """Whether there is a whole record; one that the power failed over is none."""
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def render_unread(filled: Sequence[str], missing: Sequence[str]) -> str:
+    """A line about the images that could not be read, where there are any, for people."""
+    parts = [f"{len(filled):,} images filled with the class prior: {enumerate_some(list(filled))}"] * bool(filled)
+    parts += [f"{len(missing):,} images missing: {enumerate_some(list(missing))}"] * bool(missing)
+    return "".join(f"{part}\n" for part in parts)

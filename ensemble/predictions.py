@@ -1,9 +1,11 @@
 """The Parquet dataset of ids and logits: one folder a member, one file a part, ``_complete.json`` last.
 
 part-00000.parquet    id: string, and one fixed_size_list<float32>[C] a view; card and origin in the schema's metadata
-_complete.json        the parts with their hashes; without it the predictions are not finished
+filled.parquet        only where images could not be read and were filled: those rows, and filled: bool, which is true
+_complete.json        the files with their hashes; without it the predictions are not finished
 
-pandas, polars and DuckDB open the folder as it is.
+pandas, polars and DuckDB open the folder as it is; for the last two, with filled rows, say union_by_name=true or
+missing_columns="insert".
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ensemble.card import METADATA_KEY, ModelCard
-from ensemble.errors import ModelError, PredictionError
+from ensemble.errors import ModelError, PredictionError, enumerate_some
+from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.labels import LabelSpace
 
 COMPLETE = "_complete.json"
+FILLED = "filled.parquet"
 ORIGIN_KEY = "ens.origin"
 _ID = "id"
+_FILLED = "filled"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +42,8 @@ class Predictions:
     ``logits[view]`` is ``(N, C)`` float32, row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are
     read-only. ``group`` is the name under which folds of one member are averaged (the member's own name for a member
     without folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the sorted ids that the model
-    was not trained on, where its training said so (see `hash_ids`).
+    was not trained on, where its training said so (see `hash_ids`). ``filled`` are the ids whose rows are the class
+    prior, as the images could not be read; ``missing`` are those that have no row for the same reason.
     """
 
     member: str
@@ -48,6 +54,8 @@ class Predictions:
     logits: Mapping[str, NDArray[np.float32]]
     sha256: str
     holdout_sha256: str | None = None
+    filled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,12 +65,14 @@ class Predictions:
 class Part:
     """Some rows of a member's predictions: ``logits[view]`` is ``(n, C)`` float32.
 
-    ``origin`` says what the rows were computed from; a part is used again only where it is the same.
+    ``origin`` says what the rows were computed from; a part is used again only where it is the same. ``filled`` are
+    the ids whose rows were not computed, but are the class prior.
     """
 
     ids: tuple[str, ...]
     logits: Mapping[str, NDArray[np.float32]]
     origin: str
+    filled: tuple[str, ...] = ()
 
 
 def part_path(folder: Path, index: int) -> Path:
@@ -84,6 +94,9 @@ def write_part(path: Path, part: Part, card: ModelCard) -> None:
         fields.append(pa.field(view, kind, nullable=False))
         flat = pa.array(np.ascontiguousarray(logits, dtype=np.float32).reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
+    if part.filled:
+        fields.append(pa.field(_FILLED, pa.bool_()))
+        columns.append(pa.array([name in part.filled for name in part.ids], pa.bool_()))
     table = pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
@@ -103,20 +116,23 @@ def read_part(path: Path) -> tuple[Part, ModelCard]:
         card = ModelCard.from_json(metadata[METADATA_KEY.encode()].decode())
         origin = metadata[ORIGIN_KEY.encode()].decode()
         ids = tuple(table.column(_ID).to_pylist())
-        logits = {view: _matrix(table.column(view), len(card.labels)) for view in table.column_names if view != _ID}
+        views = [name for name in table.column_names if name not in {_ID, _FILLED}]
+        logits = {view: _matrix(table.column(view), len(card.labels)) for view in views}
+        flags = table.column(_FILLED).to_pylist() if _FILLED in table.column_names else [False] * len(ids)
     except (OSError, pa.ArrowException, KeyError, ValueError, ModelError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
-    return Part(ids, logits, origin), card
+    return Part(ids, logits, origin, tuple(name for name, flag in zip(ids, flags, strict=True) if flag)), card
 
 
-def write_complete(folder: Path, parts: Sequence[Path], rows: int) -> Path:
-    """Declare the predictions finished; ``parts`` in order.
+def write_complete(folder: Path, parts: Sequence[Path], rows: int, *, missing: Sequence[str] = ()) -> Path:
+    """Declare the predictions finished; ``parts`` in order, ``missing`` the images that have no row in them.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
     listed = [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in parts]
-    text = json.dumps({"schema": 1, "rows": rows, "parts": listed}, indent=1)
+    value = {"schema": 1, "rows": rows, "parts": listed} | ({"missing": list(missing)} if missing else {})
+    text = json.dumps(value, indent=1)
     return write_atomic(folder / COMPLETE, text.encode() + b"\n")
 
 
@@ -127,7 +143,7 @@ def read_predictions(folder: Path) -> Predictions:
         PredictionError: E513 when they are not finished, E514 when the folder does not hold predictions, a part is
             missing or damaged, or parts do not belong together.
     """
-    listed, rows = _read_complete(folder)
+    listed, rows, missing = _read_complete(folder)
     parts: list[Part] = []
     cards: set[str] = set()
     card: ModelCard | None = None
@@ -155,6 +171,8 @@ def read_predictions(folder: Path) -> Predictions:
         logits=logits,
         sha256=_hash(ids, logits),
         holdout_sha256=card.holdout_sha256,
+        filled=tuple(name for part in parts for name in part.filled),
+        missing=missing,
     )
 
 
@@ -182,10 +200,21 @@ def find_predictions(path: Path) -> tuple[Path, ...]:
     return tuple(members)
 
 
-def _read_complete(folder: Path) -> tuple[list[tuple[str, str]], int]:
+def tell_filled(members: Sequence[Predictions], listener: Listener) -> tuple[str, ...]:
+    """The images that are filled in some member, sorted; W535 names them."""
+    filled = tuple(sorted({name for member in members for name in member.filled}))
+    if filled:
+        who = enumerate_some(sorted(member.member for member in members if member.filled))
+        some = enumerate_some(list(filled))
+        listener.notice(Notice("W535", f"{len(filled):,} images are filled with the class prior in {who}: {some}"))
+    return filled
+
+
+def _read_complete(folder: Path) -> tuple[list[tuple[str, str]], int, tuple[str, ...]]:
     try:
         value = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        return [(str(part["name"]), str(part["sha256"])) for part in value["parts"]], int(value["rows"])
+        listed = [(str(part["name"]), str(part["sha256"])) for part in value["parts"]]
+        return listed, int(value["rows"]), tuple(map(str, value.get("missing", ())))
     except FileNotFoundError as err:
         if part_path(folder, 0).exists():
             raise PredictionError("E513", f"the predictions in {folder} are not finished", path=folder) from err

@@ -11,7 +11,7 @@ from typing import Any
 from ensemble.boxes import Box
 from ensemble.cluster import Cluster, Done, Job, Share, versions
 from ensemble.devices import Device
-from ensemble.errors import DeviceError, EnsError, enumerate_some
+from ensemble.errors import DataError, DeviceError, EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
@@ -48,6 +48,7 @@ class RemotePipeline:
         listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
+        self.known: dict[int, DataError] = {}
         self.places, self.workers = cluster.places(device, workers)
         self._cluster = cluster
         self._models = models
@@ -109,6 +110,7 @@ class RemotePipeline:
                 boxes=None if self._boxes is None else tuple(self._boxes[first:last]),
                 members=tuple(session.card.member for session in batches[0].sessions),
                 batches=tuple(range(one.rows.start - first, one.rows.stop - first) for one in batches),
+                known={row - first: fault for row, fault in self.known.items() if first <= row < last},
             )
 
 
@@ -179,5 +181,9 @@ class _Crew:
         errand.deaths += 1
         if errand.deaths == _TRIES:
             names = enumerate_some(list(errand.share.listing.ids), limit=3)
-            raise DeviceError("E610", f"{_TRIES} workers ended over the same images: {names}") from err
+            raise DeviceError(
+                "E610",
+                f"{_TRIES} workers ended over the same images: {names}",
+                hint="run the command with --engine local: if an image crashes its decoder, the second run names it",
+            ) from err
         self._listener.notice(Notice("W610", f"a worker ended; part {errand.number + 1} is done again"))

@@ -20,11 +20,13 @@ from ensemble.holdouts import gather_folds
 from ensemble.labels import LabelSpace
 from ensemble.learn import Row, learn
 from ensemble.measure import parse_measure
+from ensemble.members import shared_images
 from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.pool import normalise
 from ensemble.predict import RUN
 from ensemble.predictions import Predictions, find_predictions, read_predictions
 from ensemble.recipe import Recipe, make_recipe, members_by_name, read_recipe
+from ensemble.submission import notice_missing
 from ensemble.view_gains import ViewGain
 
 _TITLE = "macro F1"
@@ -160,7 +162,10 @@ def report(
         raise OptionError("E204", "--oof needs --truth: the answers that out-of-fold predictions are compared with")
     recorder = Recorder(listener)
     folders = [folder for path in predictions for folder in find_predictions(path)]
-    tested = list(members_by_name([read_predictions(folder) for folder in folders]).values())
+    read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
+    tested, missing = shared_images(read, allow_missing=True)
+    if missing:
+        notice_missing(missing, recorder)
     given = make_recipe(tested) if recipe is None else read_recipe(recipe)
     choice, views = _learned(given)
     blended = blend(tested, given, listener=recorder)

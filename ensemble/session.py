@@ -48,7 +48,8 @@ class Session:
         """The logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
 
         Raises:
-            DeviceError: E602 when the device's memory is too small for this batch, E604 when an answer is NaN or
+            DeviceError: E602 when the device's memory is too small for this batch, E603 when that is the machine's and
+                the batch is of one image, E604 when an answer is NaN or
                 infinite, E605 when the device fails in another way.
         """
         with self._explained(len(batch)):
@@ -137,7 +138,8 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
 
     Raises:
         ModelError: E420 when onnxruntime cannot build the network, E421 when it is too new.
-        DeviceError: E601 when the device does not start, E602 when its memory is too small for the weights.
+        DeviceError: E601 when the device does not start, E602 when its memory is too small for the weights, E603 when
+            the machine's is.
     """
     import onnxruntime
 
@@ -155,7 +157,9 @@ def build_network(model: ModelFile, data: bytes, device: Device, options: Mappin
     except EnsError:
         raise
     except Exception as err:
-        if device.is_gpu and _OUT_OF_MEMORY.search(str(err)):
+        if _is_out_of_memory(err):
+            if not device.is_gpu:
+                raise _host_is_full(f"to load {model.card.member}") from err
             raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
         runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
@@ -202,9 +206,23 @@ def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int 
 
 
 def _run_error(err: Exception, member: str, device: Device, batch: int) -> DeviceError:
-    if _OUT_OF_MEMORY.search(str(err)):
+    if _is_out_of_memory(err):
+        if not device.is_gpu and batch <= 1:
+            return _host_is_full(f"for one image in {member}")
         return DeviceError("E602", f"{device} has too little memory for {member} at a batch of {batch}")
     return DeviceError("E605", f"{member} failed on {device}: {_last_line(err)}")
+
+
+def _is_out_of_memory(err: Exception) -> bool:
+    return isinstance(err, MemoryError) or _OUT_OF_MEMORY.search(str(err)) is not None
+
+
+def _host_is_full(what: str) -> DeviceError:
+    return DeviceError(
+        "E603",
+        f"the machine's memory is too little {what}; what was finished is kept",
+        hint="run the same command again with a smaller --memory, --batch or --workers, or with fewer members",
+    )
 
 
 def _last_line(err: Exception) -> str:

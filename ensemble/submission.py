@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.columns import render_columns
-from ensemble.errors import DataError, PredictionError
+from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
-from ensemble.join import join_rows
+from ensemble.join import join_rows, without_ids
 from ensemble.labels import LabelSpace
-from ensemble.tables import read_table, render_table
-
-_FORMULA = ("=", "+", "-", "@")
+from ensemble.tables import FORMULA, read_table, render_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,17 +66,22 @@ def write_submission(
     classes: NDArray[np.intp],
     *,
     like: SubmissionFormat | None = None,
+    missing: Sequence[str] = (),
     listener: Listener = SILENT,
 ) -> Path:
     """Write class ``classes[i]`` for image ``ids[i]``, in the sample's order, spelling and style.
 
-    Without a sample the columns are ``ImageID,ans`` and the ids sorted.
+    Without a sample the columns are ``ImageID,ans`` and the ids sorted. ``missing`` are images that have no row: they
+    are named in a warning.
 
     Raises:
         FileError: E701 or E702 when the file cannot be written.
         PredictionError: E504 when the images are not the sample's.
     """
     form = like or SubmissionFormat(tuple(sorted(ids)))
+    if missing:
+        form = replace(form, ids=without_ids(form.ids, missing))
+        notice_missing(missing, listener)
     rows = join_rows(
         form.ids,
         ids,
@@ -87,11 +90,17 @@ def write_submission(
     )
     answers = classes[rows].tolist()
     notice_single_class(answers, listener)
-    formulas = [name for name in form.ids if name.startswith(_FORMULA)]
+    formulas = [name for name in form.ids if name.startswith(FORMULA)]
     if formulas:
         listener.notice(Notice("W324", f"{len(formulas):,} ids look like formulas, such as {formulas[0]}", path))
     table = render_table(form.columns, list(zip(form.ids, answers, strict=True)), newline=form.newline)
     return write_atomic(path, b"\xef\xbb\xbf" * form.bom + table)
+
+
+def notice_missing(missing: Sequence[str], listener: Listener) -> None:
+    """Name the images that a submission lacks."""
+    some = enumerate_some(sorted(missing), limit=20)
+    listener.notice(Notice("W534", f"{len(missing):,} images have no row in the submission: {some}"))
 
 
 def notice_single_class(answers: Sequence[int], listener: Listener) -> None:

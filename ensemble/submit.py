@@ -9,25 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.blend import blend
 from ensemble.boxes import Boxes, select_boxes
 from ensemble.budget import fit_to_budget
 from ensemble.calibrate import calibrate
-from ensemble.chunks import OPEN, Chunk, Plan, rows_of_cells, rows_of_chunk, run_chunks
+from ensemble.chunk import Chunk
+from ensemble.chunks import Chunks, Plan, answers_of, filled_chunk, rows_of_cells, rows_of_chunk, run_chunks
 from ensemble.devices import Device, available_cores, choose_device
 from ensemble.early_exit import Cell, cells_of, in_order, keep_members, require_early_exit, used_part
 from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.faults import unread, write_errors
+from ensemble.faults import ERRORS, OnBadImage, tell_unread, unread, write_errors
+from ensemble.join import without_ids
 from ensemble.listing import Listing, list_images
+from ensemble.members import shared_images
 from ensemble.memory import available_memory, fit_chunks, need_of
 from ensemble.model_file import ModelFile, find_models, read_model
 from ensemble.pipeline import Pipeline, Stopwatch
 from ensemble.predict import BATCH, RUN, predict
 from ensemble.predictions import Predictions, read_predictions
+from ensemble.prior import describe_priors
 from ensemble.recipe import Recipe
 from ensemble.submission import SubmissionFormat, write_submission
 from ensemble.submitted import Submitted
@@ -64,6 +67,8 @@ def submit(
     memory: int | None = None,
     boxes: Boxes | None = None,
     fresh: bool = False,
+    on_bad_image: OnBadImage = "fail",
+    allow_missing: bool = False,
     listener: Listener = SILENT,
 ) -> Submitted:
     """Predict what the recipe weighs, blend, decide and write the submission.
@@ -71,14 +76,15 @@ def submit(
     Without ``early_exit`` and ``budget`` the file is that of `predict` and `blend`, byte for byte; with an exact early
     exit too. What is computed goes to ``work``, and a run that was stopped goes on from there. ``budget`` seconds leave
     members out where this machine is too slow for all. ``memory`` is that of `predict`; with an early exit it has to
-    hold the pixels of a whole chunk for each worker.
+    hold the pixels of a whole chunk for each worker. ``on_bad_image`` is that of `predict`; where images are left out,
+    the submission lacks them, which has to be allowed.
 
     Raises:
         OptionError: E207 when the recipe's answers cannot be known early.
-        DataError: E326 when images could not be read: all others are done, ``errors.csv`` names them, and no
-            submission is written; others as `predict`.
+        DataError: E326 when images could not be read and ``on_bad_image`` is ``fail``, or when none could be: all
+            others are done, ``errors.csv`` names them, and no submission is written; others as `predict`.
         ModelError: E428 when two models have one name.
-        PredictionError: E530 when the recipe's members have no models.
+        PredictionError: E530 when the recipe's members have no models, E534 when images are left out and may not be.
         EnsError: as `predict`, `blend`, `calibrate` and `write_submission`.
     """
     began = time.monotonic()
@@ -116,7 +122,6 @@ def submit(
     if early_exit is None:
         cells = cells_of(recipe)
         plan = Plan(recipe, cells, found, views, boxes=boxes)
-        seen = [len(listing)] * len(cells)
         members, stages, decisions = _predict_all(
             plan,
             listing,
@@ -127,9 +132,15 @@ def submit(
             workers=workers,
             memory=memory,
             fresh=fresh,
+            on_bad_image=on_bad_image,
             listener=recorder,
         )
-        classes = blend(members, recipe, ids=listing.ids, listener=recorder).classes
+        members, missing = shared_images(members, allow_missing=allow_missing)
+        ids = without_ids(listing.ids, missing)
+        blended = blend(members, recipe, ids=ids, listener=recorder)
+        classes, filled = blended.classes, blended.filled
+        read = len(listing) - len(filled) - len(missing)
+        seen = [read] * len(cells)
     else:
         # what one look costs, near enough and the same everywhere: the order must not depend on a clock
         cost = {name: float(len(m.data) * np.prod(m.card.preprocess.size)) for name, m in found.items()}
@@ -169,21 +180,21 @@ def submit(
             fresh=fresh,
             listener=recorder,
         )
-        write_errors(work, listing, ran.faults)
-        if ran.faults:
-            raise unread(ran.faults, listing, work, kept="the chunks without them are done and kept")
-        classes, seen = answers_of(plan, ran.chunks), rows_of_cells(ran.chunks, len(cells))
+        chunks, filled, missing = _settle(plan, listing, work, ran, on_bad_image, recorder, allow_missing=allow_missing)
+        ids = tuple(name for chunk in chunks for name in chunk.ids)
+        classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
         decisions = ran.decisions
-        stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, len(listing), pipeline.watch)
-    write_submission(output, listing.ids, classes, like=like, listener=recorder)
+        read = len(listing) - len(filled) - len(missing)
+        stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, read, pipeline.watch)
+    write_submission(output, ids, classes, like=like, missing=missing, listener=recorder)
     share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
     done = Submitted(
         output,
-        len(listing),
+        len(ids),
         str(where),
         share,
         sum(seen),
-        len(listing) * len(cells),
+        read * len(cells),
         tuple((cell.member, cell.view, cell.weight, rows) for cell, rows in zip(cells, seen, strict=True)),
         time.monotonic() - began,
         stages,
@@ -191,6 +202,8 @@ def submit(
         calibration,
         fit,
         decisions,
+        filled,
+        missing,
     )
     record = done.as_dict() | {
         "models": {name: {"path": str(m.path), "sha256": m.sha256} for name, m in found.items()},
@@ -198,6 +211,34 @@ def submit(
     }
     files.write_atomic(work / RUN, json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
     return done
+
+
+def _settle(
+    plan: Plan,
+    listing: Listing,
+    work: Path,
+    ran: Chunks,
+    on_bad_image: OnBadImage,
+    listener: Listener,
+    *,
+    allow_missing: bool,
+) -> tuple[list[Chunk], tuple[str, ...], tuple[str, ...]]:
+    """The chunks that are answered, with the images that are filled and those that are missing."""
+    write_errors(work / ERRORS, listing, ran.faults)
+    faulty = tuple(listing.ids[row] for row in sorted(ran.faults))
+    if not faulty:
+        return ran.chunks, (), ()
+    if on_bad_image == "fail" or len(faulty) == len(listing):
+        raise unread(ran.faults, listing, work / ERRORS, kept="all others are done and kept")
+    what = (
+        "left out" if on_bad_image == "skip" else f"filled with {describe_priors(m.card for m in plan.models.values())}"
+    )
+    tell_unread(ran.faults, listing, work / ERRORS, what, listener)
+    if on_bad_image == "fill":
+        return [*ran.chunks, filled_chunk(plan, faulty)], faulty, ()
+    if not allow_missing:
+        raise PredictionError("E534", f"{len(faulty):,} images could not be read: {enumerate_some(list(faulty))}")
+    return ran.chunks, (), faulty
 
 
 def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SILENT) -> dict[str, ModelFile]:
@@ -226,30 +267,6 @@ def find_members(recipe: Recipe, models: Sequence[Path], listener: Listener = SI
     return {name: found[name] for name in recipe.inputs}
 
 
-def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
-    """The class of each row of the chunks, in their order: the early answers, and `blend` for the rows still open.
-
-    Rows that left early take part in the blend with zeros, so that each other row stands where it would stand in a
-    blend of all: a vectorised exp() may round a row by its place.
-    """
-    ids = tuple(name for chunk in chunks for name in chunk.ids)
-    classes = np.concatenate([chunk.classes for chunk in chunks])
-    left = np.flatnonzero(classes == OPEN)
-    logits = np.concatenate([chunk.logits for chunk in chunks])
-    by_member: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for k, cell in enumerate(plan.cells):
-        values = np.zeros((len(ids), logits.shape[2]), dtype=np.float32)
-        values[left] = logits[:, k]
-        by_member.setdefault(cell.member, {})[cell.view] = values
-    members = [
-        Predictions(name, cell.group, None, plan.models[name].card.labels, ids, by_member[name], sha256="")
-        for name, cell in {cell.member: cell for cell in plan.cells}.items()
-    ]
-    # silent: among so many zeros, what is said about odd members would be wrong
-    classes[left] = blend(members, plan.recipe, ids=ids).classes[left]
-    return classes
-
-
 def share_of_time(cells: Sequence[Cell], seen: Sequence[int], rows: int, watch: Stopwatch) -> float | None:
     """The share of the members' time that was not needed, by the seconds a row that were measured; None without any."""
     if not all(watch.rows.get(cell.member) for cell in cells):
@@ -270,6 +287,7 @@ def _predict_all(
     workers: int,
     memory: int | None,
     fresh: bool,
+    on_bad_image: OnBadImage,
     listener: Listener,
 ) -> tuple[list[Predictions], dict[str, float], dict[str, Mapping[str, str]]]:
     """The predictions of every member, those with the same views over one decode; with `Submitted`'s figures."""
@@ -294,6 +312,7 @@ def _predict_all(
                 memory=memory,
                 boxes=plan.boxes if cropped else None,
                 fresh=fresh,
+                on_bad_image=on_bad_image,
                 listener=listener,
             )
         except DataError as err:

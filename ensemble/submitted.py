@@ -10,6 +10,7 @@ from typing import Any
 from ensemble.budget import Fit
 from ensemble.calibrate import Calibration
 from ensemble.columns import render_columns
+from ensemble.predicted import render_unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Submitted:
     ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
     ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the
     share of all members' time that was not needed, by what each look took in this run, and None where a member had
-    nothing to do. ``decisions`` say how each member ran, where it did, by what was chosen.
+    nothing to do. ``decisions`` say how each member ran, where it did, by what was chosen. ``filled`` and
+    ``missing`` are images that could not be read: those with the class prior, and those without a row.
     """
 
     path: Path
@@ -35,6 +37,8 @@ class Submitted:
     calibration: Calibration | None = None
     fit: Fit | None = None
     decisions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    filled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def saved(self) -> float:
@@ -67,4 +71,4 @@ class Submitted:
         if self.fit is not None:
             given_up = ", ".join(self.fit.left_out) or "nothing"
             lines.append(f"budget {self.fit.budget:.0f} s, expected {self.fit.expected:.0f} s; given up: {given_up}")
-        return "\n".join([*lines, str(self.path)])
+        return "\n".join([*lines, f"{render_unread(self.filled, self.missing)}{self.path}"])

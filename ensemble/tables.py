@@ -112,6 +112,15 @@ def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Tabl
     return Table(path, header, tuple(rows[1:]), tuple(lines[1:]))
 
 
+FORMULA = ("=", "+", "-", "@")
+"""How a cell begins that a spreadsheet computes."""
+
+
+def defuse(cell: str) -> str:
+    """The cell with an apostrophe before it where a spreadsheet would take it for a formula."""
+    return f"'{cell}" if cell.startswith((*FORMULA, "\t", "\r")) else cell
+
+
 def render_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, newline: str = "\n") -> bytes:
     """A CSV file's bytes in UTF-8, quoted where needed."""
     return "".join(_render_row(row) + newline for row in (header, *rows)).encode()

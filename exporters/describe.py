@@ -112,6 +112,7 @@ def describe(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpti
         group=settings.get("group"),
         fold=settings.get("fold"),
         holdout_sha256=card.holdout_sha256 if card else None,
+        class_counts=card.class_counts if card and card.labels == labels else None,
         precision=options.precision,
         weights=checkpoint.weights,
         sources=sources,

@@ -20,8 +20,9 @@ from ensemble import parts
 from ensemble.cli import ens
 from ensemble.cluster import Cluster, PartWorker, connect
 from ensemble.devices import CPU, Device
-from ensemble.errors import DeviceError, EnsError, Interrupted, OptionError
+from ensemble.errors import DataError, DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
+from ensemble.faults import OnBadImage
 from ensemble.predict import predict
 from ensemble.predicted import Predicted
 from ensemble.tta import parse_views
@@ -165,6 +166,24 @@ def test_workers_that_keep_dying_end_the_run(tmp_path: Path, deaths: dict[str, i
     with pytest.raises(DeviceError, match=named):
         run(tmp_path, ray, "cluster")
     assert ray.alive == 0
+
+
+@pytest.mark.parametrize("policy", ["fill", "skip"])
+def test_bad_images_become_what_they_become_on_one_machine(tmp_path: Path, policy: OnBadImage) -> None:
+    """The files are those of a local run with the same policy; what is known to crash is sent to no worker."""
+    run(tmp_path, None, "whole")
+    (tmp_path / "images" / "09.jpg").write_bytes(b"")
+    run(tmp_path, None, "local", on_bad_image=policy)
+    done = run(tmp_path, FakeRay(), "cluster", on_bad_image=policy)
+    assert (done.filled or done.missing) == ("09.jpg",)
+    assert contents(tmp_path / "cluster") == contents(tmp_path / "local")
+    (tmp_path / "cluster" / "a" / "part-00002.parquet").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        crash = DataError("E325", "09.jpg: crashes the decoder (SIGSEGV)")
+        patch.setattr("ensemble.predict.find_faults", lambda *_, **__: {9: crash, 10: crash})
+        again = run(tmp_path, FakeRay(), "cluster", on_bad_image=policy)
+    assert again.members[0].computed == 2
+    assert (again.filled or again.missing) == ("09.jpg", "10.jpg")
 
 
 def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:

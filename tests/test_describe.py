@@ -26,6 +26,7 @@ OWN = ModelCard(
     group="tuned",
     fold=2,
     holdout_sha256="beef",
+    class_counts=tuple(range(18)),
 )
 OPTIONS = ExportOptions(
     labels=LabelSpace.flat([f"class {i}" for i in range(18)]),
@@ -68,6 +69,13 @@ def test_an_option_beats_the_card_and_the_card_beats_timm(setting: str) -> None:
     assert (settings_of(own)[setting], own.sources[setting]) == (settings_of(OWN)[setting], "checkpoint")
     assert neither.sources[setting] in {"timm", "name", "default"}
     assert settings_of(neither)[setting] not in (value, settings_of(OWN)[setting])
+
+
+def test_counts_are_those_of_the_cards_own_classes() -> None:
+    """The mix of classes is taken over with the card's label space, and left out where another one is given."""
+    own = replace(CHECKPOINT, card=OWN)
+    assert describe(own, MODEL, DEFAULTS).class_counts == tuple(range(18))
+    assert describe(own, MODEL, OPTIONS).class_counts is None
 
 
 def test_timm_decides_where_nobody_else_does() -> None:

@@ -17,7 +17,7 @@ from ensemble import parts
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
 from ensemble.card import ModelCard
-from ensemble.devices import CPU
+from ensemble.devices import CPU, Device
 from ensemble.errors import (
     DataError,
     DeviceError,
@@ -426,7 +426,7 @@ def test_fault_62_a_device_too_small_for_one_image_is_an_error(
 
     def start_small(*args: Any, **options: Any) -> Session:
         session = start_session(*args, **options)
-        return Session(session.card, session.sha256, session.device, Small(session.runtime, 0))
+        return Session(session.card, session.sha256, Device("cuda"), Small(session.runtime, 0))
 
     monkeypatch.setattr(predict_module, "start_session", start_small)
     with pytest.raises(DeviceError, match="E602") as caught:

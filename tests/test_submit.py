@@ -16,6 +16,7 @@ from ensemble import chunks as chunks_module
 from ensemble import parts
 from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
+from ensemble.chunk import Chunk, read_chunk, write_chunk
 from ensemble.cli import ens
 from ensemble.devices import CPU
 from ensemble.early_exit import Cell
@@ -193,6 +194,16 @@ def test_a_damaged_chunk_is_done_again_and_another_run_refused(
     with pytest.raises(FileError) as caught:
         run(tmp_path, models, replace(RECIPE, sharpness=2.0), early_exit=EarlyExit())
     assert caught.value.code == "E704"
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_chunk_that_all_rows_left_early_is_kept(tmp_path: Path, rows: int) -> None:
+    """Where no row needed every cell, or none could be read, there are no logits, and the chunk reads as written."""
+    ids, settled = tuple(NAMES[:rows]), np.full(rows, 7)
+    path = tmp_path / "chunk-00000.parquet"
+    write_chunk(path, Chunk(ids, settled, settled, np.zeros((0, 5, 18), dtype=np.float32)), "{}")
+    found, origin = read_chunk(path)
+    assert (found.ids, found.classes.tolist(), found.logits.shape, origin) == (ids, [7] * rows, (0, 5, 18), "{}")
 
 
 @pytest.mark.parametrize("early_exit", [None, EarlyExit()])

@@ -84,6 +84,11 @@ def test_training_learns(trained: Trained) -> None:
     assert trained.macro_f1 > 0.4
 
 
+def test_the_card_knows_the_mix_of_classes(trained: Trained, rows: tuple[Row, ...]) -> None:
+    """It counts the images of every class, held-out ones too: what is said of an image that cannot be read."""
+    assert trained.card.class_counts == tuple(sum(row.label == k for row in rows) for k in range(18))
+
+
 def test_the_best_epoch_is_written(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
     """The file's own answers about the people held out have the macro F1 that was reported, by scikit-learn's count."""
     held_out = [row for row in rows if folds.of_person[row.person] == 1]

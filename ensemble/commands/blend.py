@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, json_option, missing_option
 from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
 
@@ -33,6 +33,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--seed", type=click.IntRange(min=0), help="Of what is drawn while learning.  [default: 0]")
 @click.option("--save", type=PATH, help="Write the recipe to this file.")
 @click.option("--apply", "recipe_path", type=PATH, help="Apply a recipe that was saved, instead of the options above.")
+@missing_option
 @json_option
 def blend(
     predictions: tuple[Path, ...],
@@ -49,6 +50,7 @@ def blend(
     truth: Path | None,
     save: Path | None,
     recipe_path: Path | None,
+    allow_missing: bool,
     as_json: bool,
     **learning: Any,
 ) -> None:
@@ -62,9 +64,11 @@ def blend(
     """
     from ensemble.blend import blend as run_blend
     from ensemble.files import require_different, write_atomic
+    from ensemble.join import without_ids
     from ensemble.labels import parse_labels
-    from ensemble.members import read_members
+    from ensemble.members import read_members, shared_images
     from ensemble.pool import parse_pool
+    from ensemble.predicted import render_unread
     from ensemble.recipe import make_recipe, parse_weights, read_recipe, render_recipe
     from ensemble.submission import read_format, write_submission
     from ensemble.tta import expand_views
@@ -79,7 +83,7 @@ def blend(
         raise OptionError("E204", f"{source} its own pool, weights, views and rule", hint="leave those options out")
     sample = None if like is None else read_format(like, listener=TERMINAL)
     space, table = parse_labels(labels), ""
-    members = read_members(predictions, space, kind=kind)
+    members, missing = shared_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
     if recipe_path is not None:
         recipe = read_recipe(recipe_path)
     elif truth is not None:
@@ -95,9 +99,12 @@ def blend(
             weights=None if weights is None else parse_weights(weights),
             view_weights=None if views is None else expand_views(parse_weights(views)),
         )
-    blended = run_blend(members, recipe, ids=None if sample is None else sample.ids, listener=TERMINAL)
-    write_submission(output, blended.ids, blended.classes, like=sample, listener=TERMINAL)
+    ids = None if sample is None else without_ids(sample.ids, missing)
+    blended = run_blend(members, recipe, ids=ids, listener=TERMINAL)
+    write_submission(output, blended.ids, blended.classes, like=sample, missing=missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, recipe.to_json().encode())
-    summary = {"path": str(output), "rows": len(blended), "recipe": json.loads(recipe.to_json())}
-    show(summary, f"{table}{render_recipe(recipe)}\n{output}", as_json=as_json)
+    unread = {"filled": list(blended.filled), "missing": list(missing)}
+    summary = {"path": str(output), "rows": len(blended), **unread, "recipe": json.loads(recipe.to_json())}
+    lines = f"{table}{render_recipe(recipe)}\n{render_unread(blended.filled, missing)}"
+    show(summary, f"{lines}{output}", as_json=as_json)

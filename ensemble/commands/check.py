@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, json_option, missing_option
 from ensemble.terminal import TERMINAL, show
 
 
@@ -18,18 +18,23 @@ from ensemble.terminal import TERMINAL, show
     "--diff", "others", type=PATH, multiple=True, help="Another submission: what changed, by axis; repeatable."
 )
 @click.option("--labels", default="mask18", show_default=True, help="mask18, a number of classes, or a JSON file.")
+@missing_option
 @json_option
-def check(submission: Path, like: Path | None, others: tuple[Path, ...], labels: str, as_json: bool) -> None:
+def check(
+    submission: Path, like: Path | None, others: tuple[Path, ...], labels: str, allow_missing: bool, as_json: bool
+) -> None:
     """List every fault of a submission at once.
 
     Example: ens check submission.csv --like eval/info.csv
     """
-    from ensemble.check import check_submission, invalid, read_submission, render_faults
+    from ensemble.check import check_submission, invalid, read_submission, render_faults, without_missing
     from ensemble.labels import parse_labels
     from ensemble.submission import diff_submissions, read_format, render_agreement, render_diff
 
     space = parse_labels(labels)
     sample = None if like is None else read_format(like, listener=TERMINAL)
+    if allow_missing and sample is not None:
+        sample = without_missing(submission, sample, space, listener=TERMINAL)
     faults = check_submission(submission, sample, space, listener=TERMINAL)
     if faults:
         error = invalid(submission, faults)

@@ -25,7 +25,7 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
     from ensemble.evaluate import evaluate as run_evaluate
     from ensemble.evaluate import read_truth, side_by_side
     from ensemble.labels import parse_labels
-    from ensemble.predictions import find_predictions, read_predictions
+    from ensemble.predictions import find_predictions, read_predictions, tell_filled
 
     found: dict[str, Any] = {}
     for path in answers:
@@ -37,6 +37,7 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
         else:
             for folder in find_predictions(path):
                 member = read_predictions(folder)
+                tell_filled([member], TERMINAL)
                 found[str(folder) if member.member in found else member.member] = run_evaluate(
                     member, read_truth(truth, member.labels, listener=TERMINAL)
                 )

@@ -12,6 +12,16 @@ from ensemble.errors import OptionError
 
 PATH = click.Path(path_type=Path)
 ROOT = "runs"
+bad_image_option = click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "fill", "skip"]),
+    default="fail",
+    show_default=True,
+    help="An image that cannot be read: an error once all others are done, the class prior, or no row.",
+)
+missing_option = click.option(
+    "--allow-missing", is_flag=True, help="Let a submission lack images that could not be read, and name them."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _NEEDS_TORCH = {
     "accelerate",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option
 from ensemble.terminal import TERMINAL, show
 
 
@@ -40,6 +41,7 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("--address", help="The Ray cluster, such as auto or host:6379; by default one is started here.")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
+@bad_image_option
 @json_option
 def predict(
     models: tuple[Path, ...],
@@ -56,6 +58,7 @@ def predict(
     engine: str,
     address: str | None,
     fresh: bool,
+    on_bad_image: Any,
     as_json: bool,
 ) -> None:
     """Predict images with models; a run that was stopped goes on where it was.
@@ -90,6 +93,7 @@ def predict(
         workers=workers,
         memory=None if memory is None else parse_memory(memory),
         fresh=fresh,
+        on_bad_image=on_bad_image,
         listener=TERMINAL,
     )
     if engine == "ray":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option, missing_option
 from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
 
@@ -36,6 +37,8 @@ from ensemble.terminal import TERMINAL, show
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
 @click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
+@bad_image_option
+@missing_option
 @json_option
 def submit(
     recipe_path: Path,
@@ -54,6 +57,8 @@ def submit(
     workers: int | None,
     memory: str | None,
     fresh: bool,
+    on_bad_image: Any,
+    allow_missing: bool,
     as_json: bool,
 ) -> None:
     """Apply a saved recipe from photographs to a submission; a run that was stopped goes on where it was.
@@ -95,6 +100,8 @@ def submit(
         memory=None if memory is None else parse_memory(memory),
         boxes=None if boxes is None else read_boxes(boxes),
         fresh=fresh,
+        on_bad_image=on_bad_image,
+        allow_missing=allow_missing,
         listener=TERMINAL,
     )
     show(done.as_dict(), done.render(), as_json=as_json)
