@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import platform
+import re
 import secrets
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,8 +26,9 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
     """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, whatever happens meanwhile.
 
     The bytes go to a temporary file in the same folder, are synced to the disk, and take the final name in one step.
-    Missing parent folders are made. ``sync=False`` leaves the syncing to the system: ten times as fast, for thousands
-    of small files that can be made again should the power fail.
+    Missing parent folders are made, and what a killed process was about to write there is removed. ``sync=False`` does
+    not look for that and leaves the syncing to the system: ten times as fast, for thousands of small files that can be
+    made again should the power fail.
 
     Raises:
         FileError: E701 when the disk is full, E702 when the place cannot be written. Neither leaves a file behind.
@@ -33,6 +38,8 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
         if path.exists() and not path.is_file():  # /dev/null must not be replaced by a file
             raise FileError("E702", f"{path} is not a regular file", path=path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if sync:
+            _clear_leftovers(path.parent)
         try:
             with open(temporary, "xb") as f:
                 f.write(data)
@@ -64,12 +71,15 @@ def remove(path: Path) -> None:
 def require_writable(folder: Path) -> Path:
     """Make the folder if need be and prove that it can be written, before any work is done.
 
+    What a killed process was about to write there is removed.
+
     Raises:
         FileError: E701 or E702 when it cannot be.
     """
     probe = _temporary(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(folder)
         try:
             with open(probe, "xb") as f:
                 f.write(b"ens")
@@ -84,7 +94,7 @@ def require_writable(folder: Path) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: one writer at a time. The kernel frees it when the process ends, however it ends.
 
-    Leftovers of a writer that was killed (temporary files) are removed once the lock is held.
+    Temporary files of a writer that was killed are removed once the lock is held, whichever machine it ran on.
 
     Raises:
         LockedError: E703 when another process holds it.
@@ -138,7 +148,43 @@ def sha256_file(path: Path) -> str:
 
 def _temporary(folder: Path) -> Path:
     """A new file's name that no one else uses."""
-    return folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return folder / f"{_PREFIX}{_where()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+@functools.cache
+def _where() -> str:
+    """What tells processes apart that may have one number: their machine, or container."""
+    try:
+        container = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        container = ""
+    return f"{zlib.crc32(f'{platform.node()} {container}'.encode()):08x}"
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that ran here and are gone; others may be writing at this moment."""
+    if sys.platform == "win32":  # there, asking for a process by os.kill would end it
+        return
+    own = re.compile(rf"{_PREFIX}{_where()}-(\d{{1,9}})-\w+\.tmp")
+    try:
+        names = os.listdir(folder)
+    except PermissionError:  # a folder can be open for writing and not for reading
+        return
+    for name in names:
+        match = own.fullmatch(name)
+        if match and _is_gone(int(match[1])):
+            with contextlib.suppress(PermissionError):  # somebody else's
+                (folder / name).unlink(missing_ok=True)
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _try_lock(descriptor: int) -> bool:

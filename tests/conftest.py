@@ -1,8 +1,25 @@
-"""Property tests draw the same examples on every machine and are not timed: a busy machine is no fault."""
+"""What all tests share: the examples that property tests draw, and fixtures that several files use.
+
+Property tests draw the same examples on every machine and are not timed: a busy machine is no fault.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: on networks as small as those of tests, more would mostly wait for each other."""
+    import torch  # most tests do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

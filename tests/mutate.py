@@ -186,6 +186,15 @@ GUARDS = (
     Guard(
         "ensemble/files.py", "with open(temporary, ", "with open(temporary := path, ", "test_files.py::test_fault_66"
     ),
+    Guard("ensemble/files.py", "(folder / name).unlink(missing_ok=True)", "pass", "test_files.py::test_what_a_killed"),
+    Guard("ensemble/files.py", " and _is_gone(int(match[1]))", "", "test_files.py::test_what_a_killed"),
+    Guard("ensemble/files.py", "_clear_leftovers(path.parent)", "pass", "test_files.py::test_what_a_killed"),
+    Guard(
+        "ensemble/files.py",
+        "_clear_leftovers(folder)",
+        "pass",
+        "test_files.py::test_what_a_killed",
+    ),
     # checkpoints
     Guard(
         "checkpoints/container.py",

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +13,8 @@ import pytest
 from ensemble import cli
 from ensemble.__main__ import run
 from tests import toys
+from tests.children import start
 
-ROOT = Path(__file__).parent.parent
 NAMES = [f"{i:03d}.jpg" for i in range(40)]
 
 
@@ -143,20 +138,9 @@ def test_every_option_has_a_help_text() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- real processes
-def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ensemble", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.fixture
 def long_contest(contest: Path) -> Path:
-    """Two thousand rows, so that there is time to be killed."""
+    """Two thousand rows, so that there is time to be stopped."""
     names = [f"{i:04d}.jpg" for i in range(2000)]
     for number, name in enumerate(names):
         os.link(contest / "images" / NAMES[number % 40], contest / "images" / name)
@@ -166,30 +150,6 @@ def long_contest(contest: Path) -> Path:
 
 def parts(folder: Path) -> dict[str, bytes]:
     return {f"{path.relative_to(folder)}": path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
-
-
-def test_fault_68_killed_runs_resume_to_the_same_bytes(long_contest: Path) -> None:
-    """Killed a few times at random moments and run again, the predictions are byte for byte those of a quiet run,
-    and no stray file remains.
-    """
-    generator = random.Random(18)
-    folder = long_contest / "killed"
-    kills = 0
-    for _ in range(4):
-        process = start(predict(long_contest, "-o", f"{folder}"))
-        first = len(parts(folder))
-        deadline = time.monotonic() + 60
-        while process.poll() is None and len(parts(folder)) <= first and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills
-    assert run(predict(long_contest, "-o", f"{folder}")) == 0
-    assert run(predict(long_contest, "-o", f"{long_contest / 'quiet'}")) == 0
-    assert parts(folder) == parts(long_contest / "quiet")
-    assert not list(folder.rglob("*.tmp"))
 
 
 def test_fault_69_a_terminated_run_says_how_to_go_on(long_contest: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from exporters import export as module
 from exporters.export import Exported, ExportOptions, export
 from tests.networks import make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = ExportOptions(labels=MASK18, size=(64, 48), resize="squash", mean=(0.5, 0.4, 0.3), features=True)
 CHECKPOINT = make_checkpoint(name="resnet_f2.pth")
 
@@ -39,15 +40,6 @@ from tests.test_export import CHECKPOINT, OPTIONS
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 export(CHECKPOINT, Path(sys.argv[1]), options=OPTIONS)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On networks this small, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -103,22 +103,42 @@ except FileError as err:
     assert content(tmp_path) == {"x.csv": b"new"}
 
 
-def test_fault_51_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    """Killed after the bytes and before the name, a writer leaves the old file; the next lock clears its leftover."""
-    write_atomic(tmp_path / "x.csv", b"old")
-    (tmp_path / ".mine.tmp").write_bytes(b"somebody else's")
-    code = """
+DIE = """
 import os, signal, sys
 from pathlib import Path
 from ensemble.files import write_atomic
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 write_atomic(Path(sys.argv[1]), b"new")
 """
-    assert python(code, tmp_path / "x.csv").returncode == -signal.SIGKILL
+
+
+def test_fault_51_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    """Killed after the bytes and before the name, a writer leaves the old file; the next lock clears its leftover."""
+    write_atomic(tmp_path / "x.csv", b"old")
+    (tmp_path / ".mine.tmp").write_bytes(b"somebody else's")
+    assert python(DIE, tmp_path / "x.csv").returncode == -signal.SIGKILL
     assert (tmp_path / "x.csv").read_bytes() == b"old"
     assert len(content(tmp_path)) == 3
     with locked(tmp_path):
         assert content(tmp_path).keys() == {"x.csv", ".lock", ".mine.tmp"}
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writing(tmp_path: Path) -> None:
+    """Temporary files of a process that is gone are removed by whoever writes there next; others' are left alone."""
+    attempts: list[Callable[[], Path]] = [
+        lambda: write_atomic(tmp_path / "x.csv", b"x"),
+        lambda: require_writable(tmp_path),
+    ]
+    for attempt in attempts:
+        assert python(DIE, tmp_path / "x.csv").returncode == -signal.SIGKILL
+        (left,) = tmp_path.glob("*.tmp")
+        others = [left.name.replace(f"-{left.name.split('-')[2]}-", f"-{os.getpid()}-"), ".ens-0-1-a.tmp", "own.tmp"]
+        for name in others:
+            (tmp_path / name).write_bytes(b"under way")
+        attempt()
+        assert content(tmp_path).keys() - {"x.csv"} == set(others)
+        for name in others:
+            (tmp_path / name).unlink()
 
 
 def test_readers_see_the_old_or_the_new_file(tmp_path: Path) -> None:

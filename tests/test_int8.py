@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,12 @@ from exporters.verify import Runtime
 from tests import toys
 from tests.networks import make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHECKPOINT = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
 OPTIONS = ExportOptions(size=(32, 32), resize="squash", precision="int8")
 IDENTITY = parse_views("identity")
 NAMES = tuple(f"{person}/{i}.jpg" for person in "abcdefgh" for i in range(6))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On networks this small, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

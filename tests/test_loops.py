@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from exporters.loops import TorchLoop, fill, normalise
 from tests import toys
 from tests.networks import make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = [f"{i:02d}.jpg" for i in range(9)]
 
 
@@ -37,15 +38,6 @@ class Bench:
     weights: Path
     others: Path
     job: Job
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On networks this small, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,16 +28,9 @@ from ensemble.labels import MASK18, LabelSpace
 from ensemble.predictions import read_predictions
 from exporters.export import ExportOptions, export
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = Settings("test_resnet", Preprocess((32, 32)), epochs=2, learning_rate=0.01, augment="none", head="axes")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On networks this small, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw_pictures() -> NDArray[np.uint8]:

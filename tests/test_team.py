@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,8 @@ from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.predictions import read_predictions
 from tests.bars import draw_bars
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parent.parent
 # no batch statistics, which shares on the CPU have of their own; nothing drawn for a share; a loss that is not a mean
 OPTIONS = (
@@ -33,15 +34,6 @@ OPTIONS = (
     *("--optimizer", "sgd", "--lr", "0.02", "--accumulate", "2", "--ema", "0.5", "--clip", "1", "--freeze", "1"),
     *("--loss", "0.6*focal+0.4*f1", "--class-weights", "ins", "--augment", "light", "--json"),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """What each of the processes has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,16 +28,9 @@ from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
 from tests.bars import draw_bars
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads would only wait for one another on layers as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from ensemble.labels import LabelSpace
 from exporters.pictures import render_pictures
 from exporters.verify import BATCHES, Checks, verify
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 24
 CARD = ModelCard(
     member="tiny",
@@ -34,15 +36,6 @@ CARD = ModelCard(
 PIXELS = np.stack([resize_image(picture, CARD.preprocess) for picture in render_pictures()])
 
 Weights = dict[str, NDArray[Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On networks this small, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Tiny(torch.nn.Module):

@@ -1,0 +1,58 @@
+"""The command line in a process of its own, to be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PART_ROWS = 256
+
+_START = """
+import ctypes, os, resource, sys
+limit, rows, pause, *arguments = sys.argv[1:]
+if sys.platform == "linux" and os.geteuid() == 0:
+    for right in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, from the next program on
+        ctypes.CDLL(None).prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+os.execv(sys.executable, [sys.executable, "-c", RUN, rows, pause, *arguments])
+"""
+_RUN = """
+import os, sys, time
+from ensemble import parts
+from ensemble.__main__ import run
+parts.PART_ROWS, pause = int(sys.argv[1]), float(sys.argv[2])
+def slow(step):
+    def paused(*arguments, **options):
+        time.sleep(pause)
+        done = step(*arguments, **options)
+        time.sleep(pause)
+        return done
+    return paused
+if pause:
+    os.fsync, os.replace = slow(os.fsync), slow(os.replace)
+sys.exit(run(sys.argv[3:]))
+"""
+
+
+def start(
+    arguments: Sequence[str], *, part_rows: int = PART_ROWS, pause: float = 0.0, file_bytes: int = 0
+) -> subprocess.Popen[str]:
+    """Start a command; what it says on stderr can be read, and root's right to read what is closed is taken away.
+
+    ``part_rows`` is how many rows a part of the predictions has, ``pause`` the seconds that pass before and after each
+    sync and rename, ``file_bytes`` how long a file may become, where it is not 0.
+    """
+    code = f"RUN = {_RUN!r}\n{_START}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, f"{file_bytes}", f"{part_rows}", f"{pause}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

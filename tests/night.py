@@ -1,0 +1,322 @@
+"""One night's work on real photographs, with all that can go wrong in it, and what must come out in the morning.
+
+    python -m tests.night eval/images --models models/*.onnx [--ids eval/info.csv] [--truth truth.csv] [--limit 300]
+
+Odd and bad files are put among links to the photographs. Lists that no run may start with are refused first. Then `ens
+predict --tta` is killed twice, meets a full disk (a small tmpfs where this may mount one, elsewhere a limit on the size
+of a file) and runs to its end. In the morning the bad ids are taken off the list, and an undisturbed run, `ens blend`
+and `ens check` make the submission. `errors.csv` must name the bad files with their codes and nothing else, and every
+row of the others must have the bytes of the undisturbed run. pytest does not collect this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest import mock
+
+from ensemble import parts
+from ensemble.__main__ import run
+from ensemble.listing import read_ids
+from ensemble.predictions import read_part
+from ensemble.tables import read_table, render_table
+from tests.children import PART_ROWS, start
+from tests.strange import CLOSED, bad_files, odd_files, refused_lists
+
+_FREE = 4096  # bytes that the full disk has left
+_LIMIT = 3600  # seconds of the clock that a run may take
+
+
+@dataclass(slots=True)
+class Night:
+    """A work folder: ``listed`` and ``good`` ids in order, and the codes of the ``bad`` ones; ``figures`` to tell."""
+
+    home: Path
+    models: tuple[Path, ...]
+    listed: tuple[str, ...]
+    good: tuple[str, ...]
+    bad: Mapping[str, str]
+    part_rows: int = PART_ROWS
+    pause: float = 0.0
+    figures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> Path:
+        """Where all files are, good and bad."""
+        return self.home / "images"
+
+    @property
+    def preds(self) -> Path:
+        """What the disturbed night writes, on a disk of its own where there is one."""
+        return self.home / "disk" / "preds"
+
+    def predicting(self, ids: Path, folder: Path) -> list[str]:
+        """The command that predicts a list."""
+        models = [f"{path}" for path in self.models]
+        return ["predict", *models, "--images", f"{self.images}", "--ids", f"{ids}", "--tta", "-o", f"{folder}"]
+
+    def start(self, ids: Path, *, file_bytes: int = 0) -> subprocess.Popen[str]:
+        """Predict a list in a process of its own."""
+        command = self.predicting(ids, self.preds)
+        return start(command, part_rows=self.part_rows, pause=self.pause, file_bytes=file_bytes)
+
+    def write_list(self, name: str, ids: Sequence[str]) -> Path:
+        """Write a list of ids."""
+        path = self.home / name
+        path.write_bytes(render_table(("ImageID", "ans"), [(i, 0) for i in ids]))
+        return path
+
+    def parts(self) -> list[Path]:
+        """The parts that the night has written so far."""
+        return sorted(self.preds.rglob("part-*.parquet"))
+
+
+def spend_night(
+    photographs: Path,
+    models: Sequence[Path],
+    home: Path,
+    *,
+    ids: Sequence[str],
+    seed: int = 0,
+    part_rows: int = PART_ROWS,
+    pause: float = 0.0,
+    mount: bool = True,
+) -> Night:
+    """All of it, in the empty folder ``home``; see the module, and `start` for ``part_rows`` and ``pause``.
+
+    Raises:
+        AssertionError: when anything comes out other than it must.
+    """
+    generator = random.Random(seed)
+    night = replace(prepare(photographs, models, home, ids, generator), part_rows=part_rows, pause=pause)
+    refuse(night)
+    listed = night.write_list("info.csv", night.listed)
+    with small_disk(night.preds.parent, mount=mount) as mounted:
+        disturb(night, listed, generator, mounted=mounted)
+        finish(night, listed)
+        clean = night.write_list("clean.csv", night.good)
+        undisturbed = home / "undisturbed"
+        began = time.monotonic()
+        require(night, *night.predicting(clean, undisturbed))
+        night.figures["undisturbed run"] = f"{time.monotonic() - began:.0f} s"
+        compare(night, undisturbed)
+    submission = home / "submission.csv"
+    require(night, "blend", f"{undisturbed}", "--like", f"{clean}", "-o", f"{submission}")
+    require(night, "check", f"{submission}", "--like", f"{clean}")
+    assert read_ids(submission) == night.good
+    night.figures["submission"] = f"{len(night.good):,} rows, ens check finds no faults"
+    return night
+
+
+def prepare(
+    photographs: Path, models: Sequence[Path], home: Path, ids: Sequence[str], generator: random.Random
+) -> Night:
+    """Link the photographs and put the odd and the bad files among them: the odd ones anywhere, the bad ones in the
+    last third of the list, so that there are parts without any, which a run that goes on must keep.
+    """
+    odd, bad = odd_files(), bad_files()
+    images = home / "images"
+    for name in ids:
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(photographs / name, images / name)
+    for name, data in (odd | {name: data for name, (_, data) in bad.items()}).items():
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(data)
+    (images / CLOSED[0]).write_bytes(next(iter(odd.values())))
+    (images / CLOSED[0]).chmod(0)
+    codes = {name: code for name, (code, _) in bad.items()} | dict([CLOSED])
+    good, listed = list(ids), list[str]()
+    for name in odd:
+        good.insert(generator.randrange(len(good) + 1), unicodedata.normalize("NFC", name))
+    listed = list(good)
+    for name in codes:
+        listed.insert(generator.randrange(len(good) * 2 // 3, len(listed) + 1), name)
+    night = Night(home, tuple(models), tuple(listed), tuple(good), codes)
+    by_code = ", ".join(f"{code} {number}" for code, number in sorted(collections.Counter(codes.values()).items()))
+    night.figures |= {
+        "photographs": f"{len(ids):,}",
+        "odd files, to be read": f"{len(odd)}",
+        "bad files": f"{len(codes)}: {by_code}",
+    }
+    return night
+
+
+def refuse(night: Night) -> None:
+    """Every list that no run may start with is refused with its code, and nothing is written."""
+    lists = refused_lists(night.images, night.good[0])
+    for name, (code, ids) in lists.items():
+        command = night.predicting(night.write_list("refused.csv", [*night.good[:3], *ids]), night.home / "refused")
+        status, said = hear(night, *command, "--json")
+        assert (status, json.loads(said)["error"]["code"]) == (3, code), f"{name}: {said}"
+    assert not list((night.home / "refused").iterdir())
+    night.figures["lists refused"] = f"{len(lists)}: " + ", ".join(sorted({code for code, _ in lists.values()}))
+
+
+def disturb(night: Night, listed: Path, generator: random.Random, *, mounted: bool) -> None:
+    """Kill two runs and let a third meet a full disk."""
+    whole = len(night.models) * -(-len(night.listed) // night.part_rows)
+    for share in (generator.uniform(0, 0.3), generator.uniform(0.3, 0.6)):
+        process = night.start(listed)
+        began = time.monotonic()
+        while process.poll() is None and len(night.parts()) < share * whole and time.monotonic() < began + _LIMIT:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, (time.monotonic() - began) / 20))
+        process.kill()
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, said
+        night.figures["killed with"] = f"{night.figures.get('killed with', '')} {len(night.parts())}".strip()
+    night.figures["killed with"] += f" of {whole} parts written"
+    with full_disk(night.preds.parent, mounted=mounted) as limit:
+        process = night.start(listed, file_bytes=limit)
+        said = process.communicate(timeout=_LIMIT)[1]
+    assert process.returncode == 7, said
+    assert "error[E701]" in said, said
+    how = "a tmpfs" if mounted else f"files of {limit} bytes at most"
+    night.figures["full disk"] = f"{how}: exit status 7, E701; {len(night.parts())} parts kept"
+
+
+def finish(night: Night, listed: Path) -> None:
+    """The last run of the night does the rest, and tells of every bad file and of no other."""
+    process = night.start(listed)
+    said = process.communicate(timeout=_LIMIT)[1]
+    assert process.returncode == 3, said
+    assert "error[E326]" in said, said
+    table = read_table(night.preds / "errors.csv")
+    named = dict(zip(table.column("id"), table.column("code"), strict=True))
+    assert named == night.bad, sorted(named.items() ^ night.bad.items())
+    left = [path for path in night.preds.rglob("*") if path.suffix == ".tmp"]
+    assert not left, left
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in night.preds.rglob("_run.json")]
+    assert len(records) == len(night.models)
+    night.figures["last run"] = f"exit status 3, E326; {records[0]['computed']:,} of {len(night.good):,} rows computed"
+    night.figures["errors.csv"] = f"names the {len(named)} bad files with their codes, and no other"
+
+
+def compare(night: Night, undisturbed: Path) -> None:
+    """Every row of every member and view has the bytes of the run without disturbance and bad files."""
+    rows = 0
+    for member in sorted(path.name for path in undisturbed.iterdir() if path.is_dir()):
+        found, expected = (_rows(folder / member) for folder in (night.preds, undisturbed))
+        assert expected.keys() == set(night.good)
+        assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+        differing = [name for name, row in found.items() if row != expected[name]]
+        assert not differing, differing
+        rows += len(found)
+    night.figures["rows compared"] = f"{rows:,}, each of two views: equal to the last bit"
+
+
+def require(night: Night, *arguments: str) -> str:
+    """Run a command in this process, which must end with 0, and return what it says on stdout."""
+    status, said = hear(night, *arguments)
+    assert status == 0, f"{arguments[0]} ended with {status}: {said}"
+    return said
+
+
+def hear(night: Night, *arguments: str) -> tuple[int, str]:
+    """Run a command in this process; its exit status and what it says on stdout."""
+    heard = io.StringIO()
+    with (
+        mock.patch.object(parts, "PART_ROWS", night.part_rows),
+        contextlib.redirect_stdout(heard),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        return run(arguments), heard.getvalue()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, mount: bool) -> Iterator[bool]:
+    """A disk of 64 MB in a folder, if one may be mounted there; whether it is one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", f"{folder}"]
+    mounted = mount and os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", f"{folder}"], check=True)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path, *, mounted: bool) -> Iterator[int]:
+    """Fill the disk for a while; where it is not one of ours, how many bytes a file may have instead."""
+    if not mounted:
+        yield _FREE
+        return
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        file.truncate(file.tell() - _FREE)
+    try:
+        yield 0
+    finally:
+        ballast.unlink()
+
+
+def _rows(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("part-*.parquet")):
+        part, _ = read_part(path)
+        for number, name in enumerate(part.ids):
+            found[name] = b"".join(logits[number].tobytes() for logits in part.logits.values())
+    return found
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def score(night: Night, truth: Path) -> str:
+    """What `ens evaluate` says of the photographs in the submission."""
+    told = set(night.good) & set(read_table(truth).column("ImageID"))
+    known = {night.home / "known.csv": night.home / "submission.csv", night.home / "truth.csv": truth}
+    for path, source in known.items():
+        table = read_table(source)
+        path.write_bytes(render_table(table.header, [row for row in table.rows if row[0] in told]))
+    answers, truths = map(str, known)
+    (found,) = json.loads(require(night, "evaluate", answers, "--truth", truths, "--json"))["scores"]
+    return f"macro F1 {found['macro_f1']['value']:.4f} of {len(told):,} photographs"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Spend a night and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--models", type=Path, nargs="+", required=True)
+    parser.add_argument("--ids", type=Path, help="info.csv; by default the one beside the folder")
+    parser.add_argument("--truth", type=Path)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    ids = read_ids(options.ids or options.photographs.parent / "info.csv")[: options.limit]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=options.photographs.parent) as home:  # on the same disk, for links
+        night = spend_night(options.photographs, options.models, Path(home), ids=ids, seed=options.seed)
+        if options.truth is not None:
+            night.figures["score"] = score(night, options.truth)
+    night.figures["all in all"] = f"{time.monotonic() - began:.0f} s"
+    for name, figure in night.figures.items():
+        sys.stdout.write(f"{name:24}{figure}\n")
+
+
+if __name__ == "__main__":
+    main()
