@@ -16,10 +16,11 @@ from ensemble.errors import OptionError
 from tests.toys import picture
 
 
-def test_a_seed_decides_the_pixels_whatever_came_before() -> None:
-    """The default policy gives the same pixels for the same seed in any order, and others for another seed."""
+@pytest.mark.parametrize("name", ["default", "strong"])
+def test_a_seed_decides_the_pixels_whatever_came_before(name: str) -> None:
+    """A policy gives the same pixels for the same seed in any order, and others for another seed."""
     pixels = picture(0)
-    policy = parse_policy("default")
+    policy = parse_policy(name)
     assert policy is not None
     forward = [policy(pixels, seed) for seed in range(6)]
     backward = [policy(pixels, seed) for seed in reversed(range(6))][::-1]

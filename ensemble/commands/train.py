@@ -111,7 +111,9 @@ if TYPE_CHECKING:
     help="The share of a label that is spread over all classes.",
 )
 @click.option("--class-weights", default="none", show_default=True, help="none, ins, isns or ens:<beta>.")
-@click.option("--augment", default="default", show_default=True, help="none, flip, light, default or a TOML file.")
+@click.option(
+    "--augment", default="default", show_default=True, help="none, flip, light, default, strong or a TOML file."
+)
 @click.option(
     "--cutmix",
     type=click.Choice(["none", "plain", "half"]),
