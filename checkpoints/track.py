@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +16,7 @@ from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
 
 Logger = Literal["wandb", "tensorboard"]
+_AT_THE_END = 4  # times as patient, as there may be much left to send
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,50 +47,83 @@ def write_log(path: Path, rows: Sequence[LogRow]) -> Path:
 class Remote:
     """W&B or TensorBoard, or nobody; a logger that fails is given up with a notice, and the training goes on.
 
-    W&B without a key in ``WANDB_API_KEY`` keeps its files to itself, in ``folder``.
+    So is one that does not answer within ``patience`` seconds, or four times as many at the end. W&B without a key in
+    ``WANDB_API_KEY`` keeps its files to itself, in ``folder``.
     """
 
     def __init__(
-        self, kind: Logger | None, folder: Path, name: str, settings: Mapping[str, Any], *, listener: Listener
+        self,
+        kind: Logger | None,
+        folder: Path,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        listener: Listener,
+        patience: float = 15.0,
     ) -> None:
-        self._kind, self._listener = kind, listener
+        self._kind, self._listener, self._patience = kind, listener, patience
         self._run: Any = None
         if kind is not None:
-            self._try(lambda: self._start(folder, name, settings))
+            self._run = self._try(lambda: self._start(folder, name, settings))
 
     def log(self, row: LogRow) -> None:
         """Pass an epoch on."""
-        if self._run is not None:
-            self._try(lambda: self._send(row))
+        if run := self._run:
+            self._try(lambda: self._send(run, row))
 
     def close(self) -> None:
         """Say that there are no more."""
-        if self._run is not None:
-            self._try(lambda: self._run.finish() if self._kind == "wandb" else self._run.close())
+        if run := self._run:
+            self._try(run.finish if self._kind == "wandb" else run.close, patience=_AT_THE_END)
 
-    def _start(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    def _start(self, folder: Path, name: str, settings: Mapping[str, Any]) -> object:
         if self._kind == "wandb":
             import wandb
 
             mode = None if os.environ.get("WANDB_API_KEY") else "offline"
-            self._run = wandb.init(project="ens", name=name, dir=str(folder), config=dict(settings), mode=mode)
-        else:
-            from torch.utils.tensorboard import SummaryWriter
+            return wandb.init(project="ens", name=name, dir=str(folder), config=dict(settings), mode=mode)
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._run = SummaryWriter(str(folder / "tensorboard" / name))
+        return SummaryWriter(str(folder / "tensorboard" / name))
 
-    def _send(self, row: LogRow) -> None:
+    def _send(self, run: Any, row: LogRow) -> None:
         values = {key: value for key, value in asdict(row).items() if key != "epoch"}
         if self._kind == "wandb":
-            self._run.log(values, step=row.epoch)
+            run.log(values, step=row.epoch)
             return
         for key, value in values.items():
-            self._run.add_scalar(key, value, row.epoch)
+            run.add_scalar(key, value, row.epoch)
 
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, action: Callable[[], object], *, patience: float = 1) -> object:
         try:
-            action()
+            return _within(patience * self._patience, action)
         except Exception as err:  # noqa: BLE001 - a logger can fail in any way, and none is worth a training
             self._run = None
             reason = str(err).partition("\n")[0] or type(err).__name__
             self._listener.notice(Notice("W443", f"{self._kind} is given up, the CSV goes on: {reason}"))
+            return None
+
+
+def _within(seconds: float, action: Callable[[], object]) -> object:
+    """What an action returns.
+
+    Raises:
+        TimeoutError: when it does not return in time; it is left alone, and does not keep the process from ending.
+        Exception: whatever it raises.
+    """
+    answers: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((action(), None))
+        except BaseException as err:  # noqa: BLE001 - raised again by who waits
+            answers.put((None, err))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found, failed = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
+    if failed is not None:
+        raise failed
+    return found

@@ -7,6 +7,7 @@ import io
 import random
 import re
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,19 @@ def test_fault_90_a_logger_without_key_or_server_is_given_up(
     Remote("wandb", tmp_path, "a", {}, listener=heard).close()
     assert asked == ["offline" if key is None else None]
     assert [notice.code for notice in heard.notices] == ["W443"]
+
+
+def test_fault_90_a_logger_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never answers is W443 like any other, and what it says much later is not listened to."""
+    released, heard = threading.Event(), Recorder()
+    module = ModuleType("wandb")
+    monkeypatch.setattr(module, "init", lambda **_: released.wait(), raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    remote = Remote("wandb", tmp_path, "a", {}, listener=heard, patience=0.01)
+    released.set()
+    remote.close()
+    assert [notice.code for notice in heard.notices] == ["W443"]
+    assert "no answer" in heard.notices[0].message
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("image", 400), ("onnx", 400), ("csv", 150), ("checkpoint", 8)])
