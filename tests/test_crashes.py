@@ -34,12 +34,11 @@ from ensemble.predictions import COMPLETE, part_path, read_predictions
 from ensemble.report import report
 from ensemble.session import Session, start_session
 from ensemble.tta import parse_views
-from ensemble.underway import note, read_note
+from ensemble.underway import NOTE, note, read_note
 from tests import toys
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{i:02d}.jpg" for i in range(30)]
-NOTE = ".underway"
 # in every Python that finds it: a decoder that dies over a comment in the file, and one that takes all memory
 SITE = """
 import os, signal
