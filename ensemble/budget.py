@@ -141,7 +141,8 @@ def _measure(
     for _ in pipeline.map(look, [Work(rows, tuple(sessions.values()))]):
         pass
     reading = sum(pipeline.watch.seconds.get(stage, 0.0) for stage in ("read", "decode", "resize"))
-    return {name: seconds / len(rows) for name, seconds in spent.items()}, reading / len(rows)
+    read_rows = max(1, pipeline.watch.rows.get("resize", 0))
+    return {name: seconds / read_rows for name, seconds in spent.items()}, reading / read_rows
 
 
 def fit_members(

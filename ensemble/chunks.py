@@ -119,15 +119,17 @@ def run_chunks(
     """
     with files.locked(folder):
         run = plan.fingerprint(listing, device)
-        origins = []
-        for rows in _chunks(listing, device):
+        parts, origins = _chunks(listing, device), list[str]()
+        for rows in parts:
             sizes = ",".join(map(str, listing.sizes[rows.start : rows.stop]))
             origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest()}))
-        chunks = _resume(folder, origins, run, fresh=fresh, listener=listener)
-        known = _try_doubtful(chunks, listing, folder, device, listener)
+        chunks, lacks = _resume(folder, origins, run, listing, parts, fresh=fresh, listener=listener)
+        known = _try_doubtful(chunks, lacks, listing, folder, parts, listener)
         pipeline.known |= known
         with noted([folder]):
-            faults, decisions = _compute(plan, listing, folder, origins, chunks, pipeline, device, batch, listener)
+            faults, decisions = _compute(
+                plan, listing, folder, parts, origins, chunks, pipeline, device, batch, listener
+            )
         faults |= known
     return Chunks([chunks[index] for index in sorted(chunks)], faults, decisions)
 
@@ -143,10 +145,17 @@ def _path(folder: Path, index: int) -> Path:
 
 
 def _resume(
-    folder: Path, origins: Sequence[str], run: Mapping[str, Any], *, fresh: bool, listener: Listener
-) -> dict[int, Chunk]:
-    """The chunks that are there already, by number."""
-    found: dict[int, Chunk] = {}
+    folder: Path,
+    origins: Sequence[str],
+    run: Mapping[str, Any],
+    listing: Listing,
+    parts: Sequence[range],
+    *,
+    fresh: bool,
+    listener: Listener,
+) -> tuple[dict[int, Chunk], dict[int, set[int]]]:
+    """By number, the chunks that are there already, and the rows that they or those to be done again lack."""
+    found, lacks = dict[int, Chunk](), dict[int, set[int]]()
     for path in sorted(folder.glob("chunk-*.parquet")):
         if fresh:
             files.remove(path)
@@ -161,39 +170,40 @@ def _resume(
         if differing:
             raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
         index = int(path.stem.removeprefix("chunk-"))
-        before.pop("missing", None)
+        if before.pop("missing", 0):
+            there = set(chunk.ids)
+            lacks[index] = {row for row in parts[index] if listing.ids[row] not in there}
         if origins[index] == json.dumps(before):
             found[index] = chunk
-        else:
+        elif index not in lacks:
             listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
-    return found
+    return found, lacks
 
 
 def _try_doubtful(
-    chunks: dict[int, Chunk], listing: Listing, folder: Path, device: Device, listener: Listener
+    chunks: dict[int, Chunk],
+    lacks: Mapping[int, set[int]],
+    listing: Listing,
+    folder: Path,
+    parts: Sequence[range],
+    listener: Listener,
 ) -> dict[int, DataError]:
     """Try the rows that chunks lack, and those that a run died over; chunks that need not lack a row are taken away."""
-    parts = _chunks(listing, device)
-    lacks = {index: _lacking(chunk, listing, parts[index]) for index, chunk in chunks.items()}
     noted_parts = read_note(folder)
     died = {row for index, rows in enumerate(parts) if index in noted_parts and index not in chunks for row in rows}
     tell_died(len(died), listener)
     faults = find_faults(listing, died.union(*lacks.values()), listener=listener)
     for index, rows in lacks.items():
         if not faults.keys() >= rows:
-            del chunks[index]
+            chunks.pop(index, None)
     return faults
-
-
-def _lacking(chunk: Chunk, listing: Listing, rows: range) -> set[int]:
-    there = set(chunk.ids)
-    return {row for row in rows if listing.ids[row] not in there}
 
 
 def _compute(
     plan: Plan,
     listing: Listing,
     folder: Path,
+    parts: Sequence[range],
     origins: Sequence[str],
     chunks: dict[int, Chunk],
     pipeline: Pipeline,
@@ -202,7 +212,6 @@ def _compute(
     listener: Listener,
 ) -> tuple[dict[int, DataError], dict[str, Mapping[str, str]]]:
     """Add the chunks that are missing to ``chunks`` and to the folder; return faults and decisions, see `Chunks`."""
-    parts = _chunks(listing, device)
     pending = [index for index in range(len(origins)) if index not in chunks]
     models = plan.models if pending else {}
     if device.is_gpu:

@@ -29,7 +29,7 @@ from ensemble.metrics import (
     nll,
 )
 from ensemble.pool import log_softmax, pool
-from ensemble.predictions import Predictions
+from ensemble.predictions import Predictions, require_read
 from ensemble.submission import Submission
 from ensemble.tables import read_table
 
@@ -158,8 +158,11 @@ def evaluate(
 
     Raises:
         DataError: E330 when the truth is not of the same images.
-        PredictionError: E501 when it is not of the same classes, E505 when a prediction is not finite.
+        PredictionError: E501 when it is not of the same classes, E505 when a prediction is not finite, E534 when images
+            could not be read and are missing.
     """
+    if isinstance(answers, Predictions):
+        require_read([answers], truth.ids)
     # sorted, so that neither the order of the answers nor that of the truth is of any consequence
     truth = _take(truth, join_rows(sorted(truth.ids), truth.ids, complain=_not_the_truth))
     return Evaluation(

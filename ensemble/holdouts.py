@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.evaluate import Truth
 from ensemble.join import join_rows
-from ensemble.predictions import Predictions, hash_ids
+from ensemble.predictions import Predictions, hash_ids, require_read
 from ensemble.recipe import common_views, members_by_name
 
 
@@ -27,7 +27,8 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
     Raises:
         DataError: E330 when a group does not predict just the truth's images.
         PredictionError: E501 when classes differ, E511 when predictions are plainly not out-of-fold, E512 when a person
-            is in two holdouts, E515 when a member comes twice, E516 when views differ inside a group.
+            is in two holdouts, E515 when a member comes twice, E516 when views differ inside a group, E534 when images
+            could not be read and are missing.
     """
     groups: dict[str, list[Predictions]] = {}
     for member in members_by_name(members).values():
@@ -36,6 +37,7 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
 
 
 def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictions:
+    require_read(folds, truth.ids)
     _require_holdouts(group, folds)
     ids = [name for fold in folds for name in fold.ids]
     rows = join_rows(truth.ids, ids, complain=partial(_not_the_truth, group))
@@ -55,7 +57,7 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
 
 def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:
     for fold in folds:
-        if fold.holdout_sha256 is not None and fold.holdout_sha256 != hash_ids(fold.ids):
+        if fold.holdout_sha256 is not None and fold.holdout_sha256 != hash_ids((*fold.ids, *fold.missing)):
             raise PredictionError(
                 "E511",
                 f"{fold.member}: its {len(fold):,} images are not just those that its training held out "

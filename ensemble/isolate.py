@@ -10,6 +10,7 @@ one image after the other; only where it dies there is a new one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ensemble.errors import DataError
+from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener
 from ensemble.images import decode_photo, read_file
 from ensemble.listing import Listing
@@ -34,6 +35,7 @@ def find_faults(listing: Listing, rows: Iterable[int], *, listener: Listener = S
     """What is wrong with those of the rows that cannot be read: E325 where it ends the process, else as `read_photo`.
 
     Raises:
+        DeviceError: E603 when there is no room for another process.
         RuntimeError: when the process does not start.
     """
     faults: dict[int, DataError] = {}
@@ -63,18 +65,13 @@ class _Process:
 
     def __init__(self) -> None:
         self.has_ended = False
-        # in a session of its own, Ctrl-C does not look like a crash
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _SERVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
-        if self._read() != b"\n":
+        self._child = _start()
+        try:
+            if self._read() != b"\n":
+                raise RuntimeError("the process that tries images alone does not start")
+        except BaseException:
             self.close()
-            raise RuntimeError("the process that tries images alone does not start")
+            raise
 
     def decode(self, place: Path | StoredImage, data: bytes) -> None:
         """Decode one image.
@@ -112,6 +109,28 @@ class _Process:
     def _read(self) -> bytes:
         assert self._child.stdout is not None
         return self._child.stdout.readline()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # an empty entry is the folder that Python was started in
+    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": places},
+            start_new_session=True,  # there, Ctrl-C does not look like a crash
+        )
+    except OSError as err:
+        if err.errno not in {errno.EAGAIN, errno.ENOMEM}:
+            raise
+        raise DeviceError(
+            "E603",
+            f"there is no room for the process that tries images alone: {err.strerror}",
+            hint="end other programs, or raise the limit of memory or of processes, and run the same command again",
+        ) from err
 
 
 def serve() -> None:

@@ -49,8 +49,8 @@ _DIFFERENCES = {
 class Member:
     """One model, its folder, the parts it still has to compute, and the files ``stale`` that must go before.
 
-    ``lacks`` are the rows that could not be read, by the part that is there without them; ``doubtful`` are those that a
-    run was at when it died.
+    ``lacks`` are the rows that could not be read, by the part that is there without them, and is done again where it is
+    pending; ``doubtful`` are those that a run was at when it died.
     """
 
     model: ModelFile
@@ -79,9 +79,9 @@ class Member:
         return sorted(row for rows in self.lacks.values() for row in rows)
 
     def reopen(self, faults: Mapping[int, DataError]) -> None:
-        """Do those parts again that lack a row that is not faulty any more."""
+        """Do those parts again that lack a row that is not faulty any more, or of which an image changed."""
         for index, rows in list(self.lacks.items()):
-            if not faults.keys() >= set(rows):
+            if index in self.pending or not faults.keys() >= set(rows):
                 self.pending.add(index)
                 del self.lacks[index]
 
@@ -136,11 +136,11 @@ def resume(
         if path not in index_of:
             raise FileError("E704", f"{path} is not a part of this run", path=path, hint="move it out of the folder")
         index = index_of[path]
+        if origin["missing"]:
+            there = set(part.ids)
+            member.lacks[index] = tuple(row for row in part_rows(listing, index) if listing.ids[row] not in there)
         if json.dumps(origin | {"missing": 0}) == origins[index]:
             member.pending.discard(index)
-            if origin["missing"]:
-                there = set(part.ids)
-                member.lacks[index] = tuple(row for row in part_rows(listing, index) if listing.ids[row] not in there)
         elif not origin["missing"]:
             listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
     member.doubtful = _doubtful(member, listing)

@@ -262,11 +262,12 @@ def _compute(
     """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
     pending = sorted(set().union(*(m.pending for m in members)))
     unfinished = deque(pending)
+    decodes_here = isinstance(pipeline, Pipeline)  # on a cluster a decoder ends a worker, and all parts go out at once
 
     def work() -> Iterator[Work]:
         for index in pending:
             for member in members:
-                if index in member.pending:
+                if decodes_here and index in member.pending:
                     note(member.folder, unfinished[0], index)
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
             for rows in trial.cut(part_rows(listing, index)):

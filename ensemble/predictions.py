@@ -200,6 +200,23 @@ def find_predictions(path: Path) -> tuple[Path, ...]:
     return tuple(members)
 
 
+def require_read(members: Sequence[Predictions], ids: Iterable[str]) -> None:
+    """Check that no member lacks one of the images because it could not be read.
+
+    Raises:
+        PredictionError: E534 when one does.
+    """
+    wanted = set(ids)
+    for member in members:
+        missing = sorted(wanted.intersection(member.missing))
+        if missing:
+            raise PredictionError(
+                "E534",
+                f"{len(missing):,} images of the truth are missing in {member.member}: {enumerate_some(missing)}",
+                hint="mend the images and predict again, or with --on-bad-image fill, or take them off the truth",
+            )
+
+
 def tell_filled(members: Sequence[Predictions], listener: Listener) -> tuple[str, ...]:
     """The images that are filled in some member, sorted; W535 names them."""
     filled = tuple(sorted({name for member in members for name in member.filled}))

@@ -24,7 +24,7 @@ from ensemble.members import shared_images
 from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.pool import normalise
 from ensemble.predict import RUN
-from ensemble.predictions import Predictions, find_predictions, read_predictions
+from ensemble.predictions import Predictions, find_predictions, read_predictions, require_read
 from ensemble.recipe import Recipe, make_recipe, members_by_name, read_recipe
 from ensemble.submission import notice_missing
 from ensemble.view_gains import ViewGain
@@ -176,6 +176,8 @@ def report(
         scored = gather_folds(found, answers)
         applied = _for_groups(given, scored)
         judged = blend(scored, applied, listener=recorder)
+    elif answers is not None:
+        require_read(read, answers.ids)
     absent = list(_absent(given=recipe is not None, learned=choice is not None, truth=truth, oof=oof, images=images))
     if answers is not None and not views:
         views, reason = _measure_views(scored, answers)

@@ -14,7 +14,7 @@ from ensemble import files
 from ensemble.errors import DeviceError
 from ensemble.events import Listener, Notice
 
-_NOTE = ".underway"
+NOTE = ".underway"
 
 
 def note(folder: Path, first: int, last: int) -> None:
@@ -23,13 +23,13 @@ def note(folder: Path, first: int, last: int) -> None:
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
-    files.write_atomic(folder / _NOTE, f"{first} {last}\n".encode(), sync=False)
+    files.write_atomic(folder / NOTE, f"{first} {last}\n".encode(), sync=False)
 
 
 def read_note(folder: Path) -> range:
     """The parts that a run was at when it died; none where it did not, or where its note cannot be read."""
     try:
-        first, last = map(int, (folder / _NOTE).read_bytes().split())
+        first, last = map(int, (folder / NOTE).read_bytes().split())
     except (OSError, ValueError):
         return range(0)
     return range(first, last + 1)
@@ -65,4 +65,4 @@ def noted(folders: Sequence[Path]) -> Iterator[None]:
 
 def _remove(folders: Sequence[Path]) -> None:
     for folder in folders:
-        files.remove(folder / _NOTE)
+        files.remove(folder / NOTE)

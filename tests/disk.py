@@ -1,12 +1,14 @@
-"""A disk that fails at one chosen step of writing: the process dies there, or the disk is full from there on."""
+"""Disks that fail: at one chosen step of writing, where the process dies or from where on it is full, and full ones."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
@@ -15,6 +17,7 @@ from ensemble import files
 Fault = Literal["dies before", "dies after", "dies in the middle", "is full"]
 FAULTS: tuple[Fault, ...] = ("dies before", "dies after", "dies in the middle", "is full")
 _GONE = 9_999_999  # no system numbers its processes so high
+_FREE = 4096  # bytes that a full disk has left
 
 
 class Died(BaseException):
@@ -93,3 +96,34 @@ def through(disk: Disk) -> Iterator[None]:
         mock.patch.object(os, "unlink", stepping("unlink")),
     ):
         yield
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, mount: bool) -> Iterator[bool]:
+    """A disk of 64 MB in a folder, if one may be mounted there; whether it is one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", f"{folder}"]
+    mounted = mount and os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", f"{folder}"], check=True)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path, *, mounted: bool) -> Iterator[int]:
+    """Fill the disk for a while; where it is not one of ours, how many bytes a file may have instead."""
+    if not mounted:
+        yield _FREE
+        return
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        file.truncate(file.tell() - _FREE)
+    try:
+        yield 0
+    finally:
+        ballast.unlink()

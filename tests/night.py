@@ -4,9 +4,10 @@
 
 Odd and bad files are put among links to the photographs. Lists that no run may start with are refused first. Then `ens
 predict --tta` is killed twice, meets a full disk (a small tmpfs where this may mount one, elsewhere a limit on the size
-of a file) and runs to its end. In the morning the bad ids are taken off the list, and an undisturbed run, `ens blend`
-and `ens check` make the submission. `errors.csv` must name the bad files with their codes and nothing else, and every
-row of the others must have the bytes of the undisturbed run. pytest does not collect this file.
+of a file) and runs to its end; no run may write again what one before it finished. `errors.csv` must name the bad files
+with their codes and nothing else, and every row of the others must have the bytes of an undisturbed run without them.
+In the morning `--on-bad-image skip` and `fill` must compute nothing, and `ens blend` and `ens check` must make of the
+one a submission that lacks just the bad files, of the other a complete one. pytest does not collect this file.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from ensemble import parts
 from ensemble.__main__ import run
 from ensemble.listing import read_ids
-from ensemble.predictions import read_part
+from ensemble.predictions import FILLED, read_part
 from ensemble.tables import read_table, render_table
+from ensemble.underway import NOTE
 from tests.children import PART_ROWS, start
+from tests.disk import full_disk, small_disk
 from tests.strange import CLOSED, bad_files, odd_files, refused_lists
 
-_FREE = 4096  # bytes that the full disk has left
 _LIMIT = 3600  # seconds of the clock that a run may take
 
 
@@ -70,9 +73,9 @@ class Night:
         models = [f"{path}" for path in self.models]
         return ["predict", *models, "--images", f"{self.images}", "--ids", f"{ids}", "--tta", "-o", f"{folder}"]
 
-    def start(self, ids: Path, *, file_bytes: int = 0) -> subprocess.Popen[str]:
+    def start(self, ids: Path, *options: str, file_bytes: int = 0) -> subprocess.Popen[str]:
         """Predict a list in a process of its own."""
-        command = self.predicting(ids, self.preds)
+        command = [*self.predicting(ids, self.preds), *options]
         return start(command, part_rows=self.part_rows, pause=self.pause, file_bytes=file_bytes)
 
     def write_list(self, name: str, ids: Sequence[str]) -> Path:
@@ -84,6 +87,24 @@ class Night:
     def parts(self) -> list[Path]:
         """The parts that the night has written so far."""
         return sorted(self.preds.rglob("part-*.parquet"))
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """What happens inside must leave every part that is there as it is.
+
+        Raises:
+            AssertionError: when it writes one again.
+        """
+        before = {path: path.stat().st_mtime_ns for path in self.parts()}
+        yield
+        again = [path for path, written in before.items() if path.stat().st_mtime_ns != written]
+        assert not again, again
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the last run says of itself, for each member."""
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.preds.rglob("_run.json"))]
+        assert len(found) == len(self.models)
+        return found
 
 
 def spend_night(
@@ -115,20 +136,15 @@ def spend_night(
         require(night, *night.predicting(clean, undisturbed))
         night.figures["undisturbed run"] = f"{time.monotonic() - began:.0f} s"
         compare(night, undisturbed)
-    submission = home / "submission.csv"
-    require(night, "blend", f"{undisturbed}", "--like", f"{clean}", "-o", f"{submission}")
-    require(night, "check", f"{submission}", "--like", f"{clean}")
-    assert read_ids(submission) == night.good
-    night.figures["submission"] = f"{len(night.good):,} rows, ens check finds no faults"
+        leave_out(night, listed)
+        fill(night, listed)
     return night
 
 
 def prepare(
     photographs: Path, models: Sequence[Path], home: Path, ids: Sequence[str], generator: random.Random
 ) -> Night:
-    """Link the photographs and put the odd and the bad files among them: the odd ones anywhere, the bad ones in the
-    last third of the list, so that there are parts without any, which a run that goes on must keep.
-    """
+    """Link the photographs and put the odd and the bad files among them, anywhere in the list."""
     odd, bad = odd_files(), bad_files()
     images = home / "images"
     for name in ids:
@@ -140,12 +156,12 @@ def prepare(
     (images / CLOSED[0]).write_bytes(next(iter(odd.values())))
     (images / CLOSED[0]).chmod(0)
     codes = {name: code for name, (code, _) in bad.items()} | dict([CLOSED])
-    good, listed = list(ids), list[str]()
+    good = list(ids)
     for name in odd:
         good.insert(generator.randrange(len(good) + 1), unicodedata.normalize("NFC", name))
     listed = list(good)
     for name in codes:
-        listed.insert(generator.randrange(len(good) * 2 // 3, len(listed) + 1), name)
+        listed.insert(generator.randrange(len(listed) + 1), name)
     night = Night(home, tuple(models), tuple(listed), tuple(good), codes)
     by_code = ", ".join(f"{code} {number}" for code, number in sorted(collections.Counter(codes.values()).items()))
     night.figures |= {
@@ -171,17 +187,18 @@ def disturb(night: Night, listed: Path, generator: random.Random, *, mounted: bo
     """Kill two runs and let a third meet a full disk."""
     whole = len(night.models) * -(-len(night.listed) // night.part_rows)
     for share in (generator.uniform(0, 0.3), generator.uniform(0.3, 0.6)):
-        process = night.start(listed)
-        began = time.monotonic()
-        while process.poll() is None and len(night.parts()) < share * whole and time.monotonic() < began + _LIMIT:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, (time.monotonic() - began) / 20))
-        process.kill()
-        said = process.communicate()[1]
+        with night.keeping():
+            process = night.start(listed)
+            began = time.monotonic()
+            while process.poll() is None and len(night.parts()) < share * whole and time.monotonic() < began + _LIMIT:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, (time.monotonic() - began) / 20))
+            process.kill()
+            said = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, said
         night.figures["killed with"] = f"{night.figures.get('killed with', '')} {len(night.parts())}".strip()
     night.figures["killed with"] += f" of {whole} parts written"
-    with full_disk(night.preds.parent, mounted=mounted) as limit:
+    with full_disk(night.preds.parent, mounted=mounted) as limit, night.keeping():
         process = night.start(listed, file_bytes=limit)
         said = process.communicate(timeout=_LIMIT)[1]
     assert process.returncode == 7, said
@@ -192,18 +209,18 @@ def disturb(night: Night, listed: Path, generator: random.Random, *, mounted: bo
 
 def finish(night: Night, listed: Path) -> None:
     """The last run of the night does the rest, and tells of every bad file and of no other."""
-    process = night.start(listed)
-    said = process.communicate(timeout=_LIMIT)[1]
+    with night.keeping():
+        process = night.start(listed)
+        said = process.communicate(timeout=_LIMIT)[1]
     assert process.returncode == 3, said
     assert "error[E326]" in said, said
     table = read_table(night.preds / "errors.csv")
     named = dict(zip(table.column("id"), table.column("code"), strict=True))
     assert named == night.bad, sorted(named.items() ^ night.bad.items())
-    left = [path for path in night.preds.rglob("*") if path.suffix == ".tmp"]
+    left = [path for path in night.preds.rglob("*") if path.suffix == ".tmp" or path.name == NOTE]
     assert not left, left
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in night.preds.rglob("_run.json")]
-    assert len(records) == len(night.models)
-    night.figures["last run"] = f"exit status 3, E326; {records[0]['computed']:,} of {len(night.good):,} rows computed"
+    computed = night.records()[0]["computed"]
+    night.figures["last run"] = f"exit status 3, E326; {computed:,} of {len(night.good):,} rows computed"
     night.figures["errors.csv"] = f"names the {len(named)} bad files with their codes, and no other"
 
 
@@ -218,6 +235,45 @@ def compare(night: Night, undisturbed: Path) -> None:
         assert not differing, differing
         rows += len(found)
     night.figures["rows compared"] = f"{rows:,}, each of two views: equal to the last bit"
+
+
+def decide(night: Night, listed: Path, policy: str) -> Path:
+    """Run once more with another policy for bad images, which computes nothing, and blend; where the submission is."""
+    with night.keeping():
+        process = night.start(listed, "--on-bad-image", policy)
+        said = process.communicate(timeout=_LIMIT)[1]
+    assert process.returncode == 0, said
+    assert [record["computed"] for record in night.records()] == [0] * len(night.models)
+    submission = night.home / "submission.csv" if policy == "skip" else night.home / "filled.csv"
+    options = ["--allow-missing"] * (policy == "skip")
+    blending = ("blend", f"{night.preds}", "--like", f"{listed}", "-o", f"{submission}", "--json", *options)
+    told = json.loads(require(night, *blending))
+    named = {"skip": {"missing": sorted(night.bad), "filled": []}, "fill": {"missing": [], "filled": sorted(night.bad)}}
+    assert {key: told[key] for key in ("missing", "filled")} == named[policy]
+    require(night, "check", f"{submission}", "--like", f"{listed}", *options)
+    return submission
+
+
+def leave_out(night: Night, listed: Path) -> None:
+    """With ``skip`` the submission has every good image in its place, and a check that allows nothing names the bad."""
+    submission = decide(night, listed, "skip")
+    assert read_ids(submission) == night.good
+    status, said = hear(night, "check", f"{submission}", "--like", f"{listed}", "--json")
+    (fault,) = json.loads(said)["error"]["details"]
+    assert (status, fault.partition(":")[0]) == (5, f"missing ({len(night.bad)})"), said
+    night.figures["submission"] = f"{len(night.good):,} rows, ens check --allow-missing finds no faults"
+    night.figures["left out"] = f"the {len(night.bad)} bad files, and no other; nothing is computed for that"
+
+
+def fill(night: Night, listed: Path) -> None:
+    """With ``fill`` the submission is complete, its filled rows are those of the bad files, and the others stay."""
+    submission = decide(night, listed, "fill")
+    assert read_ids(submission) == night.listed
+    found = [read_part(path)[0] for path in night.preds.rglob(FILLED)]
+    assert [(set(part.ids), set(part.filled)) for part in found] == [(set(night.bad),) * 2] * len(night.models)
+    rows = read_table(submission).rows
+    assert tuple(row for row in rows if row[0] not in night.bad) == read_table(night.home / "submission.csv").rows
+    night.figures["filled"] = f"{len(rows):,} rows, {len(night.bad)} of them the class prior; the others stay"
 
 
 def require(night: Night, *arguments: str) -> str:
@@ -236,37 +292,6 @@ def hear(night: Night, *arguments: str) -> tuple[int, str]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         return run(arguments), heard.getvalue()
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, *, mount: bool) -> Iterator[bool]:
-    """A disk of 64 MB in a folder, if one may be mounted there; whether it is one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", f"{folder}"]
-    mounted = mount and os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", f"{folder}"], check=True)
-
-
-@contextlib.contextmanager
-def full_disk(folder: Path, *, mounted: bool) -> Iterator[int]:
-    """Fill the disk for a while; where it is not one of ours, how many bytes a file may have instead."""
-    if not mounted:
-        yield _FREE
-        return
-    ballast = folder / "ballast"
-    with open(ballast, "wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(1 << 16))
-        file.truncate(file.tell() - _FREE)
-    try:
-        yield 0
-    finally:
-        ballast.unlink()
 
 
 def _rows(folder: Path) -> dict[str, bytes]:

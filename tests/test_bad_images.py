@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from ensemble import predict as predict_module
 from ensemble.blend import blend
 from ensemble.cli import ens
 from ensemble.errors import DataError, OptionError, PredictionError
+from ensemble.evaluate import Truth, evaluate, read_truth
 from ensemble.events import Recorder
 from ensemble.faults import OnBadImage
+from ensemble.holdouts import gather_folds
 from ensemble.labels import MASK18
 from ensemble.members import shared_images
 from ensemble.pool import parse_pool
 from ensemble.predict import RUN, predict
 from ensemble.predicted import Predicted
-from ensemble.predictions import COMPLETE, FILLED, part_path, read_part, read_predictions
+from ensemble.predictions import COMPLETE, FILLED, hash_ids, part_path, read_part, read_predictions
 from ensemble.prior import log_prior
 from ensemble.recipe import Group, Recipe, make_recipe
 from ensemble.report import report
@@ -383,6 +386,39 @@ def test_the_report_shows_what_could_not_be_read(
     assert "<code>W326</code> 2 of 21 images could not be read" in page
     assert len(facts.disputes) == 12
     assert not {dispute.image for dispute in facts.disputes} & set(BAD)
+
+
+def test_what_is_compared_with_a_truth_lacks_none_of_its_images(
+    tmp_path: Path, images: Path, models: list[Path]
+) -> None:
+    """Scores, out-of-fold predictions and the report refuse with E534 and name what is missing; of a truth without
+    those images there are scores, and of a fold whose card knows all of them as its holdout.
+    """
+    models[0].unlink()
+    card = replace(toys.card("b"), holdout_sha256=hash_ids(NAMES))
+    toys.write_model(tmp_path / "models", card, seed=1)
+    run(tmp_path, "skip")
+    found = read_predictions(tmp_path / "out" / "b")
+    path = tmp_path / "truth.csv"
+
+    def truth_of(names: Sequence[str]) -> Truth:
+        path.write_text("ImageID,ans\n" + "".join(f"{name},{i % 18}\n" for i, name in enumerate(names)))
+        return read_truth(path, MASK18)
+
+    whole = truth_of(NAMES)
+    comparisons: list[Callable[[], object]] = [
+        lambda: evaluate(found, whole),
+        lambda: gather_folds([found], whole),
+        lambda: report([tmp_path / "out"], truth=path),
+    ]
+    for compare in comparisons:
+        with pytest.raises(PredictionError, match="2 images of the truth are missing in b") as caught:
+            compare()
+        assert caught.value.code == "E534"
+    rest = truth_of(GOOD)
+    assert evaluate(found, rest).images == len(GOOD)
+    assert gather_folds([found], rest)[0].ids == GOOD
+    assert report([tmp_path / "out"], truth=path).quality is not None
 
 
 def test_predictions_of_before_are_read(tmp_path: Path, images: Path, models: list[Path]) -> None:

@@ -186,6 +186,16 @@ def test_bad_images_become_what_they_become_on_one_machine(tmp_path: Path, polic
     assert (again.filled or again.missing) == ("09.jpg", "10.jpg")
 
 
+def test_nothing_is_noted_as_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts go out at once and no image is decoded here: after a kill there would be the whole list to try."""
+    noted: list[object] = []
+    monkeypatch.setattr("ensemble.predict.note", lambda *arguments: noted.append(arguments))
+    run(tmp_path, FakeRay(), "cluster")
+    assert not noted
+    run(tmp_path, None, "local")
+    assert noted
+
+
 def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:
     """Nothing is left to do after a local run of the same thing, so no worker starts; a part that is missing is one
     worker's errand.

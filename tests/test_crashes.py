@@ -34,12 +34,11 @@ from ensemble.predictions import COMPLETE, part_path, read_predictions
 from ensemble.report import report
 from ensemble.session import Session, start_session
 from ensemble.tta import parse_views
-from ensemble.underway import note, read_note
+from ensemble.underway import NOTE, note, read_note
 from tests import toys
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{i:02d}.jpg" for i in range(30)]
-NOTE = ".underway"
 # in every Python that finds it: a decoder that dies over a comment in the file, and one that takes all memory
 SITE = """
 import os, signal
@@ -181,6 +180,27 @@ def test_fault_65_submit_gets_past_a_crash_too(tmp_path: Path, images: Path, ear
     assert ens(tmp_path, *command).returncode == 0
 
 
+@pytest.mark.parametrize("submits", [False, True])
+def test_fault_65_a_crash_stays_known_when_images_beside_it_change(tmp_path: Path, images: Path, submits: bool) -> None:
+    """A part that is done again, as another of its images has been mended, decodes the image that crashes nowhere but
+    in a process of its own.
+    """
+    command = predict_command()
+    if submits:
+        run(tmp_path, "preds")
+        assert ens(tmp_path, "blend", "preds", "-o", "first.csv", "--save", "blend.json").returncode == 0
+        command = ["submit", "blend.json", "--images", "images", "--models", "models", "-o", "out.csv"]
+        command += ["--device", "cpu", "--work", "work", "--early-exit", "exact", "-j", "1"]
+    comment(images / "13.jpg", b"SIGSEGV")
+    (images / "14.jpg").write_bytes(b"")
+    assert [ens(tmp_path, *command).returncode for _ in range(2)] == [-signal.SIGSEGV, 3]
+    (images / "14.jpg").write_bytes(toys.encode(toys.picture(14)))
+    again = ens(tmp_path, *command)
+    assert again.returncode == 3, again.stderr
+    assert "error[E326] 1 of 30 images" in again.stderr
+    assert "[E325] 13.jpg: crashes the decoder (SIGSEGV)" in again.stderr
+
+
 def test_fault_65_a_killed_run_is_no_crash(tmp_path: Path, images: Path) -> None:
     """Where a run was killed, the images that it was at are tried alone, nothing is found, and it goes on to the bytes
     of an undisturbed run; nothing is noted any more when that has ended.
@@ -248,6 +268,59 @@ def test_a_process_that_does_not_start_blames_no_image(images: Path, monkeypatch
     monkeypatch.setattr(isolate, "_SERVE", "raise SystemExit(1)")
     with pytest.raises(RuntimeError, match="does not start"):
         find_faults(list_images(images), [0])
+
+
+def test_no_room_for_a_process_is_no_bug(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on processes, or of memory, is E603 and says what to do; any other error of the system is left alone."""
+
+    def refuse(number: int) -> None:
+        def start(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+
+    for number in (errno.EAGAIN, errno.ENOMEM):
+        refuse(number)
+        with pytest.raises(DeviceError, match="no room for the process") as caught:
+            find_faults(list_images(images), [0])
+        assert caught.value.code == "E603"
+    refuse(errno.ENOENT)
+    with pytest.raises(FileNotFoundError):
+        find_faults(list_images(images), [0])
+
+
+def test_the_process_finds_the_package_where_the_run_did(images: Path, tmp_path: Path) -> None:
+    """Also where that is the working folder, which Python writes as an empty entry of its path."""
+    code = "import sys; sys.path[0] = ''; from ensemble.isolate import _Process; _Process().close()"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "ensemble").symlink_to(ROOT / "ensemble")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "here", env=environment, check=True, timeout=60)
+
+
+def test_a_stop_ends_the_process(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while it starts, or while it decodes, leaves no child behind."""
+    real, children = subprocess.Popen, list[Any]()
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        children.append(real(*arguments, **options))
+        return children[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for at in (1, 2):
+        asked = iter(range(1, 9))
+
+        def stop(process: isolate._Process, at: int = at, asked: Any = asked) -> bytes:
+            if next(asked) == at:
+                raise KeyboardInterrupt
+            assert process._child.stdout is not None
+            return bytes(process._child.stdout.readline())
+
+        monkeypatch.setattr(isolate._Process, "_read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            find_faults(list_images(images), [0])
+        assert children[-1].poll() == -signal.SIGKILL
+    assert len(children) == 2
 
 
 @pytest.mark.parametrize("text", [b"", b"x y\n", b"3", b"0 99999999999\n", b"5 2\n", b"\xff"])

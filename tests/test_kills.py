@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ensemble import chunks, parts
+from ensemble import predict as predict_module
 from ensemble.blend import blend
 from ensemble.errors import FileError
 from ensemble.predict import predict
@@ -28,10 +29,10 @@ def test_fault_68_killed_runs_resume_to_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL at a dozen random moments leaves, run again, every byte of a quiet run and no stray file; `python -m
     tests.kills` does it for longer, and kills exports too.
     """
-    report = kill_often(tmp_path, times=12, images=240, torch=False, inside=True)
+    report = kill_often(tmp_path, times=12, torch=False)
     assert sum(sum(stages.values()) for stages in report.kills.values()) == 12
     struck = set().union(*report.kills.values())
-    assert len(struck) > 1, report.render()
+    assert len(struck) > 2, report.render()
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine pictures, in two parts or chunks, two models, predictions and a recipe."""
     monkeypatch.setattr(parts, "PART_ROWS", 5)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", {"cpu": 5})
+    for module in (predict_module, chunks):  # no image is bad, and the process that finds it takes a second to start
+        monkeypatch.setattr(module, "find_faults", lambda *_, **__: {})
     toys.write_pictures(tmp_path / "images", NAMES)
     for seed, member in enumerate("ab"):
         toys.write_model(tmp_path / "models", toys.card(member), seed=seed)
