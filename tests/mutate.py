@@ -255,6 +255,56 @@ GUARDS = (
         "test_open.py::test_a_shape",
     ),
     Guard("checkpoints/values.py", "    if broken:", "    if False:", "test_open.py::test_fault_48"),
+    # images that could not be read
+    Guard(
+        "ensemble/tables.py",
+        'if cell.startswith((*FORMULA, "\\t", "\\r")) else cell',
+        "if False else cell",
+        "test_crashes.py::test_fault_32",
+    ),
+    Guard(
+        "ensemble/isolate.py",
+        '        if not answer.endswith(b"\\n"):',
+        "        if False:",
+        "test_crashes.py::test_fault_65_a_decoder",
+    ),
+    Guard(
+        "ensemble/underway.py",
+        "    except MemoryError as err:",
+        "    except ZeroDivisionError as err:",
+        "test_crashes.py::test_fault_63_memory_that_runs_out_while",
+    ),
+    Guard(
+        "ensemble/members.py",
+        "    if missing and not allow_missing:",
+        "    if False:",
+        "test_bad_images.py::test_a_submission_lacks_rows",
+    ),
+    Guard(
+        "ensemble/submit.py",
+        "    if not allow_missing:",
+        "    if False:",
+        "test_bad_images.py::test_submit_fills_as_predict",
+    ),
+    Guard(
+        "ensemble/predictions.py",
+        "wanted.intersection(member.missing)",
+        "wanted.intersection(())",
+        "test_bad_images.py::test_what_is_compared",
+    ),
+    Guard(
+        "ensemble/blend.py",
+        "_rows_without(inner, filled)",
+        "_rows_without(inner, ())",
+        "test_bad_images.py::test_filled_rows_make_no_member",
+    ),
+    # what is learned
+    Guard(
+        "ensemble/guard.py",
+        "best if clear[best] > _ROUNDING else 0",
+        "best",
+        "test_guard.py::test_a_candidate_is_taken",
+    ),
 )
 
 
