@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ensemble.blend import blend
-from ensemble.candidates import CANDIDATES, candidates_for
+from ensemble.candidates import CANDIDATES, candidates_for, fit_candidates
 from ensemble.errors import EnsError
 from ensemble.evaluate import Truth
 from ensemble.events import Recorder
@@ -266,6 +268,23 @@ def test_what_does_not_fit_is_refused() -> None:
         "E525",
         "learning needs persons to fit to and others to judge by, at least 5; got 4",
     )
+
+
+def test_learning_takes_one_thread_of_linear_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: what is learned does not depend on it. Afterwards there are as many as before."""
+    members, truth = contest()
+    seen: set[int] = set()
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        seen.update(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return fit_candidates(*arguments, **options)
+
+    monkeypatch.setattr("ensemble.learn.fit_candidates", counting)
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threadpool_info()
+        learn(members, truth, method="linear", repeats=1)
+        assert threadpool_info() == before
+    assert seen == {1}
 
 
 def test_progress_is_told_and_comes_to_an_end() -> None:
