@@ -23,3 +23,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and chunks of eight rows, so that a few pictures make several."""
+    monkeypatch.setattr("ensemble.parts.PART_ROWS", 8)
+    monkeypatch.setattr("ensemble.chunks.CHUNK_ROWS", {"cpu": 8})

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from ensemble import chunks as chunks_module
-from ensemble import parts
 from ensemble import predict as predict_module
 from ensemble.blend import blend
 from ensemble.cli import ens
@@ -38,6 +36,8 @@ from ensemble.tta import parse_views
 from tests import toys
 from tests.members import draw_logits, make_member
 
+pytestmark = pytest.mark.usefixtures("small_parts")
+
 NAMES = [f"{i:02d}.jpg" for i in range(21)]
 BAD = ("03.jpg", "17.jpg")
 GOOD = tuple(name for name in NAMES if name not in BAD)
@@ -48,13 +48,6 @@ RECIPE = Recipe(
     groups={"a": Group(3.0, {"a": ""}), "b": Group(1.0, {"b": ""})},
     labels=MASK18,
 )
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(parts, "PART_ROWS", 8)
-    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
 @pytest.fixture

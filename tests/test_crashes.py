@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from ensemble import chunks as chunks_module
-from ensemble import files, isolate, parts
+from ensemble import files, isolate
 from ensemble import pipeline as pipeline_module
 from ensemble import predict as predict_module
 from ensemble.__main__ import run as run_command
@@ -36,6 +35,8 @@ from ensemble.session import Session, start_session
 from ensemble.tta import parse_views
 from ensemble.underway import NOTE, note, read_note
 from tests import toys
+
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{i:02d}.jpg" for i in range(30)]
@@ -65,13 +66,6 @@ chunks.CHUNK_ROWS = {"cpu": 8}
 from ensemble.__main__ import run
 sys.exit(run(sys.argv[1:]))
 """
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(parts, "PART_ROWS", 8)
-    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from ensemble import chunks as chunks_module
-from ensemble import parts
 from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
 from ensemble.chunk import Chunk, read_chunk, write_chunk
@@ -39,6 +38,8 @@ from ensemble.tta import parse_views
 from tests import toys
 from tests.gpus import fake_gpus
 
+pytestmark = pytest.mark.usefixtures("small_parts")
+
 NAMES = [f"{i:02d}.jpg" for i in range(21)]
 RECIPE = Recipe(
     pool=parse_pool("linear"),
@@ -52,13 +53,6 @@ RECIPE = Recipe(
     sharpness=1.3,
     bias=tuple(np.linspace(-0.2, 0.2, 18).tolist()),
 )
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr(parts, "PART_ROWS", 8)
-    monkeypatch.setattr(chunks_module, "CHUNK_ROWS", {"cpu": 8})
 
 
 @pytest.fixture
