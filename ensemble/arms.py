@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,8 @@ class Job:
     """What every arm has to do: these images through these models, and with ``tta`` their mirror images too.
 
     ``warm_up`` images go first, before the clock starts. ``batch`` and ``workers`` are what the user asked `predict`
-    for; the bound is told what `predict` took. ``scratch`` is a folder for what is written, and outlives the pass.
+    for; the bound is told what `predict` took, ``at_once`` too: how many images go through each member at once.
+    ``scratch`` is a folder for what is written, and outlives the pass.
     """
 
     models: tuple[Path, ...]
@@ -66,6 +67,7 @@ class Job:
     boxes: Path | None = None
     batch: int | None = None
     workers: int | None = None
+    at_once: Mapping[str, int] = field(default_factory=dict)
     warm_up: int = 0
     scratch: Path | None = None
 
@@ -117,7 +119,8 @@ def run_predict(job: Job, clock: Clock) -> Outcome:
                 clock.stop()
             answers = {one.member: read_predictions(one.folder).logits for one in done.members}
             stages = {stage: spent for stage, spent in done.seconds.items() if stage != "wall"}
-            return Outcome(answers, done.batch, done.workers, stages)
+            at_once = {one.member: one.at_once or done.batch for one in done.members}
+            return Outcome(answers, done.batch, done.workers, stages, at_once=at_once)
 
         if job.warm_up:
             run(job.ids[: job.warm_up], "warm-up", timed=False)
@@ -140,7 +143,7 @@ def run_bound(job: Job, clock: Clock) -> Outcome:
         ask = _ask_gpus(inputs, batches, views, job.where, batch)
         pools = [ThreadPoolExecutor(1) for _ in job.where.each]
     else:
-        ask = _ask_cpu(inputs, batches, views, job.where)
+        ask = _ask_cpu(inputs, batches, views, job.where, job.at_once)
         pools = [ThreadPoolExecutor(workers)]
 
     def run(batches: int) -> list[Answers]:
@@ -233,7 +236,11 @@ def _look(inputs: Inputs, rows: range) -> dict[Preprocess, Pixels]:
 
 
 def _ask_cpu(
-    inputs: Inputs, batches: Sequence[Mapping[Preprocess, Pixels]], views: Sequence[View], device: Device
+    inputs: Inputs,
+    batches: Sequence[Mapping[Preprocess, Pixels]],
+    views: Sequence[View],
+    device: Device,
+    at_once: Mapping[str, int],
 ) -> Callable[[int, int], Answers]:
     """All models and views on the first rows of batch i, going round in the batches there are."""
     sessions = [start_session(model, device=device) for model in inputs.models]
@@ -245,7 +252,10 @@ def _ask_cpu(
     def ask(i: int, rows: int) -> Answers:
         looks = seen[i % len(seen)]
         return {
-            one.card.member: {view: one.run(pixels[:rows]) for view, pixels in looks[one.card.preprocess].items()}
+            one.card.member: {
+                view: one.run_in_pieces(pixels[:rows], at_once.get(one.card.member, rows))
+                for view, pixels in looks[one.card.preprocess].items()
+            }
             for one in sessions
         }
 

@@ -139,7 +139,8 @@ class _Passes:
         """One pass; the bound works as `predict` with the same models last did."""
         self.listener.progress("bench", self.done, self.total)
         if arm.kind == BOUND:
-            job = replace(job, batch=self.layout[arm.ours].batch, workers=self.layout[arm.ours].workers)
+            ours = self.layout[arm.ours]
+            job = replace(job, batch=ours.batch, workers=ours.workers, at_once=ours.at_once)
         lap, outcome = measure(arm.loop, job, name=arm.name, gpu=self.gpu)
         self.done += 1
         self.layout[arm.name] = replace(outcome, answers={})

@@ -36,6 +36,7 @@ from ensemble.model_file import ModelFile
 from ensemble.pipeline import Answer, Pipeline, Work
 from ensemble.session import Session, start_session
 from ensemble.stored import StoredImage
+from ensemble.trial import Trial
 from ensemble.tta import parse_views
 
 _SMALLEST_STORE = 80 << 20  # bytes; Ray refuses less than 78 MB
@@ -44,12 +45,15 @@ _CORES = 4  # of a worker, by default: the models are in memory once for all of 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """What every worker must know: the ``models`` come apart. ``views`` by name, ``threads`` of one worker."""
+    """What every worker must know: the ``models`` come apart. ``views`` by name, ``threads`` of one worker; ``sizes``
+    as in `Pipeline`.
+    """
 
     device: str
     provider: str
     views: tuple[str, ...]
     threads: int
+    sizes: tuple[int, ...]
     image: Path | StoredImage
     versions: str
 
@@ -93,6 +97,7 @@ class PartWorker:
             if device.provider != job.provider:
                 raise DeviceError("E611", f"{platform.node()} has {device.provider}, but asked for is {job.provider}")
             self._job, self._device = job, device
+            self._trials: dict[str, Trial] = {}
             self._sessions = {m.card.member: start_session(m, device=device, listener=recorder) for m in models}
         except EnsError as err:
             return err
@@ -107,9 +112,11 @@ class PartWorker:
             on_gpu=self._device.is_gpu,
             workers=self._job.threads,
             boxes=share.boxes,
+            sizes=self._job.sizes,
             listener=recorder,
         )
         pipeline.known |= share.known
+        pipeline.trials = self._trials
         asked = tuple(self._sessions[member] for member in share.members)
         try:
             answers = tuple(shift(a, share.start) for a in pipeline.run(Work(rows, asked) for rows in share.batches))

@@ -31,8 +31,8 @@ _EVERY = 0.5  # seconds between two looks at the memory of worker processes
 class Outcome:
     """What a pass answered: ``answers[member][view]`` is ``(N, C)`` logits; ``classes`` are those of a submission.
 
-    ``batch`` images went through a model at once and ``workers`` threads or processes worked on them; ``stages`` are
-    seconds by stage where the pass counts them itself.
+    ``workers`` threads or processes worked on batches of ``batch`` images, which went through a model at once, or
+    ``at_once`` of them, by member; ``stages`` are seconds by stage where the pass counts them itself.
     """
 
     answers: Answers
@@ -40,6 +40,7 @@ class Outcome:
     workers: int
     stages: Mapping[str, float] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    at_once: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

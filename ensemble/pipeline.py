@@ -32,6 +32,7 @@ from ensemble.lanes import Inputs, load_ahead, through_lanes
 from ensemble.listing import Listing
 from ensemble.resident import halving, inputs_of, rows_of
 from ensemble.session import Session
+from ensemble.trial import Trial
 from ensemble.tta import View
 
 Logits = NDArray[np.float32]
@@ -51,8 +52,7 @@ class Work:
 class Answer:
     """What came of some rows: ``logits[member][view]`` is ``(len(rows), C)`` for the rows that could be read.
 
-    ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row. ``spent`` are
-    the seconds of one core that models and views took.
+    ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row.
     """
 
     asked: range
@@ -60,7 +60,6 @@ class Answer:
     logits: Mapping[str, Mapping[str, Logits]]
     faults: Mapping[int, DataError]
     oddities: Mapping[int, tuple[str, ...]]
-    spent: float = 0.0
 
 
 class Stopwatch:
@@ -107,7 +106,8 @@ class Pipeline:
     ``boxes[i]`` is the face in image i of the listing; models without face crops do without. ``ahead`` is how many
     batches may be begun and not yet handed on. On the CPU only those that a worker has in hand hold pixels, and the
     others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one handed on.
-    ``known`` are the rows that are known to be faulty: they are not looked at.
+    On the CPU a batch goes through each model in pieces of whichever of ``sizes`` turns out fastest, see `Trial`;
+    without ``sizes``, and elsewhere, as a whole. ``known`` are rows known to be faulty: they are not looked at.
     """
 
     def __init__(
@@ -119,10 +119,13 @@ class Pipeline:
         workers: int,
         boxes: Sequence[Box | None] | None = None,
         ahead: int | None = None,
+        sizes: Sequence[int] = (),
         listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
         self.known: dict[int, DataError] = {}
+        self.trials: dict[str, Trial] = {}
+        self._sizes = sizes
         self._ahead_by = ahead or (workers + 2 if on_gpu else 4 * workers)
         self._listing = listing
         self._boxes = boxes
@@ -256,7 +259,6 @@ class Pipeline:
         return Batch(tuple(good), pixels, faults, oddities)
 
     def _infer(self, work: Work, batch: Batch) -> Answer:
-        began = time.thread_time()
         logits: dict[str, dict[str, Logits]] = {session.card.member: {} for session in work.sessions}
         alike: dict[Preprocess, list[Session]] = {}
         for session in work.sessions if batch.rows else ():
@@ -267,23 +269,33 @@ class Pipeline:
                 seen = view.apply(pixels)
                 for session in sessions:
                     logits[session.card.member][view.name] = self.ask(session, seen)
-        spent = time.thread_time() - began
-        return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities, spent)
+        return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities)
+
+    def _trial_of(self, session: Session) -> Trial | None:
+        if not self._sizes or session.device.kind != "cpu":
+            return None
+        member = session.card.member
+        return self.trials.get(member) or self.trials.setdefault(member, Trial(self._sizes))
 
     def _ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits; a batch that the device has no memory for is halved, and later ones start there."""
         if session.fixed is not None:
             return halving(session, partial(session.run, pixels), self._listener)
-        size = min(len(pixels), self._largest_batch.get(session.card.member, len(pixels)))
+        trial = self._trial_of(session)
+        size = len(pixels) if trial is None else trial.next_size(len(pixels))
+        size = min(size, self._largest_batch.get(session.card.member, size))
+        began = time.thread_time()
         try:
-            pieces = [session.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+            logits = session.run_in_pieces(pixels, size)
         except DeviceError as err:
             if err.code != "E602" or size == 1:
                 raise
             self._largest_batch[session.card.member] = size // 2
             self._listener.notice(Notice("W602", f"{err.message}; going on with {size // 2}"))
             return self._ask(session, pixels)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if trial is not None:
+            trial.learn(size, len(pixels), time.thread_time() - began)
+        return logits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

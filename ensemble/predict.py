@@ -10,6 +10,7 @@ import functools
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 
@@ -33,7 +34,7 @@ from ensemble.remote import RemotePipeline
 from ensemble.resident import start_resident
 from ensemble.session import Session, start_session
 from ensemble.sources import list_source
-from ensemble.trial import CANDIDATES, Trial
+from ensemble.trial import SIZES
 from ensemble.tta import View
 from ensemble.underway import note, noted, tell_died
 from ensemble.writer import Writer
@@ -62,11 +63,11 @@ def predict(
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
 
     All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
-    CPU also compute; ``batch`` images are computed at once, by default on the CPU as many as a trial on the first ones
-    shows to be fastest; ``memory`` bytes, by default half of what is available, bound both. On the CPU none of them
-    changes a bit of the answers. Parts that are there already are kept if they come from the same model, views, images
-    and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a ``cluster`` its machines
-    compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
+    CPU also compute; ``batch`` images are computed at once, by default on the CPU as many of a batch as a trial of each
+    model on the first ones shows to be fastest; ``memory`` bytes, by default half of what is available, bound both. On
+    the CPU none of them changes a bit of the answers. Parts that are there already are kept if they come from the same
+    model, views, images and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a
+    ``cluster`` its machines compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
 
     An image that cannot be read is named in ``errors.csv`` and keeps no other from being predicted. ``on_bad_image``
     says what becomes of it, and may be another one in the next run: nothing is computed again for that. Where a run
@@ -99,6 +100,7 @@ def predict(
             members.append(resume(model, folder, run, listing, fresh=fresh, listener=recorder))
         faults = _try_doubtful(members, listing, recorder)
         pipeline: Pipeline | RemotePipeline
+        sizes = () if batch else SIZES
         if cluster:
             pipeline = RemotePipeline(
                 cluster,
@@ -109,6 +111,7 @@ def predict(
                 workers=workers,
                 part_rows=parts.PART_ROWS,
                 boxes=found,
+                sizes=sizes,
                 listener=recorder,
             )
             bounds = Bounds(pipeline.workers, batch or BATCH[where.kind], 0)
@@ -122,16 +125,16 @@ def predict(
                 workers=bounds.workers,
                 boxes=found,
                 ahead=bounds.ahead,
+                sizes=sizes,
                 listener=recorder,
             )
         pipeline.known |= faults
         for member in members:
             member.clear()
-        # a cluster's batches are cut before the first one is computed: there is nothing to learn from
-        trial = _trial(members, listing, where, bounds, bounds.batch if cluster else batch)
+        size = bounds.batch if batch or on_gpu or cluster else _share_out(members, listing, bounds)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         with noted([member.folder for member in members]):
-            faults |= _compute_in_turn(members, pipeline, listing, where, trial, pace, views, recorder)
+            faults |= _compute_in_turn(members, pipeline, listing, where, size, pace, views, recorder)
         write_errors(folder / ERRORS, listing, faults)
         policy: OnBadImage = "fail" if len(faults) == len(listing) else on_bad_image
         if policy != "fail":
@@ -139,7 +142,7 @@ def predict(
             what = "left out" if policy == "skip" else filling
             tell_unread(faults, listing, folder / ERRORS, what, recorder)
         watch = pipeline.watch.seconds
-        runs = tuple(MemberRun(m.name, m.folder, m.computed, watch.get(m.name, 0.0), m.decisions) for m in members)
+        runs = tuple(_member_run(member, pipeline) for member in members)
         forward = sum(run.seconds for run in runs)
         stages = ("read", "decode", "resize", *(["copy"] if on_gpu else []), "forward", "write")
         seconds = {stage: watch.get(stage, 0.0) for stage in stages}
@@ -150,12 +153,11 @@ def predict(
             len(listing),
             seen,
             str(where),
-            trial.batch,
+            size,
             bounds.workers,
             runs,
             seconds,
             memory,
-            trial.samples,
             filled=unread_ids if policy == "fill" else (),
             missing=unread_ids if policy != "fill" else (),
         )
@@ -190,21 +192,23 @@ def _fit(
     """How much may be under way; where nothing is pending, no image or network is looked at to find that out."""
     if not any(member.pending for member in members):
         return Bounds(workers, batch or BATCH[device.kind], 4 * workers)
-    most = batch or (max(CANDIDATES) if device.kind == "cpu" else BATCH[device.kind])
     need = need_of([member.model for member in members], listing, device)
-    bounds = fit_memory(need, memory, workers=workers, batch=most, on_gpu=device.is_gpu)
+    bounds = fit_memory(need, memory, workers=workers, batch=batch or BATCH[device.kind], on_gpu=device.is_gpu)
     if bounds.workers < workers or bounds.batch < (batch or 1):
         listener.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
     return bounds
 
 
-def _trial(members: Sequence[Member], listing: Listing, device: Device, bounds: Bounds, batch: int | None) -> Trial:
-    """How large batches are: as asked for, else on a GPU all alike, and on a CPU as it turns out."""
+def _share_out(members: Sequence[Member], listing: Listing, bounds: Bounds) -> int:
+    """How large batches are on the CPU: of few images, every core has its share."""
     rows = sum(len(part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
-    if batch is not None or device.kind != "cpu" or not rows:
-        return Trial(0, usual=bounds.batch, candidates=())
-    most = min(bounds.batch, max(1, -(-rows // bounds.workers)))  # of few images, every core has its share
-    return Trial(rows, usual=min(BATCH["cpu"], most), candidates=[size for size in CANDIDATES if size <= most])
+    return min(bounds.batch, max(1, -(-rows // bounds.workers)))
+
+
+def _member_run(member: Member, pipeline: Pipeline | RemotePipeline) -> MemberRun:
+    seconds, trial = pipeline.watch.seconds.get(member.name, 0.0), pipeline.trials.get(member.name)
+    run = MemberRun(member.name, member.folder, member.computed, seconds, member.decisions)
+    return run if trial is None else replace(run, at_once=trial.size, trial=trial.samples)
 
 
 def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFile]:
@@ -224,7 +228,7 @@ def _compute_in_turn(
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
-    trial: Trial,
+    batch: int,
     pace: Pace,
     views: Sequence[View],
     listener: Listener,
@@ -237,12 +241,11 @@ def _compute_in_turn(
         if isinstance(pipeline, RemotePipeline):
             sessions = {name: stand_in(model, device) for name, model in models.items()}
         elif device.is_gpu:
-            rows = trial.batch
-            sessions = start_resident(models, device=device, rows=rows, views=views, in_turn=True, listener=listener)
+            sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
         else:
             sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
         together = [member for member in left if member.name in sessions]
-        faults |= _compute(together, sessions, pipeline, listing, trial, pace, listener)
+        faults |= _compute(together, sessions, pipeline, listing, batch, pace, listener)
         for member in together:
             member.decisions = sessions[member.name].decisions
         left = left[len(together) :]
@@ -255,7 +258,7 @@ def _compute(
     sessions: Mapping[str, Session],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
-    trial: Trial,
+    batch: int,
     pace: Pace,
     listener: Listener,
 ) -> dict[int, DataError]:
@@ -270,8 +273,9 @@ def _compute(
                 if decodes_here and index in member.pending:
                     note(member.folder, unfinished[0], index)
             asked = tuple(sessions[m.name] for m in members if index in m.pending)
-            for rows in trial.cut(part_rows(listing, index)):
-                yield Work(rows, asked)
+            part = part_rows(listing, index)
+            for start in range(part.start, part.stop, batch):
+                yield Work(range(start, min(start + batch, part.stop)), asked)
 
     def write(index: int, gathered: Sequence[Answer]) -> None:
         with pipeline.watch.timing("write", clock=time.perf_counter):
@@ -293,8 +297,6 @@ def _compute(
                 for row, codes in answer.oddities.items():
                     for code in codes:
                         oddities.setdefault(code, []).append(listing.ids[row])
-                if not answer.faults and len(answer.logits) == len(sessions):
-                    trial.learn(len(answer.rows), answer.spent)
                 done += len(answer.asked)
                 index = answer.asked.start // parts.PART_ROWS
                 if answer.asked.stop == part_rows(listing, index).stop:

@@ -19,7 +19,8 @@ from ensemble.trial import Sample
 class MemberRun:
     """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already.
 
-    ``decisions`` say how it ran, by what was chosen.
+    ``decisions`` say how it ran, by what was chosen; ``at_once`` is how many images went through it at once after the
+    ``trial`` of several sizes, where there was one.
     """
 
     member: str
@@ -27,6 +28,8 @@ class MemberRun:
     computed: int
     seconds: float
     decisions: Mapping[str, str] = field(default_factory=dict)
+    at_once: int | None = None
+    trial: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Predicted:
     """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``copy`` (on GPUs), ``forward`` and ``write``,
     summed over threads, and of it all, ``wall``.
 
-    ``memory`` are the bytes it kept to, None on a cluster; ``trial`` is what was measured to choose ``batch``, if so.
+    ``memory`` are the bytes it kept to, None on a cluster.
     ``filled`` and ``missing`` are images that could not be read: those with the class prior, and those without a row.
     """
 
@@ -46,7 +49,6 @@ class Predicted:
     members: tuple[MemberRun, ...]
     seconds: Mapping[str, float]
     memory: int | None
-    trial: tuple[Sample, ...] = ()
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -56,15 +58,16 @@ class Predicted:
 
     def render(self) -> str:
         """The members with their seconds, the seconds of each stage, and the folders, for people."""
-        rows = [(run.member, run.computed, f"{run.seconds:.1f}", str(run.folder)) for run in self.members]
+        rows = [
+            (run.member, run.computed, run.at_once or self.batch, f"{run.seconds:.1f}", str(run.folder))
+            for run in self.members
+        ]
         stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
-        tried = ", ".join(f"{sample.batch}: {1000 * sample.seconds:.1f}" for sample in self.trial)
         return (
             f"{self.images:,} images, views {', '.join(self.views)}, on {self.device} "
             f"with {self.workers} workers and batches of {self.batch}\n"
-            + (f"milliseconds of a core an image, by batch: {tried}\n" if tried else "")
             + render_unread(self.filled, self.missing)
-            + f"{render_columns(('member', 'computed', 'seconds', 'folder'), rows)}"
+            + f"{render_columns(('member', 'computed', 'at once', 'seconds', 'folder'), rows)}"
             f"seconds: {stages}"
         )
 
@@ -80,7 +83,8 @@ class Predicted:
             "batch": self.batch,
             "workers": self.workers,
             "memory": self.memory,
-            "trial": [asdict(sample) for sample in self.trial],
+            "at_once": own.at_once,
+            "trial": [asdict(sample) for sample in own.trial],
             "decisions": dict(own.decisions),
             "computed": own.computed,
             "filled": list(self.filled),

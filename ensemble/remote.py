@@ -16,6 +16,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.listing import Listing
 from ensemble.model_file import ModelFile
 from ensemble.pipeline import Answer, Stopwatch, Work
+from ensemble.trial import Trial
 from ensemble.tta import View
 
 _TRIES = 3
@@ -45,10 +46,12 @@ class RemotePipeline:
         workers: int | None,
         part_rows: int,
         boxes: Sequence[Box | None] | None = None,
+        sizes: Sequence[int] = (),
         listener: Listener = SILENT,
     ) -> None:
         self.watch = Stopwatch()
         self.known: dict[int, DataError] = {}
+        self.trials: dict[str, Trial] = {}  # the workers keep theirs
         self.places, self.workers = cluster.places(device, workers)
         self._cluster = cluster
         self._models = models
@@ -62,6 +65,7 @@ class RemotePipeline:
             provider=device.provider,
             views=tuple(view.name for view in views),
             threads=self.workers,
+            sizes=tuple(sizes),
             image=listing.cut(0, 1).place(0),
             versions=versions(),
         )

@@ -62,6 +62,16 @@ class Session:
         self._require_finite(answers)
         return answers
 
+    def run_in_pieces(self, batch: Pixels, size: int) -> NDArray[np.float32]:
+        """As `run`, with no more than ``size`` images at once.
+
+        Raises:
+            DeviceError: as `run`.
+        """
+        if size >= len(batch):
+            return self.run(batch)
+        return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
+
     def look(self, lane: Lane) -> dict[str, NDArray[np.float32]]:
         """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed``.
 

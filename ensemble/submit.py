@@ -34,6 +34,7 @@ from ensemble.prior import describe_priors
 from ensemble.recipe import Recipe
 from ensemble.submission import SubmissionFormat, write_submission
 from ensemble.submitted import Submitted
+from ensemble.trial import SIZES
 from ensemble.tta import parse_views
 
 EXACT = "exact"
@@ -99,7 +100,7 @@ def submit(
         views[cell.view].require_fits(found[cell.member].card.preprocess.size, member=cell.member)
     listing = list_images(images, None if like is None else like.ids, listener=recorder)
     where = choose_device(device, listener=recorder)
-    batch, workers = batch or BATCH[where.kind], workers or available_cores()
+    sizes, workers = () if batch else SIZES, workers or available_cores()
     faces = select_boxes(list(found.values()), boxes, listing, recorder)
     fit = None
     if budget is not None:
@@ -109,7 +110,9 @@ def submit(
             listing,
             work / "budget.json",
             seconds=budget,
-            pipeline=Pipeline(listing, (), on_gpu=where.is_gpu, workers=workers, boxes=faces, listener=recorder),
+            pipeline=Pipeline(
+                listing, (), on_gpu=where.is_gpu, workers=workers, boxes=faces, sizes=sizes, listener=recorder
+            ),
             device=where,
             workers=workers,
             fresh=fresh,
@@ -150,7 +153,7 @@ def submit(
                 recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
             )
         plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
-        memory = memory or available_memory() // 2
+        memory, batch = memory or available_memory() // 2, batch or BATCH[where.kind]
         bounds = fit_chunks(
             need_of(list(found.values()), listing, where),
             memory,
@@ -168,6 +171,7 @@ def submit(
             workers=bounds.workers,
             boxes=faces,
             ahead=bounds.ahead,
+            sizes=sizes,
             listener=recorder,
         )
         ran = run_chunks(
@@ -283,7 +287,7 @@ def _predict_all(
     folder: Path,
     *,
     device: Device,
-    batch: int,
+    batch: int | None,
     workers: int,
     memory: int | None,
     fresh: bool,

@@ -199,6 +199,21 @@ def test_the_bound_goes_round_in_what_it_keeps(contest: Path, monkeypatch: pytes
     assert found["a"]["hflip"].shape == (8, 18)
 
 
+def test_the_bound_takes_as_many_at_once_as_predict_did(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that runs by twos in batches of four has two runs a batch, the other one."""
+    asked: dict[str, list[int]] = {"a": [], "b": []}
+    run_one = Session.run
+
+    def counting(session: Session, batch: Pixels) -> Any:
+        asked[session.card.member].append(len(batch))
+        return run_one(session, batch)
+
+    monkeypatch.setattr(Session, "run", counting)
+    run_bound(replace(job(contest), at_once={"a": 2}), Clock())
+    assert {member: max(sizes) for member, sizes in asked.items()} == {"a": 2, "b": 4}
+    assert sum(asked["a"]) == sum(asked["b"]) == 1 + 2 * len(NAMES)
+
+
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:0,1"])
 def test_the_bound_on_gpus_answers_as_predict_does(contest: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """From buffers that were filled before, on one GPU or two, the bound gives the logits of `predict`."""
@@ -227,6 +242,7 @@ def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passe
     assert all(one.ids == tuple(NAMES[:10]) for _, one in passes)
     assert [one.warm_up for _, one in passes] == [0] * 3 + [10] * 6
     assert {one.batch for name, one in passes if name == "bound"} == {3}
+    assert {tuple(one.at_once.values()) for name, one in passes if name == "bound"} == {(3, 3)}
     assert [timing.name for timing in done.timings] == ["onnxruntime", "bound", "ens"]
     assert [(one.of, one.over) for one in done.ratios] == [("ens", "onnxruntime"), ("ens", "bound")]
     assert {one.arm: one.changed for one in done.agreements} == {"bound": 0, "onnxruntime": 0}

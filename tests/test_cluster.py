@@ -8,7 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +23,11 @@ from ensemble.devices import CPU, Device
 from ensemble.errors import DataError, DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
 from ensemble.faults import OnBadImage
+from ensemble.images import Pixels
 from ensemble.predict import predict
 from ensemble.predicted import Predicted
+from ensemble.session import Session
+from ensemble.trial import Trial
 from ensemble.tta import parse_views
 from tests import toys
 from tests.cluster_run import contents
@@ -209,13 +212,31 @@ def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:
     assert (len(ray.hired), done.members[0].computed) == (1, 4)
 
 
-def test_a_cluster_tries_no_sizes_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run long enough for a trial on this machine has batches of one size on a cluster, and tells no trial."""
-    monkeypatch.setattr("ensemble.predict.CANDIDATES", (1, 2))
-    toys.write_pictures(tmp_path / "images", [f"{i:02d}.jpg" for i in range(48)])
-    done = run(tmp_path, FakeRay(), "cluster")
-    assert (done.batch, done.trial) == (16, ())
-    assert len(run(tmp_path, None, "local").trial) == 2
+@pytest.mark.parametrize(("batch", "sizes"), [(None, {1, 2, 4}), (3, {3, 2})])
+def test_a_worker_of_a_cluster_tries_sizes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | None, sizes: set[int]
+) -> None:
+    """A worker finds out how many images go at once, over all its parts and telling nobody, unless that was said."""
+    asked: list[int] = []
+    run_one = Session.run
+
+    def counting(session: Session, pixels: Pixels) -> Any:
+        asked.append(len(pixels))
+        return run_one(session, pixels)
+
+    trials: list[Trial] = []
+
+    class Counted(Trial):
+        def __init__(self, sizes: Sequence[int]) -> None:
+            super().__init__(sizes)
+            trials.append(self)
+
+    monkeypatch.setattr(Session, "run", counting)
+    monkeypatch.setattr("ensemble.pipeline.Trial", Counted)
+    done = run(tmp_path, FakeRay(cpus=1), "cluster", batch=batch)
+    assert set(asked[1:]) - {1} == sizes - {1}
+    assert len(trials) == (batch is None)
+    assert [(one.at_once, one.trial) for one in done.members] == [(None, ())]
 
 
 def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -122,21 +122,20 @@ def test_convolutions_give_the_same_bytes_however_they_are_run(
             assert contents(tmp_path / "alone") == usual
 
 
-def test_the_batch_is_found_by_a_trial_that_changes_no_byte(
-    tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_how_many_go_at_once_is_found_by_a_trial_that_changes_no_byte(
+    tmp_path: Path, images: Path, models: list[Path]
 ) -> None:
-    """A run that is long enough tries each candidate, says what it found, keeps it, and leaves the usual files."""
-    predict(models, images, tmp_path / "usual", views=TTA, device="cpu", batch=5)
-    monkeypatch.setattr(predict_module, "CANDIDATES", (1,))
-    assert not predict(models, images, tmp_path / "one", views=TTA, device="cpu", workers=2).trial
-    monkeypatch.setattr(predict_module, "CANDIDATES", (1, 2))
-    monkeypatch.setattr("ensemble.trial._PAYS", 1)
-    done = predict(models, images, tmp_path / "tried", views=TTA, device="cpu", workers=2)
-    assert [sample.batch for sample in done.trial] == [1, 2]
-    assert done.batch == min(done.trial, key=lambda sample: sample.seconds).batch
-    assert "milliseconds of a core an image, by batch: 1: " in done.render()
-    record = json.loads((tmp_path / "tried" / "a" / "_run.json").read_text())
-    assert [sample["batch"] for sample in record["trial"]] == [1, 2]
+    """Each member is tried with several sizes, the record says what was found, and the files are the usual ones; who
+    says how many, has them without a trial.
+    """
+    asked = predict(models, images, tmp_path / "usual", views=TTA, device="cpu", batch=5)
+    assert [(run.at_once, run.trial) for run in asked.members] == [(None, ())] * len(models)
+    done = predict(models, images, tmp_path / "tried", views=TTA, device="cpu", workers=1)
+    for run in done.members:
+        assert [sample.size for sample in run.trial] == [1, 2]
+        assert run.at_once == min(run.trial, key=lambda sample: sample.seconds).size
+        record = json.loads((run.folder / "_run.json").read_text())
+        assert (record["at_once"], [sample["size"] for sample in record["trial"]]) == (run.at_once, [1, 2])
     assert contents(tmp_path / "usual") == contents(tmp_path / "tried")
 
 

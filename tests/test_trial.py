@@ -1,60 +1,72 @@
-"""The batch size is tried on a run's own images, and only where there are enough of them."""
+"""How many images go through a model at once is tried on a run's own images."""
 
 from __future__ import annotations
 
-import pytest
+import threading
 
-from ensemble.trial import Trial
+from ensemble.trial import SIZES, Sample, Trial
 
 
-def run(trial: Trial, cost: dict[int, list[float]], *, part: int = 256, images: int = 2000) -> list[int]:
-    """The sizes of a run's batches, each of which takes the next of its size's seconds an image."""
+def run(trial: Trial, cost: dict[int, list[float]], *, looks: int = 40, images: int = 16) -> list[int]:
+    """The sizes of a run's looks, each of which takes the next of its size's seconds an image."""
     sizes = []
-    for start in range(0, images, part):
-        for batch in trial.cut(range(start, min(start + part, images))):
-            size = len(batch)
-            seconds = cost.get(size, [1.0])
-            trial.learn(size, size * (seconds.pop(0) if len(seconds) > 1 else seconds[0]))
-            sizes.append(size)
+    for _ in range(looks):
+        size = trial.next_size(images)
+        seconds = cost.get(size, [1.0])
+        trial.learn(size, images, images * (seconds.pop(0) if len(seconds) > 1 else seconds[0]))
+        sizes.append(size)
     return sizes
 
 
-def test_each_candidate_is_tried_in_turn_and_the_fastest_stays() -> None:
-    """Four rounds of 4, 8, 16, 32, then the one of the smallest median, whatever the warm-up took."""
-    cost = {4: [9.0, 5.0, 5.0, 5.0], 8: [9.0, 3.0, 90.0, 3.0], 16: [1.0, 4.0, 4.0, 4.0], 32: [6.0]}
-    trial = Trial(2000, usual=16)
+def test_sizes_are_tried_in_turn_and_the_fastest_stays() -> None:
+    """Four rounds, then the size of the smallest median, whatever the warm-up took."""
+    cost = {1: [9.0, 5.0, 5.1, 5.0], 2: [1.0, 5.1, 5.1, 5.1], 4: [9.0, 4.9, 90.0, 4.9], 8: [9.0, 5.0]}
+    trial = Trial((1, 2, 4, 8))
     sizes = run(trial, cost)
-    assert sizes[:16] == [4, 8, 16, 32] * 4
-    assert set(sizes[16:]) == {8}
-    assert [(sample.batch, sample.seconds, sample.batches) for sample in trial.samples] == [
-        (4, 5.0, 3),
-        (8, 3.0, 3),
-        (16, 4.0, 3),
-        (32, 6.0, 3),
-    ]
+    assert sizes[:12] == [1, 2, 4, 8] * 3
+    assert set(sizes[16:]) == {4}
+    assert Sample(4, 4.9, 3) in trial.samples
+    assert trial.size == 4
 
 
-def test_every_image_is_in_one_batch_of_its_part() -> None:
-    """With parts that a trial does not divide, sizes add up to the images and none is left over."""
-    sizes = run(Trial(2000, usual=16), {}, part=100)
-    assert sum(sizes) == 2000
-    assert min(sizes) > 0
+def test_what_is_clearly_slower_is_not_tried_again() -> None:
+    """After one measured look each, only sizes within 5 % of the fastest have more."""
+    trial = Trial(SIZES)
+    sizes = run(trial, {1: [1.0], 2: [1.04], 4: [1.06], 8: [2.0], 16: [3.0]})
+    assert sizes[:10] == [*SIZES] * 2
+    assert sizes[10:14] == [1, 2, 1, 2]
+    assert set(sizes[14:]) == {1}
+    assert [sample.looks for sample in trial.samples] == [3, 3, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("images", "candidates"), [(959, (4, 8, 16, 32)), (5000, (8,)), (5000, ())])
-def test_a_run_that_would_not_gain_has_no_trial(images: int, candidates: tuple[int, ...]) -> None:
-    """Below 960 images, or with nothing to choose from, all batches are the usual ones."""
-    trial = Trial(images, usual=16, candidates=candidates)
-    assert set(run(trial, {}, images=960)) == {16}
-    assert trial.batch == 16
-    assert trial.samples == ()
+def test_small_batches_try_only_what_fits() -> None:
+    """A batch of five goes at once at most; larger sizes wait for a larger batch."""
+    trial = Trial(SIZES)
+    assert set(run(trial, {}, images=5)) == {1, 2, 4}
+    assert 16 in run(trial, {}, images=16)
+    assert Trial((4, 8)).next_size(3) == 3
 
 
-def test_nothing_is_chosen_before_all_are_measured() -> None:
-    """While answers are outstanding, batches are the usual ones."""
-    trial = Trial(2000, usual=16)
-    for _ in range(16):
-        trial.next_batch(256)
-    trial.learn(4, 0.1)
-    assert trial.next_batch(256) == 16
-    assert trial.samples == ()
+def test_nothing_is_known_before_a_look_was_measured() -> None:
+    """The first look only warms up; until the second the smallest size is the best."""
+    trial = Trial(SIZES)
+    trial.learn(16, 16, 0.1)
+    assert (trial.size, trial.samples) == (1, ())
+    trial.learn(16, 16, 1.6)
+    assert (trial.size, trial.samples) == (16, (Sample(16, 0.1, 1),))
+
+
+def test_threads_share_one_trial() -> None:
+    """Four threads together take each size as often as one thread would, and none is lost."""
+    trial, asked = Trial((1, 2, 4, 8)), list[int]()
+
+    def look() -> None:
+        for _ in range(4):
+            asked.append(trial.next_size(16))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(asked) == sorted([1, 2, 4, 8] * 4)

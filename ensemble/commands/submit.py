@@ -32,7 +32,10 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
 @click.option(
-    "-b", "--batch", type=click.IntRange(1, 4096), help="Images at once.  [default: 16 on the CPU, 128 on a GPU]"
+    "-b",
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="Images at once.  [default: what a trial finds on the CPU, 128 on a GPU]",
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
 @click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
