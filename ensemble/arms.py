@@ -16,6 +16,7 @@ import numpy as np
 from ensemble.agreement import Answers
 from ensemble.binding import Lane
 from ensemble.boxes import Box, Boxes, read_boxes, select_boxes
+from ensemble.calibrate import Goal
 from ensemble.card import Preprocess
 from ensemble.crop import prepare_image
 from ensemble.devices import Device, parse_device
@@ -170,7 +171,7 @@ class RunSubmit:
 
     recipe: Path
     early: bool = False
-    share: float | None = None
+    goal: Goal | None = None
     oof: tuple[Path, ...] = ()
     truth: Path | None = None
 
@@ -178,7 +179,7 @@ class RunSubmit:
         """Submit the job's images with its models; the recipe decides about the views."""
         recipe = read_recipe(self.recipe)
         oof = read_members(self.oof, recipe.labels, kind=None)
-        early = EarlyExit(self.share, oof, self.truth) if self.early else None
+        early = EarlyExit(self.goal, oof, self.truth) if self.early else None
         with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
 
             def run(ids: tuple[str, ...], name: str, *, timed: bool) -> Outcome:
@@ -210,7 +211,7 @@ class RunSubmit:
 
     def without_exit(self) -> RunSubmit:
         """The same with every model looking at every image."""
-        return replace(self, early=False, share=None, oof=(), truth=None)
+        return replace(self, early=False, goal=None, oof=(), truth=None)
 
 
 class _Starter(Listener):

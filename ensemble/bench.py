@@ -14,6 +14,7 @@ import numpy as np
 
 from ensemble.agreement import Agreement, Limit, compare, compare_classes, loosest
 from ensemble.arms import Job, RunSubmit, run_bound, run_predict
+from ensemble.calibrate import Keep
 from ensemble.card import ModelCard
 from ensemble.devices import choose_device
 from ensemble.errors import OptionError
@@ -25,7 +26,7 @@ from ensemble.timings import Benchmark, Ratio, Timing, ratio, this_machine
 
 CHECKED = 32  # images on which the arms must agree
 ENS, BOUND, SUBMIT = "ens", "bound", "submit"
-_CHANGED_BY_SHARE = 0.1  # of the few images that are checked; the share itself was certified on many
+_CHANGED, _CHANGED_BY_LOSS = 0.1, 0.4  # of the few images that are checked; the goal itself was certified on many
 
 
 @dataclass(slots=True)
@@ -179,7 +180,9 @@ def _check(arms: Sequence[_Arm], passes: _Passes, *, exact_device: bool) -> tupl
 def _check_early_exit(arm: _Arm, loop: RunSubmit, job: Job, outcome: Outcome) -> Agreement:
     """Compare an early exit's classes with those of all members on all images."""
     whole = measure(loop.without_exit(), job, name=arm.name)[1].classes
-    limit = 0.0 if loop.share is None else _CHANGED_BY_SHARE
+    limit = 0.0
+    if loop.goal is not None:
+        limit = max(_CHANGED, 2 * (1 - loop.goal.share)) if isinstance(loop.goal, Keep) else _CHANGED_BY_LOSS
     return compare_classes(arm.name, outcome.classes, "all its members", whole, limit=limit)
 
 

@@ -6,42 +6,96 @@ when a whole group has looked: between the folds of one group the out-of-fold ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
 from ensemble.early_exit import Cell, Running, ends_of_units
-from ensemble.errors import PredictionError, enumerate_some
+from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.evaluate import Truth, read_truth
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.holdouts import gather_folds
+from ensemble.measure import LIKELIHOOD, Measure, parse_measure
+from ensemble.metrics import bootstrap
 from ensemble.predictions import Predictions
 from ensemble.recipe import Recipe
 
 _CONFIDENCE = 0.95
+_RESAMPLES = 500
 _SEED = 0
+_RATES = np.geomspace(0.0005, 0.5, 31)  # of rows that may change, where a score decides: a quarter more at each step
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """At least ``share`` of rows keep the whole ensemble's answer."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.share:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """``metric``, one that `parse_measure` knows, falls by at most ``most``, whichever answers change."""
+
+    metric: str
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.most:g}"
+
+
+Goal: TypeAlias = Keep | Lose
+
+
+def parse_goal(text: str) -> Goal:
+    """A goal from a share such as ``0.999``, or from a metric and what it may lose, such as ``macro-f1:0.003``.
+
+    Raises:
+        OptionError: E204 when the text has another form, the share is not of 0.5 to below 1, or the loss not above 0
+            and below 1.
+    """
+    metric, _, number = text.rpartition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if metric and metric != LIKELIHOOD and 0 < value < 1:
+        return Lose(metric, value)
+    if not metric and 0.5 <= value < 1:
+        return Keep(value)
+    raise OptionError(
+        "E204",
+        "--early-exit takes exact, a share of 0.5 to below 1 such as 0.999, or what a metric may lose such as "
+        f"macro-f1:0.003, got {text!r}",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """``stops``: after how many cells a row may leave, and how far its answer must lead then.
 
-    ``kept`` and ``saved`` are shares of rows that keep the whole ensemble's answer and of forward passes not run, each
-    measured on one half of the people with the thresholds of the other half. ``certified`` says whether ``rows`` are
-    enough to hold ``share`` with 95 % confidence.
+    ``kept`` and ``saved`` are shares of rows that keep the whole ensemble's answer and of forward passes not run;
+    ``score`` of ``metric`` is the whole ensemble's and that with early exit, where the truth is known. Each is measured
+    on one half of the people with the thresholds of the other half. ``certified`` says whether ``rows`` are enough for
+    the ``goal``: a share is held with 95 % confidence, a score to within one standard error.
     """
 
-    share: float
+    goal: str
     rows: int
     stops: dict[int, float]
     kept: float
     saved: float
     certified: bool
+    metric: str | None = None
+    score: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values; a threshold that nothing reaches is null."""
@@ -50,9 +104,10 @@ class Calibration:
 
     def render(self) -> str:
         """One line for people."""
+        score = "" if self.score is None else f", {self.metric} {self.score[0]:.4f} -> {self.score[1]:.4f}"
         return (
-            f"on {self.rows:,} out-of-fold rows, each half with the thresholds of the other: {self.kept:.3%} keep "
-            f"their answer (asked: {self.share:.3%}), {self.saved:.1%} of passes saved"
+            f"on {self.rows:,} out-of-fold rows, each half with the thresholds of the other (asked: {self.goal}): "
+            f"{self.kept:.3%} keep their answer, {self.saved:.1%} of passes saved{score}"
         )
 
 
@@ -77,32 +132,64 @@ def calibrate(
     recipe: Recipe,
     cells: Sequence[Cell],
     oof: Sequence[Predictions],
-    share: float,
+    goal: Goal,
     *,
     truth: Path | None = None,
     listener: Listener = SILENT,
 ) -> Calibration:
-    """Thresholds with which at least ``share`` of rows keeps the answer of all ``cells``, those of `in_order`.
+    """Thresholds with which the answers of all ``cells``, those of `in_order`, are kept as well as the goal asks.
 
-    ``truth``, where given, names the person on each image, so that the halves of the check share no person.
+    ``truth`` has the class of each out-of-fold image, which a goal about a metric needs, and the person on it, so that
+    the halves of the check share no person.
 
     Raises:
         EnsError: as `read_truth` and `gather_folds`.
+        OptionError: E204 when the goal's metric is not known, or is asked for without a truth.
         PredictionError: E516 when a view is missing, E517 when a group of the recipe is.
     """
+    measure = parse_measure(goal.metric if isinstance(goal, Lose) else "macro-f1", recipe.labels)
+    if isinstance(goal, Lose) and truth is None:
+        raise OptionError("E204", f"--early-exit {goal} needs --truth with the classes of the out-of-fold images")
     gathered, known = _gather(recipe, oof, truth, listener)
     path = _walk(recipe, cells, gathered)
+    owner = _owners(known)
+
+    def choose(rows: NDArray[np.intp]) -> tuple[dict[int, float], bool]:
+        if isinstance(goal, Keep):
+            allowed, certified = _allowed(goal.share, len(rows))
+            return choose_stops(path.of(rows), allowed), certified
+        return choose_by_score(path.of(rows), known.classes[rows], owner[rows], measure, goal.most)
+
     rows = len(known.ids)
-    allowed, certified = _allowed(share, rows)
-    kept, saved = _cross_validate(path, share, _owners(known))
-    found = Calibration(share, rows, choose_stops(path, allowed), kept, saved, certified)
-    if not certified:
-        listener.notice(
-            Notice("W533", f"{rows:,} rows certify no share above {max(0.0, 1 - 3 / rows):.3%}, asked was {share:.3%}")
-        )
-    elif kept < share:
-        listener.notice(Notice("W533", f"only {kept:.3%} of held-out rows keep their answer, asked was {share:.3%}"))
+    stops, certified = choose(np.arange(rows))
+    answers, saved = _cross_validate(path, choose, owner)
+    kept = float((answers == path.answers[-1]).mean())
+    score = None
+    if truth is not None:
+        whole, early = (measure.of_answers(known.classes, found) for found in (path.answers[-1], answers))
+        score = (whole, early)
+    title = None if truth is None else measure.title
+    found = Calibration(str(goal), rows, stops, kept, saved, certified, title, score)
+    _warn(found, goal, listener)
     return found
+
+
+def _warn(found: Calibration, goal: Goal, listener: Listener) -> None:
+    """Say where the out-of-fold rows cannot hold what was asked."""
+    text = ""
+    if isinstance(goal, Keep):
+        if not found.certified:
+            best = max(0.0, 1 - 3 / found.rows)
+            text = f"{found.rows:,} rows certify no share above {best:.3%}, asked was {goal.share:.3%}"
+        elif found.kept < goal.share:
+            text = f"only {found.kept:.3%} of held-out rows keep their answer, asked was {goal.share:.3%}"
+    elif not found.certified:
+        text = f"{found.rows:,} rows certify no early exit that costs at most {goal.most:g} of {found.metric}"
+    elif found.score is not None and found.score[0] - found.score[1] > goal.most:
+        loss = found.score[0] - found.score[1]
+        text = f"on held-out rows {found.metric} loses {loss:.4f}, asked was at most {goal.most:g}"
+    if text:
+        listener.notice(Notice("W533", text))
 
 
 def choose_stops(course: Course, allowed: int) -> dict[int, float]:
@@ -122,15 +209,51 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
     return {end: float(factor * scale) for end, scale in zip(course.ends[:-1], course.scale, strict=True)}
 
 
-def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """Which rows ``(N,)`` keep the last answer with these thresholds, and how many cells each needs."""
+def choose_by_score(
+    course: Course, truth: NDArray[np.intp], owner: NDArray[np.intp], measure: Measure, most: float
+) -> tuple[dict[int, float], bool]:
+    """The lowest leads with which the score falls by at most ``most``, and whether any are that low.
+
+    The fall and one standard error of it must not be more (the rule of Breiman et al., "Classification and Regression
+    Trees", 1984, section 3.4.3), by a bootstrap over people, ``owner`` ``(N,)`` of the classes ``truth`` ``(N,)``. Ever
+    lower leads are tried, and the first that fails ends the search: more tries then find nothing by luck (Angelopoulos
+    et al., "Learn then Test", arXiv 2110.01052, on fixed sequences). A bootstrap draws no change that was not seen: of
+    fewer rows than bound unseen ones, nothing passes.
+    """
+    best = dict.fromkeys(course.ends[:-1], np.inf)
+    if not _allowed(1 - most, len(truth))[1]:
+        return best, False
+
+    def draw(answers: NDArray[np.intp]) -> NDArray[np.float64]:
+        counts = bootstrap(
+            measure.part[truth],
+            measure.part[answers],
+            classes=measure.parts,
+            clusters=[f"{person:09d}" for person in owner],
+            resamples=_RESAMPLES,
+            seed=_SEED,
+        )
+        return measure.of_counts(counts)
+
+    whole = draw(course.answers[-1])
+    for rate in _RATES:
+        stops = choose_stops(course, int(rate * len(truth)))
+        gain = draw(replay(course, stops)[0]) - whole
+        if gain.mean() - gain.std() < -most:
+            break
+        best = stops
+    return best, bool(np.isfinite(list(best.values())).any())
+
+
+def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The answers ``(N,)`` that these thresholds lead to, and how many cells each row needs."""
     answers, passes = path.answers[-1].copy(), np.full(path.leads.shape[1], path.ends[-1])
     left = np.ones(len(answers), dtype=np.bool_)
     for j, end in enumerate(path.ends[:-1]):
         gone = left & (path.leads[j] >= stops[end])
         answers[gone], passes[gone] = path.answers[j, gone], end
         left &= ~gone
-    return answers == path.answers[-1], passes
+    return answers, passes
 
 
 def _allowed(share: float, rows: int) -> tuple[int, bool]:
@@ -144,25 +267,28 @@ def _allowed(share: float, rows: int) -> tuple[int, bool]:
     return (int(fits[-1]), True) if len(fits) else (0, False)
 
 
-def _cross_validate(path: Course, share: float, owner: NDArray[np.intp]) -> tuple[float, float]:
+def _cross_validate(
+    path: Course, choose: Callable[[NDArray[np.intp]], tuple[dict[int, float], bool]], owner: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], float]:
+    """The answers ``(N,)`` of each half of the people with the thresholds of the other, and the passes saved."""
     order = np.random.default_rng(_SEED).permutation(int(owner.max()) + 1)
     first = order[owner] < len(order) / 2
-    kept = saved = 0
+    answers, passes = np.empty_like(path.answers[-1]), np.empty(len(owner), dtype=np.intp)
     for train, test in ((first, ~first), (~first, first)):
-        half = path.of(np.flatnonzero(train))
-        allowed, _ = _allowed(share, half.leads.shape[1])
-        same, passes = replay(path.of(np.flatnonzero(test)), choose_stops(half, allowed))
-        kept += int(same.sum())
-        saved += int((path.ends[-1] - passes).sum())
-    return kept / len(owner), saved / (len(owner) * path.ends[-1])
+        stops, _ = choose(np.flatnonzero(train))
+        answers[test], passes[test] = replay(path.of(np.flatnonzero(test)), stops)
+    return answers, float(1 - passes.mean() / path.ends[-1])
 
 
 def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> NDArray[np.float64]:
-    """The weight outstanding at each end but the last, over the weight that was seen: in proportion to it, a lead of
-    the mean so far can be undone.
+    """How large a lead can be undone at each end but the last, in proportion: the standard error of a mean.
+
+    The whole ensemble's lead is the mean over all cells of each one's. After a share f of them it is known to within
+    ``sqrt((1 - f) / f)`` times a constant: Cochran, "Sampling Techniques" (3rd edition, 1977), equation 2.20, with
+    weights for counts.
     """
     seen = np.cumsum([cell.weight for cell in cells])[np.array(ends[:-1], dtype=np.intp) - 1]
-    return np.asarray((1 - seen) / seen)
+    return np.asarray(np.sqrt(np.maximum(1 - seen, 0) / seen))
 
 
 def _walk(recipe: Recipe, cells: Sequence[Cell], gathered: Sequence[Predictions]) -> Course:

@@ -306,7 +306,7 @@ CODES: dict[str, Code] = {
         "allow more with --budget, or take a faster device",
     ),
     "W533": Code(
-        "There are too few images to certify how often an early exit keeps the answer.",
+        "There are too few images to certify what an early exit costs.",
         "predict more out-of-fold images, or use --early-exit exact, which needs none",
     ),
     "E534": Code(

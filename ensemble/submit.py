@@ -14,7 +14,7 @@ from ensemble import files
 from ensemble.blend import blend
 from ensemble.boxes import Boxes, select_boxes
 from ensemble.budget import fit_to_budget
-from ensemble.calibrate import calibrate
+from ensemble.calibrate import Goal, calibrate
 from ensemble.chunk import Chunk
 from ensemble.chunks import Chunks, Plan, answers_of, filled_chunk, rows_of_cells, rows_of_chunk, run_chunks
 from ensemble.devices import Device, available_cores, choose_device
@@ -42,12 +42,12 @@ EXACT = "exact"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EarlyExit:
-    """``share`` of rows that must keep the whole ensemble's answer; None: all, by proof.
+    """``goal`` is what the answers may lose; None: nothing, by proof.
 
-    A share needs out-of-fold predictions ``oof``, and takes the persons from ``truth`` where it is given.
+    A goal needs out-of-fold predictions ``oof``, and takes classes and persons from ``truth`` where it is given.
     """
 
-    share: float | None = None
+    goal: Goal | None = None
     oof: Sequence[Predictions] = ()
     truth: Path | None = None
 
@@ -93,7 +93,7 @@ def submit(
     files.require_writable(work)
     recipe = used_part(recipe)
     if early_exit is not None:
-        require_early_exit(recipe, exact=early_exit.share is None)
+        require_early_exit(recipe, exact=early_exit.goal is None)
     found = find_members(recipe, models, recorder)
     views = {view.name: view for view in parse_views(",".join(sorted({cell.view for cell in cells_of(recipe)})))}
     for cell in cells_of(recipe):
@@ -147,10 +147,10 @@ def submit(
     else:
         # what one look costs, near enough and the same everywhere: the order must not depend on a clock
         cost = {name: float(len(m.data) * np.prod(m.card.preprocess.size)) for name, m in found.items()}
-        cells = in_order(cells_of(recipe), cost, whole_groups=early_exit.share is not None)
-        if early_exit.share is not None:
+        cells = in_order(cells_of(recipe), cost, whole_groups=early_exit.goal is not None)
+        if early_exit.goal is not None:
             calibration = calibrate(
-                recipe, cells, early_exit.oof, early_exit.share, truth=early_exit.truth, listener=recorder
+                recipe, cells, early_exit.oof, early_exit.goal, truth=early_exit.truth, listener=recorder
             )
         plan = Plan(recipe, cells, found, views, None if calibration is None else calibration.stops, boxes)
         memory, batch = memory or available_memory() // 2, batch or BATCH[where.kind]
@@ -191,12 +191,11 @@ def submit(
         read = len(listing) - len(filled) - len(missing)
         stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, read, pipeline.watch)
     write_submission(output, ids, classes, like=like, missing=missing, listener=recorder)
-    share = None if early_exit is None else EXACT if early_exit.share is None else f"{early_exit.share:g}"
     done = Submitted(
         output,
         len(ids),
         str(where),
-        share,
+        None if early_exit is None else str(early_exit.goal or EXACT),
         sum(seen),
         read * len(cells),
         tuple((cell.member, cell.view, cell.weight, rows) for cell, rows in zip(cells, seen, strict=True)),

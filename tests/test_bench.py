@@ -19,6 +19,7 @@ from ensemble.__main__ import run
 from ensemble.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
 from ensemble.arms import Job, RunSubmit, run_bound, run_predict
 from ensemble.bench import bench
+from ensemble.calibrate import Keep
 from ensemble.card import Precision
 from ensemble.errors import DataError, DeviceError, OptionError
 from ensemble.images import Pixels
@@ -304,7 +305,7 @@ def test_a_share_needs_out_of_fold_predictions(contest: Path, capsys: pytest.Cap
     assert run([*base, "--recipe", "blend.json", "--early-exit", "0.99"]) == 2
     assert run([*base, "--early-exit", "exact"]) == 2
     assert capsys.readouterr().err.count("error[E204]") == 2
-    assert RunSubmit(Path("r.json"), early=True, share=0.99, oof=(Path("oof"),)).without_exit() == RunSubmit(
+    assert RunSubmit(Path("r.json"), early=True, goal=Keep(0.99), oof=(Path("oof"),)).without_exit() == RunSubmit(
         Path("r.json")
     )
 

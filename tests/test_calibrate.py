@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ensemble.blend import blend
-from ensemble.calibrate import Course, calibrate, choose_stops, replay
+from ensemble.calibrate import Course, Keep, Lose, calibrate, choose_by_score, choose_stops, parse_goal, replay
 from ensemble.early_exit import Running, cells_of, in_order
-from ensemble.errors import DataError, PredictionError
+from ensemble.errors import DataError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
+from ensemble.measure import parse_measure
 from ensemble.pool import parse_pool
 from ensemble.predictions import Predictions
 from ensemble.recipe import Group, Recipe
@@ -48,7 +49,7 @@ def test_other_rows_keep_their_answers_as_often_as_asked(pool: str) -> None:
     recipe = make(pool)
     cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
     heard = Recorder()
-    found = calibrate(recipe, cells, draw_members(0, 2000), 0.99, listener=heard)
+    found = calibrate(recipe, cells, draw_members(0, 2000), Keep(0.99), listener=heard)
     assert (found.certified, heard.notices) == (True, [])
     assert found.kept >= 0.99
     new = {member.member: member for member in draw_members(1, 4000)}
@@ -75,14 +76,14 @@ def test_no_more_rows_change_than_are_allowed(allowed: int) -> None:
     answers[-1] = 0
     course = Course((1, 2, 3, 4), np.array([3.0, 1.0, 1 / 3]), rng.uniform(size=(4, 300)), answers)
     stops = choose_stops(course, allowed)
-    kept, passes = replay(course, stops)
-    assert (~kept).sum() <= allowed
+    found, passes = replay(course, stops)
+    assert (found != 0).sum() <= allowed
     # every row by itself, in the plainest way
     for row in range(300):
         end, answer = next(
             (k, answers[k - 1, row]) for k in (1, 2, 3, 4) if k == 4 or course.leads[k - 1, row] >= stops[k]
         )
-        assert (kept[row], passes[row]) == (answer == 0, end)
+        assert (found[row], passes[row]) == (answer, end)
     needed = [max([course.leads[k, i] / course.scale[k] for k in range(3) if answers[k, i]] or [0]) for i in range(300)]
     assert sum(need >= stops[2] for need in needed) == allowed
 
@@ -92,9 +93,9 @@ def test_too_few_rows_certify_nothing_and_that_is_said() -> None:
     recipe = make()
     cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
     heard = Recorder()
-    assert not calibrate(recipe, cells, draw_members(0, 100), 0.999, listener=heard).certified
+    assert not calibrate(recipe, cells, draw_members(0, 100), Keep(0.999), listener=heard).certified
     assert [(n.code, "97.000%" in n.message) for n in heard.notices] == [("W533", True)]
-    assert calibrate(recipe, cells, draw_members(0, 100), 0.97).certified
+    assert calibrate(recipe, cells, draw_members(0, 100), Keep(0.97)).certified
 
 
 def test_out_of_fold_predictions_must_be_of_the_recipes_groups_and_views(tmp_path: Path) -> None:
@@ -103,15 +104,15 @@ def test_out_of_fold_predictions_must_be_of_the_recipes_groups_and_views(tmp_pat
     cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
     members = draw_members(0, 30)
     with pytest.raises(PredictionError, match="out-of-fold predictions of c") as caught:
-        calibrate(recipe, cells, members[:2], 0.9)
+        calibrate(recipe, cells, members[:2], Keep(0.9))
     assert caught.value.code == "E517"
     bare = [replace(member, logits={"identity": member.logits["identity"]}) for member in members]
     with pytest.raises(PredictionError, match="hflip") as caught:
-        calibrate(recipe, cells, bare, 0.9)
+        calibrate(recipe, cells, bare, Keep(0.9))
     assert caught.value.code == "E516"
     (tmp_path / "truth.csv").write_text("ImageID,ans,person\n000.jpg,1,x\n")
     with pytest.raises(DataError) as fault:
-        calibrate(recipe, cells, members, 0.9, truth=tmp_path / "truth.csv")
+        calibrate(recipe, cells, members, Keep(0.9), truth=tmp_path / "truth.csv")
     assert fault.value.code == "E330"
 
 
@@ -129,7 +130,95 @@ def test_the_halves_share_no_person(tmp_path: Path) -> None:
     ]
     lines = [f"{i:04d}.jpg,0,{i // 20}" for i in range(600)]
     (tmp_path / "truth.csv").write_text("\n".join(["ImageID,ans,person", *lines]) + "\n")
-    by_row = calibrate(recipe, cells, members, 0.99)
-    by_person = calibrate(recipe, cells, members, 0.99, truth=tmp_path / "truth.csv")
+    by_row = calibrate(recipe, cells, members, Keep(0.99))
+    by_person = calibrate(recipe, cells, members, Keep(0.99), truth=tmp_path / "truth.csv")
     assert by_row.stops == by_person.stops
     assert by_row.kept > by_person.kept
+
+
+def draw_course(seed: int, rows: int) -> tuple[Course, np.ndarray[tuple[int], np.dtype[np.intp]]]:
+    """Two looks and the truth of two classes: what the first changes is right as often as what the last says."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(2, size=rows)
+    lead = rng.uniform(size=rows)
+    last = np.where(rng.uniform(size=rows) < 0.75, truth, 1 - truth)
+    doubtful = rng.uniform(size=rows) < 0.4 * (1 - lead)
+    first = np.where(doubtful, np.where(rng.uniform(size=rows) < 0.75, truth, 1 - truth), last)
+    return Course((1, 2), np.array([1.0]), np.stack([lead, lead]), np.stack([first, last])), truth
+
+
+def test_a_metric_may_lose_what_is_allowed_and_no_more() -> None:
+    """Answers that change and are as good as before cost nothing, so that nearly all rows leave early though one in
+    eight changes. Where what changes is always wrong, only so many leave as cost what is allowed.
+    """
+    measure = parse_measure("accuracy", LabelSpace.flat(2))
+    course, truth = draw_course(0, 20_000)
+    owner = np.arange(20_000)
+    stops, found = choose_by_score(course, truth, owner, measure, 0.01)
+    answers, passes = replay(course, stops)
+    assert found
+    assert passes.mean() < 1.1
+    assert (answers != course.answers[-1]).mean() > 0.06
+    wrong = replace(course, answers=np.stack([np.where(course.answers[0] == course.answers[-1], truth, 1 - truth)] * 2))
+    wrong = replace(wrong, answers=np.stack([wrong.answers[0], truth]))
+    stops, found = choose_by_score(wrong, truth, owner, measure, 0.01)
+    answers, passes = replay(wrong, stops)
+    assert found
+    assert 0.005 < (answers != truth).mean() < 0.01
+    assert 1.3 < passes.mean() < 1.9
+
+
+def test_few_people_certify_no_loss() -> None:
+    """Of forty rows of four people no early exit is certain to cost at most a thousandth: nobody leaves early."""
+    measure = parse_measure("accuracy", LabelSpace.flat(2))
+    course, truth = draw_course(1, 40)
+    course = replace(course, answers=np.stack([1 - truth, truth]))
+    stops, found = choose_by_score(course, truth, np.arange(40) // 10, measure, 0.001)
+    assert (stops, found) == ({1: np.inf}, False)
+    assert (replay(course, stops)[0] == truth).all()
+
+
+def test_a_metric_needs_the_truth_and_reports_its_score(tmp_path: Path) -> None:
+    """E204 without a truth or for an unknown metric; with one the whole score and the early one are told."""
+    recipe = make()
+    cells = in_order(cells_of(recipe), dict.fromkeys("abc", 1.0), whole_groups=True)
+    members = draw_members(0, 2000)
+    with pytest.raises(OptionError, match="needs --truth"):
+        calibrate(recipe, cells, members, Lose("macro-f1", 0.01))
+    with pytest.raises(OptionError, match="'f1' is none of"):
+        calibrate(recipe, cells, members, Lose("f1", 0.01))
+    whole = blend(members, recipe, ids=members[0].ids).classes
+    lines = [f"{name},{answer},{i // 2}" for i, (name, answer) in enumerate(zip(members[0].ids, whole, strict=True))]
+    (tmp_path / "truth.csv").write_text("\n".join(["ImageID,ans,person", *lines]) + "\n")
+    found = calibrate(recipe, cells, members, Lose("macro-f1", 0.02), truth=tmp_path / "truth.csv")
+    assert found.certified
+    assert found.score is not None
+    assert found.score[0] == 1.0
+    assert 0.98 <= found.score[1] < 1.0
+    assert found.saved > 0.3
+    assert "macro F1 1.0000 -> 0.9" in found.render()
+    assert "(asked: macro-f1:0.02)" in found.render()
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [
+        ("0.999", Keep(0.999)),
+        ("macro-f1:0.003", Lose("macro-f1", 0.003)),
+        ("accuracy:mask:0.01", Lose("accuracy:mask", 0.01)),
+    ],
+)
+def test_goals_are_parsed_and_written_alike(text: str, goal: Keep | Lose) -> None:
+    """A goal reads as it is written."""
+    assert parse_goal(text) == goal
+    assert str(goal) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "0.4", "nan", "soon", "macro-f1", "macro-f1:", "macro-f1:0", "macro-f1:3", "nll:0.1"]
+)
+def test_what_is_no_goal_is_refused(text: str) -> None:
+    """E204 says what forms there are."""
+    with pytest.raises(OptionError, match=r"exact, a share .* macro-f1:0\.003") as caught:
+        parse_goal(text)
+    assert caught.value.code == "E204"

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from ensemble import chunks as chunks_module
 from ensemble.blend import blend
 from ensemble.budget import fit_members, parse_budget
+from ensemble.calibrate import Keep
 from ensemble.chunk import Chunk, read_chunk, write_chunk
 from ensemble.cli import ens
 from ensemble.devices import CPU
@@ -247,7 +248,7 @@ def test_a_share_is_calibrated_and_its_thresholds_are_kept_to(
     """21 rows certify nothing, and the result says so; no row leaves between the folds of a group."""
     oof = [read_predictions(tmp_path / "expected" / name) for name in ("a0", "b")]
     oof[0] = replace(oof[0], group="a")
-    done = run(tmp_path, models, early_exit=EarlyExit(0.999, oof))
+    done = run(tmp_path, models, early_exit=EarlyExit(Keep(0.999), oof))
     assert done.calibration is not None
     assert not done.calibration.certified
     assert done.early_exit == "0.999"

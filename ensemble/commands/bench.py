@@ -26,9 +26,9 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("--also", type=PATH, multiple=True, help="A folder of the same members, such as int8 ones; repeatable.")
 @click.option("--recipe", type=PATH, help="Also time ens submit with this recipe.")
-@click.option("--early-exit", help="For --recipe: exact, or the share of rows that must keep their answer.")
-@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions for a share; may be repeated.")
-@click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
+@click.option("--early-exit", help="For --recipe, as for ens submit.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, as for ens submit; may be repeated.")
+@click.option("--truth", type=PATH, help="A CSV of the class of each out-of-fold image, and of the person on it.")
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
@@ -66,7 +66,7 @@ def bench(
     from ensemble.model_file import find_models
     from exporters.loops import TorchLoop, onnxruntime_loop
 
-    share = parse_early_exit(early_exit, oof, truth)
+    goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
         raise OptionError("E204", "--early-exit is for --recipe; give both")
     sets = {path.resolve().name: path for path in also}
@@ -87,7 +87,7 @@ def bench(
         loops=loops,
         images=images,
         also={name: find_models([path]) for name, path in sets.items()},
-        recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, share, oof, truth),
+        recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth),
         ids=None if ids is None else read_ids(ids, listener=TERMINAL),
         left_out=left_out,
         listener=TERMINAL,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option, missing_option
 from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.calibrate import Goal
 
 
 @click.command()
@@ -19,9 +22,9 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
-@click.option("--early-exit", help="exact, or the share of rows that must keep their answer, such as 0.999.")
-@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions for a share; may be repeated.")
-@click.option("--truth", type=PATH, help="A CSV that names the person on each out-of-fold image.")
+@click.option("--early-exit", help="exact, a share of answers to keep: 0.999, or a loss to allow: macro-f1:0.003.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, for all but exact; may be repeated.")
+@click.option("--truth", type=PATH, help="A CSV of the class of each out-of-fold image, and of the person on it.")
 @click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
 @click.option(
     "--device",
@@ -82,12 +85,12 @@ def submit(
     from ensemble.submit import submit as run_submit
 
     require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
-    share = parse_early_exit(early_exit, oof, truth)
+    goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
     leaving = None
     if early_exit is not None:
-        leaving = EarlyExit(share, read_members(oof, recipe.labels, kind=None), truth)
+        leaving = EarlyExit(goal, read_members(oof, recipe.labels, kind=None), truth)
     done = run_submit(
         recipe,
         images,
@@ -110,24 +113,16 @@ def submit(
     show(done.as_dict(), done.render(), as_json=as_json)
 
 
-def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) -> float | None:
-    """The share of --early-exit; None for exact, and without the option.
+def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) -> Goal | None:
+    """The goal of --early-exit; None for exact, and without the option.
 
     Raises:
         OptionError: E204 when it is neither, or does not go with --oof and --truth.
     """
+    from ensemble.calibrate import parse_goal
     from ensemble.submit import EXACT
 
-    share = None
-    if text not in (None, EXACT):
-        try:
-            share = float(str(text))
-        except ValueError:
-            share = -1.0
-        if not 0.5 <= share < 1:
-            raise OptionError(
-                "E204", f"--early-exit takes exact, or a share of 0.5 to below 1 such as 0.999, got {text!r}"
-            )
-    if (share is not None) != bool(oof) or (truth is not None and not oof):
-        raise OptionError("E204", "--early-exit with a share and --oof go together, and --truth needs both")
-    return share
+    goal = None if text in (None, EXACT) else parse_goal(str(text))
+    if (goal is not None) != bool(oof) or (truth is not None and not oof):
+        raise OptionError("E204", "--early-exit, unless exact, and --oof go together, and --truth needs both")
+    return goal
