@@ -65,17 +65,22 @@ def cells_of(recipe: Recipe) -> tuple[Cell, ...]:
 def in_order(cells: Sequence[Cell], cost: Mapping[str, float], *, whole_groups: bool = False) -> tuple[Cell, ...]:
     """The cells, most weight for its cost first; ``cost`` is that of one look by each member.
 
-    Among equals all look at one view before any looks at the next: two members have more to say than two views of one.
-    With ``whole_groups`` the folds of a group look at a view one after the other.
+    What certainty needs is weight, and among equals all look at one view before any looks at the next. With
+    ``whole_groups``, for answers that need not be certain, they do so in any case, since two members have more to say
+    than two views of one; and the folds of a group look at a view one after the other.
     """
     worth: dict[Cell, float] = {cell: cell.weight / cost[cell.member] for cell in cells}
     if whole_groups:
         for cell in cells:
             fellows = [other for other in cells if (other.group, other.view) == (cell.group, cell.view)]
             worth[cell] = sum(other.weight for other in fellows) / sum(cost[other.member] for other in fellows)
-    return tuple(
-        sorted(cells, key=lambda cell: (-worth[cell], cell.view != "identity", cell.view, cell.group, cell.member))
-    )
+
+    def place(cell: Cell) -> tuple[tuple[float, ...], str, float, str, str]:
+        other = float(cell.view != "identity")
+        first = (other,) if whole_groups else (-worth[cell], other)
+        return first, cell.view, -worth[cell], cell.group, cell.member
+
+    return tuple(sorted(cells, key=place))
 
 
 def ends_of_units(cells: Sequence[Cell]) -> tuple[int, ...]:

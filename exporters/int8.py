@@ -15,45 +15,51 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.images import Pixels
 from ensemble.model_file import LOGITS
 from exporters.gate import Classes, Floats, Verdict, answer, judge
-from exporters.quantise import Layer, Range, find_layers, find_tensors, prepare, quantise
-from exporters.ranges import measure_extremes
+from exporters.quantise import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
+from exporters.ranges import measure_activations
 from exporters.verify import Runtime
 
 CALIBRATION = 128
-# the share of images whose values lie inside a range; what is better is measured
-SHARES = (1.0, 0.98)
-MOST_IN_FLOAT = 0.5
+MOST_IN_FLOAT = 0.5  # of the multiplications
 _PROBES = 16
+_OVERHEAD = 0.002  # of all multiplications: what leaving and entering integers costs at the ends of a layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
-    """A model that passed: ``in_float`` are the layers that stayed in float32, the one that hurts most first."""
+    """A model that passed: ``in_float`` are the layers that stayed in float32, the one that hurts most for its cost
+    first, ``in_float_share`` their share of the multiplications; ``ranges`` says how ranges were chosen.
+    """
 
     proto: onnx.ModelProto
     verdict: Verdict
     layers: int
     in_float: tuple[str, ...]
+    in_float_share: float
     calibration: int
-    share: float
+    ranges: str
 
     def as_dict(self) -> dict[str, Any]:
         """What the card keeps."""
         return {
             "gate": self.verdict.as_dict(),
             "calibration_images": self.calibration,
-            "range_share": self.share,
+            "ranges": self.ranges,
             "layers": self.layers,
             "layers_in_float": list(self.in_float),
+            "multiplications_in_float": round(self.in_float_share, 4),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """The error of the logits when a layer is the only one on integers, as a share of their standard deviation."""
+    """The error of the logits when a layer is the only one on integers, as a share of their standard deviation, and
+    the layer's multiplications.
+    """
 
     layer: Layer
     error: float
+    products: int
 
 
 def to_int8(
@@ -67,8 +73,8 @@ def to_int8(
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images, judged on the others ``(N, H, W, 3)``.
 
-    If the whole network on integers fails, layers return to float32, those that harm most first: the fewest that pass,
-    found by bisection between none and half of them.
+    If the whole network on integers fails, layers return to float32, those that harm most for what they save first: the
+    fewest that pass, found by bisection between none and those with half of the multiplications.
 
     Raises:
         ModelError: E436 when it fails even then, or when there is nothing to quantise.
@@ -78,32 +84,36 @@ def to_int8(
     if not layers:
         raise ModelError("E436", f"{card.member} (int8): {card.arch} has no convolution or matrix product to quantise")
     reference = Runtime(_serialise(model), card)
-    extremes = measure_extremes(model, find_tensors(model.graph, layers), calibration, listener=listener)
+    activations = measure_activations(model, find_tensors(model.graph, layers), calibration, listener=listener)
+    products = count_products(model, layers)
     few = calibration[:_PROBES]
     expected = _run(reference, few)
-    candidates = {share: extremes.ranges(share) for share in SHARES}
+    candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares()}
     # with all values inside first: of equals it stays
-    share = min(SHARES, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
-    ranges = candidates[share]
+    chosen = min(candidates, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
+    ranges = candidates[chosen]
     answers = answer(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
 
     def attempt(in_float: tuple[str, ...]) -> Quantised:
         found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
         run = Runtime(_serialise(found), card).run
         logits = answer(lambda batch: run(batch)[LOGITS], gate, listener=listener)
-        return Quantised(found, judge("int8", answers, logits, truth), len(layers), in_float, len(calibration), share)
+        verdict = judge("int8", answers, logits, truth)
+        share = sum(products[name] for name in in_float) / sum(products.values())
+        return Quantised(found, verdict, len(layers), in_float, share, len(calibration), chosen)
 
     whole = attempt(())
     if not whole.verdict.faults:
         return whole
-    harms = _rank(model, card, ranges, layers, few, expected, listener)
+    harms = _rank(model, card, ranges, products, layers, few, expected, listener)
     order = tuple(harm.layer.name for harm in harms)
-    best = attempt(order[: int(MOST_IN_FLOAT * len(layers))])
+    so_far = np.cumsum([harm.products for harm in harms])
+    best = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * so_far[-1], side="right"))])
     if best.verdict.faults:
         raise ModelError(
             "E436",
             f"{card.member} (int8): {'; '.join(best.verdict.faults)}, with {len(best.in_float)} of {len(layers)} "
-            "layers in float",
+            f"layers and {best.in_float_share:.0%} of the multiplications in float",
             details=tuple(
                 f"{harm.layer.name}: alone on integers, it moves the logits by {harm.error:.1%}" for harm in harms
             ),
@@ -115,7 +125,10 @@ def to_int8(
             fails = len(tried.in_float)
         else:
             best = tried
-    kept = f"{len(best.in_float)} of {len(layers)} layers stay in float: {', '.join(best.in_float)}"
+    kept = (
+        f"{len(best.in_float)} of {len(layers)} layers with {best.in_float_share:.1%} of the multiplications stay in "
+        f"float: {', '.join(best.in_float)}"
+    )
     listener.notice(Notice("I437", f"{card.member}: {kept}"))
     return best
 
@@ -124,17 +137,23 @@ def _rank(
     model: onnx.ModelProto,
     card: ModelCard,
     ranges: Mapping[str, Range],
+    products: Mapping[str, int],
     layers: Sequence[Layer],
     pixels: Pixels,
     expected: Floats,
     listener: Listener,
 ) -> tuple[Harm, ...]:
-    """All layers, the one that harms most first."""
-    harms = []
+    """All layers, the one that harms most for what it saves first.
+
+    Errors of layers that have nothing to do with one another add up as squares: so the one to leave out of integers is
+    that with the largest square for its multiplications, as with any knapsack filled by worth.
+    """
+    harms, least = [], _OVERHEAD * sum(products.values())
     for number, layer in enumerate(layers):
-        harms.append(Harm(layer, _error(quantise(model, ranges, [layer]), card, pixels, expected)))
+        error = _error(quantise(model, ranges, [layer]), card, pixels, expected)
+        harms.append(Harm(layer, error, products[layer.name]))
         listener.progress("rank layers", number + 1, len(layers))
-    return tuple(sorted(harms, key=lambda harm: harm.error, reverse=True))
+    return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.products + least), reverse=True))
 
 
 def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Floats) -> float:

@@ -22,6 +22,8 @@ _PAIRED = {"Add", "Mul"}
 _POOLED = {"GlobalAveragePool", "MaxPool"}
 _BOUNDED = {"Relu", "Clip"}
 
+STEPS = 255  # between the ends of a range
+
 Array = NDArray[Any]
 
 
@@ -46,12 +48,12 @@ class Range:
     @property
     def scale(self) -> np.float32:
         """What one step of uint8 is worth."""
-        return np.float32((self.high - self.low) / 255 or 1.0)
+        return np.float32((self.high - self.low) / STEPS or 1.0)
 
     @property
     def zero(self) -> np.uint8:
         """The integer that stands for 0."""
-        return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, 255))
+        return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, STEPS))
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -82,6 +84,20 @@ def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
         elif found and _is_quantisable(node, weights):
             found[-1][1].append(i)
     return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
+
+
+def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:
+    """The multiplications of each layer for one image, by its name."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    shapes |= {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.output}
+    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}
+    found = {}
+    for layer in layers:
+        node = proto.graph.node[layer.nodes[0]]
+        places = int(np.prod(shapes.get(node.output[0], [])[2:])) if node.op_type == "Conv" else 1
+        found[layer.name] = places * weights[node.input[1]]
+    return found
 
 
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:

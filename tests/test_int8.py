@@ -26,8 +26,8 @@ from exporters import gate
 from exporters.export import Exported, ExportOptions, Photographs, export
 from exporters.gate import Verdict, judge, split_images
 from exporters.int8 import to_int8
-from exporters.quantise import Range, find_layers, find_tensors, prepare, quantise
-from exporters.ranges import measure_extremes
+from exporters.quantise import Range, count_products, find_layers, find_tensors, prepare, quantise
+from exporters.ranges import Activations, measure_activations
 from exporters.verify import Runtime
 from tests import toys
 from tests.networks import make_checkpoint
@@ -219,6 +219,7 @@ def squeeze(factor: float, heard: Recorder) -> Any:
 def test_a_planted_sensitive_layer_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers on either side of an outlying channel, and no others, return to float; without it none does."""
     lenient(monkeypatch, 0.8)
+    monkeypatch.setattr("exporters.int8.MOST_IN_FLOAT", 0.7)
     heard = Recorder()
     assert squeeze(1, Recorder()).in_float == ()
     found = squeeze(3000, heard)
@@ -252,14 +253,51 @@ def test_integers_answer_as_the_formula_says() -> None:
 
 
 def test_ranges_are_those_of_the_images() -> None:
-    """A tensor's range holds zero and the extremes over all images; a smaller share of images cuts the largest."""
+    """A tensor's range holds zero and the extremes over all images; its histogram counts every value of a small one."""
     proto = prepare(write_planted(1))
     batch = draw_batch(20, 24)
-    extremes = measure_extremes(proto, ["x0", "conv0"], batch)
-    ranges = extremes.ranges(1.0)
-    assert ranges["x0"] == Range(0.0, float(np.float32(batch.max()) * np.float32(1 / 255)))
+    found = measure_activations(proto, ["x0", "conv0"], batch)
+    ranges = found.extremes()
+    assert ranges["x0"].low == 0
+    assert ranges["x0"].high == pytest.approx(float(np.float32(batch.max()) * np.float32(1 / 255)))
     assert ranges["conv0"].low < 0 < ranges["conv0"].high
-    assert extremes.ranges(0.9)["conv0"].high < ranges["conv0"].high
+    np.testing.assert_array_equal(found.counts.sum(axis=1), [20 * 24 * 24 * 3, 20 * 22 * 22 * 8])
+    pixels = np.bincount(batch.ravel(), minlength=256)
+    assert found.counts[0][-1] == pixels[batch.max()]
+
+
+def test_least_squares_cut_what_costs_more_than_it_is_worth() -> None:
+    """Of normal values and a far one the range that rounds best is narrower, and evenly spread values keep theirs. The
+    error of rounding, worked out value by value, is less.
+    """
+    rng = np.random.default_rng(0)
+    values = np.append(rng.normal(size=100_000), 40.0)
+    even = np.linspace(-1, 3, 10_001)
+    ends = [(float(one.min()), float(one.max())) for one in (values, even)]
+    counts = [np.histogram(one, 2048, span)[0] for one, span in zip((values, even), ends, strict=True)]
+    low, high = np.array(ends).T
+    found = Activations(("tail", "even"), low, high, np.array(counts, dtype=np.float64)).least_squares()
+    assert found["even"] == Range(-1.0, 3.0)
+    assert (found["tail"].low, found["tail"].high < 20) == (ends[0][0], True)
+
+    def error(span: Range) -> float:
+        steps = np.rint(values / span.scale) + float(span.zero)
+        return float(np.mean(((np.clip(steps, 0, 255) - float(span.zero)) * span.scale - values) ** 2))
+
+    assert error(found["tail"]) < 0.5 * error(Range(*ends[0]))
+
+
+def test_multiplications_are_counted_by_hand() -> None:
+    """A convolution's are its outputs times the weights that make one, a matrix product's are its weights."""
+    model = prepare(write_planted(1))
+    found = count_products(model, find_layers(model.graph))
+    assert found == {
+        "convs.0": 22 * 22 * 8 * 3 * 9,
+        "convs.1": 20 * 20 * 8 * 8 * 9,
+        "convs.2": 18 * 18 * 8 * 8 * 9,
+        "convs.3": 16 * 16 * 8 * 8 * 9,
+        "head": 8 * 4,
+    }
 
 
 @pytest.mark.parametrize("with_truth", [False, True])
