@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ensemble.blend import blend
 from ensemble.decide import Rule, decide
 from ensemble.early_exit import (
+    Cell,
     Running,
     cells_of,
     certain,
@@ -181,7 +182,9 @@ def test_the_cells_weigh_what_the_blend_weighs() -> None:
 
 
 def test_cells_run_by_weight_for_their_cost_and_folds_together_where_asked() -> None:
-    """A cheap member goes before a heavier one; with whole groups no other cell comes between two folds."""
+    """A cheap member goes before a heavier one, and of equals every view has its turn; with whole groups no other cell
+    comes between two folds, and no group looks twice before all have looked once.
+    """
     recipe = draw_recipe("argmax", 1, shaped=False)
     cells = cells_of(recipe)
     cost = {"a-f0": 1.0, "a-f1": 100.0, "b": 1.0, "c": 10.0}
@@ -190,6 +193,11 @@ def test_cells_run_by_weight_for_their_cost_and_folds_together_where_asked() -> 
     units = [(cell.group, cell.view) for cell in in_order(cells, cost, whole_groups=True)]
     seen = [unit for k, unit in enumerate(units) if k == 0 or units[k - 1] != unit]
     assert len(seen) == len(set(seen)) == len(ends_of_units(in_order(cells, cost, whole_groups=True)))
+    views = [view for _, view in seen]
+    assert views == sorted(views, key=lambda view: (view != "identity", view))
+    alike = tuple(Cell(member, view, 0.25, member) for member in "ab" for view in ("hflip", "identity"))
+    places = [(cell.view, cell.member) for cell in in_order(alike, {"a": 1.0, "b": 1.0})]
+    assert places == [("identity", "a"), ("identity", "b"), ("hflip", "a"), ("hflip", "b")]
 
 
 def test_the_used_part_blends_to_the_same_bits() -> None:
