@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 SIZES = (1, 2, 4, 8, 16)
-_ROUNDS = 4  # the first of which only warms up: memory is fetched and layers are planned for each size
+_LOOKS = 4  # at each size, the first of which only warms up: memory is fetched and layers are planned
 _HOPELESS = 1.05  # times the quickest look of all: a size that has not come nearer is not tried again
 
 
@@ -27,22 +27,22 @@ class Sample:
 
 
 class Trial:
-    """Says how many images go through one model at once: the sizes in turn, and then the fastest.
+    """Says how many images go through one model at once: the sizes from the smallest up, and then the fastest.
 
-    It may be asked and told from several threads.
+    Once a size is clearly slower than a smaller one, larger ones are not tried: they would be slower still, and take
+    memory that onnxruntime keeps. It may be asked and told from several threads.
     """
 
     def __init__(self, sizes: Sequence[int] = SIZES) -> None:
         self._lock = threading.Lock()
-        self._left = list(sizes) * _ROUNDS if len(sizes) > 1 else []
+        first = [size for size in sorted(sizes) for _ in range(2)]
+        self._left = first + sorted(sizes) * (_LOOKS - 2) if len(sizes) > 1 else []
         self._spent: dict[int, list[float]] = {size: [] for size in sizes}
 
     def next_size(self, images: int) -> int:
         """How many of ``images`` go at once now."""
         with self._lock:
-            quickest = {size: min(spent[1:]) for size, spent in self._spent.items() if len(spent) > 1}
-            bar = _HOPELESS * min(quickest.values(), default=0.0)
-            self._left = [size for size in self._left if quickest.get(size, 0.0) <= bar]
+            self._drop_the_hopeless()
             for place, size in enumerate(self._left):
                 if size <= images:
                     return self._left.pop(place)
@@ -51,7 +51,7 @@ class Trial:
     def learn(self, size: int, images: int, seconds: float) -> None:
         """``images``, so many at once, took so many seconds of one core."""
         with self._lock:
-            if size in self._spent and len(self._spent[size]) < _ROUNDS:
+            if size in self._spent and len(self._spent[size]) < _LOOKS:
                 self._spent[size].append(seconds / images)
 
     @property
@@ -65,6 +65,15 @@ class Trial:
         """What was measured so far."""
         with self._lock:
             return self._samples()
+
+    def _drop_the_hopeless(self) -> None:
+        quickest = {size: min(spent[1:]) for size, spent in self._spent.items() if len(spent) > 1}
+        if not quickest:
+            return
+        best = min(quickest, key=lambda size: quickest[size])
+        hopeless = {size for size, seconds in quickest.items() if seconds > _HOPELESS * quickest[best]}
+        end = min((size for size in hopeless if size > best), default=max(self._spent) + 1)
+        self._left = [size for size in self._left if size < end and size not in hopeless]
 
     def _best(self) -> int:
         found = self._samples()

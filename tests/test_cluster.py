@@ -212,7 +212,7 @@ def test_a_finished_run_hires_nobody(tmp_path: Path) -> None:
     assert (len(ray.hired), done.members[0].computed) == (1, 4)
 
 
-@pytest.mark.parametrize(("batch", "sizes"), [(None, {1, 2, 4}), (3, {3, 2})])
+@pytest.mark.parametrize(("batch", "sizes"), [(None, {1, 2}), (3, {3, 2, 1})])
 def test_a_worker_of_a_cluster_tries_sizes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | None, sizes: set[int]
 ) -> None:
@@ -234,7 +234,7 @@ def test_a_worker_of_a_cluster_tries_sizes_once(
     monkeypatch.setattr(Session, "run", counting)
     monkeypatch.setattr("ensemble.pipeline.Trial", Counted)
     done = run(tmp_path, FakeRay(cpus=1), "cluster", batch=batch)
-    assert set(asked[1:]) - {1} == sizes - {1}
+    assert sizes <= set(asked) <= sizes | {4}
     assert len(trials) == (batch is None)
     assert [(one.at_once, one.trial) for one in done.members] == [(None, ())]
 

@@ -132,10 +132,11 @@ def test_how_many_go_at_once_is_found_by_a_trial_that_changes_no_byte(
     assert [(run.at_once, run.trial) for run in asked.members] == [(None, ())] * len(models)
     done = predict(models, images, tmp_path / "tried", views=TTA, device="cpu", workers=1)
     for run in done.members:
-        assert [sample.size for sample in run.trial] == [1, 2]
+        sizes = [sample.size for sample in run.trial]
+        assert sizes in ([1, 2], [1, 2, 4])
         assert run.at_once == min(run.trial, key=lambda sample: sample.seconds).size
         record = json.loads((run.folder / "_run.json").read_text())
-        assert (record["at_once"], [sample["size"] for sample in record["trial"]]) == (run.at_once, [1, 2])
+        assert (record["at_once"], [sample["size"] for sample in record["trial"]]) == (run.at_once, sizes)
     assert contents(tmp_path / "usual") == contents(tmp_path / "tried")
 
 

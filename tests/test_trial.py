@@ -19,24 +19,32 @@ def run(trial: Trial, cost: dict[int, list[float]], *, looks: int = 40, images: 
 
 
 def test_sizes_are_tried_in_turn_and_the_fastest_stays() -> None:
-    """Four rounds, then the size of the smallest median, whatever the warm-up took."""
+    """Four looks at each, then the size of the smallest median, whatever the warm-up took."""
     cost = {1: [9.0, 5.0, 5.1, 5.0], 2: [1.0, 5.1, 5.1, 5.1], 4: [9.0, 4.9, 90.0, 4.9], 8: [9.0, 5.0]}
     trial = Trial((1, 2, 4, 8))
     sizes = run(trial, cost)
-    assert sizes[:12] == [1, 2, 4, 8] * 3
+    assert sizes[:16] == [1, 1, 2, 2, 4, 4, 8, 8] + [1, 2, 4, 8] * 2
     assert set(sizes[16:]) == {4}
     assert Sample(4, 4.9, 3) in trial.samples
     assert trial.size == 4
 
 
 def test_what_is_clearly_slower_is_not_tried_again() -> None:
-    """After one measured look each, only sizes within 5 % of the fastest have more."""
+    """After one measured look only sizes within 5 % of the fastest have more, and what is larger has none."""
     trial = Trial(SIZES)
     sizes = run(trial, {1: [1.0], 2: [1.04], 4: [1.06], 8: [2.0], 16: [3.0]})
-    assert sizes[:10] == [*SIZES] * 2
-    assert sizes[10:14] == [1, 2, 1, 2]
-    assert set(sizes[14:]) == {1}
-    assert [sample.looks for sample in trial.samples] == [3, 3, 1, 1, 1]
+    assert sizes[:6] == [1, 1, 2, 2, 4, 4]
+    assert sizes[6:10] == [1, 2, 1, 2]
+    assert set(sizes[10:]) == {1}
+    assert [(sample.size, sample.looks) for sample in trial.samples] == [(1, 3), (2, 3), (4, 1)]
+
+
+def test_a_slow_small_size_keeps_no_larger_one_from_being_tried() -> None:
+    """Where more at once is faster, all sizes are tried and the largest stays."""
+    trial = Trial(SIZES)
+    sizes = run(trial, {1: [5.0], 2: [4.0], 4: [3.0], 8: [2.0], 16: [1.0]})
+    assert sizes[:10] == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16]
+    assert set(sizes[10:]) == {16}
 
 
 def test_small_batches_try_only_what_fits() -> None:
