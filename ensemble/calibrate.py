@@ -152,17 +152,17 @@ def calibrate(
         raise OptionError("E204", f"--early-exit {goal} needs --truth with the classes of the out-of-fold images")
     gathered, known = _gather(recipe, oof, truth, listener)
     path = _walk(recipe, cells, gathered)
-    owner = _owners(known)
+    people = np.array(known.ids if known.persons is None else known.persons)
 
     def choose(rows: NDArray[np.intp]) -> tuple[dict[int, float], bool]:
         if isinstance(goal, Keep):
             allowed, certified = _allowed(goal.share, len(rows))
             return choose_stops(path.of(rows), allowed), certified
-        return choose_by_score(path.of(rows), known.classes[rows], owner[rows], measure, goal.most)
+        return choose_by_score(path.of(rows), known.classes[rows], people[rows].tolist(), measure, goal.most)
 
     rows = len(known.ids)
     stops, certified = choose(np.arange(rows))
-    answers, saved = _cross_validate(path, choose, owner)
+    answers, saved = _cross_validate(path, choose, np.unique(people, return_inverse=True)[1])
     kept = float((answers == path.answers[-1]).mean())
     score = None
     if truth is not None:
@@ -210,12 +210,12 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
 
 
 def choose_by_score(
-    course: Course, truth: NDArray[np.intp], owner: NDArray[np.intp], measure: Measure, most: float
+    course: Course, truth: NDArray[np.intp], people: Sequence[str], measure: Measure, most: float
 ) -> tuple[dict[int, float], bool]:
     """The lowest leads with which the score falls by at most ``most``, and whether any are that low.
 
     The fall and one standard error of it must not be more (the rule of Breiman et al., "Classification and Regression
-    Trees", 1984, section 3.4.3), by a bootstrap over people, ``owner`` ``(N,)`` of the classes ``truth`` ``(N,)``. Ever
+    Trees", 1984), by a bootstrap over ``people``, those on the images of the classes ``truth`` ``(N,)``. Ever
     lower leads are tried, and the first that fails ends the search: more tries then find nothing by luck (Angelopoulos
     et al., "Learn then Test", arXiv 2110.01052, on fixed sequences). A bootstrap draws no change that was not seen: of
     fewer rows than bound unseen ones, nothing passes.
@@ -229,7 +229,7 @@ def choose_by_score(
             measure.part[truth],
             measure.part[answers],
             classes=measure.parts,
-            clusters=[f"{person:09d}" for person in owner],
+            clusters=people,
             resamples=_RESAMPLES,
             seed=_SEED,
         )
@@ -284,7 +284,7 @@ def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> NDArray[np.float64]:
     """How large a lead can be undone at each end but the last, in proportion: the standard error of a mean.
 
     The whole ensemble's lead is the mean over all cells of each one's. After a share f of them it is known to within
-    ``sqrt((1 - f) / f)`` times a constant: Cochran, "Sampling Techniques" (3rd edition, 1977), equation 2.20, with
+    ``sqrt((1 - f) / f)`` times a constant: Cochran, "Sampling Techniques" (3rd edition, 1977), chapter 2, with
     weights for counts.
     """
     seen = np.cumsum([cell.weight for cell in cells])[np.array(ends[:-1], dtype=np.intp) - 1]
@@ -326,8 +326,3 @@ def _gather(
         ids = tuple(sorted({name for member in used if member.group == one for name in member.ids}))
         known = Truth(ids, np.zeros(len(ids), dtype=np.intp), None, recipe.labels)
     return gather_folds(used, known), known
-
-
-def _owners(truth: Truth) -> NDArray[np.intp]:
-    names = truth.ids if truth.persons is None else truth.persons
-    return np.asarray(np.unique(np.array(names), return_inverse=True)[1], dtype=np.intp)

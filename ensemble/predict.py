@@ -131,10 +131,10 @@ def predict(
         pipeline.known |= faults
         for member in members:
             member.clear()
-        size = bounds.batch if batch or on_gpu or cluster else _share_out(members, listing, bounds)
+        rows_a_batch = bounds.batch if batch or on_gpu or cluster else _share_out(members, listing, bounds)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         with noted([member.folder for member in members]):
-            faults |= _compute_in_turn(members, pipeline, listing, where, size, pace, views, recorder)
+            faults |= _compute_in_turn(members, pipeline, listing, where, rows_a_batch, pace, views, recorder)
         write_errors(folder / ERRORS, listing, faults)
         policy: OnBadImage = "fail" if len(faults) == len(listing) else on_bad_image
         if policy != "fail":
@@ -153,7 +153,7 @@ def predict(
             len(listing),
             seen,
             str(where),
-            size,
+            rows_a_batch,
             bounds.workers,
             runs,
             seconds,

@@ -42,7 +42,7 @@ class Run:
     device: str
     images: int
     views: tuple[str, ...]
-    batch: int
+    at_once: int
     workers: int
     computed: int
     own: float
@@ -323,7 +323,7 @@ def _read_run(folder: Path) -> Run | None:
             device=str(value["device"]),
             images=int(value["images"]),
             views=tuple(map(str, value["views"])),
-            batch=int(value["batch"]),
+            at_once=int(value.get("at_once") or value["batch"]),
             workers=int(value["workers"]),
             computed=int(value["computed"]),
             own=float(value["seconds"]["own"]),

@@ -83,7 +83,7 @@ def _plan(report: Report) -> str:
             ", ".join(run.views),
             run.images,
             run.computed,
-            run.batch,
+            run.at_once,
             run.workers,
             *_speed(run.own, run.computed),
             f"{run.wall:.1f}",
@@ -101,7 +101,7 @@ def _plan(report: Report) -> str:
         take = "There is no record of the runs beside the predictions."
     elif report.unrecorded:
         take += f" No record beside the predictions of {enumerate_some(list(report.unrecorded))}."
-    header = ("member", "device", "views", "images", "computed", "batch", "workers", "own s", "images/s", "run s")
+    header = ("member", "device", "views", "images", "computed", "at once", "workers", "own s", "images/s", "run s")
     body = table(header, rows, numbers=set(range(3, 10)), label="runs") if rows else ""
     if fallbacks:
         body += "<h3>What was noticed</h3><ul>" + "".join(

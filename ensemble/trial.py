@@ -42,7 +42,8 @@ class Trial:
     def next_size(self, images: int) -> int:
         """How many of ``images`` go at once now."""
         with self._lock:
-            self._drop_the_hopeless()
+            if self._left:
+                self._drop_the_hopeless()
             for place, size in enumerate(self._left):
                 if size <= images:
                     return self._left.pop(place)

@@ -46,7 +46,7 @@ class Activations:
 
         A narrower range has finer steps and cuts off what lies outside: a few large values are worth less than the
         digits of all others. Sung et al., "Resiliency of Deep Neural Networks under Quantization" (arXiv 1511.06488),
-        section 3.1, choose steps so; here the upper end is searched first, then the lower one.
+        choose steps by this error; here the upper end is searched first, then the lower one.
         """
         return {name: self._best(i) for i, name in enumerate(self.tensors)}
 

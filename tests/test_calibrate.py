@@ -153,15 +153,15 @@ def test_a_metric_may_lose_what_is_allowed_and_no_more() -> None:
     """
     measure = parse_measure("accuracy", LabelSpace.flat(2))
     course, truth = draw_course(0, 20_000)
-    owner = np.arange(20_000)
-    stops, found = choose_by_score(course, truth, owner, measure, 0.01)
+    people = [str(i) for i in range(20_000)]
+    stops, found = choose_by_score(course, truth, people, measure, 0.01)
     answers, passes = replay(course, stops)
     assert found
     assert passes.mean() < 1.1
     assert (answers != course.answers[-1]).mean() > 0.06
     wrong = replace(course, answers=np.stack([np.where(course.answers[0] == course.answers[-1], truth, 1 - truth)] * 2))
     wrong = replace(wrong, answers=np.stack([wrong.answers[0], truth]))
-    stops, found = choose_by_score(wrong, truth, owner, measure, 0.01)
+    stops, found = choose_by_score(wrong, truth, people, measure, 0.01)
     answers, passes = replay(wrong, stops)
     assert found
     assert 0.005 < (answers != truth).mean() < 0.01
@@ -173,7 +173,7 @@ def test_few_people_certify_no_loss() -> None:
     measure = parse_measure("accuracy", LabelSpace.flat(2))
     course, truth = draw_course(1, 40)
     course = replace(course, answers=np.stack([1 - truth, truth]))
-    stops, found = choose_by_score(course, truth, np.arange(40) // 10, measure, 0.001)
+    stops, found = choose_by_score(course, truth, [str(i // 10) for i in range(40)], measure, 0.001)
     assert (stops, found) == ({1: np.inf}, False)
     assert (replay(course, stops)[0] == truth).all()
 
