@@ -11,7 +11,7 @@ EnsError
 └── Interrupted        E8xx   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
 
 An error says what happened, what was expected, what was found and what to do. Its code is listed with
-cause and cure in `ensemble.codes`; where no hint is given, the cure from there is the hint.
+cause and cure in `ensemble.error_codes`; where no hint is given, the cure from there is the hint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from ensemble.codes import CODES
+from ensemble.error_codes import CODES
 
 
 class EnsError(Exception):
@@ -39,7 +39,7 @@ class EnsError(Exception):
         path: Path | None = None,
         details: tuple[str, ...] = (),
     ) -> None:
-        assert code in CODES, f"{code} is not in ensemble.codes"
+        assert code in CODES, f"{code} is not in ensemble.error_codes"
         super().__init__(message)
         self.code = code
         self.message = message

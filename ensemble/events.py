@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.codes import CODES
+from ensemble.error_codes import CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Notice:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        assert self.code in CODES, f"{self.code} is not in ensemble.codes"
+        assert self.code in CODES, f"{self.code} is not in ensemble.error_codes"
 
     @property
     def is_warning(self) -> bool:

@@ -16,21 +16,21 @@ import onnx
 import torch
 from google.protobuf.message import Message
 
-from checkpoints.open import Checkpoint, build_model
-from ensemble.boxes import Box
+from checkpoints.loading.open import Checkpoint, build_model
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
-from ensemble.crop import prepare_image
 from ensemble.errors import ModelError, OptionError
-from ensemble.evaluate import read_truth
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
-from ensemble.images import Pixels, read_photo
-from ensemble.model_file import INPUT, LOGITS
-from exporters.describe import DEFAULTS, ExportOptions, describe
-from exporters.gate import Photographs, Verdict, answer, classes_of, judge, load_images, split_images
+from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.face_boxes import Box
+from ensemble.images.face_crop import prepare_image
+from ensemble.predictions.truth import read_truth
+from ensemble.runtime.model_file import INPUT, LOGITS
+from exporters.accuracy_gate import Photographs, Verdict, answer, classes_of, judge, load_images, split_images
+from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, to_int8
-from exporters.pictures import render_pictures
-from exporters.precision import to_half, with_rounding
+from exporters.make_card import DEFAULTS, ExportOptions, describe
+from exporters.synthetic_images import render_pictures
 from exporters.verify import FEATURES, Checks, Runtime, run_torch, verify
 
 __all__ = ["DEFAULTS", "ExportOptions", "Exported", "Photographs", "export"]
@@ -81,8 +81,8 @@ def export(
     image i, for a model with a face crop (the rendered pictures take its fallback). ``taken`` are the members' names
     that may not be used again.
 
-    int8 needs ``photographs``: some calibrate, others judge (see `exporters.gate`), also by macro F1 where ``truth``,
-    a CSV, has their classes. fp16 is judged by those that ``truth`` names, where it is given.
+    int8 needs ``photographs``: some calibrate, others judge (see `exporters.accuracy_gate`), also by macro F1 where
+    ``truth``, a CSV, has their classes. fp16 is judged by those that ``truth`` names, where it is given.
 
     Raises:
         OptionError: E204 when an option does not fit the network, E206 when the faces in the check images are needed.

@@ -12,11 +12,11 @@ import onnx
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images import Pixels
-from ensemble.model_file import LOGITS
-from exporters.gate import Classes, Floats, Verdict, answer, judge
-from exporters.quantise import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
-from exporters.ranges import measure_activations
+from ensemble.images.decode import Pixels
+from ensemble.runtime.model_file import LOGITS
+from exporters.accuracy_gate import Classes, Floats, Verdict, answer, judge
+from exporters.int8_calibration import measure_activations
+from exporters.int8_qdq import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
 from exporters.verify import Runtime
 
 CALIBRATION = 128

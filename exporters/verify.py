@@ -18,13 +18,13 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from ensemble.agreement import relative_error
 from ensemble.card import ModelCard, Precision
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
-from ensemble.images import Pixels
-from ensemble.model_file import INPUT, LOGITS
-from exporters.precision import with_rounding
+from ensemble.images.decode import Pixels
+from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.parity import relative_error
+from exporters.fp16 import with_rounding
 
 FEATURES = "features"
 BATCHES = (1, 2, 5)

@@ -28,5 +28,5 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and chunks of eight rows, so that a few pictures make several."""
-    monkeypatch.setattr("ensemble.parts.PART_ROWS", 8)
-    monkeypatch.setattr("ensemble.chunks.CHUNK_ROWS", {"cpu": 8})
+    monkeypatch.setattr("ensemble.predict.parts.PART_ROWS", 8)
+    monkeypatch.setattr("ensemble.submit.chunks.CHUNK_ROWS", {"cpu": 8})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -12,8 +13,8 @@ import pytest
 
 from ensemble import cli
 from ensemble.__main__ import run
-from tests import toys
-from tests.children import start
+from tests.support import toys
+from tests.support.children import start
 
 NAMES = [f"{i:03d}.jpg" for i in range(40)]
 
@@ -116,7 +117,7 @@ def test_our_own_bugs_leave_a_report(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one by nought")
 
-    monkeypatch.setattr("ensemble.predict.predict", broken)
+    monkeypatch.setattr(importlib.import_module("ensemble.predict.predict"), "predict", broken)
     assert run(predict(contest)) == 1
     said = capsys.readouterr().err
     assert said.startswith("bug: ZeroDivisionError: one by nought")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ensemble import errors
-from ensemble.codes import CODES
+from ensemble.error_codes import CODES
 from ensemble.errors import (
     DataError,
     EnsError,
@@ -69,13 +69,13 @@ def test_every_code_in_use_is_catalogued() -> None:
 
 def test_every_catalogued_code_is_in_use() -> None:
     """The catalogue explains no code that nothing gives."""
-    given = {code for path in FILES if path.name != "codes.py" for code in literals(path)}
+    given = {code for path in FILES if path.name != "error_codes.py" for code in literals(path)}
     assert set(CODES) - given == set()
 
 
 def test_no_code_stands_twice_in_the_catalogue() -> None:
     """A second entry for a code would replace the first one without a word."""
-    keys = list(literals(ROOT / "ensemble" / "codes.py"))
+    keys = list(literals(ROOT / "ensemble" / "error_codes.py"))
     assert sorted(keys) == sorted(set(keys)) == sorted(CODES)
 
 

@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.track import Remote
-from ensemble.blend import blend
+from checkpoints.training.loggers import Remote
+from ensemble.blend.blend import blend
+from ensemble.blend.pooling import parse_pool
+from ensemble.blend.recipe import Group, Recipe, make_recipe
 from ensemble.errors import PredictionError
 from ensemble.events import Recorder
-from ensemble.images import open_image
+from ensemble.images.decode import open_image
+from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
-from ensemble.pool import parse_pool
-from ensemble.predict import predict
-from ensemble.predictions import read_predictions
-from ensemble.recipe import Group, Recipe, make_recipe
-from ensemble.tta import parse_views
-from tests import toys
-from tests.corpus import encode, outcome, picture
-from tests.fuzz import TARGETS, Fuzzer, fuzz_at_random
-from tests.members import draw_logits, make_member
-from tests.mutate import GUARDS, Guard
+from ensemble.predict.predict import predict
+from ensemble.predictions.dataset import read_predictions
+from tests.harness.fuzz import TARGETS, Fuzzer, fuzz_at_random
+from tests.harness.mutate import GUARDS, Guard
+from tests.support import toys
+from tests.support.corpus import encode, outcome, picture
+from tests.support.members import draw_logits, make_member
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ensemble", "checkpoints", "exporters")
@@ -39,13 +39,13 @@ PACKAGES = ("ensemble", "checkpoints", "exporters")
 
 def test_every_row_of_the_catalogue_has_a_test() -> None:
     """Each number from 1 to 90 stands in the name of a test."""
-    names = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    names = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     assert {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", names, re.MULTILINE)} == set(range(1, 91))
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: f"{guard.file} {guard.code.strip()}")
 def test_every_guard_stands_once(guard: Guard) -> None:
-    """`python -m tests.mutate` can remove each guard that it lists, and the test that misses it exists."""
+    """`python -m tests.harness.mutate` can remove each guard that it lists, and the test that misses it exists."""
     assert (ROOT / guard.file).read_text(encoding="utf-8").count(guard.code) == 1
     file, _, name = guard.test.partition("::")
     assert f"def {name}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def test_fault_90_a_logger_that_hangs_is_given_up(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(("name", "inputs"), [("image", 400), ("onnx", 400), ("csv", 150), ("checkpoint", 8)])
 def test_mutated_files_raise_nothing_but_our_errors(tmp_path: Path, name: str, inputs: int) -> None:
-    """The readers' corpora and some mutations are read or refused; `python -m tests.fuzz` does it for longer."""
+    """The readers' corpora and some mutations are read or refused; `tests.harness.fuzz` does it for longer."""
     target = TARGETS[name](tmp_path)
     fuzzer = Fuzzer(target.check, tmp_path / "findings", megabytes=None)
     fuzz_at_random(fuzzer, target.corpus, random.Random(0), range(inputs))
@@ -177,6 +177,6 @@ def test_the_fuzzer_keeps_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"bad"]
     with pytest.raises(AssertionError, match="MB"):
         Fuzzer(fail, tmp_path, megabytes=1).run(b"large")
-    monkeypatch.setattr("tests.fuzz.SECONDS", -1)
+    monkeypatch.setattr("tests.harness.fuzz.SECONDS", -1)
     with pytest.raises(AssertionError, match=" s and "):
         Fuzzer(fail, tmp_path, megabytes=None).run(b"slow")

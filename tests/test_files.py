@@ -18,7 +18,7 @@ import pytest
 
 from ensemble.errors import FileError, LockedError
 from ensemble.files import locked, remove, require_writable, sha256_file, write_atomic
-from tests.nobody import as_nobody
+from tests.support.nobody import as_nobody
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import toys
+from tests.support import toys
 
 _RUN = """
 import sys

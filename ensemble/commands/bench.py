@@ -53,18 +53,18 @@ def bench(
 ) -> None:
     """Time ens predict beside a plain torch loop and a plain onnxruntime loop, in turn, on this machine.
 
-    All of them must give the same answers first. The loops are in exporters/loops.py.
+    All of them must give the same answers first. The loops are in exporters/bench_baselines.py.
 
     \b
     Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
     """
-    from ensemble.arms import RunSubmit
-    from ensemble.bench import bench as run_bench
+    from ensemble.bench.bench import bench as run_bench
+    from ensemble.bench.contenders import RunSubmit
     from ensemble.events import Notice
     from ensemble.files import require_different, write_atomic
-    from ensemble.listing import read_ids
-    from ensemble.model_file import find_models
-    from exporters.loops import TorchLoop, onnxruntime_loop
+    from ensemble.images.listing import read_ids
+    from ensemble.runtime.model_file import find_models
+    from exporters.bench_baselines import TorchLoop, onnxruntime_loop
 
     goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
@@ -101,7 +101,7 @@ def bench(
 def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str, Path], str]:
     """The checkpoint that each member's model was exported from, or why there is no torch loop."""
     from ensemble.files import sha256_file
-    from ensemble.model_file import read_model
+    from ensemble.runtime.model_file import read_model
 
     try:
         there = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("timm") is not None

@@ -62,16 +62,17 @@ def blend(
     \b
     Example: ens blend runs/preds/* --like eval/info.csv -o submission.csv --save blend.json
     """
-    from ensemble.blend import blend as run_blend
+    from ensemble.blend.blend import blend as run_blend
+    from ensemble.blend.pooling import parse_pool
+    from ensemble.blend.recipe import make_recipe, parse_weights, read_recipe, render_recipe
     from ensemble.files import require_different, write_atomic
-    from ensemble.join import without_ids
+    from ensemble.ids import without_ids
+    from ensemble.images.views import expand_views
     from ensemble.labels import parse_labels
-    from ensemble.members import read_members, shared_images
-    from ensemble.pool import parse_pool
-    from ensemble.predicted import render_unread
-    from ensemble.recipe import make_recipe, parse_weights, read_recipe, render_recipe
-    from ensemble.submission import read_format, write_submission
-    from ensemble.tta import expand_views
+    from ensemble.predict.result import render_unread
+    from ensemble.predictions.external import read_members
+    from ensemble.predictions.members import shared_images
+    from ensemble.submission.format import read_format, write_submission
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
     learning = {name: value for name, value in learning.items() if value is not None}
@@ -87,7 +88,7 @@ def blend(
     if recipe_path is not None:
         recipe = read_recipe(recipe_path)
     elif truth is not None:
-        from ensemble.adopt import learn_from_folds, learned_recipe
+        from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
 
         learned = learn_from_folds(read_members(oof, space, kind=kind), truth, listener=TERMINAL, **learning)
         recipe, table = learned_recipe(learned, members, transductive=transductive), learned.render() + "\n"

@@ -27,9 +27,10 @@ def check(
 
     Example: ens check submission.csv --like eval/info.csv
     """
-    from ensemble.check import check_submission, invalid, read_submission, render_faults, without_missing
     from ensemble.labels import parse_labels
-    from ensemble.submission import diff_submissions, read_format, render_agreement, render_diff
+    from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
+    from ensemble.submission.format import read_format
+    from ensemble.submission.lint import check_submission, invalid, read_submission, render_faults, without_missing
 
     space = parse_labels(labels)
     sample = None if like is None else read_format(like, listener=TERMINAL)

@@ -56,7 +56,7 @@ def crop(
     from ensemble.card import parse_triple
 
     with torch_extra("crop"):
-        from checkpoints.faces import Search, find_faces
+        from checkpoints.data.face_detection import Search, find_faces
 
     search = Search(
         min_face,

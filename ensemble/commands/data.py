@@ -46,10 +46,10 @@ def data(
     Example: ens data train --fixes contest --html data.html
     """
     with torch_extra("data"):
-        from checkpoints.dataset import read_dataset
-        from checkpoints.gallery import write_gallery
-        from checkpoints.inventory import describe_data, look, write_rows
-    from ensemble.boxes import read_boxes
+        from checkpoints.data.dataset import read_dataset
+        from checkpoints.data.summary import describe_data, look, write_rows
+        from checkpoints.data.summary_html import write_gallery
+    from ensemble.images.face_boxes import read_boxes
     from ensemble.labels import parse_labels
 
     found = read_dataset(

@@ -19,6 +19,6 @@ def demo(folder: Path, as_json: bool) -> None:
     Runs on the CPU, without network, in under two minutes. Example: ens demo
     """
     with torch_extra("demo"):
-        from exporters.demo import demo as run_demo
+        from exporters.demo.run import demo as run_demo
     result = run_demo(folder, listener=TERMINAL)
     show(result.as_dict(), result.render(), as_json=as_json)

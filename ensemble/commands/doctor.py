@@ -15,7 +15,7 @@ def doctor(as_json: bool) -> None:
 
     Example: ens doctor
     """
-    from ensemble.doctor import doctor as run_doctor
+    from ensemble.runtime.doctor import doctor as run_doctor
 
     diagnosis = run_doctor()
     show(diagnosis.as_dict(), diagnosis.render(), as_json=as_json)

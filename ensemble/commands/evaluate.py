@@ -21,11 +21,12 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
 
     Example: ens evaluate runs/preds/r18 submission.csv --truth eval_truth.csv
     """
-    from ensemble.check import read_submission
-    from ensemble.evaluate import evaluate as run_evaluate
-    from ensemble.evaluate import read_truth, side_by_side
+    from ensemble.analysis.evaluate import evaluate as run_evaluate
+    from ensemble.analysis.evaluate import side_by_side
     from ensemble.labels import parse_labels
-    from ensemble.predictions import find_predictions, read_predictions, tell_filled
+    from ensemble.predictions.dataset import find_predictions, read_predictions, tell_filled
+    from ensemble.predictions.truth import read_truth
+    from ensemble.submission.lint import read_submission
 
     found: dict[str, Any] = {}
     for path in answers:

@@ -38,8 +38,8 @@ def explain(
     \b
     Example: ens explain models/r18.onnx eval/images --boxes eval-boxes.parquet -o explained
     """
-    from ensemble.boxes import read_boxes
-    from ensemble.explain import explain as run_explain
+    from ensemble.analysis.explain import explain as run_explain
+    from ensemble.images.face_boxes import read_boxes
 
     done = run_explain(
         model,

@@ -17,7 +17,7 @@ def explain_error(code: str, as_json: bool) -> None:
 
     Example: ens explain-error E314
     """
-    from ensemble.codes import CODES
+    from ensemble.error_codes import CODES
 
     entry = CODES.get(code.upper())
     if entry is None:

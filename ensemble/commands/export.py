@@ -80,13 +80,13 @@ def export(
         if not path.is_file():
             raise FileError("E707", f"{path} is not a file", path=path)
     with torch_extra("export"):
-        from checkpoints.open import open_checkpoint
+        from checkpoints.loading.open import open_checkpoint
         from exporters.export import Exported, ExportOptions, Photographs
         from exporters.export import export as run_export
-    from ensemble.boxes import read_boxes
     from ensemble.card import parse_size, parse_triple
+    from ensemble.images.face_boxes import read_boxes
+    from ensemble.images.listing import list_images
     from ensemble.labels import parse_labels
-    from ensemble.listing import list_images
 
     options = ExportOptions(
         labels=None if labels is None else parse_labels(labels),

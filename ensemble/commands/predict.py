@@ -66,13 +66,13 @@ def predict(
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
-    from ensemble.boxes import read_boxes
     from ensemble.errors import OptionError
-    from ensemble.listing import read_ids
-    from ensemble.memory import parse_memory
-    from ensemble.model_file import find_models
-    from ensemble.predict import predict as run_predict
-    from ensemble.tta import parse_views
+    from ensemble.images.face_boxes import read_boxes
+    from ensemble.images.listing import read_ids
+    from ensemble.images.views import parse_views
+    from ensemble.predict.memory_budget import parse_memory
+    from ensemble.predict.predict import predict as run_predict
+    from ensemble.runtime.model_file import find_models
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
     if address is not None and engine != "ray":
@@ -97,7 +97,7 @@ def predict(
         listener=TERMINAL,
     )
     if engine == "ray":
-        from ensemble.cluster import connect
+        from ensemble.predict.ray_worker import connect
 
         with connect(address, store=sum(path.stat().st_size for path in found if path.is_file())) as cluster:
             done = run(cluster=cluster)

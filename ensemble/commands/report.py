@@ -33,10 +33,10 @@ def report(
     Example: ens report runs/preds --recipe blend.json --truth train.csv --oof oof --images eval/images -o report.html
     """
     with report_extra("report"):
-        from ensemble.report_page import render_page
+        from ensemble.analysis.report_html import render_page
+    from ensemble.analysis.report import report as gather
+    from ensemble.analysis.report import verdict_of
     from ensemble.files import require_different, write_atomic
-    from ensemble.report import report as gather
-    from ensemble.verdict import verdict_of
 
     require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
     words = ["ens", "report", *map(str, predictions)]

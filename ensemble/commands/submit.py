@@ -13,7 +13,7 @@ from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from ensemble.calibrate import Goal
+    from ensemble.submit.exit_thresholds import Goal
 
 
 @click.command()
@@ -74,15 +74,15 @@ def submit(
     \b
     Example: ens submit blend.json --images eval/images --models models --like eval/info.csv -o submission.csv
     """
-    from ensemble.boxes import read_boxes
-    from ensemble.budget import parse_budget
+    from ensemble.blend.recipe import read_recipe
     from ensemble.files import require_different
-    from ensemble.members import read_members
-    from ensemble.memory import parse_memory
-    from ensemble.recipe import read_recipe
-    from ensemble.submission import read_format
-    from ensemble.submit import EarlyExit
-    from ensemble.submit import submit as run_submit
+    from ensemble.images.face_boxes import read_boxes
+    from ensemble.predict.memory_budget import parse_memory
+    from ensemble.predictions.external import read_members
+    from ensemble.submission.format import read_format
+    from ensemble.submit.submit import EarlyExit
+    from ensemble.submit.submit import submit as run_submit
+    from ensemble.submit.time_budget import parse_budget
 
     require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
     goal = parse_early_exit(early_exit, oof, truth)
@@ -119,8 +119,8 @@ def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) 
     Raises:
         OptionError: E204 when it is neither, or does not go with --oof and --truth.
     """
-    from ensemble.calibrate import parse_goal
-    from ensemble.submit import EXACT
+    from ensemble.submit.exit_thresholds import parse_goal
+    from ensemble.submit.submit import EXACT
 
     goal = None if text in (None, EXACT) else parse_goal(str(text))
     if (goal is not None) != bool(oof) or (truth is not None and not oof):

@@ -14,8 +14,8 @@ from ensemble.events import SILENT
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from checkpoints.contest import Row
-    from checkpoints.folds import Folds
+    from checkpoints.data.folds import Folds
+    from checkpoints.data.mask_contest import Row
     from ensemble.labels import LabelSpace
 
 
@@ -187,12 +187,12 @@ def train(
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
     with torch_extra("train"):
-        from checkpoints.dataset import read_dataset
-        from checkpoints.member import train_member
-        from checkpoints.photos import fallback_crop
-        from checkpoints.pseudo import read_pseudo
-        from checkpoints.settings import Settings
-        from checkpoints.team import join
+        from checkpoints.data.dataset import read_dataset
+        from checkpoints.data.image_cache import fallback_crop
+        from checkpoints.training.distributed import join
+        from checkpoints.training.pseudo_labels import read_pseudo
+        from checkpoints.training.settings import Settings
+        from checkpoints.training.train_member import train_member
 
         team, device = join(device)
     if bool(pseudo) != (pseudo_images is not None) or (pseudo_boxes is not None and not pseudo):
@@ -200,8 +200,8 @@ def train(
             "E204",
             "--pseudo and --pseudo-images, the folder of what was predicted, go together; --pseudo-boxes needs both",
         )
-    from ensemble.boxes import Boxes, read_boxes, read_faces
     from ensemble.card import Preprocess, parse_size, parse_triple
+    from ensemble.images.face_boxes import Boxes, read_boxes, read_faces
 
     listener = TERMINAL if team.is_main else SILENT
     faces = None if boxes_path is None else read_faces(boxes_path)[0]
@@ -266,7 +266,7 @@ def train(
 
 def _deal(folds: str, folder: Path, rows: Sequence[Row], labels: LabelSpace) -> Folds:
     """The folds of a file, those that the members in a folder share, or new ones for them to share."""
-    from checkpoints.folds import make_folds, read_folds, write_folds
+    from checkpoints.data.folds import make_folds, read_folds, write_folds
 
     shared = folder / "folds.csv"
     if not folds.isdecimal():

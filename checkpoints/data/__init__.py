@@ -1,0 +1,1 @@
+"""The training folder: rows, label fixes, folds, face boxes, summary."""

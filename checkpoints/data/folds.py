@@ -1,0 +1,89 @@
+"""Person-grouped, class-stratified folds: nobody is in two of them, and all hold the classes in like shares."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from checkpoints.data.mask_contest import Row
+from ensemble.csv_table import read_table
+from ensemble.errors import DataError, OptionError, enumerate_some
+from ensemble.files import write_atomic
+from ensemble.labels import MASK18, LabelSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Which fold each person is held out in: ``of_person[person]`` is 0 to ``count - 1``."""
+
+    count: int
+    of_person: Mapping[str, int]
+
+    def holdout(self, rows: Sequence[Row], fold: int) -> NDArray[np.bool_]:
+        """``(N,)``: which rows the given fold holds out; the others train it."""
+        return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
+
+
+def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelSpace = MASK18) -> Folds:
+    """Deal people into folds; the same rows and seed always give the same folds, whatever the order of the rows.
+
+    Raises:
+        OptionError: E204 when there are fewer than two folds.
+        DataError: E341 when a class has fewer people than there are folds: one of them would be scored without it.
+    """
+    if folds < 2:
+        raise OptionError("E204", f"folds must be 2 or more, got {folds}")
+    people: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        people[row.label].add(row.person)
+    rarest = min(people, key=lambda label: len(people[label]))
+    if len(people[rarest]) < folds:
+        raise DataError(
+            "E341",
+            f"{folds} folds need {folds} people of every class; {labels.names[rarest]!r} has {len(people[rarest])}",
+        )
+    ordered = sorted(rows, key=lambda row: row.id)
+    classes = [row.label for row in ordered]
+    persons = [row.person for row in ordered]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    of_person: dict[str, int] = {}
+    for fold, (_, held_out) in enumerate(splitter.split(classes, classes, persons)):
+        of_person |= {persons[i]: fold for i in held_out.tolist()}
+    return Folds(folds, of_person)
+
+
+def write_folds(path: Path, folds: Folds) -> Path:
+    """Write ``id,fold`` with a line for each person.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    lines = [f"{person},{fold}\n" for person, fold in sorted(folds.of_person.items())]
+    return write_atomic(path, ("id,fold\n" + "".join(lines)).encode())
+
+
+def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
+    """Read what `write_folds` wrote, or another table of ``id,fold``, for the people of the rows.
+
+    Raises:
+        DataError: E313 or E322 when a column is missing or a person comes twice; E341 when a fold is no number, a
+            number is left out, or someone in the rows has no fold.
+    """
+    table = read_table(path)
+    pairs = dict(zip(table.without_duplicates("id"), table.column("fold"), strict=True))
+    odd = sorted(person for person, fold in pairs.items() if not fold.isdecimal())
+    lost = sorted({row.person for row in rows} - pairs.keys())
+    if odd or lost:
+        whose, what = (odd, "has no whole number as fold") if odd else (lost, "has no fold")
+        raise DataError("E341", f"{path.name}: {enumerate_some(whose)} {what}", path=path)
+    of_person = {person: int(fold) for person, fold in pairs.items()}
+    count = max(of_person.values()) + 1
+    if count < 2 or len(set(of_person.values())) != count:
+        raise DataError("E341", f"{path.name}: folds must be 0, 1, ... without a gap, two or more", path=path)
+    return Folds(count, of_person)

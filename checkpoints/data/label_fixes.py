@@ -1,0 +1,159 @@
+"""Label fixes: corrections to a data set's annotation, each with the source that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from checkpoints.data.mask_contest import GENDERS, Row, class_of
+from ensemble.csv_table import parse_table, read_table
+from ensemble.errors import DataError, OptionError
+from ensemble.events import SILENT, Listener
+from ensemble.labels import LabelSpace
+
+FIELDS = ("gender", "age", "swap", "label", "drop")
+CONTEST = "contest"
+_OTHER_MASK = {1: 2, 2: 1}  # incorrect <-> none
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """One correction; ``id`` is a person or an image.
+
+    ``gender`` (male, female) and ``age`` (years) set the answer; ``swap`` exchanges a person's pictures without a mask
+    and with a badly worn one; ``label`` sets one image's class, by number or name; ``drop`` leaves the images out.
+    """
+
+    id: str
+    field: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A fix and how many images it changed or dropped; none when nobody has its id."""
+
+    fix: Fix
+    images: int
+
+
+def read_fixes(
+    places: Sequence[Path | str], *, without: Collection[str] = (), listener: Listener = SILENT
+) -> tuple[Fix, ...]:
+    """The fixes of CSV files with the columns id, field, value, source; ``contest`` names those that come with ens.
+
+    A fix that several sources share is taken once. Those whose only sources are in ``without`` are left out.
+
+    Raises:
+        FileError, DataError: E707 or E322 as `read_table`; E342 when a field is unknown, E343 when two contradict.
+        OptionError: E204 when ``without`` names a source that no fix has.
+    """
+    read: list[Fix] = []
+    for place in places:
+        if str(place) == CONTEST:
+            resource = files("checkpoints") / "contest_fixes.csv"
+            table = parse_table(resource.read_bytes(), Path(resource.name), listener=listener)
+        else:
+            table = read_table(Path(place), listener=listener)
+        columns = (table.column(name) for name in ("id", "field", "value", "source"))
+        for line, cells in zip(table.lines, zip(*columns, strict=True), strict=True):
+            fix = Fix(*(cell.strip() for cell in cells))
+            if fix.field not in FIELDS or not fix.id:
+                message = (
+                    f"{table.path.name}: line {line}: {fix.field!r} for {fix.id!r}; fields are {', '.join(FIELDS)}"
+                )
+                raise DataError("E342", message, path=table.path)
+            read.append(fix)
+    sources = {fix.source for fix in read}
+    unknown = sorted(set(without) - sources)
+    if unknown:
+        raise OptionError(
+            "E204", f"--without {unknown[0]}: the fixes come from {', '.join(sorted(sources)) or 'nobody'}"
+        )
+    return _agreed([fix for fix in read if fix.source not in without])
+
+
+def apply_fixes(
+    rows: Sequence[Row], fixes: Sequence[Fix], labels: LabelSpace
+) -> tuple[tuple[Row, ...], tuple[Applied, ...]]:
+    """The corrected rows, in their order, and what each fix did; a ``label`` is the last word on its image.
+
+    Raises:
+        DataError: E342 when a value does not fit its field, or a field does not fit the data set or its id.
+    """
+    of_person: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        of_person.setdefault(row.person, []).append(i)
+    of_image = {row.id: i for i, row in enumerate(rows)}
+    fixed: dict[int, Row | None] = dict(enumerate(rows))
+    applied: list[Applied] = []
+    # in the order of FIELDS: the class of one image, and dropping, come after what is said about its person
+    for fix in sorted(fixes, key=lambda fix: FIELDS.index(fix.field)):
+        image = of_image.get(fix.id)
+        meant = [image] if image is not None else of_person.get(fix.id, [])
+        if meant and image is None and fix.field == "label":
+            raise DataError("E342", f"label sets one image's class; {fix.id} is a person with {len(meant)}")
+        changed = 0
+        for i in meant:
+            before = fixed[i]
+            if before is not None:
+                fixed[i] = _fixed(before, fix, labels)
+                changed += fixed[i] != before
+        applied.append(Applied(fix, changed if meant else 0))
+    return tuple(row for row in fixed.values() if row is not None), tuple(applied)
+
+
+def unmatched(applied: Sequence[Applied], rows: Sequence[Row]) -> tuple[str, ...]:
+    """The ids of fixes that name neither a person nor an image of ``rows`` (those from before the fixes)."""
+    known = {row.person for row in rows} | {row.id for row in rows}
+    return tuple(sorted({one.fix.id for one in applied} - known))
+
+
+def _agreed(fixes: Sequence[Fix]) -> tuple[Fix, ...]:
+    first: dict[tuple[str, str], Fix] = {}
+    for fix in fixes:
+        other = first.setdefault((fix.id, fix.field), fix)
+        if other.value != fix.value:
+            raise DataError(
+                "E343",
+                f"{fix.id}: {fix.field} is {other.value!r} for {other.source}, {fix.value!r} for {fix.source}",
+            )
+    return tuple(first.values())
+
+
+def _fixed(row: Row, fix: Fix, labels: LabelSpace) -> Row | None:
+    if fix.field == "drop":
+        return None
+    if fix.field == "label":
+        return _with_label(row, fix, labels)
+    if row.mask is None or row.gender is None or row.age is None:
+        raise DataError("E342", f"{fix.id}: only data sets in the mask contest's layout have {fix.field}")
+    if fix.field == "swap":
+        mask = _OTHER_MASK.get(row.mask, row.mask)
+        return replace(row, mask=mask, label=class_of(mask, row.gender, row.age))
+    if fix.field == "gender":
+        if fix.value not in GENDERS:
+            raise DataError("E342", f"{fix.id}: gender is {fix.value!r}, expected male or female")
+        gender = GENDERS[fix.value]
+        return replace(row, gender=gender, label=class_of(row.mask, gender, row.age))
+    if not fix.value.isdecimal():
+        raise DataError("E342", f"{fix.id}: age is {fix.value!r}, expected whole years")
+    age = int(fix.value)
+    return replace(row, age=age, label=class_of(row.mask, row.gender, age))
+
+
+def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
+    if fix.value in labels.names:
+        label = labels.names.index(fix.value)
+    elif fix.value.isdecimal() and int(fix.value) < len(labels):
+        label = int(fix.value)
+    else:
+        raise DataError("E342", f"{fix.id}: {fix.value!r} is none of the {len(labels)} classes")
+    if row.mask is None:
+        return replace(row, label=label)
+    # the years that were annotated are of another class, so nothing is known about them any more
+    years = row.age if label % 3 == row.label % 3 else None
+    return replace(row, label=label, mask=label // 6, gender=label // 3 % 2, age=years)

@@ -1,0 +1,116 @@
+"""The contest's training folder: train.csv and one folder of pictures a person become rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ensemble.csv_table import read_table
+from ensemble.errors import DataError
+from ensemble.images.decode import SUFFIXES
+
+_MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
+GENDERS = {"male": 0, "female": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training image.
+
+    ``id`` is its path below the image folder, as `ensemble.images.listing` would name it. ``mask`` is 0 worn,
+    1 incorrect, 2 none; ``gender`` 0 male, 1 female; ``age`` in years; all None outside the mask contest. ``label`` is
+    the true class; ``moved`` is another one that training takes instead, see `target`.
+    """
+
+    id: str
+    person: str
+    mask: int | None
+    gender: int | None
+    age: int | None
+    label: int
+    path: Path
+    moved: int | None = None
+
+    @property
+    def target(self) -> int:
+        """The class to train for; scores take ``label``."""
+        return self.label if self.moved is None else self.moved
+
+
+def read_contest(train_dir: Path) -> tuple[Row, ...]:
+    """The images of a training folder, in the order of train.csv and then of their names.
+
+    Raises:
+        DataError: E322 or E313 when train.csv lacks a column or repeats an id or path; E340 when there is no train.csv,
+            or with all other faults in ``details``: nobody is listed, a gender is unknown, an age is no number, a
+            folder is missing or holds no images, an image has another name than the seven, or two have the same.
+    """
+    file = train_dir / "train.csv"
+    if not file.is_file():
+        raise DataError("E340", f"there is no train.csv in {train_dir}", path=train_dir)
+    table = read_table(file)
+    people = zip(
+        table.lines,
+        table.without_duplicates("id"),
+        table.column("gender"),
+        table.column("age"),
+        table.without_duplicates("path"),  # one folder for two people would put one face into two folds
+        strict=True,
+    )
+    rows: list[Row] = []
+    faults: list[str] = []
+    for line, person, gender, age, folder in people:
+        found = len(faults)
+        if gender not in GENDERS:
+            faults.append(f"line {line}: gender is {gender!r}, expected male or female")
+        if not age.isdecimal():
+            faults.append(f"line {line}: age is {age!r}, expected whole years")
+        images = _find_images(train_dir / "images", folder, faults)
+        if len(faults) == found:
+            rows += [_row(person, gender, int(age), folder, path) for path in images]
+    if not table.rows:
+        faults.append("train.csv lists nobody")
+    if faults:
+        raise DataError("E340", f"{len(faults)} faults in {train_dir}: {faults[0]}", path=file, details=tuple(faults))
+    return tuple(rows)
+
+
+def _find_images(root: Path, folder: str, faults: list[str]) -> tuple[Path, ...]:
+    """One person's pictures, sorted by name; what is wrong with them goes to ``faults``."""
+    if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
+        faults.append(f"{folder}: the path leaves the image folder")
+        return ()
+    if not (root / folder).is_dir():
+        faults.append(f"{folder}: the folder is missing")
+        return ()
+    # hidden files, such as macOS's ._mask1.jpg, are no pictures
+    images = sorted(
+        path for path in (root / folder).iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+    if not images:
+        faults.append(f"{folder}: the folder holds no images")
+    first: dict[str, Path] = {}
+    for path in images:
+        if path.stem not in _MASKS:
+            faults.append(f"{folder}/{path.name}: the name is none of {', '.join(_MASKS)}")
+        elif first.setdefault(path.stem, path) != path:
+            faults.append(f"{folder}/{path.name}: there is a {first[path.stem].name} as well")
+    return tuple(images)
+
+
+def _row(person: str, gender: str, age: int, folder: str, path: Path) -> Row:
+    mask, sex = _MASKS[path.stem], GENDERS[gender]
+    return Row(
+        id=f"{folder}/{path.name}",
+        person=person,
+        mask=mask,
+        gender=sex,
+        age=age,
+        label=class_of(mask, sex, age),
+        path=path,
+    )
+
+
+def class_of(mask: int, gender: int, age: int) -> int:
+    """The class in `ensemble.labels.MASK18`; ages below 30, from 30 to 59, and from 60 on are three groups."""
+    return mask * 6 + gender * 3 + (age >= 30) + (age >= 60)

@@ -1,0 +1,213 @@
+"""What a training set holds: people and images by class, ages, sizes, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from checkpoints.data.dataset import Dataset
+from checkpoints.data.mask_contest import Row
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import SILENT, Listener
+from ensemble.files import write_atomic
+from ensemble.images.decode import read_photo
+from ensemble.images.face_boxes import Boxes
+from ensemble.runtime.machine import available_cores
+from ensemble.text_table import render_columns
+
+PER_PERSON = 7  # pictures, in the mask contest
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """One file: the upright image's size and its colour mode and the hash of its pixels, or why it cannot be read."""
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    sha256: str = ""
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Of one class or one answer on an axis: people, images, those it is trained with, and the share with a face."""
+
+    name: str
+    people: int
+    images: int
+    trained: int
+    with_face: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A training set in numbers; ``ages`` counts people, ``sizes`` and ``modes`` images.
+
+    ``duplicates`` are groups of images with the same pixels, ``contradictions`` those among them of several classes.
+    """
+
+    images: int
+    people: int
+    classes: tuple[Count, ...]
+    axes: Mapping[str, tuple[Count, ...]]
+    ages: Mapping[int, int]
+    sizes: Mapping[str, int]
+    modes: Mapping[str, int]
+    unreadable: tuple[str, ...]
+    incomplete: Mapping[str, int]
+    duplicates: tuple[tuple[str, ...], ...]
+    contradictions: tuple[tuple[str, ...], ...]
+    fixes: tuple[str, ...]
+    age_cut: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    def render(self) -> str:
+        """Everything for people; long lists by their first entries."""
+        lines = [f"{self.images:,} images of {self.people:,} people", "", _table("class", self.classes)]
+        lines += [_table(axis, counts) for axis, counts in self.axes.items() if len(self.axes) > 1]
+        if self.ages:
+            oldest = ", ".join(f"{age}: {self.ages.get(age, 0)}" for age in (57, 58, 59, 60))
+            lines.append(
+                f"ages {min(self.ages)} to {max(self.ages)}; people of {oldest}; trained as 60: {self.age_cut}+"
+            )
+        lines.append(f"sizes: {_most(self.sizes)}; modes: {_most(self.modes)}")
+        lines.append(f"label fixes: {len(self.fixes)}")
+        for name, found in (
+            ("unreadable", list(self.unreadable)),
+            (f"people without {PER_PERSON} images", [f"{who} ({count})" for who, count in self.incomplete.items()]),
+            ("images there several times", [" = ".join(group) for group in self.duplicates]),
+            ("the same image in several classes", [" = ".join(group) for group in self.contradictions]),
+        ):
+            lines.append(f"{name}: {len(found):,}" + (f": {enumerate_some(found, limit=3)}" if found else ""))
+        return "\n".join(lines)
+
+
+def look(rows: Sequence[Row], *, workers: int | None = None, listener: Listener = SILENT) -> tuple[Looked, ...]:
+    """Decode every image once."""
+    found: list[Looked] = []
+    with ThreadPoolExecutor(workers or available_cores()) as pool:
+        for start in range(0, len(rows), _AT_ONCE):
+            found += pool.map(_look, [row.path for row in rows[start : start + _AT_ONCE]])
+            listener.progress("data", len(found), len(rows))
+    return tuple(found)
+
+
+def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | None = None) -> Description:
+    """Sum a training set up; with ``boxes`` also how many images of each class have a face.
+
+    Raises:
+        DataError: E351 when an image has no entry in ``boxes``.
+    """
+    rows = data.rows
+    has_face = None
+    if boxes is not None:
+        has_face = {row.id: box is not None for row, box in zip(rows, boxes.select([r.id for r in rows]), strict=True)}
+    by_class: dict[int, list[Row]] = defaultdict(list)
+    by_hash: dict[str, list[Row]] = defaultdict(list)
+    for row, one in zip(rows, looked, strict=True):
+        by_class[row.label].append(row)
+        if one.fault is None:
+            by_hash[one.sha256].append(row)
+    trained = Counter(row.target for row in rows)
+    repeated = [group for group in by_hash.values() if len(group) > 1]
+    people = Counter(row.person for row in rows)
+    age_of = {row.person: row.age for row in rows if row.age is not None}
+    readable = [one for one in looked if one.fault is None]
+    return Description(
+        images=len(rows),
+        people=len(people),
+        classes=tuple(_count(name, by_class[i], trained[i], has_face) for i, name in enumerate(data.labels.names)),
+        axes={axis.name: _along(data, axis.name, axis.values, has_face) for axis in data.labels.axes},
+        ages=dict(sorted(Counter(age_of.values()).items())),
+        sizes=dict(Counter(f"{one.width}x{one.height}" for one in readable).most_common()),
+        modes=dict(Counter(one.mode for one in readable).most_common()),
+        unreadable=tuple(f"{row.id}: {one.fault}" for row, one in zip(rows, looked, strict=True) if one.fault),
+        incomplete={who: count for who, count in people.items() if data.is_contest and count != PER_PERSON},
+        duplicates=tuple(tuple(row.id for row in group) for group in repeated),
+        contradictions=tuple(
+            tuple(row.id for row in group) for group in repeated if len({row.label for row in group}) > 1
+        ),
+        fixes=tuple(
+            f"{one.fix.id}: {one.fix.field} {one.fix.value} ({one.fix.source}, {one.images} images)"
+            for one in data.applied
+            if one.images
+        ),
+        age_cut=data.age_cut,
+    )
+
+
+def write_rows(path: Path, data: Dataset, looked: Sequence[Looked]) -> Path:
+    """Write one line an image as Parquet; ``label`` is the true class, ``target`` the one that is trained.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    rows = data.rows
+    strings, numbers = pa.string(), pa.int32()
+    columns = {
+        "id": pa.array([row.id for row in rows], strings),
+        "person": pa.array([row.person for row in rows], strings),
+        **{name: pa.array([getattr(row, name) for row in rows], numbers) for name in ("mask", "gender", "age")},
+        "label": pa.array([row.label for row in rows], numbers),
+        "target": pa.array([row.target for row in rows], numbers),
+        "class": pa.array([data.labels.names[row.label] for row in rows], strings),
+        "path": pa.array([str(row.path) for row in rows], strings),
+        **{name: pa.array([getattr(one, name) for one in looked], numbers) for name in ("width", "height")},
+        **{name: pa.array([getattr(one, name) for one in looked], strings) for name in ("mode", "sha256", "fault")},
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return write_atomic(path, memoryview(sink.getvalue()))
+
+
+def _look(path: Path) -> Looked:
+    try:
+        pixels = read_photo(path).pixels
+    except DataError as err:
+        return Looked(fault=str(err))
+    with Image.open(path) as image:  # the header again: what the file holds, before it became RGB
+        mode = image.mode
+    height, width = pixels.shape[:2]
+    return Looked(width, height, mode, hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
+
+
+def _count(name: str, rows: Sequence[Row], trained: int, has_face: Mapping[str, bool] | None) -> Count:
+    share = sum(has_face[row.id] for row in rows) / len(rows) if has_face is not None and rows else None
+    return Count(name, len({row.person for row in rows}), len(rows), trained, share)
+
+
+def _along(data: Dataset, axis: str, values: Sequence[str], has_face: Mapping[str, bool] | None) -> tuple[Count, ...]:
+    answers = data.labels.along(axis, [row.label for row in data.rows]).tolist()
+    targets = Counter(data.labels.along(axis, [row.target for row in data.rows]).tolist())
+    of: dict[int, list[Row]] = defaultdict(list)
+    for row, answer in zip(data.rows, answers, strict=True):
+        of[answer].append(row)
+    return tuple(_count(value, of[i], targets[i], has_face) for i, value in enumerate(values))
+
+
+def _table(title: str, counts: Sequence[Count]) -> str:
+    header = [title, "people", "images", "trained"]
+    rows: list[list[str | float | None]] = [[c.name, c.people, c.images, c.trained] for c in counts]
+    if any(count.with_face is not None for count in counts):
+        header.append("with a face")
+        for row, count in zip(rows, counts, strict=True):
+            row.append(count.with_face)
+    return render_columns(header, rows)
+
+
+def _most(counts: Mapping[str, int]) -> str:
+    return enumerate_some([f"{name} ({count:,})" for name, count in counts.items()]) or "none"

@@ -1,0 +1,213 @@
+"""Open trained weights in every honest format, without running code from the file."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from checkpoints.loading.architectures import find_architecture, resolve_architecture
+from checkpoints.loading.container import Container, megabytes, names_of, recognise
+from checkpoints.loading.network import count_outputs, make_network
+from checkpoints.loading.pickle_allowlist import INERT_NAMES, Inert, refusal, refuse_programs
+from checkpoints.loading.state_dicts import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
+from checkpoints.loading.torchvision_names import Renamed, absorb_epsilon, timm_names
+from checkpoints.loading.weight_checks import as_wanted, require_finite, require_honest_sizes, warn_if_untrained
+from ensemble.card import METADATA_KEY, ModelCard, Weights
+from ensemble.errors import FileError, ModelError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.files import sha256_file, write_atomic
+
+__all__ = ["Checkpoint", "build_model", "open_checkpoint", "save_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Weights that fit their architecture: float32 tensors under timm's key names.
+
+    ``num_classes`` is how many logits the network gives.
+    ``card`` is what our own training wrote beside the weights; None for checkpoints from elsewhere.
+    """
+
+    path: Path
+    arch: str
+    state_dict: Mapping[str, torch.Tensor]
+    num_classes: int
+    sha256: str
+    weights: Weights
+    card: ModelCard | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Content:
+    """What a file holds, before anything is known about the network."""
+
+    payload: object
+    card: ModelCard | None = None
+
+
+def open_checkpoint(
+    path: Path, *, arch: str | None = None, weights: Weights | None = None, listener: Listener = SILENT
+) -> Checkpoint:
+    """Read a checkpoint of any honest format and prove that its weights are whole, finite and fit one architecture.
+
+    ``arch`` is any name of timm's; without it the file's own metadata decides, then the names and shapes of the
+    weights. ``weights`` chooses between raw and averaged ones where both are there; averaged is the default.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        OptionError: E204 when timm does not know ``arch``.
+        ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
+            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
+            be told, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read, E444 for a
+            pickle that takes too much memory or time.
+    """
+    container = recognise(path)
+    if container == "legacy":
+        listener.notice(Notice("W406", f"{path.name} is in torch.save's old format, without checksums", path))
+    content = _read(path, container)
+    state = _choose(find_state_dicts(content.payload, path), content.card, weights, path, listener)
+    require_honest_sizes(state.tensors, path)
+    renamed = _plain_names(state, path, listener)
+    named = arch or (content.card.arch if content.card else None)
+    fit = find_architecture(
+        renamed,
+        given=None if named is None else resolve_architecture(named),
+        claims=claimed_architectures(content.payload),
+        path=path,
+        size=content.card.preprocess.size if content.card else None,
+        listener=listener,
+    )
+    if content.card is not None and content.card.head == "axes":
+        _require_head(fit.num_classes, content.card, path)
+    tensors = as_wanted(renamed.tensors, fit, path, listener)
+    require_finite(tensors, path)
+    warn_if_untrained(tensors, fit, path, listener)
+    if renamed.is_torchvision:
+        tensors = absorb_epsilon(fit.arch, tensors)
+    return Checkpoint(
+        path=path,
+        arch=fit.arch,
+        state_dict=tensors,
+        num_classes=len(content.card.labels) if content.card and content.card.head == "axes" else fit.num_classes,
+        sha256=sha256_file(path),
+        weights=state.weights,
+        card=content.card,
+    )
+
+
+def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The network with the checkpoint's weights, in eval mode, float32, on the CPU; ``(B, 3, H, W)`` to logits."""
+    card = checkpoint.card
+    size = card.preprocess.size if card else None
+    if card is not None and card.head == "axes":
+        outputs, shape = count_outputs(card.labels, card.head), card.labels.shape
+        model: torch.nn.Module = make_network(checkpoint.arch, outputs=outputs, size=size, shape=shape)
+    else:
+        model = make_network(checkpoint.arch, outputs=checkpoint.num_classes, size=size)
+    model.load_state_dict(checkpoint.state_dict, strict=True)
+    return model.eval()
+
+
+def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: ModelCard) -> Path:
+    """Write the weights as safetensors with the card in the metadata, where `open_checkpoint` finds it.
+
+    Raises:
+        FileError: E701 when the disk is full, E702 when the place cannot be written.
+    """
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
+    }
+    return write_atomic(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: card.to_json()}))
+
+
+def _read(path: Path, container: Container) -> _Content:
+    try:
+        return _read_safetensors(path) if container == "safetensors" else _Content(_unpickle(path, container))
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
+
+
+def _read_safetensors(path: Path) -> _Content:
+    try:
+        with safetensors.safe_open(path, framework="pt") as f:
+            card = (f.metadata() or {}).get(METADATA_KEY)
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+    except safetensors.SafetensorError as err:
+        size = megabytes(path.stat().st_size)
+        raise ModelError("E403", f"{path.name} ({size}) cannot be read: {err}", path=path) from err
+    return _Content(tensors, None if card is None else ModelCard.from_json(card))
+
+
+def _unpickle(path: Path, container: Container) -> object:
+    """Read what torch.save wrote. There is one way, it runs no code, and there is no other when it fails."""
+    names = names_of(path, container)
+    refuse_programs(names, path)
+    try:
+        with (
+            open(path, "rb") as f,  # an open file, as for a path torch would let the name decide
+            torch.serialization.safe_globals([(Inert, name) for name in INERT_NAMES]),
+            warnings.catch_warnings(action="ignore"),  # torch asks for reports of odd pickles
+        ):
+            content: object = torch.load(f, map_location="cpu", weights_only=True)
+            return content
+    except OSError:
+        raise
+    except Exception as err:  # a hostile or damaged pickle can raise anything
+        if (refused := refusal(names, path)) is not None:
+            raise refused from err
+        # without checksums, this is what damage looks like
+        code = "E403" if container == "legacy" else "E417" if isinstance(err, pickle.UnpicklingError) else "E405"
+        size = megabytes(path.stat().st_size)
+        raise ModelError(code, f"{path.name} ({size}) cannot be read: {_reason(err)}", path=path) from err
+
+
+def _reason(err: Exception) -> str:
+    """What torch says of a failure, without its advice to try again and let the file run code."""
+    _, mark, cause = str(err).partition("WeightsUnpickler error: ")
+    if isinstance(err, pickle.UnpicklingError) and not mark:
+        return "its pickle is not one of weights"
+    return (cause or str(err)).strip().partition("\n")[0] or type(err).__name__
+
+
+def _choose(
+    found: tuple[StateDict, ...], card: ModelCard | None, wanted: Weights | None, path: Path, listener: Listener
+) -> StateDict:
+    by_kind = {state.weights: state for state in found}
+    if card is not None:  # ours hold one set, and say which
+        by_kind = {card.weights: StateDict(found[0].tensors, card.weights, "")}
+    kind = wanted or ("ema" if "ema" in by_kind else "raw")
+    if kind not in by_kind:
+        (state,) = by_kind.values()
+        place = f" (in {state.place})" if state.place else ""
+        raise ModelError("E430", f"{path.name} holds no {kind} weights, only {state.weights} ones{place}", path=path)
+    if len(by_kind) > 1:
+        other = by_kind["raw" if kind == "ema" else "ema"]
+        message = f"{kind} weights ({by_kind[kind].place}) are used, not the {other.weights} ones ({other.place})"
+        listener.notice(Notice("I408", message, path))
+    return by_kind[kind]
+
+
+def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
+    wanted = count_outputs(card.labels, card.head)
+    if outputs != wanted:
+        raise ModelError("E411", f"{path.name}: the heads have {outputs} outputs, the axes {wanted} values", path=path)
+
+
+def _plain_names(state: StateDict, path: Path, listener: Listener) -> Renamed:
+    stripped = strip_prefixes(state.tensors)
+    if stripped.prefix:
+        listener.notice(Notice("I407", f"{stripped.prefix!r} was taken off every key", path))
+    if stripped.left_out:
+        message = f"no part of the model, left out: {enumerate_some(list(stripped.left_out))}"
+        listener.notice(Notice("I407", message, path))
+    renamed = timm_names(stripped.tensors)
+    if renamed.changes:
+        listener.notice(Notice("I418", f"keys were renamed: {', '.join(renamed.changes)}", path))
+    return renamed

@@ -1,0 +1,86 @@
+"""The numbers inside the weights: honest in size, float32, finite, and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from checkpoints.loading.architectures import Fit
+from ensemble.errors import ModelError, enumerate_some
+from ensemble.events import Listener, Notice
+
+
+def require_honest_sizes(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse a shape that takes more memory than the file has bytes, before anything touches its values.
+
+    Raises:
+        ModelError: E403 for such a shape, E417 for tensors that are sparse, quantised or without values.
+    """
+    size = path.stat().st_size
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ModelError("E417", f"{path.name}: {key} is sparse, quantised or without values", path=path)
+        if tensor.numel() * tensor.element_size() > size:
+            raise ModelError(
+                "E403", f"{path.name}: {key} has shape {tuple(tensor.shape)}, more than the file", path=path
+            )
+
+
+def as_wanted(tensors: Mapping[str, torch.Tensor], fit: Fit, path: Path, listener: Listener) -> dict[str, torch.Tensor]:
+    """Copies in the architecture's order and precision (float32); counters of batches that are not there are zero.
+
+    Raises:
+        ModelError: E417 when a weight is of a kind that is no floating-point number.
+    """
+    converted: list[str] = []
+    found = {}
+    for key, wanted in fit.wanted.items():
+        tensor = tensors[key].detach() if key in tensors else torch.zeros(wanted.shape, dtype=wanted.dtype)
+        if wanted.is_floating_point() and not tensor.is_floating_point():
+            raise ModelError("E417", f"{path.name}: {key} is {_name(tensor.dtype)}, expected float32", path=path)
+        if wanted.is_floating_point() and tensor.dtype != wanted.dtype:
+            converted.append(_name(tensor.dtype))
+        found[key] = tensor.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+    if converted:
+        kinds = " and ".join(sorted(set(converted)))
+        listener.notice(Notice("I409", f"{len(converted)} tensors in {kinds} were converted to float32", path))
+    return found
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ModelError: E412 naming the first tensor and how many values of it are NaN or infinite.
+    """
+    broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        first = tensors[broken[0]]
+        nans = int(first.isnan().sum())
+        infinite = int(first.isinf().sum())
+        counts = " and ".join(f"{n:,} {what}" for n, what in ((nans, "NaN"), (infinite, "infinite")) if n)
+        others = f"; so have {len(broken) - 1:,} other tensors" if len(broken) > 1 else ""
+        raise ModelError("E412", f"{path.name}: {broken[0]} has {counts}{others}", path=path)
+
+
+def warn_if_untrained(tensors: Mapping[str, torch.Tensor], fit: Fit, path: Path, listener: Listener) -> None:
+    """Give W413 for variances that no data can have and for a classifier that knows nothing.
+
+    Single variances of zero are no sign of it: in trained networks they belong to channels that died.
+    """
+    variances = {key: tensor for key, tensor in tensors.items() if key.endswith(".running_var")}
+    odd = [key for key, tensor in variances.items() if bool((tensor < 0).any() or (tensor == 0).all())]
+    if odd:
+        message = f"running variances are below zero, or zero throughout a layer: {enumerate_some(odd)}"
+        listener.notice(Notice("W413", message, path))
+    for name in fit.classifier:
+        weight = tensors.get(f"{name}.weight")
+        if weight is not None and bool((weight == weight.flatten()[0]).all()):
+            message = f"every value of {name}.weight is {float(weight.flatten()[0]):g}: the classifier is untrained"
+            listener.notice(Notice("W413", message, path))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

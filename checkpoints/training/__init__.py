@@ -1,0 +1,1 @@
+"""Train a member: epochs, folds, resumable state, several processes."""

@@ -1,0 +1,193 @@
+"""Augmentation: albumentations' policies for an image; CutMix, MixUp and erasing for a batch.
+
+What is drawn follows from the seed, the epoch and the image or batch.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.random_erasing import RandomErasing
+
+from ensemble.errors import OptionError
+from ensemble.images.decode import Pixels
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version on import
+
+DEFAULT: tuple[Mapping[str, Any], ...] = (
+    {"name": "HorizontalFlip", "p": 0.5},
+    {"name": "Affine", "scale": [0.9, 1.1], "translate_percent": [-0.06, 0.06], "rotate": [-15, 15], "p": 0.5},
+    {"name": "HueSaturationValue", "hue_shift_limit": 10, "sat_shift_limit": 20, "val_shift_limit": 20, "p": 0.5},
+    {"name": "RandomBrightnessContrast", "brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5},
+    {"name": "GaussNoise", "std_range": [0.012, 0.028], "p": 0.3},
+)
+# for few people: a network learns a thousand faces by heart in a few epochs
+STRONG: tuple[Mapping[str, Any], ...] = (
+    {"name": "HorizontalFlip", "p": 0.5},
+    {"name": "Affine", "scale": [0.85, 1.2], "translate_percent": [-0.08, 0.08], "rotate": [-15, 15], "p": 0.9},
+    {"name": "HueSaturationValue", "hue_shift_limit": 20, "sat_shift_limit": 30, "val_shift_limit": 20, "p": 0.5},
+    {"name": "RandomBrightnessContrast", "brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.7},
+    {"name": "ToGray", "p": 0.15},
+    {"name": "GaussNoise", "std_range": [0.01, 0.04], "p": 0.3},
+    {"name": "GaussianBlur", "sigma_limit": [0.5, 3.0], "p": 0.2},
+    {
+        "name": "CoarseDropout",
+        "num_holes_range": [1, 2],
+        "hole_height_range": [0.1, 0.2],
+        "hole_width_range": [0.1, 0.2],
+        "p": 0.4,
+    },
+)
+_POLICIES = {"default": DEFAULT, "strong": STRONG}
+
+
+class Simple:
+    """Half of the images mirrored and, with ``light``, each up to a fifth brighter or darker and a little tinted.
+
+    In numpy alone: a network that trains in seconds would wait for albumentations.
+    """
+
+    def __init__(self, *, light: bool) -> None:
+        self._light = light
+
+    def __call__(self, pixels: Pixels, seed: int) -> Pixels:
+        """``(H, W, 3)`` uint8 to the same shape; the same seed always gives the same pixels."""
+        rng = np.random.default_rng(seed)
+        images = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+        if not self._light:
+            return images
+        factors = rng.uniform(0.8, 1.2) * rng.uniform(0.95, 1.05, 3)
+        lit: Pixels = np.minimum(images * factors.astype(np.float32) + np.float32(0.5), 255).astype(np.uint8)
+        return lit
+
+
+class Policy:
+    """A list of albumentations' transforms by name and parameters, seeded anew for every image.
+
+    Raises:
+        OptionError: E204 when a transform or a parameter is not known, a warning is given, or the size would change.
+    """
+
+    def __init__(self, transforms: Sequence[Mapping[str, Any]]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations only warns of parameters that it ignores
+            import albumentations
+
+            self._compose: Any = albumentations.Compose([_build(albumentations, t) for t in transforms], seed=0)
+        if self._compose(image=np.zeros((40, 24, 3), dtype=np.uint8))["image"].shape != (40, 24, 3):
+            raise OptionError("E204", "an augmentation changes the image's size", hint="leave out resizing and crops")
+
+    def __call__(self, pixels: Pixels, seed: int) -> Pixels:
+        """``(H, W, 3)`` uint8 to the same shape; the same seed always gives the same pixels."""
+        self._compose.set_random_seed(seed)
+        found: Pixels = self._compose(image=pixels)["image"]
+        return found
+
+
+def parse_policy(text: str) -> Policy | Simple | None:
+    """``none``, ``flip``, ``light``, ``default``, ``strong``, or a TOML file.
+
+    The file has ``[[transform]]``s with ``name`` and albumentations' parameters.
+
+    Raises:
+        OptionError: E204 when the file is not such a file, or as `Policy` does.
+    """
+    if text == "none":
+        return None
+    if text in {"flip", "light"}:
+        return Simple(light=text == "light")
+    if text in _POLICIES:
+        return Policy(_POLICIES[text])
+    try:
+        transforms = tomllib.loads(Path(text).read_text(encoding="utf-8"))["transform"]
+        names = [transform["name"] for transform in transforms]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise OptionError(
+            "E204",
+            "--augment takes none, flip, light, default, strong or a TOML file of [[transform]] tables, "
+            f"got {text!r}: {err}",
+        ) from err
+    if not names:
+        raise OptionError("E204", f"{text} lists no transform", hint="--augment none leaves the images as they are")
+    return Policy(transforms)
+
+
+def image_seed(seed: int, epoch: int, *image: int) -> int:
+    """One seed for an image in an epoch, the same in whatever order and by however many workers it is taken."""
+    return int(np.random.SeedSequence((seed, epoch, *image)).generate_state(1)[0])
+
+
+def cutmix(
+    images: torch.Tensor, targets: torch.Tensor, *, half: bool, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paste a rectangle of another image of the batch into each; targets are mixed by area.
+
+    ``images`` is ``(B, 3, H, W)``, ``targets`` ``(B, C)``. The rectangle is that of Yun et al. 2019, "CutMix", with a
+    share drawn evenly; ``half`` pastes the left or the right half, so that a face stays one.
+    """
+    height, width = images.shape[2:]
+    order = torch.randperm(len(images), generator=generator)
+    if half:
+        left = int(torch.randint(2, (1,), generator=generator)) * (width // 2)
+        rows, columns = slice(0, height), slice(left, left + width // 2)
+    else:
+        share, y, x = torch.rand(3, generator=generator).tolist()
+        tall, wide = height * share**0.5, width * share**0.5
+        rows = slice(max(0, round(y * height - tall / 2)), min(height, round(y * height + tall / 2)))
+        columns = slice(max(0, round(x * width - wide / 2)), min(width, round(x * width + wide / 2)))
+    order = order.to(images.device)
+    mixed = images.clone()
+    mixed[:, :, rows, columns] = images[order][:, :, rows, columns]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    return mixed, (1 - area) * targets + area * targets[order]
+
+
+def mixup(
+    images: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``m x_i + (1 - m) x_j`` for images ``(B, 3, H, W)`` and targets ``(B, C)`` alike, ``m`` of Beta(alpha, alpha).
+
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; one ``m`` a batch, as in the authors' code.
+    """
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    share = float(np.random.default_rng(_draw_seed(generator)).beta(alpha, alpha))
+    return share * images + (1 - share) * images[order], share * targets + (1 - share) * targets[order]
+
+
+def erase(images: torch.Tensor, *, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Set a rectangle of a ``share`` of the normalised images ``(B, 3, H, W)`` to 0, which is the mean colour.
+
+    Zhong et al. 2020, "Random Erasing Data Augmentation", by timm: a fiftieth to a third of the area.
+    """
+    state = random.getstate()  # timm draws from Python's own numbers; the caller's go on as they were
+    random.seed(_draw_seed(generator))
+    try:
+        erasing: Any = RandomErasing
+        erased: torch.Tensor = erasing(share, mode="const", device=images.device)(images.clone())
+    finally:
+        random.setstate(state)
+    return erased
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=generator))
+
+
+def _build(albumentations: Any, transform: Mapping[str, Any]) -> Any:
+    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in transform.items() if k != "name"}
+    name = transform["name"]
+    kind = getattr(albumentations, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, albumentations.BasicTransform):
+        raise OptionError("E204", f"albumentations has no transform {name!r}")
+    try:
+        return kind(**parameters)
+    except (Warning, ValueError, TypeError) as err:
+        raise OptionError("E204", f"{name}: {str(err).partition(chr(10))[0]}") from err

@@ -1,0 +1,105 @@
+"""How a member is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from checkpoints.training.optimizer import Optimizer, Schedule
+from ensemble.card import Head, Preprocess
+from ensemble.errors import OptionError
+from ensemble.files import sha256_file
+from ensemble.labels import MASK18, LabelSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a member is trained: ``learning_rate`` is the highest one; ``mean`` and ``std`` are those of RGB in 0..1.
+
+    ``freeze`` counts the layer groups that stay as they are, ``ema`` is the share of the averaged weights kept at a
+    step (None: no averaging), ``patience`` the epochs without a better score before it stops (None: never),
+    ``warm_up`` a share of all steps, and ``cutmix`` what `augment.cutmix` pastes. ``keep`` says which
+    epoch's weights are kept: the best by macro F1 on the held-out people, or the last. ``fallback_share`` of the faces
+    found are learned with the crop of those not found, so that a missing box is no clue. ``mixup`` is the alpha of
+    `augment.mixup` (None: none), ``erasing`` the share of images in which a rectangle is erased, and
+    ``balanced`` shows every class equally often. ``accumulate`` batches make one step of the optimiser; schedule and
+    averaged weights count such steps. ``fp16`` scales the gradients, as bfloat16 need not.
+
+    Raises:
+        OptionError: E204 when a number is out of range.
+    """
+
+    arch: str
+    preprocess: Preprocess
+    epochs: int
+    learning_rate: float
+    batch: int = 32
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    labels: LabelSpace = MASK18
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    loss: str = "ce"
+    gamma: float = 2.0
+    class_weights: str = "isns"
+    augment: str = "light"
+    cutmix: Literal["none", "plain", "half"] = "none"
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "onecycle"
+    warm_up: float = 0.15
+    layer_decay: float | None = None
+    ema: float | None = None
+    clip: float | None = None
+    freeze: int = 0
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    bf16: bool = False
+    fallback_share: float = 0.1
+    init: Path | None = None
+    pretrained: bool = False
+    head: Head = "flat"
+    mixup: float | None = None
+    erasing: float = 0.0
+    balanced: bool = False
+    accumulate: int = 1
+    fp16: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.accumulate) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
+            raise OptionError("E204", "epochs, batches and learning rate must be above 0, warm-up between 0 and 1")
+        if not 0 <= self.fallback_share <= 1 or not 0 <= self.erasing <= 1:
+            raise OptionError(
+                "E204", f"fallback share and erasing must be 0 to 1, got {self.fallback_share} and {self.erasing}"
+            )
+        if self.mixup is not None and not 0 < self.mixup <= 100:
+            raise OptionError("E204", f"the alpha of mixup must be above 0 and up to 100, got {self.mixup}")
+        if self.bf16 and self.fp16:
+            raise OptionError("E204", "--bf16 and --fp16 exclude each other")
+        if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
+            raise OptionError("E204", f"ema and layer decay lie between 0 and 1, got {self.ema} and {self.layer_decay}")
+
+
+_LATER: Mapping[str, Any] = {
+    "head": "flat",
+    "mixup": None,
+    "erasing": 0.0,
+    "balanced": False,
+    "accumulate": 1,
+    "fp16": False,
+}
+
+
+def settings_dict(settings: Settings) -> dict[str, Any]:
+    """JSON-ready values; files by their hashes.
+
+    What came later is left out at its default, so that trainings from before it was there stay what they are.
+    """
+    value = asdict(replace(settings, init=None)) | {
+        "labels": settings.labels.to_dict(),
+        "init": None if settings.init is None else sha256_file(settings.init),
+    }
+    if settings.augment.endswith(".toml"):
+        value["augment"] = sha256_file(Path(settings.augment))
+    return {key: setting for key, setting in value.items() if key not in _LATER or setting != _LATER[key]}

@@ -1,0 +1,119 @@
+"""Pieces of HTML: sections, tables, figures. Whatever text they are given is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from html import escape
+
+
+def section(title: str, take: str, body: str) -> str:
+    """A heading, a sentence with what to take away, and a body of HTML."""
+    return f'<section>\n<h2>{escape(title)}</h2>\n<p class="take">{escape(take)}</p>\n{body}\n</section>\n'
+
+
+def figure(svg: str, caption: str) -> str:
+    """A plot over its caption."""
+    return f"<figure>{_scrolling(svg, 'plot')}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def preformatted(text: str, label: str) -> str:
+    """Lines that stay as they are."""
+    return _scrolling(f"<pre>{escape(text.rstrip())}</pre>", label)
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | int]],
+    *,
+    numbers: Set[int],
+    label: str,
+    wrapping: Set[int] = frozenset(),
+    chosen: Sequence[int] = (),
+) -> str:
+    """Rows under a header; the columns in ``numbers`` stand to the right, those in ``wrapping`` break lines, rows in
+    ``chosen`` stand out.
+    """
+    head = "".join(_cell("th", name, "n" if place in numbers else "") for place, name in enumerate(header))
+    lines = []
+    for number, row in enumerate(rows):
+        mark = ' class="chosen"' if number in chosen else ""
+        kinds = ("n" if place in numbers else "wrap" if place in wrapping else "" for place in range(len(row)))
+        cells = "".join(_cell("td", value, kind) for value, kind in zip(row, kinds, strict=True))
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    return _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>", label)
+
+
+def _cell(tag: str, value: str | int, kind: str) -> str:
+    mark = f' class="{kind}"' if kind else ""
+    return f"<{tag}{mark}>{escape(value if isinstance(value, str) else f'{value:,}')}</{tag}>"
+
+
+def _scrolling(body: str, label: str) -> str:
+    """What is too wide for the page scrolls inside itself, with the keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{body}</div>'
+
+
+# blue and orange after Okabe and Ito, which colour-blind people tell apart; every text has a contrast above 4.5
+STYLE = """
+:root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1d2126; --muted: #59616b;
+  --line: #dcdad3; --accent: #0067a5; --second: #b84a00; --heat: #6db3de; --soft: #eef4f8;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1b1f23; --ink: #e6e8ea; --muted: #a3abb4;
+  --line: #363c43; --accent: #6bbcf0; --second: #f0a03c; --heat: #2a6f9e; --soft: #1e2a33; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.6 var(--sans);
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 72px; }
+header p.kind { margin: 0; max-width: none; color: var(--muted); font-size: 14px; }
+h1 { margin: 6px 0 24px; font-size: clamp(22px, 3.4vw, 32px); line-height: 1.28; font-weight: 620;
+  letter-spacing: -0.012em; max-width: 30em; text-wrap: balance; }
+h2 { margin: 0 0 6px; font-size: 20px; line-height: 1.35; font-weight: 620; }
+h3 { margin: 24px 0 6px; font-size: 15px; font-weight: 600; }
+section { margin-top: 56px; }
+p { margin: 0 0 14px; max-width: 68ch; }
+p.take { color: var(--muted); }
+ul { margin: 0; padding-left: 20px; max-width: 68ch; }
+li { margin: 4px 0; }
+dl.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0; }
+dl.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+dt { color: var(--muted); font-size: 13px; }
+dd { margin: 2px 0 0; font-size: 24px; line-height: 1.25; font-weight: 600; }
+dd small { display: block; font-size: 13px; font-weight: 400; color: var(--muted); line-height: 1.45; }
+.scroll { overflow-x: auto; max-width: 100%; border: 1px solid var(--line); border-radius: 10px;
+  background: var(--card); }
+.scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; line-height: 1.45; overflow-wrap: normal; }
+th, td { padding: 9px 14px; text-align: left; vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; color: var(--muted); font-size: 13px; border-bottom: 1px solid var(--line); }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+td.n, th.n { text-align: right; }
+td.wrap { white-space: normal; min-width: 320px; }
+tr.chosen td { background: var(--soft); font-weight: 600; }
+figure { margin: 20px 0 0; }
+figure .scroll { padding: 14px; }
+figcaption { margin-top: 8px; font-size: 14px; color: var(--muted); max-width: 72ch; }
+svg { display: block; height: auto; margin: 0 auto; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-family: var(--sans) !important; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
+  gap: 16px; align-items: start; }
+.pair > * { min-width: 0; }
+ol.disputes { list-style: none; margin: 20px 0 0; padding: 0; max-width: none; display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
+ol.disputes > li { margin: 0; display: flex; gap: 14px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; padding: 12px; min-width: 0; }
+ol.disputes img { width: 104px; height: 104px; flex: none; border-radius: 6px; }
+ol.disputes div { min-width: 0; font-size: 13px; line-height: 1.45; }
+ol.disputes code { font-size: 12px; color: var(--muted); display: block; }
+ol.disputes p { margin: 0 0 4px; }
+ol.disputes ul { padding-left: 16px; }
+ol.disputes li li { margin: 2px 0; }
+.muted { color: var(--muted); }
+p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
+code, pre { font-family: var(--mono); font-size: 13px; }
+pre { margin: 0; padding: 14px 16px; white-space: pre; }
+aside { margin-top: 56px; border-top: 1px solid var(--line); padding-top: 24px; }
+@media print { main { padding: 0; } section { break-inside: avoid; } }
+"""

@@ -1,0 +1,1 @@
+"""Benchmark `ens` against plain PyTorch and plain onnxruntime loops on this machine."""

@@ -1,0 +1,271 @@
+"""Recipe: how members become one answer, written down so that it can be applied again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, Rule, require_rule_fits, rule_from_json, rule_to_json
+from ensemble.blend.pooling import LINEAR, Pool, normalise, parse_pool
+from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.members import common_views, members_by_name
+from ensemble.text_table import render_columns
+
+SCHEMA = 1
+_MOST = 1e12  # of a sharpness or temperature: far beyond any that means something, far below what overflows
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Members that are averaged before they are weighed: the folds of one model, or a model by itself.
+
+    ``members`` maps each name to the SHA-256 of the predictions that the recipe was made from. ``views`` are weights of
+    the group's own, where they are not the recipe's. Logits are divided by ``temperature`` before anything is averaged.
+    """
+
+    weight: float
+    members: Mapping[str, str]
+    views: Mapping[str, float] | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Views are averaged inside a member with the weights ``views``, members inside their group, groups by weight.
+
+    What is pooled becomes ``p proportional to pooled ** sharpness * exp(bias)``, with a bias for each class in the
+    order of ``labels``, and then ``rule`` decides. ``learned`` keeps the reasons of a recipe that was learned. With
+    ``transductive`` the macro-F1 rule is fitted anew to the probabilities it decides about; no labels are needed, but
+    one image's answer then depends on the others'.
+
+    Weights stand as they were given; only their proportions matter. However a recipe is made, its views, groups and
+    members are in the order of their names, so that equal recipes do the same sums in the same order.
+
+    Raises:
+        PredictionError: E508 when weights are negative, not finite or all 0, E518 when the rule, the sharpness or the
+            bias does not fit, a group is empty, a member is in two of them, or another rule is to be transductive.
+    """
+
+    pool: Pool
+    views: Mapping[str, float]
+    groups: Mapping[str, Group]
+    labels: LabelSpace
+    rule: Rule = "argmax"
+    sharpness: float = 1.0
+    bias: tuple[float, ...] | None = None
+    learned: Mapping[str, Any] | None = None
+    transductive: bool = False
+
+    def __post_init__(self) -> None:
+        require_rule_fits(self.rule, len(self.labels))
+        if self.transductive and not isinstance(self.rule, MacroF1Rule):
+            raise PredictionError("E518", "only the macro-F1 rule can be fitted to the images it decides about")
+        if not 0 <= self.sharpness <= _MOST:  # NaN is not
+            raise PredictionError("E518", f"the sharpness must be from 0 to {_MOST:g}, got {self.sharpness}")
+        if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
+            raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one a class")
+        if not isinstance(self.learned, Mapping | None):
+            raise PredictionError("E518", "what was learned must be an object")
+        names = [member for group in self.groups.values() for member in group.members]
+        if len(set(names)) != len(names) or not all(group.members for group in self.groups.values()):
+            raise PredictionError("E518", "groups need members, and each member one group")
+        normalise(self.views)
+        normalise({name: group.weight for name, group in self.groups.items()})
+        for name, group in self.groups.items():
+            normalise(self.views_of(group))
+            if group.temperature is not None and not 1 / _MOST <= group.temperature <= _MOST:
+                limits = f"from {1 / _MOST:g} to {_MOST:g}"
+                raise PredictionError("E518", f"the temperature of {name} must be {limits}, got {group.temperature}")
+        object.__setattr__(self, "views", _in_order(self.views))
+        object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
+
+    def views_of(self, group: Group) -> Mapping[str, float]:
+        """The weights of a group's views."""
+        return self.views if group.views is None else group.views
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Every member's name, and the SHA-256 of the predictions that the recipe was made from."""
+        return {name: sha256 for group in self.groups.values() for name, sha256 in group.members.items()}
+
+    def to_json(self) -> str:
+        """Indented JSON; the same recipe always gives the same text."""
+        value = {
+            "schema": SCHEMA,
+            "pool": self.pool.name,
+            "rule": rule_to_json(self.rule),
+            "views": self.views,
+            "groups": {name: _without_none(asdict(group)) for name, group in self.groups.items()},
+            "labels": self.labels.to_dict(),
+            "sharpness": None if self.sharpness == 1 else self.sharpness,
+            "bias": self.bias,
+            "learned": self.learned,
+            "transductive": self.transductive or None,
+        }
+        return json.dumps(_without_none(value), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read a recipe back.
+
+        Raises:
+            PredictionError: E518 when the text is not a recipe, or is one of another schema.
+        """
+        try:
+            value = json.loads(text)
+            schema = value.pop("schema")
+            if schema != SCHEMA:
+                raise PredictionError("E518", f"it has schema {schema}; this version of ens reads {SCHEMA}")
+            return cls(
+                pool=parse_pool(value.pop("pool")),
+                views=value.pop("views"),
+                groups={name: Group(**group) for name, group in value.pop("groups").items()},
+                labels=LabelSpace.from_dict(value.pop("labels")),
+                rule=rule_from_json(value.pop("rule")),
+                bias=tuple(value.pop("bias")) if "bias" in value else None,
+                **value,  # a field that is not known is a TypeError
+            )
+        except EnsError as err:
+            raise PredictionError("E518", f"not a recipe: {err.message}") from err
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as err:
+            raise PredictionError("E518", f"not a recipe: {err}") from err
+
+
+def make_recipe(
+    members: Sequence[Predictions],
+    *,
+    pool: Pool = LINEAR,
+    weights: Mapping[str, float] | None = None,
+    view_weights: Mapping[str, float] | None = None,
+    per_axis: bool = False,
+) -> Recipe:
+    """The recipe for soft voting with given weights, equal ones by default.
+
+    ``weights`` names every group; a group of a single member goes by that member's name as well. Without
+    ``view_weights`` the members' views count alike. ``per_axis`` decides each axis by itself. Classes are in the order
+    of the first member by name.
+
+    Raises:
+        PredictionError: E508 when weights do not fit, E515 when a member comes twice, E516 when a view is missing.
+    """
+    by_name = members_by_name(members)
+    labels = next(iter(by_name.values())).labels
+    groups: dict[str, list[str]] = {}
+    for name, member in by_name.items():
+        groups.setdefault(member.group, []).append(name)
+    weight_of = dict.fromkeys(groups, 1.0) if weights is None else _weights_of_groups(groups, weights)
+    return Recipe(
+        pool=pool,
+        views=dict.fromkeys(common_views(list(by_name.values())), 1.0) if view_weights is None else view_weights,
+        groups={
+            group: Group(weight_of[group], {name: by_name[name].sha256 for name in names})
+            for group, names in groups.items()
+        },
+        labels=labels,
+        rule=AxisRule(labels.shape) if per_axis else "argmax",
+    )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read ``blend.json``.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        PredictionError: E518 when it is not a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    except UnicodeDecodeError as err:
+        raise PredictionError("E518", f"{path.name}: not a text file", path=path) from err
+    try:
+        return Recipe.from_json(text)
+    except PredictionError as err:
+        raise PredictionError("E518", f"{path.name}: {err.message}", path=path) from err
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """``a=2,b=1`` as numbers by name; a name alone counts 1.
+
+    Raises:
+        PredictionError: E508 when the text has another form or names something twice.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError as err:
+            raise PredictionError("E508", f"{part.strip()!r} is not a weight: it needs the form name=number") from err
+        if not name or name in weights:
+            raise PredictionError("E508", f"{text!r} must name each weight, and each once")
+        weights[name] = weight
+    return weights
+
+
+def render_recipe(recipe: Recipe) -> str:
+    """A table of the groups with their shares and members, and with their views where these differ, for people."""
+    shares = normalise({name: group.weight for name, group in recipe.groups.items()})
+    head = f"pool {recipe.pool.name}"
+    header = ["group", "share", "members"]
+    rows = [[name, f"{shares[name]:.4f}", ", ".join(group.members)] for name, group in recipe.groups.items()]
+    if all(group.views is None for group in recipe.groups.values()):
+        head += f"; views {_render_shares(recipe.views)}"
+    else:
+        header.append("views")
+        for row, group in zip(rows, recipe.groups.values(), strict=True):
+            row.append(_render_shares(recipe.views_of(group)))
+    if any(group.temperature is not None for group in recipe.groups.values()):
+        header.append("temperature")
+        for row, group in zip(rows, recipe.groups.values(), strict=True):
+            row.append(f"{group.temperature or 1:.3g}")
+    if recipe.sharpness != 1:
+        head += f"; sharpness {recipe.sharpness:.3g}"
+    if recipe.bias is not None:
+        head += "; a bias for each class"
+    rule = rule_to_json(recipe.rule)
+    if isinstance(rule, dict):
+        head += f"; rule {rule['name']}"
+    return f"{head}\n" + render_columns(header, rows)
+
+
+def _render_shares(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.3g}" for name, share in normalise(weights).items())
+
+
+def _weights_of_groups(groups: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> dict[str, float]:
+    group_of = {names[0]: group for group, names in groups.items() if len(names) == 1} | {g: g for g in groups}
+    known = f"known: {enumerate_some(sorted(groups), limit=20)}"
+    unknown = sorted(weights.keys() - group_of.keys())
+    if unknown:
+        raise PredictionError("E508", f"no group to give a weight: {enumerate_some(unknown)}; {known}")
+    found = {group_of[name]: weight for name, weight in weights.items()}
+    if len(found) != len(weights):
+        raise PredictionError("E508", f"weights name a group and its only member; {known}")
+    missing = sorted(groups.keys() - found.keys())
+    if missing:
+        raise PredictionError(
+            "E508", f"weights must name {len(groups)} groups, got {len(found)}; missing: {enumerate_some(missing)}"
+        )
+    return found
+
+
+def _in_order(weights: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(weights.items()))
+
+
+def _tidy(group: Group) -> Group:
+    members = dict(sorted(group.members.items()))
+    return replace(group, members=members, views=None if group.views is None else _in_order(group.views))
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe does not set is not written."""
+    return {key: part for key, part in value.items() if part is not None}

@@ -1,0 +1,171 @@
+"""Face boxes: where in each image the face is, found once by `ens crop`, kept in one Parquet file.
+
+id, left, top, right, bottom: px of the upright image; null where the image was looked at and has no face
+probability, faces, found_by: of the chosen face; how many there were; the pass that found it, ``first`` or ``second``
+width, height: of the upright image, px
+bytes: of its file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemble.errors import DataError, FileError, enumerate_some
+from ensemble.files import write_atomic
+
+FoundBy = Literal["first", "second"]
+_ORIGIN_KEY = b"ens.origin"
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        *(pa.field(side, pa.float32()) for side in ("left", "top", "right", "bottom")),
+        pa.field("probability", pa.float32()),
+        pa.field("faces", pa.int32(), nullable=False),
+        pa.field("found_by", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in px of the upright image; it may reach beyond the image's border."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __post_init__(self) -> None:
+        sides = (self.left, self.top, self.right, self.bottom)
+        if not all(map(math.isfinite, sides)) or self.right <= self.left or self.bottom <= self.top:
+            raise DataError("E350", f"a box needs finite sides with left < right and top < bottom, got {sides}")
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What `ens crop` found in one image of ``width`` x ``height`` px: the chosen of ``faces`` faces, or None."""
+
+    id: str
+    box: Box | None
+    probability: float | None
+    faces: int
+    found_by: FoundBy | None
+    width: int
+    height: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The box of every image that was looked at, by id; None where there is no face.
+
+    ``sha256`` is the hash of ids and boxes, whatever their order.
+    """
+
+    of: Mapping[str, Box | None]
+    sha256: str = field(init=False)
+    _normalised: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        for name, box in sorted(self.of.items()):
+            digest.update(f"{name}\0{box}\0".encode())
+        object.__setattr__(self, "sha256", digest.hexdigest())
+        object.__setattr__(self, "_normalised", {unicodedata.normalize("NFC", name): name for name in self.of})
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def select(self, ids: Sequence[str]) -> tuple[Box | None, ...]:
+        """The boxes of ``ids``, in their order; names meet exactly, or else after Unicode normalisation.
+
+        Raises:
+            DataError: E351 when the file says nothing about some of them.
+        """
+        names = [i if i in self.of else self._normalised.get(unicodedata.normalize("NFC", i), i) for i in ids]
+        missing = [i for i, name in zip(ids, names, strict=True) if name not in self.of]
+        if missing:
+            raise DataError(
+                "E351", f"{len(missing):,} of {len(ids):,} images are not in the boxes file: {enumerate_some(missing)}"
+            )
+        return tuple(self.of[name] for name in names)
+
+
+def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
+    """Write what was found, sorted by id; ``origin`` says how it was found.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    rows = sorted(faces, key=lambda face: face.id)
+    columns: dict[str, list[Any]] = {
+        side: [None if face.box is None else getattr(face.box, side) for face in rows]
+        for side in ("left", "top", "right", "bottom")
+    }
+    for name in ("id", "probability", "faces", "found_by", "width", "height", "bytes"):
+        columns[name] = [getattr(face, name) for face in rows]
+    schema = _SCHEMA.with_metadata({_ORIGIN_KEY: origin.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, write_page_checksum=True)
+    return write_atomic(path, memoryview(sink.getvalue()))
+
+
+def read_faces(path: Path) -> tuple[tuple[Face, ...], str]:
+    """What was found, and the origin it was written with.
+
+    Raises:
+        FileError: E707 when there is no such file.
+        DataError: E350 when it is not a file of boxes, E313 when an id is there twice.
+    """
+    if not path.is_file():
+        raise FileError("E707", f"{path} is not a file", path=path)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        origin = (table.schema.metadata or {}).get(_ORIGIN_KEY, b"").decode()
+        faces = tuple(_face(row) for row in table.to_pylist())
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, DataError) as err:
+        raise DataError("E350", f"{path.name} cannot be read as face boxes: {err}", path=path) from err
+    if len({face.id for face in faces}) != len(faces):
+        raise DataError("E313", f"{path.name}: an id is listed more than once", path=path)
+    return faces, origin
+
+
+def read_boxes(path: Path) -> Boxes:
+    """The boxes of a file.
+
+    Raises:
+        FileError, DataError: as `read_faces`.
+    """
+    faces, _ = read_faces(path)
+    return Boxes({face.id: face.box for face in faces})
+
+
+def _face(row: Mapping[str, Any]) -> Face:
+    sides = [row[side] for side in ("left", "top", "right", "bottom")]
+    box = None if sides.count(None) == len(sides) else Box(*sides)
+    if not isinstance(row["id"], str):
+        raise TypeError(f"an id is {row['id']!r}, expected text")
+    # a file made elsewhere may have the id and the four sides alone
+    return Face(
+        row["id"],
+        box,
+        row.get("probability"),
+        row.get("faces", int(box is not None)),
+        row.get("found_by"),
+        row.get("width", 0),
+        row.get("height", 0),
+        row.get("bytes", 0),
+    )

@@ -1,0 +1,49 @@
+"""Cut the face out of an image: the box and the card's margin, before the image is resized."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from ensemble.card import FaceCrop, Preprocess
+from ensemble.images.decode import Pixels
+from ensemble.images.face_boxes import Box
+from ensemble.images.resize import resize_image, resize_photo
+
+
+def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tuple[int, int, int, int]:
+    """The square around the face in an image of ``height`` x ``width`` px: left, top, right, bottom.
+
+    Its side is the box's longer one and ``crop.margin`` of that on either end, at most the image's shorter side; it is
+    shifted to lie inside the image. Where no face was found (None) it is the card's fallback.
+    """
+    shorter = min(height, width)
+    if box is None:
+        across, down, share = crop.fallback
+        x, y, wanted = across * width, down * height, share * shorter
+    else:
+        x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+        wanted = max(box.right - box.left, box.bottom - box.top) * (1 + 2 * crop.margin)
+    side = max(1, round(min(wanted, shorter)))
+    left = min(max(round(x - side / 2), 0), width - side)
+    top = min(max(round(y - side / 2), 0), height - side)
+    return left, top, left + side, top + side
+
+
+def crop_face(pixels: Pixels, crop: FaceCrop, box: Box | None) -> Pixels:
+    """The square around the face in ``(H, W, 3)``, as ``(S, S, 3)``; a view, nothing is copied."""
+    left, top, right, bottom = face_square(pixels.shape[0], pixels.shape[1], crop, box)
+    return pixels[top:bottom, left:right]
+
+
+def prepare_image(pixels: Pixels, preprocess: Preprocess, box: Box | None) -> Pixels:
+    """A decoded image ``(H, W, 3)`` as the model takes it, ``(*preprocess.size, 3)``; ``box`` counts for face crops."""
+    if preprocess.face is not None:
+        pixels = crop_face(pixels, preprocess.face, box)
+    return resize_image(pixels, preprocess)
+
+
+def prepare_photo(image: Image.Image, preprocess: Preprocess, box: Box | None) -> Image.Image:
+    """As `prepare_image`, to the same pixels, for an image that Pillow holds: from and to arrays costs as decoding."""
+    if preprocess.face is not None:
+        image = image.crop(face_square(image.height, image.width, preprocess.face, box))
+    return resize_photo(image, preprocess)

@@ -1,0 +1,199 @@
+"""Which images are meant: ids on one side, files on the other, and every way they can fail to meet."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from ensemble.csv_table import read_table
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images.decode import SUFFIXES, read_error
+from ensemble.images.storage import StoredImage
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``stored[i]``."""
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    sizes: tuple[int, ...]
+    stored: tuple[StoredImage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def place(self, row: int) -> Path | StoredImage:
+        """Where to read one image."""
+        return self.stored[row] if self.stored else self.paths[row]
+
+    def cut(self, start: int, stop: int) -> Listing:
+        """Some of its rows, with places that do not depend on the working directory."""
+        paths = tuple(path.absolute() for path in self.paths[start:stop])
+        return Listing(self.ids[start:stop], paths, self.sizes[start:stop], self.stored[start:stop])
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the ids and their order."""
+        return hashlib.sha256("\0".join(self.ids).encode()).hexdigest()
+
+
+def read_ids(path: Path, *, listener: Listener = SILENT) -> tuple[str, ...]:
+    """The ids of a sample submission or list: the column ``ImageID``, else ``id``, else the only column.
+
+    Raises:
+        DataError: E313 when an id is repeated, E322 when there is no such column or no header line.
+    """
+    table = read_table(path, listener=listener)
+    by_lower = {name.lower(): name for name in table.header}
+    found = [by_lower[name] for name in ("imageid", "image_id", "id") if name in by_lower]
+    name = found[0] if found else table.header[0] if len(table.header) == 1 else "ImageID"
+    if _is_image(name):  # the first image would be lost in silence
+        raise DataError("E322", f"{path.name}: the first line must name the columns, got {name!r}", path=path)
+    return table.without_duplicates(name)
+
+
+def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Listener = SILENT) -> Listing:
+    """Find the images below ``root``: those of ``ids`` in their order, or all of them, sorted by name.
+
+    An id is a path relative to ``root`` with ``/`` between folders. It matches a file exactly, or else after Unicode
+    normalisation (a file name from macOS is decomposed); the id's own spelling is kept. Files and folders whose names
+    begin with a dot are passed over. Nothing is opened here.
+
+    Raises:
+        DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
+            are missing, E316 there are no images, E318 a folder may not be read, E320 not a regular file, E321 the path
+            is too long, E323 an id leaves ``root``, E327 a name is not valid Unicode.
+    """
+    files = set(_walk(root, listener))
+    images = sorted(name for name in files if _is_image(name))
+    if not images:
+        raise DataError("E316", f"no images below {root}: {len(files)} other files", path=root)
+    wanted = tuple(images if ids is None else ids)
+    if not wanted:
+        raise DataError("E316", "the id list is empty")
+    repeated = [i for i, count in Counter(wanted).items() if count > 1]
+    if repeated:
+        raise DataError("E313", f"{len(repeated)} duplicate ids: {enumerate_some(repeated)}")
+    names = match_ids(root, wanted, files, listener)
+    extra = len(set(images) - set(names))
+    if extra:
+        listener.notice(Notice("I315", f"{extra:,} images below {root} are not listed and are ignored", root))
+    return _with_sizes(wanted, tuple(root / name for name in names))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: Listener) -> tuple[str, ...]:
+    """The name of each id's file."""
+    unwritable = [ascii(i) for i in ids if not _is_unicode(i)]
+    if unwritable:
+        raise DataError("E327", f"{len(unwritable)} names are not UTF-8: {enumerate_some(unwritable)}", path=root)
+    escaping = [i for i in ids if _leaves(i)]
+    if escaping:
+        raise DataError("E323", f"{len(escaping)} ids leave the image folder: {enumerate_some(escaping)}", path=root)
+    by_normal: dict[str, list[str]] = {}
+    for name in files:
+        by_normal.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    found: list[str] = []
+    missing: list[str] = []
+    for i in ids:
+        candidates = by_normal.get(unicodedata.normalize("NFC", i), [])
+        if len(candidates) > 1:
+            raise DataError(
+                "E311", f"two files are {i!r} after normalisation: {', '.join(map(ascii, sorted(candidates)))}"
+            )
+        if candidates:
+            found.append(candidates[0])
+        else:
+            missing.append(i)
+    if missing:
+        by_fold = {_fold(name): name for name in sorted(files)}
+        cased = [(i, by_fold[_fold(i)]) for i in missing if _fold(i) in by_fold]
+        if cased:
+            raise DataError(
+                "E312",
+                f"{len(cased)} listed images exist only in another case: {cased[0][0]} is {cased[0][1]}",
+                path=root,
+            )
+        raise DataError(
+            "E314", f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}", path=root
+        )
+    normalised = sum(i != name for i, name in zip(ids, found, strict=True))
+    if normalised:
+        listener.notice(Notice("I310", f"{normalised:,} names matched after Unicode normalisation", root))
+    return tuple(found)
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _leaves(image_id: str) -> bool:
+    return image_id.startswith("/") or ".." in image_id.replace(os.sep, "/").split("/") or "\0" in image_id
+
+
+def _walk(root: Path, listener: Listener) -> Iterator[str]:
+    """The id of every file below ``root``; folders behind symbolic links are not entered, hidden ones neither."""
+
+    def fail(err: OSError) -> NoReturn:
+        if err.filename == str(root) and err.errno in {errno.ENOENT, errno.ENOTDIR}:
+            raise DataError("E316", f"{root} is not a folder", path=root) from err
+        raise read_error(err, Path(err.filename)) from err
+
+    skipped = 0
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=False):
+        kept = [name for name in subfolders if not name.startswith(".")]
+        skipped += sum(os.path.islink(os.path.join(folder, name)) for name in kept)
+        # a folder called x.jpg is listed like a file, so that it is complained about and not overlooked
+        odd = [name for name in kept if _is_image(name)]
+        subfolders[:] = kept
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + name for name in [*names, *odd] if not name.startswith("."))
+    if skipped:
+        listener.notice(Notice("I317", f"{skipped} linked folders below {root} were not entered", root))
+
+
+def _with_sizes(ids: tuple[str, ...], paths: tuple[Path, ...]) -> Listing:
+    sizes: list[int] = []
+    missing: list[str] = []
+    irregular: list[str] = []
+    for i, path in zip(ids, paths, strict=True):
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(i)
+            continue
+        except OSError as err:
+            raise read_error(err, path) from err
+        if stat.S_ISREG(status.st_mode):
+            sizes.append(status.st_size)
+        else:
+            irregular.append(i)
+    if missing:
+        raise DataError(
+            "E314", f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}"
+        )
+    if irregular:
+        raise DataError("E320", f"{len(irregular)} listed images are not regular files: {enumerate_some(irregular)}")
+    return Listing(ids, paths, tuple(sizes))

@@ -1,0 +1,82 @@
+"""Images that could not be read, which ``errors.csv`` names and E326 counts, and those that were only unusual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble import files
+from ensemble.card import ModelCard
+from ensemble.csv_table import defuse, render_table
+from ensemble.error_codes import CODES
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import Listener, Notice
+from ensemble.images.listing import Listing
+
+OnBadImage = Literal["fail", "fill", "skip"]
+"""What becomes of an image that cannot be read: it ends the run once all others are done, gets the class prior for a
+prediction, or is left out."""
+ERRORS = "errors.csv"
+
+
+def write_errors(path: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
+    """Name the images that could not be read in a CSV file; without any, there is no such file.
+
+    Cells that a spreadsheet would compute begin with an apostrophe.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    if not faults:
+        files.remove(path)
+        return
+    cells = [(listing.ids[row], fault.code, fault.message, fault.hint) for row, fault in sorted(faults.items())]
+    rows = [[defuse(cell) for cell in row] for row in cells]
+    files.write_atomic(path, render_table(("id", "code", "message", "hint"), rows))
+
+
+def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kept: str) -> DataError:
+    """E326, with every fault; ``kept`` says what is done nevertheless, ``path`` names the images."""
+    return DataError(
+        "E326",
+        f"{len(faults):,} of {len(listing):,} images could not be read; {kept}",
+        path=path,
+        details=tuple(str(fault) for _, fault in sorted(faults.items())),
+    )
+
+
+def tell_unread(faults: Mapping[int, DataError], listing: Listing, path: Path, what: str, listener: Listener) -> None:
+    """W326, where there are faults; ``what`` says what became of the images that ``path`` names."""
+    if faults:
+        some = enumerate_some([listing.ids[row] for row in sorted(faults)], limit=3)
+        message = f"{len(faults):,} of {len(listing):,} images could not be read and {what}: {some}; see {path}"
+        listener.notice(Notice("W326", message, path))
+
+
+def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None:
+    """One notice for each code, with the number of images, by their ids, that it was about."""
+    for code, ids in sorted(oddities.items()):
+        listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
+
+
+def log_prior(card: ModelCard) -> NDArray[np.float32]:
+    """The logits ``(C,)`` of an image about which nothing is known: the log of the mix of classes in the training data.
+
+    Each class counts once more than it was seen, so that none is impossible; without counts that is uniform.
+    """
+    counts = np.array(card.class_counts or [0] * len(card.labels), dtype=np.float64) + 1
+    return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
+
+
+def describe_priors(cards: Iterable[ModelCard]) -> str:
+    """Which prior each member has, for people."""
+    known, unknown = list[str](), list[str]()
+    for card in cards:
+        (known if card.class_counts else unknown).append(card.member)
+    parts = [f"the mix of classes in training ({enumerate_some(known)})"] * bool(known)
+    parts += [f"uniform, as the card knows no mix of classes ({enumerate_some(unknown)})"] * bool(unknown)
+    return "; ".join(parts)

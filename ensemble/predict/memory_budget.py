@@ -1,0 +1,157 @@
+"""Memory: what this machine has, what an image needs on its way, and how much may be under way at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+from onnx import shape_inference
+
+from ensemble.errors import DeviceError, OptionError
+from ensemble.images.decode import count_pixels
+from ensemble.images.listing import Listing
+from ensemble.images.resize import plain_preprocess
+from ensemble.runtime.device import Device
+from ensemble.runtime.model_file import ModelFile
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_PROGRAM = 200 * 2**20  # Python, onnxruntime and the list of images
+_MODEL = 4  # times its file: the file, its weights, and those weights packed for the processor
+_ARENA = 2.25  # onnxruntime keeps blocks of unplanned runs and of other batches; measured 1.7 to 2.2
+_PIXEL = 8  # bytes: Pillow's own four, and as much again while it decodes, turns or converts
+_LOOKED_AT = 16  # of the largest files
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes: ``fixed`` whatever is done, ``photo`` in each worker, ``pixels`` and ``layers`` an image of a batch.
+
+    ``pixels`` are all prepared sizes and one view of the largest; ``layers`` what the models hold while they compute.
+    """
+
+    fixed: int
+    photo: int
+    pixels: int
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may be under way: ``ahead`` batches of ``batch`` images, made by ``workers``."""
+
+    workers: int
+    batch: int
+    ahead: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers and batches of {self.batch}"
+
+
+def parse_memory(text: str) -> int:
+    """Bytes from ``4G`` or ``512M`` (of 1024).
+
+    Raises:
+        OptionError: E204 when the text has another form or is not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise OptionError("E204", f"--memory takes an amount such as 4G or 512M, got {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Need:
+    """What these models need for the images listed, the largest files of which are looked at for their size."""
+    sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
+    largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
+    photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
+    layers = [layers_of(model.data) for model in models]
+    return Need(
+        fixed=_PROGRAM + _MODEL * sum(len(model.data) for model in models),
+        photo=photo,
+        pixels=sum(sizes) + max(sizes),
+        # on the CPU the sessions share an arena, and a worker runs one after the other; OpenVINO's keep what they had
+        layers=int(_ARENA * (max(layers) if device.kind == "cpu" else sum(layers))),
+    )
+
+
+def layers_of(data: bytes) -> int:
+    """The most bytes that the layers of a network hold at one time, for each image of a batch.
+
+    Counted in the order of the nodes: a tensor is held from the node that makes it to the last one that reads it.
+    """
+    model = onnx.ModelProto.FromString(data)
+    for weights in model.graph.initializer:
+        if len(weights.raw_data) > 4096:  # only small ones are shapes
+            weights.ClearField("raw_data")
+    graph = shape_inference.infer_shapes(model).graph
+    size = {value.name: _bytes_an_image(value) for value in (*graph.value_info, *graph.input, *graph.output)}
+    last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    held = most = sum(size[value.name] for value in graph.input)
+    for i, node in enumerate(graph.node):
+        read = set(node.input)
+        for name in node.output:
+            # where inference gives up, a layer is taken to be as large as what it reads
+            size.setdefault(name, max((size.get(before, 0) for before in read), default=0))
+            held += size[name]
+        most = max(most, held)
+        held -= sum(size.get(name, 0) for name in read if last[name] == i)
+    return most
+
+
+def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
+    """0 for what does not grow with the batch."""
+    kind = value.type.tensor_type
+    size = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize if kind.elem_type else 4
+    grows = False
+    for side in kind.shape.dim:
+        grows |= not side.HasField("dim_value")
+        size *= side.dim_value if side.HasField("dim_value") else 1
+    return size if grows else 0
+
+
+def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool, what: str = "one image") -> Bounds:
+    """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
+
+    On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
+    the one that is on the device. ``what`` is the least that a worker can have in hand, for the message.
+
+    Raises:
+        DeviceError: E603 when one image in one worker is too much.
+    """
+    left = memory - need.fixed
+    image = need.pixels if on_gpu else need.pixels + need.layers
+    least = need.photo + image * (3 if on_gpu else 1)
+    if left < least:
+        wanted = f"{_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
+        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {what} needs {wanted}")
+    if not on_gpu:
+        workers = min(workers, left // least)
+        return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
+    # the device waits for batches, not for pictures: rather fewer workers than a smaller batch
+    while workers > 1 and workers * need.photo + (workers + 3) * batch * image > left:
+        workers -= 1
+    while batch > 1 and workers * need.photo + 3 * batch * image > left:
+        batch //= 2
+    return Bounds(workers, batch, min(workers + 2, (left - workers * need.photo) // (batch * image) - 1))
+
+
+def fit_chunks(need: Need, memory: int, *, rows: int, workers: int, batch: int, on_gpu: bool) -> Bounds:
+    """As `fit_memory`, where the pixels of ``rows`` images are held together, and on the CPU the layers of a batch.
+
+    Raises:
+        DeviceError: E603 when one such chunk in one worker is too much.
+    """
+    what = f"a chunk of {rows} images"
+    if on_gpu:
+        whole = fit_memory(
+            replace(need, pixels=rows * need.pixels), memory, workers=workers, batch=1, on_gpu=True, what=what
+        )
+        return replace(whole, batch=batch)
+    held = replace(need, photo=need.photo + rows * need.pixels)
+    return fit_memory(held, memory, workers=workers, batch=batch, on_gpu=False, what=what)
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(1, round(size / 2**20)):,} MB"

@@ -1,0 +1,142 @@
+"""Predictions made elsewhere: a CSV or .npz file with ids, whose kind is stated and never guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.card import validate_member
+from ensemble.csv_table import read_table
+from ensemble.errors import FileError, PredictionError
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions
+from ensemble.submission.lint import read_submission
+
+Kind = Literal["logits", "probabilities", "classes"]
+SUFFIXES = (".csv", ".npz")
+_IDS = "ids"
+_TOLERANCE = 1e-3
+
+
+def read_foreign(path: Path, labels: LabelSpace, *, kind: Kind | None) -> Predictions:
+    """Read one member from a file; its name is the file's stem.
+
+    A ``.csv`` has the ids in its first column and one column a class: named as the classes, in any order, or else in
+    the order of ``labels``. A ``.npz`` has the array ``ids`` ``(N,)`` and, by the name of each view, arrays ``(N, C)``.
+    Probabilities become their logarithms, which are logits. For ``classes`` the file is a submission, and its
+    answers are certain: such members are for the hard pool, as soft voting cannot tell how sure they were.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        DataError: E313 when an id is repeated, E322 when a CSV is no table.
+        PredictionError: E502 when the kind is not stated, or is plainly the other one; E505 when a number is NaN or
+            infinite; E514 when the file does not hold ids and one column a class,
+            E520 when it was called classes and is no submission.
+    """
+    if kind is None:
+        raise PredictionError(
+            "E502", f"{path.name} does not say whether it holds logits, probabilities or classes", path=path
+        )
+    if kind == "classes":
+        return _read_answers(path, labels)
+    ids, views = _read_csv(path, labels) if path.suffix.lower() == ".csv" else _read_npz(path, labels)
+    if len(set(ids)) != len(ids) or not ids:
+        raise PredictionError("E514", f"{path.name} must name each image once, got {len(ids)} rows", path=path)
+    logits = {view: _as_logits(values, ids, kind, path) for view, values in views.items()}
+    member = validate_member(path.stem)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Predictions(member, member, None, labels, ids, logits, digest)
+
+
+def _read_answers(path: Path, labels: LabelSpace) -> Predictions:
+    answers = read_submission(path, labels)
+    logits = np.full((len(answers), len(labels)), np.log(np.finfo(np.float32).tiny), dtype=np.float32)
+    logits[np.arange(len(answers)), answers.classes] = 0
+    logits.flags.writeable = False
+    member = validate_member(path.stem)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Predictions(member, member, None, labels, answers.ids, {"identity": logits}, digest)
+
+
+Views = Mapping[str, NDArray[np.float64]]
+
+
+def _read_csv(path: Path, labels: LabelSpace) -> tuple[tuple[str, ...], Views]:
+    table = read_table(path)
+    names = table.header[1:]
+    if len(names) != len(labels):
+        raise PredictionError("E514", f"{path.name} has {len(names)} columns for {len(labels)} classes", path=path)
+    order = [names.index(name) for name in labels.names] if set(names) == set(labels.names) else range(len(names))
+    ids = table.without_duplicates(table.header[0])
+    values = np.empty((len(ids), len(labels)))
+    for row, (cells, line) in enumerate(zip(table.rows, table.lines, strict=True)):
+        try:
+            values[row] = [float(cells[1 + column]) for column in order]
+        except ValueError as err:
+            raise PredictionError("E514", f"{path.name}: line {line}: {err}", path=path) from err
+    return ids, {"identity": values}
+
+
+def _read_npz(path: Path, labels: LabelSpace) -> tuple[tuple[str, ...], Views]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as err:
+        raise PredictionError("E514", f"{path.name} is not a .npz file of plain arrays: {err}", path=path) from err
+    if _IDS not in arrays or len(arrays) < 2:
+        hint = "write it with numpy.savez(path, ids=ids, identity=logits)"
+        raise PredictionError("E514", f"{path.name} needs ids and a view, has {sorted(arrays)}", path=path, hint=hint)
+    ids = arrays.pop(_IDS)
+    for name, values in arrays.items():
+        if ids.ndim != 1 or values.shape != (len(ids), len(labels)) or values.dtype.kind not in "fiu":
+            raise PredictionError(
+                "E514",
+                f"{path.name}: {name} is {values.dtype} {values.shape}, expected numbers ({ids.size}, {len(labels)})",
+                path=path,
+            )
+    return tuple(str(name) for name in ids), {name: values.astype(np.float64) for name, values in arrays.items()}
+
+
+def _as_logits(values: NDArray[np.float64], ids: tuple[str, ...], kind: Kind, path: Path) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise PredictionError(
+            "E505", f"{path.name}: {bad.size} rows are NaN or infinite, such as {ids[bad[0]]}", path=path
+        )
+    are_shares = (values >= 0).all(axis=1) & (abs(values.sum(axis=1) - 1) < _TOLERANCE)
+    if kind == "logits" and are_shares.all():
+        raise PredictionError("E502", f"{path.name} was called logits, but every row sums to one", path=path)
+    if kind == "probabilities":
+        if not are_shares.all():
+            row = int(np.flatnonzero(~are_shares)[0])
+            total = f"{values[row].sum():.4g}"
+            raise PredictionError(
+                "E502", f"{path.name} was called probabilities, but {ids[row]} sums to {total}", path=path
+            )
+        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    logits = values.astype(np.float32)
+    logits.flags.writeable = False
+    return logits
+
+
+def read_members(paths: Iterable[Path], labels: LabelSpace, *, kind: Kind | None) -> list[Predictions]:
+    """Read every member that the paths stand for; ``labels`` and ``kind`` are those of files made elsewhere.
+
+    Raises:
+        EnsError: as `read_foreign`, `find_predictions` and `read_predictions` do.
+    """
+    members: list[Predictions] = []
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            members.append(read_foreign(path, labels, kind=kind))
+        else:
+            members += [read_predictions(folder) for folder in find_predictions(path)]
+    return members

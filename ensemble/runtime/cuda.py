@@ -1,0 +1,79 @@
+"""What CUDA's own libraries say and do, through ctypes: the name of a GPU, and page-locked memory for fast copies.
+
+onnxruntime loads these libraries; here they are only asked. Where there are none, the answers are None and False.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ensemble.images.decode import Pixels
+
+_DRIVER = ("libcuda.so.1", "nvcuda.dll")
+_RUNTIME = ("libcudart.so.13", "libcudart.so.12")
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute: the compute capability
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every GPU of the process
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU's name and compute capability, such as ``NVIDIA H100`` and ``9.0``."""
+
+    name: str
+    capability: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute {self.capability})"
+
+
+@functools.cache
+def describe_gpu(index: int) -> Gpu | None:
+    """The GPU as its driver names it, by the index that onnxruntime uses; None without a driver or such a GPU."""
+    driver = _load(_DRIVER)
+    if driver is None:
+        return None
+    name = ctypes.create_string_buffer(256)
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(handle), index)
+        or driver.cuDeviceGetName(name, len(name), handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
+    )
+    if failed:
+        return None
+    return Gpu(name.value.decode("utf-8", "replace"), f"{major.value}.{minor.value}")
+
+
+def lock_pages(array: Pixels, *, index: int) -> bool:
+    """Keep an array's memory where the GPU can fetch it by itself; `unlock_pages` must come before it is freed."""
+    runtime = _load(_RUNTIME)
+    if runtime is None or runtime.cudaSetDevice(index) != 0:
+        return False
+    done: int = runtime.cudaHostRegister(
+        ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), ctypes.c_uint(_PORTABLE)
+    )
+    if done != 0:
+        runtime.cudaGetLastError()  # or onnxruntime would take the failure for its own
+    return done == 0
+
+
+def unlock_pages(array: Pixels) -> None:
+    """Undo `lock_pages`."""
+    runtime = _load(_RUNTIME)
+    if runtime is not None:
+        runtime.cudaHostUnregister(ctypes.c_void_p(array.ctypes.data))
+
+
+@functools.cache
+def _load(names: Sequence[str]) -> ctypes.CDLL | None:
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,79 @@
+"""A device to run on, as a value: parsed, compared, printed; nothing is started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ensemble.errors import OptionError
+
+Kind = Literal["cpu", "cuda", "tensorrt", "openvino"]
+
+
+PROVIDERS: Mapping[Kind, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where models run: a kind, which GPU of several, the ``others`` that share the work, and OpenVINO's ``bf16``."""
+
+    kind: Kind
+    index: int = 0
+    others: tuple[int, ...] = ()
+    bf16: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "openvino":
+            return "openvino:bf16" if self.bf16 else "openvino"
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{','.join(map(str, (self.index, *self.others)))}"
+
+    @property
+    def each(self) -> tuple[Device, ...]:
+        """The devices one by one."""
+        return tuple(Device(self.kind, index, bf16=self.bf16) for index in (self.index, *self.others))
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether models run with a fixed shape and buffers on the device."""
+        return self.kind in {"cuda", "tensorrt"}
+
+    @property
+    def provider(self) -> str:
+        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, as bits follow both."""
+        if self.kind == "openvino":
+            from ensemble.runtime.openvino import openvino_version
+
+            return f"OpenVINO {openvino_version()} {'bf16' if self.bf16 else 'f32'}"
+        return PROVIDERS[self.kind]
+
+
+CPU = Device("cpu")
+
+
+def parse_device(text: str) -> Device | None:
+    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino``, ``openvino:bf16``.
+
+    None for ``auto``.
+
+    Raises:
+        OptionError: E203 for anything else.
+    """
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?|(openvino)(:bf16)?", text)
+    if match is None:
+        raise OptionError("E203", f"{text!r} is not a device")
+    if match[1]:
+        return CPU
+    if match[4]:
+        return Device("openvino", bf16=bool(match[5]))
+    first, *others = (int(number) for number in (match[3] or "0").split(","))
+    if len({first, *others}) <= len(others):
+        raise OptionError("E203", f"{text!r} names a GPU twice")
+    return Device("cuda" if match[2] == "cuda" else "tensorrt", first, others=tuple(others))

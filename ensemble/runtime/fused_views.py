@@ -1,0 +1,154 @@
+"""Views as part of the network: one copy of a batch to the device gives the logits of every view.
+
+A view that only moves pixels (a flip, a turn, a shift) is a table of where each pixel comes from, and becomes one
+``Gather`` in the graph. A view that computes pixels (a scale, an enlarged crop) stays on the host, so that its pixels
+are the same on every device, and comes in through the second input `MADE`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ensemble.images.decode import Pixels
+from ensemble.images.views import View
+from ensemble.runtime.model_file import INPUT, LOGITS
+
+MADE = "ens.views_made"
+_OURS = "ens."
+
+
+def split_views(views: Sequence[View], size: tuple[int, int]) -> tuple[tuple[View, ...], tuple[View, ...]]:
+    """The views that the device can cut from images of ``size`` (height, width), and those that the host must make."""
+    exact = [view for view in views if source_of_pixels(view, size) is not None]
+    return tuple(exact), tuple(view for view in views if view not in exact)
+
+
+def make_views(views: Sequence[View], pixels: Pixels) -> Pixels:
+    """``(B, views, H, W, 3)`` uint8, what the input `MADE` takes, of a batch ``(B, H, W, 3)``."""
+    return np.stack([view.apply(pixels) for view in views], axis=1)
+
+
+@functools.lru_cache(64)
+def source_of_pixels(view: View, size: tuple[int, int]) -> NDArray[np.int64] | None:
+    """For each pixel ``(H, W)`` of the view, the number of the pixel it is taken from; None when it is not taken whole.
+
+    The view is shown an image whose three channels hold each pixel's own number, and then asked to agree on noise.
+    """
+    height, width = size
+    numbers = np.arange(height * width, dtype="<u4").reshape(height, width)
+    marked = np.ascontiguousarray(numbers[..., np.newaxis]).view(np.uint8)[..., :3]
+    seen = view.apply(np.ascontiguousarray(marked)[np.newaxis])[0].astype(np.int64)
+    table = seen[..., 0] + (seen[..., 1] << 8) + (seen[..., 2] << 16)
+    noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    if table.max(initial=0) >= height * width:
+        return None
+    moved = noise.reshape(2, -1, 3)[:, table]
+    return table if np.array_equal(moved, view.apply(noise)) else None
+
+
+def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int, int]) -> bytes:
+    """The model with a batch of exactly ``rows``, which gives all views at once.
+
+    ``logits`` become ``(rows * views, C)``, all views of the first image before those of the second, in the order of
+    `split_views`: those that the device cuts, then those that the host makes. ``image`` stays ``(rows, H, W, 3)``
+    uint8; `MADE` is there when the host makes some.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    graph = model.graph
+    height, width = size
+    (image,) = (value for value in graph.input if value.name == INPUT)
+    image.type.tensor_type.shape.dim[0].dim_value = rows
+    cut, made = split_views(views, size)
+    # onnxruntime works the shapes out again, now that they are all known
+    del graph.value_info[:]
+    (classes,) = (value.type.tensor_type.shape.dim[1].dim_value for value in graph.output if value.name == LOGITS)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [rows * len(views), classes]))
+    if [view.name for view in views] != ["identity"]:
+        _insert(graph, _front(graph, cut, made, rows=rows, height=height, width=width))
+    else:
+        _cast(graph)
+    return bytes(model.SerializeToString())
+
+
+def cast_first(data: bytes) -> bytes:
+    """The model with its image cast before it is moved about: TensorRT takes uint8 only straight into a Cast."""
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    del model.graph.value_info[:]
+    _cast(model.graph)
+    return bytes(model.SerializeToString())
+
+
+def _cast(graph: onnx.GraphProto) -> None:
+    if _may_be_float(graph):
+        _insert(graph, [helper.make_node("Cast", [INPUT], [_OURS + "seen"], to=TensorProto.FLOAT)])
+
+
+def _front(
+    graph: onnx.GraphProto, cut: Sequence[View], made: Sequence[View], *, rows: int, height: int, width: int
+) -> list[onnx.NodeProto]:
+    """The nodes from the inputs to ``ens.seen`` ``(rows * views, H, W, 3)``."""
+    # as in `cast_first`
+    kind = TensorProto.FLOAT if _may_be_float(graph) else TensorProto.UINT8
+    nodes, parts = [], []
+    if cut:
+        _constant(graph, "sources", np.stack([_table(view, (height, width)) for view in cut]))
+        _constant(graph, "flat_shape", np.array([rows, height * width, 3]))
+        parts.append(_OURS + "cut")
+        nodes += [
+            helper.make_node("Cast", [INPUT], [_OURS + "cast"], to=kind),
+            helper.make_node("Reshape", [_OURS + "cast", _OURS + "flat_shape"], [_OURS + "flat"]),
+            helper.make_node("Gather", [_OURS + "flat", _OURS + "sources"], [_OURS + "cut"], axis=1),
+        ]
+    if made:
+        graph.input.append(helper.make_tensor_value_info(MADE, TensorProto.UINT8, [rows, len(made), height, width, 3]))
+        parts.append(_OURS + "made")
+        nodes.append(helper.make_node("Cast", [MADE], [_OURS + "made"], to=kind))
+    _constant(graph, "seen_shape", np.array([-1, height, width, 3]))
+    return [
+        *nodes,
+        helper.make_node("Concat", parts, [_OURS + "all"], axis=1),
+        helper.make_node("Reshape", [_OURS + "all", _OURS + "seen_shape"], [_OURS + "seen"]),
+    ]
+
+
+def _table(view: View, size: tuple[int, int]) -> NDArray[np.int64]:
+    table = source_of_pixels(view, size)
+    assert table is not None
+    return table
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: NDArray[np.int64]) -> None:
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.int64), _OURS + name))
+
+
+def _may_be_float(graph: onnx.GraphProto) -> bool:
+    """Whether the network itself casts its image, and until then only moves it about: whole numbers below 256 pass."""
+    names = {INPUT}
+    for node in graph.node:
+        if names.isdisjoint(node.input):
+            continue
+        if node.op_type in {"Transpose", "Identity"}:
+            names |= set(node.output)
+        elif node.op_type != "Cast":
+            return False
+    return names.isdisjoint(output.name for output in graph.output)
+
+
+def _insert(graph: onnx.GraphProto, front: Sequence[onnx.NodeProto]) -> None:
+    """Put the nodes first, and let what took the image take what they give."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == INPUT:
+                node.input[i] = _OURS + "seen"
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*front, *rest])

@@ -1,0 +1,74 @@
+"""Facts about this machine: cores, memory, the processor's name, the GPUs' names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def name_gpus() -> tuple[str, ...]:
+    """One line a GPU from the driver's own tool: its name, memory and driver version; nothing where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can still be had: what the system has left, or less where a control group limits this process."""
+    try:
+        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # not Linux
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, min([free, *_left_in_groups(root)]))
+
+
+def _left_in_groups(root: Path) -> list[int]:
+    """Bytes left in this process's control group and those above it, of either version."""
+    groups = [(root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
+    try:
+        found = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    own = Path(found[1] if found else "")
+    groups += [(root / "sys/fs/cgroup" / folder, "memory.max", "memory.current") for folder in (own, *own.parents)]
+    left = []
+    for folder, limit, used in groups:
+        try:
+            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        left.append(most - now + int(held.get("inactive_file", 0)))  # the file cache gives way
+    return left
+
+
+def available_cores() -> int:
+    """The cores this process may use: its affinity, and the container's CPU quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no quota
+    return cores
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,178 @@
+"""Read an .onnx file and refuse what is not a single, self-describing model, before onnxruntime sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+
+from ensemble.card import METADATA_KEY, ModelCard
+from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.runtime.protobuf_limits import MAX_BYTES, TooLarge, WireError, measure
+
+INPUT, LOGITS, FEATURES = "image", "logits", "features"
+# what every onnxruntime brings; any other domain needs a library of its own
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+# an operator of com.microsoft that names a file, or holds a program compiled for some device
+_COMPILED = "EPContext"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFile:
+    """A checked model: ``data`` are the file's bytes, ``outputs`` the names of its outputs."""
+
+    path: Path
+    card: ModelCard
+    data: bytes
+    sha256: str
+    outputs: tuple[str, ...]
+
+
+def find_models(paths: Iterable[Path]) -> list[Path]:
+    """The models that paths stand for: a folder for those in it.
+
+    Raises:
+        OptionError: E204 when a folder holds none.
+    """
+    models: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+        if not found:
+            raise OptionError("E204", f"{path} holds no .onnx files", hint="name the models that ens export wrote")
+        models += found
+    return models
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read and check one model (contract: uint8 ``image`` ``(batch, H, W, 3)`` in, float32 ``logits`` out, a card).
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        ModelError: E420 not ONNX, E421 too new, E422 data outside the file, E423 no card, E424 other inputs or
+            outputs, E425 custom operators, E427 a card that cannot be read, E429 too large.
+    """
+    data = _read_bytes(path)
+    model = _parse(data, path)
+    _refuse_external_data(model, path)
+    _refuse_unknown_operators(model, path)
+    card = _read_card(model, path)
+    _require_contract(model, card, path)
+    outputs = tuple(output.name for output in model.graph.output)
+    return ModelFile(path, card, data, hashlib.sha256(data).hexdigest(), outputs)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would block for ever
+            raise FileError("E707", f"{path} is not a regular file", path=path)
+        if status.st_size > MAX_BYTES:
+            raise ModelError("E429", f"{path.name} has {status.st_size:,} bytes, more than {MAX_BYTES:,}", path=path)
+        return path.read_bytes()
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+
+
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        measure(data, model.DESCRIPTOR)
+        model.ParseFromString(data)
+    except TooLarge as err:
+        raise ModelError("E429", f"{path.name} holds {err}", path=path) from err
+    except (WireError, DecodeError) as err:
+        start = data[:16].decode("ascii", "backslashreplace")
+        message = f"{path.name} is damaged, or not an ONNX file (starts with {start!r})"
+        raise ModelError("E420", message, path=path) from err
+    if not model.graph.node:
+        raise ModelError("E420", f"{path.name} holds no network ({len(data)} bytes)", path=path)
+    return model
+
+
+def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
+    for part in _parts(model):
+        if isinstance(part, onnx.TensorProto):
+            if part.data_location == onnx.TensorProto.EXTERNAL or part.external_data:
+                place = {entry.key: entry.value for entry in part.external_data}.get("location", "?")
+                raise ModelError("E422", f"{path.name} refers to the outside file {place!r}", path=path)
+        elif isinstance(part, onnx.NodeProto) and part.op_type == _COMPILED:
+            raise ModelError("E422", f"{path.name} holds {_COMPILED}, which may refer to an outside file", path=path)
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Every message anywhere in a model: tensors, nodes, attributes, subgraphs, functions."""
+    yield message
+    if isinstance(message, onnx.TensorProto):
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_MESSAGE:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _parts(child)
+
+
+def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
+    # thirty functions that call one another twice become a thousand million nodes inside onnxruntime
+    own = [f"{function.domain}.{function.name}" for function in model.functions]
+    if own:
+        raise ModelError("E425", f"{path.name} defines operators of its own: {enumerate_some(own)}", path=path)
+    needed = {opset.domain for opset in model.opset_import}
+    needed |= {part.domain for part in _parts(model.graph) if isinstance(part, onnx.NodeProto)}
+    if foreign := sorted(needed - _DOMAINS):
+        raise ModelError("E425", f"{path.name} needs custom operators from {enumerate_some(foreign)}", path=path)
+    newest = onnx.defs.onnx_opset_version()
+    opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+    if opset > newest or model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            "E421",
+            f"{path.name} has opset {opset} and IR {model.ir_version}; up to {newest} and {onnx.IR_VERSION} are known",
+            path=path,
+        )
+
+
+def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
+    found = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    if not found:
+        raise ModelError("E423", f"{path.name} has no {METADATA_KEY} in its metadata", path=path)
+    try:
+        return ModelCard.from_json(found[0])
+    except ModelError as err:
+        raise ModelError(err.code, f"{path.name}: {err.message}", path=path) from err
+
+
+def _require_contract(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
+    height, width = card.preprocess.size
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: _signature(value) for value in model.graph.input if value.name not in weights}
+    outputs = {value.name: _signature(value) for value in model.graph.output}
+    uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
+    if inputs != {INPUT: (uint8, (None, height, width, 3))}:
+        raise ModelError(
+            "E424",
+            f"{path.name} takes {_show(inputs)}; its card says {INPUT} uint8 (batch, {height}, {width}, 3)",
+            path=path,
+        )
+    if outputs.get(LOGITS) != (float32, (None, len(card.labels))):
+        raise ModelError(
+            "E424",
+            f"{path.name} gives {_show(outputs)}; its card says {LOGITS} float (batch, {len(card.labels)})",
+            path=path,
+        )
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
+    tensor = value.type.tensor_type
+    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+
+
+def _show(signatures: dict[str, tuple[int, tuple[int | None, ...]]]) -> str:
+    shown = []
+    for name, (kind, shape) in signatures.items():
+        sides = ", ".join("batch" if side is None else str(side) for side in shape)
+        known = kind in onnx.TensorProto.DataType.values()
+        shown.append(f"{name} {onnx.TensorProto.DataType.Name(kind).lower() if known else kind} ({sides})")
+    return "; ".join(shown) or "nothing"

@@ -1,0 +1,220 @@
+"""What can run here, strictly: a device that was asked for is the device that runs, or an error says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensemble.errors import DeviceError
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.runtime.cuda import describe_gpu
+from ensemble.runtime.device import CPU, PROVIDERS, Device, Kind, parse_device
+
+# what each provider needs beside onnxruntime itself, in the words of pip
+_CURES: Mapping[Kind, str] = {
+    "cpu": "pip install onnxruntime-gpu",
+    "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
+    "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
+    "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Whether a device really started; ``cause`` says why not, in one line."""
+
+    device: Device
+    works: bool
+    cause: str = ""
+    cure: str = field(default="", compare=False)
+
+
+def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
+    """The device that was asked for, proved to start; for ``auto`` the first GPU, or else the CPU with a notice.
+
+    Raises:
+        OptionError: E203 when the name is not known.
+        DeviceError: E601 when it does not start, it is never replaced by another one; E607 when several GPUs differ,
+            because their answers would.
+    """
+    device = parse_device(text)
+    if device is None:
+        start = try_device(Device("cuda"))
+        if not start.works:
+            listener.notice(Notice("W601", f"no CUDA device could be used ({start.cause}); running on the CPU"))
+        return start.device if start.works else CPU
+    for one in device.each:
+        start = try_device(one)
+        if not start.works:
+            raise not_started(one, start.cause)
+    kinds = {str(found) for found in (describe_gpu(one.index) for one in device.each) if found} if device.others else ()
+    if len(kinds) > 1:
+        raise DeviceError("E607", f"{device} are not of one kind: {', '.join(sorted(kinds))}")
+    return device
+
+
+@functools.cache
+def try_device(device: Device) -> Start:
+    """Start the device on a model of one addition and compare the answer; CUDA's libraries are loaded first."""
+    import numpy as np
+
+    model = _smallest_model()
+    try:
+        session, log = _start(model, device)
+        answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})[0]
+    except _NotStartedError as err:
+        return Start(device, False, str(err), _CURES[device.kind])
+    except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
+        return Start(device, False, explain_log(str(err)), _CURES[device.kind])
+    if float(answer[0]) != 2.0:
+        return Start(device, False, f"1 + 1 gave {float(answer[0])} ({explain_log(log)})", _CURES[device.kind])
+    return Start(device, True)
+
+
+def create_session(model: bytes, device: Device, *, options: Any, provider_options: Mapping[str, str]) -> Any:
+    """An ``onnxruntime.InferenceSession`` that runs on ``device``.
+
+    Raises:
+        DeviceError: E601 when the session's own providers do not start with the device's; onnxruntime itself would
+            go on with the CPU.
+    """
+    try:
+        return _start(model, device, options, provider_options)[0]
+    except _NotStartedError as err:
+        raise not_started(device, str(err)) from err
+
+
+def require_placed(runtime: Any, device: Device, *, member: str) -> str:
+    """Where a session's nodes run, for people, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
+
+    onnxruntime gives what a provider does not take to the next one, and in the end to the CPU. Sums over shapes may
+    run there; layers may not.
+
+    Raises:
+        DeviceError: E608 when the device got nothing, or the CPU got a layer.
+    """
+    ask = getattr(runtime, "get_provider_graph_assignment_info", list)
+    places: dict[str, list[str]] = {}
+    for part in ask():
+        places.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+    if not places:
+        return "unknown"  # an onnxruntime that does not tell
+    on_cpu = sorted(set(places.get(PROVIDERS["cpu"], ())))
+    layers = [kind for kind in on_cpu if re.search("Conv|Gemm|MatMul", kind)]
+    if not places.get(device.provider) or layers:
+        what = f"{', '.join(layers)} of {member}" if layers else f"all of {member}"
+        raise DeviceError("E608", f"{device} was requested, but {what} would run elsewhere")
+    counts = [f"{name.removesuffix('ExecutionProvider')} {len(nodes)}" for name, nodes in places.items()]
+    return ", ".join(counts) + (f" ({', '.join(on_cpu)})" if on_cpu else "")
+
+
+def not_started(device: Device, cause: str) -> DeviceError:
+    """E601 for a device, with its cause and the line that installs what is missing."""
+    return DeviceError("E601", f"{device} was requested and cannot be used: {cause}", hint=_CURES[device.kind])
+
+
+def explain_log(log: str) -> str:
+    """The cause in one line from what onnxruntime logged: the missing library, the driver, the GPU."""
+    text = re.sub(r"\x1b?\[[0-9;]*m", "", log)
+    library = re.search(
+        r"(lib[\w.+-]+\.so[.\d]*|\w+\.dll): cannot open shared object|Failed to load (\S+\.(?:so[.\d]*|dll))", text
+    )
+    if library:
+        missing = library[1] or library[2]
+        return f"{missing} is missing" + (": no NVIDIA driver is installed" if missing.startswith("libcuda.so") else "")
+    for pattern, cause in (
+        (
+            r"CUDA driver version is insufficient|error code 35|cudaErrorInsufficientDriver",
+            "the NVIDIA driver is too old for this CUDA",
+        ),
+        (r"no CUDA-capable device|cudaErrorNoDevice|CUDA failure 100", "no NVIDIA GPU is visible"),
+        (r"invalid device ordinal|cudaErrorInvalidDevice|CUDA failure 101", "there is no GPU of that index"),
+        (r"TensorRT libraries", "the TensorRT libraries are missing"),
+        (r"cudnn", "cuDNN cannot be used"),
+    ):
+        if re.search(pattern, text, re.IGNORECASE):
+            return cause
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "onnxruntime fell back to the CPU and did not say why"
+
+
+class _NotStartedError(Exception):
+    pass
+
+
+def _start(
+    model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
+) -> tuple[Any, str]:
+    """A session, and what onnxruntime logged while it was made."""
+    if device.kind == "openvino":
+        from ensemble.runtime.openvino import UnavailableError, build_runtime
+
+        try:
+            threads = options.intra_op_num_threads if options else 1
+            return build_runtime(model, bf16=device.bf16, threads=threads), ""
+        except UnavailableError as err:
+            raise _NotStartedError(str(err)) from err
+    import onnxruntime
+
+    if device.provider not in onnxruntime.get_available_providers():
+        raise _NotStartedError(f"this onnxruntime ({onnxruntime.__version__}) was built without {device.provider}")
+    if device.kind == "cpu":
+        return onnxruntime.InferenceSession(model, options, providers=[device.provider]), ""
+    requested = [(device.provider, {"device_id": str(device.index), **(provider_options or {})})]
+    if device.kind == "tensorrt":
+        # what TensorRT does not take runs on the same GPU
+        requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": "0"}))
+        # and TensorRT has no option of onnxruntime's against TF32
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    with _captured_output() as captured:
+        onnxruntime.preload_dlls()
+        if device.kind == "tensorrt":
+            from ensemble.runtime.tensorrt import load_libraries
+
+            load_libraries()
+        session = onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=0)
+    log = captured.getvalue()
+    wanted = [name for name, _ in requested]
+    if session.get_providers()[: len(wanted)] != wanted:
+        raise _NotStartedError(explain_log(log))
+    return session, log
+
+
+@contextlib.contextmanager
+def _captured_output() -> Iterator[io.StringIO]:
+    """Catch what native code writes to the process's own stdout and stderr: onnxruntime's only account of a failure."""
+    captured = io.StringIO()
+    with tempfile.TemporaryFile() as sink, contextlib.redirect_stdout(captured):
+        saved = {fd: os.dup(fd) for fd in (1, 2)}
+        try:
+            for fd in saved:
+                os.dup2(sink.fileno(), fd)
+            yield captured
+        finally:
+            for fd, copy in saved.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+            sink.seek(0)
+            captured.write(sink.read().decode("utf-8", "replace"))
+
+
+@functools.cache
+def _smallest_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "one_addition",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())

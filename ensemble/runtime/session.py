@@ -1,0 +1,241 @@
+"""One model on one device: uint8 images in, float32 logits out."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.card import ModelCard
+from ensemble.errors import DeviceError, EnsError, ModelError
+from ensemble.events import SILENT, Listener
+from ensemble.images.decode import Pixels
+from ensemble.runtime.device import CPU, Device
+from ensemble.runtime.fused_views import cast_first
+from ensemble.runtime.io_binding import Fixed, Lane, lane_on
+from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.runtime.parity import LIMITS, ON_GPUS, require_parity, tell_parity
+from ensemble.runtime.providers import create_session, explain_log, not_started, require_placed
+from ensemble.runtime.tensorrt import building, engine_options
+
+_OUT_OF_MEMORY = re.compile(
+    r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """A model that is ready to run; without ``fixed``, `run` may be called from several threads at once.
+
+    ``fixed`` is the model bound to one shape, on GPUs; ``decisions`` say how the model runs, by what was chosen.
+    """
+
+    card: ModelCard
+    sha256: str
+    device: Device
+    runtime: Any
+    fixed: Fixed | None = None
+    decisions: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, batch: Pixels, *, output: str = LOGITS) -> NDArray[np.float32]:
+        """The logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
+
+        Raises:
+            DeviceError: E602 when the device's memory is too small for this batch, E603 when that is the machine's and
+                the batch is of one image, E604 when an answer is NaN or
+                infinite, E605 when the device fails in another way.
+        """
+        with self._explained(len(batch)):
+            if self.fixed is not None:
+                assert output == LOGITS
+                with lane_on(self.device) as lane:
+                    answers = self.fixed.ask(lane, batch)
+            else:
+                answers = self.runtime.run([output], {INPUT: batch})[0]
+        self._require_finite(answers)
+        return answers
+
+    def run_in_pieces(self, batch: Pixels, size: int) -> NDArray[np.float32]:
+        """As `run`, with no more than ``size`` images at once.
+
+        Raises:
+            DeviceError: as `run`.
+        """
+        if size >= len(batch):
+            return self.run(batch)
+        return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
+
+    def look(self, lane: Lane) -> dict[str, NDArray[np.float32]]:
+        """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed``.
+
+        Raises:
+            DeviceError: as `run`.
+        """
+        assert self.fixed is not None
+        with self._explained(self.fixed.shape.rows):
+            answers = self.fixed.look(lane)
+        for logits in answers.values():
+            self._require_finite(logits)
+        return answers
+
+    @contextmanager
+    def _explained(self, batch: int) -> Iterator[None]:
+        try:
+            yield
+        except EnsError:
+            raise
+        except Exception as err:
+            raise _run_error(err, self.card.member, self.device, batch) from err
+
+    def _require_finite(self, answers: NDArray[np.float32]) -> None:
+        bad = int(np.count_nonzero(~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)))
+        if bad:
+            raise DeviceError(
+                "E604", f"{bad} of {len(answers)} answers of {self.card.member} ({self.card.precision}) are not finite"
+            )
+
+
+def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Session:
+    """Read, check and start one model, and run it once, so that what fails fails here.
+
+    ``threads`` is how many cores one call of `Session.run` may use on the CPU. With 1, the call computes in the
+    caller's own thread, and as many calls as there are cores can run side by side.
+
+    Raises:
+        FileError, ModelError: see `read_model`; E420 when onnxruntime cannot build the network.
+        DeviceError: E601 when the device does not start.
+    """
+    return start_session(read_model(path), device=device, threads=threads)
+
+
+def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:
+    """As `open_session`, for a model already read.
+
+    Raises:
+        ModelError, DeviceError: as `open_session`; E606 when the answers are not those of onnxruntime on the CPU, E608
+            when a GPU does not take the model's layers.
+    """
+    height, width = model.card.preprocess.size
+    options = provider_options(model.card, model.sha256, device)
+    data = cast_first(model.data) if device.kind == "tensorrt" else model.data
+    with building(options, model.card.member, listener):
+        session = Session(model.card, model.sha256, device, build_network(model, data, device, options, threads))
+    if device.is_gpu:
+        require_placed(session.runtime, device, member=model.card.member)
+    with starting(device):
+        session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
+    if device.kind != "cpu":
+        who = f"{model.card.member} on {device}"
+        precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision
+        reference = start_session(model, threads=threads)
+        limits = ON_GPUS if device.is_gpu else LIMITS
+        parity = require_parity(
+            session.run, reference.run, (height, width), who=who, precision=precision, limits=limits
+        )
+        tell_parity(parity, who=who, listener=listener)
+    return session
+
+
+def build_network(model: ModelFile, data: bytes, device: Device, options: Mapping[str, str], threads: int = 1) -> Any:
+    """onnxruntime's session of ``data``, which is the model or made from it, with these provider options.
+
+    Raises:
+        ModelError: E420 when onnxruntime cannot build the network, E421 when it is too new.
+        DeviceError: E601 when the device does not start, E602 when its memory is too small for the weights, E603 when
+            the machine's is.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    if device.kind == "cpu":
+        _share_arena()
+        settings.add_session_config_entry("session.use_env_allocators", "1")
+    if device.is_gpu:
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        return create_session(data, device, options=settings, provider_options=options)
+    except EnsError:
+        raise
+    except Exception as err:
+        if _is_out_of_memory(err):
+            if not device.is_gpu:
+                raise _host_is_full(f"to load {model.card.member}") from err
+            raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
+        code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
+        runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
+        message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
+        raise ModelError(code, message, path=model.path) from err
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Give all sessions on the CPU one arena: each would have its own otherwise, and keep the most it ever needed."""
+    import onnxruntime
+
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # as a session's own: no limit, and blocks of powers of two, which later batches of other sizes fit into
+    onnxruntime.create_and_register_allocator(where, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
+
+
+@contextmanager
+def starting(device: Device) -> Iterator[None]:
+    """What fails inside, a first run, is a device that did not start.
+
+    Raises:
+        DeviceError: E601 instead of E605.
+    """
+    try:
+        yield
+    except DeviceError as err:
+        if err.code == "E605" and device.is_gpu:
+            raise not_started(device, explain_log(str(err.__cause__))) from err
+        raise
+
+
+def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int | None = None) -> Mapping[str, str]:
+    """What onnxruntime is told: no TF32 behind a float32 card; TensorRT's engines are made for ``rows`` images."""
+    match device.kind:
+        case "cpu" | "openvino":
+            return {}
+        case "cuda":
+            return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+        case "tensorrt":
+            return engine_options(card, sha256, device, rows=rows)
+
+
+def _run_error(err: Exception, member: str, device: Device, batch: int) -> DeviceError:
+    if _is_out_of_memory(err):
+        if not device.is_gpu and batch <= 1:
+            return _host_is_full(f"for one image in {member}")
+        return DeviceError("E602", f"{device} has too little memory for {member} at a batch of {batch}")
+    return DeviceError("E605", f"{member} failed on {device}: {_last_line(err)}")
+
+
+def _is_out_of_memory(err: Exception) -> bool:
+    return isinstance(err, MemoryError) or _OUT_OF_MEMORY.search(str(err)) is not None
+
+
+def _host_is_full(what: str) -> DeviceError:
+    return DeviceError(
+        "E603",
+        f"the machine's memory is too little {what}; what was finished is kept",
+        hint="run the same command again with a smaller --memory, --batch or --workers, or with fewer members",
+    )
+
+
+def _last_line(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return lines[-1][:300] if lines else type(err).__name__

@@ -1,0 +1,1 @@
+"""The submission CSV: its format, lint and diff."""

@@ -1,0 +1,70 @@
+"""Compare two submissions row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.errors import PredictionError
+from ensemble.ids import join_rows
+from ensemble.submission.format import Submission
+from ensemble.text_table import render_columns
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What changes from one submission to another.
+
+    ``axes`` counts the rows whose answer on that axis changes, ``before`` and ``after`` the images of each class.
+    """
+
+    rows: int
+    changed: int
+    axes: Mapping[str, int]
+    classes: tuple[str, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def diff_submissions(a: Submission, b: Submission) -> Diff:
+    """Compare two submissions image by image.
+
+    Raises:
+        PredictionError: E504 when they are not for the same images.
+    """
+    rows = join_rows(
+        a.ids, b.ids, complain=lambda d: PredictionError("E504", f"the two are not for the same images: the second {d}")
+    )
+    before, after = a.classes, b.classes[rows]
+    labels, count = a.labels, len(a.labels)
+    return Diff(
+        rows=len(a),
+        changed=int((before != after).sum()),
+        axes={x.name: int((labels.along(x.name, before) != labels.along(x.name, after)).sum()) for x in labels.axes},
+        classes=labels.names,
+        before=tuple(np.bincount(before, minlength=count).tolist()),
+        after=tuple(np.bincount(after, minlength=count).tolist()),
+    )
+
+
+def render_diff(diff: Diff) -> str:
+    """The changed rows, by axis, and the mix of classes before and after, for people."""
+    share = f"{diff.changed:,} of {diff.rows:,} rows differ ({diff.changed / max(1, diff.rows):.2%})"
+    axes = ", ".join(f"{name} {count:,}" for name, count in diff.axes.items())
+    mix = [
+        (number, name, before, after, f"{after - before:+,}")
+        for number, (name, before, after) in enumerate(zip(diff.classes, diff.before, diff.after, strict=True))
+    ]
+    return f"{share}; by axis: {axes}\n\n" + render_columns(("class", "name", "before", "after", "change"), mix)
+
+
+def render_agreement(diffs: Mapping[str, Diff]) -> str:
+    """How far one submission agrees with each of several others, in rows and by axis, for people."""
+    axes = tuple(next(iter(diffs.values())).axes)
+    rows = [
+        (name, *(f"{1 - count / max(1, diff.rows):.2%}" for count in (diff.changed, *diff.axes.values())))
+        for name, diff in sorted(diffs.items(), key=lambda item: item[1].changed)
+    ]
+    return render_columns(("agrees with", "rows", *axes), rows)

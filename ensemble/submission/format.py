@@ -1,0 +1,108 @@
+"""Submission: one class for every image, written as the contest's sample is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.csv_table import FORMULA, read_table, render_table
+from ensemble.errors import DataError, PredictionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.files import write_atomic
+from ensemble.ids import join_rows, without_ids
+from ensemble.labels import LabelSpace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Submission:
+    """The answers of a CSV file: image ``ids[i]`` is of class ``classes[i]``, ``(N,)``, of ``labels``."""
+
+    ids: tuple[str, ...]
+    classes: NDArray[np.intp]
+    labels: LabelSpace
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionFormat:
+    """What a sample submission fixes: two column names, the ids in their order and spelling, line ends and BOM."""
+
+    ids: tuple[str, ...]
+    columns: tuple[str, str] = ("ImageID", "ans")
+    newline: str = "\n"
+    bom: bool = False
+
+
+def read_format(path: Path, *, listener: Listener = SILENT) -> SubmissionFormat:
+    """Read the format from a sample submission; its answers do not matter.
+
+    Raises:
+        FileError: E707 when it cannot be read.
+        DataError: E313 when an id is repeated, E322 when it is not a table of two columns with ids in the first.
+    """
+    table = read_table(path, listener=listener)
+    if len(table.header) != 2:
+        raise DataError(
+            "E322", f"{path.name}: a sample has two columns, id and answer, got {', '.join(table.header)}", path=path
+        )
+    ids = table.without_duplicates(table.header[0])
+    if not ids:
+        raise DataError("E322", f"{path.name}: the sample has a header and no rows", path=path)
+    data = path.read_bytes()
+    newline = "\r\n" if data.partition(b"\n")[0].endswith(b"\r") else "\n"
+    return SubmissionFormat(ids, (table.header[0], table.header[1]), newline, data.startswith(b"\xef\xbb\xbf"))
+
+
+def write_submission(
+    path: Path,
+    ids: Sequence[str],
+    classes: NDArray[np.intp],
+    *,
+    like: SubmissionFormat | None = None,
+    missing: Sequence[str] = (),
+    listener: Listener = SILENT,
+) -> Path:
+    """Write class ``classes[i]`` for image ``ids[i]``, in the sample's order, spelling and style.
+
+    Without a sample the columns are ``ImageID,ans`` and the ids sorted. ``missing`` are images that have no row: they
+    are named in a warning.
+
+    Raises:
+        FileError: E701 or E702 when the file cannot be written.
+        PredictionError: E504 when the images are not the sample's.
+    """
+    form = like or SubmissionFormat(tuple(sorted(ids)))
+    if missing:
+        form = replace(form, ids=without_ids(form.ids, missing))
+        notice_missing(missing, listener)
+    rows = join_rows(
+        form.ids,
+        ids,
+        complain=lambda d: PredictionError("E504", f"the answers are not for the sample's images: what is here {d}"),
+        listener=listener,
+    )
+    answers = classes[rows].tolist()
+    notice_single_class(answers, listener)
+    formulas = [name for name in form.ids if name.startswith(FORMULA)]
+    if formulas:
+        listener.notice(Notice("W324", f"{len(formulas):,} ids look like formulas, such as {formulas[0]}", path))
+    table = render_table(form.columns, list(zip(form.ids, answers, strict=True)), newline=form.newline)
+    return write_atomic(path, b"\xef\xbb\xbf" * form.bom + table)
+
+
+def notice_missing(missing: Sequence[str], listener: Listener) -> None:
+    """Name the images that a submission lacks."""
+    some = enumerate_some(sorted(missing), limit=20)
+    listener.notice(Notice("W534", f"{len(missing):,} images have no row in the submission: {some}"))
+
+
+def notice_single_class(answers: Sequence[int], listener: Listener) -> None:
+    """Say so when more than one image was asked about and all got the same answer."""
+    if len(answers) > 1 and len(set(answers)) == 1:
+        listener.notice(Notice("W521", f"all {len(answers):,} images are of class {answers[0]}"))

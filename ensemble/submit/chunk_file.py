@@ -1,0 +1,76 @@
+"""Chunk: what an early exit says about some images, in memory and as a Parquet file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ensemble import files
+from ensemble.errors import PredictionError
+from ensemble.predictions.dataset import ORIGIN_KEY
+
+OPEN = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Some rows: ``classes`` ``(n,)`` with `OPEN` where every cell was needed, ``passes`` ``(n,)``.
+
+    ``logits`` ``(open rows, cells, C)`` float32 are those of the open rows, by the models' own order of classes.
+    """
+
+    ids: tuple[str, ...]
+    classes: NDArray[np.intp]
+    passes: NDArray[np.intp]
+    logits: NDArray[np.float32]
+
+
+def write_chunk(path: Path, chunk: Chunk, origin: str) -> None:
+    """Write one chunk; ``origin`` says what it was computed from.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    count, cells, classes = chunk.logits.shape
+    values = iter(chunk.logits.reshape(count, cells * classes).tolist())
+    table = pa.table(
+        {
+            "id": pa.array(chunk.ids, pa.string()),
+            "class": pa.array(chunk.classes, pa.int64()),
+            "passes": pa.array(chunk.passes, pa.int64()),
+            "logits": pa.array([next(values) if k == OPEN else None for k in chunk.classes], pa.list_(pa.float32())),
+        }
+    ).replace_schema_metadata({ORIGIN_KEY: origin, "shape": json.dumps(chunk.logits.shape)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
+    files.write_atomic(path, memoryview(sink.getvalue()))
+
+
+def read_chunk(path: Path) -> tuple[Chunk, str]:
+    """Read one chunk and its origin.
+
+    Raises:
+        PredictionError: E514 when it cannot be read.
+    """
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        metadata = table.schema.metadata
+        shape = json.loads(metadata[b"shape"])
+        flat = table.column("logits").combine_chunks().flatten().to_numpy()
+        chunk = Chunk(
+            tuple(table.column("id").to_pylist()),
+            table.column("class").to_numpy().astype(np.intp),
+            table.column("passes").to_numpy().astype(np.intp),
+            np.asarray(flat, dtype=np.float32).reshape(shape),
+        )
+        if len(chunk.logits) != int((chunk.classes == OPEN).sum()):
+            raise ValueError("its logits are not those of the open rows")
+        return chunk, metadata[ORIGIN_KEY.encode()].decode()
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
+        raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err

@@ -1,0 +1,174 @@
+"""May a model of lower precision take the place of the float32 one? Its answers on real images decide."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.card import Precision, Preprocess
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import SILENT, Listener
+from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.face_boxes import Box
+from ensemble.images.face_crop import prepare_image
+from ensemble.metrics import confusion_matrix, macro_f1
+from ensemble.predictions.truth import Truth
+
+# of images that it answers as float32 does
+LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
+# where the truth is known the macro F1 decides: answers that change are mostly those in doubt, which float32 gets
+# wrong as often; agreement then only catches what a score on so few images would miss
+LEAST_AGREEMENT_WITH_TRUTH: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.95}
+MOST_F1_LOST = 0.003
+MOST_IMAGES = 1000
+LEAST_IMAGES = 8
+# what lives at once grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
+_BATCH = 4
+
+Floats = NDArray[np.float32]
+Classes = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Photographs:
+    """Real images by id; ``boxes[i]`` is the face in the i-th, for models with a face crop."""
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    boxes: tuple[Box | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Places in a list of images: those that calibrate, and those that judge; no image and no person is in both."""
+
+    calibration: tuple[int, ...]
+    gate: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a model's answers compare with those of float32, on ``images`` images.
+
+    ``changed`` counts those with another class; ``f1`` and ``reference_f1`` are macro F1s where the truth is known.
+    """
+
+    precision: Precision
+    images: int
+    changed: int
+    f1: float | None = None
+    reference_f1: float | None = None
+
+    @property
+    def agreement(self) -> float:
+        """The share of images with the same class."""
+        return 1 - self.changed / self.images
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is worse than allowed; empty when the model may be used."""
+        found = []
+        least = (LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH)[self.precision]
+        if self.changed > round((1 - least) * self.images, 6):
+            found.append(f"another class on {self.changed} of {self.images} images, {1 - least:.1%} may change")
+        if self.f1 is not None and self.reference_f1 is not None and self.reference_f1 - self.f1 > MOST_F1_LOST:
+            lost = f"{self.reference_f1:.4f} to {self.f1:.4f}"
+            found.append(f"macro F1 falls from {lost}, by more than {MOST_F1_LOST}")
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the card keeps."""
+        found: dict[str, Any] = {"images": self.images, "agreement": round(self.agreement, 4)}
+        if self.f1 is not None and self.reference_f1 is not None:
+            found |= {"macro_f1": round(self.f1, 4), "macro_f1_fp32": round(self.reference_f1, 4)}
+        return found
+
+    def __str__(self) -> str:
+        text = f"{self.agreement:.1%} of {self.images} answers as in fp32"
+        if self.f1 is not None and self.reference_f1 is not None:
+            text += f", macro F1 {self.f1:.4f} against {self.reference_f1:.4f}"
+        return text
+
+
+def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -> Split:
+    """Choose up to ``calibration`` images, a quarter at most, and up to 1,000 others to judge by.
+
+    With a truth only the images that it names can judge: those that it leaves out calibrate first. People stay whole.
+    The order is that of hashes: it depends on the names alone.
+
+    Raises:
+        DataError: E330 when the truth names images that are not there, E316 when fewer than 8 are left to judge by.
+    """
+    person = dict(zip(ids, ids, strict=True))
+    if truth is not None:
+        unknown = [name for name in truth.ids if name not in person]
+        if unknown:
+            raise DataError("E330", f"{len(unknown):,} images of the truth are not there: {enumerate_some(unknown)}")
+        person = dict(zip(truth.ids, truth.persons or truth.ids, strict=True))
+    wanted = min(calibration, len(ids) // 4)
+    order = sorted(range(len(ids)), key=lambda i: (ids[i] in person, _hash(person.get(ids[i], "")), _hash(ids[i])))
+    first = order[:wanted]
+    seen = {person[ids[i]] for i in first if ids[i] in person}
+    rest = [i for i in order[wanted:] if ids[i] in person and person[ids[i]] not in seen]
+    # by the images' own hashes: so that a thousand images are of as many people as there are
+    gate = sorted(rest, key=lambda i: _hash(ids[i]))[:MOST_IMAGES]
+    if len(gate) < LEAST_IMAGES:
+        raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {LEAST_IMAGES} are needed")
+    return Split(tuple(first), tuple(gate))
+
+
+def load_images(
+    photographs: Photographs, places: Sequence[int], preprocess: Preprocess, *, listener: Listener = SILENT
+) -> Pixels:
+    """The images at these places as the model takes them, ``(N, H, W, 3)``.
+
+    Raises:
+        DataError: when one cannot be read.
+    """
+    loaded = np.empty((len(places), *preprocess.size, 3), dtype=np.uint8)
+    for row, place in enumerate(places):
+        box = None if photographs.boxes is None else photographs.boxes[place]
+        loaded[row] = prepare_image(read_photo(photographs.paths[place]).pixels, preprocess, box)
+        listener.progress("read images", row + 1, len(places))
+    return loaded
+
+
+def classes_of(ids: Sequence[str], places: Sequence[int], truth: Truth) -> Classes:
+    """The true classes ``(N,)`` of the images at these places."""
+    known = dict(zip(truth.ids, truth.classes.tolist(), strict=True))
+    return np.array([known[ids[place]] for place in places], dtype=np.intp)
+
+
+def answer(
+    run: Callable[[Pixels], Floats], pixels: Pixels, *, stage: str = "gate", listener: Listener = SILENT
+) -> Floats:
+    """The logits ``(N, C)`` of all images, in batches."""
+    parts = []
+    for start in range(0, len(pixels), _BATCH):
+        parts.append(run(pixels[start : start + _BATCH]))
+        listener.progress(stage, min(start + _BATCH, len(pixels)), len(pixels))
+    return np.concatenate(parts)
+
+
+def judge(precision: Precision, reference: Floats, found: Floats, truth: Classes | None) -> Verdict:
+    """Compare logits ``(N, C)`` with float32's; a row that is not finite counts as another class."""
+    expected, classes = reference.argmax(axis=1), found.argmax(axis=1)
+    same = (expected == classes) & np.isfinite(found).all(axis=1)
+    changed = int(np.count_nonzero(~same))
+    if truth is None:
+        return Verdict(precision, len(same), changed)
+    count = reference.shape[1]
+    f1, reference_f1 = (
+        float(macro_f1(confusion_matrix(truth, answers, classes=count))) for answers in (classes, expected)
+    )
+    return Verdict(precision, len(same), changed, f1, reference_f1)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The toy contest and `ens demo`."""

@@ -1,0 +1,364 @@
+"""Blending: a pure function of its files, checked against the sums written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from ensemble.blend.blend import blend
+from ensemble.blend.decision_rules import MacroF1Rule, fit_macro_f1_rule
+from ensemble.blend.pooling import parse_pool
+from ensemble.blend.recipe import Group, Recipe, make_recipe, render_recipe
+from ensemble.errors import EnsError, PredictionError
+from ensemble.events import Recorder
+from ensemble.labels import MASK18, LabelSpace
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.external import read_foreign
+from ensemble.submit.early_exit import Running, cells_of
+from tests.support.members import draw_logits, make_member, reorder
+
+POOLS = ["linear", "logit", "geometric", "power:-1", "hard"]
+
+
+def ensemble(count: int = 30) -> list[Predictions]:
+    """Two folds of one model and two single models, with two views each."""
+    groups = {"b3_f0": "b3", "b3_f1": "b3", "r18": "r18", "r50": "r50"}
+    return [
+        make_member(name, {"identity": draw_logits(2 * i, count), "hflip": draw_logits(2 * i + 1, count)}, group=group)
+        for i, (name, group) in enumerate(groups.items())
+    ]
+
+
+def code_of(action: Callable[[], object]) -> tuple[str, str]:
+    with pytest.raises(PredictionError) as caught:
+        action()
+    return caught.value.code, caught.value.message
+
+
+def notices(members: list[Predictions], recipe: Recipe | None = None) -> list[str]:
+    heard = Recorder()
+    blend(members, recipe or make_recipe(members), listener=heard)
+    return [f"{notice.code} {notice.message}" for notice in heard.notices]
+
+
+def test_groups_may_weigh_views_of_their_own() -> None:
+    """A group's own views, sharpness and bias enter as the formula says; other groups' views are not needed."""
+    a, b = ensemble()[2:]
+    b = replace(b, logits={"hflip": b.logits["hflip"]})
+    recipe = Recipe(
+        pool=parse_pool("linear"),
+        views={"identity": 1, "hflip": 3},
+        groups={"r18": Group(1, {"r18": a.sha256}), "r50": Group(2, {"r50": b.sha256}, {"hflip": 1})},
+        labels=a.labels,
+        sharpness=1.5,
+        bias=(0.5, 0, -1, 0),
+    )
+    p = {v: softmax(logits.astype(np.float64), axis=-1) for v, logits in a.logits.items()}
+    of_a = (p["identity"] + 3 * p["hflip"]) / 4
+    pooled = (of_a + 2 * softmax(b.logits["hflip"].astype(np.float64), axis=-1)) / 3
+    expected = softmax(1.5 * np.log(pooled) + [0.5, 0, -1, 0], axis=-1)
+    blended = blend([a, b], recipe)
+    np.testing.assert_allclose(blended.probabilities, expected, rtol=1e-10)
+    assert blended.classes.tolist() == expected.argmax(axis=-1).tolist()
+    swapped = replace(recipe, groups={"r18": recipe.groups["r18"], "r50": replace(recipe.groups["r50"], views=None)})
+    assert code_of(lambda: blend([a, b], swapped)) == ("E516", "r50 has no view identity; it has hflip")
+
+
+def test_levels_are_averaged_as_the_recipe_says() -> None:
+    """Views by weight inside a member, folds equally inside a group, groups by weight: the sums written out."""
+    members = ensemble()
+    recipe = make_recipe(members, weights={"b3": 3, "r18": 1, "r50": 0}, view_weights={"identity": 2, "hflip": 1})
+
+    def views(member: Predictions) -> NDArray[np.float64]:
+        p = {view: softmax(logits.astype(np.float64), axis=-1) for view, logits in member.logits.items()}
+        return np.asarray((2 * p["identity"] + p["hflip"]) / 3)
+
+    expected = (3 * (views(members[0]) + views(members[1])) / 2 + views(members[2])) / 4
+    blended = blend(members, recipe)
+    np.testing.assert_allclose(blended.probabilities, expected, rtol=1e-12)
+    assert blended.classes.tolist() == expected.argmax(axis=-1).tolist()
+    assert (blended.ids, blended.labels, len(blended)) == (members[0].ids, members[0].labels, 30)
+
+
+def test_logit_levels_are_the_mean_of_all_logits() -> None:
+    """With the logit pool a blend of folds and views is the softmax of the weighted mean of the logits."""
+    members = ensemble()
+    mean = [(m.logits["identity"].astype(np.float64) + m.logits["hflip"]) / 2 for m in members]
+    expected = softmax(((mean[0] + mean[1]) / 2 + mean[2] + mean[3]) / 3, axis=-1)
+    blended = blend(members, make_recipe(members, pool=parse_pool("logit")))
+    np.testing.assert_allclose(blended.probabilities, expected, rtol=1e-12)
+
+
+def test_a_vote_is_one_per_group() -> None:
+    """With the hard pool a group of two folds has one vote, that of its linear mean."""
+    folds = [make_member(f"a_f{i}", [[5, 0, 0]], group="a") for i in range(2)]
+    others = [make_member(name, [[0, 4, 0]]) for name in "bc"]
+    blended = blend([*folds, *others], make_recipe([*folds, *others], pool=parse_pool("hard")))
+    np.testing.assert_allclose(blended.probabilities, [[1 / 3, 2 / 3, 0]], atol=1e-5)
+    swayed = [folds[0], make_member("a_f1", [[0, 9, 0]], group="a"), make_member("b", [[3, 0, 0]])]
+    recipe = make_recipe(swayed, pool=parse_pool("hard"), weights={"a": 2, "b": 1})
+    assert blend(swayed, recipe).classes.tolist() == [1]
+
+
+@given(st.data(), st.sampled_from(POOLS))
+@settings(deadline=None, max_examples=50)
+def test_no_order_changes_a_bit(data: st.DataObject, name: str) -> None:
+    """Members in any order and each member's rows in any order give the same bytes."""
+    members = ensemble(17)
+    recipe = make_recipe(members, pool=parse_pool(name))
+    shuffled = [
+        reorder(member, np.random.default_rng(data.draw(st.integers(0, 999))).permutation(17))
+        for member in data.draw(st.permutations(members))
+    ]
+    one = blend(members, recipe)
+    other = blend(shuffled, make_recipe(shuffled, pool=parse_pool(name)))
+    assert one.ids == other.ids
+    assert one.probabilities.tobytes() == other.probabilities.tobytes()
+    assert one.classes.tobytes() == other.classes.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["linear", "logit", "power:0.5"]), st.sampled_from([0.1, 20.0]))
+@settings(deadline=None, max_examples=50)
+def test_blending_one_member_returns_it(seed: int, name: str, scale: float) -> None:
+    """One member with one view comes back as its own softmax."""
+    member = make_member("a", draw_logits(seed, scale=scale))
+    blended = blend([member], make_recipe([member], pool=parse_pool(name)))
+    expected = softmax(member.logits["identity"].astype(np.float64), axis=-1)
+    np.testing.assert_allclose(blended.probabilities, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_equal_weights_are_no_weights(name: str) -> None:
+    """Equal weights of any size, for groups and for views, give the bits of no weights."""
+    members = ensemble()
+    plain = blend(members, make_recipe(members, pool=parse_pool(name)))
+    weighted = make_recipe(
+        members,
+        pool=parse_pool(name),
+        weights=dict.fromkeys(("b3", "r18", "r50"), 0.1),
+        view_weights=dict.fromkeys(("identity", "hflip"), 7.0),
+    )
+    assert plain.probabilities.tobytes() == blend(members, weighted).probabilities.tobytes()
+
+
+def test_a_recipe_from_its_file_gives_the_same_bytes() -> None:
+    """Weights that have no short decimal form survive the file."""
+    members = ensemble()
+    recipe = make_recipe(members, weights={"b3": 1 / 3, "r18": 0.1 + 0.2, "r50": 2**-0.5})
+    again = blend(members[::-1], Recipe.from_json(recipe.to_json()))
+    assert blend(members, recipe).probabilities.tobytes() == again.probabilities.tobytes()
+
+
+def test_fault_78_the_answer_comes_in_the_order_that_was_asked_for() -> None:
+    """With ids the rows stand in their order, bit for bit those of the sorted answer."""
+    members = ensemble()
+    recipe = make_recipe(members)
+    order = np.random.default_rng(0).permutation(30)
+    ids = [members[0].ids[i] for i in order]
+    asked, plain = blend(members, recipe, ids=ids), blend(members, recipe)
+    assert asked.ids == tuple(ids)
+    np.testing.assert_array_equal(asked.probabilities, plain.probabilities[order])
+    np.testing.assert_array_equal(asked.classes, plain.classes[order])
+
+
+def test_the_answer_cannot_be_written_to() -> None:
+    """Probabilities and classes are read-only, in either order."""
+    members = ensemble()
+    for ids in (None, members[0].ids[::-1]):
+        blended = blend(members, make_recipe(members), ids=ids)
+        assert not blended.probabilities.flags.writeable
+        assert not blended.classes.flags.writeable
+
+
+def test_fault_59_classes_meet_by_name() -> None:
+    """A member whose columns stand in another order is permuted by the names of its classes, and it is said."""
+    plain = make_member("a", draw_logits(0, classes=18), labels=MASK18)
+    columns = np.random.default_rng(1).permutation(18)
+    names = [MASK18.names[c] for c in columns]
+    turned = make_member("b", draw_logits(1, classes=18)[:, columns], labels=LabelSpace.flat(names))
+    straight = make_member("b", draw_logits(1, classes=18), labels=MASK18)
+    one, other = ([plain, b] for b in (straight, turned))
+    np.testing.assert_array_equal(
+        blend(one, make_recipe(one)).probabilities, blend(other, make_recipe(other)).probabilities
+    )
+    assert notices(other) == ["W519 b has the classes in another order; matched by their names"]
+    assert notices(one) == []
+
+
+def test_fault_59_other_classes_are_refused() -> None:
+    """Members of different classes are E501."""
+    members = [make_member("a", draw_logits(0)), make_member("b", draw_logits(1, classes=5))]
+    assert code_of(lambda: blend(members, make_recipe(members)))[0] == "E501"
+
+
+def test_fault_79_other_images_are_refused() -> None:
+    """Different images are E504: which member, how many, which."""
+    a, b = make_member("a", draw_logits(0, 30)), make_member("b", draw_logits(1, 27))
+    message = "b does not predict the same images: it lacks 3 of 30 ids: 027.jpg, 028.jpg, 029.jpg"
+    assert code_of(lambda: blend([b, a], make_recipe([a, b]))) == ("E504", message)
+    code, message = code_of(lambda: blend([a], make_recipe([a]), ids=["x.jpg", *a.ids[1:]]))
+    assert code == "E504"
+    assert message.startswith("the blend does not predict the same images: it lacks 1 of 30 ids: x.jpg")
+
+
+def test_an_image_predicted_twice_is_refused() -> None:
+    """A member that names an id twice is E504, also when it is the only one."""
+    doubled = make_member("a", draw_logits(0, 3), ids=["x", "y", "x"])
+    assert code_of(lambda: blend([doubled], make_recipe([doubled])))[0] == "E504"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_fault_80_nan_names_its_row_and_member(value: float) -> None:
+    """A NaN or infinite logit is E505 with the member, the view and the image."""
+    logits = draw_logits(1)
+    logits[4, 2] = value
+    members = [make_member("a", draw_logits(0)), make_member("b", logits)]
+    expected = "b, view identity: 1 of 30 rows are NaN or infinite: 004.jpg"
+    assert code_of(lambda: blend(members, make_recipe(members))) == ("E505", expected)
+
+
+def test_nan_in_a_view_that_is_not_used_is_no_fault() -> None:
+    """Only the views of the recipe have to be good."""
+    member = make_member("a", {"identity": draw_logits(0), "hflip": draw_logits(0) * np.nan})
+    assert len(blend([member], make_recipe([member], view_weights={"identity": 1}))) == 30
+
+
+def test_a_view_that_was_not_predicted_is_refused() -> None:
+    """A recipe's view that a member lacks is E516, naming both."""
+    member = make_member("a", draw_logits(0))
+    recipe = make_recipe([member], view_weights={"identity": 1, "hflip": 1})
+    assert code_of(lambda: blend([member], recipe)) == ("E516", "a has no view hflip; it has identity")
+
+
+def test_members_meet_the_recipe_by_name() -> None:
+    """Members that the recipe does not know, or that are not there, are E517."""
+    members = ensemble()
+    recipe = make_recipe(members)
+    stranger = make_member("x", members[0].logits)
+    code, message = code_of(lambda: blend([*members[1:], stranger], recipe))
+    assert code == "E517"
+    assert message == "the members are not the recipe's 4; missing: b3_f0; not in it: x"
+    assert code_of(lambda: blend(members[1:], recipe))[1] == "the members are not the recipe's 4; missing: b3_f0"
+
+
+def test_a_member_that_comes_twice_is_refused() -> None:
+    """The same name twice is E515, before anything is summed."""
+    members = ensemble()
+    assert code_of(lambda: blend([*members, members[0]], make_recipe(members)))[0] == "E515"
+
+
+def test_applying_a_recipe_to_other_predictions_is_said() -> None:
+    """Predictions whose hash is not the recipe's give I522, the same ones do not."""
+    members = ensemble()
+    other = [replace(members[0], sha256="0" * 64), *members[1:]]
+    assert notices(members, make_recipe(members)) == []
+    assert notices(other, make_recipe(members)) == [
+        "I522 1 of 4 members' predictions are not those of the recipe: b3_f0"
+    ]
+
+
+@pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+def test_fault_81_a_constant_member_is_said(row: list[float]) -> None:
+    """A member that answers every image alike, with zeros or anything else, gives W506."""
+    members = [make_member("a", draw_logits(0, classes=3)), make_member("b", [row] * 30)]
+    assert notices(members) == ["W506 b gives every image the same probabilities"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": lambda x: x},
+        {"identity": lambda x: x.astype(np.float16)},
+        {"identity": lambda x: 2 * x + 100},
+    ],
+    ids=["the same file", "half precision", "another scale"],
+)
+def test_fault_82_a_copy_is_said(change: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]) -> None:
+    """The same predictions under two names give W507, also at half precision and at another temperature."""
+    logits = draw_logits(0)
+    members = [make_member("a", logits), make_member("b", draw_logits(1)), make_member("c", change["identity"](logits))]
+    assert [notice[:19] for notice in notices(members)] == ["W507 c is a copy of"]
+
+
+def test_members_that_only_agree_are_no_copies() -> None:
+    """Two members with the same answers throughout, but a tenth of noise in their logits, pass without a word."""
+    logits = draw_logits(0)
+    noisy = logits + 0.1 * draw_logits(1)
+    members = [make_member("a", logits), make_member("b", noisy)]
+    assert notices(members) == []
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 0), (9, 0), (10, 2), (5000, 2)])
+def test_a_few_images_prove_nothing(count: int, expected: int) -> None:
+    """Constant members and copies are named from ten images on, however many there are, and never below."""
+    logits = draw_logits(0, count)
+    members = [make_member("a", logits), make_member("b", 2 * logits), make_member("c", np.zeros((count, 4)))]
+    assert len(notices(members)) == expected
+
+
+def test_a_hundred_members_blend() -> None:
+    """A hundred members average to the mean of their probabilities."""
+    members = [make_member(f"m{i:03d}", draw_logits(i)) for i in range(100)]
+    expected = np.mean([softmax(m.logits["identity"].astype(np.float64), axis=-1) for m in members], axis=0)
+    np.testing.assert_allclose(blend(members, make_recipe(members)).probabilities, expected, rtol=1e-12)
+
+
+def test_per_axis_votes_of_submissions(tmp_path: Path) -> None:
+    """Three submissions vote on each axis by itself: the answer can be a class that none of them gave."""
+    answers = {"a": 0, "b": 7, "c": 4}  # worn male young, incorrect male adult, worn female adult
+    for name, answer in answers.items():
+        (tmp_path / f"{name}.csv").write_text(f"ImageID,ans\nx.jpg,{answer}\n")
+    members = [read_foreign(tmp_path / f"{name}.csv", MASK18, kind="classes") for name in answers]
+    recipe = make_recipe(members, per_axis=True)
+    assert blend(members, recipe).classes.tolist() == [1]  # worn, male, adult
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_transductive_rule_is_that_of_the_images_themselves() -> None:
+    """The macro-F1 rule is fitted to the blend's own probabilities; whatever rule came with the recipe is forgotten."""
+    rng = np.random.default_rng(0)
+    member = make_member("a", 2 * rng.normal(size=(300, 18)) + np.linspace(0, 3, 18), labels=MASK18)
+    some = MacroF1Rule(np.full(18, 0.5), np.linspace(0.1, 1, 18))
+    recipe = replace(make_recipe([member]), rule=some, transductive=True)
+    blended = blend([member], recipe)
+    expected = fit_macro_f1_rule(blended.probabilities).decide(blended.probabilities)
+    assert blended.classes.tolist() == expected.tolist()
+    assert blended.classes.tolist() != blend([member], replace(recipe, transductive=False)).classes.tolist()
+    turned = blend([member], recipe, ids=member.ids[::-1])
+    assert turned.classes.tolist() == [blended.classes[blended.ids.index(name)] for name in member.ids[::-1]]
+    assert '"transductive": true' in recipe.to_json()
+    with pytest.raises(EnsError) as caught:
+        replace(recipe, rule="argmax")
+    assert caught.value.code == "E518"
+
+
+def test_a_groups_temperature_divides_its_logits() -> None:
+    """Each group's logits are divided by its temperature before anything is averaged; one of 1 or none is no change."""
+    rng = np.random.default_rng(0)
+    members = [make_member(name, 3 * rng.normal(size=(40, 18)), labels=MASK18) for name in "ab"]
+    plain = make_recipe(members)
+    groups = {name: replace(plain.groups[name], temperature=value) for name, value in (("a", 2.5), ("b", 0.5))}
+    recipe = replace(plain, groups=groups)
+    blended = blend(members, recipe)
+    a, b = (softmax(m.logits["identity"].astype(float) / t, axis=1) for m, t in zip(members, (2.5, 0.5), strict=True))
+    order = [members[0].ids.index(name) for name in blended.ids]
+    np.testing.assert_allclose(blended.probabilities, ((a + b) / 2)[order], rtol=1e-12)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert "temperature" not in plain.to_json()
+    assert [line.split()[-1] for line in render_recipe(recipe).splitlines()[1:]] == ["temperature", "2.5", "0.5"]
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(EnsError) as caught:
+            replace(plain, groups={**groups, "a": replace(groups["a"], temperature=wrong)})
+        assert caught.value.code == "E518"
+    running = Running(recipe, cells_of(recipe), 40)
+    for cell in cells_of(recipe):
+        running.add(next(m for m in members if m.member == cell.member).logits["identity"])
+    np.testing.assert_allclose(running.total[order], blended.probabilities, rtol=1e-12)

@@ -1,0 +1,104 @@
+"""The architecture is named, claimed by the file, or found by its keys and shapes; never guessed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.loading.architectures import FAMILIES, compare, count_values
+from checkpoints.loading.open import open_checkpoint
+from ensemble.errors import OptionError
+from ensemble.events import Recorder
+from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("resnet18") / "a.pth", make_model("resnet18").state_dict())
+
+
+def test_an_unknown_architecture_is_refused_with_its_neighbours(resnet18: Path) -> None:
+    """A misspelt --arch is an option's error, with the names that are close; a wrong tag likewise."""
+    for name, close in (("resnt18", "resnet18"), ("resnet18.a1_in1", "resnet18.a1_in1k")):
+        error = refused(resnet18, arch=name)
+        assert isinstance(error, OptionError)
+        assert (error.code, close in error.hint) == ("E204", True)
+
+
+def test_a_name_of_timms_past_is_understood(tmp_path: Path) -> None:
+    """An old name opens under the present one."""
+    path = save(tmp_path / "a.pth", make_model("tf_efficientnet_b0").state_dict())
+    assert open_checkpoint(path, arch="tf_efficientnet_b0_ns").arch == "tf_efficientnet_b0.ns_jft_in1k"
+
+
+@pytest.fixture(scope="module")
+def lite0_state() -> State:
+    return dict(make_model("tf_efficientnet_lite0", 3).state_dict())
+
+
+def test_twins_are_not_told_apart_by_guessing(tmp_path: Path, lite0_state: State) -> None:
+    """Weights that fit a network and its tf_ twin get E416 naming both; the file's name is a hint, no proof."""
+    error = refused(save(tmp_path / "my_tf_efficientnet_lite0.pth", lite0_state))
+    assert error.code == "E416"
+    assert "efficientnet_lite0 and tf_efficientnet_lite0" in error.message
+    assert "--arch tf_efficientnet_lite0" in error.hint
+    assert "efficientnet_lite0" not in refused(save(tmp_path / "a.pth", lite0_state)).hint
+
+
+@pytest.mark.parametrize("arch", ["efficientnet_lite0", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "claim",
+    [
+        lambda arch: {"arch": arch},
+        lambda arch: {"arch": "efficientnet", "args": argparse.Namespace(model=arch)},
+        lambda arch: {"args": {"model": arch}},
+        lambda arch: {"hyper_parameters": {"lr": 0.1, "model_name": arch}},
+    ],
+)
+def test_twins_are_told_apart_by_the_files_own_word(
+    tmp_path: Path, lite0_state: State, claim: Callable[[str], dict[str, Any]], arch: str
+) -> None:
+    """timm's args.model, an arch entry and Lightning's hyper-parameters each decide, and I419 says who did."""
+    heard = Recorder()
+    path = save(tmp_path / "tf_efficientnet_lite0.pth", {"state_dict": lite0_state} | claim(arch))
+    assert open_checkpoint(path, listener=heard).arch == arch
+    assert codes(heard) == ["I419"]
+
+
+def test_a_false_claim_decides_nothing(tmp_path: Path, lite0_state: State) -> None:
+    """Metadata that names an architecture which the weights do not fit cannot make them fit."""
+    error = refused(save(tmp_path / "a.pth", {"state_dict": lite0_state, "arch": "efficientnet_lite1"}))
+    assert error.code == "E416"
+
+
+def test_weights_of_no_known_network_need_a_name(tmp_path: Path) -> None:
+    """Weights outside the known families get E415 without --arch, and open with it."""
+    path = save(tmp_path / "a.pth", tiny_state())
+    assert refused(path).code == "E415"
+    assert open_checkpoint(path, arch=TINY).arch == TINY
+
+
+def test_nearly_a_known_network_is_not_that_network(tmp_path: Path, resnet18: Path) -> None:
+    """A ResNet-18 without its classifier is refused without --arch, naming what is missing."""
+    state = dict(open_checkpoint(resnet18).state_dict)
+    error = refused(save(tmp_path / "a.pth", {k: t for k, t in state.items() if not k.startswith("fc.")}))
+    assert error.code == "E415"
+    assert "closest is resnet18 (98 %)" in error.message
+    assert error.details == ("2 missing: fc.weight, fc.bias",)
+
+
+@pytest.mark.parametrize("values", FAMILIES)
+def test_the_families_are_what_timm_builds(values: int) -> None:
+    """Each network has as many values outside its classifier as the table says."""
+    assert count_values(compare(FAMILIES[values][0], {}).wanted) == values
+
+
+@pytest.mark.parametrize("twins", [names for names in FAMILIES.values() if names[0].endswith(("b0", "lite0", "v2_s"))])
+def test_twins_share_every_name_and_shape(twins: tuple[str, ...]) -> None:
+    """What fits a network fits its tf_ twin, so that no weights can tell which was meant."""
+    shapes = [{key: tensor.shape for key, tensor in compare(name, {}).wanted.items()} for name in twins]
+    assert all(shape == shapes[0] for shape in shapes)

@@ -1,0 +1,309 @@
+"""Training one member: it learns, repeats itself, keeps its best epoch and never sees whom it holds out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from checkpoints.data.folds import Folds, make_folds
+from checkpoints.data.mask_contest import Row
+from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.training.train_fold import Settings, Trained, train
+from ensemble.card import Preprocess
+from ensemble.errors import DataError, DeviceError, ModelError, OptionError
+from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.labels import MASK18, LabelSpace
+from tests.support.bars import draw_bars
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
+    return draw_bars(tmp_path_factory.mktemp("bars"))
+
+
+@pytest.fixture(scope="module")
+def folds(rows: tuple[Row, ...]) -> Folds:
+    return make_folds(rows, folds=3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def trained(rows: tuple[Row, ...], folds: Folds, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    torch.set_num_threads(1)
+    return fit(rows, folds, tmp_path_factory.mktemp("trained"), settings=replace(SETTINGS, epochs=6))
+
+
+def fit(
+    rows: Sequence[Row],
+    folds: Folds,
+    out: Path,
+    *,
+    settings: Settings = SETTINGS,
+    seed: int = 0,
+    device: str = "cpu",
+    listener: Listener = SILENT,
+) -> Trained:
+    return train(rows, folds, 1, member="bars", settings=settings, seed=seed, out=out, device=device, listener=listener)
+
+
+def answers(path: Path, rows: Sequence[Row]) -> list[int]:
+    """What the written weights say, by way of torch alone."""
+    pixels = np.stack([np.asarray(Image.open(row.path)) for row in rows]).astype(np.float32)
+    normal = (pixels / 255 - SETTINGS.mean) / SETTINGS.std
+    with torch.no_grad():
+        logits = build_model(open_checkpoint(path))(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
+    classes: list[int] = logits.argmax(dim=1).tolist()
+    return classes
+
+
+def test_training_learns(trained: Trained) -> None:
+    """Six epochs on striped pictures score far above chance (1 of 18) on people who were held out."""
+    assert trained.macro_f1 > 0.4
+
+
+def test_the_card_knows_the_mix_of_classes(trained: Trained, rows: tuple[Row, ...]) -> None:
+    """It counts the images of every class, held-out ones too: what is said of an image that cannot be read."""
+    assert trained.card.class_counts == tuple(sum(row.label == k for row in rows) for k in range(18))
+
+
+def test_the_best_epoch_is_written(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
+    """The file's own answers about the people held out have the macro F1 that was reported, by scikit-learn's count."""
+    held_out = [row for row in rows if folds.of_person[row.person] == 1]
+    score = f1_score(
+        [row.label for row in held_out],
+        answers(trained.path, held_out),
+        labels=range(18),
+        average="macro",
+        zero_division=0,
+    )
+    assert trained.macro_f1 == pytest.approx(score, abs=1e-12)
+
+
+def test_an_earlier_epoch_wins_when_it_is_better(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later of equals."""
+    scores = iter([0.2, 0.5, 0.5, 0.1])
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: (next(scores), 0.0))
+    found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=4))
+    assert (found.epoch, found.macro_f1) == (3, 0.5)
+
+
+def test_the_last_epoch_is_kept_when_that_is_asked_for(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``keep="last"`` the scores 0.5, 0.2 keep the second epoch, and patience still counts from the best."""
+    scores = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: (next(scores), 0.0))
+    found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=3, patience=1, keep="last"))
+    assert (found.epoch, found.macro_f1) == (2, 0.2)
+
+
+class Killed(Exception):
+    """Stands for what ends a process."""
+
+
+class Killer(Listener):
+    """Ends the training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if done == self.epoch:
+            raise Killed
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_a_killed_training_ends_with_the_same_bytes(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, schedule: Any
+) -> None:
+    """Killed after its second and third epoch and called again, a training writes what it would have at one go."""
+    settings = replace(
+        SETTINGS,
+        arch="test_vit",
+        preprocess=Preprocess((160, 160)),
+        epochs=4,
+        ema=0.9,
+        cutmix="plain",
+        schedule=schedule,
+    )
+    few = [row for row in rows if row.label % 3 == 0]
+    whole = train(few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path / "whole")
+
+    def again(listener: Listener = SILENT, origin: str = "a") -> Trained:
+        return train(
+            few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path, origin=origin, listener=listener
+        )
+
+    for epoch in (2, 3):
+        with pytest.raises(Killed):
+            again(Killer(epoch))
+    heard = Recorder()
+    assert again(heard).path.read_bytes() == whole.path.read_bytes()
+    assert [(notice.code, "after epoch 3 of 4" in notice.message) for notice in heard.notices] == [("I445", True)]
+    log = list(csv.DictReader((tmp_path / "fold1.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in log] == ["1", "2", "3", "4"]
+    assert float(log[-1]["learning_rate"]) < float(log[1]["learning_rate"]) <= settings.learning_rate
+    again(heard := Recorder(), origin="another")
+    assert heard.notices == []
+
+
+@pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
+def test_a_logger_never_ends_a_training(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """A logger that is not installed, or breaks at the first epoch, is W443 once; one that works hears all epochs."""
+    heard: list[tuple[float, int]] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int) -> None:
+            heard.append((values["macro_f1"], step))
+
+        def add_scalar(self, key: str, value: float, step: int) -> None:
+            if key == "macro_f1":
+                heard.append((value, step))
+
+        def finish(self) -> None:
+            raise OSError("no network")
+
+        close = finish
+
+    module = ModuleType(kind)
+    name = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}[kind]
+    for works in (False, True):
+        monkeypatch.setitem(sys.modules, name, module if works else None)
+        setattr(module, "init" if kind == "wandb" else "SummaryWriter", lambda *_, **__: Run())
+        ears = Recorder()
+        found = train(rows, folds, 1, member="b", settings=SETTINGS, seed=0, out=tmp_path, log=kind, listener=ears)
+        assert [notice.code for notice in ears.notices] == ["W443"]
+        assert heard == ([(found.macro_f1, 1)] if works else [])
+
+
+def test_the_card_says_what_the_export_needs(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
+    """The card in the file names member, group, fold, architecture, labels, preprocessing and the people held out."""
+    checkpoint = open_checkpoint(trained.path)
+    card = checkpoint.card
+    assert card == trained.card
+    assert card is not None
+    assert trained.path.name == "fold1.safetensors"
+    assert (card.member, card.group, card.fold) == ("bars_f1", "bars", 1)
+    assert (card.arch, card.labels, card.preprocess) == ("test_efficientnet", MASK18, SETTINGS.preprocess)
+    assert (card.mean, card.std) == (SETTINGS.mean, SETTINGS.std)
+    held_out = sorted(row.id for row in rows if folds.of_person[row.person] == 1)
+    assert card.holdout_sha256 == hashlib.sha256("\0".join(held_out).encode()).hexdigest()
+
+
+def test_a_seed_decides_every_byte(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """Two trainings with one seed write the same file, whatever was drawn before, and another seed another one."""
+    first = fit(rows, folds, tmp_path / "a").path.read_bytes()
+    torch.rand(5)
+    assert fit(rows, folds, tmp_path / "b").path.read_bytes() == first
+    assert fit(rows, folds, tmp_path / "c", seed=1).path.read_bytes() != first
+
+
+def test_the_callers_random_numbers_go_on(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """A training leaves torch's random state as it found it."""
+    before = torch.random.get_rng_state()
+    fit(rows, folds, tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_people_held_out_teach_nothing(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """Other pictures and labels of the people held out give the same weights."""
+    black = tmp_path / "black.png"
+    Image.new("RGB", (24, 32)).save(black)
+    changed = [replace(row, path=black, label=0) if folds.of_person[row.person] == 1 else row for row in rows]
+    weights = [open_checkpoint(fit(r, folds, tmp_path / n).path).state_dict for n, r in (("a", rows), ("b", changed))]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_fewer_images_than_a_batch_are_one_batch(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """A training set smaller than the batch still takes a step."""
+    before = fit(rows, folds, tmp_path / "a", settings=replace(SETTINGS, learning_rate=1e-12, batch=1000))
+    after = fit(rows, folds, tmp_path / "b", settings=replace(SETTINGS, batch=1000))
+    key = "classifier.weight"
+    assert not torch.equal(open_checkpoint(before.path).state_dict[key], open_checkpoint(after.path).state_dict[key])
+
+
+def test_another_label_space_has_other_outputs(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """The model has one output for each class of the label space, and the card names them."""
+    two = LabelSpace.flat(["low", "high"])
+    coarse = [replace(row, label=int(row.label > 8)) for row in rows]
+    found = fit(coarse, folds, tmp_path, settings=replace(SETTINGS, labels=two))
+    assert open_checkpoint(found.path).num_classes == 2
+    assert found.card.labels == two
+
+
+def test_progress_and_oddities_are_told(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """The listener hears of each epoch and of pictures whose content is not what their name says."""
+    heard: list[object] = []
+
+    class Ear(Listener):
+        def notice(self, notice: Notice) -> None:
+            heard.append(notice.code)
+
+        def progress(self, stage: str, done: int, total: int) -> None:
+            heard.append((stage, done, total))
+
+    odd = tmp_path / "really.jpg"
+    odd.write_bytes(rows[0].path.read_bytes())
+    fit([replace(rows[0], path=odd), *rows[1:]], folds, tmp_path, settings=replace(SETTINGS, epochs=2), listener=Ear())
+    assert heard == ["I304", ("train bars_f1", 1, 2), ("train bars_f1", 2, 2)]
+
+
+def test_a_training_that_diverges_is_stopped(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is no number is E440, even that of one batch amid others, and no weights are written."""
+    with pytest.raises(ModelError) as caught:
+        fit(rows, folds, tmp_path, settings=replace(SETTINGS, learning_rate=1e30, epochs=3))
+    assert caught.value.code == "E440"
+    losses = iter([1.0, float("nan"), *[1.0] * 10])
+    monkeypatch.setattr("checkpoints.training.epochs._backward", lambda *_, **__: torch.tensor(next(losses)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule moves without the optimiser
+        with pytest.raises(ModelError, match="epoch 1 is nan"):
+            fit(rows, folds, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_read_is_named(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """An empty file stops the training before it begins, with its name."""
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError, match=r"empty\.jpg") as caught:
+        fit([*rows[1:], replace(rows[0], path=tmp_path / "empty.jpg")], folds, tmp_path)
+    assert caught.value.code == "E302"
+
+
+def test_an_architecture_unknown_to_timm_is_refused(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
+    """A misspelt architecture is E204."""
+    with pytest.raises(OptionError) as caught:
+        fit(rows, folds, tmp_path, settings=replace(SETTINGS, arch="resnet_18"))
+    assert caught.value.code == "E204"
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for CUDA without one is E601, and never a silent training on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError) as caught:
+        fit(rows, folds, tmp_path, device="cuda")
+    assert caught.value.code == "E601"

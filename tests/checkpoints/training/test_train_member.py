@@ -1,0 +1,93 @@
+"""A member over its folds: answers out of fold that fit the files, finished folds stay, and settings do not mix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from checkpoints.data.folds import make_folds, read_folds, write_folds
+from checkpoints.data.mask_contest import Row
+from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.training.train_fold import Settings
+from checkpoints.training.train_member import train_member
+from ensemble.blend.blend import blend
+from ensemble.blend.recipe import make_recipe
+from ensemble.card import Preprocess
+from ensemble.errors import ModelError, PredictionError
+from ensemble.labels import MASK18
+from ensemble.predictions.external import read_members
+from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.truth import read_truth
+
+SETTINGS = Settings("test_efficientnet", Preprocess((32, 32)), epochs=1, learning_rate=0.01, augment="none")
+
+
+def make_rows(folder: Path) -> tuple[Row, ...]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(72):
+        path = folder / f"{number:02d}.png"
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+        rows.append(Row(path.name, str(number // 18), 0, 0, 20, number % 18, path))
+    return tuple(rows)
+
+
+def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
+    """Fold by fold gives the bytes of one go; `ens blend --oof` takes the folder; other settings are E442."""
+    rows = make_rows(tmp_path)
+    folds = make_folds(rows, folds=2, seed=0)
+    write_folds(tmp_path / "folds.csv", folds)
+    assert read_folds(tmp_path / "folds.csv", rows) == folds
+
+    def fit(out: str, only_fold: int | None = None, settings: Settings = SETTINGS):  # type: ignore[no-untyped-def]
+        return train_member(rows, folds, member="m", settings=settings, seed=0, out=tmp_path / out, only_fold=only_fold)
+
+    whole = fit("a")
+    assert fit("b", 1).oof is None
+    rest = fit("b")
+    assert rest.kept == (1,)
+    parts = [f"oof/m_f{fold}/{file}" for fold in (0, 1) for file in ("part-00000.parquet", "_complete.json")]
+    for name in ("fold0.safetensors", "fold1.safetensors", "truth.csv", *parts):
+        assert (whole.folder / name).read_bytes() == (rest.folder / name).read_bytes()
+
+    assert whole.oof is not None
+    found = read_members([whole.oof], MASK18, kind=None)
+    assert [(m.member, m.group, m.fold, set(m.logits)) for m in found] == [
+        ("m_f0", "m", 0, {"identity", "hflip"}),
+        ("m_f1", "m", 1, {"identity", "hflip"}),
+    ]
+    truth = read_truth(whole.folder / "truth.csv", MASK18)
+    assert truth.persons == tuple(row.person for row in rows)
+    (gathered,) = gather_folds(found, truth)
+    assert gathered.ids == truth.ids
+    # each row is what the fold that did not see its person says, by way of torch alone
+    for row, logits in zip(rows, gathered.logits["identity"], strict=True):
+        model = build_model(open_checkpoint(whole.folder / f"fold{folds.of_person[row.person]}.safetensors"))
+        pixels = (np.asarray(Image.open(row.path)) / 255 - SETTINGS.mean) / SETTINGS.std
+        with torch.no_grad():
+            expected = model(torch.from_numpy(pixels.transpose(2, 0, 1)[np.newaxis]).float())[0]
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+    with pytest.raises(PredictionError) as refused:  # as votes they are of no use: each has other images
+        blend(found, make_recipe(found))
+    assert refused.value.code == "E504"
+
+    again = train_member(
+        rows,
+        folds,
+        member="n",
+        settings=replace(SETTINGS, init=whole.folder / "fold0.safetensors", freeze=2, learning_rate=1e-9),
+        seed=0,
+        out=tmp_path / "a",
+        only_fold=0,
+    )
+    start, end = (open_checkpoint(m.folder / "fold0.safetensors").state_dict for m in (whole, again))
+    assert np.array_equal(start["conv_stem.weight"], end["conv_stem.weight"])
+    assert not np.array_equal(start["classifier.weight"], end["classifier.weight"])
+    with pytest.raises(ModelError) as caught:
+        fit("a", settings=replace(SETTINGS, loss="focal"))
+    assert caught.value.code == "E442"

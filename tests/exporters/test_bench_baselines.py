@@ -1,0 +1,141 @@
+"""The loops that the benchmark compares with: they do the same job as `ens predict`, from the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints.loading.open import open_checkpoint
+from ensemble.__main__ import run
+from ensemble.bench import bench as module
+from ensemble.bench.contenders import Job, run_predict
+from ensemble.bench.process_meter import Clock, Lap, Outcome, measure
+from ensemble.commands.bench import _weights
+from ensemble.errors import DeviceError
+from ensemble.labels import MASK18
+from ensemble.runtime.parity import relative_error
+from exporters.bench_baselines import TorchLoop, fill, normalise
+from exporters.export import ExportOptions, export
+from tests.support import toys
+from tests.support.networks import make_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = [f"{i:02d}.jpg" for i in range(9)]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model, the file of its weights, one of other weights, and the images."""
+
+    model: Path
+    weights: Path
+    others: Path
+    job: Job
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A small ResNet exported from a file, with a mean and a size that no default has."""
+    home = tmp_path_factory.mktemp("bench")
+    paths = [home / "weights" / f"r{seed}.pth" for seed in (0, 1)]
+    paths[0].parent.mkdir()
+    for seed, path in enumerate(paths):
+        torch.save(dict(make_checkpoint(seed=seed).state_dict), path)
+    options = ExportOptions(labels=MASK18, size=(48, 32), resize="squash", mean=(0.5, 0.4, 0.3))
+    model = export(open_checkpoint(paths[0], arch="test_resnet"), home / "models", options=options).path
+    toys.write_pictures(home / "images", NAMES)
+    return Bench(model, paths[0], paths[1], Job((model,), home / "images", tuple(NAMES), True, "cpu"))
+
+
+@pytest.fixture
+def in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares a test the worker processes of the DataLoader and of the benchmark."""
+    from torch.utils import data
+
+    loader: Any = data.DataLoader
+    monkeypatch.setattr(data, "DataLoader", lambda photos, batch, **_: loader(photos, batch))
+
+    def here(loop: Any, job: Job, *, name: str, gpu: int | None = None) -> tuple[Lap, Outcome]:
+        clock = Clock()
+        outcome = loop(job, clock)
+        return clock.lap(outcome), outcome
+
+    monkeypatch.setattr(module, "measure", here)
+
+
+def test_the_torch_loop_answers_as_predict_does(made: Bench) -> None:
+    """In a process of its own, with worker processes, the logits of both views are those of `predict`; the memory is
+    that of all its processes.
+    """
+    expected = run_predict(made.job, Clock()).answers["r0"]
+    lap, outcome = measure(TorchLoop({"r0": made.weights}), made.job, name="torch")
+    assert set(outcome.answers["r0"]) == set(expected) == {"identity", "hflip"}
+    for view, logits in expected.items():
+        assert relative_error(logits, outcome.answers["r0"][view]) < 1e-5
+    assert relative_error(expected["identity"], expected["hflip"]) > 1e-3, "the views differ"
+    assert lap.memory is not None
+    assert lap.memory > 100
+    assert outcome.batch == 32
+
+
+@pytest.mark.usefixtures("in_line")
+def test_other_weights_in_the_torch_loop_are_found_out(made: Bench) -> None:
+    """A torch loop with weights that the model did not come from is E620, and nothing is timed."""
+    with pytest.raises(DeviceError) as caught:
+        module.bench(
+            [made.model],
+            made.job.images,
+            loops={"torch": TorchLoop({"r0": made.others})},
+            tta=True,
+            device="cpu",
+            rounds=1,
+        )
+    assert caught.value.code == "E620"
+    assert caught.value.message == "torch gives other answers than ens"
+    assert len(caught.value.details) == 2
+
+
+@pytest.mark.usefixtures("in_line")
+def test_the_weights_are_found_by_their_hash(made: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of checkpoints serves the torch loop with the one that the model's card names."""
+    arguments = [f"{made.model}", "--images", f"{made.job.images}", "--device", "cpu", "--rounds", "1", "--json"]
+    assert run(["bench", *arguments, "--checkpoints", f"{made.weights.parent}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in found["arms"]] == ["torch", "onnxruntime", "bound", "ens"]
+    assert found["left_out"] == []
+    assert found["views"] == ["identity"]
+    assert found["models"]["ens"] == [{"member": "r0", "arch": "test_resnet", "precision": "fp32"}]
+
+
+def test_without_its_weights_there_is_no_torch_loop(made: Bench) -> None:
+    """No --checkpoints, or others only, leaves the loop out and says why."""
+    assert _weights([made.model], [made.weights.parent]) == ({"r0": made.weights}, "")
+    assert _weights([made.model], []) == ({}, "it needs the weights, see --checkpoints")
+    assert _weights([made.model], [made.others]) == ({}, "--checkpoints holds no weights that r0 came from")
+
+
+def test_the_last_batch_is_filled_up_for_a_gpu() -> None:
+    """Three images become five by repeating the last; five stay five."""
+    pixels = torch.arange(3 * 2 * 2 * 3, dtype=torch.uint8).reshape(3, 2, 2, 3)
+    filled = fill(pixels, 5)
+    assert filled.shape == (5, 2, 2, 3)
+    assert torch.equal(filled[:3], pixels)
+    assert torch.equal(filled[3], pixels[2])
+    assert fill(filled, 5) is filled
+
+
+def test_pixels_are_normalised_in_planes() -> None:
+    """Planes come out contiguous, in float32, less the mean and over the deviation of each channel."""
+    pixels = torch.tensor(np.random.default_rng(0).integers(0, 256, (2, 16, 12, 3), dtype=np.uint8))
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.5, 0.25, 1.0])
+    found = normalise(pixels, mean.reshape(3, 1, 1), std.reshape(3, 1, 1))
+    assert found.is_contiguous()
+    expected = (pixels.numpy() / 255 - mean.numpy()) / std.numpy()
+    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)

@@ -1,0 +1,330 @@
+"""Kill commands at random moments, run them again, and compare every byte with those of an undisturbed run.
+
+    python -m tests.harness.kills --times 200
+
+Each round starts a command on a toy contest in a process of its own and sends SIGKILL. Then no file may stand under a
+final name but the one from before or the whole new one. The command is run again, and must leave the files of an
+undisturbed run: the same names, the same bytes, nothing temporary. Half of the rounds are of `ens predict`, with parts
+of a few rows, the others of `ens submit`, `ens blend` and `ens export`.
+
+One moment of five is drawn over the whole of an undisturbed run, start-up included. The others are drawn over its
+writing: one thread is held before or after a sync or rename, the others go on for a moment, and all are killed. Each
+such point comes once before any comes again, and 200 rounds are about enough for all.
+
+pytest does not collect this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from unittest import mock
+
+from ensemble.__main__ import run
+from ensemble.predict import parts
+from ensemble.predict.crash_note import NOTE
+from tests.support import toys
+from tests.support.children import PART_ROWS, start
+
+STAGES = ("before the first file", "during a write", "between files", "at joining", "after completion")
+_ROUNDS = ("predict", "submit", "predict", "blend", "predict", "submit", "predict", "blend", "predict", "export")
+_MEANWHILE = 0.03  # seconds at most that other threads go on after one is held
+_LIMIT = 1800  # seconds of the clock that a command may take on a machine that others use too
+
+_TIMED = "_run.json"  # what really ran, with seconds: whole, but never the same twice
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process, and the pipe by which it tells of each point in its writing."""
+
+    process: subprocess.Popen[str]
+    told: BinaryIO
+
+    def count(self) -> int:
+        """Wait until it ends, or has come to where it is held, and return how many points it has passed."""
+        return len(self.told.read())
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``arguments`` with ``{out}`` for the folder it writes to, where ``old`` files stand already."""
+
+    name: str
+    arguments: tuple[str, ...]
+    old: Mapping[str, bytes] = field(default_factory=dict)
+
+    def start(self, out: Path, rows: int, *, hold: int | None = None) -> Started:
+        """Start it in a process of its own, with parts of so many rows, to be held at a point."""
+        reading, writing = os.pipe()
+        try:
+            process = start(self._filled(out), part_rows=rows, points=writing, hold=-1 if hold is None else hold)
+        finally:
+            os.close(writing)
+        return Started(process, open(reading, "rb"))
+
+    def measure(self, out: Path, rows: int, generator: random.Random) -> Deck:
+        """Run it to its end in a process of its own; the moments at which it can be killed.
+
+        Raises:
+            AssertionError: when it does not end with 0.
+        """
+        began = time.monotonic()
+        started = self.start(out, rows)
+        with started.told:
+            points = started.count()
+        said = started.process.communicate(timeout=_LIMIT)[1]
+        assert started.process.returncode == 0, f"{self.name} ended with {started.process.returncode}: {said}"
+        return Deck(time.monotonic() - began, points, generator)
+
+    def run(self, out: Path, rows: int) -> None:
+        """Run it to its end in this process, which needs no time to start.
+
+        Raises:
+            AssertionError: when it does not end with 0.
+        """
+        with mock.patch.object(parts, "PART_ROWS", rows), contextlib.redirect_stdout(io.StringIO()):
+            assert run(self._filled(out)) == 0
+
+    def prepare(self, out: Path) -> None:
+        """Make ``out`` what it is before the command runs."""
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        for name, data in self.old.items():
+            (out / name).write_bytes(data)
+
+    def _filled(self, out: Path) -> list[str]:
+        return [argument.replace("{out}", f"{out}") for argument in self.arguments]
+
+
+@dataclass(slots=True)
+class Report:
+    """How often each command was killed at each stage."""
+
+    kills: dict[str, collections.Counter[str]] = field(default_factory=dict)
+
+    def count(self, command: str, stage: str) -> None:
+        """Note a kill."""
+        self.kills.setdefault(command, collections.Counter())[stage] += 1
+
+    def render(self) -> str:
+        """A table with a line a command."""
+        lines = [f"{'':10}" + "".join(f"{stage:>23}" for stage in STAGES)]
+        lines += [
+            f"{name:10}" + "".join(f"{count[stage]:23}" for stage in STAGES) for name, count in self.kills.items()
+        ]
+        return "\n".join(lines)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, by its name; of those that tell times or processes only the name."""
+    untold = {_TIMED, ".lock"}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {f"{path.relative_to(folder)}": b"" if path.name in untold else path.read_bytes() for path in found}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is one that gets its final name later."""
+    return name.endswith(".tmp")
+
+
+def stage_of(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> str:
+    """Where a run was when it was killed, by the files it left; see `STAGES`."""
+    waited = {name for name in expected if not name.endswith(".lock")}
+    missing = {name for name in waited if found.get(name) != expected[name]}
+    if not missing:
+        return "after completion"
+    many = [name for name in waited if name.endswith(".parquet")]
+    if many and not missing.intersection(many):
+        return "at joining"
+    if any(map(is_temporary, found)):
+        return "during a write"
+    return "before the first file" if missing == waited else "between files"
+
+
+def require_whole(found: Mapping[str, bytes], expected: Mapping[str, bytes], old: Mapping[str, bytes]) -> None:
+    """Every final name holds the old file or the whole new one; beside them there may be notes of what is under way.
+
+    Raises:
+        AssertionError: when one holds anything else.
+    """
+    for name, data in found.items():
+        if not is_temporary(name) and Path(name).name != NOTE:
+            assert name in expected, f"{name} is a stray file"
+            assert data in {expected[name], old.get(name, expected[name])}, (
+                f"{name} is neither the old nor the new file"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """``seconds`` after a ``point`` in the writing, at which a thread is held; without one, after the start."""
+
+    point: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.3f} s after " + ("the start" if self.point is None else f"point {self.point}")
+
+
+@dataclass(slots=True)
+class Deck:
+    """The moments to kill a command at: every fifth from the ``seconds`` of a run, the others from its ``points``.
+
+    No point comes twice before all have come.
+    """
+
+    seconds: float
+    points: int
+    generator: random.Random
+    drawn: int = 0
+    left: list[int] = field(default_factory=list)
+
+    def draw(self) -> Moment:
+        """The next moment."""
+        self.drawn += 1
+        if self.drawn % 5 == 0:
+            return Moment(None, self.generator.uniform(0, self.seconds))
+        self.left = self.left or self.generator.sample(range(self.points), self.points)
+        return Moment(self.left.pop(), self.generator.uniform(0, _MEANWHILE))
+
+
+def kill_at(moment: Moment, command: Command, out: Path, rows: int) -> None:
+    """Start a command and kill it, if it has not ended by then.
+
+    Raises:
+        AssertionError: when it ends with another status than 0.
+    """
+    started = command.start(out, rows, hold=moment.point)
+    if moment.point is not None:
+        started.count()
+    try:
+        said = started.process.communicate(timeout=moment.seconds)[1]
+        assert started.process.returncode == 0, f"it ended with {started.process.returncode}: {said}"
+    except subprocess.TimeoutExpired:
+        started.process.kill()
+        started.process.communicate()
+    finally:
+        started.told.close()
+
+
+def kill(command: Command, out: Path, expected: Mapping[str, bytes], *, rows: int, moment: Moment) -> str:
+    """Kill the command at a moment, run it to its end, compare, and return the stage at which it was.
+
+    A run that had ended by then counts as killed after completion.
+
+    Raises:
+        AssertionError: when a file is torn, differs or is left over.
+    """
+    command.prepare(out)
+    kill_at(moment, command, out, rows)
+    found = contents(out)
+    require_whole(found, expected, command.old)
+    for path in out.rglob(_TIMED):
+        json.loads(path.read_text(encoding="utf-8"))
+    command.run(out, rows)
+    after = contents(out)
+    assert after.keys() == expected.keys(), f"{command.name}: {after.keys() ^ expected.keys()} after a kill {moment}"
+    assert after == expected, f"{command.name} gives other bytes after a kill {moment}"
+    return stage_of(found, expected)
+
+
+def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, ...]:
+    """A toy contest in ``folder``, and the commands on it; ``torch`` says whether `ens export` is one of them."""
+    names = [f"{i:04d}.jpg" for i in range(images)]
+    toys.write_pictures(folder / "images", names)
+    for seed, member in enumerate(("a", "b")):
+        toys.write_model(folder / "models", toys.card(member), seed=seed)
+    info = folder / "info.csv"
+    info.write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in reversed(names)))
+    source = ("--images", f"{folder / 'images'}", "--device", "cpu", "-j", "1", "-b", "16")
+    models, like = f"{folder / 'models'}", ("--like", f"{info}", "-o", "{out}/submission.csv")
+    predict = Command("predict", ("predict", models, *source, "--ids", f"{info}", "--tta", "-o", "{out}"))
+    predict.run(folder / "preds", PART_ROWS)
+    old = {"submission.csv": b"ImageID,ans\nold.jpg,0\n", "blend.json": b"{}"}
+    blend = Command("blend", ("blend", f"{folder / 'preds'}", *like, "--save", "{out}/blend.json"), old)
+    blend.prepare(folder / "blended")
+    blend.run(folder / "blended", PART_ROWS)
+    recipe, work = f"{folder / 'blended' / 'blend.json'}", ("--work", "{out}/work", "--early-exit", "exact")
+    submit = Command(
+        "submit",
+        ("submit", recipe, "--models", models, *source, *like, *work),
+        {"submission.csv": old["submission.csv"]},
+    )
+    return (predict, blend, submit, *([make_export(folder)] if torch else []))
+
+
+def make_export(folder: Path) -> Command:
+    """`ens export` of a small network over an older model."""
+    from tests.support.weights import TINY, save, tiny_state
+
+    checkpoint = save(folder / "toy.pth", tiny_state())
+    options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}")
+    return Command("export", ("export", f"{checkpoint}", *options), {"toy.onnx": b"old"})
+
+
+def kill_often(
+    folder: Path,
+    *,
+    times: int,
+    seed: int = 0,
+    images: int = 72,
+    rows: int = 18,
+    torch: bool = True,
+    tell: bool = False,
+) -> Report:
+    """Kill commands ``times`` times, work in ``folder``.
+
+    ``torch`` allows `ens export`.
+
+    Raises:
+        AssertionError: when a file is torn, differs or is left over.
+    """
+    generator = random.Random(seed)
+    commands = {command.name: command for command in make_commands(folder, images, torch=torch)}
+    rounds = [commands[name] for name in _ROUNDS if name in commands]
+    expected: dict[str, dict[str, bytes]] = {}
+    decks: dict[str, Deck] = {}
+    report = Report()
+    for number in range(times):
+        command = rounds[number % len(rounds)]
+        if command.name not in expected:
+            out = folder / "quiet" / command.name
+            command.prepare(out)
+            decks[command.name] = command.measure(out, rows, generator)
+            expected[command.name] = contents(out)
+        moment = decks[command.name].draw()
+        out = folder / "killed" / command.name
+        stage = kill(command, out, expected[command.name], rows=rows, moment=moment)
+        report.count(command.name, stage)
+        if tell:
+            print(f"{number + 1:4} {command.name} {moment}: {stage}", flush=True)  # noqa: T201 - a program for people
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kill so many times and print at which stages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        report = kill_often(Path(folder), times=options.times, seed=options.seed, tell=True)
+    print(f"{options.times} kills, and every byte as without them\n{report.render()}")  # noqa: T201 - a program for people
+
+
+if __name__ == "__main__":
+    main()

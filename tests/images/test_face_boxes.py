@@ -1,0 +1,177 @@
+"""Face boxes: the file, the join by id, and the square that is cut around a face."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ensemble.card import FaceCrop, ModelCard, Preprocess
+from ensemble.errors import DataError, FileError, ModelError, OptionError
+from ensemble.images.decode import read_photo
+from ensemble.images.face_boxes import Box, Boxes, Face, read_boxes, read_faces, write_boxes
+from ensemble.images.face_crop import crop_face, prepare_image
+from ensemble.images.resize import resize_image
+from ensemble.images.views import parse_views
+from ensemble.predict.predict import predict
+from ensemble.predictions.dataset import read_predictions
+from tests.support import toys
+
+IDENTITY = parse_views("identity")
+BOX = Box(10.5, 20.25, 30.5, 50.25)
+FACES = (Face("b.jpg", None, None, 0, None, 64, 48), Face("a.jpg", BOX, 0.75, 2, "first", 64, 48))
+
+
+def test_boxes_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Boxes, images without a face and the origin survive the file, whose columns are those documented."""
+    path = write_boxes(tmp_path / "boxes.parquet", FACES, origin="how")
+    assert read_faces(path) == (tuple(sorted(FACES, key=lambda face: face.id)), "how")
+    assert read_boxes(path) == Boxes({"a.jpg": BOX, "b.jpg": None})
+    columns = ["id", "left", "top", "right", "bottom", "probability", "faces", "found_by", "width", "height", "bytes"]
+    assert pq.read_table(path).column_names == columns
+
+
+def test_the_hash_tells_boxes_apart_and_not_their_order() -> None:
+    """Another box, another id or a missing face changes the hash; the order of the rows does not."""
+    hashes = {
+        Boxes(of).sha256
+        for of in ({"a": BOX, "b": None}, {"a": BOX, "b": BOX}, {"a": None, "b": None}, {"a": BOX, "c": None})
+    }
+    assert len(hashes) == 4
+    assert Boxes({"b": None, "a": BOX}).sha256 == Boxes({"a": BOX, "b": None}).sha256
+
+
+def test_boxes_join_by_id() -> None:
+    """Boxes come in the order of the ids that are asked for; a decomposed name meets its composed spelling."""
+    composed = "한글.jpg"
+    boxes = Boxes({unicodedata.normalize("NFD", composed): BOX, "b": None})
+    assert boxes.select(["b", composed]) == (None, BOX)
+    with pytest.raises(DataError, match="2 of 3 images are not in the boxes file: c, d") as caught:
+        boxes.select(["b", "c", "d"])
+    assert caught.value.code == "E351"
+
+
+@pytest.mark.parametrize("sides", [(0, 0, 0, 5), (5, 0, 1, 5), (0, 0, float("nan"), 5), (0, 9, 5, 9)])
+def test_a_box_has_an_area(sides: tuple[float, float, float, float]) -> None:
+    """A box that is empty, inside out or not a number is refused."""
+    with pytest.raises(DataError) as caught:
+        Box(*sides)
+    assert caught.value.code == "E350"
+
+
+def test_other_files_are_no_boxes(tmp_path: Path) -> None:
+    """A missing file is E707, one that is not Parquet or lacks the columns is E350, a repeated id E313."""
+    with pytest.raises(FileError, match="is not a file"):
+        read_boxes(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("id,left")
+    with pytest.raises(DataError) as caught:
+        read_boxes(tmp_path / "text.parquet")
+    assert caught.value.code == "E350"
+    with pytest.raises(DataError) as caught:
+        read_boxes(write_boxes(tmp_path / "twice.parquet", (FACES[0], FACES[0])))
+    assert caught.value.code == "E313"
+
+
+def numbered(height: int, width: int) -> np.ndarray:
+    """Pixels that say where they stand: channel 0 is the row, channel 1 the column."""
+    rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+    return np.stack([rows, columns, rows], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "expected"),  # top, left, side
+    [
+        (Box(40, 30, 60, 50), 0.0, (30, 40, 20)),  # a square box is cut as it is
+        (Box(40, 30, 60, 50), 0.5, (20, 30, 40)),  # half of its side is added on every side
+        (Box(45, 30, 55, 50), 0.0, (30, 40, 20)),  # the longer side counts, around the centre
+        (Box(-10, -10, 10, 10), 0.5, (0, 0, 40)),  # shifted into the image, not made smaller
+        (Box(90, 70, 110, 90), 0.5, (40, 80, 40)),
+        (Box(10, 10, 90, 70), 1.0, (0, 10, 80)),  # at most the shorter side
+        (None, 0.5, (20, 40, 40)),  # the fallback: centre (0.5, 0.5) of 120 x 80, half of 80
+    ],
+)
+def test_the_crop_is_a_square_inside_the_image(box: Box | None, margin: float, expected: tuple[int, int, int]) -> None:
+    """The square has the documented corner and side, for boxes inside, outside and missing."""
+    cut = crop_face(numbered(80, 120), FaceCrop(margin, (0.5, 0.5, 0.5)), box)
+    top, left, side = expected
+    assert cut.shape == (side, side, 3)
+    assert cut[0, 0].tolist() == [top, left, top]
+
+
+def test_the_crop_comes_before_the_resize() -> None:
+    """A face crop resizes the square alone; without one the box changes nothing."""
+    pixels, box = toys.picture(3, size=(60, 80)), Box(20, 10, 40, 30)
+    crop = FaceCrop(0.25)
+    plain = Preprocess((16, 16))
+    wanted = resize_image(np.ascontiguousarray(pixels[5:35, 15:45]), plain)
+    assert np.array_equal(prepare_image(pixels, replace(plain, face=crop), box), wanted)
+    assert np.array_equal(prepare_image(pixels, plain, box), resize_image(pixels, plain))
+
+
+FACE_CARD = replace(toys.CARD, preprocess=replace(toys.CARD.preprocess, face=FaceCrop(0.25, (0.5, 0.4, 0.6))))
+
+
+def test_cards_keep_the_face_crop() -> None:
+    """A card with a face crop survives JSON; one without has no such field, as older cards have none."""
+    assert ModelCard.from_json(FACE_CARD.to_json()) == FACE_CARD
+    assert "face" not in json.loads(toys.CARD.to_json())["preprocess"]
+
+
+@pytest.mark.parametrize("face", [None, 3, {}, {"margin": 0.1}, {"margin": "1", "fallback": [0.5, 0.5, 1]}])
+def test_a_card_with_a_broken_face_crop_is_refused(face: object) -> None:
+    """A face crop of another form is E427, not a crash."""
+    value = json.loads(FACE_CARD.to_json())
+    value["preprocess"]["face"] = face
+    with pytest.raises(ModelError) as caught:
+        ModelCard.from_json(json.dumps(value))
+    assert caught.value.code == "E427"
+
+
+@pytest.mark.parametrize(
+    ("margin", "fallback"),
+    [(-0.1, (0.5, 0.5, 1)), (5, (0.5, 0.5, 1)), (float("nan"), (0.5, 0.5, 1)), (0, (2, 0.5, 1)), (0, (0.5, 0.5, 0))],
+)
+def test_face_crops_are_checked(margin: float, fallback: tuple[float, float, float]) -> None:
+    """A margin or fallback out of range is E204."""
+    with pytest.raises(OptionError) as caught:
+        FaceCrop(margin, fallback)
+    assert caught.value.code == "E204"
+
+
+def test_a_model_with_a_face_crop_sees_the_crop(tmp_path: Path) -> None:
+    """Predicting with boxes gives the logits of the cut images; without boxes or with too few it refuses at once."""
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    toys.write_pictures(tmp_path / "images", names, size=(60, 80))
+    model = toys.write_model(tmp_path, FACE_CARD)
+    boxes = Boxes({"a.jpg": Box(20, 10, 40, 30), "b.jpg": None, "c.jpg": Box(5, 5, 50, 55)})
+    with pytest.raises(OptionError, match="face boxes") as caught:
+        predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY)
+    assert caught.value.code == "E206"
+    with pytest.raises(DataError) as missing:
+        predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=Boxes({"a.jpg": None}))
+    assert missing.value.code == "E351"
+    done = predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=boxes, device="cpu")
+    found = read_predictions(done.members[0].folder).logits["identity"]
+    weights = toys.linear_weights(FACE_CARD, 0)
+    for row, name in enumerate(names):
+        pixels = read_photo(tmp_path / "images" / name).pixels
+        seen = prepare_image(pixels, FACE_CARD.preprocess, boxes.of[name])
+        assert np.allclose(found[row], seen.reshape(-1) / 255 @ weights, atol=1e-4)
+
+
+def test_other_boxes_are_another_run(tmp_path: Path) -> None:
+    """Predictions made with one set of boxes are not continued with another."""
+    toys.write_pictures(tmp_path / "images", ["a.jpg"])
+    model = toys.write_model(tmp_path, FACE_CARD)
+    for box in (None, Box(1, 1, 9, 9)):
+        arguments = [model], tmp_path / "images", tmp_path / "preds"
+        if box is None:
+            predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")
+        else:
+            with pytest.raises(FileError, match="other face boxes"):
+                predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")

@@ -1,0 +1,133 @@
+"""Candidates: pools and rules put together, at their edges."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from ensemble.blend.decision_rules import MacroF1Rule, PriorRule, fit_macro_f1_rule
+from ensemble.blend.pooling import parse_pool, pool
+from ensemble.labels import MASK18, Axis, LabelSpace
+from ensemble.learn.candidates import CANDIDATES, Fitted, candidates_for, fit_candidates
+from ensemble.learn.objective import parse_measure
+
+Floats = NDArray[np.float64]
+Classes = NDArray[np.intp]
+LABELS = LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d"))))
+
+
+def problem(seed: int = 0, rows: int = 200) -> tuple[Floats, Classes]:
+    """Three voters ``(3, N, 4)`` that know something about the truth ``(N,)``."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(4, size=rows, p=[0.5, 0.3, 0.15, 0.05])
+    return log_softmax(1.5 * np.eye(4)[truth] + rng.normal(size=(3, rows, 4)), axis=-1), truth
+
+
+def accuracy(truth: Classes, answers: Classes) -> float:
+    return float((truth == answers).mean())
+
+
+def fit(*names: str, log_p: Floats, truth: Classes) -> dict[str, Fitted]:
+    return fit_candidates(names, log_p, truth, mean=np.array([0.5, 0.25, 0.25]), labels=LABELS, score=accuracy, seed=0)
+
+
+def test_the_first_candidate_of_every_metric_is_the_mean() -> None:
+    """Every metric is learned against the mean of probabilities, and the likelihood has no rules."""
+    assert {names[0] for names in CANDIDATES.values()} == {"mean"}
+    assert not [name for name in CANDIDATES["nll"] if "+" in name]
+
+
+def test_candidates_fit_the_measure_and_the_labels() -> None:
+    """One axis leaves nothing to factor, and the macro-F1 rule is not offered for one axis of the classes."""
+    flat = LabelSpace.flat(18)
+    for labels, text, factored, rule in (
+        (MASK18, "macro-f1", True, True),
+        (flat, "macro-f1", False, True),
+        (MASK18, "macro-f1:age", True, False),
+    ):
+        names = candidates_for(parse_measure(text, labels), labels)
+        assert names[0] == "mean"
+        assert any(name.startswith("factored") for name in names) == factored
+        assert any(name.endswith("+f1") for name in names) == rule
+
+
+def test_a_factored_bias_is_a_sum_over_the_axes() -> None:
+    """The bias of a class is one number of its first value plus one of its second: the interaction is 0."""
+    log_p, truth = problem()
+    bias = fit("factored", log_p=log_p, truth=truth)["factored"].bias.reshape(2, 2)
+    assert bias[0, 0] - bias[0, 1] - bias[1, 0] + bias[1, 1] == pytest.approx(0, abs=1e-12)
+    assert np.ptp(bias) > 0.1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mean", "linear"), ("logit", "logit")])
+def test_unfitted_candidates_are_the_pools_of_blending(name: str, kind: str) -> None:
+    """The means of probabilities and of logits are what `pool` makes of the same shares, and know no truth."""
+    log_p, truth = problem()
+    fitted = fit(name, log_p=log_p, truth=truth)[name]
+    expected = pool(log_p, [0.5, 0.25, 0.25], kind=parse_pool(kind))
+    np.testing.assert_allclose(fitted.apply(log_p), expected, atol=1e-12)
+    np.testing.assert_array_equal(fitted.decide(expected), expected.argmax(axis=1))
+
+
+def test_a_rule_leaves_its_pool_as_it_is() -> None:
+    """With a rule the weights, sharpness and bias are those without, and the rule was found on its probabilities."""
+    log_p, truth = problem()
+    fitted = fit("pool", "pool+f1", "pool+tau", log_p=log_p, truth=truth)
+    for name, kind in (("pool+f1", MacroF1Rule), ("pool+tau", PriorRule)):
+        np.testing.assert_array_equal(fitted[name].apply(log_p), fitted["pool"].apply(log_p))
+        assert isinstance(fitted[name].rule, kind)
+    probabilities = np.exp(fitted["pool"].apply(log_p))
+    expected = fit_macro_f1_rule(probabilities).decide(probabilities)
+    np.testing.assert_array_equal(fitted["pool+f1"].decide(np.log(probabilities)), expected)
+
+
+def test_calibration_leaves_the_mean_its_weights() -> None:
+    """The calibrated mean has the shares of the mean, a sharpness and a bias of its own, and a better likelihood."""
+    log_p, truth = problem()
+    fitted = fit("mean", "calibrated", log_p=log_p, truth=truth)
+    mean, calibrated = (fitted[name].apply(log_p)[np.arange(len(truth)), truth].mean() for name in fitted)
+    np.testing.assert_array_equal(fitted["calibrated"].weights, fitted["mean"].weights)
+    assert calibrated > mean
+
+
+def test_voters_that_know_nothing_leave_the_mean_its_shares() -> None:
+    """Where every weight of the log-linear pool is 0, the shares are the mean's and the sharpness is 0."""
+    log_p, truth = problem()
+    lies = log_softmax(-log_p, axis=-1)
+    fitted = fit("log-linear", log_p=lies, truth=truth)["log-linear"]
+    assert fitted.sharpness == 0
+    np.testing.assert_array_equal(fitted.weights, [0.5, 0.25, 0.25])
+    np.testing.assert_allclose(np.exp(fitted.apply(lies)), 0.25, rtol=1e-12)
+
+
+def test_probabilities_that_underflow_stay_finite() -> None:
+    """A class at a log-probability of -2,000 with every voter has a finite one in the mean."""
+    log_p = log_softmax(np.array([[[2000.0, 0.0]], [[1500.0, 0.0]]]), axis=-1)
+    fitted = Fitted("linear", np.array([0.5, 0.5]), 1.0, np.zeros(2))
+    assert np.isfinite(fitted.apply(log_p)).all()
+
+
+def test_the_seed_decides_the_bags_of_greedy() -> None:
+    """The same seed gives greedy the same shares, bit for bit."""
+    log_p, truth = problem()
+    many = np.concatenate([log_p, log_p[::-1], log_p])
+    again = partial(fit_candidates, ["greedy"], many, truth, mean=np.full(9, 1 / 9), labels=LABELS, score=accuracy)
+    one, same = (again(seed=0)["greedy"].weights for _ in range(2))
+    assert one.tobytes() == same.tobytes()
+
+
+def test_scaled_members_are_averaged_at_their_own_temperature() -> None:
+    """The scaled mean is the mean of probabilities after each voter is divided by its temperature."""
+    log_p, truth = problem()
+    log_p[0] *= 4
+    log_p = log_softmax(log_p, axis=-1)
+    fitted = fit("scaled", log_p=log_p, truth=truth)["scaled"]
+    assert fitted.temperatures is not None
+    assert fitted.temperatures[0] > 2 * fitted.temperatures[1:].max()
+    each = [np.exp(log_softmax(one / t, axis=-1)) for one, t in zip(log_p, fitted.temperatures, strict=True)]
+    expected = 0.5 * each[0] + 0.25 * each[1] + 0.25 * each[2]
+    np.testing.assert_allclose(np.exp(fitted.apply(log_p)), expected, rtol=1e-12)

@@ -1,0 +1,351 @@
+"""Learning a blend: what the table says against independent sums, and what is gained on people nobody has seen."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from ensemble.blend.blend import blend
+from ensemble.blend.pooling import log_softmax
+from ensemble.blend.recipe import make_recipe
+from ensemble.errors import EnsError
+from ensemble.events import Recorder
+from ensemble.labels import LabelSpace
+from ensemble.learn.candidates import CANDIDATES, candidates_for, fit_candidates
+from ensemble.learn.learn import Learned, Row, learn
+from ensemble.learn.objective import parse_measure
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.truth import Truth
+from tests.support.members import make_member, reorder
+from tests.support.simulation import Scenario, make_contest
+
+PEOPLE, IMAGES = 60, 4
+
+
+def contest(
+    *, seed: int = 0, classes: int = 3, quality: float = 1.5, members: int = 4, groups: dict[str, str] | None = None
+) -> tuple[list[Predictions], Truth]:
+    """Members with two views of four pictures each of 60 people, and the truth."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(PEOPLE), IMAGES)
+    truth = (rng.integers(classes, size=PEOPLE)[person] + (rng.random(len(person)) < 0.5)) % classes
+    labels = LabelSpace.flat(classes)
+    made = []
+    for name in "abcdefgh"[:members]:
+        seen = quality * np.eye(classes)[truth] + rng.normal(size=(len(person), classes)) + rng.normal(size=classes) / 2
+        views = {view: seen + 0.5 * rng.normal(size=seen.shape) for view in ("hflip", "identity")}
+        made.append(make_member(name, views, labels=labels, group=(groups or {}).get(name)))
+    return made, Truth(made[0].ids, truth, tuple(f"p{i}" for i in person), labels)
+
+
+def row_of(learned: Learned, candidate: str) -> Row:
+    return next(row for row in learned.table if row.candidate == candidate)
+
+
+def code_of(action: Callable[[], object]) -> tuple[str, str]:
+    with pytest.raises(EnsError) as caught:
+        action()
+    return caught.value.code, caught.value.message
+
+
+@pytest.mark.parametrize("metric", list(CANDIDATES))
+def test_the_bar_is_the_score_of_soft_voting(metric: str) -> None:
+    """For every metric the mean's nested score is scikit-learn's of `blend` with equal weights, folds grouped first."""
+    members, truth = contest(groups={"a": "x", "b": "x"})
+    p = blend(members, make_recipe(members), ids=truth.ids).probabilities
+    answers = p.argmax(axis=1)
+    expected = {
+        "macro-f1": f1_score(truth.classes, answers, average="macro"),
+        "accuracy": accuracy_score(truth.classes, answers),
+        "balanced-accuracy": balanced_accuracy_score(truth.classes, answers),
+        "nll": -log_loss(truth.classes, p),
+    }
+    learned = learn(members, truth, method="logit", metric=metric, repeats=1)
+    bar = learned.table[0]
+    assert bar.candidate == "mean"
+    assert bar.nested == pytest.approx(expected[metric], rel=1e-12)
+    assert (bar.gain, bar.error, bar.optimism) == (0, 0, 0)
+    assert bar.low < bar.nested < bar.high
+
+
+def test_the_standard_error_counts_people_and_not_images() -> None:
+    """The error of a gain in accuracy is that of a sum over independent people, far above that over images."""
+    members, truth = contest(seed=3, quality=0.8)
+    learned = learn(members, truth, method="logit", metric="accuracy")
+    log_p = np.stack([log_softmax(member.logits[view]) for member in members for view in ("hflip", "identity")])
+    gain = (log_p.mean(axis=0).argmax(axis=1) == truth.classes) * 1.0
+    gain -= np.exp(log_p).mean(axis=0).argmax(axis=1) == truth.classes
+    of_person = gain.reshape(PEOPLE, IMAGES).mean(axis=1)
+    row = row_of(learned, "logit")
+    assert row.gain == pytest.approx(gain.mean(), abs=1e-12)
+    assert row.error == pytest.approx(of_person.std() / np.sqrt(PEOPLE), rel=0.12)
+
+
+def test_candidates_are_judged_on_images_they_were_not_fitted_to() -> None:
+    """Where there is nothing to learn, tuning looks good in sample and stays at chance in the table."""
+    rng = np.random.default_rng(0)
+    members, truth = contest(quality=0, members=8)
+    learned = learn(members, replace(truth, classes=rng.integers(3, size=len(truth.ids))), metric="accuracy")
+    tuned = [row for row in learned.table if row.candidate not in ("mean", "logit")]
+    assert np.mean([row.in_sample for row in tuned]) > 0.37
+    assert np.mean([row.nested for row in tuned]) == pytest.approx(1 / 3, abs=0.04)
+
+
+@pytest.mark.parametrize("metric", ["nll", "accuracy"])
+def test_the_mean_is_kept_where_nothing_is_better(metric: str) -> None:
+    """Of members that all know the very distribution the truth was drawn from, the mean is kept."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(PEOPLE * IMAGES, 3)).astype(np.float32) * 2
+    classes = (rng.random((len(logits), 1)) > softmax(logits, axis=-1).cumsum(axis=1)).sum(axis=1).clip(max=2)
+    members = [make_member(name, logits) for name in "abc"]
+    truth = Truth(members[0].ids, classes, tuple(f"p{i % PEOPLE}" for i in range(len(logits))), members[0].labels)
+    learned = learn(members, truth, metric=metric)
+    assert learned.method == "mean"
+    assert learned.why.startswith("The mean of probabilities is kept: no candidate's gain exceeds its standard error")
+
+
+def test_auto_adopts_a_gain_only_beyond_one_standard_error() -> None:
+    """The choice is the largest gain less one error if that is above 0, else the mean; both occur."""
+    chosen = set()
+    for seed in range(4):
+        members, truth = contest(seed=seed, members=2, quality=0.5 * seed)
+        learned = learn(members, truth, repeats=1)
+        best = max(learned.table, key=lambda row: row.gain - row.error)
+        adopted = best.candidate if best.gain > best.error else "mean"
+        assert learned.method == adopted
+        chosen.add(adopted == "mean")
+    assert chosen == {True, False}
+
+
+def test_no_order_changes_a_bit() -> None:
+    """Members, their rows and the truth's rows in any order give the same table, weights and bias."""
+    members, truth = contest()
+    rng = np.random.default_rng(1)
+    rows = rng.permutation(len(truth.ids))
+    assert truth.persons is not None
+    turned = Truth(
+        tuple(truth.ids[row] for row in rows),
+        truth.classes[rows],
+        tuple(truth.persons[row] for row in rows),
+        truth.labels,
+    )
+    one = learn(members, truth, repeats=1)
+    other = learn([reorder(member, rng.permutation(len(rows))) for member in members[::-1]], turned, repeats=1)
+    assert one.table == other.table
+    assert one.voters == other.voters
+    assert one.fitted.weights.tobytes() == other.fitted.weights.tobytes()
+    assert one.fitted.bias.tobytes() == other.fitted.bias.tobytes()
+
+
+def test_classes_meet_by_name() -> None:
+    """A member whose columns stand in another order of the same names changes nothing."""
+    members, truth = contest()
+    columns = [2, 0, 1]
+    turned = replace(
+        members[1],
+        logits={view: values[:, columns] for view, values in members[1].logits.items()},
+        labels=LabelSpace.flat([truth.labels.names[c] for c in columns]),
+    )
+    one, other = learn(members, truth, method="pool"), learn([members[0], turned, *members[2:]], truth, method="pool")
+    assert one.table == other.table
+
+
+def test_a_named_method_is_taken_and_compared_with_the_mean() -> None:
+    """Whatever its gain, a named method is the result, and the table holds it and the mean alone."""
+    members, truth = contest(quality=0)
+    learned = learn(members, truth, method="greedy", repeats=1)
+    assert learned.method == "greedy"
+    assert [row.candidate for row in learned.table] == ["mean", "greedy"]
+    assert learned.why.startswith("greedy was asked for")
+    assert [row.candidate for row in learn(members, truth, method="mean", repeats=1).table] == ["mean"]
+
+
+def test_the_fitted_candidate_answers_as_the_table_says() -> None:
+    """Applied to the images it was fitted to, the result reaches the in-sample score of its row."""
+    members, truth = contest()
+    for method in ("linear", "calibrated+f1", "pool+tau"):
+        learned = learn(members, truth, method=method, repeats=1)
+        log_p = np.stack(
+            [log_softmax(m.logits[voter.view]) for voter in learned.voters for m in members if m.member == voter.member]
+        )
+        answers = learned.fitted.decide(learned.fitted.apply(log_p))
+        assert f1_score(truth.classes, answers, average="macro") == pytest.approx(learned.table[1].in_sample, rel=1e-12)
+
+
+def test_fitted_pools_are_their_formula() -> None:
+    """A fitted pool is the softmax of sharpness times the logarithm of the mean, arithmetic or geometric, plus bias."""
+    members, truth = contest()
+    log_p = np.stack([log_softmax(values) for member in members for values in member.logits.values()])
+    for method, mean in (("calibrated", np.log(np.exp(log_p).mean(axis=0))), ("pool", None)):
+        fitted = learn(members, truth, method=method, repeats=1).fitted
+        pooled = np.tensordot(fitted.weights, log_p, axes=1) if mean is None else mean
+        assert fitted.weights.sum() == pytest.approx(1, rel=1e-12)
+        expected = softmax(fitted.sharpness * pooled + fitted.bias, axis=-1)
+        np.testing.assert_allclose(np.exp(fitted.apply(log_p)), expected, rtol=1e-9)
+
+
+def test_a_member_without_weight_is_explained() -> None:
+    """A member that speaks against the truth gets no weight, and the sentence names it and says why."""
+    members, truth = contest()
+    lies = -3 * np.eye(3)[truth.classes] + np.random.default_rng(0).normal(size=(len(truth.ids), 3))
+    learned = learn([*members, make_member("liar", lies, labels=truth.labels)], truth, method="log-linear", repeats=1)
+    assert row_of(learned, "log-linear").weights["liar/identity"] == 0
+    assert "liar has no weight, as beside the others any weight would lower the likelihood." in learned.why
+
+
+def test_the_table_is_for_people() -> None:
+    """The rendered table has a line for every candidate, marks the chosen one, and ends with the reason."""
+    members, truth = contest()
+    learned = learn(members, truth, repeats=1)
+    lines = learned.render().splitlines()
+    assert lines[0] == "240 images of 60 persons; 5 folds, 1 times; 95 % intervals, gains ± one standard error"
+    assert [line.lstrip("* ").split()[0] for line in lines[2:-3]] == list(
+        candidates_for(parse_measure("macro-f1", truth.labels), truth.labels)
+    )
+    assert [line.split()[1] for line in lines if line.startswith("*")] == [learned.method]
+    assert lines[-2] == learned.why
+    assert lines[-1].startswith("view hflip: macro F1 ")
+    assert [row["candidate"] for row in learned.table_as_dicts()] == list(
+        candidates_for(parse_measure("macro-f1", truth.labels), truth.labels)
+    )
+
+
+def test_a_truth_without_persons_is_said_aloud() -> None:
+    """Without persons the images are split one by one, with a warning."""
+    members, truth = contest()
+    heard = Recorder()
+    learned = learn(members, replace(truth, persons=None), method="linear", repeats=1, listener=heard)
+    assert learned.persons is None
+    assert [notice.code for notice in heard.notices] == ["W523"]
+
+
+def test_fault_85_small_classes_are_said_aloud() -> None:
+    """Classes with fewer than 30 images, and with none, are named; a class with none keeps its bias at 0."""
+    members, truth = contest(classes=4)
+    classes = np.where(truth.classes == 3, 2, truth.classes)
+    classes[np.flatnonzero(classes == 0)[7:]] = 1
+    heard = Recorder()
+    learned = learn(members, replace(truth, classes=classes), method="pool", repeats=1, listener=heard)
+    assert [(notice.code, notice.message) for notice in heard.notices] == [
+        ("I524", "fewer than 30 images, so their bias is held back: 0 (7)"),
+        ("I524", "no image, so their bias stays 0: 3"),
+    ]
+    assert learned.fitted.bias[3] == 0
+    assert (learned.fitted.bias[:3] != 0).all()
+
+
+def test_a_class_with_fewer_images_than_folds_is_no_obstacle() -> None:
+    """Two images of a class, and all of one person, can be learned from without a warning."""
+    members, truth = contest()
+    classes = np.where(truth.classes == 0, 1, truth.classes)
+    classes[:2] = 0
+    assert learn(members, replace(truth, classes=classes), method="pool+f1", repeats=1).method == "pool+f1"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Unknown methods and metrics, other images or classes, NaN, doubles and too few people have their codes."""
+    members, truth = contest()
+    assert code_of(lambda: learn(members, truth, method="magic"))[0] == "E204"
+    assert "none of auto, mean" in code_of(lambda: learn(members, truth, method="magic"))[1]
+    assert code_of(lambda: learn(members, truth, method="pool+f1", metric="nll"))[0] == "E204"
+    assert code_of(lambda: learn(members, truth, metric="magic"))[0] == "E204"
+    assert code_of(lambda: learn([reorder(members[0], range(9))], truth))[0] == "E330"
+    assert code_of(lambda: learn([replace(members[0], labels=LabelSpace.flat(["x", "y", "z"]))], truth))[0] == "E501"
+    broken = {view: np.where(np.eye(240, 3) > 0, np.nan, values) for view, values in members[0].logits.items()}
+    assert code_of(lambda: learn([replace(members[0], logits=broken)], truth))[0] == "E505"
+    assert code_of(lambda: learn([members[0], members[0]], truth))[0] == "E515"
+    few = replace(truth, persons=tuple(f"p{i % 4}" for i in range(240)))
+    assert code_of(lambda: learn(members, few)) == (
+        "E525",
+        "learning needs persons to fit to and others to judge by, at least 5; got 4",
+    )
+
+
+def test_learning_takes_one_thread_of_linear_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: what is learned does not depend on it. Afterwards there are as many as before."""
+    members, truth = contest()
+    seen: set[int] = set()
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        seen.update(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return fit_candidates(*arguments, **options)
+
+    monkeypatch.setattr(importlib.import_module("ensemble.learn.learn"), "fit_candidates", counting)
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threadpool_info()
+        learn(members, truth, method="linear", repeats=1)
+        assert threadpool_info() == before
+    assert seen == {1}
+
+
+def test_progress_is_told_and_comes_to_an_end() -> None:
+    """Every fold of every repeat is one unit of progress, and the last report is complete."""
+    told: list[tuple[str, int, int]] = []
+
+    class Heard(Recorder):
+        def progress(self, stage: str, done: int, total: int) -> None:
+            told.append((stage, done, total))
+
+    learn(*contest(), method="logit", repeats=2, listener=Heard())
+    assert told == [("learn", done, 10) for done in range(11)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `auto` chose on 540 people, and its gain in points of macro F1 over the mean on 3,000 fresh ones."""
+
+    learned: Learned
+    gain: float
+
+
+@cache
+def outcome(scenario: Scenario, seed: int) -> Outcome:
+    contest = make_contest(scenario, seed=seed)
+    learned = learn(*contest.draw(540, seed=1000 + seed), repeats=1)
+    members, truth = contest.draw(3000, seed=2000 + seed)
+    log_p = np.stack([log_softmax(member.logits["identity"]) for member in members])
+
+    def points(answers: NDArray[np.intp]) -> float:
+        return 100 * float(f1_score(truth.classes, answers, average="macro", labels=range(18), zero_division=0))
+
+    ours = points(learned.fitted.decide(learned.fitted.apply(log_p)))
+    return Outcome(learned, ours - points(np.exp(log_p).mean(axis=0).argmax(axis=1)))
+
+
+@pytest.mark.parametrize(("scenario", "points"), [("A", 6), ("B", 10)])
+def test_on_fresh_people_auto_gains_where_the_mean_is_wrong(scenario: Scenario, points: float) -> None:
+    """Where members follow the frequent classes, `auto` gains 6 points on fresh people, and 10 where some are bad."""
+    assert outcome(scenario, 0).gain > points
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_on_fresh_people_auto_does_no_harm_where_the_mean_is_good(seed: int) -> None:
+    """Where members were trained on balanced classes already, `auto` loses at most 0.3 points on fresh people."""
+    assert outcome("C", seed).gain > -0.3
+
+
+def test_the_table_predicts_the_gain() -> None:
+    """The nested gain of the chosen candidate is within three of its standard errors of the gain on fresh people."""
+    for scenario, seed in (("A", 0), ("B", 0), ("C", 0), ("C", 1)):
+        found = outcome(scenario, seed)
+        row = row_of(found.learned, found.learned.method)
+        assert abs(100 * row.gain - found.gain) < 3 * 100 * row.error
+
+
+def test_a_hundred_members_are_learned_from() -> None:
+    """A hundred members with two views each can be learned from."""
+    members, truth = contest()
+    many = [replace(members[i % 4], member=f"m{i:03d}", group=f"m{i:03d}") for i in range(100)]
+    learned = learn(many, truth, repeats=1)
+    assert len(learned.voters) == 200
+    assert all(sum(row.weights.values()) == pytest.approx(1) for row in learned.table)

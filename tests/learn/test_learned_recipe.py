@@ -1,0 +1,205 @@
+"""From learning to a submission: the recipe does what was learned, through files and on other images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+
+from ensemble.__main__ import run
+from ensemble.blend.blend import blend
+from ensemble.blend.pooling import log_softmax
+from ensemble.blend.recipe import Recipe, make_recipe, render_recipe
+from ensemble.errors import PredictionError
+from ensemble.labels import MASK18
+from ensemble.learn.learn import learn
+from ensemble.learn.learned_recipe import learned_recipe
+from ensemble.predictions.dataset import Part, Predictions, part_path, write_complete, write_part
+from ensemble.predictions.truth import Truth
+from tests.learn.test_learn import contest
+from tests.support import toys
+from tests.support.members import make_member
+from tests.support.simulation import make_contest
+
+METHODS = ["mean", "logit", "linear", "scaled", "log-linear", "greedy", "pool", "calibrated+f1", "pool+tau"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipe_does_what_was_learned(method: str) -> None:
+    """A blend by the recipe, from its file, gives the probabilities and answers of the fitted candidate."""
+    members, truth = contest()
+    learned = learn(members, truth, method=method, repeats=1)
+    recipe = Recipe.from_json(learned_recipe(learned, members).to_json())
+    log_p = learned.fitted.apply(
+        np.stack([log_softmax(m.logits[v.view]) for v in learned.voters for m in members if m.member == v.member])
+    )
+    blended = blend(members, recipe, ids=truth.ids)
+    np.testing.assert_allclose(blended.probabilities, np.exp(log_p), rtol=1e-9, atol=1e-300)
+    assert blended.classes.tolist() == learned.fitted.decide(log_p).tolist()
+    assert recipe.to_json() == learned_recipe(learned, members[::-1]).to_json()
+
+
+def test_the_mean_is_the_plain_recipe() -> None:
+    """A kept mean answers as equal weights do, and is written without sharpness, bias or views of groups."""
+    members, truth = contest()
+    recipe = learned_recipe(learn(members, truth, method="mean", repeats=1), members)
+    plain = blend(members, make_recipe(members)).probabilities
+    np.testing.assert_allclose(blend(members, recipe).probabilities, plain, rtol=1e-12)
+    value = json.loads(recipe.to_json())
+    assert list(value) == ["schema", "pool", "rule", "views", "groups", "labels", "learned"]
+    assert [set(group) for group in value["groups"].values()] == [{"weight", "members"}] * 4
+    assert value["learned"]["why"].startswith("mean was asked for")
+
+
+def test_folds_of_a_learned_group_count_alike() -> None:
+    """Where two folds predict the new images, their mean takes the place of the out-of-fold member."""
+    members, truth = contest()
+    learned = learn(members, truth, method="linear", repeats=1)
+    first, *others = members
+    twins = [replace(first, member=f"a{i}", group="a") for i in range(2)]
+    one = blend(members, learned_recipe(learned, members))
+    two = blend([*twins, *others], learned_recipe(learned, [*twins, *others]))
+    np.testing.assert_allclose(two.probabilities, one.probabilities, rtol=1e-12)
+
+
+def test_a_group_without_weight_needs_no_view_of_the_others() -> None:
+    """A member of no use that was predicted without flips is learned about, and blended with weight 0."""
+    members, truth = contest()
+    liar = make_member("liar", -3 * np.eye(3)[truth.classes], labels=truth.labels)
+    learned = learn([*members, liar], truth, method="log-linear", repeats=1)
+    recipe = learned_recipe(learned, [*members, liar])
+    assert recipe.groups["liar"].weight == 0
+    blended = blend([*members, liar], recipe)
+    noise = replace(liar, logits={"identity": -liar.logits["identity"]})
+    assert blend([*members, noise], recipe).probabilities.tobytes() == blended.probabilities.tobytes()
+
+
+def test_members_must_be_of_the_learned_groups() -> None:
+    """A member that nothing was learned about, and one that is missing, are E517 and named."""
+    members, truth = contest()
+    learned = learn(members, truth, method="mean", repeats=1)
+    with pytest.raises(PredictionError) as caught:
+        learned_recipe(learned, [*members[:3], replace(members[3], member="z", group="z")])
+    assert caught.value.code == "E517"
+    assert "missing among the members: d; never learned about: z" in caught.value.message
+
+
+def test_what_was_learned_is_shown() -> None:
+    """The rendered recipe says sharpness, bias, rule, and each group's own views."""
+    members, truth = contest()
+    lines = render_recipe(learned_recipe(learn(members, truth, method="pool+f1", repeats=1), members)).splitlines()
+    assert lines[0].startswith("pool logit; sharpness ")
+    assert lines[0].endswith("; a bias for each class; rule macro-f1")
+    assert lines[1].split() == ["group", "share", "members", "views"]
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+def write_member(folder: Path, member: Predictions, *, group: str, fold: int | None, rows: NDArray[np.intp]) -> None:
+    """Write some of a member's rows as `ens predict` would."""
+    name = group if fold is None else f"{group}_f{fold}"
+    card = replace(toys.card(name, labels=member.labels), group=group, fold=fold)
+    logits = {view: values[rows] for view, values in member.logits.items()}
+    path = part_path(folder / name, 0)
+    path.parent.mkdir(parents=True)
+    write_part(path, Part(tuple(member.ids[row] for row in rows), logits, "test"), card)
+    write_complete(folder / name, [path], len(rows))
+
+
+def write_truth(path: Path, truth: Truth) -> None:
+    assert truth.persons is not None
+    rows = zip(truth.ids, truth.classes.tolist(), truth.persons, strict=True)
+    path.write_text("ImageID,ans,person\n" + "".join(f"{name},{ans},{person}\n" for name, ans, person in rows))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Out-of-fold predictions of 200 people in two folds, each fold's predictions of 200 others, and both truths."""
+    scenario = make_contest("B", seed=0, members=3)
+    for part, seed in (("oof", 1), ("test", 2)):
+        members, truth = scenario.draw(200, seed=seed)
+        write_truth(tmp_path / f"{part}.csv", truth)
+        every = np.arange(len(truth.ids))
+        for member in members:
+            for fold in range(2):
+                rows = every if part == "test" else every[(every // 7) % 2 == fold]
+                write_member(tmp_path / part, member, group=member.member, fold=fold, rows=rows)
+    return tmp_path
+
+
+def command(files: Path, output: str, *more: str) -> list[str]:
+    return ["blend", f"{files / 'test'}", "-o", f"{files / output}", *more]
+
+
+def learning(files: Path) -> list[str]:
+    return ["--oof", f"{files / 'oof'}", "--truth", f"{files / 'oof.csv'}"]
+
+
+def macro_f1_of(path: Path, truth: Path) -> float:
+    def answers(source: Path) -> Mapping[str, str]:
+        return dict(line.split(",")[:2] for line in source.read_text().splitlines()[1:])
+
+    expected, got = answers(truth), answers(path)
+    assert expected.keys() == got.keys()
+    return float(f1_score(list(expected.values()), [got[name] for name in expected], average="macro"))
+
+
+def test_learning_raises_the_score_and_can_be_applied_again(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From folders to a CSV: what is learned scores 5 points more on other people than the mean, and its recipe alone
+    gives the same bytes and itself.
+    """
+    recipe = f"{files / 'blend.json'}"
+    assert run(command(files, "mean.csv")) == 0
+    capsys.readouterr()
+    assert run(command(files, "one.csv", *learning(files), "--save", recipe)) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1,400 images of 200 persons; 5 folds, 2 times")
+    assert "against the mean of probabilities, more than its standard error" in said
+    assert run(command(files, "two.csv", "--apply", recipe, "--save", f"{files / 'again.json'}")) == 0
+    assert (files / "one.csv").read_bytes() == (files / "two.csv").read_bytes()
+    assert Path(recipe).read_bytes() == (files / "again.json").read_bytes()
+    gain = macro_f1_of(files / "one.csv", files / "test.csv") - macro_f1_of(files / "mean.csv", files / "test.csv")
+    assert gain > 0.05
+
+
+def test_a_method_a_metric_and_a_seed_are_taken(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --method, --metric and --seed the recipe says so, and --json gives it whole."""
+    wanted = ["--method", "linear", "--metric", "accuracy", "--seed", "7", "--json"]
+    assert run(command(files, "x.csv", *learning(files), *wanted)) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    learned = recipe["learned"]
+    assert [learned[key] for key in ("method", "metric", "seed")] == ["linear", "accuracy", 7]
+    assert [row["candidate"] for row in learned["table"]] == ["mean", "linear"]
+    assert recipe["labels"] == MASK18.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--oof", "oof"], "E204"),
+        (["--truth", "oof.csv"], "E204"),
+        (["--method", "mean"], "E204"),
+        (["--seed", "0"], "E204"),
+        (["--oof", "oof", "--truth", "oof.csv", "--pool", "hard"], "E204"),
+        (["--oof", "oof", "--truth", "oof.csv", "--apply", "blend.json"], "E204"),
+        (["--oof", "oof", "--truth", "oof.csv", "--method", "magic"], "E204"),
+        (["--oof", "test", "--truth", "test.csv"], "E511"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    code: str,
+) -> None:
+    """Learning needs both --oof and --truth, excludes weights of one's own, and refuses predictions of all folds."""
+    monkeypatch.chdir(files)
+    assert run(["blend", "test", "-o", "x.csv", *options]) in {2, 5}
+    assert f"error[{code}]" in capsys.readouterr().err
+    assert not (files / "x.csv").exists()

@@ -1,0 +1,98 @@
+"""Out-of-fold predictions: folds joined into one member, and what is not out-of-fold refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ensemble.errors import EnsError
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.truth import Truth
+from tests.support.members import draw_logits, make_member, reorder
+
+LOGITS = {"identity": draw_logits(0), "hflip": draw_logits(1)}
+WHOLE = make_member("r18", LOGITS)
+TRUTH = Truth(WHOLE.ids, np.arange(30) % 4, tuple(f"p{i // 5}" for i in range(30)), WHOLE.labels)
+
+
+def fold(number: int | None, rows: range, *, name: str | None = None) -> Predictions:
+    """Some rows of the whole, as one fold of r18 would predict them."""
+    part = reorder(WHOLE, rows)
+    return replace(part, member=name or f"r18_f{number}", fold=number)
+
+
+FOLDS = [fold(0, range(10)), fold(1, range(10, 15)), fold(2, range(15, 30))]
+
+
+def code_of(action: Callable[[], object]) -> tuple[str, str]:
+    with pytest.raises(EnsError) as caught:
+        action()
+    return caught.value.code, caught.value.message
+
+
+def test_folds_become_the_whole() -> None:
+    """Folds in any order, their rows and classes too, are joined into what one member says about the truth's ids."""
+    columns = [3, 1, 0, 2]
+    turned = replace(
+        reorder(FOLDS[1], [4, 2, 0, 1, 3]),
+        labels=LabelSpace.flat([WHOLE.labels.names[c] for c in columns]),
+    )
+    turned = replace(turned, logits={view: values[:, columns] for view, values in turned.logits.items()})
+    for folds in (FOLDS, [FOLDS[2], turned, FOLDS[0]]):
+        (joined,) = gather_folds(folds, TRUTH)
+        assert (joined.member, joined.group, joined.fold, joined.ids) == ("r18", "r18", None, TRUTH.ids)
+        for view, values in LOGITS.items():
+            np.testing.assert_array_equal(joined.logits[view], values)
+
+
+def test_groups_stay_apart() -> None:
+    """Every group is a member of its own, and one without folds stands for itself."""
+    other = make_member("b3", LOGITS, group="b3")
+    assert [member.member for member in gather_folds([*FOLDS, other], TRUTH)] == ["b3", "r18"]
+
+
+def test_fault_86_predictions_that_are_not_out_of_fold() -> None:
+    """Folds that overlap, that have no number or the same one are E511, with the images or the members named."""
+    overlapping = [FOLDS[0], fold(1, range(8, 15)), FOLDS[2]]
+    assert code_of(lambda: gather_folds(overlapping, TRUTH)) == (
+        "E511",
+        "r18: 2 of 30 images are predicted by more than one of its 3 folds: 008.jpg, 009.jpg",
+    )
+    for number in (None, 0):
+        mixed = [FOLDS[0], fold(number, range(10, 15), name="x"), FOLDS[2]]
+        code, message = code_of(lambda mixed=mixed: gather_folds(mixed, TRUTH))  # type: ignore[misc]
+        assert code == "E511"
+        assert message.startswith("r18: its members need a fold each, all different; got r18_f0 0, r18_f2 2, x ")
+
+
+def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
+    """Where the card's hash is that of other images, a fold's predictions are E511, even those of a single fold."""
+    held_out = hashlib.sha256("\0".join(sorted(FOLDS[1].ids)).encode()).hexdigest()
+    known = replace(reorder(FOLDS[1], [4, 2, 0, 1, 3]), holdout_sha256=held_out)
+    assert len(gather_folds([FOLDS[0], known, FOLDS[2]], TRUTH)) == 1
+    other = [fold(0, range(9)), replace(fold(1, range(9, 15)), holdout_sha256=held_out), FOLDS[2]]
+    for members in (other, [replace(WHOLE, holdout_sha256=held_out)]):
+        code, message = code_of(lambda members=members: gather_folds(members, TRUTH))  # type: ignore[misc]
+        assert (code, "held out" in message) == ("E511", True)
+
+
+def test_fault_87_a_person_in_two_holdouts() -> None:
+    """A person on images of two holdouts is E512 with the name; where persons are not known nothing can be said."""
+    split = [fold(0, range(7)), fold(1, range(7, 15)), FOLDS[2]]
+    assert code_of(lambda: gather_folds(split, TRUTH)) == ("E512", "r18: 1 of 6 persons are in several holdouts: p1")
+    assert len(gather_folds(split, replace(TRUTH, persons=None))) == 1
+
+
+def test_every_image_of_the_truth_is_needed() -> None:
+    """A group that lacks a fold, or predicts images that the truth does not know, is E330; a lost view is E516."""
+    assert code_of(lambda: gather_folds(FOLDS[:2], TRUTH))[0] == "E330"
+    fewer = Truth(TRUTH.ids[:15], TRUTH.classes[:15], None, TRUTH.labels)
+    assert code_of(lambda: gather_folds(FOLDS, fewer))[0] == "E330"
+    flat = replace(FOLDS[1], logits={"identity": FOLDS[1].logits["identity"]})
+    assert code_of(lambda: gather_folds([FOLDS[0], flat, FOLDS[2]], TRUTH))[0] == "E516"

@@ -1,0 +1,83 @@
+"""How a network runs is measured, and what cannot be used is left out in the open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.errors import DeviceError
+from ensemble.events import Recorder
+from ensemble.runtime.autotune import Logits, Tuned, tune, tune_once, ways
+
+BASE = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+EXPECTED = np.array([[3.0, -4.0]], dtype=np.float32)
+Measure = Callable[[Mapping[str, str]], tuple[float, Logits]]
+
+
+def clock(**seconds: float) -> Measure:
+    """A way takes the product of the seconds of the options that are on."""
+
+    def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
+        spent = 1.0
+        for value, factor in seconds.items():
+            spent *= factor if value in {*options.values(), *(name for name, on in options.items() if on == "1")} else 1
+        return spent, EXPECTED
+
+    return measure
+
+
+def test_what_is_faster_is_kept_and_the_rest_is_not() -> None:
+    """Each way is tried on top of the best so far; a way that is slower, or faster by a hair, is not taken."""
+    measure = clock(EXHAUSTIVE=0.8, prefer_nhwc=0.99, enable_cuda_graph=1.2)
+    tuned = tune(BASE, ways(fp16=True, several=False), measure, member="a", listener=Recorder())
+    assert tuned.options == {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    assert list(tuned.seconds) == ["plain", "cuDNN's exhaustive search", "channels last", "CUDA graphs"]
+    assert "800.00 ms" in tuned.render()
+
+
+def test_float32_does_not_try_channels_last_and_several_gpus_search_nothing() -> None:
+    """Channels last is for half precision; a search on each GPU could find other algorithms, and other bits."""
+    assert list(ways(fp16=False, several=False)) == ["cuDNN's exhaustive search", "CUDA graphs"]
+    assert list(ways(fp16=True, several=True)) == ["channels last"]
+    assert not ways(fp16=False, several=True)
+
+
+def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:
+    """W609 names the way and the cause, and what is left runs on."""
+
+    def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
+        if options.get("enable_cuda_graph"):
+            raise DeviceError("E605", "nodes outside the graph")
+        return 0.1 if options.get("prefer_nhwc") else 1.0, EXPECTED + ("prefer_nhwc" in options)
+
+    recorder = Recorder()
+    tuned = tune(BASE, ways(fp16=True, several=False), measure, member="a", listener=recorder)
+    assert tuned.options == BASE
+    assert [notice.code for notice in recorder.notices] == ["W609", "W609"]
+    assert "channels last: its logits are off by 1" in recorder.notices[0].message
+    assert "CUDA graphs: nodes outside the graph" in recorder.notices[1].message
+    assert "CUDA graphs unusable: nodes outside the graph" in tuned.render()
+
+
+def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
+    """What the plain way raises is not swallowed."""
+
+    def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
+        raise DeviceError("E602", "full")
+
+    with pytest.raises(DeviceError, match="E602"):
+        tune(BASE, {}, measure, member="a", listener=Recorder())
+
+
+def test_what_was_found_is_kept(tmp_path: Path) -> None:
+    """The second run takes what the first one found; a damaged file is found again, and mended."""
+    path = tmp_path / "tuning" / "key.json"
+    first = Tuned({"prefer_nhwc": "1"}, {"plain": 1.0}, {"CUDA graphs": "why"})
+    assert tune_once(path, lambda: first) == first
+    assert tune_once(path, lambda: Tuned({}, {}, {})) == first
+    path.write_text("{")
+    assert tune_once(path, lambda: Tuned({}, {}, {})) == Tuned({}, {}, {})
+    assert tune_once(path, lambda: first) == Tuned({}, {}, {})

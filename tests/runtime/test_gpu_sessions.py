@@ -1,0 +1,322 @@
+"""Models with one shape on GPUs: the answers are those of the plain model, and what did not fit is said."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble.errors import DeviceError
+from ensemble.events import Recorder
+from ensemble.images.decode import Pixels
+from ensemble.images.views import parse_views
+from ensemble.predict.predict import predict
+from ensemble.predictions.dataset import read_predictions
+from ensemble.runtime import gpu_sessions, io_binding
+from ensemble.runtime.autotune import Tuned
+from ensemble.runtime.device import CPU, Device
+from ensemble.runtime.gpu_sessions import halving, inputs_of, start_resident
+from ensemble.runtime.io_binding import Bound, Lane, OneShape
+from ensemble.runtime.model_file import ModelFile, read_model
+from ensemble.runtime.providers import try_device
+from ensemble.runtime.session import Session, open_session
+from tests.support import toys
+from tests.support.gpus import FakeGpus, fake_gpus
+
+VIEWS = parse_views("hflip,scale:1.25")
+TTA = parse_views("hflip")
+CUDA = Device("cuda")
+NAMES = [f"{i:02d}.jpg" for i in range(23)]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpus]:
+    with fake_gpus(monkeypatch, tmp_path) as fake:
+        yield fake
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, ModelFile]:
+    paths = [toys.write_model(tmp_path / "m", toys.card(name), seed=seed) for seed, name in enumerate("abc")]
+    return {path.stem: read_model(path) for path in paths}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    toys.write_pictures(tmp_path / "images", NAMES)
+    return tmp_path / "images"
+
+
+def pixels(count: int) -> Pixels:
+    return np.stack([toys.picture(seed, size=(16, 12)) for seed in range(count)])
+
+
+def look(session: Session, batch: Pixels, views: Any = VIEWS) -> dict[str, Any]:
+    """All views of a batch by one lane."""
+    lane = Lane(session.device.each[0])
+    lane.hold(session.card.preprocess, inputs_of({session.card.preprocess: batch}, views)[session.card.preprocess])
+    answers = session.look(lane)
+    lane.close()
+    return answers
+
+
+def codes(recorder: Recorder) -> list[str]:
+    """What was noticed, but for the figures of each model against the CPU."""
+    return [notice.code for notice in recorder.notices if notice.code != "I606"]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 11])
+def test_a_batch_of_any_size_gives_the_logits_of_its_images(models: dict[str, ModelFile], count: int) -> None:
+    """What fills the last piece up does not come out: each row is that of the plain model, for each view."""
+    session = start_resident(models, device=CPU, rows=4, views=TTA)["a"]
+    plain = open_session(models["a"].path)
+    batch = pixels(count)
+    for name, logits in look(session, batch, TTA).items():
+        expected = plain.run(next(view for view in TTA if view.name == name).apply(batch))
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_copy_serves_all_models_of_a_preprocessing(models: dict[str, ModelFile]) -> None:
+    """Three models look at one loaded lane, and each gives its own logits."""
+    sessions = start_resident(models, device=CPU, rows=4, views=VIEWS)
+    batch, lane = pixels(3), Lane(CPU)
+    card = sessions["a"].card
+    lane.load(card.preprocess, inputs_of({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
+    for name, session in sessions.items():
+        answers = session.look(lane)
+        assert list(answers) == ["identity", "hflip", "scale:1.25"]
+        for view in VIEWS:
+            expected = open_session(models[name].path).run(view.apply(batch))
+            np.testing.assert_allclose(answers[view.name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_asking_about_images_of_the_host_pads_and_cuts(models: dict[str, ModelFile]) -> None:
+    """`run` gives as many rows as it was given, below and above the one shape."""
+    session = start_resident(models, device=CPU, rows=4)["b"]
+    plain = open_session(models["b"].path)
+    for count in (1, 4, 9):
+        np.testing.assert_allclose(session.run(pixels(count)), plain.run(pixels(count)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shape_shrinks_once_for_all() -> None:
+    """Two threads that fail at the same size halve it once, and it never goes below one."""
+    shape = OneShape(5)
+    assert (shape.halve(5), shape.rows) == (True, 2)
+    assert (shape.halve(5), shape.rows) == (False, 2)
+    assert (shape.halve(2), shape.rows) == (True, 1)
+    assert (shape.halve(1), shape.rows) == (False, 1)
+
+
+def test_more_views_make_smaller_batches(models: dict[str, ModelFile]) -> None:
+    """A network sees at most twice the batch at once, so eight views of 16 images become pieces of 4."""
+    views = parse_views("hflip,vflip,shift:1,scale:1.1")
+    session = start_resident(models, device=CPU, rows=16, views=views)["a"]
+    assert session.decisions["rows"] == "4"
+    assert session.decisions["views on the host"] == "scale:1.1"
+
+
+def test_fault_62_a_device_that_is_full_while_running_halves_the_one_shape(
+    models: dict[str, ModelFile], gpus: FakeGpus
+) -> None:
+    """Out of memory makes all models run with half the rows, says so once, and changes no answer."""
+    sessions = start_resident(models, device=CUDA, rows=8, views=TTA)
+    gpus.rows, recorder = 2, Recorder()
+    batch = pixels(7)
+    for name, session in sessions.items():
+        answers = halving(session, partial(look, session, batch, TTA), recorder)
+        np.testing.assert_allclose(
+            answers["identity"], open_session(models[name].path).run(batch), rtol=1e-5, atol=1e-6
+        )
+    assert codes(recorder) == ["W602", "W602"]
+    assert "going on with 2" in recorder.notices[-1].message
+
+
+def test_fault_62_a_model_for_fewer_rows_needs_no_memory_beside_the_one_before(
+    models: dict[str, ModelFile], gpus: FakeGpus
+) -> None:
+    """With memory for a single network, it is built again for fewer rows, though its lane is in use."""
+    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    gpus.models, lane, card = 1, Lane(CUDA), session.card
+    lane.hold(card.preprocess, inputs_of({card.preprocess: pixels(7)}, TTA)[card.preprocess])
+    session.look(lane)
+    gpus.rows, recorder = 4, Recorder()
+    halving(session, partial(session.look, lane), recorder)
+    assert codes(recorder) == ["W602"]
+    assert gpus.alive == 1
+    lane.close()
+
+
+def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a lane drops for a smaller shape is unlocked behind the lock that a CUDA graph is captured behind."""
+    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    free: list[bool] = []
+    with ThreadPoolExecutor(1) as other:
+        monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: True)
+        monkeypatch.setattr(
+            io_binding,
+            "unlock_pages",
+            lambda _: free.append(other.submit(io_binding._QUIET.acquire, blocking=False).result()),
+        )
+        lane = Lane(CUDA)
+        for rows in (8, 4):
+            lane.load(session.card.preprocess, {"image": pixels(2)}, rows=rows)
+        lane.close()
+    assert free == [False, False]
+
+
+@pytest.mark.parametrize("device", [CUDA, Device("cuda", 0, others=(1,)), Device("tensorrt")], ids=str)
+def test_a_gpu_that_answers_otherwise_is_found_out(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    """Every model is compared on every GPU when it starts; rows that changed places are E606."""
+    recorder = Recorder()
+    start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS, listener=recorder)
+    figures = [notice.message for notice in recorder.notices if notice.code == "I606"]
+    assert [text.split(" against ")[0] for text in figures] == [f"a on {one}" for one in device.each]
+    run = Bound.run
+    monkeypatch.setattr(Bound, "run", lambda self, inputs: run(self, inputs)[::-1])
+    with pytest.raises(DeviceError, match=f"E606.*a on {device.each[0]} differs"):
+        start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS)
+
+
+def test_fault_62_not_even_one_image_fits(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """When the memory is too small for a batch of one, starting is E602 after a notice for each halving."""
+    gpus.rows, recorder = 0, Recorder()
+    with pytest.raises(DeviceError, match="E602"):
+        start_resident(models, device=CUDA, rows=4, views=TTA, listener=recorder)
+    assert codes(recorder) == ["W602", "W602"]
+
+
+def test_models_that_do_not_fit_together_run_in_turn(
+    models: dict[str, ModelFile], images: Path, tmp_path: Path, gpus: FakeGpus
+) -> None:
+    """With memory for two of three models, the third runs afterwards, W608 says so, and the parts are the same."""
+    paths = [model.path for model in models.values()]
+    done = predict(paths, images, tmp_path / "whole", views=TTA, device="cuda", batch=4)
+    assert list(done.seconds) == ["read", "decode", "resize", "copy", "forward", "write", "wall"]
+    assert done.seconds["copy"] > 0
+    gc.collect()
+    assert gpus.alive == 0
+    gpus.models, recorder = 2, Recorder()
+    predict(paths, images, tmp_path / "turns", views=TTA, device="cuda", batch=4, listener=recorder)
+    assert codes(recorder) == ["W608"]
+    for name in models:
+        parts = [(tmp_path / run / name / "part-00000.parquet").read_bytes() for run in ("whole", "turns")]
+        assert parts[0] == parts[1]
+
+
+def test_two_gpus_give_the_bytes_of_one(
+    models: dict[str, ModelFile], images: Path, tmp_path: Path, gpus: FakeGpus
+) -> None:
+    """The batches go to both devices, and the folders are the same; the CPU's logits are the same but for rounding."""
+    paths = [model.path for model in models.values()]
+    for run, where in (("one", "cuda:0"), ("two", "cuda:1,0")):
+        predict(paths, images, tmp_path / run, views=VIEWS, device=where, batch=4, workers=2)
+    assert {device.index for device, _ in gpus.started} == {0, 1}
+    predict(paths, images, tmp_path / "cpu", views=VIEWS, device="cpu", workers=1)
+    for name in models:
+        one, two = (tmp_path / where / name for where in ("one", "two"))
+        assert (one / "part-00000.parquet").read_bytes() == (two / "part-00000.parquet").read_bytes()
+        ours, cpus = read_predictions(one), read_predictions(tmp_path / "cpu" / name)
+        for view in VIEWS:
+            np.testing.assert_allclose(ours.logits[view.name], cpus.logits[view.name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_decided_is_in_the_record(
+    models: dict[str, ModelFile], images: Path, tmp_path: Path, gpus: FakeGpus
+) -> None:
+    """_run.json says what was measured, what was chosen, where the views were cut and that no memory is page-locked."""
+    gpus.broken = frozenset({"EXHAUSTIVE"})
+    recorder = Recorder()
+    predict([models["a"].path], images, tmp_path / "out", views=VIEWS, device="cuda", batch=4, listener=recorder)
+    record = json.loads((tmp_path / "out" / "a" / "_run.json").read_text())
+    decisions = record["decisions"]
+    assert decisions["use_tf32"] == "0"
+    assert decisions["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert decisions["tried"].startswith("plain ")
+    assert (decisions["views on the device"], decisions["views on the host"]) == ("identity, hflip", "scale:1.25")
+    assert (decisions["host memory"], decisions["rows"]) == ("pageable", "2")
+    assert codes(recorder) == ["W609"]
+    assert [notice["code"] for notice in record["notices"]] == ["W609", "I606"]
+
+
+def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """E608 names the layers that a GPU would not take; a cast on the CPU is told in the record and no error."""
+    gpus.refused = frozenset({"MatMul", "Cast"})
+    with pytest.raises(DeviceError, match=r"E608.*cuda:0 was requested, but MatMul of a would run elsewhere"):
+        start_resident(models, device=CUDA, rows=4, views=TTA)
+    gpus.refused = frozenset({"Cast"})
+    nodes = start_resident(models, device=CUDA, rows=4, views=TTA)["a"].decisions["nodes"]
+    assert nodes.startswith("C")
+    assert "CPU" in nodes
+    assert nodes.endswith("(Cast)")
+
+
+def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """Three folds of one network try the ways once: the other two start with what the first one found."""
+    start_resident(models, device=CUDA, rows=4, views=TTA)
+    first = len(gpus.started)
+    assert first == 3 + len(models)  # plain, two ways for float32, and the three models
+    other = read_model(toys.write_model(models["a"].path.parent, replace(toys.card("d"), arch="other")))
+    start_resident({"d": other}, device=CUDA, rows=4, views=TTA)
+    assert len(gpus.started) == first + 4
+
+
+def test_tensorrt_gets_the_fused_graph_and_a_notice(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """A model for TensorRT has the one shape in its profile, all views inside, and its build is announced."""
+    recorder = Recorder()
+    device = Device("tensorrt")
+    session = start_resident({"a": models["a"]}, device=device, rows=4, views=TTA, listener=recorder)["a"]
+    assert gpus.started[-1][1]["trt_profile_opt_shapes"] == "image:4x16x12x3"
+    assert session.decisions["trt_profile_opt_shapes"] == "image:4x16x12x3"
+    assert set(look(session, pixels(3), TTA)) == {"identity", "hflip"}
+    assert codes(recorder) == ["I608", "I608"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_a_real_gpu_gives_the_cpus_logits(models: dict[str, ModelFile], kind: Any) -> None:
+    """On a machine with a GPU, all views of a padded batch are those of the CPU."""
+    try_device.cache_clear()
+    device = Device(kind)
+    start = try_device(device)
+    if not start.works:
+        pytest.skip(f"no {kind} device here: {start.cause}")
+    sessions = start_resident(models, device=device, rows=4, views=VIEWS)
+    for name, session in sessions.items():
+        for view in VIEWS:
+            expected = open_session(models[name].path).run(view.apply(pixels(7)))
+            np.testing.assert_allclose(look(session, pixels(7))[view.name], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", ["0", "1"])
+def test_a_real_gpu_never_answers_for_the_batch_before(
+    models: dict[str, ModelFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: str
+) -> None:
+    """Hundreds of small batches, no two alike, through two lanes and with CUDA graphs: each has the CPU's logits."""
+    try_device.cache_clear()
+    start = try_device(CUDA)
+    if not start.works:
+        pytest.skip(f"no cuda device here: {start.cause}")
+    options = {"use_tf32": "0", "enable_cuda_graph": graphs}
+    monkeypatch.setattr(gpu_sessions, "tune_once", lambda *_: Tuned(options, {}, {}))
+    names = [f"{i:03d}.jpg" for i in range(400)]
+    toys.write_pictures(tmp_path / "many", names)
+    for device in ("cuda", "cpu"):
+        paths = [model.path for model in models.values()]
+        predict(paths, tmp_path / "many", tmp_path / device, views=VIEWS, device=device, batch=2, workers=4)
+    for name in models:
+        ours, cpus = (read_predictions(tmp_path / device / name) for device in ("cuda", "cpu"))
+        for view in VIEWS:
+            np.testing.assert_allclose(ours.logits[view.name], cpus.logits[view.name], rtol=1e-3, atol=1e-3)

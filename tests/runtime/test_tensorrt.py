@@ -1,0 +1,80 @@
+"""TensorRT's engines are never mixed up, and building one is announced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ensemble.errors import DeviceError
+from ensemble.events import Recorder
+from ensemble.images.views import parse_views
+from ensemble.runtime import tensorrt
+from ensemble.runtime.cuda import Gpu
+from ensemble.runtime.device import Device
+from ensemble.runtime.tensorrt import building, engine_options
+from tests.support import toys
+
+DEVICE = Device("tensorrt")
+SQUARE = toys.card(size=(16, 16))
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tensorrt, "describe_gpu", lambda _: Gpu("NVIDIA H100 80GB HBM3", "9.0"))
+
+
+def folder_of(**other: object) -> str:
+    given = {"card": SQUARE, "sha256": "0" * 64, "device": DEVICE, "rows": 8, "views": parse_views("hflip")} | other
+    card, sha256, device = (given.pop(name) for name in ("card", "sha256", "device"))
+    return engine_options(card, sha256, device, **given)["trt_engine_cache_path"]  # type: ignore[arg-type]
+
+
+def test_an_engine_has_one_shape() -> None:
+    """The profile's smallest, usual and largest batch are the one that runs, for both inputs."""
+    options = engine_options(SQUARE, "0" * 64, DEVICE, rows=8, views=parse_views("hflip,scale:1.1,scale:1.2"))
+    shapes = {options[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")}
+    assert shapes == {"image:8x16x16x3,ens.views_made:8x2x16x16x3"}
+    plain = engine_options(SQUARE, "0" * 64, DEVICE, rows=8, views=parse_views("hflip"))
+    assert plain["trt_profile_max_shapes"] == "image:8x16x16x3"
+
+
+def test_half_precision_follows_the_card() -> None:
+    """A float32 model is not computed in half precision because the GPU could."""
+    assert engine_options(SQUARE, "0" * 64, DEVICE)["trt_fp16_enable"] == "0"
+    assert engine_options(replace(SQUARE, precision="fp16"), "0" * 64, DEVICE)["trt_fp16_enable"] == "1"
+
+
+def test_int8_is_not_for_tensorrt() -> None:
+    """A model of integers with a zero point is E608 before an engine is built."""
+    with pytest.raises(DeviceError, match=r"E608.*tensorrt:0"):
+        engine_options(replace(SQUARE, precision="int8"), "0" * 64, DEVICE)
+
+
+def test_engines_of_other_models_views_shapes_gpus_and_versions_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them changes the folder; the same again does not."""
+    monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: "10.9.0")
+    folders = [folder_of(), folder_of(sha256="1" * 64), folder_of(views=parse_views("vflip")), folder_of(rows=4)]
+    assert "NVIDIA-H100-80GB-HBM3" in folders[0]
+    assert "trt10.9.0-ort" in folders[0]
+    assert folder_of() == folders[0]
+    monkeypatch.setattr(tensorrt, "tensorrt_version", lambda: "10.10.0")
+    folders.append(folder_of())
+    monkeypatch.setattr(tensorrt, "describe_gpu", lambda _: Gpu("NVIDIA A100", "8.0"))
+    folders.append(folder_of())
+    assert len(set(folders)) == len(folders)
+
+
+def test_a_build_is_announced_and_a_kept_engine_is_not(tmp_path: Path) -> None:
+    """Without an engine in the folder there are two notices, before and after; with one there is none."""
+    options = {"trt_engine_cache_path": str(tmp_path / "engines")}
+    recorder = Recorder()
+    with building(options, "r18", recorder):
+        assert [notice.code for notice in recorder.notices] == ["I608"]
+        (tmp_path / "engines" / "graph_0.engine").touch()
+    assert "r18 took" in recorder.notices[1].message
+    with building(options, "r18", recorder), building({}, "r18", recorder):
+        pass
+    assert len(recorder.notices) == 2

@@ -1,0 +1,197 @@
+"""The submission check: every fault, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.errors import FileError, PredictionError
+from ensemble.labels import MASK18
+from ensemble.submission.format import SubmissionFormat
+from ensemble.submission.lint import MEANING, Fault, check_submission, read_submission, render_faults
+
+FORM = SubmissionFormat(("a", "b", "c", "d"))
+GOOD = "ImageID,ans\na,0\nb,17\nc,3\nd,3\n"
+
+
+def faults_of(
+    path: Path, text: str | bytes, like: SubmissionFormat | None = FORM
+) -> dict[str, tuple[int, tuple[str, ...]]]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return {fault.what: (fault.count, fault.examples) for fault in check_submission(path, like, MASK18)}
+
+
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace("\n", "\r\n"), GOOD.rstrip("\n")])
+def test_a_good_submission_has_no_faults(tmp_path: Path, text: str) -> None:
+    """Either kind of line end will do, and the last one may be missing."""
+    assert faults_of(tmp_path / "s.csv", text) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "count", "example"),
+    [
+        (GOOD.replace("d,3\n", ""), "missing", 1, "d"),
+        (GOOD + "e,1\n", "extra", 1, "line 6: 'e'"),
+        (GOOD + "a,1\n", "duplicate", 1, "lines 2 and 6: a"),
+        (GOOD.replace("a,0\nb,17", "b,17\na,0"), "order", 2, "line 2: b, where the sample has a"),
+        (GOOD.replace("ImageID", "image_id"), "header", 1, "line 1: 'image_id,ans' instead of 'ImageID,ans'"),
+        (GOOD.replace("ImageID,ans\n", ""), "header", 1, "line 1: 'a,0' instead of 'ImageID,ans'"),
+        (GOOD.replace("c,3", "c,3,3"), "cells", 1, "line 4: 3 instead of 2"),
+        (GOOD.replace("c,3\n", "\nc,3\n"), "blank", 1, "line 4"),
+        (GOOD.replace("c,3", "c,3.0"), "float", 1, "line 4: '3.0'"),
+        (GOOD.replace("c,3", "c,3e0"), "float", 1, "line 4: '3e0'"),
+        (GOOD.replace("c,3", "c,03"), "float", 1, "line 4: '03'"),
+        (GOOD.replace("c,3", "c,３"), "float", 1, "line 4: '３'"),
+        (GOOD.replace("c,3", "c,"), "empty", 1, "line 4: ''"),
+        (GOOD.replace("c,3", "c,NaN"), "nan", 1, "line 4: 'NaN'"),
+        (GOOD.replace("c,3", "c,None"), "nan", 1, "line 4: 'None'"),
+        (GOOD.replace("c,3", "c,-inf"), "nan", 1, "line 4: '-inf'"),
+        (GOOD.replace("c,3", "c,worn"), "text", 1, "line 4: 'worn'"),
+        (GOOD.replace("c,3", "c,18"), "range", 1, "line 4: '18'"),
+        (GOOD.replace("c,3", "c,-1"), "range", 1, "line 4: '-1'"),
+        (GOOD.replace("c,3", f"c,{'9' * 5000}"), "range", 1, f"line 4: '{'9' * 5000}'"),
+        (GOOD.replace("c,3", "c,3 "), "spaces", 1, "line 4: '3 '"),
+        (GOOD.replace("c,3", " c,3"), "spaces", 1, "line 4: ' c'"),
+        ("\ufeff" + GOOD, "bom", 1, "line 1"),
+        (GOOD.replace("c,3\n", "c,3\r\n"), "line-ends", 1, "1 CRLF, 4 LF"),
+        (GOOD.replace("\n", "\r"), "line-ends", 1, "5 CR"),
+    ],
+)
+def test_fault_88_each_fault_by_itself(tmp_path: Path, text: str, what: str, count: int, example: str) -> None:
+    """One change to a good file is one kind of fault, with its line and nothing else."""
+    found = faults_of(tmp_path / "s.csv", text)
+    assert list(found) == [what]
+    assert (found[what][0], found[what][1][0]) == (count, example)
+
+
+def test_fault_88_all_faults_at_once(tmp_path: Path) -> None:
+    """A file with thirteen kinds of faults gets them all, in the order of the table, with their counts."""
+    text = "\ufeffimage,ans\r\nb,1\na,NaN\n\nb,2.0\nc ,18\ne,worn\nf,\ng,1,2\nd,3"  # and the order of b and a
+    found = faults_of(tmp_path / "s.csv", text, SubmissionFormat(("a", "b", "c", "d", "z")))
+    assert {what: count for what, (count, _) in found.items()} == {
+        "bom": 1,
+        "line-ends": 1,
+        "header": 1,
+        "blank": 1,
+        "cells": 1,
+        "missing": 1,
+        "extra": 3,
+        "duplicate": 1,
+        "order": 2,
+        "spaces": 1,
+        "empty": 1,
+        "nan": 1,
+        "float": 1,
+        "text": 1,
+        "range": 1,
+    }
+    assert list(found) == [what for what in MEANING if what in found]
+
+
+def test_fault_88_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    """Bytes of another encoding are named with their line, and the rest is checked all the same."""
+    found = faults_of(tmp_path / "s.csv", GOOD.replace("c,3", "\ud55c,99").encode("cp949"))
+    assert found["encoding"] == (1, ("line 4: byte 0xc7",))
+    assert found["range"] == (1, ("line 4: '99'",))
+    assert found["missing"] == (1, ("c",))
+
+
+def test_fault_88_a_quote_that_does_not_end(tmp_path: Path) -> None:
+    """An open quote is named with the line where it begins."""
+    found = faults_of(tmp_path / "s.csv", GOOD.replace("c,3", '"c,3'))
+    assert found["quoting"][1][0].startswith("line 4: ")
+    assert found["missing"] == (2, ("c", "d"))
+    assert faults_of(tmp_path / "s.csv", '"' + GOOD)["quoting"][1][0].startswith("line 1: ")
+
+
+def test_fault_88_an_index_column_is_seen_through(tmp_path: Path) -> None:
+    """A column too many, as pandas writes its index, is a wrong header and nothing more: the rest is read by name."""
+    lines = GOOD.splitlines()
+    text = "\n".join(["," + lines[0], *(f"{i},{line}" for i, line in enumerate(lines[1:]))])
+    assert list(faults_of(tmp_path / "s.csv", text)) == ["header"]
+
+
+def test_fault_88_columns_in_the_other_order_are_seen_through(tmp_path: Path) -> None:
+    """ans before ImageID is a wrong header and nothing more."""
+    text = "\n".join(",".join(reversed(line.split(","))) for line in GOOD.splitlines())
+    assert list(faults_of(tmp_path / "s.csv", text)) == ["header"]
+
+
+def test_fault_88_an_empty_file(tmp_path: Path) -> None:
+    """Nothing at all is a wrong header and every row missing."""
+    found = faults_of(tmp_path / "s.csv", b"")
+    assert {what: count for what, (count, _) in found.items()} == {"header": 1, "missing": 4}
+
+
+def test_fault_88_many_cases_are_counted_and_five_shown(tmp_path: Path) -> None:
+    """A thousand missing rows count a thousand, and the first five are named."""
+    form = SubmissionFormat(tuple(f"{i:04d}" for i in range(1004)))
+    text = "ImageID,ans\n" + "".join(f"{i:04d},0\n" for i in range(4))
+    assert faults_of(tmp_path / "s.csv", text, form) == {"missing": (1000, ("0004", "0005", "0006", "0007", "0008"))}
+
+
+def test_fault_18_another_unicode_form_is_a_spelling(tmp_path: Path) -> None:
+    """An id in decomposed form is named as such, and not as one row missing and another too many."""
+    form = SubmissionFormat(("é",))
+    assert list(faults_of(tmp_path / "s.csv", "ImageID,ans\ne\u0301,1\n", form)) == ["spelling"]
+
+
+def test_a_byte_order_mark_like_the_samples_is_right(tmp_path: Path) -> None:
+    """Where the sample begins with a byte-order mark, so may the submission."""
+    form = SubmissionFormat(FORM.ids, bom=True)
+    assert faults_of(tmp_path / "s.csv", "\ufeff" + GOOD, form) == {}
+
+
+def test_without_a_sample_the_ids_are_free(tmp_path: Path) -> None:
+    """Without a sample only doubles, the header and the answers can be wrong."""
+    assert faults_of(tmp_path / "s.csv", "ImageID,ans\nz,1\ny,2\n", None) == {}
+    assert list(faults_of(tmp_path / "s.csv", "ImageID,ans\nz,1\nz,20\n", None)) == ["duplicate", "range"]
+
+
+def test_a_submission_with_faults_is_not_read(tmp_path: Path) -> None:
+    """Reading one raises E520 with every kind of fault in its details."""
+    (tmp_path / "s.csv").write_text(GOOD.replace("c,3", "c,18").replace("a,0", "a,x"))
+    with pytest.raises(PredictionError) as caught:
+        read_submission(tmp_path / "s.csv", MASK18, like=FORM)
+    assert caught.value.code == "E520"
+    assert caught.value.message == "s.csv has faults of 2 kinds: text, range"
+    assert caught.value.details == ("text (1): line 2: 'x'", "range (1): line 4: '18'")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """A missing file is E707 and no fault of the submission."""
+    with pytest.raises(FileError) as caught:
+        check_submission(tmp_path / "none.csv", FORM, MASK18)
+    assert caught.value.code == "E707"
+
+
+def test_faults_are_a_table_for_people() -> None:
+    """Each fault stands with its count and meaning, its cases below it."""
+    faults = (Fault("missing", 1200, ("a", "b")), Fault("nan", 1, ("line 4: 'NaN'",)))
+    assert render_faults(faults).splitlines() == [
+        "fault    count  meaning",
+        "missing  1,200  an image of the sample has no row",
+        "    a",
+        "    b",
+        "nan          1  an answer is NaN or the like",
+        "    line 4: 'NaN'",
+    ]
+
+
+@given(
+    st.one_of(st.binary(), st.lists(st.sampled_from([*'abcd019,"\n\r \0.', "ImageID,ans\n", "nan", "é"])).map("".join))
+)
+@settings(deadline=None, max_examples=300)
+def test_no_file_breaks_the_check(tmp_path_factory: pytest.TempPathFactory, data: bytes | str) -> None:
+    """Any bytes get a list of known faults, and only a file with none is read as a submission."""
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    found = faults_of(path, data)
+    assert set(found) <= set(MEANING)
+    if found:
+        with pytest.raises(PredictionError):
+            read_submission(path, MASK18, like=FORM)
+    else:
+        assert read_submission(path, MASK18, like=FORM).ids == FORM.ids

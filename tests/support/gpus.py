@@ -1,0 +1,85 @@
+"""GPUs for machines without one: the CPU's provider under the name of CUDA, with memory that can run out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from ensemble.runtime import cuda, io_binding, providers
+from ensemble.runtime.device import CPU, Device
+
+
+@dataclass
+class FakeGpus:
+    """``rows`` is the largest batch that fits into memory, ``models`` how many networks; ``started`` lists them all.
+
+    Options with a ``broken`` value do not start, and ``refused`` operators run on the CPU.
+    """
+
+    rows: int = 10**6
+    models: int = 10**6
+    alive: int = 0
+    broken: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    started: list[tuple[Device, Mapping[str, str]]] = field(default_factory=list)
+
+    def start(
+        self, model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
+    ) -> tuple[Any, str]:
+        """What `providers._start` does, on the CPU."""
+        asked = provider_options or {}
+        if self.broken & set(asked.values()):
+            raise RuntimeError(f"not supported: {min(self.broken)}")
+        if asked:
+            if self.alive >= self.models:
+                raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
+            self.started.append((device, dict(asked)))
+        return _Network(model, options, self, device.provider, counted=bool(asked)), ""
+
+
+class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
+    def __init__(self, model: bytes, options: Any, gpus: FakeGpus, provider: str, *, counted: bool) -> None:
+        super().__init__(model, options, providers=[CPU.provider])
+        self._gpus = gpus
+        self._provider = provider
+        self._counted = counted
+        gpus.alive += counted
+
+    def __del__(self) -> None:
+        self._gpus.alive -= self._counted
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                ep_name=CPU.provider if node.op_type in self._gpus.refused else self._provider, get_nodes=part.get_nodes
+            )
+            for part in super().get_provider_graph_assignment_info()
+            for node in part.get_nodes()[:1]
+        ]
+
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        if self.get_inputs()[0].shape[0] > self._gpus.rows:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        super().run_with_iobinding(iobinding, run_options)
+
+
+@contextmanager
+def fake_gpus(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeGpus]:
+    """Make every GPU start, and keep what is found out under ``home``."""
+    fake, on_device = FakeGpus(), io_binding._on_device
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setattr(providers, "_start", fake.start)
+    monkeypatch.setattr(io_binding, "_on_device", lambda _, shape, kind: on_device(CPU, shape, kind))
+    monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: False)
+    for module in (providers, cuda):
+        monkeypatch.setattr(module, "describe_gpu", lambda _: cuda.Gpu("NVIDIA Test", "9.0"))
+    providers.try_device.cache_clear()
+    yield fake
+    providers.try_device.cache_clear()

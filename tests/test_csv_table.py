@@ -1,0 +1,100 @@
+"""CSV files as people have them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemble.csv_table import parse_table, read_table, render_table
+from ensemble.errors import DataError, FileError
+from ensemble.events import Recorder
+
+INFO = Path("info.csv")
+# a NUL is no text, a lone surrogate no Unicode; a BOM in front of the header would be taken for the file's own
+cells = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=8)
+tables = st.integers(1, 4).flatmap(
+    lambda width: st.tuples(
+        st.lists(cells, min_size=width, max_size=width, unique=True),
+        st.lists(st.lists(cells, min_size=width, max_size=width), max_size=5),
+    )
+)
+
+
+@given(tables, st.sampled_from(["\n", "\r\n"]))
+def test_fault_17_what_is_written_is_read_back(table: tuple[list[str], list[list[str]]], newline: str) -> None:
+    """Commas, quotes, line breaks, emoji and empty cells come back as they were, here and in Python's own reader."""
+    header, rows = table
+    data = render_table(header, rows, newline=newline)
+    found = parse_table(data, INFO)
+    assert found.header == tuple(header)
+    assert found.rows == tuple(map(tuple, rows))
+    assert list(csv.reader(io.StringIO(data.decode(), newline=""))) == [header, *rows]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n\n"])
+def test_fault_30_tables_from_other_programs(tmp_path: Path, encoding: str, newline: str, end: str) -> None:
+    """With or without BOM, in Korean encoding, with any line ends and empty lines, the cells are the same."""
+    path = tmp_path / "info.csv"
+    path.write_bytes(("ImageID,ans\n한글.jpg,0\n\nb.jpg,1" + end).replace("\n", newline).encode(encoding))
+    recorder = Recorder()
+    table = read_table(path, listener=recorder)
+    assert table.header == ("ImageID", "ans")
+    assert table.rows == (("한글.jpg", "0"), ("b.jpg", "1"))
+    assert table.lines == (2, 4)
+    assert [notice.code for notice in recorder.notices] == (["I328"] if encoding == "cp949" else [])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\n", "the file is empty"),
+        (b"\xef\xbb\xbf", "the file is empty"),
+        (b"a,b\n1,2\n\n1,2,3\n", "line 4 has 3 cells, the header has 2"),
+        (b"a,b\n1\n", "line 2 has 1 cells, the header has 2"),
+        (b"a,b,a\n", "a column name is repeated: a, b, a"),
+        (b'a\n"1\n', "line 2: unexpected end of data"),
+        (b'a\n"1"2\n', "line 2: "),
+        (b"a\n\0\n", "not a text file"),
+        (b"\xff\xfea\0,\0b\0\n\0", "neither UTF-8 nor cp949 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", "neither UTF-8 nor cp949 text"),
+        (b"a\n" + b"x" * 200_000, "line 2: field larger than field limit"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_fault_30_broken_tables_are_told_by_line(data: bytes, said: str) -> None:
+    """Every way to be no table is E322, which names the file, what is wrong and the line as an editor counts it."""
+    with pytest.raises(DataError, match="E322") as caught:
+        parse_table(data, INFO)
+    assert caught.value.message.startswith(f"info.csv: {said}")
+    assert caught.value.path == INFO
+
+
+def test_fault_30_a_missing_column_lists_those_there_are() -> None:
+    """Asking for a column that is not there is E322, which lists the columns there are."""
+    with pytest.raises(DataError, match=r'E322.*"ImageID" not found; have: image_id, ans'):
+        parse_table(b"image_id,ans\na,0\n", INFO).column("ImageID")
+
+
+def test_fault_21_repeated_ids_are_told_by_line() -> None:
+    """A value that stands there twice is E313 with both lines; an empty one is E322."""
+    table = parse_table(b"id,n\na,1\nb,2\na,3\nc,4\nb,5\na,6\n", INFO)
+    with pytest.raises(DataError, match=r"E313.*2 duplicate ids: a \(lines 2, 4, 7\); b \(lines 3, 6\)"):
+        table.without_duplicates("id")
+    assert table.without_duplicates("n") == ("1", "2", "3", "4", "5", "6")
+    with pytest.raises(DataError, match=r"E322.*column id is empty in line 3"):
+        parse_table(b"id,n\na,1\n,2\n", INFO).without_duplicates("id")
+
+
+def test_unreadable_tables_are_file_errors(tmp_path: Path) -> None:
+    """A table that is missing, or is a folder, is E707."""
+    for path in (tmp_path, tmp_path / "missing.csv"):
+        with pytest.raises(FileError, match="E707"):
+            read_table(path)
