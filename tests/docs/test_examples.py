@@ -1,0 +1,81 @@
+"""The examples run: the demo and what follows it, what each page opens with, and the Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import DOCS, README, Page
+from tests.support import toys
+
+# the steps that follow the demo: those whose every path is one that the demo or an earlier step wrote
+STEPS = [line for line in README.commands if "runs/" in line]
+OPENINGS = [page.blocks[0].commands[0] for page in DOCS]
+
+
+def test_the_demo_and_the_steps_after_it_run_as_they_stand(tmp_path: Path) -> None:
+    """`ens demo`, each step of the README and the first command of each page end with status 0 and leave what they say.
+
+    What the demo prints is what the README shows, whatever the numbers.
+    """
+    assert [shlex.split(line)[1] for line in STEPS] == ["export", "predict", "blend", "check", "evaluate"]
+    after = [line for line in OPENINGS if "runs/" in line and line not in STEPS]
+    assert {shlex.split(line)[1] for line in after} == {"train", "submit", "report", "bench", "-c"}
+    shown = next(block.text for block in README.blocks if block.text.startswith("member "))
+    assert _shape(_run("ens demo", tmp_path)).startswith(_shape(shown))
+    for line in (*STEPS, *after):
+        _run(line, tmp_path)
+    submission = (tmp_path / "runs/demo/submission.csv").read_bytes()
+    assert (tmp_path / "runs/submission.csv").read_bytes() == submission
+    assert (tmp_path / "runs/submitted.csv").read_bytes() == submission
+    assert (tmp_path / "runs/report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "runs/trained/toy").glob("fold*.safetensors"))) == 2
+
+
+def _run(line: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done.stdout
+
+
+def _shape(text: str) -> str:
+    """A table without its numbers, and with single spaces."""
+    return re.sub(r" +", " ", re.sub(r"\d+", "0", text)).strip()
+
+
+@pytest.mark.parametrize("page", [README, Page("docs/python.md")], ids=["README", "python"])
+def test_the_python_example_runs(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's Python, executed as it stands, gives probabilities and a class for each image."""
+    names = _execute(
+        [block.text for block in page.blocks if re.search(r"^from ", block.text, re.MULTILINE)], tmp_path, monkeypatch
+    )
+    assert names["blended"].ids == ("a.jpg", "b.jpg")
+    assert names["blended"].probabilities.shape == (2, 18)
+
+
+def test_the_functions_of_the_page_on_python_exist() -> None:
+    """Everything in the page's table of supported functions can be imported from where the page says."""
+    found = re.findall(r"^\| `(ensemble[\w.]*)\.(\w+)", Page("docs/python.md").text, re.MULTILINE)
+    assert len(found) > 4, "the search finds the rows"
+    for module, function in found:
+        assert hasattr(__import__(module, fromlist=[function]), function), function
+
+
+def _execute(blocks: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    toys.write_model(folder, toys.card("r18"))
+    toys.write_pictures(folder / "images", ["a.jpg", "b.jpg"])
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "page", "exec"), names)
+    return names
