@@ -52,7 +52,7 @@ def test_every_guard_stands_once(guard: Guard) -> None:
 
 
 def test_fault_03_damage_in_the_middle_of_a_jpeg_is_seen_by_nobody() -> None:
-    """Bytes changed inside a JPEG's pixels give other pixels and no complaint: a limit that the README tells."""
+    """Bytes changed inside a JPEG's pixels give other pixels and no complaint: which docs/security.md says."""
     whole = encode(picture(200, 200), "JPEG")
     damaged = bytearray(whole)
     damaged[len(whole) // 2 : len(whole) // 2 + 40] = b"U" * 40
@@ -60,7 +60,7 @@ def test_fault_03_damage_in_the_middle_of_a_jpeg_is_seen_by_nobody() -> None:
     assert photo.notices == ()
     assert not np.array_equal(photo.pixels, open_image(whole).pixels)
     assert "middle decodes without complaint" in (open_image.__doc__ or "")
-    assert "no decoder notices" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "no decoder notices" in (ROOT / "docs/security.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "SGI", "DDS"])

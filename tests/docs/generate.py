@@ -61,7 +61,7 @@ def cli_page() -> str:
         "```bash\nens --help\n```",
         "Every command has `--json` for programs. An option that takes a list may be repeated.",
     ]
-    settings = ens.context_settings | {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    settings = {**ens.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     with click.Context(ens, info_name="ens", **settings) as top:
         parts.append(_help(top))
         for name, command in ens.commands.items():

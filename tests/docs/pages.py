@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +50,7 @@ class Page:
     def blocks(self) -> list[Block]:
         """The fenced code blocks in order, then the indented ones."""
         fenced = [Block(language, text) for language, text in _FENCE.findall(self.text)]
-        indented = [re.sub(r"^ {4}", "", text, flags=re.MULTILINE) for text in _INDENTED.findall(self.prose)]
+        indented = [textwrap.dedent(text).strip("\n") for text in _INDENTED.findall(self.prose)]
         return fenced + [Block("", text) for text in indented]
 
     @cached_property

@@ -468,7 +468,7 @@ def main() -> int:
     guards = [guard for guard in GUARDS if not wanted or Path(guard.file).name in wanted]
     missed = []
     with tempfile.TemporaryDirectory() as folder:
-        for package in ("ensemble", "checkpoints", "exporters", "tests"):
+        for package in ("ensemble", "checkpoints", "exporters", "tests", "docs"):
             shutil.copytree(ROOT / package, Path(folder, package), ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, folder)
