@@ -213,7 +213,7 @@ def _is_finished(folder: Path, member: str, fold: int, origin: str) -> bool:
     holdout = _holdout_folder(folder, member, fold)
     if not (folder / f"fold{fold}.safetensors").exists() or not (holdout / COMPLETE).exists():
         return False
-    return read_part(part_path(holdout, 0))[0].origin == origin
+    return read_part(part_path(holdout, 0)).origin == origin
 
 
 def _write_holdout(
@@ -223,7 +223,7 @@ def _write_holdout(
     model: torch.nn.Module = build_model(open_checkpoint(found.path)).to(device)
     logits = {view.name: predict_pixels(model, pixels, settings, view=view.apply) for view in parse_views("hflip")}
     path = part_path(holdout, 0)
-    write_part(path, Part(tuple(row.id for row in rows), logits, origin), found.card)
+    write_part(path, Part(tuple(row.id for row in rows), logits, origin, found.card))
     write_complete(holdout, [path], len(rows))
 
 

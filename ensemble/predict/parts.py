@@ -126,7 +126,7 @@ def resume(
     index_of = {path: index for index, path in enumerate(member.paths)}
     for path in found:
         try:
-            part, _ = read_part(path)
+            part = read_part(path)
         except PredictionError as err:
             listener.notice(Notice("W705", f"{err.message}; it is done again", path))
             continue
@@ -189,7 +189,7 @@ def write_answers(member: Member, index: int, answers: Sequence[Answer], listing
     per_view = [answer.logits[member.name] for answer in answers if answer.rows]
     logits = {view: np.concatenate([none[view], *(piece[view] for piece in per_view)]) for view in none}
     ids = tuple(listing.ids[row] for row in rows)
-    write_part(part_path(member.folder, index), Part(ids, logits, json.dumps(origin)), member.model.card)
+    write_part(part_path(member.folder, index), Part(ids, logits, json.dumps(origin), member.model.card))
     member.computed += len(rows)
 
 
@@ -220,7 +220,7 @@ def finish(member: Member, listing: Listing, on_bad_image: OnBadImage) -> bool:
         prior = np.tile(log_prior(member.model.card), (len(lacking), 1))
         origin = member.origins[0]
         views = json.loads(origin)["views"]
-        write_part(filled, Part(lacking, dict.fromkeys(views, prior), origin, filled=lacking), member.model.card)
+        write_part(filled, Part(lacking, dict.fromkeys(views, prior), origin, member.model.card, lacking))
         write_complete(member.folder, [*member.paths, filled], len(listing))
     else:
         write_complete(member.folder, member.paths, len(listing) - len(lacking), missing=lacking)

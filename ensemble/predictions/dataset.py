@@ -63,15 +63,16 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some rows of a member's predictions: ``logits[view]`` is ``(n, C)`` float32.
+    """Consecutive rows of one member's predictions: ``logits[view]`` is ``(n, C)`` float32.
 
-    ``origin`` says what the rows were computed from; a part is used again only where it is the same. ``filled`` are
-    the ids whose rows were not computed, but are the class prior.
+    ``card`` describes the member. ``origin`` identifies what the rows were computed from; a part is reused only if its
+    origin is unchanged. ``filled`` lists the ids whose rows are the class prior instead of the model's output.
     """
 
     ids: tuple[str, ...]
     logits: Mapping[str, NDArray[np.float32]]
     origin: str
+    card: ModelCard
     filled: tuple[str, ...] = ()
 
 
@@ -80,13 +81,13 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.parquet"
 
 
-def write_part(path: Path, part: Part, card: ModelCard) -> None:
+def write_part(path: Path, part: Part) -> None:
     """Write one part; the same rows always give the same bytes.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
-    metadata = {METADATA_KEY: card.to_json(), ORIGIN_KEY: part.origin}
+    metadata = {METADATA_KEY: part.card.to_json(), ORIGIN_KEY: part.origin}
     fields = [pa.field(_ID, pa.string(), nullable=False)]
     columns: list[Any] = [pa.array(part.ids, pa.string())]
     for view, logits in part.logits.items():
@@ -103,7 +104,7 @@ def write_part(path: Path, part: Part, card: ModelCard) -> None:
     write_atomic(path, memoryview(sink.getvalue()))
 
 
-def read_part(path: Path) -> tuple[Part, ModelCard]:
+def read_part(path: Path) -> Part:
     """Read one part and check its checksums.
 
     Raises:
@@ -121,7 +122,8 @@ def read_part(path: Path) -> tuple[Part, ModelCard]:
         flags = table.column(_FILLED).to_pylist() if _FILLED in table.column_names else [False] * len(ids)
     except (OSError, pa.ArrowException, KeyError, ValueError, ModelError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
-    return Part(ids, logits, origin, tuple(name for name, flag in zip(ids, flags, strict=True) if flag)), card
+    filled = tuple(name for name, flag in zip(ids, flags, strict=True) if flag)
+    return Part(ids, logits, origin, card, filled)
 
 
 def write_complete(folder: Path, parts: Sequence[Path], rows: int, *, missing: Sequence[str] = ()) -> Path:
@@ -145,17 +147,15 @@ def read_predictions(folder: Path) -> Predictions:
     """
     listed, rows, missing = _read_complete(folder)
     parts: list[Part] = []
-    cards: set[str] = set()
-    card: ModelCard | None = None
     for name, sha256 in listed:
         path = folder / name
-        part, card = read_part(path)
+        part = read_part(path)
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise PredictionError("E514", f"{path} changed after it was finished", path=path, hint=_REDO)
         parts.append(part)
-        cards.add(card.to_json())
-    if card is None or len(cards) != 1 or len({tuple(part.logits) for part in parts}) != 1:
+    if len({(part.card.to_json(), tuple(part.logits)) for part in parts}) != 1:
         raise PredictionError("E514", f"the parts in {folder} do not belong together", path=folder, hint=_REDO)
+    card = parts[0].card
     ids = tuple(i for part in parts for i in part.ids)
     if len(ids) != rows or len(set(ids)) != rows:
         raise PredictionError(

@@ -270,7 +270,7 @@ def fill(night: Night, listed: Path) -> None:
     """With ``fill`` the submission is complete, its filled rows are those of the bad files, and the others stay."""
     submission = decide(night, listed, "fill")
     assert read_ids(submission) == night.listed
-    found = [read_part(path)[0] for path in night.preds.rglob(FILLED)]
+    found = [read_part(path) for path in night.preds.rglob(FILLED)]
     assert [(set(part.ids), set(part.filled)) for part in found] == [(set(night.bad),) * 2] * len(night.models)
     rows = read_table(submission).rows
     assert tuple(row for row in rows if row[0] not in night.bad) == read_table(night.home / "submission.csv").rows
@@ -298,7 +298,7 @@ def hear(night: Night, *arguments: str) -> tuple[int, str]:
 def _rows(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob("part-*.parquet")):
-        part, _ = read_part(path)
+        part = read_part(path)
         for number, name in enumerate(part.ids):
             found[name] = b"".join(logits[number].tobytes() for logits in part.logits.values())
     return found

@@ -107,7 +107,7 @@ def write_member(folder: Path, member: Predictions, *, group: str, fold: int | N
     logits = {view: values[rows] for view, values in member.logits.items()}
     path = part_path(folder / name, 0)
     path.parent.mkdir(parents=True)
-    write_part(path, Part(tuple(member.ids[row] for row in rows), logits, "test"), card)
+    write_part(path, Part(tuple(member.ids[row] for row in rows), logits, "test", card))
     write_complete(folder / name, [path], len(rows))
 
 

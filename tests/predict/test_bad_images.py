@@ -182,7 +182,7 @@ def test_a_part_without_any_image_that_can_be_read_is_not_tried_for_ever(
         (images / name).write_bytes(b"")
     done = run(tmp_path, "skip")
     assert done.missing == ("03.jpg", *NAMES[16:])
-    part, _ = read_part(part_path(tmp_path / "out" / "a", 2))
+    part = read_part(part_path(tmp_path / "out" / "a", 2))
     assert (part.ids, part.logits["hflip"].shape) == ((), (0, 18))
     assert {member.computed for member in run(tmp_path, "skip").members} == {0}
     assert pq.read_table(tmp_path / "out" / "a").num_rows == 15

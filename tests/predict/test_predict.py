@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ensemble.card import ModelCard
 from ensemble.errors import (
     DataError,
     DeviceError,
@@ -175,11 +174,11 @@ def test_a_part_that_cannot_be_written_ends_the_run(
     """The writer's error is the run's; the part before it is kept, none after it is begun, and the run can go on."""
     written: list[str] = []
 
-    def fail(path: Path, part: Part, card: ModelCard) -> None:
+    def fail(path: Path, part: Part) -> None:
         written.append(path.name)
         if path.name == "part-00001.parquet":
             raise FileError("E701", "the disk is full")
-        write_part(path, part, card)
+        write_part(path, part)
 
     monkeypatch.setattr(parts, "write_part", fail)
     with pytest.raises(FileError, match="E701"):

@@ -33,7 +33,7 @@ def write_member(folder: Path, *, member: str = "toy", rows: tuple[int, ...] = (
     start = 0
     for index, count in enumerate(rows):
         ids = tuple(f"{i}.jpg" for i in range(start, start + count))
-        write_part(part_path(folder, index), Part(ids, logits(count, seed=index), "{}"), toys.card(member))
+        write_part(part_path(folder, index), Part(ids, logits(count, seed=index), "{}", toys.card(member)))
         start += count
     write_complete(folder, [part_path(folder, i) for i in range(len(rows))], start)
     return folder

@@ -56,7 +56,7 @@ def write(
 ) -> Path:
     path = part_path(folder, 0)
     logits = {"identity": np.log(probabilities).astype(np.float32)}
-    write_part(path, Part(names, logits, "test"), card(folder.name, labels=labels))
+    write_part(path, Part(names, logits, "test", card(folder.name, labels=labels)))
     write_complete(folder, [path], len(names))
     return folder
 
