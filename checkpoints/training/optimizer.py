@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 
-Optimizer = Literal["adamw", "adam", "sgd"]
-Schedule = Literal["onecycle", "cosine", "constant"]
+from checkpoints.training.settings import Optimizer, Schedule
 
 
 def make_optimizer(

@@ -38,7 +38,7 @@ def read_pseudo(
     folds: Folds,
     labels: LabelSpace,
     *,
-    min_confidence: float,
+    min_confidence: float = 0.95,
     max_share: float = 0.5,
     boxes: Boxes | None = None,
     listener: Listener = SILENT,

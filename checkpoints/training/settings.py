@@ -1,17 +1,37 @@
-"""How a member is trained."""
+"""The settings of a training; their defaults are those of ``ens train``.
+
+The command line imports this module for its help, so torch, numpy and timm are not imported here at module level.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from checkpoints.training.optimizer import Optimizer, Schedule
-from ensemble.card import Head, Preprocess
 from ensemble.errors import OptionError
-from ensemble.files import sha256_file
-from ensemble.labels import MASK18, LabelSpace
+
+if TYPE_CHECKING:
+    from ensemble.card import Head, Preprocess
+    from ensemble.labels import LabelSpace
+
+CutMix = Literal["none", "plain", "half"]
+Keep = Literal["best", "last"]
+Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["onecycle", "cosine", "constant"]
+
+
+def _squashed_to_224() -> Preprocess:
+    from ensemble.card import Preprocess
+
+    return Preprocess((224, 224))
+
+
+def _mask18() -> LabelSpace:
+    from ensemble.labels import MASK18
+
+    return MASK18
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +52,29 @@ class Settings:
     """
 
     arch: str
-    preprocess: Preprocess
-    epochs: int
-    learning_rate: float
+    preprocess: Preprocess = field(default_factory=_squashed_to_224)
+    epochs: int = 10
+    learning_rate: float = 1e-3
     batch: int = 32
     weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    labels: LabelSpace = MASK18
+    label_smoothing: float = 0.0
+    labels: LabelSpace = field(default_factory=_mask18)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     loss: str = "ce"
     gamma: float = 2.0
-    class_weights: str = "isns"
-    augment: str = "light"
-    cutmix: Literal["none", "plain", "half"] = "none"
+    class_weights: str = "none"
+    augment: str = "default"
+    cutmix: CutMix = "none"
     optimizer: Optimizer = "adamw"
-    schedule: Schedule = "onecycle"
-    warm_up: float = 0.15
+    schedule: Schedule = "cosine"
+    warm_up: float = 0.1
     layer_decay: float | None = None
     ema: float | None = None
     clip: float | None = None
     freeze: int = 0
     patience: int | None = None
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     bf16: bool = False
     fallback_share: float = 0.1
     init: Path | None = None
@@ -96,6 +116,8 @@ def settings_dict(settings: Settings) -> dict[str, Any]:
 
     What came later is left out at its default, so that trainings from before it was there stay what they are.
     """
+    from ensemble.files import sha256_file
+
     value = asdict(replace(settings, init=None)) | {
         "labels": settings.labels.to_dict(),
         "init": None if settings.init is None else sha256_file(settings.init),

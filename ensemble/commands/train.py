@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from checkpoints.training.settings import Settings
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.errors import OptionError
 from ensemble.events import SILENT
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from ensemble.labels import LabelSpace
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
+
+
+def _text(name: str) -> str:
+    """Return the default of three values as it is typed."""
+    return ",".join(map(str, _DEFAULTS[name]))
 
 
 @click.command()
@@ -35,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fallback-share",
     type=float,
-    default=0.1,
+    default=_DEFAULTS["fallback_share"],
     show_default=True,
     help="The share of faces that is learned as if none had been found.",
 )
@@ -45,12 +54,16 @@ if TYPE_CHECKING:
 @click.option("--init", type=PATH, help="Start from the weights of this file; its head is dropped.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights, from its cache or the network.")
 @click.option(
-    "--freeze", type=click.IntRange(min=0), default=0, show_default=True, help="Leave the first N layer groups."
+    "--freeze",
+    type=click.IntRange(min=0),
+    default=_DEFAULTS["freeze"],
+    show_default=True,
+    help="Leave the first N layer groups.",
 )
 @click.option(
     "--head",
     type=click.Choice(["flat", "axes"]),
-    default="flat",
+    default=_DEFAULTS["head"],
     show_default=True,
     help="One output a class, or a head for each axis of the classes, whose log-probabilities add up to theirs.",
 )
@@ -68,62 +81,106 @@ if TYPE_CHECKING:
     default="bilinear",
     show_default=True,
 )
-@click.option("--mean", default="0.485,0.456,0.406", show_default=True, help="R,G,B in 0..1.")
-@click.option("--std", default="0.229,0.224,0.225", show_default=True, help="R,G,B in 0..1.")
+@click.option("--mean", default=_text("mean"), show_default=True, help="R,G,B in 0..1.")
+@click.option("--std", default=_text("std"), show_default=True, help="R,G,B in 0..1.")
 @click.option(
-    "--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="How many times every image is seen."
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS["epochs"],
+    show_default=True,
+    help="How many times every image is seen.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time.")
-@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step.")
-@click.option("--balanced", is_flag=True, help="Show every class equally often.")
-@click.option("--lr", "learning_rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
 @click.option(
-    "--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True, help="How fast weights shrink."
+    "--batch", type=click.IntRange(min=1), default=_DEFAULTS["batch"], show_default=True, help="Images at a time."
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS["accumulate"],
+    show_default=True,
+    help="Batches a step.",
+)
+@click.option("--balanced", is_flag=True, help="Show every class equally often.")
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=float,
+    default=_DEFAULTS["learning_rate"],
+    show_default=True,
+    help="The highest learning rate.",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS["weight_decay"],
+    show_default=True,
+    help="How fast weights shrink.",
 )
 @click.option(
     "--optimizer",
     type=click.Choice(["adamw", "adam", "sgd"]),
-    default="adamw",
+    default=_DEFAULTS["optimizer"],
     show_default=True,
     help="The rule by which weights are changed.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["onecycle", "cosine", "constant"]),
-    default="cosine",
+    default=_DEFAULTS["schedule"],
     show_default=True,
     help="How the learning rate falls after the warm-up.",
 )
-@click.option("--warm-up", type=float, default=0.1, show_default=True, help="The share of steps with a rising rate.")
+@click.option(
+    "--warm-up",
+    type=float,
+    default=_DEFAULTS["warm_up"],
+    show_default=True,
+    help="The share of steps with a rising rate.",
+)
 @click.option("--layer-decay", type=float, help="How much slower each layer group below learns, e.g. 0.75 for a vit.")
 @click.option("--ema", type=float, help="Score and keep averaged weights, e.g. 0.998.")
 @click.option("--clip", type=float, help="The largest norm of a gradient.")
-@click.option("--loss", default="ce", show_default=True, help="ce, focal, f1 or a mixture: 0.6*focal+0.4*f1.")
 @click.option(
-    "--gamma", type=float, default=2.0, show_default=True, help="How much the focal loss leaves out easy images."
+    "--loss", default=_DEFAULTS["loss"], show_default=True, help="ce, focal, f1 or a mixture: 0.6*focal+0.4*f1."
+)
+@click.option(
+    "--gamma",
+    type=float,
+    default=_DEFAULTS["gamma"],
+    show_default=True,
+    help="How much the focal loss leaves out easy images.",
 )
 @click.option(
     "--smoothing",
     "label_smoothing",
     type=float,
-    default=0.0,
+    default=_DEFAULTS["label_smoothing"],
     show_default=True,
     help="The share of a label that is spread over all classes.",
 )
-@click.option("--class-weights", default="none", show_default=True, help="none, ins, isns or ens:<beta>.")
 @click.option(
-    "--augment", default="default", show_default=True, help="none, flip, light, default, strong or a TOML file."
+    "--class-weights", default=_DEFAULTS["class_weights"], show_default=True, help="none, ins, isns or ens:<beta>."
+)
+@click.option(
+    "--augment",
+    default=_DEFAULTS["augment"],
+    show_default=True,
+    help="none, flip, light, default, strong or a TOML file.",
 )
 @click.option(
     "--cutmix",
     type=click.Choice(["none", "plain", "half"]),
-    default="none",
+    default=_DEFAULTS["cutmix"],
     show_default=True,
     help="Paste a part of another image: any rectangle, or a left or right half.",
 )
 @click.option("--mixup", type=float, metavar="ALPHA", help="Blend images in pairs, e.g. 0.2; with --cutmix in turn.")
 @click.option(
-    "--erasing", type=float, default=0.0, show_default=True, help="Erase a rectangle of this share of the images."
+    "--erasing",
+    type=float,
+    default=_DEFAULTS["erasing"],
+    show_default=True,
+    help="Erase a rectangle of this share of the images.",
 )
 @click.option("--pseudo", type=PATH, multiple=True, help="Predictions to learn from as well; may be repeated.")
 @click.option("--pseudo-images", type=PATH, help="The folder of the images that they predict.")
@@ -142,7 +199,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep",
     type=click.Choice(["best", "last"]),
-    default="best",
+    default=_DEFAULTS["keep"],
     show_default=True,
     help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
 )
@@ -191,7 +248,6 @@ def train(
         from checkpoints.data.image_cache import fallback_crop
         from checkpoints.training.distributed import join
         from checkpoints.training.pseudo_labels import read_pseudo
-        from checkpoints.training.settings import Settings
         from checkpoints.training.train_member import train_member
 
         team, device = join(device)

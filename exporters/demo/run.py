@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,10 +40,22 @@ class Member:
     settings: Settings
 
 
-MEMBERS = (
-    Member("resnet", Settings("test_resnet", Preprocess((56, 56)), epochs=8, learning_rate=4e-3, batch=16)),
-    Member("efficientnet", Settings("test_efficientnet", Preprocess((64, 64)), epochs=6, learning_rate=1e-2, batch=16)),
+_RESNET = Settings(
+    "test_resnet",
+    Preprocess((56, 56)),
+    epochs=8,
+    learning_rate=4e-3,
+    batch=16,
+    label_smoothing=0.1,
+    class_weights="isns",
+    augment="light",
+    schedule="onecycle",
+    warm_up=0.15,
 )
+_EFFICIENTNET = replace(
+    _RESNET, arch="test_efficientnet", preprocess=Preprocess((64, 64)), epochs=6, learning_rate=1e-2
+)
+MEMBERS = (Member("resnet", _RESNET), Member("efficientnet", _EFFICIENTNET))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from tests.support.bars import draw_bars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16)
+SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="light")
 
 
 @pytest.fixture(scope="module")
