@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ensemble.arrays import Classes
 from ensemble.errors import DataError, PredictionError
 
 SEPARATOR = " / "
@@ -70,10 +71,10 @@ class LabelSpace:
     def __len__(self) -> int:
         return int(np.prod(self.shape))
 
-    def along(self, axis: str, classes: ArrayLike) -> NDArray[np.intp]:
+    def along(self, axis: str, classes: ArrayLike) -> Classes:
         """The answers on one axis for an array of classes: ``class // 6`` for ``mask`` in mask18, and so on."""
         position = [a.name for a in self.axes].index(axis)
-        found: NDArray[np.intp] = np.unravel_index(np.asarray(classes, dtype=np.intp), self.shape)[position]
+        found: Classes = np.unravel_index(np.asarray(classes, dtype=np.intp), self.shape)[position]
         return found
 
     def permutation(self, other: LabelSpace, *, owner: str) -> NDArray[np.intp]:

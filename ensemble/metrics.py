@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.labels import LabelSpace
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 
 def confusion_matrix(truth: Classes, answers: Classes, *, classes: int) -> Floats:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import Precision, Preprocess
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.metrics import confusion_matrix, macro_f1
@@ -30,9 +30,6 @@ MOST_IMAGES = 1000
 LEAST_IMAGES = 8
 # what lives at once grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
 _BATCH = 4
-
-Floats = NDArray[np.float32]
-Classes = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +143,8 @@ def classes_of(ids: Sequence[str], places: Sequence[int], truth: Truth) -> Class
 
 
 def answer(
-    run: Callable[[Pixels], Floats], pixels: Pixels, *, stage: str = "gate", listener: Listener = SILENT
-) -> Floats:
+    run: Callable[[Pixels], Logits], pixels: Pixels, *, stage: str = "gate", listener: Listener = SILENT
+) -> Logits:
     """The logits ``(N, C)`` of all images, in batches."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
@@ -156,7 +153,7 @@ def answer(
     return np.concatenate(parts)
 
 
-def judge(precision: Precision, reference: Floats, found: Floats, truth: Classes | None) -> Verdict:
+def judge(precision: Precision, reference: Logits, found: Logits, truth: Classes | None) -> Verdict:
     """Compare logits ``(N, C)`` with float32's; a row that is not finite counts as another class."""
     expected, classes = reference.argmax(axis=1), found.argmax(axis=1)
     same = (expected == classes) & np.isfinite(found).all(axis=1)

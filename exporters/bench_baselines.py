@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.bench.contenders import Inputs, Job
 from ensemble.bench.process_meter import Clock, Outcome
 from ensemble.card import ModelCard, Preprocess
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.machine import available_cores
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BATCH, GPU_BATCH = 32, 128
 GPU_WORKERS = 16
 
-Logits = dict[str, dict[str, NDArray[np.float32]]]
+LogitsByMember = dict[str, dict[str, Logits]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ def onnxruntime_loop(job: Job, clock: Clock) -> Outcome:
     sessions = [onnxruntime.InferenceSession(model.path, providers=[provider]) for model in inputs.models]
     batch = GPU_BATCH if cuda else BATCH
 
-    def run(count: int) -> Logits:
-        answers: Logits = {}
+    def run(count: int) -> LogitsByMember:
+        answers: LogitsByMember = {}
         for model, session in zip(inputs.models, sessions, strict=True):
             photos = Photos(inputs, model.card.preprocess, count)
-            found: dict[str, list[NDArray[np.float32]]] = {view: [] for view in job.views}
+            found: dict[str, list[Logits]] = {view: [] for view in job.views}
             for start in range(0, count, batch):
                 images = np.stack([photos[row] for row in range(start, min(start + batch, count))])
                 found["identity"].append(session.run(["logits"], {"image": images})[0])
@@ -103,8 +103,8 @@ class TorchLoop:
         networks = {model.card.member: self._network(model.card, device) for model in inputs.models}
 
         @torch.inference_mode()
-        def run(count: int) -> Logits:
-            answers: Logits = {}
+        def run(count: int) -> LogitsByMember:
+            answers: LogitsByMember = {}
             for model in inputs.models:
                 network = networks[model.card.member]
                 photos: Any = Photos(inputs, model.card.preprocess, count)

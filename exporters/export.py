@@ -17,11 +17,12 @@ import torch
 from google.protobuf.message import Message
 
 from checkpoints.loading.open import Checkpoint, build_model
+from ensemble.arrays import Pixels
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.predictions.truth import read_truth

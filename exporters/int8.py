@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import Pixels
 from ensemble.runtime.model_file import LOGITS
-from exporters.accuracy_gate import Classes, Floats, Verdict, answer, judge
+from exporters.accuracy_gate import Verdict, answer, judge
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
 from exporters.verify import Runtime
@@ -140,7 +140,7 @@ def _rank(
     products: Mapping[str, int],
     layers: Sequence[Layer],
     pixels: Pixels,
-    expected: Floats,
+    expected: Logits,
     listener: Listener,
 ) -> tuple[Harm, ...]:
     """All layers, the one that harms most for what it saves first.
@@ -156,14 +156,14 @@ def _rank(
     return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.products + least), reverse=True))
 
 
-def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Floats) -> float:
+def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Logits) -> float:
     """The root mean square error of the logits by their standard deviation; infinite where one is not finite."""
     found = _run(Runtime(_serialise(model), card), pixels).astype(np.float64)
     error = float(np.sqrt(np.mean((found - expected) ** 2)) / (np.std(expected) + np.finfo(np.float32).tiny))
     return error if np.isfinite(error) else float("inf")
 
 
-def _run(runtime: Runtime, pixels: Pixels) -> Floats:
+def _run(runtime: Runtime, pixels: Pixels) -> Logits:
     return answer(lambda batch: runtime.run(batch)[LOGITS], pixels, stage="probe")
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
+from ensemble.arrays import Floats, Pixels
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels
 from ensemble.runtime.model_file import INPUT
 from exporters.int8_qdq import STEPS, Range
 
@@ -23,8 +22,6 @@ _COUNTED = 32  # images whose values are counted; their extremes are those of al
 _SAMPLED = 3  # every third value of a large tensor is enough for its histogram
 _LARGE = 5000
 _CUTS = np.linspace(1, 0.2, 33)  # shares of an extreme where a range may end; of equals the first
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,17 +10,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Floats, Pixels
 
 COUNT = 24
 _SIZES = ((512, 384), (384, 512), (420, 420), (600, 340))
 _SKINS = ((250, 214, 186), (228, 178, 138), (176, 124, 88), (104, 70, 50))
 
 Random = np.random.Generator
-Floats = NDArray[np.float64]
 
 
 @functools.cache

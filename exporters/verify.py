@@ -16,12 +16,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard, Precision
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import relative_error
 from exporters.fp16 import with_rounding
@@ -30,8 +29,7 @@ FEATURES = "features"
 BATCHES = (1, 2, 5)
 ERROR_LIMIT: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
 
-Floats = NDArray[np.float32]
-Outputs = dict[str, Floats]
+Outputs = dict[str, Logits]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from ensemble import metrics
+from ensemble.arrays import Classes
 from ensemble.labels import MASK18
-
-Classes = NDArray[np.intp]
 
 
 @st.composite

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ensemble import files
+from ensemble.arrays import Pixels
 from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box, Face, FoundBy, read_faces, write_boxes
 from ensemble.images.listing import Listing, list_images
 from ensemble.predict.bad_images import tell_oddities, unread, write_errors
@@ -38,7 +39,7 @@ _SMALLEST = 20  # px; MTCNN's nets see nothing in less
 _REDUCED_FROM = 1024  # px of the shorter side; the nets look at faces of 48 px, so large photographs are halved first
 _BATCH = {"cpu": 8, "cuda": 64}
 
-Floats = NDArray[np.float32]
+Detections = NDArray[np.float32]
 Thresholds = tuple[float, float, float]
 
 
@@ -249,7 +250,7 @@ class Detector:
                 results.append(_One(box, float(found[chosen, 4]), len(found), by_pass, photo.size, photo.notices))
         return results
 
-    def _pass(self, photos: dict[int, _Photo], thresholds: Thresholds, min_face: float) -> dict[int, Floats]:
+    def _pass(self, photos: dict[int, _Photo], thresholds: Thresholds, min_face: float) -> dict[int, Detections]:
         """``(faces, 5)`` for each photo: left, top, right, bottom, probability."""
         assert self._pool is not None
         found = {i: np.empty((0, 5), np.float32) for i in photos}
@@ -260,7 +261,7 @@ class Detector:
         batch = _BATCH[self._device.type]
         groups = [rows[k : k + batch] for rows in by_shape.values() for k in range(0, len(rows), batch)]
 
-        def detect(rows: list[int]) -> list[Floats]:
+        def detect(rows: list[int]) -> list[Detections]:
             pixels = np.stack([photos[i].pixels for i in rows])
             smallest = max(_SMALLEST, round(min(pixels.shape[1:3]) * min_face))
             network = copy(self._network)  # shallow: the nets are shared, the settings its own
@@ -273,7 +274,7 @@ class Detector:
         return found
 
 
-def choose_face(faces: Floats, width: int, height: int) -> int | None:
+def choose_face(faces: Detections, width: int, height: int) -> int | None:
     """The row of ``(N, 5)`` with the largest area times probability, of equals the one nearest to the centre."""
     if not len(faces):
         return None
@@ -283,7 +284,7 @@ def choose_face(faces: Floats, width: int, height: int) -> int | None:
     return int(np.lexsort((away, -worth))[0])
 
 
-def _detect(network: Any, pixels: Pixels) -> list[Floats]:
+def _detect(network: Any, pixels: Pixels) -> list[Detections]:
     """The faces in each of ``(N, H, W, 3)`` as ``(faces, 5)``."""
     try:
         # planes in memory, still (N, H, W, 3) to look at: pooling them is a fifth faster, the answers are the same
@@ -306,7 +307,7 @@ def _detect(network: Any, pixels: Pixels) -> list[Floats]:
     return [_rows(found, sure) for found, sure in zip(boxes, probabilities, strict=True)]
 
 
-def _rows(found: Any, sure: Any) -> Floats:
+def _rows(found: Any, sure: Any) -> Detections:
     if found is None:
         return np.empty((0, 5), np.float32)
     rows = np.column_stack([np.asarray(found, np.float32), np.asarray(sure, np.float32)])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from checkpoints.data.mask_contest import Row
+from ensemble.arrays import Mask
 from ensemble.csv_table import read_table
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.files import write_atomic
@@ -25,7 +25,7 @@ class Folds:
     count: int
     of_person: Mapping[str, int]
 
-    def holdout(self, rows: Sequence[Row], fold: int) -> NDArray[np.bool_]:
+    def holdout(self, rows: Sequence[Row], fold: int) -> Mask:
         """``(N,)``: which rows the given fold holds out; the others train it."""
         return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
 

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checkpoints.data.mask_contest import Row
+from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
 from ensemble.predict.bad_images import tell_oddities

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from timm.data.random_erasing import RandomErasing
 
+from ensemble.arrays import Pixels
 from ensemble.errors import OptionError
-from ensemble.images.decode import Pixels
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version on import
 

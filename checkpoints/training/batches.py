@@ -14,7 +14,7 @@ from checkpoints.data.image_cache import Photos
 from checkpoints.training.augment import Policy, Simple, image_seed
 from checkpoints.training.sampler import Order
 from checkpoints.training.settings import Settings
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Logits, Mask, Pixels
 
 _EVALUATED_AT_ONCE = 256
 
@@ -27,7 +27,7 @@ class Images:
     targets: NDArray[np.int64]
     labels: NDArray[np.int64]
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> Images:
+    def __getitem__(self, chosen: Mask) -> Images:
         photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
         return Images(photos, self.targets[chosen], self.labels[chosen])
 
@@ -81,7 +81,7 @@ def normalise(pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
 @torch.no_grad()
 def predict_pixels(
     model: torch.nn.Module, pixels: Pixels, settings: Settings, *, view: Callable[[Pixels], Pixels] = np.asarray
-) -> NDArray[np.float32]:
+) -> Logits:
     """The logits ``(N, C)`` of ``(N, H, W, 3)`` images, in float32, as a model in eval mode gives them."""
     model.eval()
     device = next(model.parameters()).device
@@ -89,5 +89,5 @@ def predict_pixels(
         model(normalise(torch.from_numpy(np.ascontiguousarray(view(batch))).to(device), settings)).cpu()
         for batch in np.split(pixels, range(_EVALUATED_AT_ONCE, len(pixels), _EVALUATED_AT_ONCE))
     ]
-    found: NDArray[np.float32] = torch.cat(answers).numpy()
+    found: Logits = torch.cat(answers).numpy()
     return found

@@ -24,11 +24,11 @@ from checkpoints.training.loggers import Logger
 from checkpoints.training.pseudo_labels import Pseudo
 from checkpoints.training.settings import Settings, settings_dict
 from checkpoints.training.train_fold import Trained, fold_name, state_path, train
+from ensemble.arrays import Pixels
 from ensemble.card import validate_member
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, write_atomic
-from ensemble.images.decode import Pixels
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.views import parse_views
 from ensemble.metrics import confusion_matrix, macro_f1

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats, Logits
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.runtime.model_file import FEATURES, LOGITS, ModelFile
@@ -29,11 +30,11 @@ class Classifier:
     """
 
     card: ModelCard
-    weights: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    weights: Floats
+    bias: Floats
     by_axis: bool
 
-    def maps(self, features: NDArray[np.float32], classes: NDArray[np.intp]) -> NDArray[np.float64]:
+    def maps(self, features: NDArray[np.float32], classes: Classes) -> Floats:
         """Each image's class-activation map ``(B, h, w)``: its class's weights times ``features`` ``(B, F, h, w)``.
 
         The mean of a map is the class's score less the bias (Zhou et al. 2016, Learning Deep Features for
@@ -41,10 +42,10 @@ class Classifier:
         are before the softmax.
         """
         weights = (self._values_of_classes() @ self.weights)[classes]
-        found: NDArray[np.float64] = np.einsum("bf,bfhw->bhw", weights, features.astype(np.float64))
+        found: Floats = np.einsum("bf,bfhw->bhw", weights, features.astype(np.float64))
         return found
 
-    def require_explains(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+    def require_explains(self, features: NDArray[np.float32], logits: Logits) -> None:
         """Refuse a model whose logits ``(B, C)`` are not those of this layer on the mean of the features.
 
         Raises:
@@ -64,7 +65,7 @@ class Classifier:
         if error > _TOLERANCE.get(self.card.precision, max(_TOLERANCE.values())):
             raise _refusal(self.card.member, f"its logits differ from that by {error:.1e} of what is added")
 
-    def _values_of_classes(self) -> NDArray[np.float64]:
+    def _values_of_classes(self) -> Floats:
         """Which scores ``(C, O)`` a class adds up: its own, or that of its value on each axis."""
         labels = self.card.labels
         if not self.by_axis:
@@ -87,7 +88,7 @@ def find_classifier(model: ModelFile) -> Classifier:
     graph = onnx.load_model_from_string(model.data).graph
     constants = _Constants(graph)
     made_by = {output: node for node in graph.node for output in node.output}
-    added: list[NDArray[np.float64] | None] = []
+    added: list[Floats | None] = []
     name, by_axis = LOGITS, False
     while (node := made_by.get(name)) is not None and node.op_type in {"Add", *_PASSED, *_AXES}:
         name = node.input[0]
@@ -119,7 +120,7 @@ class _Constants:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._made_by = {node.output[0]: node for node in graph.node if len(node.output) == 1}
 
-    def read(self, name: str) -> NDArray[np.float64] | None:
+    def read(self, name: str) -> Floats | None:
         """A constant as float64; None for what depends on the image."""
         if name in self._stored:
             return onnx.numpy_helper.to_array(self._stored[name]).astype(np.float64)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import Blended
 from ensemble.card import Preprocess
 from ensemble.images.decode import read_photo
@@ -21,8 +21,6 @@ from ensemble.predictions.truth import Truth, true_classes
 
 _MOST = 12
 _THUMBNAIL = Preprocess((144, 144), resize="center")
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def find_disputes(
     return tuple(disputes)
 
 
-def answers_of(blended: Blended, labels: LabelSpace) -> NDArray[np.intp]:
+def answers_of(blended: Blended, labels: LabelSpace) -> Classes:
     """The answers ``(N,)`` as class numbers of ``labels``."""
     columns = labels.permutation(blended.labels, owner="a member")
     return np.asarray(np.argsort(columns)[blended.classes], dtype=np.intp)

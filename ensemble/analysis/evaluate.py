@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import Blended
 from ensemble.blend.decision_rules import decide
 from ensemble.blend.pooling import log_softmax, pool
@@ -141,8 +142,8 @@ class _Answers:
     """One set of answers in the order of the truth's ids and classes; ``probabilities`` is ``(N, C)`` or None."""
 
     name: str
-    classes: NDArray[np.intp]
-    probabilities: NDArray[np.float64] | None
+    classes: Classes
+    probabilities: Floats | None
 
 
 def _answers(answers: Predictions | Blended | Submission, truth: Truth) -> Iterator[_Answers]:
@@ -172,7 +173,7 @@ def _score(answers: _Answers, truth: Truth, resamples: int, seed: int) -> Scores
         truth.classes, answers.classes, classes=count, clusters=truth.persons, resamples=resamples, seed=seed
     )
 
-    def estimate(metric: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Estimate:
+    def estimate(metric: Callable[[Floats], Floats]) -> Estimate:
         return Estimate(float(metric(once)), *interval(metric(again)))
 
     probabilities = answers.probabilities

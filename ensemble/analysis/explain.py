@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.analysis.cam import Classifier, find_classifier
 from ensemble.analysis.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resize_heat, to_png
+from ensemble.arrays import Floats, Mask, Pixels
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
@@ -235,7 +235,7 @@ class _Run:
             face = None if box is None else prepare_image(_mark(photo.pixels, box), preprocess, box)[..., 0] > 127
             yield _Seen(row, prepare_image(photo.pixels, preprocess, box), face)
 
-    def _draw(self, pixels: Pixels, heat: NDArray[np.float64], explained: Explained) -> None:
+    def _draw(self, pixels: Pixels, heat: Floats, explained: Explained) -> None:
         caption = [f"{explained.class_name}  {explained.probability:.1%}"]
         if self._chosen is not None:
             caption.append(f"predicted: {explained.predicted}")
@@ -261,7 +261,7 @@ class _Seen:
 
     row: int
     pixels: Pixels
-    face: NDArray[np.bool_] | None
+    face: Mask | None
 
 
 def picture_path(folder: Path, image_id: str) -> Path:
@@ -296,7 +296,7 @@ def _mark(pixels: Pixels, box: Box) -> Pixels:
     return marked
 
 
-def _share(found: NDArray[np.float64], face: NDArray[np.bool_] | None) -> float | None:
+def _share(found: Floats, face: Mask | None) -> float | None:
     if face is None or not found.max() > 0:
         return None
     heat = resize_heat(found, face.shape)

@@ -8,10 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Floats, Pixels
 
 COLUMNS, ROWS = 4, 6
 _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on a sheet
@@ -36,13 +35,13 @@ _INFERNO = np.array(
 )
 
 
-def colour_heat(heat: NDArray[np.float64]) -> Pixels:
+def colour_heat(heat: Floats) -> Pixels:
     """The colours ``(H, W, 3)`` of heat ``(H, W)`` from 0 to 1, dark to light."""
     anchors = np.linspace(0, 1, len(_INFERNO))
     return np.stack([np.interp(heat, anchors, _INFERNO[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
 
 
-def draw_pair(pixels: Pixels, heat: NDArray[np.float64], caption: Sequence[str], *, small: bool = False) -> Image.Image:
+def draw_pair(pixels: Pixels, heat: Floats, caption: Sequence[str], *, small: bool = False) -> Image.Image:
     """The model's input ``(H, W, 3)``, beside it the same in grey under its ``heat`` ``(h, w)``, and lines of text."""
     side = _SMALL if small else _LARGE
     factor = side / max(pixels.shape[:2])
@@ -80,7 +79,7 @@ def to_png(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def resize_heat(heat: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+def resize_heat(heat: Floats, size: tuple[int, int]) -> Floats:
     """Heat ``(h, w)`` between its cells' centres, ``(H, W)``."""
     image = Image.fromarray(heat.astype(np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.float64)

@@ -19,11 +19,9 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
+from ensemble.arrays import Floats
 from ensemble.metrics import Reliability
-
-Floats = NDArray[np.float64]
 
 _INK, _MUTED, _LINE, _ACCENT, _SECOND, _HEAT = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 _VARIABLES = {

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble.analysis.disagreements import Dispute, answers_of, find_disputes
 from ensemble.analysis.evaluate import Evaluation, Scores, evaluate
+from ensemble.arrays import Floats
 from ensemble.blend.blend import Blended, blend
 from ensemble.blend.pooling import normalise
 from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
@@ -31,8 +31,6 @@ from ensemble.predictions.truth import Truth, read_truth, true_classes
 from ensemble.submission.format import notice_missing
 
 _TITLE = "macro F1"
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble.analysis import plots
 from ensemble.analysis.evaluate import Estimate
 from ensemble.analysis.html import STYLE, figure, preformatted, section, table
 from ensemble.analysis.report import Report, basis_of, verdict_of
+from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe
 from ensemble.errors import enumerate_some
 from ensemble.learn.learn import render_weights
@@ -212,7 +212,7 @@ def _confusion(report: Report) -> str:
     return section("Confusion", _as_fitted(report, take), body)
 
 
-def _mistakes(wrong: NDArray[np.float64], names: Sequence[str]) -> str:
+def _mistakes(wrong: Floats, names: Sequence[str]) -> str:
     """The most frequent mistakes, where the classes are too many for a picture."""
     first = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CLASSES]
     pairs = [divmod(int(place), len(names)) for place in first if wrong.flat[place] > 0]

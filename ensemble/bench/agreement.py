@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits
 from ensemble.errors import DeviceError
 from ensemble.runtime.parity import relative_error
 
-Answers = Mapping[str, Mapping[str, NDArray[np.float32]]]
+Answers = Mapping[str, Mapping[str, Logits]]
 
 
 @dataclass(frozen=True, slots=True)

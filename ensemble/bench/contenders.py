@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.arrays import Pixels
 from ensemble.bench.agreement import Answers
 from ensemble.bench.process_meter import Clock, Outcome
 from ensemble.blend.recipe import read_recipe
 from ensemble.card import Preprocess
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels, read_photo
+from ensemble.images.decode import read_photo
 from ensemble.images.face_boxes import Box, Boxes, read_boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import decide, fit_macro_f1_rule
 from ensemble.blend.pooling import Pool, log_softmax, pool
 from ensemble.blend.recipe import Group, Recipe
@@ -33,8 +34,8 @@ class Blended:
     """
 
     ids: tuple[str, ...]
-    probabilities: NDArray[np.float64]
-    classes: NDArray[np.intp]
+    probabilities: Floats
+    classes: Classes
     labels: LabelSpace
     filled: tuple[str, ...] = ()
 
@@ -98,12 +99,12 @@ class _Aligned:
         found = self.member.logits[view][rows[:, np.newaxis], self.columns]
         return found if self.temperature is None else found.astype(np.float64) / self.temperature
 
-    def pooled(self, kind: Pool) -> NDArray[np.float64]:
+    def pooled(self, kind: Pool) -> Floats:
         """The member's views as one, ``(N, C)`` log-probabilities."""
         return pool((self.logits(view) for view in self.views), list(self.views.values()), kind=kind)
 
 
-def _pool_group(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -> NDArray[np.float64]:
+def _pool_group(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:
     """A group's members as one, ``(N, C)`` log-probabilities."""
     kind = recipe.pool.within
     return pool((aligned[name].pooled(kind) for name in group.members), [1] * len(group.members), kind=kind)

@@ -10,10 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.errors import PredictionError
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 _ROUNDS = 100
 _DAMPING = 0.5
@@ -126,11 +124,11 @@ def _expected_f1(probabilities: Floats, answers: Classes, expected: Floats) -> t
 Rule: TypeAlias = Literal["argmax"] | AxisRule | MacroF1Rule | PriorRule
 
 
-def decide(probabilities: NDArray[np.floating], rule: Rule = "argmax") -> NDArray[np.intp]:
+def decide(probabilities: NDArray[np.floating], rule: Rule = "argmax") -> Classes:
     """The class of each row of ``(N, C)``: the most probable one, or the rule's choice; of equal ones the first."""
     if not isinstance(rule, str):
         return rule.decide(np.asarray(probabilities, dtype=np.float64))
-    classes: NDArray[np.intp] = probabilities.argmax(axis=-1)
+    classes: Classes = probabilities.argmax(axis=-1)
     return classes
 
 
@@ -188,5 +186,5 @@ def require_rule_fits(rule: Rule, classes: int) -> None:
         )
 
 
-def _numbers(values: Any) -> NDArray[np.float64]:
+def _numbers(values: Any) -> Floats:
     return np.array(values, dtype=np.float64)

@@ -14,8 +14,9 @@ from functools import reduce
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError
 
 K = TypeVar("K", bound=Hashable)
@@ -74,7 +75,7 @@ def parse_pool(text: str) -> Pool:
     raise OptionError("E202", f"{text!r} is not a pool")
 
 
-def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = LINEAR) -> NDArray[np.float64]:
+def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = LINEAR) -> Floats:
     """Reduce ``(M, N, C)`` logits to ``(N, C)`` log-probabilities, each row's exponentials summing to one.
 
     ``logits`` may be an array or any iterable of ``(N, C)`` arrays; it is read once, one array at a time, so members
@@ -96,11 +97,11 @@ def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = 
     return log_softmax(reduce(np.logaddexp, terms) / kind.order)
 
 
-def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
+def log_softmax(logits: ArrayLike) -> Floats:
     """Log-probabilities of ``(..., C)`` logits in float64; log-probabilities come back as they are."""
     values = np.asarray(logits, dtype=np.float64)
     shifted = values - values.max(axis=-1, keepdims=True)
-    normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return normalised
 
 
@@ -122,7 +123,7 @@ def normalise(weights: Mapping[K, float]) -> dict[K, float]:
     return {name: float(weight / total) for name, weight in exact.items()}
 
 
-def _ballot(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ballot(log_p: Floats) -> Floats:
     """All of a voter's weight on its best class, but for a millionth that stays spread as it was.
 
     In the sum over the voters that millionth is the linear mean: it breaks ties, and it cannot overturn a lead of more

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.errors import DataError
 from ensemble.images import formats
 from ensemble.images.storage import StoredImage
@@ -53,8 +53,6 @@ MAX_ASPECT = 20
 # what could follow a JPEG that breaks off: one or two of these can look like the end by chance, eight do not
 _TAILS = tuple(bytes([byte]) * 4096 for byte in (0x5A, 0xA5, 0xE6, 0x99, 0xB4, 0x6D, 0xD3, 0x2B))
 _WHITE = (255, 255, 255, 255)
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

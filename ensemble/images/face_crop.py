@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
-from ensemble.images.decode import Pixels
 from ensemble.images.face_boxes import Box
 from ensemble.images.resize import resize_image, resize_photo
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.card import Preprocess
-from ensemble.images.decode import MAX_ASPECT, Pixels
+from ensemble.images.decode import MAX_ASPECT
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.errors import OptionError
-from ensemble.images.decode import Pixels
 
 _CROP5_SHARE = 0.875
 _CORNERS = {"tl": (0.0, 0.0), "tr": (0.0, 1.0), "bl": (1.0, 0.0), "br": (1.0, 1.0), "c": (0.5, 0.5)}

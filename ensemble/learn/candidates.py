@@ -24,17 +24,14 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import Rule, decide, fit_macro_f1_rule, fit_prior_rule
 from ensemble.blend.pooling import log_softmax
 from ensemble.labels import LabelSpace
 from ensemble.learn.ensemble_selection import select_in_bags
 from ensemble.learn.likelihood import axis_design, fit_linear, fit_log_linear, fit_temperatures
 from ensemble.learn.objective import Measure
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 _POOLS = ("mean", "logit", "linear", "scaled", "log-linear", "greedy", "calibrated", "factored", "pool")
 CANDIDATES: dict[str, tuple[str, ...]] = {

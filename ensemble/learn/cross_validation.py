@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from ensemble.arrays import Classes, Floats
 from ensemble.events import SILENT, Listener
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.objective import Measure
 from ensemble.metrics import bootstrap
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 FOLDS = 5
 _RESAMPLES = 500

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
+from ensemble.arrays import Classes, Floats
+
 Score: TypeAlias = Callable[[Classes], float]
 """How good answers ``(N,)`` are, higher is better."""
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ensemble.arrays import Floats
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -26,8 +26,6 @@ from ensemble.predictions.dataset import Predictions, require_finite
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.truth import Truth
 from ensemble.text_table import render_columns
-
-Floats = NDArray[np.float64]
 
 AUTO = "auto"
 _NO_WEIGHT = 1e-6

@@ -9,14 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.pooling import log_softmax
 from ensemble.labels import LabelSpace
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 FEW = 30
 _TOLERANCE = 1e-6

@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.errors import OptionError
 from ensemble.labels import LabelSpace
 from ensemble.metrics import accuracy, confusion_matrix, macro_f1
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 LIKELIHOOD = "nll"
 

@@ -9,9 +9,9 @@ accurate cross-validation*, Machine Learning 107).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from ensemble.arrays import Floats
 
 _ROUNDING = 1e-9
 

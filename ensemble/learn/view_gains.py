@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Floats, Mask
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.cross_validation import Answers, Ballots, answer, resample, score
 from ensemble.learn.objective import Measure
-
-Floats = NDArray[np.float64]
 
 _IDENTITY = "identity"
 
@@ -69,9 +67,7 @@ def render_views(gains: Sequence[ViewGain], title: str) -> str:
     )
 
 
-def _mean(
-    ballots: Ballots, shares: Floats, used: NDArray[np.bool_], measure: Measure, seed: int
-) -> tuple[Answers, Floats]:
+def _mean(ballots: Ballots, shares: Floats, used: Mask, measure: Measure, seed: int) -> tuple[Answers, Floats]:
     weights = np.where(used, shares, 0.0)
     fitted = Fitted("linear", weights / weights.sum(), 1.0, np.zeros(ballots.log_p.shape[-1]))
     answers = answer(fitted, ballots)

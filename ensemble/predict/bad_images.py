@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.arrays import Logits
 from ensemble.card import ModelCard
 from ensemble.csv_table import defuse, render_table
 from ensemble.error_codes import CODES
@@ -63,7 +63,7 @@ def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
 
 
-def log_prior(card: ModelCard) -> NDArray[np.float32]:
+def log_prior(card: ModelCard) -> Logits:
     """The logits ``(C,)`` of an image about which nothing is known: the log of the mix of classes in the training data.
 
     Each class counts once more than it was seen, so that none is impossible; without counts that is uniform.

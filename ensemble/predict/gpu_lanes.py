@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TypeVar
 
+from ensemble.arrays import Pixels
 from ensemble.card import Preprocess
-from ensemble.images.decode import Pixels
 from ensemble.runtime.device import Device
 from ensemble.runtime.io_binding import Lane, at_lane
 

@@ -18,12 +18,12 @@ from itertools import chain
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import Pixels, decode_photo, read_file
+from ensemble.images.decode import decode_photo, read_file
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_photo
 from ensemble.images.listing import Listing
@@ -36,7 +36,6 @@ from ensemble.runtime.gpu_sessions import halving, inputs_of, rows_of
 from ensemble.runtime.io_binding import Lane
 from ensemble.runtime.session import Session
 
-Logits = NDArray[np.float32]
 S = TypeVar("S")
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
@@ -51,7 +51,7 @@ class Predictions:
     fold: int | None
     labels: LabelSpace
     ids: tuple[str, ...]
-    logits: Mapping[str, NDArray[np.float32]]
+    logits: Mapping[str, Logits]
     sha256: str
     holdout_sha256: str | None = None
     filled: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Part:
     """
 
     ids: tuple[str, ...]
-    logits: Mapping[str, NDArray[np.float32]]
+    logits: Mapping[str, Logits]
     origin: str
     card: ModelCard
     filled: tuple[str, ...] = ()
@@ -240,19 +240,19 @@ def _read_complete(folder: Path) -> tuple[list[tuple[str, str]], int, tuple[str,
         raise PredictionError("E514", f"{folder / COMPLETE} cannot be read: {err}", path=folder, hint=_REDO) from err
 
 
-def _matrix(column: Any, classes: int) -> NDArray[np.float32]:
+def _matrix(column: Any, classes: int) -> Logits:
     if column.type.list_size != classes:
         raise ValueError(f"a view has {column.type.list_size} columns, the card {classes} classes")
     flat = column.combine_chunks().flatten() if len(column) else pa.array([], pa.float32())
     return np.asarray(flat.to_numpy(), dtype=np.float32).reshape(-1, classes)
 
 
-def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _frozen(array: Logits) -> Logits:
     array.flags.writeable = False
     return array
 
 
-def _hash(ids: Sequence[str], logits: Mapping[str, NDArray[np.float32]]) -> str:
+def _hash(ids: Sequence[str], logits: Mapping[str, Logits]) -> str:
     digest = hashlib.sha256("\0".join(ids).encode())
     for view, values in logits.items():
         digest.update(view.encode())

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Floats, Logits
 from ensemble.card import validate_member
 from ensemble.csv_table import read_table
 from ensemble.errors import FileError, PredictionError
@@ -64,7 +64,7 @@ def _read_answers(path: Path, labels: LabelSpace) -> Predictions:
     return Predictions(member, member, None, labels, answers.ids, {"identity": logits}, digest)
 
 
-Views = Mapping[str, NDArray[np.float64]]
+Views = Mapping[str, Floats]
 
 
 def _read_csv(path: Path, labels: LabelSpace) -> tuple[tuple[str, ...], Views]:
@@ -105,7 +105,7 @@ def _read_npz(path: Path, labels: LabelSpace) -> tuple[tuple[str, ...], Views]:
     return tuple(str(name) for name in ids), {name: values.astype(np.float64) for name, values in arrays.items()}
 
 
-def _as_logits(values: NDArray[np.float64], ids: tuple[str, ...], kind: Kind, path: Path) -> NDArray[np.float32]:
+def _as_logits(values: Floats, ids: tuple[str, ...], kind: Kind, path: Path) -> Logits:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         raise PredictionError(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Classes
 from ensemble.csv_table import read_table
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
@@ -21,7 +21,7 @@ class Truth:
     """The true class ``classes[i]``, ``(N,)``, of each image ``ids[i]``, and the person on it where known."""
 
     ids: tuple[str, ...]
-    classes: NDArray[np.intp]
+    classes: Classes
     persons: tuple[str, ...] | None
     labels: LabelSpace
 
@@ -51,7 +51,7 @@ def read_truth(path: Path, labels: LabelSpace, *, listener: Listener = SILENT) -
     return Truth(ids, np.array([known[answer] for answer in answers], dtype=np.intp), persons, labels)
 
 
-def true_classes(ids: Sequence[str], truth: Truth) -> NDArray[np.intp]:
+def true_classes(ids: Sequence[str], truth: Truth) -> Classes:
     """The true class ``(N,)`` of each image in ``ids``.
 
     Raises:

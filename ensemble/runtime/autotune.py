@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.arrays import Logits
 from ensemble.errors import EnsError, FileError
 from ensemble.events import Listener, Notice
 
-Logits = NDArray[np.float32]
 _MARGIN = 0.98  # what is not faster by 2 % is noise
 _TOLERANCE = 0.02  # of the largest logit: another order of sums, in half precision
 _WAYS: Mapping[str, Mapping[str, str]] = {

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Pixels
 
 _DRIVER = ("libcuda.so.1", "nvcuda.dll")
 _RUNTIME = ("libcudart.so.13", "libcudart.so.12")

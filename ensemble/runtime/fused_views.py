@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Pixels
 from ensemble.images.views import View
 from ensemble.runtime.model_file import INPUT, LOGITS
 

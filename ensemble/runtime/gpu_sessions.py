@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import Pixels
 from ensemble.images.views import View, parse_views
-from ensemble.runtime.autotune import Logits, Tuned, tune, tune_once, ways
+from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.fused_views import MADE, fuse_views, make_views, split_views

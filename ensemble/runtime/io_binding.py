@@ -16,10 +16,9 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
-from ensemble.images.decode import Pixels
 from ensemble.runtime.cuda import lock_pages, unlock_pages
 from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import INPUT, LOGITS
@@ -184,7 +183,7 @@ class Bound:
         self._bindings: dict[tuple[int, ...], tuple[Any, Any]] = {}
         self._numbers = count_up(1)
 
-    def run(self, inputs: Mapping[str, Any]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, Any]) -> Logits:
         """The logits ``(rows, views, C)`` of one piece of a lane."""
         key = tuple(value.data_ptr() for value in inputs.values())
         first = key not in self._bindings
@@ -233,18 +232,18 @@ class Fixed:
     build: Callable[[Device, int], Bound]
     bound: dict[Device, Bound] = field(default_factory=dict)
 
-    def look(self, lane: Lane) -> dict[str, NDArray[np.float32]]:
+    def look(self, lane: Lane) -> dict[str, Logits]:
         """The logits ``(n, C)`` of each view of what the lane has loaded."""
         logits = self._run(lane)
         return {name: np.ascontiguousarray(logits[:, place]) for place, name in enumerate(self.views)}
 
-    def ask(self, lane: Lane, pixels: Pixels) -> NDArray[np.float32]:
+    def ask(self, lane: Lane, pixels: Pixels) -> Logits:
         """The logits ``(n, C)`` of a batch in the host's memory, for a graph of one view."""
         assert len(self.views) == 1
         lane.load(self.preprocess, {INPUT: pixels}, rows=self.shape.rows)
         return self._run(lane)[:, 0]
 
-    def _run(self, lane: Lane) -> NDArray[np.float32]:
+    def _run(self, lane: Lane) -> Logits:
         rows = self.shape.rows
         bound = self.on(lane.device, rows)
         lane.users.add(bound)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import Pixels
 
-Run = Callable[[Pixels], NDArray[np.float32]]
+Run = Callable[[Pixels], Logits]
 # The largest relative error of a row. Measured on photographs and on the pictures below, with ResNet-18 and
 # EfficientNet-Lite0: float32 3e-6; bfloat16 0.014 and 0.12; int8 0.05 and 0.22, as each runtime rounds in places of
 # its own. A broken kernel is off by 1.
@@ -69,7 +68,7 @@ def tell_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> Non
     listener.notice(Notice("I606", f"{who} against onnxruntime on the CPU: {parity}"))
 
 
-def compare_logits(expected: NDArray[np.float32], found: NDArray[np.float32], *, limit: float) -> Parity:
+def compare_logits(expected: Logits, found: Logits, *, limit: float) -> Parity:
     """Compare logits ``(N, C)``, by `relative_error` and by their classes."""
     a, classes = expected.astype(np.float64), found.argmax(axis=1)
     same = a.argmax(axis=1) == classes
@@ -85,7 +84,7 @@ def draw_pictures(size: tuple[int, int]) -> Pixels:
     return np.stack([np.asarray(image) for image in enlarged])
 
 
-def relative_error(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+def relative_error(wanted: Logits, found: Logits) -> float:
     """The largest difference over rows ``(N, ...)``, relative to `row_scales`; NaN if any value is not finite."""
     a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (wanted, found))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -93,12 +92,12 @@ def relative_error(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> f
     return float((np.abs(a - b).max(axis=1) / row_scales(wanted)).max())
 
 
-def row_scales(wanted: NDArray[np.float32]) -> NDArray[np.float64]:
+def row_scales(wanted: Logits) -> Floats:
     """By what the errors of each row of ``(N, ...)`` are measured: its largest magnitude, at least the median of those.
 
     So logits near zero (a binary classifier in doubt) are not blown up, and one row of huge values does not hide the
     errors of the others.
     """
     largest = np.abs(wanted.reshape(len(wanted), -1).astype(np.float64)).max(axis=1)
-    scales: NDArray[np.float64] = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
+    scales: Floats = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
     return scales

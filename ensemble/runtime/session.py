@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import DeviceError, EnsError, ModelError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import Pixels
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.fused_views import cast_first
 from ensemble.runtime.io_binding import Fixed, Lane, lane_on
@@ -45,7 +44,7 @@ class Session:
     fixed: Fixed | None = None
     decisions: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, batch: Pixels, *, output: str = LOGITS) -> NDArray[np.float32]:
+    def run(self, batch: Pixels, *, output: str = LOGITS) -> Logits:
         """The logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
 
         Raises:
@@ -63,7 +62,7 @@ class Session:
         self._require_finite(answers)
         return answers
 
-    def run_in_pieces(self, batch: Pixels, size: int) -> NDArray[np.float32]:
+    def run_in_pieces(self, batch: Pixels, size: int) -> Logits:
         """As `run`, with no more than ``size`` images at once.
 
         Raises:
@@ -73,7 +72,7 @@ class Session:
             return self.run(batch)
         return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
 
-    def look(self, lane: Lane) -> dict[str, NDArray[np.float32]]:
+    def look(self, lane: Lane) -> dict[str, Logits]:
         """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed``.
 
         Raises:
@@ -95,7 +94,7 @@ class Session:
         except Exception as err:
             raise _run_error(err, self.card.member, self.device, batch) from err
 
-    def _require_finite(self, answers: NDArray[np.float32]) -> None:
+    def _require_finite(self, answers: Logits) -> None:
         bad = int(np.count_nonzero(~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)))
         if bad:
             raise DeviceError(

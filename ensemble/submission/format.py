@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ensemble.arrays import Classes
 from ensemble.csv_table import FORMULA, read_table, render_table
 from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -22,7 +20,7 @@ class Submission:
     """The answers of a CSV file: image ``ids[i]`` is of class ``classes[i]``, ``(N,)``, of ``labels``."""
 
     ids: tuple[str, ...]
-    classes: NDArray[np.intp]
+    classes: Classes
     labels: LabelSpace
 
     def __len__(self) -> int:
@@ -62,7 +60,7 @@ def read_format(path: Path, *, listener: Listener = SILENT) -> SubmissionFormat:
 def write_submission(
     path: Path,
     ids: Sequence[str],
-    classes: NDArray[np.intp],
+    classes: Classes,
     *,
     like: SubmissionFormat | None = None,
     missing: Sequence[str] = (),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.arrays import Classes, Logits
 from ensemble.errors import PredictionError
 from ensemble.predictions.dataset import ORIGIN_KEY
 
@@ -26,9 +27,9 @@ class Chunk:
     """
 
     ids: tuple[str, ...]
-    classes: NDArray[np.intp]
+    classes: Classes
     passes: NDArray[np.intp]
-    logits: NDArray[np.float32]
+    logits: Logits
 
 
 def write_chunk(path: Path, chunk: Chunk, origin: str) -> None:

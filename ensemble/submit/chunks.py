@@ -24,6 +24,7 @@ import PIL
 from numpy.typing import NDArray
 
 from ensemble import files
+from ensemble.arrays import Classes, Logits, Mask
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import DataError, FileError, Interrupted, PredictionError
@@ -293,7 +294,7 @@ def _run_cells(
     return Chunk(tuple(listing.ids[row] for row in read.rows), decided, passes, seen)
 
 
-def _leaving(plan: Plan, running: Running) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+def _leaving(plan: Plan, running: Running) -> tuple[Mask, NDArray[np.intp]]:
     if plan.stops is None:
         return running.certain()
     leads, answers = running.leaders()
@@ -304,7 +305,7 @@ def _origin(origin: str, *, missing: int) -> str:
     return json.dumps(json.loads(origin) | {"missing": missing}) if missing else origin
 
 
-def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
+def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> Classes:
     """The class of each row of the chunks, in their order: the early answers, and `blend` for the rows still open.
 
     Rows that left early take part in the blend with zeros, so that each other row stands where it would stand in a
@@ -314,7 +315,7 @@ def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> NDArray[np.intp]:
     classes = np.concatenate([chunk.classes for chunk in chunks])
     left = np.flatnonzero(classes == OPEN)
     logits = np.concatenate([chunk.logits for chunk in chunks])
-    by_member: dict[str, dict[str, NDArray[np.float32]]] = {}
+    by_member: dict[str, dict[str, Logits]] = {}
     for k, cell in enumerate(plan.cells):
         values = np.zeros((len(ids), logits.shape[2]), dtype=np.float32)
         values[left] = logits[:, k]

@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ensemble.arrays import Classes, Floats, Mask
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, PriorRule, decide
 from ensemble.blend.pooling import log_softmax, normalise
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError
-
-Classes = NDArray[np.intp]
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 _SLACK = 1e-9  # a million times what the sums round away
 _UNDERFLOW = -600.0  # below this log-probability, probabilities no longer hold all their digits

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -119,9 +120,9 @@ class Course:
     """
 
     ends: tuple[int, ...]
-    scale: NDArray[np.float64]
-    leads: NDArray[np.float64]
-    answers: NDArray[np.intp]
+    scale: Floats
+    leads: Floats
+    answers: Classes
 
     def of(self, rows: NDArray[np.intp]) -> Course:
         """The same for some rows."""
@@ -210,7 +211,7 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
 
 
 def choose_by_score(
-    course: Course, truth: NDArray[np.intp], people: Sequence[str], measure: Measure, most: float
+    course: Course, truth: Classes, people: Sequence[str], measure: Measure, most: float
 ) -> tuple[dict[int, float], bool]:
     """The lowest leads with which the score falls by at most ``most``, and whether any are that low.
 
@@ -224,7 +225,7 @@ def choose_by_score(
     if not _allowed(1 - most, len(truth))[1]:
         return best, False
 
-    def draw(answers: NDArray[np.intp]) -> NDArray[np.float64]:
+    def draw(answers: Classes) -> Floats:
         counts = bootstrap(
             measure.part[truth],
             measure.part[answers],
@@ -280,7 +281,7 @@ def _cross_validate(
     return answers, float(1 - passes.mean() / path.ends[-1])
 
 
-def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> NDArray[np.float64]:
+def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> Floats:
     """How large a lead can be undone at each end but the last, in proportion: the standard error of a mean.
 
     The whole ensemble's lead is the mean over all cells of each one's. After a share f of them it is known to within

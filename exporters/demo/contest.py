@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.csv_table import render_table
 from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
-from ensemble.images.decode import Pixels
 from exporters.demo.faces import draw, make_person
 
 # each picture's mask: 0 worn, 1 incorrect, 2 none

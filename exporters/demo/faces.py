@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Pixels
 from exporters.demo.pen import Colour, Pen, Points
 
 WIDTH, HEIGHT = 96, 128

@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
+
+from ensemble.arrays import Floats
 
 Colour = tuple[int, ...]
 Points = Sequence[tuple[float, float]]
@@ -57,30 +59,30 @@ class Pen:
         """Draw the outline of an ellipse."""
         self._stroke(_CIRCLE * (rx, ry) + (x, y), width, colour)
 
-    def _fill(self, points: NDArray[np.float64], colour: Colour) -> None:
+    def _fill(self, points: Floats, colour: Colour) -> None:
         self._brush(colour).polygon(self._place(points), fill=colour)
 
-    def _stroke(self, points: NDArray[np.float64], width: float, colour: Colour) -> None:
+    def _stroke(self, points: Floats, width: float, colour: Colour) -> None:
         self._brush(colour).line(self._place(points), fill=colour, width=max(1, round(width * self._size)))
 
     def _brush(self, colour: Colour) -> ImageDraw.ImageDraw:
         return self._opaque if len(colour) == 3 else self._blending  # blending takes three times as long
 
-    def _place(self, points: NDArray[np.float64]) -> list[float]:
+    def _place(self, points: Floats) -> list[float]:
         # a head that turns moves its middle more than its rim
         near = np.maximum(0, 1 - np.einsum("nd,nd->n", points, points) / 2.2)[:, None]
         placed: list[float] = ((points + near * self._facing) @ self._frame + self._centre).ravel().tolist()
         return placed
 
 
-def _curve(points: Points, *, closed: bool) -> NDArray[np.float64]:
+def _curve(points: Points, *, closed: bool) -> Floats:
     """A smooth curve through ``n`` points, about ``(6 * n, 2)``; a closed one returns to the first."""
-    curve: NDArray[np.float64] = _spline(len(points), closed) @ np.asarray(points)
+    curve: Floats = _spline(len(points), closed) @ np.asarray(points)
     return curve
 
 
 @functools.cache
-def _spline(n: int, closed: bool) -> NDArray[np.float64]:
+def _spline(n: int, closed: bool) -> Floats:
     """The matrix that takes ``n`` points to their curve."""
     pieces = n if closed else n - 1
     matrix = np.zeros((pieces, len(_STEP), n))

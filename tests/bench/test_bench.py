@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ensemble.__main__ import run
+from ensemble.arrays import Pixels
 from ensemble.bench import bench as module
 from ensemble.bench.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
 from ensemble.bench.bench import bench
@@ -23,7 +24,6 @@ from ensemble.bench.process_meter import Clock, Lap, Loop, Outcome, _watching, m
 from ensemble.bench.results import Benchmark, Machine, Timing, ratio
 from ensemble.card import Precision
 from ensemble.errors import DataError, DeviceError, OptionError
-from ensemble.images.decode import Pixels
 from ensemble.runtime.session import Session
 from ensemble.submit.exit_thresholds import Keep
 from exporters.bench_baselines import onnxruntime_loop

@@ -6,15 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, PriorRule, fit_macro_f1_rule, fit_prior_rule
 from ensemble.labels import MASK18
-
-Floats = NDArray[np.float64]
-Classes = NDArray[np.intp]
 
 
 def draw(seed: int, rows: int, classes: int) -> Floats:

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.special import log_softmax as scipy_log_softmax
 from scipy.special import softmax
 
+from ensemble.arrays import Floats
 from ensemble.blend.pooling import LINEAR, log_softmax, normalise, parse_pool, pool
 from ensemble.errors import OptionError, PredictionError
 
 KINDS = ["linear", "logit", "geometric", "power:0.5", "power:-2", "power:100", "power:0.001", "hard"]
-
-Floats = NDArray[np.float64]
 
 
 @st.composite

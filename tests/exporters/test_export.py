@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from checkpoints.loading.open import build_model
+from ensemble.arrays import Pixels
 from ensemble.errors import DataError, FileError, ModelError, OptionError
-from ensemble.images.decode import Pixels
 from ensemble.labels import MASK18
 from ensemble.runtime.model_file import read_model
 from exporters import export as module

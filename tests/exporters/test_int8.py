@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ensemble.arrays import Pixels
 from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.events import Recorder
-from ensemble.images.decode import Pixels
 from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
 from ensemble.predict.predict import predict

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ensemble.images.decode import Pixels, open_image
+from ensemble.arrays import Pixels
+from ensemble.images.decode import open_image
 from tests.support.corpus import ORIENTATION, encode, exif, picture, png, refusal, tiff
 
 PICTURE = picture()

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.arrays import Floats, Pixels
 from ensemble.errors import OptionError
-from ensemble.images.decode import Pixels
 from ensemble.images.views import View, parse_views
 
 ALL = "hflip,vflip,rot90,shift:3,scale:1.25,scale:0.8,crop5"
-Floats = NDArray[np.float64]
 SHIFTS = {"left": (0, -3), "right": (0, 3), "up": (-3, 0), "down": (3, 0)}
 
 

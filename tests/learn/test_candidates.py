@@ -6,17 +6,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import MacroF1Rule, PriorRule, fit_macro_f1_rule
 from ensemble.blend.pooling import parse_pool, pool
 from ensemble.labels import MASK18, Axis, LabelSpace
 from ensemble.learn.candidates import CANDIDATES, Fitted, candidates_for, fit_candidates
 from ensemble.learn.objective import parse_measure
 
-Floats = NDArray[np.float64]
-Classes = NDArray[np.intp]
 LABELS = LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d"))))
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.pooling import log_softmax
 from ensemble.labels import LabelSpace
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.cross_validation import FOLDS, Answers, Ballots, cross_validate, resample, score, split
 from ensemble.learn.objective import parse_measure
-
-Floats = NDArray[np.float64]
-Classes = NDArray[np.intp]
 
 ROWS, PEOPLE, CLASSES = 300, 60, 4
 LABELS = LabelSpace.flat(CLASSES)

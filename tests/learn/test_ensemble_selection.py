@@ -6,14 +6,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score, log_loss
 
+from ensemble.arrays import Classes, Floats
 from ensemble.learn.ensemble_selection import select, select_in_bags
-
-Floats = NDArray[np.float64]
-Classes = NDArray[np.intp]
 
 
 def problem(seed: int, voters: int = 5, rows: int = 80, classes: int = 3) -> tuple[Floats, Classes]:

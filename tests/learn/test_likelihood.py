@@ -6,16 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.optimize import approx_fprime, minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
+from ensemble.arrays import Classes, Floats
 from ensemble.labels import Axis, LabelSpace
 from ensemble.learn.likelihood import FEW, axis_design, fit_linear, fit_log_linear, fit_temperatures, log_linear_loss
-
-Floats = NDArray[np.float64]
-Classes = NDArray[np.intp]
 
 
 def problem(seed: int, voters: int = 3, rows: int = 200, classes: int = 4) -> tuple[Floats, Classes]:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
-from ensemble.images.decode import Pixels, open_image
+from ensemble.images.decode import open_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image, prepare_photo
 from ensemble.images.listing import Listing, list_images

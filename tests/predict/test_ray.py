@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ensemble.arrays import Pixels
 from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
-from ensemble.images.decode import Pixels
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
 from ensemble.predict.bad_images import OnBadImage

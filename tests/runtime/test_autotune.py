@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensemble.arrays import Logits
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
-from ensemble.runtime.autotune import Logits, Tuned, tune, tune_once, ways
+from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
 
 BASE = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 EXPECTED = np.array([[3.0, -4.0]], dtype=np.float32)

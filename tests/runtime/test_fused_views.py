@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from ensemble.images.decode import Pixels
+from ensemble.arrays import Pixels
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.fused_views import MADE, cast_first, fuse_views, make_views, source_of_pixels, split_views
 from ensemble.runtime.model_file import INPUT, LOGITS, read_model

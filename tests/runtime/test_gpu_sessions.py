@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ensemble.arrays import Pixels
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
-from ensemble.images.decode import Pixels
 from ensemble.images.views import parse_views
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions

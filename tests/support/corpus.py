@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ensemble.arrays import Pixels
 from ensemble.errors import DataError
-from ensemble.images.decode import Photo, Pixels, open_image
+from ensemble.images.decode import Photo, open_image
 
 ORIENTATION = 0x0112
 

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ensemble.arrays import Floats
 from ensemble.labels import MASK18
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.truth import Truth
 from tests.support.members import make_member
 
 Scenario = Literal["A", "B", "C"]
-Floats = NDArray[np.float64]
 
 PEOPLE = np.array([[549, 410, 83], [732, 817, 109]])
 """How many people there are of each gender and age group; the contest's class counts are these times 5, 1 and 1."""
