@@ -29,8 +29,8 @@ from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.external import read_members
 from ensemble.runtime.device import Device, parse_device
-from ensemble.runtime.gpu_sessions import inputs_of, rows_of, start_resident
-from ensemble.runtime.io_binding import Lane
+from ensemble.runtime.gpu_sessions import model_inputs, shared_batch_size, start_gpu_sessions
+from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.session import start_session
 from ensemble.submission.format import SubmissionFormat
@@ -273,18 +273,20 @@ def _ask_gpus(
     rows: int,
 ) -> Callable[[int, int], Answers]:
     """The same on GPUs: each has every batch in buffers of its own, and takes its turn."""
-    sessions = start_resident({one.card.member: one for one in inputs.models}, device=device, rows=rows, views=views)
-    rows = rows_of(tuple(sessions.values()))
+    sessions = start_gpu_sessions(
+        {one.card.member: one for one in inputs.models}, device=device, rows=rows, views=views
+    )
+    rows = shared_batch_size(tuple(sessions.values()))
     lanes = []
     for batch in batches:
-        lanes.append([Lane(one) for one in device.each])
+        lanes.append([DeviceBuffers(one) for one in device.each])
         for lane in lanes[-1]:
-            for preprocess, arrays in inputs_of(batch, views).items():
+            for preprocess, arrays in model_inputs(batch, views).items():
                 lane.load(preprocess, arrays, rows=rows)
 
     def ask(i: int, _: int) -> Answers:  # a GPU's last batch is filled up
         of_devices = lanes[i % len(lanes)]
         lane = of_devices[i % len(of_devices)]
-        return {name: session.look(lane) for name, session in sessions.items()}
+        return {name: session.run_views(lane) for name, session in sessions.items()}
 
     return ask

@@ -16,7 +16,7 @@ from typing import TypeVar
 from ensemble.arrays import Pixels
 from ensemble.card import Preprocess
 from ensemble.runtime.device import Device
-from ensemble.runtime.io_binding import Lane, at_lane
+from ensemble.runtime.io_binding import DeviceBuffers, use_buffers
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -29,8 +29,8 @@ Inputs = Mapping[Preprocess, Mapping[str, Pixels]]
 def through_lanes(
     work: Iterable[A],
     read: Callable[[A], B],
-    load: Callable[[Lane, B], None],
-    compute: Callable[[Lane, B], C],
+    load: Callable[[DeviceBuffers, B], None],
+    compute: Callable[[DeviceBuffers, B], C],
     *,
     device: Device,
     workers: int,
@@ -43,8 +43,8 @@ def through_lanes(
     No more than ``ahead`` pieces are begun and not yet handed on. What the loading thread waits for is timed by
     ``waiting``: ``idle``, a piece that is read; ``full``, a lane that is free.
     """
-    lanes = [Lane(one) for _ in range(LANES) for one in device.each]
-    free: SimpleQueue[Lane] = SimpleQueue()
+    lanes = [DeviceBuffers(one) for _ in range(LANES) for one in device.each]
+    free: SimpleQueue[DeviceBuffers] = SimpleQueue()
     for lane in lanes:
         free.put(lane)
     readers = ThreadPoolExecutor(workers, thread_name_prefix="ens-read")
@@ -52,9 +52,9 @@ def through_lanes(
     computing = {one: ThreadPoolExecutor(1, thread_name_prefix=f"ens-{one}") for one in device.each}
     begun: deque[Future[Future[C]]] = deque()
 
-    def finish(lane: Lane, item: B) -> C:
+    def finish(lane: DeviceBuffers, item: B) -> C:
         try:
-            with at_lane(lane):
+            with use_buffers(lane):
                 return compute(lane, item)
         finally:
             lane.clear()
@@ -89,7 +89,7 @@ def through_lanes(
             lane.close()
 
 
-def load_ahead(lane: Lane, inputs: Inputs, *, rows: int) -> None:
+def load_ahead(lane: DeviceBuffers, inputs: Inputs, *, rows: int) -> None:
     """Copy a batch to its lane; where that fails, the computing thread tries again, and says what is wrong."""
     for preprocess, pixels in inputs.items():
         try:

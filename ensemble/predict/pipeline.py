@@ -32,8 +32,8 @@ from ensemble.images.views import View
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.gpu_lanes import Inputs, load_ahead, through_lanes
 from ensemble.predict.timing import Stopwatch
-from ensemble.runtime.gpu_sessions import halving, inputs_of, rows_of
-from ensemble.runtime.io_binding import Lane
+from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, shared_batch_size
+from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.session import Session
 
 S = TypeVar("S")
@@ -135,18 +135,18 @@ class Pipeline:
         def read(one: Work) -> tuple[Work, Batch, Inputs]:
             _, batch = self._read(one)
             with self.watch.timing("resize"):
-                return one, batch, inputs_of(batch.pixels, self._views)
+                return one, batch, model_inputs(batch.pixels, self._views)
 
-        def load(lane: Lane, item: tuple[Work, Batch, Inputs]) -> None:
+        def load(lane: DeviceBuffers, item: tuple[Work, Batch, Inputs]) -> None:
             with self.watch.timing("copy", clock=time.perf_counter, rows=len(item[1].rows)):
-                load_ahead(lane, item[2], rows=rows_of(item[0].sessions))
+                load_ahead(lane, item[2], rows=shared_batch_size(item[0].sessions))
 
-        def compute(lane: Lane, item: tuple[Work, Batch, Inputs]) -> Answer:
+        def compute(lane: DeviceBuffers, item: tuple[Work, Batch, Inputs]) -> Answer:
             one, batch, _ = item
             logits: dict[str, Mapping[str, Logits]] = {session.card.member: {} for session in one.sessions}
             for session in one.sessions if batch.rows else ():
                 with self.watch.timing(session.card.member, clock=time.perf_counter, rows=len(batch.rows)):
-                    found = halving(session, partial(session.look, lane), self._listener)
+                    found = retry_on_oom(session, partial(session.run_views, lane), self._listener)
                 logits[session.card.member] = {view.name: found[view.name] for view in self._views}
             return Answer(one.rows, batch.rows, logits, batch.faults, batch.oddities)
 
@@ -156,8 +156,8 @@ class Pipeline:
         self,
         work: Iterable[Work],
         read: Callable[[Work], S],
-        load: Callable[[Lane, S], None],
-        compute: Callable[[Lane, S], T],
+        load: Callable[[DeviceBuffers, S], None],
+        compute: Callable[[DeviceBuffers, S], T],
     ) -> Generator[T, None, None]:
         rest = iter(work)
         for first in rest:
@@ -241,8 +241,8 @@ class Pipeline:
 
     def _ask(self, session: Session, pixels: Pixels) -> Logits:
         """One model's logits; a batch that the device has no memory for is halved, and later ones start there."""
-        if session.fixed is not None:
-            return halving(session, partial(session.run, pixels), self._listener)
+        if session.fixed_batch is not None:
+            return retry_on_oom(session, partial(session.run, pixels), self._listener)
         trial = self._trial_of(session)
         size = len(pixels) if trial is None else trial.next_size(len(pixels))
         size = min(size, self._largest_batch.get(session.card.member, size))

@@ -44,7 +44,7 @@ from ensemble.predict.ray_worker import Cluster, stand_in
 from ensemble.predict.result import MemberRun, Predicted, is_record
 from ensemble.predict.timing import Pace
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_resident
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.providers import choose_device
@@ -252,7 +252,9 @@ def _compute_in_turn(
         if isinstance(pipeline, RemotePipeline):
             sessions = {name: stand_in(model, device) for name, model in models.items()}
         elif device.is_gpu:
-            sessions = start_resident(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
+            sessions = start_gpu_sessions(
+                models, device=device, rows=batch, views=views, in_turn=True, listener=listener
+            )
         else:
             sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
         together = [member for member in left if member.name in sessions]

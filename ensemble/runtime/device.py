@@ -9,10 +9,10 @@ from typing import Literal
 
 from ensemble.errors import OptionError
 
-Kind = Literal["cpu", "cuda", "tensorrt", "openvino"]
+DeviceKind = Literal["cpu", "cuda", "tensorrt", "openvino"]
 
 
-PROVIDERS: Mapping[Kind, str] = {
+PROVIDERS: Mapping[DeviceKind, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -23,7 +23,7 @@ PROVIDERS: Mapping[Kind, str] = {
 class Device:
     """Where models run: a kind, which GPU of several, the ``others`` that share the work, and OpenVINO's ``bf16``."""
 
-    kind: Kind
+    kind: DeviceKind
     index: int = 0
     others: tuple[int, ...] = ()
     bf16: bool = False

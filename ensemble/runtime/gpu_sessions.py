@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.fused_views import MADE, fuse_views, make_views, split_views
-from ensemble.runtime.io_binding import Bound, Fixed, Lane, OneShape
+from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, FixedBatchModel, SharedBatchSize
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import INPUT, ModelFile
 from ensemble.runtime.parity import ON_GPUS, require_parity, tell_parity
-from ensemble.runtime.providers import require_placed
+from ensemble.runtime.providers import BindableRuntime, require_placed
 from ensemble.runtime.session import Session, build_network, provider_options, start_session, starting
 from ensemble.runtime.tensorrt import building, cache_folder, digest, engine_options, versions
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _RUNS = 5  # measured, behind two that warm up
 
 
-def start_resident(
+def start_gpu_sessions(
     models: Mapping[str, ModelFile],
     *,
     device: Device,
@@ -51,14 +51,14 @@ def start_resident(
         ModelError, DeviceError: see `start_session`; E602 when not even one row fits, E606 when the answers are not
             those of the CPU.
     """
-    shape = OneShape(rows)
+    shape = SharedBatchSize(rows)
     while shape.rows * len(views) > 2 * rows and shape.halve(shape.rows):
         pass
     while True:
         sessions: dict[str, Session] = {}
         try:
             for name, model in models.items():
-                sessions[name] = fix_session(model, device=device, shape=shape, views=views, listener=listener)
+                sessions[name] = start_gpu_session(model, device=device, shape=shape, views=views, listener=listener)
             break
         except DeviceError as err:
             if err.code != "E602":
@@ -91,10 +91,10 @@ def _compare(session: Session, model: ModelFile, views: Sequence[View], listener
         return np.concatenate([reference.run(view.apply(pictures[i : i + 1])) for i, view in turns(pictures)])
 
     def answer(one: Device, pictures: Pixels) -> Logits:
-        lane = Lane(one)
+        lane = DeviceBuffers(one)
         try:
-            lane.hold(card.preprocess, inputs_of({card.preprocess: pictures}, views)[card.preprocess])
-            logits = halving(session, partial(session.look, lane), listener)
+            lane.hold(card.preprocess, model_inputs({card.preprocess: pictures}, views)[card.preprocess])
+            logits = retry_on_oom(session, partial(session.run_views, lane), listener)
         finally:
             lane.close()
         return np.stack([logits[view.name][i] for i, view in turns(pictures)])
@@ -105,18 +105,18 @@ def _compare(session: Session, model: ModelFile, views: Sequence[View], listener
         tell_parity(parity, who=who, listener=listener)
 
 
-def fix_session(
+def start_gpu_session(
     model: ModelFile,
     *,
     device: Device,
-    shape: OneShape,
+    shape: SharedBatchSize,
     views: Sequence[View] = (),
     listener: Listener = SILENT,
 ) -> Session:
     """Start one model with a fixed shape on each of the devices, and run it once on each.
 
     Raises:
-        ModelError, DeviceError: as `start_resident`; E608 when the device does not take the model's layers.
+        ModelError, DeviceError: as `start_gpu_sessions`; E608 when the device does not take the model's layers.
     """
     views = views or parse_views("identity")
     card = model.card
@@ -124,20 +124,20 @@ def fix_session(
     tuned = Tuned({}, {}, {})
     placed: dict[str, str] = {}
 
-    def build(options: Mapping[str, str], one: Device, rows: int) -> Bound:
+    def build(options: Mapping[str, str], one: Device, rows: int) -> BoundSession:
         data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size)
         if one.kind == "tensorrt":
             options = engine_options(card, model.sha256, one, rows=rows, views=views)
         with building(options, card.member, listener):
-            runtime = build_network(model, data, one, options)
+            runtime = cast("BindableRuntime", build_network(model, data, one, options))
             placed["nodes"] = require_placed(runtime, one, member=card.member) if one.is_gpu else ""
             graphs = options.get("enable_cuda_graph") == "1"
-            return Bound(runtime, one, rows=rows, views=len(views), classes=len(card.labels), graphs=graphs)
+            return BoundSession(runtime, one, rows=rows, views=len(views), classes=len(card.labels), graphs=graphs)
 
     def session_of(options: Mapping[str, str]) -> Session:
         names = [view.name for view in (*cut, *made)]
-        build_one: Callable[[Device, int], Bound] = partial(build, options)
-        fixed = Fixed(card.preprocess, len(card.labels), names, shape, device, build_one)
+        build_one: Callable[[Device, int], BoundSession] = partial(build, options)
+        fixed = FixedBatchModel(card.preprocess, len(card.labels), names, shape, device, build_one)
         return Session(card, model.sha256, device, None, fixed, _decisions(options, device, shape, cut, made, tuned))
 
     noise = _noise(model, shape.rows, made)
@@ -166,14 +166,14 @@ def fix_session(
     return replace(session, decisions={**session.decisions, **placed})
 
 
-def halving(session: Session, ask: Callable[[], T], listener: Listener) -> T:
+def retry_on_oom(session: Session, ask: Callable[[], T], listener: Listener) -> T:
     """What ``ask`` gives; where the device has too little memory, the one shape is halved, with a notice, and again.
 
     Raises:
         DeviceError: E602 when one row is too many; others as `Session.run`.
     """
-    assert session.fixed is not None
-    shape = session.fixed.shape
+    assert session.fixed_batch is not None
+    shape = session.fixed_batch.shape
     while True:
         tried = shape.rows
         try:
@@ -185,7 +185,7 @@ def halving(session: Session, ask: Callable[[], T], listener: Listener) -> T:
                 listener.notice(Notice("W602", f"{err.message}; going on with {shape.rows}"))
 
 
-def inputs_of(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> dict[Preprocess, dict[str, Pixels]]:
+def model_inputs(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> dict[Preprocess, dict[str, Pixels]]:
     """What the models take of a batch, by preprocessing: the images, and the views that the device cannot make."""
     return {
         preprocess: {INPUT: images} | _made(split_views(views, preprocess.size)[1], images)
@@ -193,9 +193,9 @@ def inputs_of(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> dic
     }
 
 
-def rows_of(sessions: Sequence[Session]) -> int:
+def shared_batch_size(sessions: Sequence[Session]) -> int:
     """The one shape of the models that run together."""
-    fixed = sessions[0].fixed
+    fixed = sessions[0].fixed_batch
     assert fixed is not None
     return fixed.shape.rows
 
@@ -212,10 +212,10 @@ def _noise(model: ModelFile, rows: int, made: Sequence[View]) -> dict[str, Pixel
 
 def _run_once(session: Session, device: Device, pixels: Mapping[str, Pixels]) -> bool:
     """Run a model on one of its devices, and say whether the host's memory could be page-locked."""
-    lane = Lane(device)
+    lane = DeviceBuffers(device)
     try:
         lane.hold(session.card.preprocess, pixels)
-        session.look(lane)
+        session.run_views(lane)
         return lane.page_locked
     finally:
         lane.close()
@@ -223,15 +223,15 @@ def _run_once(session: Session, device: Device, pixels: Mapping[str, Pixels]) ->
 
 def _measure(session: Session, pixels: Mapping[str, Pixels]) -> tuple[float, Logits]:
     """The median seconds of a batch that is on the first device already, and its logits."""
-    lane = Lane(session.device.each[0])
+    lane = DeviceBuffers(session.device.each[0])
     try:
         lane.hold(session.card.preprocess, pixels)
         for _ in range(2):
-            answers = session.look(lane)
+            answers = session.run_views(lane)
         spent = []
         for _ in range(_RUNS):
             start = time.perf_counter()
-            session.look(lane)
+            session.run_views(lane)
             spent.append(time.perf_counter() - start)
     finally:
         lane.close()
@@ -239,7 +239,12 @@ def _measure(session: Session, pixels: Mapping[str, Pixels]) -> tuple[float, Log
 
 
 def _decisions(
-    options: Mapping[str, str], device: Device, shape: OneShape, cut: Sequence[View], made: Sequence[View], tuned: Tuned
+    options: Mapping[str, str],
+    device: Device,
+    shape: SharedBatchSize,
+    cut: Sequence[View],
+    made: Sequence[View],
+    tuned: Tuned,
 ) -> dict[str, str]:
     """How a model runs, for the record of the run."""
     return {

@@ -1,8 +1,8 @@
-"""A model bound to one batch shape and to buffers on its device: while it runs, nothing is allocated or moved.
+"""IO binding: run a model with a fixed batch size from and into buffers on its device, allocating and copying nothing.
 
-cuDNN looks for its algorithms anew for every shape, and a CUDA graph replays fixed addresses: so there is one shape,
-`OneShape`, for all models of a run, and the last batch is filled up to it and cut again. The buffers of a batch, a
-`Lane`, belong to a device and not to a model: the ten members that see the same pixels share one copy of them.
+cuDNN searches for algorithms again for every new shape, and a CUDA graph replays fixed addresses. So all models of a
+run share one batch size, `SharedBatchSize`; the last batch is padded to it and the extra rows are cut off. The input
+buffers, `DeviceBuffers`, belong to a device and not to a model: ten members that see the same pixels share one copy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from ensemble.card import Preprocess
 from ensemble.runtime.cuda import lock_pages, unlock_pages
 from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.providers import BindableRuntime
 
 # while a CUDA graph is captured, no other thread may make CUDA copy or allocate
 _QUIET = threading.RLock()
 _HERE = threading.local()
 
 
-class OneShape:
+class SharedBatchSize:
     """The number of images in every run of every model; it only ever shrinks."""
 
     def __init__(self, rows: int) -> None:
@@ -65,14 +66,14 @@ class _Loaded:
         return len(self.pixels[INPUT])
 
 
-class Lane:
+class DeviceBuffers:
     """The buffers of one batch on one device, made when first needed and then used again for every batch after."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.page_locked = True
         # weakly: a model that is built again for fewer rows gives its memory back at once
-        self.users: WeakSet[Bound] = WeakSet()
+        self.users: WeakSet[BoundSession] = WeakSet()
         self._places: dict[tuple[Preprocess, str], list[_Place]] = {}
         self._loaded: dict[Preprocess, _Loaded] = {}
 
@@ -146,7 +147,7 @@ class Lane:
 
 
 @contextmanager
-def at_lane(lane: Lane) -> Iterator[None]:
+def use_buffers(lane: DeviceBuffers) -> Iterator[None]:
     """Inside, what this thread asks of a model goes through ``lane``."""
     _HERE.lane = lane
     try:
@@ -156,23 +157,25 @@ def at_lane(lane: Lane) -> Iterator[None]:
 
 
 @contextmanager
-def lane_on(device: Device) -> Iterator[Lane]:
+def buffers_on(device: Device) -> Iterator[DeviceBuffers]:
     """This thread's lane, if it is on the device, or else one for the moment."""
-    here: Lane | None = getattr(_HERE, "lane", None)
+    here: DeviceBuffers | None = getattr(_HERE, "lane", None)
     if here is not None and here.device in device.each:
         yield here
         return
-    lane = Lane(device.each[0])
+    lane = DeviceBuffers(device.each[0])
     try:
         yield lane
     finally:
         lane.close()
 
 
-class Bound:
+class BoundSession:
     """A session of one shape: the inputs where a lane has them, the logits in a buffer of its own."""
 
-    def __init__(self, runtime: Any, device: Device, *, rows: int, views: int, classes: int, graphs: bool) -> None:
+    def __init__(
+        self, runtime: BindableRuntime, device: Device, *, rows: int, views: int, classes: int, graphs: bool
+    ) -> None:
         self.rows = rows
         self._runtime = runtime
         self._device = device
@@ -218,8 +221,8 @@ class Bound:
 
 
 @dataclass(slots=True, eq=False)
-class Fixed:
-    """One model on its devices with one shape: a `Bound` a device, built again when the shape has shrunk.
+class FixedBatchModel:
+    """One model on its devices with one shape: a `BoundSession` a device, built again when the shape has shrunk.
 
     ``views`` are the names in the order of the graph's answers, ``build`` starts the network on a device.
     """
@@ -227,30 +230,30 @@ class Fixed:
     preprocess: Preprocess
     classes: int
     views: Sequence[str]
-    shape: OneShape
+    shape: SharedBatchSize
     device: Device
-    build: Callable[[Device, int], Bound]
-    bound: dict[Device, Bound] = field(default_factory=dict)
+    build: Callable[[Device, int], BoundSession]
+    bound: dict[Device, BoundSession] = field(default_factory=dict)
 
-    def look(self, lane: Lane) -> dict[str, Logits]:
+    def run_views(self, lane: DeviceBuffers) -> dict[str, Logits]:
         """The logits ``(n, C)`` of each view of what the lane has loaded."""
         logits = self._run(lane)
         return {name: np.ascontiguousarray(logits[:, place]) for place, name in enumerate(self.views)}
 
-    def ask(self, lane: Lane, pixels: Pixels) -> Logits:
+    def run(self, lane: DeviceBuffers, pixels: Pixels) -> Logits:
         """The logits ``(n, C)`` of a batch in the host's memory, for a graph of one view."""
         assert len(self.views) == 1
         lane.load(self.preprocess, {INPUT: pixels}, rows=self.shape.rows)
         return self._run(lane)[:, 0]
 
-    def _run(self, lane: Lane) -> Logits:
+    def _run(self, lane: DeviceBuffers) -> Logits:
         rows = self.shape.rows
         bound = self.on(lane.device, rows)
         lane.users.add(bound)
         logits = np.concatenate([bound.run(piece) for piece in lane.pieces(self.preprocess, rows=rows)])
         return logits[: lane.count(self.preprocess)]
 
-    def on(self, device: Device, rows: int) -> Bound:
+    def on(self, device: Device, rows: int) -> BoundSession:
         """The model on one of the devices, for so many rows."""
         found = self.bound.get(device)
         if found is None or found.rows != rows:

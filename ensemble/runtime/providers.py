@@ -8,22 +8,42 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.cuda import describe_gpu
-from ensemble.runtime.device import CPU, PROVIDERS, Device, Kind, parse_device
+from ensemble.runtime.device import CPU, PROVIDERS, Device, DeviceKind, parse_device
 
 # what each provider needs beside onnxruntime itself, in the words of pip
-_CURES: Mapping[Kind, str] = {
+_CURES: Mapping[DeviceKind, str] = {
     "cpu": "pip install onnxruntime-gpu",
     "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
     "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
     "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
 }
+
+
+class Runtime(Protocol):
+    """The part of ``onnxruntime.InferenceSession`` that runs a network; OpenVINO's runtime has the same."""
+
+    def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Any], /) -> list[Any]:
+        """Return the named outputs, or all of them, as arrays."""
+        ...
+
+
+class BindableRuntime(Runtime, Protocol):
+    """A runtime with onnxruntime's IO binding: inputs and outputs stay in buffers on the device."""
+
+    def io_binding(self) -> Any:
+        """Return an empty ``onnxruntime.IOBinding``."""
+        ...
+
+    def run_with_iobinding(self, binding: Any, options: Any = None, /) -> None:
+        """Run from the bound inputs into the bound outputs."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,7 @@ def try_device(device: Device) -> Start:
     return Start(device, True)
 
 
-def create_session(model: bytes, device: Device, *, options: Any, provider_options: Mapping[str, str]) -> Any:
+def create_session(model: bytes, device: Device, *, options: Any, provider_options: Mapping[str, str]) -> Runtime:
     """An ``onnxruntime.InferenceSession`` that runs on ``device``.
 
     Raises:
@@ -91,7 +111,7 @@ def create_session(model: bytes, device: Device, *, options: Any, provider_optio
         raise not_started(device, str(err)) from err
 
 
-def require_placed(runtime: Any, device: Device, *, member: str) -> str:
+def require_placed(runtime: Runtime, device: Device, *, member: str) -> str:
     """Where a session's nodes run, for people, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
 
     onnxruntime gives what a provider does not take to the next one, and in the end to the CPU. Sums over shapes may
@@ -151,7 +171,7 @@ class _NotStartedError(Exception):
 
 def _start(
     model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
-) -> tuple[Any, str]:
+) -> tuple[Runtime, str]:
     """A session, and what onnxruntime logged while it was made."""
     if device.kind == "openvino":
         from ensemble.runtime.openvino import UnavailableError, build_runtime

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +16,10 @@ from ensemble.errors import DeviceError, EnsError, ModelError
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.fused_views import cast_first
-from ensemble.runtime.io_binding import Fixed, Lane, lane_on
-from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile, read_model
+from ensemble.runtime.io_binding import DeviceBuffers, FixedBatchModel, buffers_on
+from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
 from ensemble.runtime.parity import LIMITS, ON_GPUS, require_parity, tell_parity
-from ensemble.runtime.providers import create_session, explain_log, not_started, require_placed
+from ensemble.runtime.providers import Runtime, create_session, explain_log, not_started, require_placed
 from ensemble.runtime.tensorrt import building, engine_options
 
 _OUT_OF_MEMORY = re.compile(
@@ -32,16 +30,17 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """A model that is ready to run; without ``fixed``, `run` may be called from several threads at once.
+    """A started model; without ``fixed_batch``, `run` may be called from several threads at once.
 
-    ``fixed`` is the model bound to one shape, on GPUs; ``decisions`` say how the model runs, by what was chosen.
+    ``runtime`` is None where ``fixed_batch`` runs the model instead: with one batch size and IO binding, on GPUs.
+    ``decisions`` are the settings that were chosen, for the record of a run.
     """
 
     card: ModelCard
     sha256: str
     device: Device
-    runtime: Any
-    fixed: Fixed | None = None
+    runtime: Runtime | None
+    fixed_batch: FixedBatchModel | None = None
     decisions: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, batch: Pixels, *, output: str = LOGITS) -> Logits:
@@ -53,11 +52,12 @@ class Session:
                 infinite, E605 when the device fails in another way.
         """
         with self._explained(len(batch)):
-            if self.fixed is not None:
+            if self.fixed_batch is not None:
                 assert output == LOGITS
-                with lane_on(self.device) as lane:
-                    answers = self.fixed.ask(lane, batch)
+                with buffers_on(self.device) as lane:
+                    answers = self.fixed_batch.run(lane, batch)
             else:
+                assert self.runtime is not None
                 answers = self.runtime.run([output], {INPUT: batch})[0]
         self._require_finite(answers)
         return answers
@@ -72,15 +72,15 @@ class Session:
             return self.run(batch)
         return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
 
-    def look(self, lane: Lane) -> dict[str, Logits]:
-        """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed``.
+    def run_views(self, lane: DeviceBuffers) -> dict[str, Logits]:
+        """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed_batch``.
 
         Raises:
             DeviceError: as `run`.
         """
-        assert self.fixed is not None
-        with self._explained(self.fixed.shape.rows):
-            answers = self.fixed.look(lane)
+        assert self.fixed_batch is not None
+        with self._explained(self.fixed_batch.shape.rows):
+            answers = self.fixed_batch.run_views(lane)
         for logits in answers.values():
             self._require_finite(logits)
         return answers
@@ -102,33 +102,26 @@ class Session:
             )
 
 
-def open_session(path: Path, *, device: Device = CPU, threads: int = 1) -> Session:
-    """Read, check and start one model, and run it once, so that what fails fails here.
-
-    ``threads`` is how many cores one call of `Session.run` may use on the CPU. With 1, the call computes in the
-    caller's own thread, and as many calls as there are cores can run side by side.
-
-    Raises:
-        FileError, ModelError: see `read_model`; E420 when onnxruntime cannot build the network.
-        DeviceError: E601 when the device does not start.
-    """
-    return start_session(read_model(path), device=device, threads=threads)
-
-
 def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:
-    """As `open_session`, for a model already read.
+    """Start a model on a device and run it once, so that what fails fails here.
+
+    On the CPU one call of `Session.run` uses ``threads`` cores. With 1 it computes in the caller's own thread, and as
+    many calls as there are cores can run side by side.
 
     Raises:
-        ModelError, DeviceError: as `open_session`; E606 when the answers are not those of onnxruntime on the CPU, E608
-            when a GPU does not take the model's layers.
+        ModelError: E420 when onnxruntime cannot build the network, E421 when the model is too new for it.
+        DeviceError: E601 when the device does not start, E602 and E603 when its memory is too small, E604 when the
+            logits are not finite, E606 when they differ from onnxruntime's on the CPU, E608 when a GPU does not support
+            the model's layers.
     """
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
     data = cast_first(model.data) if device.kind == "tensorrt" else model.data
     with building(options, model.card.member, listener):
-        session = Session(model.card, model.sha256, device, build_network(model, data, device, options, threads))
+        runtime = build_network(model, data, device, options, threads)
+    session = Session(model.card, model.sha256, device, runtime)
     if device.is_gpu:
-        require_placed(session.runtime, device, member=model.card.member)
+        require_placed(runtime, device, member=model.card.member)
     with starting(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
     if device.kind != "cpu":
@@ -143,7 +136,9 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     return session
 
 
-def build_network(model: ModelFile, data: bytes, device: Device, options: Mapping[str, str], threads: int = 1) -> Any:
+def build_network(
+    model: ModelFile, data: bytes, device: Device, options: Mapping[str, str], threads: int = 1
+) -> Runtime:
     """onnxruntime's session of ``data``, which is the model or made from it, with these provider options.
 
     Raises:

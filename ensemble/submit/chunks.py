@@ -40,7 +40,7 @@ from ensemble.predict.pipeline import Batch, Pipeline, Work
 from ensemble.predict.timing import Pace
 from ensemble.predictions.dataset import Predictions
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_resident
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.session import Session, start_session
 from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
@@ -215,7 +215,7 @@ def _compute(
     pending = [index for index in range(len(origins)) if index not in chunks]
     models = plan.models if pending else {}
     if device.is_gpu:
-        sessions = start_resident(models, device=device, rows=batch, listener=listener)
+        sessions = start_gpu_sessions(models, device=device, rows=batch, listener=listener)
     else:
         sessions = {name: start_session(model, device=device, listener=listener) for name, model in models.items()}
     asked = tuple(sessions.values())

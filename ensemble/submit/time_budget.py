@@ -19,7 +19,7 @@ from ensemble.images.sandbox import find_faults
 from ensemble.predict.crash_note import note, noted, read_note, tell_died
 from ensemble.predict.pipeline import Batch, Pipeline, Work
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_resident
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.session import start_session
 from ensemble.submit.chunks import Plan
 from ensemble.submit.early_exit import Cell
@@ -126,7 +126,7 @@ def _measure(
         pipeline.known |= find_faults(listing, rows, listener=listener)
     note(folder, 0, 0)
     if device.is_gpu:
-        sessions = start_resident(plan.models, device=device, rows=len(rows))
+        sessions = start_gpu_sessions(plan.models, device=device, rows=len(rows))
     else:
         sessions = {name: start_session(model, device=device) for name, model in plan.models.items()}
     spent = dict.fromkeys(sessions, 0.0)

@@ -25,7 +25,7 @@ from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.images.face_boxes import Box, Boxes, Face, write_boxes
 from ensemble.labels import MASK18, Axis, LabelSpace
 from ensemble.runtime.model_file import FEATURES, read_model
-from ensemble.runtime.session import open_session
+from ensemble.runtime.session import start_session
 from exporters.export import ExportOptions, export
 from tests.support import toys
 from tests.support.networks import make_checkpoint
@@ -67,7 +67,7 @@ def grad_cam(model: Any, card: ModelCard, pixels: NDArray[np.uint8], classes: li
 
 
 def our_maps(path: Path, pixels: NDArray[np.uint8], classes: list[int]) -> NDArray[np.float64]:
-    classifier, session = find_classifier(read_model(path)), open_session(path)
+    classifier, session = find_classifier(read_model(path)), start_session(read_model(path))
     features = session.run(pixels, output=FEATURES)
     classifier.require_explains(features, session.run(pixels))
     return classifier.maps(features, np.array(classes))
@@ -91,7 +91,7 @@ def test_the_mean_of_a_map_is_the_logit_less_the_bias(network: Network) -> None:
     """What the cells of a map show is averaged to the class's logit, but for the constant bias."""
     pixels, classes = pictures(), [3, 3, 4]
     bias = find_classifier(read_model(network.path)).bias
-    logits = open_session(network.path).run(pixels)
+    logits = start_session(read_model(network.path)).run(pixels)
     means = our_maps(network.path, pixels, classes).mean(axis=(1, 2))
     np.testing.assert_allclose(means + bias[classes], logits[np.arange(3), classes], rtol=1e-3, atol=1e-4)
 
@@ -211,7 +211,7 @@ def test_the_weights_are_found_in_every_form(tmp_path: Path, head: str) -> None:
     path = colour_model(tmp_path, head=head)
     found = classifier_of(path)
     maps = our_maps(path, pictures(3, SIZE), [0, 1, 2])
-    expected = open_session(path).run(pictures(3, SIZE), output=FEATURES)[np.arange(3), np.arange(3)] * 8
+    expected = start_session(read_model(path)).run(pictures(3, SIZE), output=FEATURES)[np.arange(3), np.arange(3)] * 8
     np.testing.assert_allclose(maps, expected, rtol=1e-6)
     np.testing.assert_array_equal(found.weights, np.eye(3) * 8)
     np.testing.assert_allclose(found.bias, [-0.1, 0, 0.1], atol=1e-4)
@@ -223,7 +223,7 @@ def test_with_a_head_for_each_axis_a_class_sums_its_values(tmp_path: Path) -> No
     path = colour_model(tmp_path, head="axes", labels=labels)
     pixels = pictures(4, SIZE)
     found = our_maps(path, pixels, [0, 1, 2, 3])
-    features = open_session(path).run(pixels, output=FEATURES)
+    features = start_session(read_model(path)).run(pixels, output=FEATURES)
     weights = axis_weights(labels)
     for image, (mask, age) in enumerate([(0, 2), (0, 3), (1, 2), (1, 3)]):
         values = [np.tensordot(weights[:, score], features[image], axes=1) for score in (mask, age)]

@@ -410,7 +410,7 @@ def test_fault_63_too_little_memory_is_not_called_damage(monkeypatch: pytest.Mon
 class Full:
     """A model that needs more than the machine has."""
 
-    def run(self, outputs: list[str], feed: dict[str, Any]) -> Any:
+    def run(self, outputs: Any, feed: Any) -> Any:
         raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code: std::bad_alloc")
 
 

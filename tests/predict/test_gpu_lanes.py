@@ -10,7 +10,7 @@ import pytest
 
 from ensemble.predict.gpu_lanes import LANES, through_lanes
 from ensemble.runtime.device import Device
-from ensemble.runtime.io_binding import Lane, lane_on
+from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 
 TWO = Device("cuda", 0, others=(1,))
 
@@ -20,10 +20,10 @@ def test_answers_come_in_order_from_two_devices() -> None:
     threads: dict[int, set[str]] = {0: set(), 1: set()}
     both = threading.Barrier(2, timeout=20)
 
-    def compute(lane: Lane, item: int) -> tuple[int, int]:
+    def compute(lane: DeviceBuffers, item: int) -> tuple[int, int]:
         if item < 2:
             both.wait()  # nobody goes on before both devices have something to do
-        with lane_on(TWO) as here:
+        with buffers_on(TWO) as here:
             assert here is lane
         threads[lane.device.index].add(threading.current_thread().name)
         return item, lane.device.index
@@ -37,15 +37,15 @@ def test_answers_come_in_order_from_two_devices() -> None:
 
 def test_a_lane_holds_one_piece_at_a_time() -> None:
     """While a piece is computed the next one is loaded, and a lane is loaded again only when it is free."""
-    held: set[Lane] = set()
-    seen: set[Lane] = set()
+    held: set[DeviceBuffers] = set()
+    seen: set[DeviceBuffers] = set()
 
-    def load(lane: Lane, item: int) -> None:
+    def load(lane: DeviceBuffers, item: int) -> None:
         assert lane not in held
         held.add(lane)
         seen.add(lane)
 
-    def compute(lane: Lane, item: int) -> int:
+    def compute(lane: DeviceBuffers, item: int) -> int:
         held.remove(lane)
         return item
 
@@ -75,7 +75,7 @@ def test_what_the_feeding_thread_waits_for_is_timed(slow: str, expected: str) ->
                 pause.wait(0.001)
         return item
 
-    def compute(_: Lane, item: int) -> int:
+    def compute(_: DeviceBuffers, item: int) -> int:
         return hold("compute", item)
 
     work = through_lanes(

@@ -23,9 +23,9 @@ from ensemble.images.views import View, parse_views
 from ensemble.predict import pipeline as pipeline_module
 from ensemble.predict.pipeline import Batch, Pipeline, Work
 from ensemble.runtime.device import CPU
-from ensemble.runtime.gpu_sessions import start_resident
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.session import Session, open_session
+from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 
 NAMES = [f"{i:02d}.jpg" for i in range(24)]
@@ -39,7 +39,7 @@ def listing(tmp_path: Path) -> Listing:
 
 def sessions(folder: Path, *preprocesses: Preprocess) -> tuple[Session, ...]:
     cards = [replace(toys.card(f"m{i}"), preprocess=preprocess) for i, preprocess in enumerate(preprocesses)]
-    return tuple(open_session(toys.write_model(folder, card)) for card in cards)
+    return tuple(start_session(read_model(toys.write_model(folder, card))) for card in cards)
 
 
 SQUASH = Preprocess((16, 12))
@@ -142,7 +142,9 @@ def test_few_batches_are_in_memory(tmp_path: Path, listing: Listing, on_gpu: boo
     pipeline = Counting(listing, parse_views("hflip"), on_gpu=on_gpu, workers=3, ahead=ahead)
     members = sessions(tmp_path, SQUASH)
     if on_gpu:
-        fixed = start_resident({"m0": read_model(tmp_path / "m0.onnx")}, device=CPU, rows=1, views=parse_views("hflip"))
+        fixed = start_gpu_sessions(
+            {"m0": read_model(tmp_path / "m0.onnx")}, device=CPU, rows=1, views=parse_views("hflip")
+        )
         members = tuple(fixed.values())
     pause = threading.Event()
     for count, _ in enumerate(pipeline.run(Work(range(i, i + 1), members) for i in range(24))):

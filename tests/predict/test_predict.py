@@ -36,9 +36,9 @@ from ensemble.predict.pipeline import Pipeline, Work
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import COMPLETE, Part, part_path, read_predictions, write_part
 from ensemble.runtime.device import CPU, Device
-from ensemble.runtime.gpu_sessions import start_resident
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.session import Session, open_session, start_session
+from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 
 predict_module = importlib.import_module("ensemble.predict.predict")
@@ -397,7 +397,7 @@ class Small:
     def __init__(self, runtime: Any, largest: int) -> None:
         self.runtime, self.largest = runtime, largest
 
-    def run(self, outputs: list[str], feed: dict[str, Any]) -> Any:
+    def run(self, outputs: Any, feed: Any) -> Any:
         if len(feed["image"]) > self.largest:
             raise RuntimeError("CUDA failure 2: out of memory")
         return self.runtime.run(outputs, feed)
@@ -454,9 +454,12 @@ def test_parquet_readers_open_what_a_run_leaves(tmp_path: Path, images: Path, mo
 def test_a_gpus_pipeline_gives_the_same_answers(images: Path, models: list[Path]) -> None:
     """Decoding ahead for one device gives, in order, what computing in every worker gives."""
     listing = list_images(images)
-    fixed = start_resident({path.stem: read_model(path) for path in models}, device=CPU, rows=3, views=TTA)
+    fixed = start_gpu_sessions({path.stem: read_model(path) for path in models}, device=CPU, rows=3, views=TTA)
     both = []
-    for on_gpu, sessions in ((True, tuple(fixed.values())), (False, tuple(open_session(path) for path in models))):
+    for on_gpu, sessions in (
+        (True, tuple(fixed.values())),
+        (False, tuple(start_session(read_model(path)) for path in models)),
+    ):
         work = [Work(range(start, min(start + 5, 23)), sessions) for start in range(0, 23, 5)]
         pipeline = Pipeline(listing, TTA, on_gpu=on_gpu, workers=3)
         both.append(list(pipeline.run(work)))

@@ -23,11 +23,11 @@ from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import gpu_sessions, io_binding
 from ensemble.runtime.autotune import Tuned
 from ensemble.runtime.device import CPU, Device
-from ensemble.runtime.gpu_sessions import halving, inputs_of, start_resident
-from ensemble.runtime.io_binding import Bound, Lane, OneShape
+from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, start_gpu_sessions
+from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, SharedBatchSize
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.providers import try_device
-from ensemble.runtime.session import Session, open_session
+from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 from tests.support.gpus import FakeGpus, fake_gpus
 
@@ -61,9 +61,9 @@ def pixels(count: int) -> Pixels:
 
 def look(session: Session, batch: Pixels, views: Any = VIEWS) -> dict[str, Any]:
     """All views of a batch by one lane."""
-    lane = Lane(session.device.each[0])
-    lane.hold(session.card.preprocess, inputs_of({session.card.preprocess: batch}, views)[session.card.preprocess])
-    answers = session.look(lane)
+    lane = DeviceBuffers(session.device.each[0])
+    lane.hold(session.card.preprocess, model_inputs({session.card.preprocess: batch}, views)[session.card.preprocess])
+    answers = session.run_views(lane)
     lane.close()
     return answers
 
@@ -76,8 +76,8 @@ def codes(recorder: Recorder) -> list[str]:
 @pytest.mark.parametrize("count", [1, 4, 5, 11])
 def test_a_batch_of_any_size_gives_the_logits_of_its_images(models: dict[str, ModelFile], count: int) -> None:
     """What fills the last piece up does not come out: each row is that of the plain model, for each view."""
-    session = start_resident(models, device=CPU, rows=4, views=TTA)["a"]
-    plain = open_session(models["a"].path)
+    session = start_gpu_sessions(models, device=CPU, rows=4, views=TTA)["a"]
+    plain = start_session(read_model(models["a"].path))
     batch = pixels(count)
     for name, logits in look(session, batch, TTA).items():
         expected = plain.run(next(view for view in TTA if view.name == name).apply(batch))
@@ -86,29 +86,29 @@ def test_a_batch_of_any_size_gives_the_logits_of_its_images(models: dict[str, Mo
 
 def test_one_copy_serves_all_models_of_a_preprocessing(models: dict[str, ModelFile]) -> None:
     """Three models look at one loaded lane, and each gives its own logits."""
-    sessions = start_resident(models, device=CPU, rows=4, views=VIEWS)
-    batch, lane = pixels(3), Lane(CPU)
+    sessions = start_gpu_sessions(models, device=CPU, rows=4, views=VIEWS)
+    batch, lane = pixels(3), DeviceBuffers(CPU)
     card = sessions["a"].card
-    lane.load(card.preprocess, inputs_of({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
+    lane.load(card.preprocess, model_inputs({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
     for name, session in sessions.items():
-        answers = session.look(lane)
+        answers = session.run_views(lane)
         assert list(answers) == ["identity", "hflip", "scale:1.25"]
         for view in VIEWS:
-            expected = open_session(models[name].path).run(view.apply(batch))
+            expected = start_session(read_model(models[name].path)).run(view.apply(batch))
             np.testing.assert_allclose(answers[view.name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_asking_about_images_of_the_host_pads_and_cuts(models: dict[str, ModelFile]) -> None:
     """`run` gives as many rows as it was given, below and above the one shape."""
-    session = start_resident(models, device=CPU, rows=4)["b"]
-    plain = open_session(models["b"].path)
+    session = start_gpu_sessions(models, device=CPU, rows=4)["b"]
+    plain = start_session(read_model(models["b"].path))
     for count in (1, 4, 9):
         np.testing.assert_allclose(session.run(pixels(count)), plain.run(pixels(count)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_shape_shrinks_once_for_all() -> None:
     """Two threads that fail at the same size halve it once, and it never goes below one."""
-    shape = OneShape(5)
+    shape = SharedBatchSize(5)
     assert (shape.halve(5), shape.rows) == (True, 2)
     assert (shape.halve(5), shape.rows) == (False, 2)
     assert (shape.halve(2), shape.rows) == (True, 1)
@@ -118,7 +118,7 @@ def test_a_shape_shrinks_once_for_all() -> None:
 def test_more_views_make_smaller_batches(models: dict[str, ModelFile]) -> None:
     """A network sees at most twice the batch at once, so eight views of 16 images become pieces of 4."""
     views = parse_views("hflip,vflip,shift:1,scale:1.1")
-    session = start_resident(models, device=CPU, rows=16, views=views)["a"]
+    session = start_gpu_sessions(models, device=CPU, rows=16, views=views)["a"]
     assert session.decisions["rows"] == "4"
     assert session.decisions["views on the host"] == "scale:1.1"
 
@@ -127,13 +127,13 @@ def test_fault_62_a_device_that_is_full_while_running_halves_the_one_shape(
     models: dict[str, ModelFile], gpus: FakeGpus
 ) -> None:
     """Out of memory makes all models run with half the rows, says so once, and changes no answer."""
-    sessions = start_resident(models, device=CUDA, rows=8, views=TTA)
+    sessions = start_gpu_sessions(models, device=CUDA, rows=8, views=TTA)
     gpus.rows, recorder = 2, Recorder()
     batch = pixels(7)
     for name, session in sessions.items():
-        answers = halving(session, partial(look, session, batch, TTA), recorder)
+        answers = retry_on_oom(session, partial(look, session, batch, TTA), recorder)
         np.testing.assert_allclose(
-            answers["identity"], open_session(models[name].path).run(batch), rtol=1e-5, atol=1e-6
+            answers["identity"], start_session(read_model(models[name].path)).run(batch), rtol=1e-5, atol=1e-6
         )
     assert codes(recorder) == ["W602", "W602"]
     assert "going on with 2" in recorder.notices[-1].message
@@ -143,12 +143,12 @@ def test_fault_62_a_model_for_fewer_rows_needs_no_memory_beside_the_one_before(
     models: dict[str, ModelFile], gpus: FakeGpus
 ) -> None:
     """With memory for a single network, it is built again for fewer rows, though its lane is in use."""
-    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
-    gpus.models, lane, card = 1, Lane(CUDA), session.card
-    lane.hold(card.preprocess, inputs_of({card.preprocess: pixels(7)}, TTA)[card.preprocess])
-    session.look(lane)
+    session = start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    gpus.models, lane, card = 1, DeviceBuffers(CUDA), session.card
+    lane.hold(card.preprocess, model_inputs({card.preprocess: pixels(7)}, TTA)[card.preprocess])
+    session.run_views(lane)
     gpus.rows, recorder = 4, Recorder()
-    halving(session, partial(session.look, lane), recorder)
+    retry_on_oom(session, partial(session.run_views, lane), recorder)
     assert codes(recorder) == ["W602"]
     assert gpus.alive == 1
     lane.close()
@@ -158,7 +158,7 @@ def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
     models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a lane drops for a smaller shape is unlocked behind the lock that a CUDA graph is captured behind."""
-    session = start_resident({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
+    session = start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
     free: list[bool] = []
     with ThreadPoolExecutor(1) as other:
         monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: True)
@@ -167,7 +167,7 @@ def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
             "unlock_pages",
             lambda _: free.append(other.submit(io_binding._QUIET.acquire, blocking=False).result()),
         )
-        lane = Lane(CUDA)
+        lane = DeviceBuffers(CUDA)
         for rows in (8, 4):
             lane.load(session.card.preprocess, {"image": pixels(2)}, rows=rows)
         lane.close()
@@ -180,20 +180,20 @@ def test_a_gpu_that_answers_otherwise_is_found_out(
 ) -> None:
     """Every model is compared on every GPU when it starts; rows that changed places are E606."""
     recorder = Recorder()
-    start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS, listener=recorder)
+    start_gpu_sessions({"a": models["a"]}, device=device, rows=4, views=VIEWS, listener=recorder)
     figures = [notice.message for notice in recorder.notices if notice.code == "I606"]
     assert [text.split(" against ")[0] for text in figures] == [f"a on {one}" for one in device.each]
-    run = Bound.run
-    monkeypatch.setattr(Bound, "run", lambda self, inputs: run(self, inputs)[::-1])
+    run = BoundSession.run
+    monkeypatch.setattr(BoundSession, "run", lambda self, inputs: run(self, inputs)[::-1])
     with pytest.raises(DeviceError, match=f"E606.*a on {device.each[0]} differs"):
-        start_resident({"a": models["a"]}, device=device, rows=4, views=VIEWS)
+        start_gpu_sessions({"a": models["a"]}, device=device, rows=4, views=VIEWS)
 
 
 def test_fault_62_not_even_one_image_fits(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
-    """When the memory is too small for a batch of one, starting is E602 after a notice for each halving."""
+    """When the memory is too small for a batch of one, starting is E602 after a notice for each retry_on_oom."""
     gpus.rows, recorder = 0, Recorder()
     with pytest.raises(DeviceError, match="E602"):
-        start_resident(models, device=CUDA, rows=4, views=TTA, listener=recorder)
+        start_gpu_sessions(models, device=CUDA, rows=4, views=TTA, listener=recorder)
     assert codes(recorder) == ["W602", "W602"]
 
 
@@ -254,9 +254,9 @@ def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], g
     """E608 names the layers that a GPU would not take; a cast on the CPU is told in the record and no error."""
     gpus.refused = frozenset({"MatMul", "Cast"})
     with pytest.raises(DeviceError, match=r"E608.*cuda:0 was requested, but MatMul of a would run elsewhere"):
-        start_resident(models, device=CUDA, rows=4, views=TTA)
+        start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
     gpus.refused = frozenset({"Cast"})
-    nodes = start_resident(models, device=CUDA, rows=4, views=TTA)["a"].decisions["nodes"]
+    nodes = start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)["a"].decisions["nodes"]
     assert nodes.startswith("C")
     assert "CPU" in nodes
     assert nodes.endswith("(Cast)")
@@ -264,11 +264,11 @@ def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], g
 
 def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
     """Three folds of one network try the ways once: the other two start with what the first one found."""
-    start_resident(models, device=CUDA, rows=4, views=TTA)
+    start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
     first = len(gpus.started)
     assert first == 3 + len(models)  # plain, two ways for float32, and the three models
     other = read_model(toys.write_model(models["a"].path.parent, replace(toys.card("d"), arch="other")))
-    start_resident({"d": other}, device=CUDA, rows=4, views=TTA)
+    start_gpu_sessions({"d": other}, device=CUDA, rows=4, views=TTA)
     assert len(gpus.started) == first + 4
 
 
@@ -276,7 +276,7 @@ def test_tensorrt_gets_the_fused_graph_and_a_notice(models: dict[str, ModelFile]
     """A model for TensorRT has the one shape in its profile, all views inside, and its build is announced."""
     recorder = Recorder()
     device = Device("tensorrt")
-    session = start_resident({"a": models["a"]}, device=device, rows=4, views=TTA, listener=recorder)["a"]
+    session = start_gpu_sessions({"a": models["a"]}, device=device, rows=4, views=TTA, listener=recorder)["a"]
     assert gpus.started[-1][1]["trt_profile_opt_shapes"] == "image:4x16x12x3"
     assert session.decisions["trt_profile_opt_shapes"] == "image:4x16x12x3"
     assert set(look(session, pixels(3), TTA)) == {"identity", "hflip"}
@@ -292,10 +292,10 @@ def test_a_real_gpu_gives_the_cpus_logits(models: dict[str, ModelFile], kind: An
     start = try_device(device)
     if not start.works:
         pytest.skip(f"no {kind} device here: {start.cause}")
-    sessions = start_resident(models, device=device, rows=4, views=VIEWS)
+    sessions = start_gpu_sessions(models, device=device, rows=4, views=VIEWS)
     for name, session in sessions.items():
         for view in VIEWS:
-            expected = open_session(models[name].path).run(view.apply(pixels(7)))
+            expected = start_session(read_model(models[name].path)).run(view.apply(pixels(7)))
             np.testing.assert_allclose(look(session, pixels(7))[view.name], expected, rtol=1e-3, atol=1e-3)
 
 

@@ -28,7 +28,7 @@ from ensemble.runtime.model_file import read_model
 from ensemble.runtime.openvino import OpenVINORuntime, build_runtime
 from ensemble.runtime.parity import LIMITS, compare_logits, draw_pictures, require_parity
 from ensemble.runtime.providers import choose_device, try_device
-from ensemble.runtime.session import open_session
+from ensemble.runtime.session import start_session
 from tests.support import toys
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -98,7 +98,7 @@ def test_float32_answers_are_those_of_onnxruntime(tmp_path: Path) -> None:
     from ensemble.runtime.session import start_session
 
     found = start_session(read_model(path), device=OPENVINO, listener=recorder).run(pixels)
-    np.testing.assert_allclose(found, open_session(path).run(pixels), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, start_session(read_model(path)).run(pixels), rtol=1e-5, atol=1e-5)
     assert [notice.code for notice in recorder.notices] == ["I606"]
     assert "8 of 8 classes the same" in recorder.notices[0].message
 
@@ -107,7 +107,10 @@ def test_float32_answers_are_those_of_onnxruntime(tmp_path: Path) -> None:
 def test_bf16_is_another_precision_and_close(tmp_path: Path) -> None:
     """bf16 really changes the logits, by less than its limit."""
     path, pixels = convolution(tmp_path), photographs(20)
-    expected, found = open_session(path).run(pixels), open_session(path, device=BF16).run(pixels)
+    expected, found = (
+        start_session(read_model(path)).run(pixels),
+        start_session(read_model(path), device=BF16).run(pixels),
+    )
     assert 1e-5 < compare_logits(expected, found, limit=1).error < LIMITS["bf16"]
 
 
@@ -133,7 +136,10 @@ def test_without_the_package_the_line_that_installs_it_is_named(
     """Where openvino cannot be imported, both choosing it and starting a model on it are E601 with the extra."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     try_device.cache_clear()
-    for start in (lambda: choose_device("openvino"), lambda: open_session(convolution(tmp_path), device=OPENVINO)):
+    for start in (
+        lambda: choose_device("openvino"),
+        lambda: start_session(read_model(convolution(tmp_path)), device=OPENVINO),
+    ):
         with pytest.raises(DeviceError, match=r"E601.*not installed") as caught:
             start()
         assert "pip install 'ens-onnx[openvino]'" in caught.value.hint
@@ -142,7 +148,7 @@ def test_without_the_package_the_line_that_installs_it_is_named(
 
 def test_threads_share_a_model_and_requests_are_used_again(tmp_path: Path) -> None:
     """Forty batches from four threads give what one thread gives, and leave at most four requests."""
-    session = open_session(convolution(tmp_path), device=OPENVINO)
+    session = start_session(read_model(convolution(tmp_path)), device=OPENVINO)
     pixels = photographs(5)
     batches = [pixels[: 1 + k % 5] for k in range(40)]
     expected = session.run(pixels)
@@ -155,7 +161,7 @@ def test_threads_share_a_model_and_requests_are_used_again(tmp_path: Path) -> No
 
 def test_batches_of_another_memory_layout_are_the_same_pictures(tmp_path: Path) -> None:
     """A mirrored view of an array, whose steps in memory are negative, is read as what it shows."""
-    session = open_session(convolution(tmp_path), device=OPENVINO)
+    session = start_session(read_model(convolution(tmp_path)), device=OPENVINO)
     mirrored = photographs(4)[:, :, ::-1]
     assert np.array_equal(session.run(mirrored), session.run(mirrored.copy()))
 
@@ -203,7 +209,7 @@ def test_int8_models_run(tmp_path: Path) -> None:
     helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     onnx.save(proto, path)
     pixels = photographs(20)
-    expected, found = (open_session(path, device=device).run(pixels) for device in (CPU, OPENVINO))
+    expected, found = (start_session(read_model(path), device=device).run(pixels) for device in (CPU, OPENVINO))
     assert compare_logits(expected, found, limit=1).error < LIMITS["int8"]
 
 
@@ -215,7 +221,7 @@ def test_fault_64_answers_that_are_not_finite_are_an_error(tmp_path: Path) -> No
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(DeviceError, match="E604"):
-        open_session(tmp_path / "m.onnx", device=OPENVINO)
+        start_session(read_model(tmp_path / "m.onnx"), device=OPENVINO)
 
 
 def test_a_network_that_openvino_cannot_build_is_refused(tmp_path: Path) -> None:
@@ -225,7 +231,7 @@ def test_a_network_that_openvino_cannot_build_is_refused(tmp_path: Path) -> None
     model.graph.node[1].input[0] = "x"
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"E420.*m\.onnx: OpenVINO"):
-        open_session(tmp_path / "m.onnx", device=OPENVINO)
+        start_session(read_model(tmp_path / "m.onnx"), device=OPENVINO)
 
 
 def test_a_runtime_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +239,7 @@ def test_a_runtime_that_computes_something_else_is_refused(tmp_path: Path, monke
     other = toys.model_proto(seed=1).SerializeToString()
     monkeypatch.setattr("ensemble.runtime.openvino.build_runtime", lambda _, **options: build_runtime(other, **options))
     with pytest.raises(DeviceError, match=r"E606. toy on openvino.*relative error .* of 8 classes"):
-        open_session(toys.write_model(tmp_path, seed=0), device=OPENVINO)
+        start_session(read_model(toys.write_model(tmp_path, seed=0)), device=OPENVINO)
 
 
 @pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (0.9 * LIMITS["bf16"], True), (1.2 * LIMITS["bf16"], False)])

@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 
 from ensemble.errors import DeviceError, ModelError
 from ensemble.events import Recorder
-from ensemble.runtime.device import CPU, Device, Kind
+from ensemble.runtime.device import CPU, Device, DeviceKind
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.session import Session, open_session, provider_options, start_session
+from ensemble.runtime.session import Session, provider_options, start_session
 from tests.support import toys
 from tests.support.gpus import fake_gpus
 
@@ -29,7 +29,7 @@ def batch(count: int) -> Any:
 
 def test_logits_are_those_of_the_network(tmp_path: Path) -> None:
     """The toy model's logits are its pixels times its weights, computed here by numpy."""
-    session = open_session(toys.write_model(tmp_path, seed=3))
+    session = start_session(read_model(toys.write_model(tmp_path, seed=3)))
     pixels = batch(5)
     expected = pixels.reshape(5, -1).astype(np.float64) / 255 @ toys.linear_weights(toys.CARD, 3)
     np.testing.assert_allclose(session.run(pixels), expected, rtol=1e-5, atol=1e-5)
@@ -37,7 +37,7 @@ def test_logits_are_those_of_the_network(tmp_path: Path) -> None:
 
 def test_sessions_may_run_in_several_threads_at_once(tmp_path: Path) -> None:
     """Forty runs from four threads give what one thread gives."""
-    session = open_session(toys.write_model(tmp_path))
+    session = start_session(read_model(toys.write_model(tmp_path)))
     pixels = batch(3)
     expected = session.run(pixels)
     with ThreadPoolExecutor(4) as pool:
@@ -53,7 +53,7 @@ def test_sessions_with_one_arena_answer_as_with_their_own(tmp_path: Path) -> Non
     for seed, size in enumerate([(16, 12), (40, 32), (24, 48)]):
         proto = toys.convolutional_proto(toys.card(size=size), kind=["resnet", "efficientnet"][seed % 2], seed=seed)
         path = toys.write_model(tmp_path / str(seed), proto=proto)
-        sessions.append(open_session(path))
+        sessions.append(start_session(read_model(path)))
         alone.append(onnxruntime.InferenceSession(path, one_core, providers=["CPUExecutionProvider"]))
     work = [(k, rows, seed) for seed in range(5) for rows in (1, 8, 3) for k in range(3)]
 
@@ -72,12 +72,13 @@ import os
 import sys
 from pathlib import Path
 import numpy as np
-from ensemble.runtime.session import open_session
+from ensemble.runtime.model_file import read_model
+from ensemble.runtime.session import start_session
 
 def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-sessions = [open_session(Path(path)) for path in sys.argv[1:]]
+sessions = [start_session(read_model(Path(path))) for path in sys.argv[1:]]
 before = held()
 for session in sessions:
     session.run(np.zeros((16, 128, 128, 3), np.uint8))
@@ -105,7 +106,7 @@ def test_fault_64_answers_that_are_not_finite_are_an_error(tmp_path: Path) -> No
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(DeviceError, match="E604"):
-        open_session(tmp_path / "m.onnx")
+        start_session(read_model(tmp_path / "m.onnx"))
 
 
 def test_a_network_that_onnxruntime_cannot_build_is_refused(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_network_that_onnxruntime_cannot_build_is_refused(tmp_path: Path) -> N
     model.graph.node.insert(0, helper.make_node("NoSuchOperator", ["image"], ["x"]))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"E420.*m\.onnx"):
-        open_session(tmp_path / "m.onnx")
+        start_session(read_model(tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_fault_62_memory_is_told_apart_from_other_failures(text: str, code: str)
     """onnxruntime has no type for a full device: its text decides between E602 and E605."""
 
     class Failing:
-        def run(self, outputs: list[str], feed: dict[str, Any]) -> None:
+        def run(self, outputs: Any, feed: Any) -> Any:
             raise RuntimeError(text)
 
     session = Session(toys.CARD, "", Device("cuda"), Failing())
@@ -153,7 +154,7 @@ def test_tf32_is_off_and_tensorrt_engines_are_kept_by_model(tmp_path: Path, monk
 
 @pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
 def test_a_model_without_a_fixed_shape_is_compared_with_the_cpu_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DeviceKind
 ) -> None:
     """It starts on a GPU with the figures, in a folder for its engine that exists, and not with layers elsewhere."""
     model = read_model(toys.write_model(tmp_path, toys.card("a")))
@@ -161,7 +162,9 @@ def test_a_model_without_a_fixed_shape_is_compared_with_the_cpu_too(
         recorder = Recorder()
         session = start_session(model, device=Device(kind), listener=recorder)
         assert [n.code for n in recorder.notices] == ["I608", "I608", "I606"][-1 if kind == "cuda" else 0 :]
-        np.testing.assert_allclose(session.run(batch(3)), open_session(model.path).run(batch(3)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            session.run(batch(3)), start_session(read_model(model.path)).run(batch(3)), rtol=1e-5, atol=1e-6
+        )
         if kind == "tensorrt":
             assert Path(gpus.started[-1][1]["trt_engine_cache_path"]).is_dir()
         gpus.refused = frozenset({"MatMul"})
