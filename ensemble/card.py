@@ -45,7 +45,7 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class FaceCrop:
-    """The square that is cut out around a face before an image is resized, see `ensemble.images.face_crop.crop_face`.
+    """The square that is cut out around a face before an image is resized, see `ensemble.images.face_crop.face_square`.
 
     ``margin`` is the share of the box's longer side that is added on every side. ``fallback`` is the square where no
     face was found: its centre as shares of the image's width and height, its side as a share of the shorter one.

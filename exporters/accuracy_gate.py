@@ -14,7 +14,7 @@ from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import Precision, Preprocess
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.metrics import confusion_matrix, macro_f1
@@ -131,7 +131,7 @@ def load_images(
     loaded = np.empty((len(places), *preprocess.size, 3), dtype=np.uint8)
     for row, place in enumerate(places):
         box = None if photographs.boxes is None else photographs.boxes[place]
-        loaded[row] = prepare_image(read_photo(photographs.paths[place]).pixels, preprocess, box)
+        loaded[row] = prepare_image(read_image(photographs.paths[place]).pixels, preprocess, box)
         listener.progress("read images", row + 1, len(places))
     return loaded
 

@@ -22,7 +22,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.bench.contenders import Inputs, Job
 from ensemble.bench.process_meter import Clock, Outcome
 from ensemble.card import ModelCard, Preprocess
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.machine import available_cores
 
@@ -47,7 +47,7 @@ class Photos:
         return self.count
 
     def __getitem__(self, row: int) -> Pixels:
-        pixels = read_photo(self.inputs.listing.paths[row]).pixels
+        pixels = read_image(self.inputs.listing.paths[row]).pixels
         return prepare_image(pixels, self.preprocess, self.inputs.face(row)).copy()  # torch wants it writable
 
 

@@ -22,7 +22,7 @@ from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.predictions.truth import read_truth
@@ -209,7 +209,7 @@ def _check_pixels(paths: Sequence[Path], boxes: Sequence[Box | None] | None, pre
     """Pictures ``(N, H, W, 3)`` from all over the list: folders are often sorted by class."""
     if paths:
         chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PICTURES)).round().astype(int)
-        photos = [(read_photo(paths[i]).pixels, None if boxes is None else boxes[i]) for i in chosen]
+        photos = [(read_image(paths[i]).pixels, None if boxes is None else boxes[i]) for i in chosen]
     else:
         photos = [(picture, None) for picture in render_pictures()]
     return np.stack([prepare_image(photo, preprocess, box) for photo, box in photos])

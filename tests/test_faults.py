@@ -22,7 +22,7 @@ from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe, make_recipe
 from ensemble.errors import PredictionError
 from ensemble.events import Recorder
-from ensemble.images.decode import open_image
+from ensemble.images.decode import decode_image
 from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
 from ensemble.predict.predict import predict
@@ -56,10 +56,10 @@ def test_fault_03_damage_in_the_middle_of_a_jpeg_is_seen_by_nobody() -> None:
     whole = encode(picture(200, 200), "JPEG")
     damaged = bytearray(whole)
     damaged[len(whole) // 2 : len(whole) // 2 + 40] = b"U" * 40
-    photo = open_image(bytes(damaged))
+    photo = decode_image(bytes(damaged))
     assert photo.notices == ()
-    assert not np.array_equal(photo.pixels, open_image(whole).pixels)
-    assert "middle decodes without complaint" in (open_image.__doc__ or "")
+    assert not np.array_equal(photo.pixels, decode_image(whole).pixels)
+    assert "middle decodes without complaint" in (decode_image.__doc__ or "")
     assert "no decoder notices" in (ROOT / "docs/security.md").read_text(encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ from ensemble import files
 from ensemble.arrays import Pixels
 from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Face, FoundBy, read_faces, write_boxes
 from ensemble.images.listing import Listing, list_images
 from ensemble.predict.bad_images import tell_oddities, unread, write_errors
@@ -317,7 +317,7 @@ def _rows(found: Any, sure: Any) -> Detections:
 
 def _read(path: Path) -> _Photo | DataError:
     try:
-        photo = read_photo(path)
+        photo = read_image(path)
     except DataError as err:
         return err
     height, width = photo.pixels.shape[:2]

@@ -14,7 +14,7 @@ from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
 from ensemble.predict.bad_images import tell_oddities
@@ -65,7 +65,7 @@ def load_photos(
     crop.
 
     Raises:
-        DataError: the codes of `ensemble.images.decode.read_photo`; the first one's, with all that fail in ``details``.
+        DataError: the codes of `ensemble.images.decode.read_image`; the first one's, with all that fail in ``details``.
     """
     faces = boxes if boxes is not None else [None] * len(rows)
     instead = _draw_fallbacks(faces, fallback_share, seed)
@@ -74,7 +74,7 @@ def load_photos(
 
     def load(i: int) -> tuple[str, ...] | DataError:
         try:
-            photo = read_photo(rows[i].path)
+            photo = read_image(rows[i].path)
         except DataError as err:
             return err
         pixels[i] = prepare_image(photo.pixels, preprocess, faces[i])

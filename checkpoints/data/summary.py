@@ -19,7 +19,7 @@ from checkpoints.data.mask_contest import Row
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Boxes
 from ensemble.runtime.machine import available_cores
 from ensemble.text_table import render_columns
@@ -176,7 +176,7 @@ def write_rows(path: Path, data: Dataset, looked: Sequence[Looked]) -> Path:
 
 def _look(path: Path) -> Looked:
     try:
-        pixels = read_photo(path).pixels
+        pixels = read_image(path).pixels
     except DataError as err:
         return Looked(fault=str(err))
     with Image.open(path) as image:  # the header again: what the file holds, before it became RGB

@@ -16,7 +16,7 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.data.summary import Count, Description
 from ensemble.errors import DataError
 from ensemble.files import write_atomic
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 
 _SIDE = 96  # px of a thumbnail, about 3 kB
 _PER_CLASS = 12
@@ -109,7 +109,7 @@ def _sheets(data: Dataset) -> list[str]:
 
 def _thumbnail(row: Row) -> str:
     try:
-        image = Image.fromarray(read_photo(row.path).pixels)
+        image = Image.fromarray(read_image(row.path).pixels)
     except DataError as err:
         return f"<figure>{escape(err.code)}<figcaption>{escape(row.id)}</figcaption></figure>"
     image.thumbnail((_SIDE, _SIDE))

@@ -75,7 +75,7 @@ def train(
     call of the same origin finished; the caller removes `state_path`.
 
     Raises:
-        DataError: the codes of `ensemble.images.decode.read_photo`, when images cannot be read.
+        DataError: the codes of `ensemble.images.decode.read_image`, when images cannot be read.
         DeviceError: E601 when a GPU was asked for and torch has none.
         ModelError: E440 when the loss is no longer a number; those of `start_model`.
         OptionError: E204 when timm does not know the architecture, or a setting is not understood.

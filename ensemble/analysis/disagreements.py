@@ -13,7 +13,7 @@ from PIL import Image
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import Blended
 from ensemble.card import Preprocess
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.listing import list_images
 from ensemble.images.resize import resize_image
 from ensemble.labels import LabelSpace
@@ -97,5 +97,5 @@ def _entropy(p: Floats) -> Floats:
 def _thumbnail(path: Path) -> bytes:
     """A JPEG file's content."""
     sink = io.BytesIO()
-    Image.fromarray(resize_image(read_photo(path).pixels, _THUMBNAIL)).save(sink, "JPEG", quality=78, optimize=True)
+    Image.fromarray(resize_image(read_image(path).pixels, _THUMBNAIL)).save(sink, "JPEG", quality=78, optimize=True)
     return sink.getvalue()

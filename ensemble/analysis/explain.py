@@ -17,7 +17,7 @@ from ensemble.analysis.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resi
 from ensemble.arrays import Floats, Mask, Pixels
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
@@ -224,7 +224,7 @@ class _Run:
     def _read(self, rows: range) -> Iterator[_Seen]:
         for row in rows:
             try:
-                photo = read_photo(self._listing.paths[row])
+                photo = read_image(self._listing.paths[row])
             except DataError as err:
                 self.faults[row] = err
                 continue

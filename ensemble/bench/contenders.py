@@ -19,7 +19,7 @@ from ensemble.bench.process_meter import Clock, Outcome
 from ensemble.blend.recipe import read_recipe
 from ensemble.card import Preprocess
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Boxes, read_boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
@@ -229,7 +229,7 @@ class _Starter(Listener):
 
 def _look(inputs: Inputs, rows: range) -> dict[Preprocess, Pixels]:
     """Some of the images as each model takes them."""
-    photos = [read_photo(inputs.listing.paths[row]).pixels for row in rows]
+    photos = [read_image(inputs.listing.paths[row]).pixels for row in rows]
     return {
         preprocess: np.stack(
             [prepare_image(photo, preprocess, inputs.face(row)) for photo, row in zip(photos, rows, strict=True)]

@@ -21,7 +21,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.errors import DataError
 from ensemble.images import formats
-from ensemble.images.storage import StoredImage
+from ensemble.images.storage import RemoteImage
 
 MAX_PIXELS = 64_000_000
 _KIND_OF_SUFFIX = {
@@ -56,7 +56,7 @@ _WHITE = (255, 255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Photo:
+class DecodedImage:
     """A decoded image: upright RGB of 8 bits, as Pillow keeps it; ``notices`` are codes of what was odd."""
 
     image: Image.Image
@@ -68,23 +68,23 @@ class Photo:
         return np.asarray(self.image)
 
 
-def read_photo(path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Read and decode one file, or one image in storage, see `read_file` and `decode_photo`.
+def read_image(path: Path | RemoteImage, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Read and decode one file, or one image in storage, see `read_file` and `decode_file`.
 
     Raises:
         DataError: the codes of both.
     """
-    return decode_photo(read_file(path), path, max_pixels=max_pixels)
+    return decode_file(read_file(path), path, max_pixels=max_pixels)
 
 
-def read_file(path: Path | StoredImage) -> bytes:
+def read_file(path: Path | RemoteImage) -> bytes:
     """The bytes of one image.
 
     Raises:
         DataError: E318 when it may not be read, E319 when it changes meanwhile, E320 when it is not a regular file,
             E321 when the path is too long, E314 when it is gone.
     """
-    if isinstance(path, StoredImage):
+    if isinstance(path, RemoteImage):
         return path.read_bytes()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
@@ -100,21 +100,21 @@ def read_file(path: Path | StoredImage) -> bytes:
     return data
 
 
-def decode_photo(data: bytes, path: Path | StoredImage, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Decode what `read_file` read from ``path``, see `open_image`.
+def decode_file(data: bytes, path: Path | RemoteImage, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode what `read_file` read from ``path``, see `decode_image`.
 
     Raises:
-        DataError: the codes of `open_image`.
+        DataError: the codes of `decode_image`.
     """
     try:
-        photo = open_image(data, max_pixels=max_pixels)
+        photo = decode_image(data, max_pixels=max_pixels)
     except DataError as err:
-        place = None if isinstance(path, StoredImage) else path
+        place = None if isinstance(path, RemoteImage) else path
         raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
     # a row of a table may have a number for a name
     if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == formats.kind_of(data):
         return photo
-    return Photo(photo.image, (*photo.notices, "I304"))
+    return DecodedImage(photo.image, (*photo.notices, "I304"))
 
 
 def read_error(err: OSError, path: Path) -> DataError:
@@ -133,7 +133,7 @@ def read_error(err: OSError, path: Path) -> DataError:
     )
 
 
-def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode an image to upright 8-bit RGB.
 
     The content decides the format, not the name. Transparent pixels are laid on white; 16-bit grey keeps its upper
@@ -174,13 +174,13 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except ValueError:
         notices.append("W305")
         turn = None
-    return Photo(pixels if turn is None else pixels.transpose(turn), tuple(notices))
+    return DecodedImage(pixels if turn is None else pixels.transpose(turn), tuple(notices))
 
 
-def count_pixels(path: Path | StoredImage) -> int:
+def count_pixels(path: Path | RemoteImage) -> int:
     """How many pixels an image's header promises; 0 where it cannot be read."""
     try:
-        source = io.BytesIO(path.read_bytes()) if isinstance(path, StoredImage) else path
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, RemoteImage) else path
         with _quiet_pillow(), Image.open(source, formats=_FORMATS) as image:
             return image.width * image.height
     except Exception:  # noqa: BLE001 - whoever decodes the file says what is wrong with it

@@ -7,7 +7,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box
-from ensemble.images.resize import resize_image, resize_photo
+from ensemble.images.resize import resize_image
 
 
 def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tuple[int, int, int, int]:
@@ -29,21 +29,14 @@ def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tup
     return left, top, left + side, top + side
 
 
-def crop_face(pixels: Pixels, crop: FaceCrop, box: Box | None) -> Pixels:
-    """The square around the face in ``(H, W, 3)``, as ``(S, S, 3)``; a view, nothing is copied."""
-    left, top, right, bottom = face_square(pixels.shape[0], pixels.shape[1], crop, box)
-    return pixels[top:bottom, left:right]
+def prepare_image(image: Image.Image | Pixels, preprocess: Preprocess, box: Box | None) -> Pixels:
+    """Crop and resize a decoded RGB image, ``(H, W, 3)`` as an array, to the model's input ``(*preprocess.size, 3)``.
 
-
-def prepare_image(pixels: Pixels, preprocess: Preprocess, box: Box | None) -> Pixels:
-    """A decoded image ``(H, W, 3)`` as the model takes it, ``(*preprocess.size, 3)``; ``box`` counts for face crops."""
-    if preprocess.face is not None:
-        pixels = crop_face(pixels, preprocess.face, box)
-    return resize_image(pixels, preprocess)
-
-
-def prepare_photo(image: Image.Image, preprocess: Preprocess, box: Box | None) -> Image.Image:
-    """As `prepare_image`, to the same pixels, for an image that Pillow holds: from and to arrays costs as decoding."""
+    ``box`` is used by models of face crops only. An image that Pillow holds takes no detour through an array, which
+    would cost as much as decoding; the pixels are the same.
+    """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     if preprocess.face is not None:
         image = image.crop(face_square(image.height, image.width, preprocess.face, box))
-    return resize_photo(image, preprocess)
+    return resize_image(image, preprocess)

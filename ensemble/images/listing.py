@@ -17,29 +17,29 @@ from ensemble.csv_table import read_table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES, read_error
-from ensemble.images.storage import StoredImage
+from ensemble.images.storage import RemoteImage
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``stored[i]``."""
+    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``remote[i]``."""
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
     sizes: tuple[int, ...]
-    stored: tuple[StoredImage, ...] = ()
+    remote: tuple[RemoteImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def place(self, row: int) -> Path | StoredImage:
+    def place(self, row: int) -> Path | RemoteImage:
         """Where to read one image."""
-        return self.stored[row] if self.stored else self.paths[row]
+        return self.remote[row] if self.remote else self.paths[row]
 
     def cut(self, start: int, stop: int) -> Listing:
         """Some of its rows, with places that do not depend on the working directory."""
         paths = tuple(path.absolute() for path in self.paths[start:stop])
-        return Listing(self.ids[start:stop], paths, self.sizes[start:stop], self.stored[start:stop])
+        return Listing(self.ids[start:stop], paths, self.sizes[start:stop], self.remote[start:stop])
 
     @property
     def sha256(self) -> str:

@@ -23,18 +23,18 @@ from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
 from ensemble.images.listing import Listing, list_images, match_ids
-from ensemble.images.storage import StoredImage, open_storage
+from ensemble.images.storage import RemoteImage, open_storage
 
 _TABLES, _TARS = (".parquet",), (".tar",)
 _ID_COLUMNS = ("id", "imageid", "image_id")
 
 
-def is_stored(images: str | Path) -> bool:
+def is_remote(images: str | Path) -> bool:
     """Whether images are to be found through fsspec: a URL, tar shards or Parquet."""
     return "://" in str(images) or Path(images).suffix.lower() in (*_TABLES, *_TARS)
 
 
-def list_source(images: str | Path, ids: Sequence[str] | None = None, *, listener: Listener = SILENT) -> Listing:
+def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, listener: Listener = SILENT) -> Listing:
     """Find images wherever they are; as `list_images` for a folder on this machine, and with the same rules for ids.
 
     Raises:
@@ -42,7 +42,7 @@ def list_source(images: str | Path, ids: Sequence[str] | None = None, *, listene
         DataError: E313 when an id is there twice, E316 when there are no images, E319 when the storage cannot be read;
             others as `list_images`.
     """
-    if not is_stored(images):
+    if not is_remote(images):
         return list_images(Path(images), ids, listener=listener)
     try:
         found = list(_find(str(images)))
@@ -68,7 +68,7 @@ def list_source(images: str | Path, ids: Sequence[str] | None = None, *, listene
     return Listing(wanted, (), tuple(image.size for image in chosen), tuple(chosen))
 
 
-def _find(url: str) -> Iterator[StoredImage]:
+def _find(url: str) -> Iterator[RemoteImage]:
     fs, root = open_storage(url)
     suffix = os.path.splitext(root)[1].lower()
     if suffix in (*_TABLES, *_TARS):
@@ -80,21 +80,21 @@ def _find(url: str) -> Iterator[StoredImage]:
     for path, info in fs.find(root, detail=True).items():
         name = path.removeprefix(root.rstrip("/") + "/")
         if _is_image(name):
-            yield StoredImage(fs.unstrip_protocol(path), name, int(info["size"]))
+            yield RemoteImage(fs.unstrip_protocol(path), name, int(info["size"]))
 
 
-def _members(file: Any, url: str) -> Iterator[StoredImage]:
+def _members(file: Any, url: str) -> Iterator[RemoteImage]:
     """The images of a tar; what else a sample has, such as its class, is passed over."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isreg() and _is_image(member.name):
-                    yield StoredImage(url, member.name.removeprefix("./"), member.size, start=member.offset_data)
+                    yield RemoteImage(url, member.name.removeprefix("./"), member.size, start=member.offset_data)
     except tarfile.TarError as err:
         raise DataError("E319", f"{url} is not an uncompressed tar: {err}") from err
 
 
-def _rows(file: Any, url: str) -> Iterator[StoredImage]:
+def _rows(file: Any, url: str) -> Iterator[RemoteImage]:
     """The rows of a Parquet file, whose images are not read yet; their size is that of the column in the row group."""
     try:
         table = pq.ParquetFile(file)
@@ -112,7 +112,7 @@ def _rows(file: Any, url: str) -> Iterator[StoredImage]:
                 if table.metadata.row_group(group).column(k).path_in_schema.partition(".")[0] == "image"
             )
             for row, found in enumerate(table.read_row_group(group, columns=[name]).column(0).to_pylist()):
-                yield StoredImage(url, str(found), size, group=group, row=row)
+                yield RemoteImage(url, str(found), size, group=group, row=row)
     except pa.ArrowException as err:
         raise DataError("E319", f"{url} is not a Parquet file: {err}") from err
 

@@ -30,18 +30,15 @@ def plain_preprocess(preprocess: Preprocess) -> Preprocess:
     )
 
 
-def resize_image(pixels: Pixels, preprocess: Preprocess) -> Pixels:
-    """Resize and cut one decoded image ``(H, W, 3)`` to ``(*preprocess.size, 3)``, see `resize_photo`."""
-    return np.asarray(resize_photo(Image.fromarray(pixels), preprocess))
-
-
-def resize_photo(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Resize and cut one decoded RGB image to ``preprocess.size``, see `Preprocess`.
+def resize_image(image: Image.Image | Pixels, preprocess: Preprocess) -> Pixels:
+    """Resize and cut one decoded RGB image, ``(H, W, 3)`` as an array, to ``(*preprocess.size, 3)``, see `Preprocess`.
 
     Sides are rounded as torchvision and timm round them, so that a model trained there sees the same pixels here
     (timm's crop modes ``squash``, ``center`` and, for ``pad``, ``border``). One exception: of an image more than 20
     times as long as the cut that ``center`` makes of it, the far ends go first, since scaling them fills the memory.
     """
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     height, width = preprocess.size
     if preprocess.resize == "center":
         image = _without_far_ends(image, preprocess)
@@ -53,7 +50,7 @@ def resize_photo(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         canvas = Image.new("RGB", (width, height), preprocess.fill)
         canvas.paste(image, (-left, -top))
         image = canvas
-    return image
+    return np.asarray(image)
 
 
 def _inner_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:

@@ -23,16 +23,16 @@ from typing import Any
 
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import decode_photo, read_file
+from ensemble.images.decode import decode_file, read_file
 from ensemble.images.listing import Listing
-from ensemble.images.storage import StoredImage
+from ensemble.images.storage import RemoteImage
 
 _LENGTHS = struct.Struct(">IQ")
 _SERVE = "from ensemble.images.sandbox import serve; serve()"
 
 
 def find_faults(listing: Listing, rows: Iterable[int], *, listener: Listener = SILENT) -> dict[int, DataError]:
-    """What is wrong with those of the rows that cannot be read: E325 where it ends the process, else as `read_photo`.
+    """What is wrong with those of the rows that cannot be read: E325 where it ends the process, else as `read_image`.
 
     Raises:
         DeviceError: E603 when there is no room for another process.
@@ -73,14 +73,14 @@ class _Process:
             self.close()
             raise
 
-    def decode(self, place: Path | StoredImage, data: bytes) -> None:
+    def decode(self, place: Path | RemoteImage, data: bytes) -> None:
         """Decode one image.
 
         Raises:
             DataError: what is wrong with it.
         """
         assert self._child.stdin is not None
-        path = None if isinstance(place, StoredImage) else place
+        path = None if isinstance(place, RemoteImage) else place
         name = place.name.encode()
         try:
             self._child.stdin.write(_LENGTHS.pack(len(name), len(data)) + name + data)
@@ -145,7 +145,7 @@ def serve() -> None:
 
 def _fault_of(name: str, data: bytes) -> dict[str, Any] | None:
     try:
-        decode_photo(data, Path(name))
+        decode_file(data, Path(name))
     except DataError as err:
         return err.as_dict()
     except MemoryError:

@@ -12,7 +12,7 @@ from ensemble.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class StoredImage:
+class RemoteImage:
     """One image in storage: a whole file, ``size`` bytes of a tar from ``start``, or a ``row`` of a row ``group``."""
 
     url: str

@@ -23,9 +23,9 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import decode_photo, read_file
+from ensemble.images.decode import decode_file, read_file
 from ensemble.images.face_boxes import Box
-from ensemble.images.face_crop import prepare_photo
+from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing
 from ensemble.images.resize import plain_preprocess
 from ensemble.images.views import View
@@ -206,14 +206,14 @@ class Pipeline:
                 with timing("read", clock=time.perf_counter):
                     data = read_file(path)
                 with timing("decode", rows=1):
-                    photo = decode_photo(data, path)
+                    photo = decode_file(data, path)
             except DataError as err:
                 faults[row] = err
                 continue
             with timing("resize", rows=1):
                 for preprocess, images in prepared.items():
                     box = None if self._boxes is None else self._boxes[row]
-                    images[len(good)] = np.asarray(prepare_photo(photo.image, preprocess, box))
+                    images[len(good)] = prepare_image(photo.image, preprocess, box)
             good.append(row)
             if photo.notices:
                 oddities[row] = photo.notices

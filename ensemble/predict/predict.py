@@ -19,7 +19,7 @@ from ensemble.errors import DataError, FileError, Interrupted, ModelError, enume
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
-from ensemble.images.remote_listing import list_source
+from ensemble.images.remote_listing import list_images_at
 from ensemble.images.sandbox import find_faults
 from ensemble.images.views import View
 from ensemble.predict import parts
@@ -98,7 +98,7 @@ def predict(
     began = time.monotonic()
     recorder = Recorder(listener)
     files.require_writable(folder)
-    listing = list_source(images, ids, listener=recorder)
+    listing = list_images_at(images, ids, listener=recorder)
     read = _read_models(models, views)
     found = select_boxes(read, boxes, listing, recorder)
     where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)

@@ -31,7 +31,7 @@ from ensemble.errors import DataError, DeviceError, EnsError, OptionError
 from ensemble.events import Notice, Recorder
 from ensemble.images.face_boxes import Box
 from ensemble.images.listing import Listing
-from ensemble.images.storage import StoredImage
+from ensemble.images.storage import RemoteImage
 from ensemble.images.views import parse_views
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.pipeline import Answer, Pipeline, Work
@@ -56,7 +56,7 @@ class Job:
     views: tuple[str, ...]
     threads: int
     sizes: tuple[int, ...]
-    image: Path | StoredImage
+    image: Path | RemoteImage
     versions: str
 
 

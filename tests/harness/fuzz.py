@@ -144,11 +144,11 @@ def fuzz_at_random(
 
 
 def image_target(_: Path) -> Target:
-    """`open_image` of any bytes."""
+    """`decode_image` of any bytes."""
     import numpy as np
     from PIL import Image
 
-    from ensemble.images.decode import open_image
+    from ensemble.images.decode import decode_image
     from tests.support.corpus import encode, exif, headers_only, picture, tiff
 
     pixels = picture()
@@ -161,7 +161,7 @@ def image_target(_: Path) -> Target:
     corpus += [tiff(np.arange(64, dtype=kind).reshape(8, 8)) for kind in ("<u2", ">u2", "<f4", "<i4")]
     corpus += headers_only(10_000, 10_001).values()
     corpus += [b"", b"<html>", b"version https://git-lfs", b"%!PS", b"\0\0\0\x1cftypheic"]
-    return Target(tuple(corpus), lambda data: open_image(data, max_pixels=4_000_000))
+    return Target(tuple(corpus), lambda data: decode_image(data, max_pixels=4_000_000))
 
 
 def onnx_target(folder: Path) -> Target:

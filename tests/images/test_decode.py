@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ensemble.errors import DataError
-from ensemble.images.decode import SUFFIXES, open_image, read_photo
+from ensemble.images.decode import SUFFIXES, decode_image, read_image
 from tests.support.corpus import encode, exif, headers_only, outcome, picture, png, refusal, tiff
 from tests.support.nobody import as_nobody
 
@@ -54,7 +54,7 @@ def test_fault_04_an_empty_file_is_named(tmp_path: Path) -> None:
     """A file of no bytes is E302, and the message has its name."""
     (tmp_path / "0042.jpg").touch()
     with pytest.raises(DataError, match=r"\[E302\] 0042\.jpg: the file is empty"):
-        read_photo(tmp_path / "0042.jpg")
+        read_image(tmp_path / "0042.jpg")
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
@@ -62,7 +62,7 @@ def test_fault_06_the_content_decides_not_the_name(tmp_path: Path, suffix: str) 
     """A PNG under any image's name is read as a PNG, with the notice I304 unless the name says png."""
     path = tmp_path / f"x{suffix.upper()}"
     path.write_bytes(encode(PICTURE, "PNG"))
-    photo = read_photo(path)
+    photo = read_image(path)
     assert np.array_equal(photo.pixels, PICTURE)
     assert photo.notices == (() if suffix == ".png" else ("I304",))
 
@@ -82,7 +82,7 @@ def test_names_that_fit_are_not_remarked_on(tmp_path: Path, kind: str, suffixes:
     """No format gets a notice under its own names."""
     for suffix in suffixes.split():
         (tmp_path / f"x.{suffix}").write_bytes(encode(PICTURE, kind))
-        assert read_photo(tmp_path / f"x.{suffix}").notices == ()
+        assert read_image(tmp_path / f"x.{suffix}").notices == ()
 
 
 @pytest.mark.parametrize("kind", headers_only(1, 1))
@@ -106,7 +106,7 @@ def test_fault_13_the_limit_is_exact() -> None:
     """As many pixels as are allowed are read, one fewer allowed is refused."""
     data = encode(PICTURE, "PNG")
     count = PICTURE.shape[0] * PICTURE.shape[1]
-    assert open_image(data, max_pixels=count).notices == ()
+    assert decode_image(data, max_pixels=count).notices == ()
     assert refusal(data, max_pixels=count - 1).code == "E307"
 
 
@@ -116,7 +116,7 @@ def test_fault_26_unreadable_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").chmod(0)
     tmp_path.chmod(0o755)
     with as_nobody(tmp_path), pytest.raises(DataError, match=r"E318.*x\.jpg: permission denied"):
-        read_photo(Path("x.jpg"))
+        read_image(Path("x.jpg"))
 
 
 def test_fault_27_a_file_that_grows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +134,10 @@ def test_fault_27_a_file_that_grows_is_noticed(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fstat", grow_then_look)
     with pytest.raises(DataError, match=r"E319.*x\.png: changed while being read"):
-        read_photo(path)
+        read_image(path)
     monkeypatch.undo()
     path.write_bytes(data)
-    assert np.array_equal(read_photo(path).pixels, PICTURE)
+    assert np.array_equal(read_image(path).pixels, PICTURE)
 
 
 def test_fault_27_a_file_that_vanishes_is_missing(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_fault_27_a_file_that_vanishes_is_missing(tmp_path: Path) -> None:
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     for name in ("gone.jpg", "dangling.jpg", "circle.jpg", "gone/x.jpg"):
         with pytest.raises(DataError, match="E314"):
-            read_photo(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 def test_fault_28_what_is_not_a_file_is_not_opened(tmp_path: Path) -> None:
@@ -157,17 +157,17 @@ def test_fault_28_what_is_not_a_file_is_not_opened(tmp_path: Path) -> None:
     with time_limit(5):
         for name in ("fifo.jpg", "folder.jpg", "device.jpg"):
             with pytest.raises(DataError, match="E320"):
-                read_photo(tmp_path / name)
+                read_image(tmp_path / name)
 
 
 def test_fault_29_long_paths(tmp_path: Path) -> None:
     """A name of 255 bytes is read; a longer one, and a path of 5,000 characters, are E321 with a short message."""
     good = tmp_path / ("x" * 251 + ".png")
     good.write_bytes(encode(PICTURE, "PNG"))
-    assert read_photo(good).notices == ()
+    assert read_image(good).notices == ()
     for path in (tmp_path / ("x" * 252 + ".png"), tmp_path.joinpath(*["folder"] * 800, "x.png")):
         with pytest.raises(DataError, match="E321") as caught:
-            read_photo(path)
+            read_image(path)
         assert len(caught.value.message) < 100
 
 
@@ -175,7 +175,7 @@ def test_fault_29_long_paths(tmp_path: Path) -> None:
 def test_fault_17_odd_names_are_read(tmp_path: Path, name: str) -> None:
     """No name keeps an image from being read."""
     (tmp_path / name).write_bytes(encode(PICTURE, "PNG"))
-    assert np.array_equal(read_photo(tmp_path / name).pixels, PICTURE)
+    assert np.array_equal(read_image(tmp_path / name).pixels, PICTURE)
 
 
 WARNED = {
@@ -190,7 +190,7 @@ WARNED = {
 
 @pytest.mark.parametrize("name", WARNED)
 def test_pillows_warnings_end_here(name: str) -> None:
-    """Where Pillow warns, `open_image` does not, and it leaves the warning filters as they were."""
+    """Where Pillow warns, `decode_image` does not, and it leaves the warning filters as they were."""
     with warnings.catch_warnings(record=True) as control:
         warnings.simplefilter("always")
         Image.open(io.BytesIO(WARNED[name])).close()
@@ -208,7 +208,7 @@ def test_threads_see_no_warnings_either() -> None:
 
     def decode() -> None:
         for _ in range(20):
-            results.append(open_image(WARNED["exif"]).notices)
+            results.append(decode_image(WARNED["exif"]).notices)
 
     results: list[tuple[str, ...]] = []
     with warnings.catch_warnings(record=True) as shown:
@@ -258,7 +258,7 @@ def test_damage_of_any_kind_is_a_data_error(name: str) -> None:
                 for _ in range(generator.choice([1, 5, 20])):
                     data[generator.randrange(len(data))] = generator.randrange(256)
         try:
-            pixels = open_image(bytes(data), max_pixels=1_000_000).pixels
+            pixels = decode_image(bytes(data), max_pixels=1_000_000).pixels
         except DataError:
             continue
         assert pixels.dtype == np.uint8
@@ -274,7 +274,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(encode(PICTURE, "PNG")[:100])
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        read_photo(tmp_path / "good.png")
+        read_image(tmp_path / "good.png")
         with pytest.raises(DataError):
-            read_photo(tmp_path / "bad.png")
+            read_image(tmp_path / "bad.png")
     assert len(os.listdir("/proc/self/fd")) == before

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ensemble.images import formats
-from ensemble.images.decode import Photo, open_image
+from ensemble.images.decode import DecodedImage, decode_image
 from tests.support.corpus import encode, exif, outcome, picture, refusal
 
 PICTURE = picture()
@@ -25,10 +25,10 @@ def test_fault_02_a_missing_end_marker_is_told_from_missing_pixels(
     """A JPEG without its end marker has all its pixels; with any less it is E301, or the pixels are still all there."""
     data = encode(Image.fromarray(picture(height, width, seed=height)).convert(mode), "JPEG", **options)
     assert data.endswith(ENDED)
-    whole = open_image(data).pixels
+    whole = decode_image(data).pixels
     for missing in range(1, 30):
         found = outcome(data[:-missing])
-        if isinstance(found, Photo):
+        if isinstance(found, DecodedImage):
             assert np.array_equal(found.pixels, whole)
         else:
             assert found == "E301"
@@ -37,17 +37,17 @@ def test_fault_02_a_missing_end_marker_is_told_from_missing_pixels(
 
 def test_fault_02_a_missing_end_marker_is_said() -> None:
     """Reading a JPEG without its end marker is a warning of its own, W301."""
-    assert open_image(encode(PICTURE, "JPEG")[:-2]).notices == ("W301",)
+    assert decode_image(encode(PICTURE, "JPEG")[:-2]).notices == ("W301",)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 4}], ids=str)
 def test_fault_02_what_cannot_be_proven_complete_is_refused(options: dict[str, Any]) -> None:
     """A JPEG of many scans or with restart markers does not pass for complete when cut: more could be missing."""
     data = encode(PICTURE, "JPEG", **options)
-    whole = open_image(data).pixels
+    whole = decode_image(data).pixels
     for end in range(len(data) // 4, len(data)):
         found = outcome(data[:end])
-        if isinstance(found, Photo):  # Pillow had finished before it missed the end marker
+        if isinstance(found, DecodedImage):  # Pillow had finished before it missed the end marker
             assert end >= len(data) - len(ENDED)
             assert np.array_equal(found.pixels, whole)
         else:
@@ -89,16 +89,16 @@ def test_orientation_is_upright_unless_it_says_otherwise(data: bytes, orientatio
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_fault_11_broken_exif_costs_no_pixels(data: bytes, kind: str) -> None:
     """Whatever is wrong with the EXIF data, the picture is read as it is stored, and W305 says so."""
-    photo = open_image(encode(PICTURE, kind, exif=data))
-    assert np.array_equal(photo.pixels, open_image(encode(PICTURE, kind)).pixels)
+    photo = decode_image(encode(PICTURE, kind, exif=data))
+    assert np.array_equal(photo.pixels, decode_image(encode(PICTURE, kind)).pixels)
     assert photo.notices == ("W305",)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_fault_11_colour_profiles_are_ignored(kind: str) -> None:
     """A broken colour profile changes neither the pixels nor the notices."""
-    photo = open_image(encode(PICTURE, kind, icc_profile=b"broken" * 9))
-    assert np.array_equal(photo.pixels, open_image(encode(PICTURE, kind)).pixels)
+    photo = decode_image(encode(PICTURE, kind, icc_profile=b"broken" * 9))
+    assert np.array_equal(photo.pixels, decode_image(encode(PICTURE, kind)).pixels)
     assert photo.notices == ()
 
 

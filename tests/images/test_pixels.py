@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ensemble.arrays import Pixels
-from ensemble.images.decode import open_image
+from ensemble.images.decode import decode_image
 from tests.support.corpus import ORIENTATION, encode, exif, picture, png, refusal, tiff
 
 PICTURE = picture()
@@ -25,7 +25,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_lossless_formats_give_back_the_pixels(kind: str) -> None:
     """What was saved without loss comes back unchanged, without notices, as an array that cannot be written to."""
-    photo = open_image(encode(PICTURE, kind, **LOSSLESS[kind]))
+    photo = decode_image(encode(PICTURE, kind, **LOSSLESS[kind]))
     assert np.array_equal(photo.pixels, PICTURE)
     assert photo.pixels.dtype == np.uint8
     assert photo.notices == ()
@@ -36,7 +36,7 @@ def test_fault_07_cmyk_becomes_rgb() -> None:
     """Each channel is what ink and black leave of white: (1 - c)(1 - k)."""
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255], [0, 128, 255, 64], [10, 20, 30, 40]]], np.uint8)
     golden = [[[255, 255, 255], [0, 255, 255], [0, 0, 0], [191, 95, 0], [207, 198, 190]]]
-    photo = open_image(encode(Image.fromarray(inks, "CMYK"), "TIFF"))
+    photo = decode_image(encode(Image.fromarray(inks, "CMYK"), "TIFF"))
     assert photo.pixels.tolist() == golden
     left = (255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255
     assert np.abs(photo.pixels - left).max() <= 1
@@ -45,7 +45,7 @@ def test_fault_07_cmyk_becomes_rgb() -> None:
 def test_fault_07_cmyk_jpeg_is_not_inverted() -> None:
     """Adobe's CMYK JPEGs hold inverted ink; white paper stays white and a red stays red."""
     for ink, colour in (((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))):
-        photo = open_image(encode(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100))
+        photo = decode_image(encode(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100))
         assert np.abs(photo.pixels.astype(int) - colour).max() <= 3
 
 
@@ -69,7 +69,7 @@ GREY16_SHOWN = [[0, 0, 1, 3], [117, 128, 254, 255]]
 )
 def test_fault_08_grey_of_16_bits_keeps_its_upper_eight(data: bytes) -> None:
     """A 16-bit grey of 1000 is 3 of 255, and not white."""
-    photo = open_image(data)
+    photo = decode_image(data)
     assert photo.pixels.tolist() == [[[value] * 3 for value in row] for row in GREY16_SHOWN]
 
 
@@ -91,7 +91,7 @@ def test_fault_08_grey_of_16_bits_keeps_its_upper_eight(data: bytes) -> None:
 )
 def test_fault_08_every_pixel_type_becomes_rgb(data: bytes, golden: list[list[int]]) -> None:
     """Grey, palette, few bits and many bits all become the RGB that they stand for."""
-    assert open_image(data).pixels.tolist() == [golden]
+    assert decode_image(data).pixels.tolist() == [golden]
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<i4", ">i4", "<u4", "<i2", ">i2"])
@@ -105,7 +105,7 @@ def test_fault_08_other_colour_spaces_become_rgb() -> None:
     for mode, colours in (("YCbCr", [(0, 128, 128), (255, 128, 128)]), ("LAB", [(0, 128, 128), (255, 128, 128)])):
         image = Image.new(mode, (2, 1))
         image.putdata(colours)
-        photo = open_image(encode(image, "TIFF"))
+        photo = decode_image(encode(image, "TIFF"))
         assert np.abs(photo.pixels.astype(int) - [[[0] * 3, [255] * 3]]).max() <= 1
 
 
@@ -113,7 +113,7 @@ def test_fault_09_transparency_is_laid_on_white() -> None:
     """Opaque pixels keep their colour, transparent ones are white whatever their hidden colour, others are between."""
     pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [100, 0, 200, 128]]], np.uint8)
     for data in (encode(pixels, "PNG"), encode(pixels, "WEBP", lossless=True, exact=True), encode(pixels, "TIFF")):
-        photo = open_image(data)
+        photo = decode_image(data)
         assert photo.pixels.tolist() == [[[10, 20, 30], [255, 255, 255], [177, 127, 227]]]
 
 
@@ -132,7 +132,7 @@ def test_fault_09_transparency_is_laid_on_white() -> None:
 )
 def test_fault_09_one_transparent_colour_is_white(data: bytes, golden: list[list[int]]) -> None:
     """Transparency that is stated by colour is laid on white like any other."""
-    assert open_image(data).pixels.tolist() == [golden]
+    assert decode_image(data).pixels.tolist() == [golden]
 
 
 def _turn(pixels: Pixels, orientation: int) -> Pixels:
@@ -155,12 +155,12 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 def test_fault_10_orientation_is_applied(orientation: int, order: str) -> None:
     """All eight orientations come out upright, pixel for pixel, in both byte orders and all formats that know them."""
     data = exif(orientation, order=order)
-    assert np.array_equal(open_image(encode(PICTURE, "PNG", exif=data)).pixels, _turn(PICTURE, orientation))
+    assert np.array_equal(decode_image(encode(PICTURE, "PNG", exif=data)).pixels, _turn(PICTURE, orientation))
     assert np.array_equal(
-        open_image(encode(PICTURE, "WEBP", lossless=True, exif=data)).pixels, _turn(PICTURE, orientation)
+        decode_image(encode(PICTURE, "WEBP", lossless=True, exif=data)).pixels, _turn(PICTURE, orientation)
     )
-    turned = open_image(encode(PICTURE, "JPEG", exif=data)).pixels
-    stored = open_image(encode(PICTURE, "JPEG")).pixels
+    turned = decode_image(encode(PICTURE, "JPEG", exif=data)).pixels
+    stored = decode_image(encode(PICTURE, "JPEG")).pixels
     assert np.array_equal(turned, _turn(stored, orientation))
 
 
@@ -169,7 +169,7 @@ def test_fault_10_orientation_of_tiff_is_applied_once(orientation: int) -> None:
     """In TIFF the orientation is a tag of the image itself; it is applied, and not twice."""
     for compression in (None, "tiff_lzw"):
         data = encode(PICTURE, "TIFF", compression=compression, tiffinfo={ORIENTATION: orientation})
-        assert np.array_equal(open_image(data).pixels, _turn(PICTURE, orientation))
+        assert np.array_equal(decode_image(data).pixels, _turn(PICTURE, orientation))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_fault_10_orientation_of_tiff_is_applied_once(orientation: int) -> None:
 def test_fault_12_of_several_frames_the_first_counts(kind: str, options: dict[str, Any]) -> None:
     """Animations and pages give what their first frame gives alone, and I306."""
     others = [Image.fromarray(picture(seed=seed)).rotate(90 * seed) for seed in (1, 2)]
-    photo = open_image(encode(PICTURE, kind, save_all=True, append_images=others, **options))
-    alone = open_image(encode(PICTURE, "JPEG" if kind == "MPO" else kind, **options))
+    photo = decode_image(encode(PICTURE, kind, save_all=True, append_images=others, **options))
+    alone = decode_image(encode(PICTURE, "JPEG" if kind == "MPO" else kind, **options))
     # AVIF codes a sequence in another way than a still
     assert np.abs(photo.pixels.astype(int) - alone.pixels).max() <= (40 if kind == "AVIF" else 0)
     assert photo.notices == ("I306",)
@@ -189,6 +189,6 @@ def test_fault_12_of_several_frames_the_first_counts(kind: str, options: dict[st
 def test_fault_12_a_broken_second_page_does_not_cost_the_first() -> None:
     """A TIFF whose second page is nowhere still has its first."""
     values = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    photo = open_image(tiff(values, next_page=7))
+    photo = decode_image(tiff(values, next_page=7))
     assert np.array_equal(photo.pixels[..., 0], values)
     assert photo.notices == ("I306",)

@@ -20,8 +20,8 @@ from ensemble.cli import ens
 from ensemble.errors import DataError, OptionError
 from ensemble.events import Recorder
 from ensemble.images import storage
-from ensemble.images.decode import read_photo
-from ensemble.images.remote_listing import is_stored, list_source
+from ensemble.images.decode import read_image
+from ensemble.images.remote_listing import is_remote, list_images_at
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
 from ensemble.predict.predict import predict
@@ -93,12 +93,12 @@ PLACES = [in_a_folder, in_shards, in_tables, in_structs]
 @pytest.mark.parametrize("place", PLACES)
 def test_images_are_the_same_wherever_they_are(memory: Any, place: Callable[[Any], str]) -> None:
     """Each source lists exactly the images, by name, and gives each one's bytes, on another machine too."""
-    listing = list_source(place(memory))
+    listing = list_images_at(place(memory))
     assert listing.ids == tuple(NAMES)
     sent = pickle.loads(pickle.dumps(listing.cut(2, 9)))
     assert [sent.place(row).read_bytes() for row in range(7)] == [PICTURES[name] for name in NAMES[2:9]]
-    assert sent.stored[0].exists()
-    assert np.array_equal(read_photo(sent.place(0)).pixels, read_photo(listing.place(2)).pixels)
+    assert sent.remote[0].exists()
+    assert np.array_equal(read_image(sent.place(0)).pixels, read_image(listing.place(2)).pixels)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -123,11 +123,11 @@ def test_ids_choose_and_order_stored_images(memory: Any) -> None:
     """An id list gives exactly its images in its order, and what is passed over is counted."""
     recorder = Recorder()
     chosen = [NAMES[7], NAMES[1]]
-    listing = list_source(in_tables(memory), chosen, listener=recorder)
+    listing = list_images_at(in_tables(memory), chosen, listener=recorder)
     assert [listing.place(row).read_bytes() for row in range(2)] == [PICTURES[name] for name in chosen]
     assert [(notice.code, notice.message[:2]) for notice in recorder.notices] == [("I315", "9 ")]
     with pytest.raises(DataError, match=r"E314.*nn\.jpg"):
-        list_source(in_tables(memory), ["nn.jpg"])
+        list_images_at(in_tables(memory), ["nn.jpg"])
 
 
 def test_a_row_without_an_image_is_an_empty_file(memory: Any) -> None:
@@ -135,10 +135,10 @@ def test_a_row_without_an_image_is_an_empty_file(memory: Any) -> None:
     for images in (pa.array([None, PICTURES["00.jpg"]]), pa.array([{"bytes": None}, {"bytes": PICTURES["00.jpg"]}])):
         storage._read_row_group.cache_clear()
         write_table(memory, "/bucket/s.parquet", ["a", "b"], images)
-        listing = list_source("memory://bucket/s.parquet")
-        assert read_photo(listing.place(1)).pixels.ndim == 3
+        listing = list_images_at("memory://bucket/s.parquet")
+        assert read_image(listing.place(1)).pixels.ndim == 3
         with pytest.raises(DataError, match="E302"):
-            read_photo(listing.place(0))
+            read_image(listing.place(0))
 
 
 def nothing(fs: Any) -> str:
@@ -190,16 +190,16 @@ def paths_alone(fs: Any) -> str:
 def test_a_source_that_cannot_be_read_is_refused(memory: Any, place: Callable[[Any], str], named: str) -> None:
     """No images, a name that is there twice, a packed tar, what is no table or has other columns: each has its code."""
     with pytest.raises(DataError, match=named):
-        list_source(place(memory))
+        list_images_at(place(memory))
 
 
 def test_an_image_that_is_gone_is_a_fault_of_its_own(tmp_path: Path, memory: Any) -> None:
     """A file that vanishes after the listing costs its image alone, and errors.csv names it."""
     url = in_a_folder(memory)
-    listing = list_source(url)
+    listing = list_images_at(url)
     memory.rm("/bucket/images/04.jpg")
     with pytest.raises(DataError, match=r"E314.*04\.jpg"):
-        read_photo(listing.place(4))
+        read_image(listing.place(4))
     memory.pipe("/bucket/images/04.jpg", b"no image")
     with pytest.raises(DataError, match="E326"):
         predict([toys.write_model(tmp_path)], url, tmp_path / "out", views=parse_views("hflip"), device="cpu")
@@ -208,7 +208,7 @@ def test_an_image_that_is_gone_is_a_fault_of_its_own(tmp_path: Path, memory: Any
 
 def test_only_urls_tars_and_tables_are_storage(tmp_path: Path) -> None:
     """A path on this machine is a folder of files, and needs no fsspec."""
-    assert [is_stored(place) for place in ("s3://b/images", "a/*.tar", Path("x.parquet"), tmp_path, "images")] == [
+    assert [is_remote(place) for place in ("s3://b/images", "a/*.tar", Path("x.parquet"), tmp_path, "images")] == [
         True,
         True,
         True,
@@ -221,7 +221,7 @@ def test_without_fsspec_the_line_that_installs_it_is_named(monkeypatch: pytest.M
     """A URL where fsspec is not installed is E205 with the extra."""
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(OptionError, match="E205") as caught:
-        list_source("s3://bucket/images")
+        list_images_at("s3://bucket/images")
     assert caught.value.hint == "pip install 'ens-onnx[ray]'"
 
 

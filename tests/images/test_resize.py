@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ensemble.card import Interpolation, Preprocess, Resize
-from ensemble.images.decode import open_image
+from ensemble.images.decode import decode_image
 from ensemble.images.resize import resize_image
 from tests.support.corpus import encode, picture
 
@@ -19,7 +19,7 @@ PICTURE = picture()
 )
 def test_fault_15_tiny_and_narrow_images_are_read(height: int, width: int, odd: bool) -> None:
     """Below 8 px, or beyond 20 to 1, W308 is given; the image is read and resized all the same, in every mode."""
-    photo = open_image(encode(np.full((height, width, 3), 90, np.uint8), "PNG"))
+    photo = decode_image(encode(np.full((height, width, 3), 90, np.uint8), "PNG"))
     assert photo.notices == (("W308",) if odd else ())
     for resize in ("squash", "center", "pad"):
         resized = resize_image(photo.pixels, Preprocess((24, 24), resize=resize, fill=(90, 90, 90), crop_pct=0.9))

@@ -23,7 +23,7 @@ from ensemble.analysis.report import report
 from ensemble.errors import DataError, DeviceError, EnsError, FileError, PredictionError
 from ensemble.events import Recorder
 from ensemble.images import sandbox
-from ensemble.images.decode import Photo, decode_photo, open_image
+from ensemble.images.decode import DecodedImage, decode_file, decode_image
 from ensemble.images.listing import list_images
 from ensemble.images.sandbox import find_faults
 from ensemble.images.views import parse_views
@@ -255,7 +255,7 @@ def test_images_are_tried_one_by_one_in_one_process(
         "06.jpg": "E314",
     }
     with pytest.raises(DataError) as caught:
-        decode_photo((images / "05.jpg").read_bytes(), images / "05.jpg")
+        decode_file((images / "05.jpg").read_bytes(), images / "05.jpg")
     assert vars(faults[5]) == vars(caught.value)
     assert len(started) == 1
     assert find_faults(listing, []) == {}
@@ -365,13 +365,13 @@ def test_fault_63_memory_that_runs_out_while_decoding_keeps_what_is_done(
     """
     run(tmp_path, "good")
 
-    def fail(data: bytes, path: Path) -> Photo:
+    def fail(data: bytes, path: Path) -> DecodedImage:
         if path.name == "13.jpg":
             raise MemoryError
-        return decode_photo(data, path)
+        return decode_file(data, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline_module, "decode_photo", fail)
+        patch.setattr(pipeline_module, "decode_file", fail)
         with pytest.raises(DeviceError, match="E603") as caught:
             run(tmp_path)
     assert caught.value.exit_status == 6
@@ -404,7 +404,7 @@ def test_fault_63_too_little_memory_is_not_called_damage(monkeypatch: pytest.Mon
 
         monkeypatch.setattr(ImageFile.ImageFile, "load", load)
         with pytest.raises(MemoryError):
-            open_image(toys.encode(toys.picture(0)))
+            decode_image(toys.encode(toys.picture(0)))
 
 
 class Full:
@@ -457,15 +457,15 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from ensemble.predict import parts, pipeline
-from ensemble.images.decode import decode_photo
+from ensemble.images.decode import decode_file
 from ensemble.__main__ import run
 parts.PART_ROWS = 8
 def limited(data, path):
     if path.name == "29.jpg":  # everything has started: from here on there is room for no large picture
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 20), resource.RLIM_INFINITY))
-    return decode_photo(data, path)
-pipeline.decode_photo = limited
+    return decode_file(data, path)
+pipeline.decode_file = limited
 sys.exit(run(sys.argv[1:]))
 """
 

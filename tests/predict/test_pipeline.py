@@ -14,9 +14,9 @@ from PIL import Image
 
 from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
-from ensemble.images.decode import open_image
+from ensemble.images.decode import decode_image
 from ensemble.images.face_boxes import Box
-from ensemble.images.face_crop import prepare_image, prepare_photo
+from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
 from ensemble.images.resize import plain_preprocess
 from ensemble.images.views import View, parse_views
@@ -66,11 +66,11 @@ def test_each_preprocessing_is_resized_once(
     resized: list[Preprocess] = []
     looked: list[int] = []
 
-    def count(image: Image.Image, preprocess: Preprocess, box: Box | None) -> Image.Image:
+    def count(image: Image.Image, preprocess: Preprocess, box: Box | None) -> Pixels:
         resized.append(preprocess)
-        return prepare_photo(image, preprocess, box)
+        return prepare_image(image, preprocess, box)
 
-    monkeypatch.setattr(pipeline_module, "prepare_photo", count)
+    monkeypatch.setattr(pipeline_module, "prepare_image", count)
     views = parse_views("hflip")
 
     def look(batch: Pixels) -> Pixels:
@@ -84,7 +84,7 @@ def test_each_preprocessing_is_resized_once(
     assert looked == [6] * (1 if alike else 2)
     assert len(answer.logits) == 3
     # nothing changes a pixel, or something does
-    photo = open_image(toys.encode(toys.picture(1, size=(40, 50)))).pixels
+    photo = decode_image(toys.encode(toys.picture(1, size=(40, 50)))).pixels
     one, two = (prepare_image(photo, preprocess, None) for preprocess in (SQUASH, other))
     assert np.array_equal(one, two) == alike
 
@@ -107,10 +107,10 @@ def test_the_fill_shows_only_where_an_image_is_padded(resize: str, crop_pct: flo
 @pytest.mark.parametrize("size", [(40, 30), (200, 9), (9, 200)])
 def test_a_photograph_and_its_pixels_are_prepared_alike(resize: str, size: tuple[int, int], box: Box | None) -> None:
     """From Pillow's image or from the array of its pixels, with and without a face, the model sees the same bytes."""
-    photo = open_image(toys.encode(toys.picture(5, size=size)))
+    photo = decode_image(toys.encode(toys.picture(5, size=size)))
     for face in (None, FaceCrop(0.1)):
         preprocess = Preprocess((16, 12), resize=resize, face=face)  # type: ignore[arg-type]
-        seen = np.asarray(prepare_photo(photo.image, preprocess, box))
+        seen = prepare_image(photo.image, preprocess, box)
         assert np.array_equal(seen, prepare_image(photo.pixels, preprocess, box))
 
 

@@ -26,7 +26,7 @@ from ensemble.errors import (
 )
 from ensemble.events import Listener, Recorder
 from ensemble.files import locked
-from ensemble.images.decode import Photo, decode_photo
+from ensemble.images.decode import DecodedImage, decode_file
 from ensemble.images.listing import list_images
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
@@ -204,11 +204,11 @@ def test_every_image_is_decoded_once_for_all_members_and_views(
     """Three members and two views read each file exactly once."""
     read: list[str] = []
 
-    def count(data: bytes, path: Path) -> Photo:
+    def count(data: bytes, path: Path) -> DecodedImage:
         read.append(path.name)
-        return decode_photo(data, path)
+        return decode_file(data, path)
 
-    monkeypatch.setattr(pipeline_module, "decode_photo", count)
+    monkeypatch.setattr(pipeline_module, "decode_file", count)
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert sorted(read) == NAMES
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ensemble.arrays import Pixels
 from ensemble.errors import DataError
-from ensemble.images.decode import Photo, open_image
+from ensemble.images.decode import DecodedImage, decode_image
 
 ORIENTATION = 0x0112
 
@@ -86,10 +86,10 @@ def headers_only(width: int, height: int) -> dict[str, bytes]:
     }
 
 
-def outcome(data: bytes, **options: Any) -> Photo | str:
+def outcome(data: bytes, **options: Any) -> DecodedImage | str:
     """What becomes of a file: a photo, or the code of the error."""
     try:
-        return open_image(data, **options)
+        return decode_image(data, **options)
     except DataError as err:
         return err.code
 
@@ -97,5 +97,5 @@ def outcome(data: bytes, **options: Any) -> Photo | str:
 def refusal(data: bytes, **options: Any) -> DataError:
     """The error that a file is refused with."""
     with pytest.raises(DataError) as caught:
-        open_image(data, **options)
+        decode_image(data, **options)
     return caught.value

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ensemble.events import Listener
-from ensemble.images.decode import read_photo
+from ensemble.images.decode import read_image
 from ensemble.labels import MASK18
 from exporters.demo.contest import Contest, draw_contest
 from exporters.demo.faces import HEIGHT, WIDTH
@@ -129,7 +129,7 @@ def test_pictures_are_clean_and_differ(contest: Contest) -> None:
     """Every picture is read without a notice at its size, and no two are alike."""
     seen = set()
     for path in pictures(contest):
-        photo = read_photo(path)
+        photo = read_image(path)
         assert photo.notices == ()
         assert photo.pixels.shape == (HEIGHT, WIDTH, 3)
         seen.add(photo.pixels.tobytes())
@@ -141,7 +141,7 @@ def test_old_people_are_greyer(contest: Contest) -> None:
     colour = defaultdict(list)
     for row in read(contest.train / "train.csv"):
         for path in (contest.train / "images" / row["path"]).glob("mask*"):
-            crown = read_photo(path).pixels[14:26, 38:58].astype(float)
+            crown = read_image(path).pixels[14:26, 38:58].astype(float)
             colour[int(row["age"]) >= 60].append(np.ptp(crown, axis=2).mean() / crown.mean())
     assert np.median(colour[True]) < np.median(colour[False]) / 2
 
