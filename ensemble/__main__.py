@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from ensemble.cli import ens
-from ensemble.errors import DeviceError, EnsError, FileError, Interrupted, OptionError
+from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted, OptionError
 from ensemble.terminal import TERMINAL, show_bug, show_error
 
 
@@ -64,7 +64,7 @@ def _run(arguments: Sequence[str], *, as_json: bool, debug: bool) -> int:
         if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
             return _report_bug(err, debug=debug)
         TERMINAL.close()
-        show_error(FileError("E701", f"the output could not be written: {err.strerror}"), as_json=False)
+        show_error(DiskFullError("E701", f"the output could not be written: {err.strerror}"), as_json=False)
         return FileError.exit_status
     except Exception as err:  # noqa: BLE001 - whatever is left is our own bug
         TERMINAL.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from types import NoneType
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.labels import LabelSpace
@@ -20,27 +21,6 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
-
-_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "arch": (str,),
-    "checkpoint_sha256": (str,),
-    "checks": (dict,),
-    "class_counts": (list, NoneType),
-    "fold": (int, NoneType),
-    "group": (str, NoneType),
-    "head": (str,),
-    "holdout_sha256": (str, NoneType),
-    "labels": (dict,),
-    "mean": (list,),
-    "member": (str,),
-    "precision": (str,),
-    "preprocess": (dict,),
-    "schema": (int,),
-    "sources": (dict,),
-    "std": (list,),
-    "tools": (dict,),
-    "weights": (str,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +139,7 @@ class ModelCard:
             raise OptionError("E204", "a head for each axis needs labels with two axes or more")
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; the same card always gives the same text."""
+        """Return one line of JSON with sorted keys; equal cards give equal text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
         # cards from before there were face crops, other heads or counts keep their bytes
         if self.preprocess.face is None:
@@ -184,7 +164,7 @@ class ModelCard:
             raise ModelError("E427", f"the card is not JSON with a schema: {text[:60]!r}") from err
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
-        odd = sorted(name for name in value if type(value[name]) not in _JSON_TYPES.get(name, ()))
+        odd = sorted(name for name in value if type(value[name]) not in _json_types().get(name, ()))
         if odd:
             raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
         try:
@@ -200,6 +180,26 @@ class ModelCard:
             )
         except (TypeError, KeyError, OverflowError, EnsError) as err:
             raise ModelError("E427", f"the card does not have the fields of schema {schema}: {err}") from err
+
+
+@functools.cache
+def _json_types() -> Mapping[str, tuple[type, ...]]:
+    """Return which types the JSON value of each field of a card may have, from the fields' annotations."""
+    return {name: _json_types_of(annotation) for name, annotation in get_type_hints(ModelCard).items()}
+
+
+def _json_types_of(annotation: Any) -> tuple[type, ...]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is UnionType:
+        return tuple(found for argument in arguments for found in _json_types_of(argument))
+    if origin is Literal:
+        return tuple({type(argument) for argument in arguments})
+    if origin is tuple:
+        return (list,)
+    if origin is Mapping or is_dataclass(annotation):
+        return (dict,)
+    assert annotation in {str, int, NoneType}, f"a card's field cannot have the type {annotation}"
+    return (annotation,)
 
 
 def _preprocess_from(value: dict[str, Any]) -> Preprocess:

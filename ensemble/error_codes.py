@@ -29,7 +29,7 @@ CODES: dict[str, Code] = {
         "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16",
     ),
     "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
-    "E205": Code("A package that this command needs is not installed.", "pip install 'ens-onnx[torch]'"),
+    "E205": Code("A package that this command needs is not installed.", "install it; ens doctor prints the command"),
     "E206": Code(
         "A model was trained on face crops, and no face boxes were given.",
         "find the faces once with ens crop IMAGES -o boxes.parquet, then give --boxes boxes.parquet",
@@ -55,8 +55,8 @@ CODES: dict[str, Code] = {
     ),
     "I306": Code("An image has several frames; the first is used.", "nothing to do, unless another frame was meant"),
     "E307": Code(
-        "An image has more pixels than is allowed.",
-        "make it smaller, or raise --max-pixels if it is meant to be that large",
+        "An image has more pixels than the limit of 64 million pixels.",
+        "make it smaller; the limit is fixed, so that no image can fill the memory",
     ),
     "W308": Code(
         "An image is very small or very narrow.", "check that it is a photograph; it was predicted all the same"

@@ -3,11 +3,16 @@
 EnsError
 ├── OptionError        E2xx   exit 2    an option, or a package it needs
 ├── DataError          E3xx   exit 3    images, id lists, labels
+│   └── UnreadableImagesError     E326   exit 3   images could not be read, all others are done
 ├── ModelError         E4xx   exit 4    checkpoints and ONNX files
 ├── PredictionError    E5xx   exit 5    predictions, recipes, submissions
+│   └── TooLittleTruthError       E525   exit 5   too little ground truth to learn from
 ├── DeviceError        E6xx   exit 6    devices and memory
+│   ├── DeviceMemoryError         E602   exit 6   the device is out of memory
+│   └── ModelRunError             E605   exit 6   a model failed while running
 ├── FileError          E7xx   exit 7    the file system
-│   └── LockedError    E703   exit 75   another run is writing here
+│   ├── DiskFullError             E701   exit 7   the disk is full
+│   └── LockedError               E703   exit 75  another run is writing to the same folder
 └── Interrupted        E8xx   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
 
 An error says what happened, what was expected, what was found and what to do. Its code is listed with
@@ -76,6 +81,10 @@ class DataError(EnsError):
     exit_status = 3
 
 
+class UnreadableImagesError(DataError):
+    """Images could not be read, and all others are done: E326."""
+
+
 class ModelError(EnsError):
     """Checkpoints and ONNX files."""
 
@@ -88,10 +97,22 @@ class PredictionError(EnsError):
     exit_status = 5
 
 
+class TooLittleTruthError(PredictionError):
+    """There is too little ground truth to learn from: E525."""
+
+
 class DeviceError(EnsError):
     """Devices and memory."""
 
     exit_status = 6
+
+
+class DeviceMemoryError(DeviceError):
+    """The device is out of memory: E602."""
+
+
+class ModelRunError(DeviceError):
+    """A model failed while running: E605."""
 
 
 class FileError(EnsError):
@@ -104,6 +125,10 @@ class LockedError(FileError):
     """Another run is writing to the same folder."""
 
     exit_status = 75
+
+
+class DiskFullError(FileError):
+    """The disk is full: E701."""
 
 
 class Interrupted(EnsError):

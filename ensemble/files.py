@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ensemble.errors import FileError, LockedError, OptionError
+from ensemble.errors import DiskFullError, FileError, LockedError, OptionError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PREFIX = ".ens-"
@@ -226,5 +226,5 @@ def _sync_folder(folder: Path) -> None:
 def _file_error(err: OSError, path: Path, *, size: int | None = None) -> FileError:
     if err.errno in _FULL:
         needs = "" if size is None else f", which takes {size:,} bytes"
-        return FileError("E701", f"the disk is full: {path} was not written{needs}", path=path)
+        return DiskFullError("E701", f"the disk is full: {path} was not written{needs}", path=path)
     return FileError("E702", f"{path} cannot be written: {err.strerror or err}", path=path)

@@ -40,6 +40,15 @@ KINDS = {
     "LockedError": "7",
     "Interrupted": "8",
 }
+OWN_CLASS = {
+    "UnreadableImagesError": "E326",
+    "TooLittleTruthError": "E525",
+    "DeviceMemoryError": "E602",
+    "ModelRunError": "E605",
+    "DiskFullError": "E701",
+    "LockedError": "E703",
+}
+KINDS |= {name: code[1] for name, code in OWN_CLASS.items()}
 
 
 def literals(path: Path) -> Iterator[str]:
@@ -118,6 +127,28 @@ def test_the_hint_is_the_cure_unless_given() -> None:
     """An error says what to do: the catalogue's cure, or better advice where there is some."""
     assert DataError("E302", "x.jpg: the file is empty").hint == CODES["E302"].cure
     assert DataError("E302", "x.jpg: the file is empty", hint="look").hint == "look"
+
+
+def test_an_error_that_callers_tell_apart_has_a_class_of_its_own() -> None:
+    """No module compares an error's code with a literal: Python's way to tell errors apart is their class."""
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and isinstance(node.left, ast.Attribute)
+        and node.left.attr == "code"
+        and any(isinstance(part, ast.Constant) for side in node.comparators for part in ast.walk(side))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", OWN_CLASS)
+def test_a_class_of_its_own_is_the_only_one_with_its_code(name: str) -> None:
+    """A code with a class is given with that class everywhere, or an `except` would miss it."""
+    code = OWN_CLASS[name]
+    given = {(kind, its) for _, kind, its in calls(r"\w*(Error|Interrupted)") if code == its or kind == name}
+    assert given == {(name, code)}
 
 
 def test_errors_are_json() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemble.install import install_command
 from tests.support import toys
 
 _RUN = """
@@ -72,4 +73,4 @@ def test_what_needs_torch_says_how_to_get_it(command: tuple[str, ...]) -> None:
     done = ens(*command)
     assert done.returncode == 2
     assert done.stderr.startswith("error[E205]")
-    assert "pip install 'ens-onnx[torch]'" in done.stderr
+    assert install_command(extra="torch") in done.stderr

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ensemble import files
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
+from ensemble.errors import DataError, DeviceError, DeviceMemoryError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Face, FoundBy, read_faces, write_boxes
@@ -295,7 +295,7 @@ def _detect(network: Any, pixels: Pixels) -> list[Detections]:
         if isinstance(err, torch.OutOfMemoryError) or "allocate memory" in str(err):
             if len(pixels) == 1:
                 message = f"the memory is too small for an image of {pixels.shape[1]}x{pixels.shape[2]} px"
-                raise DeviceError("E602", message) from err
+                raise DeviceMemoryError("E602", message) from err
             return [faces for half in halves for faces in _detect(network, half)]
         # where every candidate lies outside the image MTCNN joins an empty list, and where some do it miscounts;
         # any other error, such as a device's, must not be taken for an image without a face

@@ -16,7 +16,7 @@ from ensemble.arrays import Floats
 from ensemble.blend.blend import Blended, blend
 from ensemble.blend.pooling import normalise
 from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
-from ensemble.errors import EnsError, OptionError, PredictionError
+from ensemble.errors import OptionError, PredictionError, TooLittleTruthError
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import LabelSpace
 from ensemble.learn.learn import Row, learn
@@ -296,9 +296,7 @@ def _measure_views(members: Sequence[Predictions], truth: Truth) -> tuple[tuple[
         return (), "predict with --tta or --views: these predictions have one view"
     try:
         return learn(members, truth, method="mean", repeats=1).views, ""
-    except EnsError as err:
-        if err.code != "E525":
-            raise
+    except TooLittleTruthError as err:
         return (), f"a larger truth: {err.message}"
 
 

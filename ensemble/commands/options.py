@@ -43,7 +43,7 @@ def torch_extra(command: str) -> Iterator[None]:
     except ModuleNotFoundError as err:
         if err.name not in _NEEDS_TORCH:
             raise
-        raise OptionError("E205", f"ens {command} needs {err.name}, which is not installed") from err
+        raise _missing(command, str(err.name), extra="torch") from err
 
 
 @contextmanager
@@ -54,6 +54,11 @@ def report_extra(command: str) -> Iterator[None]:
     except ModuleNotFoundError as err:
         if (err.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise OptionError(
-            "E205", f"ens {command} needs matplotlib, which is not installed", hint="pip install 'ens-onnx[report]'"
-        ) from err
+        raise _missing(command, "matplotlib", extra="report") from err
+
+
+def _missing(command: str, package: str, *, extra: str) -> OptionError:
+    from ensemble.install import install_command
+
+    message = f"ens {command} needs {package}, which is not installed"
+    return OptionError("E205", message, hint=install_command(extra=extra))

@@ -192,7 +192,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as err:
-        # Pillow's own limit: no --max-pixels gets past it
+        # Pillow's own limit, which max_pixels does not raise
         raise DataError("E307", f"too large to open: {str(err).partition(',')[0]}", hint="make it smaller") from err
     except MemoryError:
         raise

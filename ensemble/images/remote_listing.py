@@ -24,6 +24,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
 from ensemble.images.listing import Listing, list_images, match_ids
 from ensemble.images.storage import RemoteImage, open_storage
+from ensemble.install import install_command
 
 _TABLES, _TARS = (".parquet",), (".tar",)
 _ID_COLUMNS = ("id", "imageid", "image_id")
@@ -48,7 +49,7 @@ def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, list
         found = list(_find(str(images)))
     except ImportError as err:
         # each kind of storage has a package of its own, which fsspec's message names
-        hint = "pip install 'ens-onnx[ray]'" if err.name == "fsspec" else "install that package"
+        hint = install_command(extra="ray") if err.name == "fsspec" else "install that package"
         raise OptionError("E205", f"{images} needs a package: {err}", hint=hint) from err
     except DataError:
         raise

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ensemble.arrays import Floats
 from ensemble.blend.pooling import log_softmax
-from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
+from ensemble.errors import DataError, OptionError, TooLittleTruthError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.labels import LabelSpace
@@ -201,7 +201,7 @@ def _collect(by_name: Mapping[str, Predictions], voters: Sequence[Voter], truth:
     count = len(np.unique(owner))
     if count < FOLDS:
         kind = "images" if truth.persons is None else "persons"
-        raise PredictionError(
+        raise TooLittleTruthError(
             "E525", f"learning needs {kind} to fit to and others to judge by, at least {FOLDS}; got {count}"
         )
     log_p = np.empty((len(voters), len(ids), len(truth.labels)))

@@ -13,7 +13,7 @@ from ensemble.arrays import Logits
 from ensemble.card import ModelCard
 from ensemble.csv_table import defuse, render_table
 from ensemble.error_codes import CODES
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, UnreadableImagesError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.images.listing import Listing
 
@@ -39,9 +39,9 @@ def write_errors(path: Path, listing: Listing, faults: Mapping[int, DataError]) 
     files.write_atomic(path, render_table(("id", "code", "message", "hint"), rows))
 
 
-def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kept: str) -> DataError:
+def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kept: str) -> UnreadableImagesError:
     """E326, with every fault; ``kept`` says what is done nevertheless, ``path`` names the images."""
-    return DataError(
+    return UnreadableImagesError(
         "E326",
         f"{len(faults):,} of {len(listing):,} images could not be read; {kept}",
         path=path,

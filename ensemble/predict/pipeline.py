@@ -21,7 +21,7 @@ import numpy as np
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
-from ensemble.errors import DataError, DeviceError
+from ensemble.errors import DataError, DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import decode_file, read_file
 from ensemble.images.face_boxes import Box
@@ -249,8 +249,8 @@ class Pipeline:
         began = time.thread_time()
         try:
             logits = session.run_in_pieces(pixels, size)
-        except DeviceError as err:
-            if err.code != "E602" or size == 1:
+        except DeviceMemoryError as err:
+            if size == 1:
                 raise
             self._largest_batch[session.card.member] = size // 2
             self._listener.notice(Notice("W602", f"{err.message}; going on with {size // 2}"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from signal import SIGINT
 
 from ensemble import files
-from ensemble.errors import DataError, FileError, Interrupted, ModelError, enumerate_some
+from ensemble.errors import DataError, DiskFullError, Interrupted, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
@@ -324,12 +324,10 @@ def _compute(
             number = int(err.args[0]) if err.args else SIGINT
             safe = f"{before + writer.settle():,} of {len(listing):,} images are done"
             raise Interrupted(f"stopped; {safe}", signal_number=number) from err
-        except FileError as err:
-            if err.code != "E701":
-                raise
+        except DiskFullError as err:
             safe_rows = before + writer.settle()
             room = bytes_of_rows(members, len(listing) - safe_rows)
-            raise FileError(
+            raise DiskFullError(
                 "E701",
                 f"{err.message}; {safe_rows:,} of {len(listing):,} images are done and kept",
                 hint=f"free {room} and run the same command again: it goes on where it stopped",

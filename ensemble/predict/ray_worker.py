@@ -33,6 +33,7 @@ from ensemble.images.face_boxes import Box
 from ensemble.images.listing import Listing
 from ensemble.images.storage import RemoteImage
 from ensemble.images.views import parse_views
+from ensemble.install import install_command
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.pipeline import Answer, Pipeline, Work
 from ensemble.runtime.device import CPU, Device, parse_device
@@ -191,7 +192,7 @@ def connect(address: str | None, *, store: int = 0) -> Iterator[Cluster]:
     try:
         import ray
     except ImportError as err:
-        raise OptionError("E205", f"Ray is not installed ({err})", hint="pip install 'ens-onnx[ray]'") from err
+        raise OptionError("E205", f"Ray is not installed ({err})", hint=install_command(extra="ray")) from err
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {}
     if address is None:

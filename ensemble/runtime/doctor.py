@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
 
+from ensemble.install import install_command
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
@@ -24,9 +25,21 @@ _CORE = (
     "click",
     "tqdm",
 )
-_TORCH = ("torch", "torchvision", "timm", "onnxscript", "safetensors", "albumentations", "facenet-pytorch")
-_EXTRAS = ("openvino", "ray")
-_TORCH_CURE = "pip install 'ens-onnx[torch]'"
+_EXTRAS = {
+    "openvino": ("openvino",),
+    "ray": ("ray", "fsspec"),
+    "report": ("matplotlib",),
+    "torch": (
+        "torch",
+        "torchvision",
+        "timm",
+        "onnxscript",
+        "safetensors",
+        "accelerate",
+        "albumentations",
+        "facenet-pytorch",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +94,9 @@ def doctor() -> Diagnosis:
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
-        packages[0] = _package("onnxruntime", "pip install onnxruntime-gpu")
-    packages += [_package(name, f"pip install 'ens-onnx[{name}]'") for name in _EXTRAS]
-    packages += [_package(name, _TORCH_CURE) for name in _TORCH]
+        packages[0] = _package("onnxruntime", install_command("onnxruntime-gpu"))
+    for extra, names in _EXTRAS.items():
+        packages += [_package(name, install_command(extra=extra)) for name in names]
     return Diagnosis(
         python=platform.python_version(),
         machine=platform.platform(terse=True),
@@ -104,4 +117,4 @@ def _package(name: str, cure: str | None = None) -> Package:
     try:
         return Package(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Package(name, None, cure or f"pip install {name}")
+        return Package(name, None, cure or install_command(name))

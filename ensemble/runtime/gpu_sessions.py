@@ -13,7 +13,7 @@ import numpy as np
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
-from ensemble.errors import DeviceError
+from ensemble.errors import DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
@@ -60,9 +60,7 @@ def start_gpu_sessions(
             for name, model in models.items():
                 sessions[name] = start_gpu_session(model, device=device, shape=shape, views=views, listener=listener)
             break
-        except DeviceError as err:
-            if err.code != "E602":
-                raise
+        except DeviceMemoryError as err:
             if in_turn and sessions:
                 message = f"{len(sessions)} of {len(models)} models fit on {device} at once, the others run afterwards"
                 listener.notice(Notice("W608", message))
@@ -178,8 +176,8 @@ def retry_on_oom(session: Session, ask: Callable[[], T], listener: Listener) -> 
         tried = shape.rows
         try:
             return ask()
-        except DeviceError as err:
-            if err.code != "E602" or tried == 1:
+        except DeviceMemoryError as err:
+            if tried == 1:
                 raise
             if shape.halve(tried):
                 listener.notice(Notice("W602", f"{err.message}; going on with {shape.rows}"))

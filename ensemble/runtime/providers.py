@@ -14,16 +14,9 @@ from typing import Any, Protocol
 
 from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.install import install_command
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import CPU, PROVIDERS, Device, DeviceKind, parse_device
-
-# what each provider needs beside onnxruntime itself, in the words of pip
-_CURES: Mapping[DeviceKind, str] = {
-    "cpu": "pip install onnxruntime-gpu",
-    "cuda": "pip install 'ens-onnx[gpu]' (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu",
-    "tensorrt": "pip install 'ens-onnx[gpu]' tensorrt; or --device cuda",
-    "openvino": "pip install 'ens-onnx[openvino]'; on a CPU without bf16, --device openvino",
-}
 
 
 class Runtime(Protocol):
@@ -90,11 +83,11 @@ def try_device(device: Device) -> Start:
         session, log = _start(model, device)
         answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})[0]
     except _NotStartedError as err:
-        return Start(device, False, str(err), _CURES[device.kind])
+        return Start(device, False, str(err), _cure(device.kind))
     except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
-        return Start(device, False, explain_log(str(err)), _CURES[device.kind])
+        return Start(device, False, explain_log(str(err)), _cure(device.kind))
     if float(answer[0]) != 2.0:
-        return Start(device, False, f"1 + 1 gave {float(answer[0])} ({explain_log(log)})", _CURES[device.kind])
+        return Start(device, False, f"1 + 1 gave {float(answer[0])} ({explain_log(log)})", _cure(device.kind))
     return Start(device, True)
 
 
@@ -135,9 +128,23 @@ def require_placed(runtime: Runtime, device: Device, *, member: str) -> str:
     return ", ".join(counts) + (f" ({', '.join(on_cpu)})" if on_cpu else "")
 
 
+def _cure(kind: DeviceKind) -> str:
+    """Return how to install what a provider needs beside onnxruntime itself."""
+    match kind:
+        case "cpu":
+            return install_command("onnxruntime-gpu")
+        case "cuda":
+            command = install_command(extra="gpu")
+            return f"{command} (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu"
+        case "tensorrt":
+            return f"{install_command('tensorrt', extra='gpu')}; or --device cuda"
+        case "openvino":
+            return f"{install_command(extra='openvino')}; on a CPU without bf16, --device openvino"
+
+
 def not_started(device: Device, cause: str) -> DeviceError:
     """E601 for a device, with its cause and the line that installs what is missing."""
-    return DeviceError("E601", f"{device} was requested and cannot be used: {cause}", hint=_CURES[device.kind])
+    return DeviceError("E601", f"{device} was requested and cannot be used: {cause}", hint=_cure(device.kind))
 
 
 def explain_log(log: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
-from ensemble.errors import DeviceError, EnsError, ModelError
+from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.fused_views import cast_first
@@ -165,7 +165,7 @@ def build_network(
         if _is_out_of_memory(err):
             if not device.is_gpu:
                 raise _host_is_full(f"to load {model.card.member}") from err
-            raise DeviceError("E602", f"{device} has too little memory to load {model.card.member}") from err
+            raise DeviceMemoryError("E602", f"{device} has too little memory to load {model.card.member}") from err
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
         runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
         message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
@@ -193,8 +193,8 @@ def starting(device: Device) -> Iterator[None]:
     """
     try:
         yield
-    except DeviceError as err:
-        if err.code == "E605" and device.is_gpu:
+    except ModelRunError as err:
+        if device.is_gpu:
             raise not_started(device, explain_log(str(err.__cause__))) from err
         raise
 
@@ -214,8 +214,8 @@ def _run_error(err: Exception, member: str, device: Device, batch: int) -> Devic
     if _is_out_of_memory(err):
         if not device.is_gpu and batch <= 1:
             return _host_is_full(f"for one image in {member}")
-        return DeviceError("E602", f"{device} has too little memory for {member} at a batch of {batch}")
-    return DeviceError("E605", f"{member} failed on {device}: {_last_line(err)}")
+        return DeviceMemoryError("E602", f"{device} has too little memory for {member} at a batch of {batch}")
+    return ModelRunError("E605", f"{member} failed on {device}: {_last_line(err)}")
 
 
 def _is_out_of_memory(err: Exception) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ensemble import files
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import DataError, ModelError, PredictionError, enumerate_some
+from ensemble.errors import DataError, ModelError, PredictionError, UnreadableImagesError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.ids import without_ids
 from ensemble.images.face_boxes import Boxes
@@ -321,9 +321,7 @@ def _predict_all(
                 on_bad_image=on_bad_image,
                 listener=listener,
             )
-        except DataError as err:
-            if err.code != "E326":
-                raise
+        except UnreadableImagesError as err:
             fault = err
             continue
         for stage in ("read", "decode", "resize", *(["copy"] if device.is_gpu else [])):

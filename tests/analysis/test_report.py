@@ -23,6 +23,7 @@ from ensemble.__main__ import run
 from ensemble.analysis.report import Agreement, Report, report, verdict_of
 from ensemble.analysis.report_html import render_page
 from ensemble.errors import EnsError
+from ensemble.install import install_command
 from ensemble.labels import Axis, LabelSpace
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.truth import Truth
@@ -296,7 +297,7 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["report", "preds", "-o", "report.html"]) == 2
     assert "[E205] ens report needs matplotlib" in (said := capsys.readouterr().err)
-    assert "pip install 'ens-onnx[report]'" in said
+    assert install_command(extra="report") in said
 
 
 def browse(folder: Path, text: str) -> tuple[str, str]:

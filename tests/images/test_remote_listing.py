@@ -23,6 +23,7 @@ from ensemble.images import storage
 from ensemble.images.decode import read_image
 from ensemble.images.remote_listing import is_remote, list_images_at
 from ensemble.images.views import parse_views
+from ensemble.install import install_command
 from ensemble.predict import parts
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
@@ -222,7 +223,7 @@ def test_without_fsspec_the_line_that_installs_it_is_named(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(OptionError, match="E205") as caught:
         list_images_at("s3://bucket/images")
-    assert caught.value.hint == "pip install 'ens-onnx[ray]'"
+    assert caught.value.hint == install_command(extra="ray")
 
 
 def test_the_command_takes_shards(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ensemble.errors import FileError
+from ensemble.errors import DiskFullError
 from ensemble.predict.background_writer import Writer
 
 
@@ -22,7 +22,7 @@ def test_writings_are_done_in_order_and_counted() -> None:
 
 
 def fail() -> None:
-    raise FileError("E701", "the disk is full")
+    raise DiskFullError("E701", "the disk is full")
 
 
 def test_an_error_stops_what_follows_and_comes_out() -> None:
@@ -32,7 +32,7 @@ def test_an_error_stops_what_follows_and_comes_out() -> None:
         writer.write(fail, rows=1)
         writer.write(lambda: done.append(1), rows=1)
         assert writer.settle() == 0
-        with pytest.raises(FileError, match="E701"):
+        with pytest.raises(DiskFullError, match="E701"):
             writer.finish()
     assert not done
 
@@ -42,7 +42,7 @@ def test_an_error_comes_out_while_more_is_asked_for() -> None:
     with Writer() as writer:
         writer.write(fail, rows=1)
         writer.write(fail, rows=1)
-        with pytest.raises(FileError, match="E701"):
+        with pytest.raises(DiskFullError, match="E701"):
             writer.write(fail, rows=1)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from ensemble.errors import (
     DataError,
     DeviceError,
+    DiskFullError,
     EnsError,
     FileError,
     Interrupted,
@@ -177,7 +178,7 @@ def test_a_part_that_cannot_be_written_ends_the_run(
     def fail(path: Path, part: Part) -> None:
         written.append(path.name)
         if path.name == "part-00001.parquet":
-            raise FileError("E701", "the disk is full")
+            raise DiskFullError("E701", "the disk is full")
         write_part(path, part)
 
     monkeypatch.setattr(parts, "write_part", fail)

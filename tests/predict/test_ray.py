@@ -22,6 +22,7 @@ from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, EnsError, Interrupted, OptionError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
+from ensemble.install import install_command
 from ensemble.predict import parts
 from ensemble.predict.bad_images import OnBadImage
 from ensemble.predict.batch_size import Trial
@@ -355,7 +356,7 @@ def test_without_ray_the_line_that_installs_it_is_named(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OptionError, match="E205") as caught, connect(None):
         pass
-    assert caught.value.hint == "pip install 'ens-onnx[ray]'"
+    assert caught.value.hint == install_command(extra="ray")
 
 
 def test_an_address_needs_the_engine(tmp_path: Path) -> None:

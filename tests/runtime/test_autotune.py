@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ensemble.arrays import Logits
-from ensemble.errors import DeviceError
+from ensemble.errors import DeviceMemoryError, ModelRunError
 from ensemble.events import Recorder
 from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
 
@@ -51,7 +51,7 @@ def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> N
 
     def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
         if options.get("enable_cuda_graph"):
-            raise DeviceError("E605", "nodes outside the graph")
+            raise ModelRunError("E605", "nodes outside the graph")
         return 0.1 if options.get("prefer_nhwc") else 1.0, EXPECTED + ("prefer_nhwc" in options)
 
     recorder = Recorder()
@@ -67,9 +67,9 @@ def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
     """What the plain way raises is not swallowed."""
 
     def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
-        raise DeviceError("E602", "full")
+        raise DeviceMemoryError("E602", "full")
 
-    with pytest.raises(DeviceError, match="E602"):
+    with pytest.raises(DeviceMemoryError, match="E602"):
         tune(BASE, {}, measure, member="a", listener=Recorder())
 
 

@@ -20,6 +20,7 @@ from ensemble.card import METADATA_KEY
 from ensemble.errors import DeviceError, ModelError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
+from ensemble.install import install_command
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import parity
@@ -142,7 +143,7 @@ def test_without_the_package_the_line_that_installs_it_is_named(
     ):
         with pytest.raises(DeviceError, match=r"E601.*not installed") as caught:
             start()
-        assert "pip install 'ens-onnx[openvino]'" in caught.value.hint
+        assert install_command(extra="openvino") in caught.value.hint
     try_device.cache_clear()
 
 

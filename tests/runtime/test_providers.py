@@ -12,6 +12,7 @@ import pytest
 
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import Recorder
+from ensemble.install import install_command
 from ensemble.runtime import providers
 from ensemble.runtime.cuda import Gpu
 from ensemble.runtime.device import CPU, PROVIDERS, Device, parse_device
@@ -80,7 +81,8 @@ def test_fault_60_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.M
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     with pytest.raises(DeviceError, match=f"E601.*{name}:0") as caught:
         choose_device(name)
-    assert "pip install" in caught.value.hint
+    packages = ["tensorrt"] if name == "tensorrt" else []
+    assert install_command(*packages, extra="gpu") in caught.value.hint
 
 
 def test_several_gpus_are_named_once_and_run_one_by_one() -> None:

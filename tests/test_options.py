@@ -1,0 +1,83 @@
+"""Options that texts speak of: each one exists, and where a command is named with it, on that command."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ensemble.cli import ens
+from ensemble.error_codes import CODES
+from ensemble.images.decode import MAX_PIXELS
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
+COMMAND = re.compile(r"\bens ([a-z-]+)((?:(?!\bens )[^,;:()])*)")
+OPTIONS = {
+    name: {text for parameter in command.params for text in parameter.opts} | {"--help"}
+    for name, command in ens.commands.items()
+}
+EVERYWHERE = {text for parameter in ens.params for text in parameter.opts} | {"--help", "--version"}
+OTHERS = {
+    "install.py": {"--python", "--project", "--inexact", "--extra"},  # uv's
+    "machine.py": {"--query-gpu", "--format"},  # nvidia-smi's
+    "process_meter.py": {"--query-gpu", "--format"},
+    "distributed.py": {"--multi_gpu"},  # accelerate's
+}
+STYLES = {"html.py", "plots.py"}  # whose --words are variables of CSS
+
+
+def texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Every string of a file, docstrings included and f-strings whole, with its place."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield f"{path.name}:{node.lineno}", "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield f"{path.name}:{node.lineno}", node.value
+
+
+def unknown(text: str, others: set[str]) -> list[str]:
+    """Options in a text that no command has, or that the command named before them lacks."""
+    known = set().union(EVERYWHERE, others, *OPTIONS.values())
+    wrong = [option for option in OPTION.findall(text) if option not in known]
+    for name, rest in COMMAND.findall(text):
+        if name in OPTIONS:
+            wrong += [f"ens {name} {option}" for option in OPTION.findall(rest) if option not in OPTIONS[name]]
+    return wrong
+
+
+def test_every_option_in_a_text_exists() -> None:
+    """Messages, hints, help texts and docstrings name no option that no command has."""
+    found = {
+        where: wrong
+        for path in FILES
+        if path.name not in STYLES
+        for where, text in texts(path)
+        if (wrong := unknown(text, OTHERS.get(path.name, set())))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_option_in_the_catalogue_exists(code: str) -> None:
+    """Causes and cures name options that exist, each on the command that it is named with."""
+    assert unknown(CODES[code].cause, set()) == unknown(CODES[code].cure, set()) == []
+
+
+def test_the_search_finds_what_is_wrong() -> None:
+    """An option of no command, and one of another command, are both found."""
+    assert unknown("raise --max-pixels", set()) == ["--max-pixels"]
+    assert unknown("run ens check --tta", set()) == ["ens check --tta"]
+    assert unknown("run ens predict --tta; then --like", set()) == []
+
+
+def test_the_limit_of_pixels_is_the_one_in_the_catalogue() -> None:
+    """The number in E307's cause is the constant."""
+    assert f"{MAX_PIXELS // 1_000_000} million pixels" in CODES["E307"].cause
