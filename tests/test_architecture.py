@@ -46,6 +46,7 @@ def test_the_code_is_formatted() -> None:
     check("ruff", "format", "--check", ".")
 
 
+@pytest.mark.slow
 def test_mypy_strict_finds_nothing() -> None:
     """mypy in strict mode accepts the packages and the tests."""
     check("mypy")
@@ -181,6 +182,14 @@ def test_files_stay_readable() -> None:
 def test_no_lock_file_is_kept() -> None:
     """uv.lock is ignored by git: it would record where every package was fetched from."""
     assert "uv.lock" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_the_quick_loop_does_not_import_torch() -> None:
+    """Collecting what is not marked slow imports neither torch nor timm: a test that needs them is marked."""
+    code = "import sys, pytest; status = pytest.main(sys.argv[1:]); print({'torch', 'timm'} & set(sys.modules), status)"
+    options = ("-m", "not slow", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider")
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "set() 0", done.stdout[-2000:] + done.stderr
 
 
 def test_the_suite_needs_no_installed_package_beyond_the_project() -> None:

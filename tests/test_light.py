@@ -11,6 +11,8 @@ import pytest
 from ensemble.install import install_command
 from tests.support import toys
 
+pytestmark = pytest.mark.slow
+
 _RUN = """
 import sys
 REFUSED = {"torch", "timm", "torchvision", "albumentations", "facenet_pytorch", "onnxscript", "safetensors"}

@@ -31,6 +31,8 @@ from tests.support import toys
 from tests.support.networks import make_checkpoint
 from tests.test_light import ens
 
+pytestmark = pytest.mark.slow
+
 COLOURS = LabelSpace.flat(["red", "green", "blue"])
 SIZE = (32, 24)
 

@@ -31,6 +31,8 @@ from tests.support import toys
 from tests.support.gpus import fake_gpus
 from tests.test_light import ens
 
+pytestmark = pytest.mark.slow  # each contender is measured in a process of its own, and one imports torch
+
 NAMES = [f"{i:02d}.jpg" for i in range(11)]
 LAP = Lap(seconds=2.0, cpu=3.0, start=0.5, memory=100.0, batch=16, workers=2, stages={"decode": 1.0, "forward": 1.5})
 

@@ -34,6 +34,7 @@ def best_of_all(p: Floats) -> float:
     return max(expected_macro_f1(p, np.array(a)) for a in itertools.product(range(classes), repeat=rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "classes"), [(9, 2), (7, 3), (5, 4)])
 def test_few_images_are_answered_almost_as_well_as_can_be(rows: int, classes: int) -> None:
     """Of all answers to a handful of images, the rule's lose at most a tenth to the best, and on average 2 %."""
@@ -99,6 +100,7 @@ def test_on_calibrated_probabilities_it_beats_the_likeliest_class() -> None:
     assert np.mean(gains) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_another_library_answers_the_same(seed: int) -> None:
     """xcolumns' block-coordinate ascent on macro F1 agrees with the rule on at least 99.5 % of images."""

@@ -270,6 +270,7 @@ def test_a_wrong_number_of_weights_is_not_made_equal_weights(count: int) -> None
         pool(np.zeros((2, 1, 3)), [1.0] * count)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), st.floats(0, 1e6), min_size=1).filter(lambda w: sum(w.values()) > 0))
 @settings(deadline=None)
 def test_shares_sum_to_one_in_the_weights_proportions(weights: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -20,6 +21,8 @@ from ensemble.cli import ens
 from ensemble.commands.train import train
 from ensemble.images.face_boxes import Box, Face, write_boxes
 from tests.support.toys import picture, write_model
+
+pytestmark = pytest.mark.slow
 
 STEMS = ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal")
 

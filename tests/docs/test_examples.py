@@ -20,6 +20,7 @@ STEPS = [line for line in README.commands if "runs/" in line]
 OPENINGS = [page.blocks[0].commands[0] for page in DOCS]
 
 
+@pytest.mark.slow
 def test_the_demo_and_the_steps_after_it_run_as_they_stand(tmp_path: Path) -> None:
     """`ens demo`, each step of the README and the first command of each page end with status 0 and leave what they say.
 

@@ -25,7 +25,7 @@ from exporters.export import ExportOptions, export
 from tests.support import toys
 from tests.support.networks import make_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NAMES = [f"{i:02d}.jpg" for i in range(9)]
 

@@ -26,7 +26,7 @@ from exporters import export as module
 from exporters.export import Exported, ExportOptions, export
 from tests.support.networks import make_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 OPTIONS = ExportOptions(labels=MASK18, size=(64, 48), resize="squash", mean=(0.5, 0.4, 0.3), features=True)
 CHECKPOINT = make_checkpoint(name="resnet_f2.pth")

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from numpy.typing import NDArray
 from timm.layers.std_conv import StdConv2d
 
 from exporters.fp16 import to_half, with_rounding
+
+pytestmark = pytest.mark.slow
 
 
 def make_block(conv: torch.nn.Module | None = None) -> torch.nn.Sequential:

@@ -32,7 +32,7 @@ from exporters.verify import Runtime
 from tests.support import toys
 from tests.support.networks import make_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHECKPOINT = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
 OPTIONS = ExportOptions(size=(32, 32), resize="squash", precision="int8")

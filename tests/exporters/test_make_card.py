@@ -15,6 +15,8 @@ from ensemble.labels import MASK18, LabelSpace
 from exporters.make_card import DEFAULTS, ExportOptions, describe
 from tests.support.networks import make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 OWN = ModelCard(
     member="tuned_fold2",
     arch="test_resnet",

@@ -21,7 +21,7 @@ from ensemble.runtime.parity import relative_error
 from exporters.synthetic_images import render_pictures
 from exporters.verify import BATCHES, Checks, verify
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SIZE = 24
 CARD = ModelCard(

@@ -22,6 +22,8 @@ from tests.harness.kills import contents, is_temporary, kill_often, require_whol
 from tests.support import toys
 from tests.support.disk import FAULTS, Died, Disk, Fault, through
 
+pytestmark = pytest.mark.slow
+
 predict_module = importlib.import_module("ensemble.predict.predict")
 
 NAMES = [f"{i:02d}.jpg" for i in range(9)]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.harness.night import spend_night
 from tests.support import toys
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_disturbed_night_leaves_what_a_quiet_one_does(tmp_path: Path) -> None:

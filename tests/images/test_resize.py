@@ -36,6 +36,7 @@ def test_fault_15_narrow_images_need_little_memory() -> None:
     assert (resized[:, 156:] == 200).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["squash", "center", "pad"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_resizing_equals_timm(resize: Resize, interpolation: Interpolation) -> None:

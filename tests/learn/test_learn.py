@@ -114,6 +114,7 @@ def test_the_mean_is_kept_where_nothing_is_better(metric: str) -> None:
     assert learned.why.startswith("The mean of probabilities is kept: no candidate's gain exceeds its standard error")
 
 
+@pytest.mark.slow
 def test_auto_adopts_a_gain_only_beyond_one_standard_error() -> None:
     """The choice is the largest gain less one error if that is above 0, else the mean; both occur."""
     chosen = set()
@@ -322,12 +323,14 @@ def outcome(scenario: Scenario, seed: int) -> Outcome:
     return Outcome(learned, ours - points(np.exp(log_p).mean(axis=0).argmax(axis=1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "points"), [("A", 6), ("B", 10)])
 def test_on_fresh_people_auto_gains_where_the_mean_is_wrong(scenario: Scenario, points: float) -> None:
     """Where members follow the frequent classes, `auto` gains 6 points on fresh people, and 10 where some are bad."""
     assert outcome(scenario, 0).gain > points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_on_fresh_people_auto_does_no_harm_where_the_mean_is_good(seed: int) -> None:
     """Where members were trained on balanced classes already, `auto` loses at most 0.3 points on fresh people."""
@@ -342,6 +345,7 @@ def test_the_table_predicts_the_gain() -> None:
         assert abs(100 * row.gain - found.gain) < 3 * 100 * row.error
 
 
+@pytest.mark.slow
 def test_a_hundred_members_are_learned_from() -> None:
     """A hundred members with two views each can be learned from."""
     members, truth = contest()

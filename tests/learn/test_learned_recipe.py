@@ -149,6 +149,7 @@ def macro_f1_of(path: Path, truth: Path) -> float:
     return float(f1_score(list(expected.values()), [got[name] for name in expected], average="macro"))
 
 
+@pytest.mark.slow
 def test_learning_raises_the_score_and_can_be_applied_again(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From folders to a CSV: what is learned scores 5 points more on other people than the mean, and its recipe alone
     gives the same bytes and itself.

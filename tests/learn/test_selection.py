@@ -35,6 +35,7 @@ def test_a_gain_that_is_real_is_expected_whole() -> None:
     assert expected_gain(drawn, left_out) == pytest.approx(0.08, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_best_of_many_that_are_alike_is_not_believed() -> None:
     """Of 14 candidates that are right as often as the first, the best seems to gain; the expected gain is far less.
 

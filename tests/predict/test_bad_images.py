@@ -145,6 +145,7 @@ def test_parquet_readers_see_the_flag(tmp_path: Path, images: Path, models: list
     assert pq.read_table(tmp_path / "out" / "a").column_names == ["id", "identity", "hflip"]
 
 
+@pytest.mark.slow
 def test_the_policy_changes_without_computing(
     tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +302,7 @@ def test_filled_rows_make_no_member_constant_or_a_copy() -> None:
     assert [notice.code for notice in recorder.notices] == ["W535", "W506"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early_exit", [None, EarlyExit()])
 def test_submit_fills_as_predict_and_blend_do(
     tmp_path: Path, images: Path, models: list[Path], early_exit: EarlyExit | None

@@ -39,7 +39,7 @@ from tests.support import toys
 
 predict_module = importlib.import_module("ensemble.predict.predict")
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_parts")]
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"{i:02d}.jpg" for i in range(30)]

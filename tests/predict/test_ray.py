@@ -34,6 +34,8 @@ from ensemble.runtime.session import Session
 from tests.support import toys
 from tests.support.cluster_run import contents
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

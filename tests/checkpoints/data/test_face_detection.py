@@ -20,6 +20,8 @@ from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, read_boxes, read_faces
 from tests.support import toys
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from checkpoints.data.image_cache import fallback_crop, load_photos
@@ -15,6 +16,8 @@ from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
 from tests.support.toys import picture
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_fallback_is_the_median_of_the_crops_that_are_made() -> None:

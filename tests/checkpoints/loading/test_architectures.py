@@ -15,6 +15,8 @@ from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from ensemble.errors import OptionError
 from tests.support.pickled import LEGACY_HEAD, Canary, archive, calling, short, text
 from tests.support.weights import TINY, assert_same, open_tiny, refused, save, tiny_state
 
+pytestmark = pytest.mark.slow
+
 
 def inst(canary: Canary) -> bytes:
     return archive(b"(" + text(canary.command) + b"iposix\nsystem\n.")

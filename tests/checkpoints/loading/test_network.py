@@ -28,7 +28,7 @@ from ensemble.labels import MASK18, LabelSpace
 from ensemble.predictions.dataset import read_predictions
 from exporters.export import ExportOptions, export
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = Settings("test_resnet", Preprocess((32, 32)), epochs=2, learning_rate=0.01, augment="none", head="axes")
 

@@ -29,6 +29,8 @@ from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from tests.support.weights import TINY, State, assert_same, codes, make_model, open_tiny, refused, save, tiny_state
 
+pytestmark = pytest.mark.slow
+
 
 def make_card(weights: Any = "raw") -> ModelCard:
     return ModelCard(

@@ -20,6 +20,8 @@ from ensemble.errors import ModelError
 from tests.support.pickled import LEGACY_HEAD, archive
 from tests.support.weights import TINY, make_model, refused, save
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 DOUBLED = b"\x80\x02}K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60 + b"K\x01s."
 ENDLESS = {

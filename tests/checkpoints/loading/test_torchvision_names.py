@@ -14,6 +14,8 @@ from checkpoints.loading.torchvision_names import EPSILON_DIFFERENCE, OTHER_EPSI
 from ensemble.events import Recorder
 from tests.support.weights import codes, make_model, refused, save, shake
 
+pytestmark = pytest.mark.slow
+
 TORCHVISION = {
     "resnet18": "resnet18",
     "efficientnet_b0": "efficientnet_b0",

@@ -15,6 +15,8 @@ from checkpoints.training.augment import cutmix, erase, mixup, parse_policy
 from ensemble.errors import OptionError
 from tests.support.toys import picture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["default", "strong"])
 def test_a_seed_decides_the_pixels_whatever_came_before(name: str) -> None:

@@ -25,7 +25,7 @@ from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.predictions.dataset import read_predictions
 from tests.support.bars import draw_bars
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[3]
 # no batch statistics, which shares on the CPU have of their own; nothing drawn for a share; a loss that is not a mean

@@ -21,7 +21,7 @@ from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
 from tests.support.bars import draw_bars
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="none")
 

@@ -10,6 +10,8 @@ from torch.nn import functional
 from checkpoints.training.losses import class_weights, parse_loss
 from ensemble.errors import OptionError
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 4))
 CLASSES = np.array([0, 1, 1, 3, 0, 3])

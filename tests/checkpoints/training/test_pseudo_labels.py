@@ -28,6 +28,8 @@ from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Part, part_path, read_predictions, write_complete, write_part
 from tests.support.toys import card, picture
 
+pytestmark = pytest.mark.slow
+
 LABELS = LabelSpace.flat(["cat", "dog", "owl"])
 NAMES = tuple(f"{i}.png" for i in range(6))
 

@@ -10,6 +10,8 @@ import torch
 
 from checkpoints.training.sampler import cut_steps, draw_order
 
+pytestmark = pytest.mark.slow
+
 TARGETS = np.repeat([0, 3, 4], [50, 20, 3])
 
 

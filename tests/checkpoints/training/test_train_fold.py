@@ -28,7 +28,7 @@ from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
 from tests.support.bars import draw_bars
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="light")
 

@@ -24,6 +24,8 @@ from ensemble.predictions.external import read_members
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import read_truth
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings("test_efficientnet", Preprocess((32, 32)), epochs=1, learning_rate=0.01, augment="none")
 
 
