@@ -26,8 +26,8 @@ from ensemble.metrics import (
     macro_f1,
     nll,
 )
-from ensemble.predictions.dataset import Predictions, require_finite, require_read
-from ensemble.predictions.truth import Truth, not_the_truth
+from ensemble.predictions.dataset import Predictions, require_finite, require_none_missing
+from ensemble.predictions.truth import Truth, predictions_mismatch
 from ensemble.submission.format import Submission
 from ensemble.text_table import render_columns
 
@@ -125,9 +125,9 @@ def evaluate(
             could not be read and are missing.
     """
     if isinstance(answers, Predictions):
-        require_read([answers], truth.ids)
+        require_none_missing([answers], truth.ids)
     # sorted, so that neither the order of the answers nor that of the truth is of any consequence
-    truth = _take(truth, join_rows(sorted(truth.ids), truth.ids, complain=not_the_truth))
+    truth = _take(truth, join_rows(sorted(truth.ids), truth.ids, complain=predictions_mismatch))
     return Evaluation(
         scores=tuple(_score(one, truth, resamples, seed) for one in _answers(answers, truth)),
         images=len(truth.ids),
@@ -147,7 +147,7 @@ class _Answers:
 
 
 def _answers(answers: Predictions | Blended | Submission, truth: Truth) -> Iterator[_Answers]:
-    rows = join_rows(truth.ids, answers.ids, complain=not_the_truth)
+    rows = join_rows(truth.ids, answers.ids, complain=predictions_mismatch)
     columns = truth.labels.permutation(answers.labels, owner="the answers")
     if isinstance(answers, Predictions):
         for view in answers.logits:

@@ -24,8 +24,8 @@ from ensemble.learn.objective import parse_measure
 from ensemble.learn.view_gains import ViewGain
 from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.predict.predict import RUN
-from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_read
-from ensemble.predictions.members import members_by_name, shared_images
+from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_none_missing
+from ensemble.predictions.members import common_images, members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth, true_classes
 from ensemble.submission.format import notice_missing
@@ -162,21 +162,22 @@ def report(
     recorder = Recorder(listener)
     folders = [folder for path in predictions for folder in find_predictions(path)]
     read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
-    tested, missing = shared_images(read, allow_missing=True)
-    if missing:
-        notice_missing(missing, recorder)
+    common = common_images(read, allow_missing=True)
+    tested = common.members
+    if common.missing:
+        notice_missing(common.missing, recorder)
     given = make_recipe(tested) if recipe is None else read_recipe(recipe)
     choice, views = _learned(given)
     blended = blend(tested, given, listener=recorder)
     answers = None if truth is None else read_truth(truth, given.labels, listener=recorder)
-    scored, applied, judged = tested, given, blended
+    scored, applied, judged = list(tested), given, blended
     if oof and answers is not None:
         found = [read_predictions(folder) for path in oof for folder in find_predictions(path)]
         scored = gather_folds(found, answers)
         applied = _for_groups(given, scored)
         judged = blend(scored, applied, listener=recorder)
     elif answers is not None:
-        require_read(read, answers.ids)
+        require_none_missing(read, answers.ids)
     absent = list(_absent(given=recipe is not None, learned=choice is not None, truth=truth, oof=oof, images=images))
     if answers is not None and not views:
         views, reason = _measure_views(scored, answers)

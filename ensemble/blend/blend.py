@@ -17,7 +17,7 @@ from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Predictions, require_finite, tell_filled
+from ensemble.predictions.dataset import Predictions, notice_filled, require_finite
 from ensemble.predictions.members import members_by_name
 
 _SAMPLE = 1000
@@ -65,7 +65,7 @@ def blend(
     inner = tuple(sorted(next(iter(by_name.values())).ids))
     group_of = {name: group for group in recipe.groups.values() for name in group.members}
     aligned = {name: _align(member, group_of[name], recipe, inner, listener) for name, member in by_name.items()}
-    filled = tell_filled(list(by_name.values()), listener)
+    filled = notice_filled(list(by_name.values()), listener)
     _notice_odd_members(aligned, _rows_without(inner, filled), listener)
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())

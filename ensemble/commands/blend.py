@@ -71,7 +71,7 @@ def blend(
     from ensemble.labels import parse_labels
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
-    from ensemble.predictions.members import shared_images
+    from ensemble.predictions.members import common_images
     from ensemble.submission.format import read_format, write_submission
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
@@ -84,7 +84,8 @@ def blend(
         raise OptionError("E204", f"{source} its own pool, weights, views and rule", hint="leave those options out")
     sample = None if like is None else read_format(like, listener=TERMINAL)
     space, table = parse_labels(labels), ""
-    members, missing = shared_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
+    common = common_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
+    members, missing = common.members, common.missing
     if recipe_path is not None:
         recipe = read_recipe(recipe_path)
     elif truth is not None:

@@ -24,7 +24,7 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
     from ensemble.analysis.evaluate import evaluate as run_evaluate
     from ensemble.analysis.evaluate import side_by_side
     from ensemble.labels import parse_labels
-    from ensemble.predictions.dataset import find_predictions, read_predictions, tell_filled
+    from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
     from ensemble.predictions.truth import read_truth
     from ensemble.submission.lint import read_submission
 
@@ -38,7 +38,7 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
         else:
             for folder in find_predictions(path):
                 member = read_predictions(folder)
-                tell_filled([member], TERMINAL)
+                notice_filled([member], TERMINAL)
                 found[str(folder) if member.member in found else member.member] = run_evaluate(
                     member, read_truth(truth, member.labels, listener=TERMINAL)
                 )

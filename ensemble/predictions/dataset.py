@@ -1,11 +1,11 @@
-"""The Parquet dataset of ids and logits: one folder a member, one file a part, ``_complete.json`` last.
+"""Read and write predictions as Parquet: one folder per member, one file per part, ``_complete.json`` written last.
 
-part-00000.parquet    id: string, and one fixed_size_list<float32>[C] a view; card and origin in the schema's metadata
-filled.parquet        only where images could not be read and were filled: those rows, and filled: bool, which is true
-_complete.json        the files with their hashes; without it the predictions are not finished
+part-00000.parquet    id: string, and one fixed_size_list<float32>[C] per view; card and origin in the schema metadata
+filled.parquet        only if unreadable images were filled: their rows, plus a column filled: bool (always true)
+_complete.json        the files and their SHA-256; without it the predictions are incomplete
 
-pandas, polars and DuckDB open the folder as it is; for the last two, with filled rows, say union_by_name=true or
-missing_columns="insert".
+pandas, polars and DuckDB open the folder directly. If there are filled rows, pass union_by_name=true to DuckDB or
+missing_columns="insert" to polars.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _FILLED = "filled"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What one member says about every image.
+    """One member's predictions of all images.
 
-    ``logits[view]`` is ``(N, C)`` float32, row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are
-    read-only. ``group`` is the name under which folds of one member are averaged (the member's own name for a member
-    without folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the sorted ids that the model
-    was not trained on, where its training said so (see `hash_ids`). ``filled`` are the ids whose rows are the class
-    prior, as the images could not be read; ``missing`` are those that have no row for the same reason.
+    ``logits[view]`` is ``(N, C)`` float32: row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are
+    read-only. ``group`` is the name under which the folds of one model are averaged (the member's own name if it has no
+    folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the ids held out from training, if
+    the card has it (see `hash_ids`). ``filled`` lists unreadable images whose rows are the class prior, ``missing``
+    unreadable images without a row.
     """
 
     member: str
@@ -77,12 +77,12 @@ class Part:
 
 
 def part_path(folder: Path, index: int) -> Path:
-    """Where part ``index`` of a member stands."""
+    """Return the path of part ``index`` in a member's folder."""
     return folder / f"part-{index:05d}.parquet"
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Write one part; the same rows always give the same bytes.
+    """Write one part; equal parts give identical bytes.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -105,10 +105,10 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path) -> Part:
-    """Read one part and check its checksums.
+    """Read one part and verify its page checksums.
 
     Raises:
-        PredictionError: E514 when it cannot be read or is not such a part.
+        PredictionError: E514 when the file cannot be read or is not a part of predictions.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -127,7 +127,7 @@ def read_part(path: Path) -> Part:
 
 
 def write_complete(folder: Path, parts: Sequence[Path], rows: int, *, missing: Sequence[str] = ()) -> Path:
-    """Declare the predictions finished; ``parts`` in order, ``missing`` the images that have no row in them.
+    """Mark the predictions complete; ``parts`` are in row order, ``missing`` are the images without a row.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -139,29 +139,29 @@ def write_complete(folder: Path, parts: Sequence[Path], rows: int, *, missing: S
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Read a member's finished predictions.
+    """Read a member's complete predictions.
 
     Raises:
-        PredictionError: E513 when they are not finished, E514 when the folder does not hold predictions, a part is
-            missing or damaged, or parts do not belong together.
+        PredictionError: E513 when they are incomplete, E514 when the folder does not contain predictions, a part is
+            missing or damaged, or the parts differ in card or views.
     """
-    listed, rows, missing = _read_complete(folder)
+    complete = _read_complete(folder)
     parts: list[Part] = []
-    for name, sha256 in listed:
-        path = folder / name
+    for listed in complete.parts:
+        path = folder / listed.name
         part = read_part(path)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise PredictionError("E514", f"{path} changed after it was finished", path=path, hint=_REDO)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != listed.sha256:
+            raise PredictionError("E514", f"{path} changed after it was completed", path=path, hint=_REPAIR)
         parts.append(part)
     if len({(part.card.to_json(), tuple(part.logits)) for part in parts}) != 1:
-        raise PredictionError("E514", f"the parts in {folder} do not belong together", path=folder, hint=_REDO)
+        raise PredictionError("E514", f"the parts in {folder} are of different runs", path=folder, hint=_REPAIR)
     card = parts[0].card
     ids = tuple(i for part in parts for i in part.ids)
-    if len(ids) != rows or len(set(ids)) != rows:
+    if len(ids) != complete.rows or len(set(ids)) != complete.rows:
         raise PredictionError(
-            "E514", f"{folder} should hold {rows} images, got {len(set(ids))}", path=folder, hint=_REDO
+            "E514", f"{folder} must contain {complete.rows} images, got {len(set(ids))}", path=folder, hint=_REPAIR
         )
-    logits = {view: _frozen(np.concatenate([part.logits[view] for part in parts])) for view in parts[0].logits}
+    logits = {view: _read_only(np.concatenate([part.logits[view] for part in parts])) for view in parts[0].logits}
     return Predictions(
         member=card.member,
         group=card.group or card.member,
@@ -172,23 +172,23 @@ def read_predictions(folder: Path) -> Predictions:
         sha256=_hash(ids, logits),
         holdout_sha256=card.holdout_sha256,
         filled=tuple(name for part in parts for name in part.filled),
-        missing=missing,
+        missing=complete.missing,
     )
 
 
 def hash_ids(ids: Iterable[str]) -> str:
-    """The hash of a set of images, whatever their order: by it a model knows those that it was not trained on."""
+    """Return the SHA-256 of a set of image ids, independent of their order; a card stores that of its holdout."""
     return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
-_REDO = "run the ens predict command again: damaged parts are done again"
+_REPAIR = "run the same ens predict command again: damaged parts are recomputed"
 
 
 def find_predictions(path: Path) -> tuple[Path, ...]:
-    """The member folders that ``path`` stands for: itself, or those directly below it, sorted by name.
+    """Return ``path`` if it is a member's folder, else the members' folders directly below it, sorted by name.
 
     Raises:
-        PredictionError: E514 when there are none, E513 when one of them is not finished.
+        PredictionError: E514 when there are none.
     """
     if (path / COMPLETE).is_file() or part_path(path, 0).exists():
         return (path,)
@@ -196,15 +196,15 @@ def find_predictions(path: Path) -> tuple[Path, ...]:
         raise PredictionError("E514", f"{path} is not a folder of predictions", path=path)
     members = sorted(child for child in path.iterdir() if part_path(child, 0).exists() or (child / COMPLETE).is_file())
     if not members:
-        raise PredictionError("E514", f"{path} holds no predictions", path=path)
+        raise PredictionError("E514", f"{path} contains no predictions", path=path)
     return tuple(members)
 
 
-def require_read(members: Sequence[Predictions], ids: Iterable[str]) -> None:
-    """Check that no member lacks one of the images because it could not be read.
+def require_none_missing(members: Sequence[Predictions], ids: Iterable[str]) -> None:
+    """Check that no member lacks one of these images because it was unreadable.
 
     Raises:
-        PredictionError: E534 when one does.
+        PredictionError: E534 when a member does.
     """
     wanted = set(ids)
     for member in members:
@@ -212,42 +212,58 @@ def require_read(members: Sequence[Predictions], ids: Iterable[str]) -> None:
         if missing:
             raise PredictionError(
                 "E534",
-                f"{len(missing):,} images of the truth are missing in {member.member}: {enumerate_some(missing)}",
-                hint="mend the images and predict again, or with --on-bad-image fill, or take them off the truth",
+                f"{member.member} lacks {len(missing):,} images of the ground truth: {enumerate_some(missing)}",
+                hint="fix the images and predict again, predict with --on-bad-image fill, or remove them from the "
+                "ground truth",
             )
 
 
-def tell_filled(members: Sequence[Predictions], listener: Listener) -> tuple[str, ...]:
-    """The images that are filled in some member, sorted; W535 names them."""
+def notice_filled(members: Sequence[Predictions], listener: Listener) -> tuple[str, ...]:
+    """Return the images that are filled in at least one member, sorted; W535 names them."""
     filled = tuple(sorted({name for member in members for name in member.filled}))
     if filled:
-        who = enumerate_some(sorted(member.member for member in members if member.filled))
+        names = enumerate_some(sorted(member.member for member in members if member.filled))
         some = enumerate_some(list(filled))
-        listener.notice(Notice("W535", f"{len(filled):,} images are filled with the class prior in {who}: {some}"))
+        listener.notice(Notice("W535", f"{len(filled):,} images are filled with the class prior in {names}: {some}"))
     return filled
 
 
-def _read_complete(folder: Path) -> tuple[list[tuple[str, str]], int, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class _CompletePart:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Complete:
+    """The content of ``_complete.json``: parts in row order, the total row count, and the images without a row."""
+
+    parts: tuple[_CompletePart, ...]
+    rows: int
+    missing: tuple[str, ...]
+
+
+def _read_complete(folder: Path) -> _Complete:
     try:
         value = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        listed = [(str(part["name"]), str(part["sha256"])) for part in value["parts"]]
-        return listed, int(value["rows"]), tuple(map(str, value.get("missing", ())))
+        parts = tuple(_CompletePart(str(part["name"]), str(part["sha256"])) for part in value["parts"])
+        return _Complete(parts, int(value["rows"]), tuple(map(str, value.get("missing", ()))))
     except FileNotFoundError as err:
         if part_path(folder, 0).exists():
-            raise PredictionError("E513", f"the predictions in {folder} are not finished", path=folder) from err
-        raise PredictionError("E514", f"{folder} holds no predictions", path=folder) from err
+            raise PredictionError("E513", f"the predictions in {folder} are incomplete", path=folder) from err
+        raise PredictionError("E514", f"{folder} contains no predictions", path=folder) from err
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise PredictionError("E514", f"{folder / COMPLETE} cannot be read: {err}", path=folder, hint=_REDO) from err
+        raise PredictionError("E514", f"{folder / COMPLETE} cannot be read: {err}", path=folder, hint=_REPAIR) from err
 
 
 def _matrix(column: Any, classes: int) -> Logits:
     if column.type.list_size != classes:
-        raise ValueError(f"a view has {column.type.list_size} columns, the card {classes} classes")
+        raise ValueError(f"a view has {column.type.list_size} columns, the card has {classes} classes")
     flat = column.combine_chunks().flatten() if len(column) else pa.array([], pa.float32())
     return np.asarray(flat.to_numpy(), dtype=np.float32).reshape(-1, classes)
 
 
-def _frozen(array: Logits) -> Logits:
+def _read_only(array: Logits) -> Logits:
     array.flags.writeable = False
     return array
 
@@ -261,7 +277,7 @@ def _hash(ids: Sequence[str], logits: Mapping[str, Logits]) -> str:
 
 
 def require_finite(member: Predictions, view: str) -> None:
-    """Check that a view's logits are numbers.
+    """Check that all logits of a view are finite.
 
     Raises:
         PredictionError: E505 when one is NaN or infinite.

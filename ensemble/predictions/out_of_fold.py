@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: the folds of one model, each on the images that it was not trained on, become one member."""
+"""Join out-of-fold predictions: each fold of a model predicts its own holdout, and together they form one member."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 
 from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.ids import join_rows
-from ensemble.predictions.dataset import Predictions, hash_ids, require_read
+from ensemble.predictions.dataset import Predictions, hash_ids, require_none_missing
 from ensemble.predictions.members import common_views, members_by_name
 from ensemble.predictions.truth import Truth
 
 
 def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictions]:
-    """One member for each group, named by it: its folds' rows joined, in the order of the truth's ids and classes.
+    """Return one member per group, named like it: its folds' rows, in the order of the ground truth's ids and classes.
 
-    No image may be predicted by two folds of a group: a fold predicts its own holdout alone, so that no prediction is
-    of an image that its model was trained on. A group of one member needs no fold, as with a single holdout. A model
-    whose card knows its holdout must have predicted just that.
+    No image may be predicted by two folds of a group: each fold predicts only its own holdout, so no prediction is of
+    an image its model was trained on. A group of one member needs no fold number (a single holdout). If a card has the
+    hash of its holdout, the predicted images must match it.
 
     Raises:
-        DataError: E330 when a group does not predict just the truth's images.
-        PredictionError: E501 when classes differ, E511 when predictions are plainly not out-of-fold, E512 when a person
-            is in two holdouts, E515 when a member comes twice, E516 when views differ inside a group, E534 when images
-            could not be read and are missing.
+        DataError: E330 when a group's images are not those of the ground truth.
+        PredictionError: E501 when classes differ, E511 when predictions are not out-of-fold, E512 when a person is in
+            two holdouts, E515 when a member name is repeated, E516 when views differ within a group, E534 when images
+            are missing because they were unreadable.
     """
     groups: dict[str, list[Predictions]] = {}
     for member in members_by_name(members).values():
@@ -37,12 +37,12 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
 
 
 def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictions:
-    require_read(folds, truth.ids)
+    require_none_missing(folds, truth.ids)
     _require_holdouts(group, folds)
     ids = [name for fold in folds for name in fold.ids]
     rows = join_rows(truth.ids, ids, complain=partial(_not_the_truth, group))
     if truth.persons is not None:
-        _require_whole_persons(group, folds, rows, truth.persons)
+        _require_persons_in_one_holdout(group, folds, rows, truth.persons)
     columns = [truth.labels.permutation(fold.labels, owner=fold.member) for fold in folds]
     logits = {
         view: np.concatenate([fold.logits[view][:, order] for fold, order in zip(folds, columns, strict=True)])[rows]
@@ -60,16 +60,16 @@ def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:
         if fold.holdout_sha256 is not None and fold.holdout_sha256 != hash_ids((*fold.ids, *fold.missing)):
             raise PredictionError(
                 "E511",
-                f"{fold.member}: its {len(fold):,} images are not just those that its training held out "
-                "(the hash of their ids is not the one in its card)",
-                hint="ens train leaves the predictions of each fold's holdout in oof/; a model's others are no such",
+                f"{fold.member}: its {len(fold):,} images are not exactly those held out from training "
+                "(the hash of their ids differs from the one in its card)",
+                hint="pass the predictions that ens train writes to oof/: only those are out-of-fold",
             )
     if len(folds) == 1:
         return
     numbers = [fold.fold for fold in folds]
     if None in numbers or len(set(numbers)) != len(numbers):
         listed = ", ".join(f"{fold.member} {'none' if fold.fold is None else fold.fold}" for fold in folds)
-        raise PredictionError("E511", f"{group}: its members need a fold each, all different; got {listed}")
+        raise PredictionError("E511", f"{group}: its members need distinct fold numbers, got {listed}")
     times = Counter(name for fold in folds for name in fold.ids)
     twice = [name for name, count in times.items() if count > 1]
     if twice:
@@ -80,7 +80,7 @@ def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:
         )
 
 
-def _require_whole_persons(
+def _require_persons_in_one_holdout(
     group: str, folds: Sequence[Predictions], rows: NDArray[np.intp], persons: Sequence[str]
 ) -> None:
     fold_of_row = np.repeat(np.arange(len(folds)), [len(fold) for fold in folds])
@@ -90,9 +90,10 @@ def _require_whole_persons(
     split = sorted(person for person, found in seen.items() if len(found) > 1)
     if split:
         raise PredictionError(
-            "E512", f"{group}: {len(split):,} of {len(seen):,} persons are in several holdouts: {enumerate_some(split)}"
+            "E512",
+            f"{group}: {len(split):,} of {len(seen):,} persons are in more than one holdout: {enumerate_some(split)}",
         )
 
 
 def _not_the_truth(group: str, difference: str) -> DataError:
-    return DataError("E330", f"{group} does not predict the truth's images: what is predicted {difference}")
+    return DataError("E330", f"{group}: its images are not those of the ground truth: it {difference}")

@@ -1,4 +1,4 @@
-"""The ground truth: classes, and people where they are known, by image id."""
+"""Read the ground truth: the class of each image and, if known, the person on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ensemble.labels import LabelSpace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The true class ``classes[i]``, ``(N,)``, of each image ``ids[i]``, and the person on it where known."""
+    """The ground truth: ``classes[i]``, ``(N,)``, is the class of image ``ids[i]``, ``persons[i]`` the person on it."""
 
     ids: tuple[str, ...]
     classes: Classes
@@ -27,7 +27,7 @@ class Truth:
 
 
 def read_truth(path: Path, labels: LabelSpace, *, listener: Listener = SILENT) -> Truth:
-    """Read the columns ``ImageID`` and ``ans`` (a class number of ``labels``), and ``person`` where there is one.
+    """Read a CSV with the columns ``ImageID``, ``ans`` (a class index of ``labels``) and optionally ``person``.
 
     Raises:
         FileError: E707 when the file cannot be read.
@@ -43,23 +43,32 @@ def read_truth(path: Path, labels: LabelSpace, *, listener: Listener = SILENT) -
                 "E330", f"{path.name}: line {line}: {answer!r} is not a class of 0 to {len(labels) - 1}", path=path
             )
     if not ids:
-        raise DataError("E330", f"{path.name}: the truth has a header and no rows", path=path)
+        raise DataError("E330", f"{path.name}: the ground truth has a header but no rows", path=path)
     persons = table.column("person") if "person" in table.header else None
     if persons is not None and "" in persons:
         line = table.lines[persons.index("")]
-        raise DataError("E330", f"{path.name}: line {line}: the person is empty; name every one, or none", path=path)
+        raise DataError(
+            "E330", f"{path.name}: line {line}: the person is empty; fill in all of them or drop the column", path=path
+        )
     return Truth(ids, np.array([known[answer] for answer in answers], dtype=np.intp), persons, labels)
 
 
 def true_classes(ids: Sequence[str], truth: Truth) -> Classes:
-    """The true class ``(N,)`` of each image in ``ids``.
+    """Return the true class ``(N,)`` of each image in ``ids``.
 
     Raises:
-        DataError: E330 when the truth is not of just these images.
+        DataError: E330 when the ground truth is for other images.
     """
-    return truth.classes[join_rows(ids, truth.ids, complain=not_the_truth)]
+    return truth.classes[join_rows(ids, truth.ids, complain=_truth_mismatch)]
 
 
-def not_the_truth(difference: str) -> DataError:
-    """Return the error E330 for a truth of other images; ``difference`` names them."""
-    return DataError("E330", f"the truth is of other images than the answers: against it, what is here {difference}")
+def predictions_mismatch(difference: str) -> DataError:
+    """Return the error E330 for predictions of other images than the ground truth.
+
+    ``difference`` is a verb phrase, such as "lacks 2 of 30 ids: ...", about the predictions.
+    """
+    return DataError("E330", f"predictions and ground truth are for different images: the prediction set {difference}")
+
+
+def _truth_mismatch(difference: str) -> DataError:
+    return DataError("E330", f"predictions and ground truth are for different images: the ground truth {difference}")

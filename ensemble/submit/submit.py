@@ -27,7 +27,7 @@ from ensemble.predict.pipeline import Pipeline
 from ensemble.predict.predict import BATCH, RUN, predict
 from ensemble.predict.timing import Stopwatch
 from ensemble.predictions.dataset import Predictions, read_predictions
-from ensemble.predictions.members import shared_images
+from ensemble.predictions.members import common_images
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
@@ -141,9 +141,10 @@ def submit(
             on_bad_image=on_bad_image,
             listener=recorder,
         )
-        members, missing = shared_images(members, allow_missing=allow_missing)
+        common = common_images(members, allow_missing=allow_missing)
+        missing = common.missing
         ids = without_ids(listing.ids, missing)
-        blended = blend(members, recipe, ids=ids, listener=recorder)
+        blended = blend(common.members, recipe, ids=ids, listener=recorder)
         classes, filled = blended.classes, blended.filled
         read = len(listing) - len(filled) - len(missing)
         seen = [read] * len(cells)

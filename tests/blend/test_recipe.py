@@ -97,7 +97,7 @@ def test_members_with_other_views_need_a_choice() -> None:
 
 def test_a_member_that_comes_twice_is_refused() -> None:
     """Two predictions of one name are E515, and none at all are E517."""
-    assert code_of(lambda: make_recipe([*FOLDS, FOLDS[0]])) == ("E515", "b3_f0 comes more than once among 4 members")
+    assert code_of(lambda: make_recipe([*FOLDS, FOLDS[0]])) == ("E515", "b3_f0 occurs more than once among 4 members")
     assert code_of(lambda: make_recipe([]))[0] == "E517"
 
 

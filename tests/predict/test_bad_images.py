@@ -28,7 +28,7 @@ from ensemble.predict.bad_images import OnBadImage, log_prior
 from ensemble.predict.predict import RUN, predict
 from ensemble.predict.result import Predicted
 from ensemble.predictions.dataset import COMPLETE, FILLED, hash_ids, part_path, read_part, read_predictions
-from ensemble.predictions.members import shared_images
+from ensemble.predictions.members import CommonImages, common_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
 from ensemble.submission.format import SubmissionFormat
@@ -263,12 +263,13 @@ def test_members_that_lack_other_images_share_the_rest() -> None:
     """What one member lacks is left out of all of them, filled rows included."""
     a = replace(make_member("a", draw_logits(0, 4)), filled=("001.jpg",))
     b = make_member("b", draw_logits(1, 3), ids=("000.jpg", "002.jpg", "003.jpg"))
-    (first, second), missing = shared_images([a, replace(b, missing=("001.jpg",))], allow_missing=True)
-    assert missing == ("001.jpg",)
+    common = common_images([a, replace(b, missing=("001.jpg",))], allow_missing=True)
+    first, second = common.members
+    assert common.missing == ("001.jpg",)
     assert first.ids == second.ids == b.ids
     assert first.filled == ()
     assert np.array_equal(first.logits["identity"], a.logits["identity"][[0, 2, 3]])
-    assert shared_images([a, b], allow_missing=False) == ([a, b], ())
+    assert common_images([a, b], allow_missing=False) == CommonImages((a, b), ())
 
 
 def test_filled_rows_are_counted_by_blend(tmp_path: Path, images: Path, models: list[Path]) -> None:
@@ -409,7 +410,7 @@ def test_what_is_compared_with_a_truth_lacks_none_of_its_images(
         lambda: report([tmp_path / "out"], truth=path),
     ]
     for compare in comparisons:
-        with pytest.raises(PredictionError, match="2 images of the truth are missing in b") as caught:
+        with pytest.raises(PredictionError, match="b lacks 2 images of the ground truth") as caught:
             compare()
         assert caught.value.code == "E534"
     rest = truth_of(GOOD)

@@ -11,7 +11,7 @@ import pytest
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import EnsError, PredictionError
 from ensemble.labels import LabelSpace
-from ensemble.predictions.external import Kind, read_foreign
+from ensemble.predictions.external import ContentKind, read_external
 
 PETS = LabelSpace.flat(["cat", "dog", "fox"])
 IDS = ["b.jpg", "a.jpg"]
@@ -26,7 +26,7 @@ def write_csv(path: Path, values: Any, header: str = "id,cat,dog,fox") -> Path:
 
 def test_a_csv_of_probabilities_comes_back_as_its_own_softmax(tmp_path: Path) -> None:
     """Probabilities become logits whose softmax they are, a zero included; the member has the file's name."""
-    found = read_foreign(write_csv(tmp_path / "mate.csv", PROBABILITIES), PETS, kind="probabilities")
+    found = read_external(write_csv(tmp_path / "mate.csv", PROBABILITIES), PETS, kind="probabilities")
     assert (found.member, found.group, found.ids) == ("mate", "mate", ("b.jpg", "a.jpg"))
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), PROBABILITIES, atol=1e-7)
 
@@ -35,7 +35,7 @@ def test_columns_meet_their_classes_by_name(tmp_path: Path) -> None:
     """Columns named as the classes may stand in any order; columns of other names are in the classes' order."""
     swapped = write_csv(tmp_path / "a.csv", PROBABILITIES[:, [2, 0, 1]], "id,fox,cat,dog")
     plain = write_csv(tmp_path / "b.csv", PROBABILITIES, "id,0,1,2")
-    one, other = (read_foreign(path, PETS, kind="probabilities") for path in (swapped, plain))
+    one, other = (read_external(path, PETS, kind="probabilities") for path in (swapped, plain))
     assert np.array_equal(one.logits["identity"], other.logits["identity"])
 
 
@@ -43,7 +43,7 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
     """Logits come back as they are, one array a view."""
     views = {"identity": np.array([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0]]), "hflip": np.zeros((2, 3))}
     np.savez(tmp_path / "mate.npz", ids=np.array(IDS), **views)  # type: ignore[arg-type]
-    found = read_foreign(tmp_path / "mate.npz", PETS, kind="logits")
+    found = read_external(tmp_path / "mate.npz", PETS, kind="logits")
     assert {name: values.tolist() for name, values in found.logits.items()} == {
         name: values.tolist() for name, values in views.items()
     }
@@ -58,10 +58,10 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
         (-PROBABILITIES, "probabilities"),
     ],
 )
-def test_fault_77_the_kind_is_stated_and_never_guessed(tmp_path: Path, values: Any, kind: Kind | None) -> None:
+def test_fault_77_the_kind_is_stated_and_never_guessed(tmp_path: Path, values: Any, kind: ContentKind | None) -> None:
     """No kind, probabilities called logits, and numbers called probabilities that do not sum to one are E502."""
     with pytest.raises(PredictionError, match="E502"):
-        read_foreign(write_csv(tmp_path / "a.csv", values), PETS, kind=kind)
+        read_external(write_csv(tmp_path / "a.csv", values), PETS, kind=kind)
 
 
 def test_fault_80_a_number_that_is_none_names_its_image(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_fault_80_a_number_that_is_none_names_its_image(tmp_path: Path) -> None:
     values = PROBABILITIES.copy()
     values[1, 0] = np.nan
     with pytest.raises(PredictionError, match=r"E505.*a\.jpg"):
-        read_foreign(write_csv(tmp_path / "a.csv", values), PETS, kind="logits")
+        read_external(write_csv(tmp_path / "a.csv", values), PETS, kind="logits")
 
 
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -83,17 +83,17 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "words.csv", [["x", "y", "z"]] * 2)
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(EnsError, match="E514"):
-            read_foreign(path, PETS, kind="logits")
+            read_external(path, PETS, kind="logits")
 
 
 def test_a_submission_votes_with_its_classes(tmp_path: Path) -> None:
     """With classes stated, a submission's answers are the votes; a file that is none is refused with its faults."""
     path = tmp_path / "mate.csv"
     path.write_text("ImageID,ans\nb.jpg,2\na.jpg,0\n")
-    found = read_foreign(path, PETS, kind="classes")
+    found = read_external(path, PETS, kind="classes")
     assert found.ids == ("b.jpg", "a.jpg")
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), [[0, 0, 1], [1, 0, 0]], atol=1e-30)
     path.write_text("ImageID,ans\nb.jpg,3\n")
     with pytest.raises(EnsError) as caught:
-        read_foreign(path, PETS, kind="classes")
+        read_external(path, PETS, kind="classes")
     assert caught.value.code == "E520"

@@ -68,7 +68,7 @@ def test_fault_86_predictions_that_are_not_out_of_fold() -> None:
         mixed = [FOLDS[0], fold(number, range(10, 15), name="x"), FOLDS[2]]
         code, message = code_of(lambda mixed=mixed: gather_folds(mixed, TRUTH))  # type: ignore[misc]
         assert code == "E511"
-        assert message.startswith("r18: its members need a fold each, all different; got r18_f0 0, r18_f2 2, x ")
+        assert message.startswith("r18: its members need distinct fold numbers, got r18_f0 0, r18_f2 2, x ")
 
 
 def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
@@ -85,7 +85,10 @@ def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
 def test_fault_87_a_person_in_two_holdouts() -> None:
     """A person on images of two holdouts is E512 with the name; where persons are not known nothing can be said."""
     split = [fold(0, range(7)), fold(1, range(7, 15)), FOLDS[2]]
-    assert code_of(lambda: gather_folds(split, TRUTH)) == ("E512", "r18: 1 of 6 persons are in several holdouts: p1")
+    assert code_of(lambda: gather_folds(split, TRUTH)) == (
+        "E512",
+        "r18: 1 of 6 persons are in more than one holdout: p1",
+    )
     assert len(gather_folds(split, replace(TRUTH, persons=None))) == 1
 
 

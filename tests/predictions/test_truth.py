@@ -1,0 +1,25 @@
+"""The ground truth: which side lacks images when it does not match the predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ensemble.errors import DataError
+from ensemble.labels import LabelSpace
+from ensemble.predictions.truth import Truth, true_classes
+
+TRUTH = Truth(("a", "b", "c"), np.array([2, 0, 1]), None, LabelSpace.flat(3))
+
+
+def test_true_classes_follow_the_order_of_the_ids() -> None:
+    """The classes are those of the given ids, in their order."""
+    assert true_classes(("c", "a", "b"), TRUTH).tolist() == [1, 2, 0]
+
+
+def test_the_error_says_which_side_lacks_images() -> None:
+    """Where the ground truth lacks an image of the predictions, the message says so and not the reverse."""
+    with pytest.raises(DataError) as caught:
+        true_classes(("a", "b", "z"), TRUTH)
+    assert caught.value.code == "E330"
+    assert caught.value.message.endswith("the ground truth lacks 1 of 3 ids: z; has 1 others: c")
