@@ -48,7 +48,7 @@ def read_truth(path: Path, labels: LabelSpace, *, listener: Listener = SILENT) -
     if persons is not None and "" in persons:
         line = table.lines[persons.index("")]
         raise DataError(
-            "E330", f"{path.name}: line {line}: the person is empty; fill in all of them or drop the column", path=path
+            "E330", f"{path.name}: line {line}: the person is empty; fill in all or drop the column", path=path
         )
     return Truth(ids, np.array([known[answer] for answer in answers], dtype=np.intp), persons, labels)
 

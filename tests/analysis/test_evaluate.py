@@ -154,7 +154,11 @@ def test_a_truth_is_read_with_and_without_persons(tmp_path: Path) -> None:
         ("ImageID,ans\na,3.0\n", "E330", "t.csv: line 2: '3.0' is not a class of 0 to 17"),
         ("ImageID,ans\na,\n", "E330", "t.csv: line 2: '' is not a class of 0 to 17"),
         ("ImageID,ans\n", "E330", "t.csv: the ground truth has a header but no rows"),
-        ("ImageID,ans,person\na,1,x\nb,1,\n", "E330", "t.csv: line 3: the person is empty; fill in all of them or drop the column"),
+        (
+            "ImageID,ans,person\na,1,x\nb,1,\n",
+            "E330",
+            "t.csv: line 3: the person is empty; fill in all or drop the column",
+        ),
         ("ImageID,ans\na,0\na,0\n", "E313", "t.csv: 1 duplicate ids: a (lines 2, 3)"),
         ("ImageID,label\na,0\n", "E322", 't.csv: column "ans" not found; have: ImageID, label'),
         ("name,ans\na,0\n", "E322", 't.csv: column "ImageID" not found; have: name, ans'),
