@@ -59,7 +59,7 @@ def cli_page() -> str:
         "# Command line",
         _MARK,
         "```bash\nens --help\n```",
-        "Every command has `--json` for programs. An option that takes a list may be repeated.",
+        "Every command has `--json` for programs.",
     ]
     settings = {**ens.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     with click.Context(ens, info_name="ens", **settings) as top:
