@@ -103,7 +103,8 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a cell's text such that Markdown shows every character: ``|``, and ``<`` outside code."""
+    """Return a cell's text such that Markdown shows every character; options are code."""
+    text = re.sub(r"(?<![\w`-])--[a-z][a-z-]*", r"`\g<0>`", text)
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_") for part in parts[::2]]
     return "`".join(parts)
