@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ensemble import errors
 from tests.docs.pages import DOCS, README, Page
 from tests.support import toys
 
@@ -78,6 +79,16 @@ def test_the_functions_of_the_page_on_python_exist() -> None:
     assert len(found) > 4, "the search finds the rows"
     for module, function in found:
         assert hasattr(__import__(module, fromlist=[function]), function), function
+
+
+def test_the_errors_of_the_page_on_python_have_their_codes() -> None:
+    """Each class of the page's table of errors is in the library's tree of errors, with that code."""
+    rows = re.findall(r"^\| `(\w+Error)` \| .*\((E\d{3})\) \|$", Page("docs/python.md").text, re.MULTILINE)
+    assert len(rows) > 4, "the search finds the rows"
+    for name, code in rows:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.EnsError)
+        assert re.search(f"{name} +{code} ", errors.__doc__ or "")
 
 
 def _execute(blocks: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
