@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.training.loggers import Remote
+from checkpoints.training.loggers import ExperimentLogger
 from ensemble.blend.blend import blend
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe, make_recipe
@@ -133,7 +133,7 @@ def test_fault_90_a_logger_without_key_or_server_is_given_up(
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
     heard = Recorder()
-    Remote("wandb", tmp_path, "a", {}, listener=heard).close()
+    ExperimentLogger("wandb", tmp_path, "a", {}, listener=heard).close()
     assert asked == ["offline" if key is None else None]
     assert [notice.code for notice in heard.notices] == ["W443"]
 
@@ -144,11 +144,11 @@ def test_fault_90_a_logger_that_hangs_is_given_up(tmp_path: Path, monkeypatch: p
     module = ModuleType("wandb")
     monkeypatch.setattr(module, "init", lambda **_: released.wait(), raising=False)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    remote = Remote("wandb", tmp_path, "a", {}, listener=heard, patience=0.01)
+    logger = ExperimentLogger("wandb", tmp_path, "a", {}, listener=heard, timeout=0.01)
     released.set()
-    remote.close()
+    logger.close()
     assert [notice.code for notice in heard.notices] == ["W443"]
-    assert "no answer" in heard.notices[0].message
+    assert "no response" in heard.notices[0].message
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("image", 400), ("onnx", 400), ("csv", 150), ("checkpoint", 8)])

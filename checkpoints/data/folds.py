@@ -1,4 +1,4 @@
-"""Person-grouped, class-stratified folds: nobody is in two of them, and all hold the classes in like shares."""
+"""Folds grouped by person and stratified by class: no person is in two folds."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ensemble.labels import MASK18, LabelSpace
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Which fold each person is held out in: ``of_person[person]`` is 0 to ``count - 1``."""
+    """The fold in which each person is held out: ``of_person[person]`` is 0 to ``count - 1``."""
 
     count: int
     of_person: Mapping[str, int]
 
     def holdout(self, rows: Sequence[Row], fold: int) -> Mask:
-        """``(N,)``: which rows the given fold holds out; the others train it."""
+        """Return the mask ``(N,)`` of the rows that a fold holds out; it is trained on the others."""
         return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
 
 
 def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelSpace = MASK18) -> Folds:
-    """Deal people into folds; the same rows and seed always give the same folds, whatever the order of the rows.
+    """Split people into folds; the same rows and seed give the same folds, in any order of the rows.
 
     Raises:
         OptionError: E204 when there are fewer than two folds.
-        DataError: E341 when a class has fewer people than there are folds: one of them would be scored without it.
+        DataError: E341 when a class has fewer people than there are folds: some fold would not be scored on it.
     """
     if folds < 2:
         raise OptionError("E204", f"folds must be 2 or more, got {folds}")
@@ -59,7 +59,7 @@ def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelS
 
 
 def write_folds(path: Path, folds: Folds) -> Path:
-    """Write ``id,fold`` with a line for each person.
+    """Write ``id,fold`` with one line per person.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -69,11 +69,11 @@ def write_folds(path: Path, folds: Folds) -> Path:
 
 
 def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
-    """Read what `write_folds` wrote, or another table of ``id,fold``, for the people of the rows.
+    """Read a file of `write_folds`, or another CSV of ``id,fold``, for the people of the rows.
 
     Raises:
-        DataError: E313 or E322 when a column is missing or a person comes twice; E341 when a fold is no number, a
-            number is left out, or someone in the rows has no fold.
+        DataError: E313 or E322 when a column is missing or a person occurs twice; E341 when a fold is not a
+            number, a number is skipped, or a person of the rows has no fold.
     """
     table = read_table(path)
     pairs = dict(zip(table.without_duplicates("id"), table.column("fold"), strict=True))
@@ -85,5 +85,5 @@ def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
     of_person = {person: int(fold) for person, fold in pairs.items()}
     count = max(of_person.values()) + 1
     if count < 2 or len(set(of_person.values())) != count:
-        raise DataError("E341", f"{path.name}: folds must be 0, 1, ... without a gap, two or more", path=path)
+        raise DataError("E341", f"{path.name}: folds must be 0, 1, ... without a gap, at least two", path=path)
     return Folds(count, of_person)

@@ -1,4 +1,4 @@
-"""The images of a training, decoded once and kept in memory at the model's size."""
+"""Training images, decoded once and kept in memory at the input size of the model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Photos:
-    """``pixels`` ``(N, H, W, 3)`` uint8: every image as the model will see it when predicting.
+class DecodedImages:
+    """``pixels`` ``(N, H, W, 3)`` uint8: every image as the model gets it for prediction.
 
-    To learn from, row i is ``fallback[instead[i]]`` where that is not negative: the same image cut as if no face had
-    been found in it.
+    In training, image i is ``fallback[fallback_index[i]]`` where the index is not negative: the same image, cropped as
+    if no face had been detected.
     """
 
     pixels: Pixels
     fallback: Pixels
-    instead: NDArray[np.int64]
+    fallback_index: NDArray[np.int64]
 
 
 def fallback_crop(faces: Sequence[Face], margin: float) -> FaceCrop:
-    """The face crop whose fallback is the median of the crops found, so that a missing box looks like any other."""
+    """Return a face crop whose fallback is the median of the detected faces' crops."""
     shares = []
     for face in faces:
         if face.box is not None and min(face.width, face.height) > 0:
@@ -50,7 +50,7 @@ def fallback_crop(faces: Sequence[Face], margin: float) -> FaceCrop:
     return FaceCrop(margin, (x, y, side))
 
 
-def load_photos(
+def load_images(
     rows: Sequence[Row],
     preprocess: Preprocess,
     *,
@@ -58,19 +58,19 @@ def load_photos(
     fallback_share: float = 0.0,
     seed: int = 0,
     listener: Listener = SILENT,
-) -> Photos:
-    """Decode the rows' images; ``boxes[i]`` is the face in row i, for a preprocessing with a face crop.
+) -> DecodedImages:
+    """Decode the images of the rows; ``boxes[i]`` is the face in row i, for a preprocessing with a face crop.
 
-    The share ``fallback_share`` of the images with a face, drawn by ``seed``, is there a second time with the fallback
-    crop.
+    A share ``fallback_share`` of the images with a face, drawn with ``seed``, also gets the fallback crop.
 
     Raises:
-        DataError: the codes of `ensemble.images.decode.read_image`; the first one's, with all that fail in ``details``.
+        DataError: the code of the first image that `ensemble.images.decode.read_image` refuses, with all such images in
+            ``details``.
     """
     faces = boxes if boxes is not None else [None] * len(rows)
-    instead = _draw_fallbacks(faces, fallback_share, seed)
+    fallback_index = _draw_fallbacks(faces, fallback_share, seed)
     pixels = np.empty((len(rows), *preprocess.size, 3), dtype=np.uint8)
-    fallback = np.empty((int(instead.max(initial=-1)) + 1, *preprocess.size, 3), dtype=np.uint8)
+    fallback = np.empty((int(fallback_index.max(initial=-1)) + 1, *preprocess.size, 3), dtype=np.uint8)
 
     def load(i: int) -> tuple[str, ...] | DataError:
         try:
@@ -78,8 +78,8 @@ def load_photos(
         except DataError as err:
             return err
         pixels[i] = prepare_image(photo.pixels, preprocess, faces[i])
-        if instead[i] >= 0:
-            fallback[instead[i]] = prepare_image(photo.pixels, preprocess, None)
+        if fallback_index[i] >= 0:
+            fallback[fallback_index[i]] = prepare_image(photo.pixels, preprocess, None)
         return photo.notices
 
     oddities: dict[str, list[str]] = {}
@@ -98,11 +98,11 @@ def load_photos(
         first = faults[0]
         message = f"{len(faults):,} of {len(rows):,} images cannot be read; the first: {first.message}"
         raise DataError(first.code, message, path=first.path, details=tuple(str(fault.message) for fault in faults))
-    return Photos(pixels, fallback, instead)
+    return DecodedImages(pixels, fallback, fallback_index)
 
 
 def _draw_fallbacks(boxes: Sequence[Box | None], share: float, seed: int) -> NDArray[np.int64]:
-    """``(N,)``: -1, or the number of the drawn image."""
+    """Return ``(N,)``: the index of each drawn image among those drawn, and -1 for all others."""
     drawn = np.random.default_rng(seed).random(len(boxes)) < share
     drawn &= np.array([box is not None for box in boxes], dtype=np.bool_)
     return np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int64)

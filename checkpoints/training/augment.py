@@ -1,6 +1,6 @@
-"""Augmentation: albumentations' policies for an image; CutMix, MixUp and erasing for a batch.
+"""Augmentation: albumentations policies per image; CutMix, MixUp and random erasing per batch.
 
-What is drawn follows from the seed, the epoch and the image or batch.
+All randomness is derived from the seed, the epoch and the image or batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from timm.data.random_erasing import RandomErasing
 from ensemble.arrays import Pixels
 from ensemble.errors import OptionError
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version on import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # on import it checks for updates over the network
 
 DEFAULT: tuple[Mapping[str, Any], ...] = (
     {"name": "HorizontalFlip", "p": 0.5},
@@ -29,7 +29,7 @@ DEFAULT: tuple[Mapping[str, Any], ...] = (
     {"name": "RandomBrightnessContrast", "brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5},
     {"name": "GaussNoise", "std_range": [0.012, 0.028], "p": 0.3},
 )
-# for few people: a network learns a thousand faces by heart in a few epochs
+# for few people: a network overfits to a thousand faces within a few epochs
 STRONG: tuple[Mapping[str, Any], ...] = (
     {"name": "HorizontalFlip", "p": 0.5},
     {"name": "Affine", "scale": [0.85, 1.2], "translate_percent": [-0.08, 0.08], "rotate": [-15, 15], "p": 0.9},
@@ -50,16 +50,16 @@ _POLICIES = {"default": DEFAULT, "strong": STRONG}
 
 
 class Simple:
-    """Half of the images mirrored and, with ``light``, each up to a fifth brighter or darker and a little tinted.
+    """Flip half of the images and, if ``light``, change the brightness by up to 20 % and the color a little.
 
-    In numpy alone: a network that trains in seconds would wait for albumentations.
+    In numpy alone: albumentations would be the bottleneck of a network that trains in seconds.
     """
 
     def __init__(self, *, light: bool) -> None:
         self._light = light
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
-        """``(H, W, 3)`` uint8 to the same shape; the same seed always gives the same pixels."""
+        """Augment ``(H, W, 3)`` uint8 pixels; the same seed always gives the same result."""
         rng = np.random.default_rng(seed)
         images = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         if not self._light:
@@ -70,35 +70,35 @@ class Simple:
 
 
 class Policy:
-    """A list of albumentations' transforms by name and parameters, seeded anew for every image.
+    """A list of albumentations transforms by name and parameters, seeded per image.
 
     Raises:
-        OptionError: E204 when a transform or a parameter is not known, a warning is given, or the size would change.
+        OptionError: E204 when a transform or parameter is unknown, albumentations warns, or the size would change.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]]) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # albumentations only warns of parameters that it ignores
+            warnings.simplefilter("error")  # albumentations only warns about parameters that it ignores
             import albumentations
 
             self._compose: Any = albumentations.Compose([_build(albumentations, t) for t in transforms], seed=0)
         if self._compose(image=np.zeros((40, 24, 3), dtype=np.uint8))["image"].shape != (40, 24, 3):
-            raise OptionError("E204", "an augmentation changes the image's size", hint="leave out resizing and crops")
+            raise OptionError("E204", "an augmentation changes the image size", hint="remove resizing and cropping")
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
-        """``(H, W, 3)`` uint8 to the same shape; the same seed always gives the same pixels."""
+        """Augment ``(H, W, 3)`` uint8 pixels; the same seed always gives the same result."""
         self._compose.set_random_seed(seed)
         found: Pixels = self._compose(image=pixels)["image"]
         return found
 
 
 def parse_policy(text: str) -> Policy | Simple | None:
-    """``none``, ``flip``, ``light``, ``default``, ``strong``, or a TOML file.
+    """Parse ``none``, ``flip``, ``light``, ``default``, ``strong`` or the path of a TOML file.
 
-    The file has ``[[transform]]``s with ``name`` and albumentations' parameters.
+    The file has ``[[transform]]`` tables with ``name`` and the parameters of albumentations.
 
     Raises:
-        OptionError: E204 when the file is not such a file, or as `Policy` does.
+        OptionError: E204 when the file cannot be read, or as `Policy` does.
     """
     if text == "none":
         return None
@@ -116,22 +116,22 @@ def parse_policy(text: str) -> Policy | Simple | None:
             f"got {text!r}: {err}",
         ) from err
     if not names:
-        raise OptionError("E204", f"{text} lists no transform", hint="--augment none leaves the images as they are")
+        raise OptionError("E204", f"{text} lists no transforms", hint="use --augment none for no augmentation")
     return Policy(transforms)
 
 
 def image_seed(seed: int, epoch: int, *image: int) -> int:
-    """One seed for an image in an epoch, the same in whatever order and by however many workers it is taken."""
+    """Return the seed of an image in an epoch, which depends neither on the order nor on the number of workers."""
     return int(np.random.SeedSequence((seed, epoch, *image)).generate_state(1)[0])
 
 
 def cutmix(
     images: torch.Tensor, targets: torch.Tensor, *, half: bool, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste a rectangle of another image of the batch into each; targets are mixed by area.
+    """Paste a rectangle of another image of the batch into each image, and mix the targets by area.
 
     ``images`` is ``(B, 3, H, W)``, ``targets`` ``(B, C)``. The rectangle is that of Yun et al. 2019, "CutMix", with a
-    share drawn evenly; ``half`` pastes the left or the right half, so that a face stays one.
+    uniformly drawn area; ``half`` pastes the left or the right half instead, which keeps a face whole.
     """
     height, width = images.shape[2:]
     order = torch.randperm(len(images), generator=generator)
@@ -153,9 +153,9 @@ def cutmix(
 def mixup(
     images: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``m x_i + (1 - m) x_j`` for images ``(B, 3, H, W)`` and targets ``(B, C)`` alike, ``m`` of Beta(alpha, alpha).
+    """Return ``m x_i + (1 - m) x_j`` of images ``(B, 3, H, W)`` and targets ``(B, C)``, ``m ~ Beta(alpha, alpha)``.
 
-    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; one ``m`` a batch, as in the authors' code.
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization"; one ``m`` per batch, as in the authors' code.
     """
     order = torch.randperm(len(images), generator=generator).to(images.device)
     share = float(np.random.default_rng(_draw_seed(generator)).beta(alpha, alpha))
@@ -163,11 +163,11 @@ def mixup(
 
 
 def erase(images: torch.Tensor, *, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Set a rectangle of a ``share`` of the normalised images ``(B, 3, H, W)`` to 0, which is the mean colour.
+    """Set a rectangle in a ``share`` of the normalized images ``(B, 3, H, W)`` to 0, the mean color.
 
-    Zhong et al. 2020, "Random Erasing Data Augmentation", by timm: a fiftieth to a third of the area.
+    Zhong et al. 2020, "Random Erasing Data Augmentation", in timm's implementation: 2 % to a third of the area.
     """
-    state = random.getstate()  # timm draws from Python's own numbers; the caller's go on as they were
+    state = random.getstate()  # timm draws from Python's global generator; the caller's state is restored
     random.seed(_draw_seed(generator))
     try:
         erasing: Any = RandomErasing

@@ -1,4 +1,4 @@
-"""Images in memory, cut into batches: augmented to learn from, plain to predict."""
+"""Labeled images in memory, and batches of them: augmented for training, plain for prediction."""
 
 from __future__ import annotations
 
@@ -10,69 +10,70 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkpoints.data.image_cache import Photos
+from checkpoints.data.image_cache import DecodedImages
 from checkpoints.training.augment import Policy, Simple, image_seed
 from checkpoints.training.sampler import Order
-from checkpoints.training.settings import Settings
+from checkpoints.training.settings import TrainSettings
 from ensemble.arrays import Logits, Mask, Pixels
 
-_EVALUATED_AT_ONCE = 256
+_EVAL_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Images:
-    """Photos and, for each, the class to learn and the class to be scored on, both ``(N,)`` int64."""
+class LabeledImages:
+    """Decoded images and, for each, the class to train on and the class to score on, both ``(N,)`` int64."""
 
-    photos: Photos
+    decoded: DecodedImages
     targets: NDArray[np.int64]
     labels: NDArray[np.int64]
 
-    def __getitem__(self, chosen: Mask) -> Images:
-        photos = replace(self.photos, pixels=self.photos.pixels[chosen], instead=self.photos.instead[chosen])
-        return Images(photos, self.targets[chosen], self.labels[chosen])
+    def __getitem__(self, chosen: Mask) -> LabeledImages:
+        pixels, index = self.decoded.pixels[chosen], self.decoded.fallback_index[chosen]
+        decoded = replace(self.decoded, pixels=pixels, fallback_index=index)
+        return LabeledImages(decoded, self.targets[chosen], self.labels[chosen])
 
-    def joined(self, others: Images) -> Images:
-        """These and then the others."""
-        mine, theirs = self.photos, others.photos
-        moved = np.where(theirs.instead < 0, theirs.instead, theirs.instead + len(mine.fallback))
-        photos = Photos(
-            np.concatenate([mine.pixels, theirs.pixels]),
-            np.concatenate([mine.fallback, theirs.fallback]),
-            np.concatenate([mine.instead, moved]),
+    def concatenate(self, others: LabeledImages) -> LabeledImages:
+        """Return these images followed by the others."""
+        first, second = self.decoded, others.decoded
+        index = np.where(second.fallback_index < 0, -1, second.fallback_index + len(first.fallback))
+        decoded = DecodedImages(
+            np.concatenate([first.pixels, second.pixels]),
+            np.concatenate([first.fallback, second.fallback]),
+            np.concatenate([first.fallback_index, index]),
         )
-        return Images(
-            photos,
+        return LabeledImages(
+            decoded,
             np.concatenate([self.targets, others.targets]),
             np.concatenate([self.labels, others.labels]),
         )
 
 
-def batches(
-    seen: Images, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
+def make_batches(
+    images: LabeledImages, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
 ) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-    """The batches of one epoch; the next one is made while the model works on this one."""
+    """Yield one epoch's batches, pixels ``(B, H, W, 3)`` and classes ``(B,)``; the next one is made meanwhile."""
 
     def make(batch: Order) -> tuple[Pixels, NDArray[np.int64]]:
-        chosen = batch.images
-        pixels, instead = seen.photos.pixels[chosen], seen.photos.instead[chosen]
-        pixels[instead >= 0] = seen.photos.fallback[instead[instead >= 0]]
+        chosen, decoded = batch.images, images.decoded
+        pixels, fallback = decoded.pixels[chosen], decoded.fallback_index[chosen]
+        pixels[fallback >= 0] = decoded.fallback[fallback[fallback >= 0]]
         if policy is not None:
-            for row, (image, turn) in enumerate(zip(chosen.tolist(), batch.turns.tolist(), strict=True)):
-                # an image that comes again in an epoch is another variant of itself
-                again = (turn,) if turn else ()
-                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1, *again))
-        return pixels, seen.targets[chosen]
+            for row, (image, repeat) in enumerate(zip(chosen.tolist(), batch.repeats.tolist(), strict=True)):
+                # an image that is repeated in an epoch is augmented in another way
+                extra = (repeat,) if repeat else ()
+                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1, *extra))
+        return pixels, images.targets[chosen]
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make, order[0])
-        for chosen in order[1:]:
-            ready, ahead = ahead, pool.submit(make, chosen)
+        upcoming = pool.submit(make, order[0])
+        for batch in order[1:]:
+            ready, upcoming = upcoming, pool.submit(make, batch)
             yield ready.result()
-        yield ahead.result()
+        yield upcoming.result()
 
 
-def normalise(pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """``(B, H, W, 3)`` uint8 to what the model takes, ``(B, 3, H, W)``."""
+def normalize(pixels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
+    """Return ``(B, H, W, 3)`` uint8 pixels as the model's input, ``(B, 3, H, W)`` float32."""
     images = pixels / 255
     mean, std = images.new_tensor(settings.mean), images.new_tensor(settings.std)
     return ((images - mean) / std).permute(0, 3, 1, 2)
@@ -80,14 +81,14 @@ def normalise(pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 @torch.no_grad()
 def predict_pixels(
-    model: torch.nn.Module, pixels: Pixels, settings: Settings, *, view: Callable[[Pixels], Pixels] = np.asarray
+    model: torch.nn.Module, pixels: Pixels, settings: TrainSettings, *, view: Callable[[Pixels], Pixels] = np.asarray
 ) -> Logits:
-    """The logits ``(N, C)`` of ``(N, H, W, 3)`` images, in float32, as a model in eval mode gives them."""
+    """Return the logits ``(N, C)``, float32, of ``(N, H, W, 3)`` images, with the model in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    answers = [
-        model(normalise(torch.from_numpy(np.ascontiguousarray(view(batch))).to(device), settings)).cpu()
-        for batch in np.split(pixels, range(_EVALUATED_AT_ONCE, len(pixels), _EVALUATED_AT_ONCE))
+    logits = [
+        model(normalize(torch.from_numpy(np.ascontiguousarray(view(batch))).to(device), settings)).cpu()
+        for batch in np.split(pixels, range(_EVAL_BATCH, len(pixels), _EVAL_BATCH))
     ]
-    found: Logits = torch.cat(answers).numpy()
+    found: Logits = torch.cat(logits).numpy()
     return found

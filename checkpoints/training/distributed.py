@@ -1,4 +1,4 @@
-"""Several processes that train one model, on GPUs or machines, through Hugging Face accelerate."""
+"""Several processes that train one model, on several GPUs or machines, through Hugging Face accelerate."""
 
 from __future__ import annotations
 
@@ -9,97 +9,93 @@ from typing import Any, TypeVar
 
 import torch
 
-from checkpoints.training.sampler import Order
 from ensemble.errors import DeviceError, ModelError, OptionError
 
 T = TypeVar("T")
 
 
-class Team:
-    """The ``size`` processes of a training; this one has the ``number``, and number 0 is the main one, which writes.
+class DistributedContext:
+    """One of ``world_size`` processes; the process of rank 0 is the main one, which writes the files.
 
-    All of them read the images and draw the same order of them. Each computes its share of every batch, and all know
-    the whole batch's loss. MixUp and CutMix mix the images of a share with one another. Made without an accelerator,
-    it is a process by itself, for which nothing here does anything.
+    All processes read the images and draw the same order. Each computes its shard of every batch, and all of them have
+    the loss of the whole batch. MixUp and CutMix mix the images of one shard. Without an accelerator the context is
+    that of a single process, in which every method returns its argument or does nothing.
     """
 
-    def __init__(self, accelerator: Any = None) -> None:
+    def __init__(self, accelerator: Any = None, *, device: str = "cpu") -> None:
         self._accelerator = accelerator
-        self.number: int = 0 if accelerator is None else accelerator.process_index
-        self.size: int = 1 if accelerator is None else accelerator.num_processes
-        self.is_main = self.number == 0
+        self.device = device
+        self.rank: int = 0 if accelerator is None else accelerator.process_index
+        self.world_size: int = 1 if accelerator is None else accelerator.num_processes
+        self.is_main = self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """This process's part of ``count`` things in a row."""
-        return slice(self.number * count // self.size, (self.number + 1) * count // self.size)
+    def shard(self, count: int) -> slice:
+        """Return this process's part of ``count`` consecutive items."""
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
-    def cut(self, batch: Order) -> Order:
-        """This process's part of a batch."""
-        return batch[self.share(len(batch))]
+    def convert_batch_norm(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model with batch statistics over the whole batch, which torch computes on GPUs only.
 
-    def synchronise(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model with batch statistics over the whole batch, which torch can compute on GPUs only.
-
-        On the CPU a share has its own, and those that are kept are the main process's.
+        On the CPU the statistics are those of each shard, and the main process's are kept.
         """
         if self._accelerator is None or self._accelerator.device.type != "cuda":
             return model
         from timm.layers import norm_act
 
-        convert: Any = norm_act.convert_sync_batchnorm  # torch's own loses the activations in timm's norms
-        synchronised: torch.nn.Module = convert(model)
-        return synchronised
+        convert: Any = norm_act.convert_sync_batchnorm  # torch's own drops the activations of timm's norm layers
+        converted: torch.nn.Module = convert(model)
+        return converted
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
-        """What to call in the model's place, for gradients that are averaged over the processes.
+        """Return the wrapper to call instead of the model, which averages the gradients over the processes.
 
-        What is frozen must be so by now. The parameters become those of the main process.
+        Freeze parameters before. The main process's parameters are copied to all others.
         """
         if self._accelerator is None:
             return model
-        self._accelerator.free_memory()  # else it holds on to every fold's model
+        self._accelerator.free_memory()  # otherwise it holds on to the model of every fold
         prepared: torch.nn.Module = self._accelerator.prepare(model)
         return prepared
 
-    def averaging(self, prepared: torch.nn.Module, *, now: bool) -> AbstractContextManager[None]:
-        """Around a batch, forward and back: average the gradients after it, or with those of a later one."""
-        if self._accelerator is None or now:
+    def gradient_sync(self, prepared: torch.nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+        """Return a context for one batch: average the gradients after it, or accumulate them until a later batch."""
+        if self._accelerator is None or enabled:
             return nullcontext()
-        held: AbstractContextManager[None] = self._accelerator.no_sync(prepared)
-        return held
+        context: AbstractContextManager[None] = self._accelerator.no_sync(prepared)
+        return context
 
-    def whole(self, share: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes' equal shares; gradients flow to one's own.
+    def gather_with_grad(self, shard: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all processes' equal shards; gradients flow to this process's own.
 
-        The gradient of the whole batch's loss is then the sum of what the processes have, for any loss. They average
-        it, so each has to take it ``size`` times.
+        For any loss, the gradient of the whole batch is the sum of the processes' gradients. As these are averaged,
+        each process has to multiply its loss by ``world_size``.
         """
         if self._accelerator is None:
-            return share
-        rows = list(self._accelerator.gather(share.detach()).split(len(share)))
-        rows[self.number] = share
+            return shard
+        rows = list(self._accelerator.gather(shard.detach()).split(len(shard)))
+        rows[self.rank] = shard
         return torch.cat(rows)
 
-    def joined(self, share: list[T]) -> list[T]:
-        """All processes' lists as one."""
+    def gather_objects(self, shard: list[T]) -> list[T]:
+        """Return the lists of all processes as one."""
         if self._accelerator is None:
-            return share
+            return shard
         from accelerate.utils import gather_object
 
-        found: list[T] = gather_object(share)
-        return found
+        gathered: list[T] = gather_object(shard)
+        return gathered
 
-    def told(self, value: T) -> T:
-        """What the main process says."""
+    def broadcast(self, value: T) -> T:
+        """Return the main process's value."""
         if self._accelerator is None:
             return value
         from accelerate.utils import broadcast_object_list
 
-        found: T = broadcast_object_list([value])[0]
-        return found
+        received: T = broadcast_object_list([value])[0]
+        return received
 
-    def spread_statistics(self, model: torch.nn.Module) -> None:
-        """Give all processes the main one's batch statistics."""
+    def broadcast_buffers(self, model: torch.nn.Module) -> None:
+        """Copy the main process's batch statistics to all processes."""
         if self._accelerator is not None:
             from accelerate.utils import broadcast
 
@@ -110,14 +106,14 @@ class Team:
         """Compare a value with the main process's.
 
         Raises:
-            ModelError: E446 when it is another.
+            ModelError: E446 when they differ.
         """
-        if self.told(value) != value:
-            raise ModelError("E446", f"process {self.number} of the training does not see the same {what}")
+        if self.broadcast(value) != value:
+            raise ModelError("E446", f"process {self.rank} of the training does not see the same {what}")
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Around what the main process does before the others do it."""
+        """Let the main process run the block before the others."""
         if self._accelerator is None:
             yield
             return
@@ -125,8 +121,8 @@ class Team:
             yield
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Around what the processes do together.
+    def detecting_lost_processes(self) -> Iterator[None]:
+        """Translate torch's errors in a block with communication.
 
         Raises:
             ModelError: E447 when another process has ended.
@@ -134,51 +130,54 @@ class Team:
         try:
             yield
         except RuntimeError as err:
-            lost = isinstance(err, torch.distributed.DistError) or "gloo" in str(err)
-            if self._accelerator is None or not lost:
+            is_lost = isinstance(err, torch.distributed.DistError) or "gloo" in str(err)
+            if self._accelerator is None or not is_lost:
                 raise
-            raise ModelError(
-                "E447", f"process {self.number} lost the others: {str(err).partition(chr(10))[0]}"
-            ) from err
+            message = f"process {self.rank} lost the others: {str(err).partition(chr(10))[0]}"
+            raise ModelError("E447", message) from err
 
     def end(self) -> None:
-        """Wait for the others, and part.
+        """Wait for the other processes, and leave the group.
 
         Raises:
             ModelError: E447 when another process has ended.
         """
         if self._accelerator is not None:
-            with self.watched():
+            with self.detecting_lost_processes():
                 self._accelerator.wait_for_everyone()
             self._accelerator.end_training()
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistributedContext()
 
 
-def join(device: str) -> tuple[Team, str]:
-    """The processes that `accelerate launch` or torchrun started, this being one, and the device that it has.
+def init_distributed(device: str) -> DistributedContext:
+    """Return the context of this process, started by `accelerate launch`, torchrun or neither, and its device.
+
+    Without a launcher, ``auto`` is the GPU if torch has one, else the CPU.
 
     Raises:
-        OptionError: E204 when a device was asked for, as each process has its own, or when models are to be divided.
-        DeviceError: E601 when there are more processes on this machine than GPUs.
+        OptionError: E204 when a device was given to several processes, or accelerate is set up to split models.
+        DeviceError: E601 when there are more processes than GPUs on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
-        return ALONE, device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return DistributedContext(device=device)
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
     if device != "auto":
-        raise OptionError("E204", f"--device {device}: of several processes each takes the GPU of its number")
+        raise OptionError("E204", f"--device {device}: with several processes, each takes the GPU of its local rank")
     gpus = 0 if os.environ.get("ACCELERATE_USE_CPU") == "true" else torch.cuda.device_count()
     if gpus and int(os.environ["LOCAL_RANK"]) >= gpus:
-        raise DeviceError("E601", f"there are more processes than the {gpus} GPUs", hint="start one for each GPU")
-    # the precision is our own setting, whatever accelerate's configuration says
+        raise DeviceError("E601", f"there are more processes than the {gpus} GPUs", hint="start one process per GPU")
+    # the precision is set by --bf16 and --fp16, whatever accelerate's configuration says
     accelerator = Accelerator(cpu=gpus == 0, mixed_precision="no")
     if accelerator.distributed_type not in {DistributedType.MULTI_GPU, DistributedType.MULTI_CPU}:
         raise OptionError(
             "E204",
-            f"ens train divides batches and no models, and accelerate was set to {accelerator.distributed_type}",
+            f"ens train is data parallel only, and accelerate is set to {accelerator.distributed_type}",
             hint="accelerate launch --multi_gpu",
         )
-    return Team(accelerator), str(accelerator.device) if gpus else "cpu"
+    return DistributedContext(accelerator, device=str(accelerator.device) if gpus else "cpu")

@@ -1,4 +1,4 @@
-"""The epochs of one fold: learn, score on the people held out, keep the best or the last."""
+"""The training loop of one fold: train an epoch, score it on the hold-out part, keep the best or the last."""
 
 from __future__ import annotations
 
@@ -13,129 +13,125 @@ import torch
 from torch.nn import functional
 
 from checkpoints.training.augment import Policy, Simple, cutmix, erase, image_seed, mixup, parse_policy
-from checkpoints.training.batches import Images, batches, normalise, predict_pixels
-from checkpoints.training.distributed import ALONE, Team
+from checkpoints.training.batches import LabeledImages, make_batches, normalize, predict_pixels
+from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
-from checkpoints.training.loggers import LogRow, Remote, write_log
+from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
 from checkpoints.training.losses import Loss, class_weights, parse_loss
 from checkpoints.training.optimizer import make_optimizer, make_schedule
 from checkpoints.training.sampler import count_steps, cut_steps, draw_order
-from checkpoints.training.settings import Settings
-from checkpoints.training.training_state import Course, Epoch, load_course, save_course
+from checkpoints.training.settings import TrainSettings
+from checkpoints.training.training_state import Epoch, TrainingState, restore_state, save_state
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
 from ensemble.metrics import confusion_matrix, macro_f1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldData:
+    """One fold's images, the seed of everything that is drawn, and the model's name."""
+
+    name: str
+    training: LabeledImages
+    holdout: LabeledImages
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a fold's log is written and, when ``origin`` says what is trained from what, its state after each epoch."""
+class TrainingFiles:
+    """A fold's log and the file of its training state, which is written only if there is a ``fingerprint`` of the job.
+
+    A state is resumed from only if it has the same fingerprint.
+    """
 
     log: Path
     state: Path
-    origin: str | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """What stays the same from epoch to epoch; an epoch has ``steps`` steps of the optimiser.
+class _Loop:
+    """The constants of a fold's epochs; each has ``steps`` optimizer steps.
 
-    ``answer`` is the model as it is called to learn.
+    ``forward`` is the model wrapped for distributed training.
     """
 
-    answer: torch.nn.Module
-    team: Team
-    seen: Images
-    settings: Settings
-    seed: int
+    data: FoldData
+    settings: TrainSettings
+    forward: torch.nn.Module
+    distributed: DistributedContext
     steps: int
-    loss_of: Loss
+    loss: Loss
     policy: Policy | Simple | None
     frozen: tuple[torch.nn.Module, ...]
 
 
-def fit(
+def train_epochs(
     model: torch.nn.Module,
-    seen: Images,
-    held_out: Images,
-    settings: Settings,
-    name: str,
+    data: FoldData,
+    settings: TrainSettings,
     *,
-    seed: int,
-    place: Place,
-    remote: Remote,
+    files: TrainingFiles,
+    logger: ExperimentLogger,
     listener: Listener,
-    team: Team = ALONE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> Epoch:
-    """The epoch that is kept; of equally good ones the later.
+    """Train the model and return the epoch that is kept; the later one wins on ties.
 
     Raises:
-        ModelError: E440 when a loss is no longer a number, E403 when the state to go on from is damaged.
+        ModelError: E440 when the loss is not finite, E403 when the state to resume from is damaged.
         OptionError: E204 when several processes have too few images.
     """
-    model = team.synchronise(model).to(memory_format=torch.channels_last)
-    task = _prepare(model, seen, settings, seed, team)
-    course = _begin(model, task)
-    if place.origin is not None and load_course(place.state, course, origin=place.origin):
-        listener.notice(Notice("I445", f"{name} goes on after epoch {course.done} of {settings.epochs}", place.state))
-    team.require_same(course.done, f"state in {place.state.parent}")
-    while course.done < settings.epochs and not _is_patience_over(course, settings):
-        number = course.done + 1
-        began = time.perf_counter()
-        loss = _learn(course, task, number)
-        if not np.isfinite(loss):
-            raise ModelError("E440", f"{name}: the loss of epoch {number} is {loss}")
-        speed = task.steps * settings.batch * settings.accumulate / (time.perf_counter() - began)
-        scored = course.model if course.averaged is None else course.averaged
-        score, accuracy = _score(scored, held_out, settings, team)
-        if score >= course.best_score:
-            course.best_epoch, course.best_score = number, score
-        if settings.keep == "last" or course.best_epoch == number:
-            course.kept = Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
-        course.done = number
-        rate = max(group["lr"] for group in course.optimizer.param_groups)
-        course.log.append(LogRow(number, loss, rate, score, accuracy, speed))
-        if team.is_main:
-            write_log(place.log, course.log)
-            remote.log(course.log[-1])
-            if place.origin is not None:
-                save_course(place.state, course, origin=place.origin)
-        listener.progress(f"train {name}", number, settings.epochs)
-    if course.done < settings.epochs:
-        listener.progress(f"train {name}", settings.epochs, settings.epochs)
-    assert course.kept is not None, "a member is trained for one epoch or more"
-    return course.kept
+    model = distributed.convert_batch_norm(model).to(memory_format=torch.channels_last)
+    loop = _prepare(model, data, settings, distributed)
+    state = _init_state(model, loop)
+    if files.fingerprint is not None and restore_state(files.state, state, fingerprint=files.fingerprint):
+        message = f"{data.name} resumes after epoch {state.done} of {settings.epochs}"
+        listener.notice(Notice("I445", message, files.state))
+    distributed.require_same(state.done, f"state in {files.state.parent}")
+    while state.done < settings.epochs and not _is_patience_over(state, settings):
+        _run_epoch(state, loop)
+        if distributed.is_main:
+            write_log(files.log, state.log)
+            logger.log(state.log[-1])
+            if files.fingerprint is not None:
+                save_state(files.state, state, fingerprint=files.fingerprint)
+        listener.progress(f"train {data.name}", state.done, settings.epochs)
+    if state.done < settings.epochs:
+        listener.progress(f"train {data.name}", settings.epochs, settings.epochs)
+    assert state.kept is not None, "a member is trained for one epoch or more"
+    return state.kept
 
 
-def _is_patience_over(course: Course, settings: Settings) -> bool:
-    return settings.patience is not None and course.done - course.best_epoch >= settings.patience
+def _is_patience_over(state: TrainingState, settings: TrainSettings) -> bool:
+    return settings.patience is not None and state.done - state.best_epoch >= settings.patience
 
 
-def _prepare(model: torch.nn.Module, seen: Images, settings: Settings, seed: int, team: Team) -> _Task:
-    if team.size > 1 and len(seen.labels) < settings.batch * settings.accumulate:
+def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, distributed: DistributedContext) -> _Loop:
+    targets, per_step = data.training.targets, settings.batch * settings.accumulate
+    if distributed.world_size > 1 and len(targets) < per_step:
         raise OptionError(
             "E204",
-            f"a step needs {settings.batch * settings.accumulate} images, and a fold learns from {len(seen.labels)}",
+            f"a step needs {per_step} images, and the training part of a fold has {len(targets)}",
             hint="lower --batch or --accumulate, or train in one process",
         )
-    counts = torch.from_numpy(np.bincount(seen.targets, minlength=len(settings.labels)))
+    counts = torch.from_numpy(np.bincount(targets, minlength=len(settings.labels)))
     weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
     frozen = freeze(model, settings.freeze)
-    return _Task(
-        answer=team.prepare(model),
-        team=team,
-        seen=seen,
+    return _Loop(
+        data=data,
         settings=settings,
-        seed=seed,
-        steps=count_steps(len(seen.labels), batch=settings.batch, accumulate=settings.accumulate),
-        loss_of=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
+        forward=distributed.prepare(model),
+        distributed=distributed,
+        steps=count_steps(len(targets), batch=settings.batch, accumulate=settings.accumulate),
+        loss=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
         policy=parse_policy(settings.augment),
         frozen=frozen,
     )
 
 
-def _begin(model: torch.nn.Module, task: _Task) -> Course:
-    settings = task.settings
+def _init_state(model: torch.nn.Module, loop: _Loop) -> TrainingState:
+    settings = loop.settings
     optimizer = make_optimizer(
         model,
         settings.optimizer,
@@ -143,44 +139,63 @@ def _begin(model: torch.nn.Module, task: _Task) -> Course:
         weight_decay=settings.weight_decay,
         layer_decay=settings.layer_decay,
     )
-    schedule = make_schedule(optimizer, settings.schedule, steps=task.steps * settings.epochs, warm_up=settings.warm_up)
+    schedule = make_schedule(optimizer, settings.schedule, steps=loop.steps * settings.epochs, warm_up=settings.warm_up)
     averaged = copy.deepcopy(model) if settings.ema is not None else None
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=settings.fp16)
-    return Course(model, averaged, optimizer, schedule, scaler)
+    return TrainingState(model, averaged, optimizer, schedule, scaler)
 
 
-def _learn(course: Course, task: _Task, number: int) -> float:
-    """One epoch; its mean loss, which is no number as soon as that of one batch is none."""
-    settings, seen, team = task.settings, task.seen, task.team
-    device = next(course.model.parameters()).device
-    course.model.train()
-    for module in task.frozen:
+def _run_epoch(state: TrainingState, loop: _Loop) -> None:
+    """Train and score the next epoch, and update the state: its log, its best epoch and the epoch that is kept."""
+    settings, number = loop.settings, state.done + 1
+    start = time.perf_counter()
+    loss = _train_epoch(state, loop, number)
+    if not np.isfinite(loss):
+        raise ModelError("E440", f"{loop.data.name}: the loss of epoch {number} is {loss}")
+    speed = loop.steps * settings.batch * settings.accumulate / (time.perf_counter() - start)
+    scored = state.model if state.averaged is None else state.averaged
+    score, accuracy = _score(scored, loop.data.holdout, settings, loop.distributed)
+    if score >= state.best_score:
+        state.best_epoch, state.best_score = number, score
+    if settings.keep == "last" or state.best_epoch == number:
+        state.kept = Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
+    state.done = number
+    learning_rate = max(group["lr"] for group in state.optimizer.param_groups)
+    state.log.append(LogRow(number, loss, learning_rate, score, accuracy, speed))
+
+
+def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
+    """Train one epoch and return its mean loss, which is not finite as soon as that of one batch is not."""
+    settings, data, distributed = loop.settings, loop.data, loop.distributed
+    device = next(state.model.parameters()).device
+    state.model.train()
+    for module in loop.frozen:
         module.eval()
-    generator = torch.Generator().manual_seed(image_seed(task.seed, number, 0))
-    order = draw_order(seen.targets, balanced=settings.balanced, generator=generator)
+    generator = torch.Generator().manual_seed(image_seed(data.seed, number, 0))
+    order = draw_order(data.training.targets, balanced=settings.balanced, generator=generator)
     steps = cut_steps(order, batch=settings.batch, accumulate=settings.accumulate)
-    if not team.is_main:  # what is drawn from here on is each process's own
-        own = image_seed(task.seed, number, 0, team.number)
+    if not distributed.is_main:  # from here on each process draws its own random numbers
+        own = image_seed(data.seed, number, 0, distributed.rank)
         generator.manual_seed(own)
         torch.manual_seed(own)
-    shares = [team.cut(batch) for step in steps for batch in step]
-    made = batches(seen, shares, task.policy, seed=task.seed, epoch=number)
+    shards = [batch[distributed.shard(len(batch))] for step in steps for batch in step]
+    batches = make_batches(data.training, shards, loop.policy, seed=data.seed, epoch=number)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for step in steps:
-        for part, (pixels, labels) in enumerate(islice(made, len(step)), 1):
-            images = normalise(torch.from_numpy(pixels).to(device), settings)
+        for part, (pixels, labels) in enumerate(islice(batches, len(step)), 1):
+            images = normalize(torch.from_numpy(pixels).to(device), settings)
             targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
             images, targets = _mix(images, targets, settings, generator)
-            with team.averaging(task.answer, now=part == len(step)):
-                total += _backward(course, images, targets, task, share=1 / len(step)) / len(step)
-        _step(course, settings)
-    return total.item() / task.steps
+            with distributed.gradient_sync(loop.forward, enabled=part == len(step)):
+                total += _backward(state, images, targets, loop, share=1 / len(step)) / len(step)
+        _step(state, settings)
+    return total.item() / loop.steps
 
 
 def _mix(
-    images: torch.Tensor, targets: torch.Tensor, settings: Settings, generator: torch.Generator
+    images: torch.Tensor, targets: torch.Tensor, settings: TrainSettings, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Erase, and then mix the batch with itself; of two ways to mix each batch takes one, with even chances."""
+    """Apply random erasing, then MixUp or CutMix: where both are set, each batch gets one of them at even odds."""
     if settings.erasing:
         images = erase(images, share=settings.erasing, generator=generator)
     cuts = settings.cutmix != "none"
@@ -190,48 +205,50 @@ def _mix(
 
 
 def _backward(
-    course: Course, images: torch.Tensor, targets: torch.Tensor, task: _Task, *, share: float
+    state: TrainingState, images: torch.Tensor, targets: torch.Tensor, loop: _Loop, *, share: float
 ) -> torch.Tensor:
-    """Add ``share`` of the gradient of a batch to that of the step; its loss."""
-    settings, team = task.settings, task.team
+    """Add ``share`` of a batch's gradient to that of the step, and return the batch's loss."""
+    settings, distributed = loop.settings, loop.distributed
     precision = torch.float16 if settings.fp16 else torch.bfloat16
     with torch.autocast(images.device.type, precision, enabled=settings.bf16 or settings.fp16):
-        logits = task.answer(images)
-    loss = task.loss_of(team.whole(logits), team.whole(targets))
-    torch.autograd.backward(course.scaler.scale(share * team.size * loss))
+        logits = loop.forward(images)
+    loss = loop.loss(distributed.gather_with_grad(logits), distributed.gather_with_grad(targets))
+    torch.autograd.backward(state.scaler.scale(share * distributed.world_size * loss))
     return loss.detach()
 
 
-def _step(course: Course, settings: Settings) -> None:
-    course.scaler.unscale_(course.optimizer)
+def _step(state: TrainingState, settings: TrainSettings) -> None:
+    state.scaler.unscale_(state.optimizer)
     if settings.clip is not None:
-        torch.nn.utils.clip_grad_norm_(course.model.parameters(), settings.clip)
-    before = course.scaler.get_scale()
-    course.scaler.step(course.optimizer)
-    course.scaler.update()
-    course.optimizer.zero_grad()
-    if course.scaler.get_scale() < before:  # float16 overflowed: it was no step, and the next one is scaled less
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
+    before = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    if state.scaler.get_scale() < before:  # float16 overflowed: the optimizer skipped the step
         return
-    course.schedule.step()
-    if course.averaged is not None and settings.ema is not None:
-        _average(course.averaged, course.model, settings.ema)
+    state.schedule.step()
+    if state.averaged is not None and settings.ema is not None:
+        _update_average(state.averaged, state.model, settings.ema)
 
 
 @torch.no_grad()
-def _average(averaged: torch.nn.Module, model: torch.nn.Module, kept: float) -> None:
-    """Exponential moving average of weights and batch statistics (Polyak and Juditsky 1992)."""
+def _update_average(averaged: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Update the exponential moving average of weights and batch statistics (Polyak and Juditsky 1992)."""
     for old, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
         if old.is_floating_point():
-            old.lerp_(new, 1 - kept)
+            old.lerp_(new, 1 - decay)
         else:
             old.copy_(new)
 
 
-def _score(model: torch.nn.Module, images: Images, settings: Settings, team: Team) -> tuple[float, float]:
-    """Macro F1 and accuracy."""
-    team.spread_statistics(model)
-    pixels = images.photos.pixels[team.share(len(images.labels))]
+def _score(
+    model: torch.nn.Module, images: LabeledImages, settings: TrainSettings, distributed: DistributedContext
+) -> tuple[float, float]:
+    """Return macro F1 and accuracy."""
+    distributed.broadcast_buffers(model)
+    pixels = images.decoded.pixels[distributed.shard(len(images.labels))]
     own = predict_pixels(model, pixels, settings).argmax(axis=1).tolist() if len(pixels) else []
-    answered = np.array(team.joined(own))
-    confusion = confusion_matrix(images.labels, answered, classes=len(settings.labels))
-    return float(macro_f1(confusion)), float(np.mean(answered == images.labels))
+    predicted = np.array(distributed.gather_objects(own))
+    confusion = confusion_matrix(images.labels, predicted, classes=len(settings.labels))
+    return float(macro_f1(confusion)), float(np.mean(predicted == images.labels))

@@ -1,4 +1,4 @@
-"""What a training says about each epoch: a CSV always, and W&B or TensorBoard where asked."""
+"""Metrics per epoch: always a CSV file, and W&B or TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, Literal
 from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
 
-Logger = Literal["wandb", "tensorboard"]
-_AT_THE_END = 4  # times as patient, as there may be much left to send
+LoggerKind = Literal["wandb", "tensorboard"]
+_CLOSE_FACTOR = 4  # times the timeout, as there may be much left to send
 
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """One epoch: the mean loss of its batches, the highest learning rate of its last step, the held-out scores."""
+    """One epoch: the mean loss of its batches, the highest learning rate of its last step, the hold-out scores."""
 
     epoch: int
     loss: float
@@ -32,7 +32,7 @@ class LogRow:
 
 
 def write_log(path: Path, rows: Sequence[LogRow]) -> Path:
-    """A line an epoch, under the names of `LogRow`.
+    """Write one line per epoch, with the fields of `LogRow` as columns.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -44,37 +44,37 @@ def write_log(path: Path, rows: Sequence[LogRow]) -> Path:
     return write_atomic(path, sink.getvalue().encode())
 
 
-class Remote:
-    """W&B or TensorBoard, or nobody; a logger that fails is given up with a notice, and the training goes on.
+class ExperimentLogger:
+    """W&B, TensorBoard or neither; a logger that fails is dropped with a notice, and the training continues.
 
-    So is one that does not answer within ``patience`` seconds, or four times as many at the end. W&B without a key in
-    ``WANDB_API_KEY`` keeps its files to itself, in ``folder``.
+    So is one that does not respond within ``timeout`` seconds, or four times as many on closing. Without a key in
+    ``WANDB_API_KEY``, W&B works offline and writes to ``folder``.
     """
 
     def __init__(
         self,
-        kind: Logger | None,
+        kind: LoggerKind | None,
         folder: Path,
         name: str,
         settings: Mapping[str, Any],
         *,
         listener: Listener,
-        patience: float = 15.0,
+        timeout: float = 15.0,
     ) -> None:
-        self._kind, self._listener, self._patience = kind, listener, patience
+        self._kind, self._listener, self._timeout = kind, listener, timeout
         self._run: Any = None
         if kind is not None:
             self._run = self._try(lambda: self._start(folder, name, settings))
 
     def log(self, row: LogRow) -> None:
-        """Pass an epoch on."""
+        """Log one epoch."""
         if run := self._run:
             self._try(lambda: self._send(run, row))
 
     def close(self) -> None:
-        """Say that there are no more."""
+        """Close the logger after the last epoch."""
         if run := self._run:
-            self._try(run.finish if self._kind == "wandb" else run.close, patience=_AT_THE_END)
+            self._try(run.finish if self._kind == "wandb" else run.close, timeout_factor=_CLOSE_FACTOR)
 
     def _start(self, folder: Path, name: str, settings: Mapping[str, Any]) -> object:
         if self._kind == "wandb":
@@ -94,36 +94,36 @@ class Remote:
         for key, value in values.items():
             run.add_scalar(key, value, row.epoch)
 
-    def _try(self, action: Callable[[], object], *, patience: float = 1) -> object:
+    def _try(self, action: Callable[[], object], *, timeout_factor: float = 1) -> object:
         try:
-            return _within(patience * self._patience, action)
-        except Exception as err:  # noqa: BLE001 - a logger can fail in any way, and none is worth a training
+            return _run_with_timeout(timeout_factor * self._timeout, action)
+        except Exception as err:  # noqa: BLE001 - a logger can fail in any way, and none may stop a training
             self._run = None
             reason = str(err).partition("\n")[0] or type(err).__name__
-            self._listener.notice(Notice("W443", f"{self._kind} is given up, the CSV goes on: {reason}"))
+            self._listener.notice(Notice("W443", f"{self._kind} is disabled, the CSV log continues: {reason}"))
             return None
 
 
-def _within(seconds: float, action: Callable[[], object]) -> object:
-    """What an action returns.
+def _run_with_timeout(seconds: float, action: Callable[[], object]) -> object:
+    """Return the result of an action.
 
     Raises:
-        TimeoutError: when it does not return in time; it is left alone, and does not keep the process from ending.
-        Exception: whatever it raises.
+        TimeoutError: when it does not return in time; it keeps running in a daemon thread.
+        Exception: any exception of the action.
     """
-    answers: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answers.put((action(), None))
-        except BaseException as err:  # noqa: BLE001 - raised again by who waits
-            answers.put((None, err))
+            results.put((action(), None))
+        except BaseException as err:  # noqa: BLE001 - raised again in the waiting thread
+            results.put((None, err))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        found, failed = answers.get(timeout=seconds)
+        result, failed = results.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
+        raise TimeoutError(f"no response within {seconds:g} seconds") from None
     if failed is not None:
         raise failed
-    return found
+    return result

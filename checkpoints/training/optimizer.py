@@ -1,4 +1,4 @@
-"""The optimiser and the course of its learning rate."""
+"""The optimizer and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from checkpoints.training.settings import Optimizer, Schedule
 def make_optimizer(
     model: torch.nn.Module, name: Optimizer, *, learning_rate: float, weight_decay: float, layer_decay: float | None
 ) -> torch.optim.Optimizer:
-    """timm's optimiser for the parameters that train; each layer group below learns ``layer_decay`` times as fast.
+    """Return timm's optimizer for the trainable parameters; weight decay excludes biases and norm layers.
 
-    Layer-wise decay: Bao et al. 2022, "BEiT". Biases and norms are not decayed.
+    With ``layer_decay`` the learning rate of each layer group is that factor times the one of the group above
+    (layer-wise learning rate decay: Bao et al. 2022, "BEiT").
     """
     optimizer: Any = create_optimizer_v2(
         model,
@@ -27,7 +28,7 @@ def make_optimizer(
         layer_decay=layer_decay,
     )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.pop("lr_scale", 1.0)  # only timm's own schedulers look at it
+        group["lr"] = learning_rate * group.pop("lr_scale", 1.0)  # only timm's own schedulers read it
     found: torch.optim.Optimizer = optimizer
     return found
 
@@ -35,10 +36,10 @@ def make_optimizer(
 def make_schedule(
     optimizer: torch.optim.Optimizer, name: Schedule, *, steps: int, warm_up: float
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up over the share ``warm_up`` of all steps, then down to zero on a cosine, or level where ``constant``.
+    """Return a schedule with a warm-up over the share ``warm_up`` of all steps.
 
-    ``cosine``: Loshchilov and Hutter 2017, "SGDR", rising linearly first. ``onecycle``: Smith and Topin 2018,
-    "Super-Convergence", as torch does it.
+    ``cosine``: linear warm-up, then cosine annealing to zero (Loshchilov and Hutter 2017, "SGDR"). ``constant``: linear
+    warm-up, then a constant rate. ``onecycle``: Smith and Topin 2018, "Super-Convergence", in torch's implementation.
     """
     if name == "onecycle":
         return torch.optim.lr_scheduler.OneCycleLR(
@@ -48,13 +49,13 @@ def make_schedule(
             pct_start=warm_up,
             cycle_momentum=False,
         )
-    rising = round(warm_up * steps)
+    warm_up_steps = round(warm_up * steps)
 
     def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
+        if step < warm_up_steps:
+            return (step + 1) / (warm_up_steps + 1)
         if name == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up_steps) / max(1, steps - warm_up_steps))))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

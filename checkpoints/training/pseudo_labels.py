@@ -1,4 +1,4 @@
-"""Pseudo-labels: confident predictions on unlabelled images, learned as if they were the truth.
+"""Pseudo-labels: confident predictions on unlabeled images, used as ground truth in training.
 
 Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks".
 """
@@ -24,68 +24,85 @@ from ensemble.predictions.external import read_members
 
 
 @dataclass(frozen=True, slots=True)
-class Pseudo:
-    """Images that the training part of every fold gets besides its own, as rows of nobody, and their face boxes."""
+class PseudoLabels:
+    """Pseudo-labeled images, which are added to the training part of every fold, and their face boxes."""
 
     rows: tuple[Row, ...]
     boxes: Boxes | None = None
 
 
-def read_pseudo(
-    predictions: Sequence[Path],
-    images: Path,
+@dataclass(frozen=True, slots=True)
+class PseudoLabelSource:
+    """Predictions of the images in a folder, and which of them to use.
+
+    ``min_confidence`` is the smallest probability of a predicted class, ``max_share`` the largest share of
+    pseudo-labeled images in the training part of a fold.
+
+    Raises:
+        OptionError: E204 when a confidence or share is out of range.
+    """
+
+    predictions: tuple[Path, ...]
+    images: Path
+    min_confidence: float = 0.95
+    max_share: float = 0.5
+    boxes: Boxes | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_confidence <= 1 or not 0 < self.max_share < 1:
+            raise OptionError(
+                "E204",
+                f"--min-confidence must be above 0 and up to 1, --max-share above 0 and below 1, "
+                f"got {self.min_confidence} and {self.max_share}",
+            )
+
+
+def read_pseudo_labels(
+    source: PseudoLabelSource,
     rows: Sequence[Row],
     folds: Folds,
     labels: LabelSpace,
     *,
-    min_confidence: float = 0.95,
-    max_share: float = 0.5,
-    boxes: Boxes | None = None,
     listener: Listener = SILENT,
-) -> Pseudo:
-    """The images in ``images`` whose likeliest class has ``min_confidence`` or more in the mean of the predictions.
+) -> PseudoLabels:
+    """Return the images whose most probable class has ``min_confidence`` or more in the blend of the predictions.
 
-    Views, folds and members are averaged as `ens blend` does. No fold learns from more of them than the share
-    ``max_share`` of all its images; the most confident ones are taken. ``rows`` are those that the folds deal.
+    Views, folds and members are averaged as `ens blend` does. ``rows`` are the labeled images, which the folds split.
+    The most confident images are used, as many as ``max_share`` allows in the smallest training part.
 
     Raises:
-        OptionError: E204 when a confidence or share is out of range, or leaves no image.
-        PredictionError: the codes of `read_members` and `blend`; E501 when the classes are others than ``labels``.
-        DataError: E346 when one of the images is trained with already; the codes of `list_images`.
+        OptionError: E204 when no image is left.
+        PredictionError: the codes of `read_members` and `blend`; E501 when their classes differ from ``labels``.
+        DataError: E346 when one of the images is in ``rows``; the codes of `list_images`.
     """
-    if not 0 < min_confidence <= 1 or not 0 < max_share < 1:
-        raise OptionError(
-            "E204",
-            f"--min-confidence must be above 0 and up to 1, --max-share above 0 and below 1, "
-            f"got {min_confidence} and {max_share}",
-        )
-    members = read_members(predictions, labels, kind=None)
+    members = read_members(source.predictions, labels, kind=None)
     blended = blend(members, make_recipe(members), listener=listener)
     columns = labels.permutation(blended.labels, owner=members[0].member)
     probabilities = blended.probabilities[:, columns]
     confidence = probabilities.max(axis=1)
-    fewest = min(int(np.count_nonzero(~folds.holdout(rows, fold))) for fold in range(folds.count))
-    most = int(max_share / (1 - max_share) * fewest)
-    # a stable sort: of equally confident images those first by name
-    chosen = [i for i in np.argsort(-confidence, kind="stable") if confidence[i] >= min_confidence]
+    smallest = min(int(np.count_nonzero(~folds.holdout(rows, fold))) for fold in range(folds.count))
+    most = int(source.max_share / (1 - source.max_share) * smallest)
+    # a stable sort: the first by name wins on ties
+    chosen = [i for i in np.argsort(-confidence, kind="stable") if confidence[i] >= source.min_confidence]
     left_out = len(chosen[most:])
     taken = sorted(chosen[:most])
     if not chosen:
         raise OptionError(
             "E204",
-            f"no prediction has a confidence of {min_confidence} or more, the highest has {confidence.max():.4f}",
+            f"no prediction has a confidence of {source.min_confidence} or more; the highest is {confidence.max():.4f}",
             hint="lower --min-confidence, or leave out --pseudo",
         )
     if not taken:
-        raise OptionError("E204", f"--max-share {max_share} of a fold with {fewest} images is less than one image")
-    listing = list_images(images, [blended.ids[i] for i in taken])  # in silence: most of the others are only in doubt
+        raise OptionError("E204", f"--max-share {source.max_share} allows no image in a fold of {smallest}")
+    # without a listener: the images that are not listed are below the threshold, or beyond the share
+    listing = list_images(source.images, [blended.ids[i] for i in taken])
     _require_new(listing.paths, rows)
     found = tuple(
         Row(name, f"unlabelled {name}", None, None, None, int(probabilities[i].argmax()), path)
         for i, name, path in zip(taken, listing.ids, listing.paths, strict=True)
     )
-    _tell(found, labels, len(blended), left_out, listener)
-    return Pseudo(found, boxes)
+    _report(found, labels, len(blended), left_out, listener)
+    return PseudoLabels(found, source.boxes)
 
 
 def _require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
@@ -93,12 +110,13 @@ def _require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
     odd = [path for path in paths if path.resolve() in known]
     if odd:
         some = enumerate_some([str(path) for path in odd])
-        raise DataError("E346", f"{len(odd):,} of the pseudo-labelled images are training images: {some}")
+        raise DataError("E346", f"{len(odd):,} of the pseudo-labeled images are training images: {some}")
 
 
-def _tell(rows: Sequence[Row], labels: LabelSpace, count: int, left_out: int, listener: Listener) -> None:
-    listener.notice(Notice("W347", f"{len(rows):,} of {count:,} predicted images are learned with the predicted class"))
+def _report(rows: Sequence[Row], labels: LabelSpace, count: int, left_out: int, listener: Listener) -> None:
+    message = f"{len(rows):,} of {count:,} predicted images are used in training, labeled with the predicted class"
+    listener.notice(Notice("W347", message))
     counts = np.bincount([row.label for row in rows], minlength=len(labels))
     each = ", ".join(f"{name}: {n:,}" for name, n in zip(labels.names, counts.tolist(), strict=True))
-    more = f"; {left_out:,} more were confident, beyond --max-share" if left_out else ""
+    more = f"; {left_out:,} more were confident enough, but exceed --max-share" if left_out else ""
     listener.notice(Notice("I348", f"pseudo-labels by class: {each}{more}"))

@@ -1,4 +1,4 @@
-"""In which order the images of an epoch are learned, and how that order is cut into batches."""
+"""The order of the images in an epoch, and its division into batches."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Order:
-    """Numbers of images ``(N,)`` int64; where one is there several times, each has a turn of its own, from 0."""
+    """Indices of images, ``(N,)`` int64; ``repeats`` counts from 0 how often each one has come before."""
 
     images: NDArray[np.int64]
-    turns: NDArray[np.int64]
+    repeats: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, chosen: slice) -> Order:
-        return Order(self.images[chosen], self.turns[chosen])
+        return Order(self.images[chosen], self.repeats[chosen])
 
 
 def draw_order(targets: NDArray[np.int64], *, balanced: bool, generator: torch.Generator) -> Order:
-    """All images of ``targets`` ``(N,)`` once; or, ``balanced``, N of them with each class that is there equally often.
+    """Return all images of ``targets`` ``(N,)`` once or, if ``balanced``, N images with each class equally often.
 
-    A class's images then come again only when all of it were there; the rest of the division goes to classes by lot.
+    An image is then repeated only after all others of its class; the remainder of the division goes to random classes.
     """
-    mixed = torch.randperm(len(targets), generator=generator).numpy()
+    shuffle = torch.randperm(len(targets), generator=generator).numpy()
     if not balanced:
-        return Order(mixed, np.zeros_like(mixed))
+        return Order(shuffle, np.zeros_like(shuffle))
     classes = np.unique(targets)
-    most = torch.randperm(len(classes), generator=generator).numpy() < len(targets) % len(classes)
+    extras = torch.randperm(len(classes), generator=generator).numpy() < len(targets) % len(classes)
     images: list[NDArray[np.int64]] = []
-    turns: list[NDArray[np.int64]] = []
-    for number, extra in zip(classes, most, strict=True):
+    repeats: list[NDArray[np.int64]] = []
+    for number, extra in zip(classes, extras, strict=True):
         own = np.flatnonzero(targets == number)
         wanted = len(targets) // len(classes) + int(extra)
         rounds = -(-wanted // len(own))
         shuffled = [own[torch.randperm(len(own), generator=generator).numpy()] for _ in range(rounds)]
         images.append(np.concatenate(shuffled)[:wanted])
-        turns.append(np.repeat(np.arange(rounds), len(own))[:wanted])
-    return Order(np.concatenate(images)[mixed], np.concatenate(turns)[mixed])
+        repeats.append(np.repeat(np.arange(rounds), len(own))[:wanted])
+    return Order(np.concatenate(images)[shuffle], np.concatenate(repeats)[shuffle])
 
 
 def count_steps(images: int, *, batch: int, accumulate: int) -> int:
-    """The optimiser's steps of an epoch.
+    """Return the number of optimizer steps per epoch.
 
-    Images beyond a whole step wait for the next epoch's order: a last batch of few would spoil the batch statistics.
+    Images beyond the last whole step are left to later epochs: a small last batch would distort the batch statistics.
     """
     return max(1, images // (batch * accumulate))
 
 
 def cut_steps(order: Order, *, batch: int, accumulate: int) -> list[list[Order]]:
-    """For each step of the optimiser its ``accumulate`` batches, which are smaller where there are too few images."""
+    """Return the ``accumulate`` batches of each optimizer step; they are smaller if there are too few images."""
     size = min(batch * accumulate, len(order))
     steps = count_steps(len(order), batch=batch, accumulate=accumulate)
     borders = np.linspace(0, size, min(accumulate, size) + 1).round().astype(int).tolist()

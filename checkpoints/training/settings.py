@@ -1,6 +1,6 @@
 """The settings of a training; their defaults are those of ``ens train``.
 
-The command line imports this module for its help, so torch, numpy and timm are not imported here at module level.
+The command line imports this module for its help, so it imports neither torch nor numpy at module level.
 """
 
 from __future__ import annotations
@@ -35,17 +35,21 @@ def _mask18() -> LabelSpace:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How a member is trained: ``learning_rate`` is the highest one; ``mean`` and ``std`` are those of RGB in 0..1.
+class TrainSettings:
+    """How a member is trained.
 
-    ``freeze`` counts the layer groups that stay as they are, ``ema`` is the share of the averaged weights kept at a
-    step (None: no averaging), ``patience`` the epochs without a better score before it stops (None: never),
-    ``warm_up`` a share of all steps, and ``cutmix`` what `augment.cutmix` pastes. ``keep`` says which
-    epoch's weights are kept: the best by macro F1 on the held-out people, or the last. ``fallback_share`` of the faces
-    found are learned with the crop of those not found, so that a missing box is no clue. ``mixup`` is the alpha of
-    `augment.mixup` (None: none), ``erasing`` the share of images in which a rectangle is erased, and
-    ``balanced`` shows every class equally often. ``accumulate`` batches make one step of the optimiser; schedule and
-    averaged weights count such steps. ``fp16`` scales the gradients, as bfloat16 need not.
+    Data: ``mean`` and ``std`` are those of RGB in 0..1. ``fallback_share`` of the detected faces are trained with the
+    crop for images without a face, so that a missing box carries no information. ``balanced`` samples all classes
+    equally often.
+
+    Optimization: ``learning_rate`` is the highest one and ``warm_up`` a share of all steps. ``accumulate`` batches make
+    one optimizer step, and the schedule and the weight average count these steps. ``ema`` is the decay of the weight
+    average per step (None: no average). ``freeze`` counts the frozen layer groups. ``patience`` is the number of epochs
+    without a better score before the training stops (None: never), and ``keep`` selects the weights: those of the epoch
+    with the best macro F1 on the hold-out part, or of the last. ``fp16`` scales the gradients, unlike ``bf16``.
+
+    Augmentation: ``augment`` is a policy of `augment.parse_policy`, ``cutmix`` the region that `augment.cutmix` pastes,
+    ``mixup`` the alpha of `augment.mixup` (None: off), and ``erasing`` the share of images with an erased rectangle.
 
     Raises:
         OptionError: E204 when a number is out of range.
@@ -88,7 +92,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.accumulate) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
-            raise OptionError("E204", "epochs, batches and learning rate must be above 0, warm-up between 0 and 1")
+            raise OptionError("E204", "epochs, batches and learning rate must be above 0, and warm-up between 0 and 1")
         if not 0 <= self.fallback_share <= 1 or not 0 <= self.erasing <= 1:
             raise OptionError(
                 "E204", f"fallback share and erasing must be 0 to 1, got {self.fallback_share} and {self.erasing}"
@@ -98,10 +102,12 @@ class Settings:
         if self.bf16 and self.fp16:
             raise OptionError("E204", "--bf16 and --fp16 exclude each other")
         if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
-            raise OptionError("E204", f"ema and layer decay lie between 0 and 1, got {self.ema} and {self.layer_decay}")
+            given = f"{self.ema} and {self.layer_decay}"
+            raise OptionError("E204", f"ema and layer decay must be between 0 and 1, got {given}")
 
 
-_LATER: Mapping[str, Any] = {
+# settings added later are left out at these values, so that a folder of an earlier version still resumes
+_ADDED_LATER: Mapping[str, Any] = {
     "head": "flat",
     "mixup": None,
     "erasing": 0.0,
@@ -111,11 +117,8 @@ _LATER: Mapping[str, Any] = {
 }
 
 
-def settings_dict(settings: Settings) -> dict[str, Any]:
-    """JSON-ready values; files by their hashes.
-
-    What came later is left out at its default, so that trainings from before it was there stay what they are.
-    """
+def settings_dict(settings: TrainSettings) -> dict[str, Any]:
+    """Return JSON-ready values, with files by their hashes."""
     from ensemble.files import sha256_file
 
     value = asdict(replace(settings, init=None)) | {
@@ -124,4 +127,4 @@ def settings_dict(settings: Settings) -> dict[str, Any]:
     }
     if settings.augment.endswith(".toml"):
         value["augment"] = sha256_file(Path(settings.augment))
-    return {key: setting for key, setting in value.items() if key not in _LATER or setting != _LATER[key]}
+    return {key: setting for key, setting in value.items() if key not in _ADDED_LATER or setting != _ADDED_LATER[key]}

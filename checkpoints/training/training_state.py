@@ -1,4 +1,4 @@
-"""Where a training stands: everything that changes while a fold is trained, on disk after every epoch."""
+"""The state of a fold's training, written after every epoch so that an interrupted training can resume."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from checkpoints.training.loggers import LogRow
 from ensemble.errors import ModelError
 from ensemble.files import write_atomic
 
-_KEY = "ens.course"
+_KEY = "ens.course"  # the name in files of all versions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Epoch:
-    """The weights after an epoch (counted from 1), and their macro F1 on the held-out people."""
+    """The weights after an epoch (counted from 1), and their macro F1 on the hold-out part."""
 
     number: int
     macro_f1: float
@@ -29,10 +29,11 @@ class Epoch:
 
 
 @dataclass(slots=True, eq=False)
-class Course:
+class TrainingState:
     """A training after ``done`` epochs; ``kept`` is the epoch whose weights would be written now.
 
-    ``best_epoch`` and ``best_score`` are of the highest macro F1 so far, which ``kept`` need not be.
+    ``best_epoch`` has the highest macro F1 so far, ``best_score``; ``kept`` may be another epoch. ``averaged`` holds
+    the exponential moving average of the weights.
     """
 
     model: torch.nn.Module
@@ -47,32 +48,32 @@ class Course:
     log: list[LogRow] = field(default_factory=list)
 
 
-def save_course(path: Path, course: Course, *, origin: str) -> None:
-    """Write all of it, with the state of torch's random numbers; ``origin`` says what is trained from what.
+def save_state(path: Path, state: TrainingState, *, fingerprint: str) -> None:
+    """Write the state and that of torch's random generators; ``fingerprint`` is that of the job.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
-    assert course.kept is not None, "there is an epoch to go on from"
-    groups = course.optimizer.state_dict()["param_groups"]
+    assert state.kept is not None, "a state is saved after the first epoch or later"
+    groups = state.optimizer.state_dict()["param_groups"]
     numbers = {
-        "origin": origin,
-        "done": course.done,
-        "kept": (course.kept.number, course.kept.macro_f1),
-        "best": (course.best_epoch, course.best_score),
-        "log": [asdict(row) for row in course.log],
+        "origin": fingerprint,
+        "done": state.done,
+        "kept": (state.kept.number, state.kept.macro_f1),
+        "best": (state.best_epoch, state.best_score),
+        "log": [asdict(row) for row in state.log],
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in groups],
-        "schedule": course.schedule.state_dict(),
-        "scaler": course.scaler.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "scaler": state.scaler.state_dict(),
     }
     tensors = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in _tensors(course)
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in _tensors(state)
     }
     write_atomic(path, safetensors.torch.save(tensors, metadata={_KEY: json.dumps(numbers)}))
 
 
-def load_course(path: Path, course: Course, *, origin: str) -> bool:
-    """Bring a course that was just made to where the file says; whether there is such a file, of the same origin.
+def restore_state(path: Path, state: TrainingState, *, fingerprint: str) -> bool:
+    """Load a file into a newly made state; return False if there is no file, or one of another fingerprint.
 
     Raises:
         ModelError: E403 when the file is damaged.
@@ -82,58 +83,60 @@ def load_course(path: Path, course: Course, *, origin: str) -> bool:
     try:
         with safetensors.safe_open(path, framework="pt") as f:
             numbers = json.loads((f.metadata() or {})[_KEY])
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a mapping, it only has keys()
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as err:
         raise ModelError(
-            "E403", f"{path} cannot be read: {err}", path=path, hint="remove it: the fold begins anew"
+            "E403", f"{path} cannot be read: {err}", path=path, hint="remove it to train the fold from the start"
         ) from err
-    if numbers["origin"] != origin:
+    if numbers["origin"] != fingerprint:
         return False
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = tensor
-    course.model.load_state_dict(parts["model"])
-    if course.averaged is not None:
-        course.averaged.load_state_dict(parts["averaged"])
-    course.optimizer.load_state_dict(_optimizer_state(course, parts.get("optimizer", {}), numbers["groups"]))
-    course.schedule.load_state_dict(numbers["schedule"])
-    if course.scaler.is_enabled():
-        course.scaler.load_state_dict(numbers["scaler"])
+    state.model.load_state_dict(parts["model"])
+    if state.averaged is not None:
+        state.averaged.load_state_dict(parts["averaged"])
+    state.optimizer.load_state_dict(_optimizer_state(state, parts.get("optimizer", {}), numbers["groups"]))
+    state.schedule.load_state_dict(numbers["schedule"])
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(numbers["scaler"])
     torch.set_rng_state(parts["random"]["cpu"])
-    device = next(course.model.parameters()).device
+    device = next(state.model.parameters()).device
     if device.type == "cuda" and "cuda" in parts["random"]:
         torch.cuda.set_rng_state(parts["random"]["cuda"], device)
-    course.done = numbers["done"]
+    state.done = numbers["done"]
     number, score = numbers["kept"]
-    course.kept = Epoch(number, score, parts["kept"])
-    course.best_epoch, course.best_score = numbers["best"]
-    course.log = [LogRow(**row) for row in numbers["log"]]
+    state.kept = Epoch(number, score, parts["kept"])
+    state.best_epoch, state.best_score = numbers["best"]
+    state.log = [LogRow(**row) for row in numbers["log"]]
     return True
 
 
-def _tensors(course: Course) -> Iterator[tuple[str, torch.Tensor]]:
-    assert course.kept is not None, "there is an epoch to go on from"
-    averaged = {} if course.averaged is None else course.averaged.state_dict()
-    for part, state in (("model", course.model.state_dict()), ("averaged", averaged), ("kept", course.kept.weights)):
-        yield from ((f"{part}/{name}", tensor) for name, tensor in state.items())
-    for number, values in course.optimizer.state_dict()["state"].items():
+def _tensors(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:
+    assert state.kept is not None, "a state is saved after the first epoch or later"
+    averaged = {} if state.averaged is None else state.averaged.state_dict()
+    weights = {"model": state.model.state_dict(), "averaged": averaged, "kept": state.kept.weights}
+    for part, tensors in weights.items():
+        yield from ((f"{part}/{name}", tensor) for name, tensor in tensors.items())
+    for number, values in state.optimizer.state_dict()["state"].items():
         yield from ((f"optimizer/{number}/{name}", tensor) for name, tensor in values.items() if tensor is not None)
     yield "random/cpu", torch.get_rng_state()
-    device = next(course.model.parameters()).device
+    device = next(state.model.parameters()).device
     if device.type == "cuda":
         yield "random/cuda", torch.cuda.get_rng_state(device)
 
 
 def _optimizer_state(
-    course: Course, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
+    state: TrainingState, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    """Return the state for `torch.optim.Optimizer.load_state_dict`, with the parameters of this process."""
+    moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = tensor
-    mine = course.optimizer.state_dict()["param_groups"]
+        moments.setdefault(int(number), {})[name] = tensor
+    own_groups = state.optimizer.state_dict()["param_groups"]
     return {
-        "state": state,
-        "param_groups": [old | {"params": own["params"]} for old, own in zip(groups, mine, strict=True)],
+        "state": moments,
+        "param_groups": [saved | {"params": own["params"]} for saved, own in zip(groups, own_groups, strict=True)],
     }

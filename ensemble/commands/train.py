@@ -2,243 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
-from checkpoints.training.settings import Settings
+from checkpoints.training.settings import CutMix, Keep, Optimizer, Schedule, TrainSettings
+from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.errors import OptionError
-from ensemble.events import SILENT
+from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
+    from checkpoints.training.pseudo_labels import PseudoLabels
+    from ensemble.card import Interpolation, Resize
     from ensemble.labels import LabelSpace
 
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """Corrections of the training data, and the face boxes."""
+
+    fixes: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    age_cut: int = 60
+    boxes: Path | None = None
+    margin: float = 0.2
 
 
-def _text(name: str) -> str:
-    """Return the default of three values as it is typed."""
-    return ",".join(map(str, _DEFAULTS[name]))
+@dataclass(frozen=True, slots=True)
+class FoldOptions:
+    """The folds, and which of them to train."""
+
+    folds: str = "5"
+    only_fold: int | None = None
 
 
-@click.command()
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """How an image becomes the model's input."""
+
+    size: str = "224"
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bilinear"
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoOptions:
+    """Predictions whose confident classes are used as labels.
+
+    Raises:
+        OptionError: E204 when one of predictions and images is given without the other, or boxes without both.
+    """
+
+    pseudo: tuple[Path, ...] = ()
+    pseudo_images: Path | None = None
+    pseudo_boxes: Path | None = None
+    min_confidence: float = 0.95
+    max_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        has_images, has_boxes = self.pseudo_images is not None, self.pseudo_boxes is not None
+        if bool(self.pseudo) != has_images or (has_boxes and not self.pseudo):
+            raise OptionError("E204", "--pseudo and --pseudo-images need each other, and --pseudo-boxes needs both")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """The member's name, folder and log, and whether to replace an earlier training."""
+
+    member: str
+    folder: Path = Path(ROOT)
+    log: Literal["wandb", "tensorboard"] | None = None
+    fresh: bool = False
+
+
+def _triple(option: str) -> Callable[[str], tuple[float, float, float]]:
+    def convert(text: str) -> tuple[float, float, float]:
+        from ensemble.card import parse_triple
+
+        return parse_triple(text, option)
+
+    return convert
+
+
+_setting = partial(field_option, TrainSettings)
+_AT_LEAST_1 = click.IntRange(min=1)
+_DATA = OptionGroup(
+    "Data",
+    (
+        field_option(DataOptions, "fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
+        field_option(DataOptions, "without", "Ignore the fixes of this source; repeatable."),
+        field_option(DataOptions, "age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
+        field_option(DataOptions, "boxes", "Train on face crops, with the boxes written by ens crop.", type=PATH),
+        field_option(DataOptions, "margin", "Margin around a face box, as a share of its longer side."),
+        _setting("fallback_share", "Share of the detected faces to crop as if none had been detected."),
+        _setting("balanced", "Sample all classes equally often."),
+    ),
+)
+_FOLDS = OptionGroup(
+    "Folds",
+    (
+        field_option(FoldOptions, "folds", "Number of folds, or a CSV of id,fold with one line per person."),
+        field_option(FoldOptions, "only_fold", "Train only this fold, counted from 0.", type=click.IntRange(min=0)),
+    ),
+)
+_MODEL = OptionGroup(
+    "Model",
+    (
+        _setting("arch", "Any timm architecture."),
+        _setting("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
+        _setting("init", "Initial weights; the head of the file is dropped.", type=PATH),
+        _setting("pretrained", "Start from timm's pretrained weights, from its cache or the network."),
+        _setting("freeze", "Freeze the first N layer groups.", type=click.IntRange(min=0), metavar="N"),
+        field_option(InputOptions, "size", "Input size in pixels: 224, or HEIGHTxWIDTH."),
+        field_option(
+            InputOptions,
+            "resize",
+            "How to resize an image to the input size.",
+            type=click.Choice(["squash", "center", "pad"]),
+        ),
+        field_option(
+            InputOptions,
+            "interpolation",
+            "Resampling filter.",
+            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+        ),
+        _setting("mean", "Mean of the pixels, in 0..1.", type=_triple("--mean"), metavar="R,G,B"),
+        _setting("std", "Standard deviation of the pixels, in 0..1.", type=_triple("--std"), metavar="R,G,B"),
+    ),
+)
+_OPTIMIZATION = OptionGroup(
+    "Optimization",
+    (
+        _setting("epochs", "Number of epochs.", type=_AT_LEAST_1),
+        _setting("batch", "Batch size, over all processes.", type=_AT_LEAST_1),
+        _setting("accumulate", "Batches per optimizer step.", type=_AT_LEAST_1),
+        _setting("optimizer", "Optimizer.", type=click.Choice(get_args(Optimizer))),
+        _setting("learning_rate", "Maximum learning rate.", flag="--lr"),
+        _setting("schedule", "Learning rate schedule.", type=click.Choice(get_args(Schedule))),
+        _setting("warm_up", "Warm-up, as a share of all steps."),
+        _setting("weight_decay", "Weight decay.", type=click.FloatRange(min=0)),
+        _setting("layer_decay", "Learning rate factor from each layer group to the one below, e.g. 0.75.", type=float),
+        _setting("clip", "Maximum norm of the gradient.", type=float),
+        _setting("ema", "Decay of an exponential moving average of the weights, e.g. 0.998.", type=float),
+        _setting("loss", "ce, focal, f1 or a sum such as 0.6*focal+0.4*f1."),
+        _setting("gamma", "Gamma of the focal loss."),
+        _setting("label_smoothing", "Label smoothing.", flag="--smoothing"),
+        _setting("class_weights", "Class weights in the loss: none, ins, isns or ens:<beta>."),
+        _setting("patience", "Stop after this many epochs without a better macro F1.", type=_AT_LEAST_1),
+        _setting(
+            "keep",
+            "Epoch to keep; the scores of best are optimistic, as the hold-out part chooses it.",
+            type=click.Choice(get_args(Keep)),
+        ),
+        _setting("bf16", "Use bfloat16 mixed precision."),
+        _setting("fp16", "Use float16 mixed precision, for GPUs without bfloat16."),
+    ),
+)
+_AUGMENTATION = OptionGroup(
+    "Augmentation",
+    (
+        _setting("augment", "none, flip, light, default, strong or a TOML file."),
+        _setting(
+            "cutmix", "CutMix with any rectangle, or with a left or right half.", type=click.Choice(get_args(CutMix))
+        ),
+        _setting("mixup", "MixUp with this alpha, e.g. 0.2; alternates with --cutmix.", type=float, metavar="ALPHA"),
+        _setting("erasing", "Share of the images with random erasing."),
+    ),
+)
+_PSEUDO_LABELS = OptionGroup(
+    "Pseudo-labels",
+    (
+        field_option(PseudoOptions, "pseudo", "Predictions to use as labels; repeatable.", type=PATH),
+        field_option(PseudoOptions, "pseudo_images", "Folder of the predicted images.", type=PATH),
+        field_option(PseudoOptions, "pseudo_boxes", "Face boxes of the predicted images.", type=PATH),
+        field_option(PseudoOptions, "min_confidence", "Minimum probability of the predicted class."),
+        field_option(PseudoOptions, "max_share", "Maximum share of pseudo-labeled images in a fold."),
+    ),
+)
+_OUTPUT = OptionGroup(
+    "Output",
+    (
+        field_option(OutputOptions, "member", "Name of the member: its folder, and the group of its folds."),
+        field_option(OutputOptions, "folder", "Parent folder of the members.", flag="-o", type=PATH),
+        field_option(OutputOptions, "log", "Logger besides the CSV file.", type=click.Choice(["wandb", "tensorboard"])),
+        field_option(OutputOptions, "fresh", "Replace an earlier training instead of resuming it."),
+    ),
+)
+_RUN = OptionGroup(
+    "Run",
+    (
+        click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>."),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Random seed."),
+    ),
+)
+_COLLECTED = {
+    "data": DataOptions,
+    "split": FoldOptions,
+    "input_": InputOptions,
+    "settings": TrainSettings,
+    "pseudo": PseudoOptions,
+    "output": OutputOptions,
+}
+
+
+@grouped_command(
+    *(_DATA, _FOLDS, _MODEL, _OPTIMIZATION, _AUGMENTATION, _PSEUDO_LABELS, _OUTPUT, _RUN),
+    collect=_COLLECTED,
+    short_help="Train a member over folds, by person.",
+)
 @click.argument("train_dir", type=PATH)
-@click.option("--arch", required=True, help="Any timm architecture.")
-@click.option("--member", required=True, help="The member's name: its folder, and what its folds are averaged under.")
-@click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT), show_default=True, help="Where members have their folders."
-)
-@click.option(
-    "--folds", default="5", show_default=True, help="How many, or a CSV of id,fold with a line for each person."
-)
-@click.option("--only-fold", type=click.IntRange(min=0), help="Train this fold alone.")
-@click.option("--boxes", "boxes_path", type=PATH, help="Train on the faces whose boxes ens crop wrote.")
-@click.option("--margin", type=float, default=0.2, show_default=True, help="Around a box, as a share of its side.")
-@click.option(
-    "--fallback-share",
-    type=float,
-    default=_DEFAULTS["fallback_share"],
-    show_default=True,
-    help="The share of faces that is learned as if none had been found.",
-)
-@click.option("--fixes", multiple=True, help="Corrections of the data, see ens data; may be repeated.")
-@click.option("--without", multiple=True, help="Leave out the fixes of this source; may be repeated.")
-@click.option("--age-cut", type=int, default=60, show_default=True, help="58 or 59: train those as 60 and over.")
-@click.option("--init", type=PATH, help="Start from the weights of this file; its head is dropped.")
-@click.option("--pretrained", is_flag=True, help="Start from timm's weights, from its cache or the network.")
-@click.option(
-    "--freeze",
-    type=click.IntRange(min=0),
-    default=_DEFAULTS["freeze"],
-    show_default=True,
-    help="Leave the first N layer groups.",
-)
-@click.option(
-    "--head",
-    type=click.Choice(["flat", "axes"]),
-    default=_DEFAULTS["head"],
-    show_default=True,
-    help="One output a class, or a head for each axis of the classes, whose log-probabilities add up to theirs.",
-)
-@click.option("--size", default="224", show_default=True, help="Input size in pixels: 224, or HEIGHTxWIDTH.")
-@click.option(
-    "--resize",
-    type=click.Choice(["squash", "center", "pad"]),
-    default="squash",
-    show_default=True,
-    help="How an image comes to that size.",
-)
-@click.option(
-    "--interpolation",
-    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-    default="bilinear",
-    show_default=True,
-)
-@click.option("--mean", default=_text("mean"), show_default=True, help="R,G,B in 0..1.")
-@click.option("--std", default=_text("std"), show_default=True, help="R,G,B in 0..1.")
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=_DEFAULTS["epochs"],
-    show_default=True,
-    help="How many times every image is seen.",
-)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=_DEFAULTS["batch"], show_default=True, help="Images at a time."
-)
-@click.option(
-    "--accumulate",
-    type=click.IntRange(min=1),
-    default=_DEFAULTS["accumulate"],
-    show_default=True,
-    help="Batches a step.",
-)
-@click.option("--balanced", is_flag=True, help="Show every class equally often.")
-@click.option(
-    "--lr",
-    "learning_rate",
-    type=float,
-    default=_DEFAULTS["learning_rate"],
-    show_default=True,
-    help="The highest learning rate.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    default=_DEFAULTS["weight_decay"],
-    show_default=True,
-    help="How fast weights shrink.",
-)
-@click.option(
-    "--optimizer",
-    type=click.Choice(["adamw", "adam", "sgd"]),
-    default=_DEFAULTS["optimizer"],
-    show_default=True,
-    help="The rule by which weights are changed.",
-)
-@click.option(
-    "--schedule",
-    type=click.Choice(["onecycle", "cosine", "constant"]),
-    default=_DEFAULTS["schedule"],
-    show_default=True,
-    help="How the learning rate falls after the warm-up.",
-)
-@click.option(
-    "--warm-up",
-    type=float,
-    default=_DEFAULTS["warm_up"],
-    show_default=True,
-    help="The share of steps with a rising rate.",
-)
-@click.option("--layer-decay", type=float, help="How much slower each layer group below learns, e.g. 0.75 for a vit.")
-@click.option("--ema", type=float, help="Score and keep averaged weights, e.g. 0.998.")
-@click.option("--clip", type=float, help="The largest norm of a gradient.")
-@click.option(
-    "--loss", default=_DEFAULTS["loss"], show_default=True, help="ce, focal, f1 or a mixture: 0.6*focal+0.4*f1."
-)
-@click.option(
-    "--gamma",
-    type=float,
-    default=_DEFAULTS["gamma"],
-    show_default=True,
-    help="How much the focal loss leaves out easy images.",
-)
-@click.option(
-    "--smoothing",
-    "label_smoothing",
-    type=float,
-    default=_DEFAULTS["label_smoothing"],
-    show_default=True,
-    help="The share of a label that is spread over all classes.",
-)
-@click.option(
-    "--class-weights", default=_DEFAULTS["class_weights"], show_default=True, help="none, ins, isns or ens:<beta>."
-)
-@click.option(
-    "--augment",
-    default=_DEFAULTS["augment"],
-    show_default=True,
-    help="none, flip, light, default, strong or a TOML file.",
-)
-@click.option(
-    "--cutmix",
-    type=click.Choice(["none", "plain", "half"]),
-    default=_DEFAULTS["cutmix"],
-    show_default=True,
-    help="Paste a part of another image: any rectangle, or a left or right half.",
-)
-@click.option("--mixup", type=float, metavar="ALPHA", help="Blend images in pairs, e.g. 0.2; with --cutmix in turn.")
-@click.option(
-    "--erasing",
-    type=float,
-    default=_DEFAULTS["erasing"],
-    show_default=True,
-    help="Erase a rectangle of this share of the images.",
-)
-@click.option("--pseudo", type=PATH, multiple=True, help="Predictions to learn from as well; may be repeated.")
-@click.option("--pseudo-images", type=PATH, help="The folder of the images that they predict.")
-@click.option("--pseudo-boxes", type=PATH, help="The faces in those, for a training with --boxes.")
-@click.option(
-    "--min-confidence",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="The probability from which on a predicted class is taken for true.",
-)
-@click.option(
-    "--max-share", type=float, default=0.5, show_default=True, help="The share of a fold's images that may be such."
-)
-@click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a better macro F1.")
-@click.option(
-    "--keep",
-    type=click.Choice(["best", "last"]),
-    default=_DEFAULTS["keep"],
-    show_default=True,
-    help="The epoch to keep; the scores of best are a little too good, as it is chosen on the held-out people.",
-)
-@click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
-@click.option("--fp16", is_flag=True, help="Compute in float16 where that is safe: for GPUs without bfloat16.")
-@click.option("--log", type=click.Choice(["wandb", "tensorboard"]), help="Besides the CSV that is always written.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
-@click.option("--fresh", is_flag=True, help="Train again what is finished or was begun with other settings.")
 @json_option
 def train(
     train_dir: Path,
-    member: str,
-    folder: Path,
-    folds: str,
-    only_fold: int | None,
-    boxes_path: Path | None,
-    margin: float,
-    pseudo: tuple[Path, ...],
-    pseudo_images: Path | None,
-    pseudo_boxes: Path | None,
-    min_confidence: float,
-    max_share: float,
-    fixes: tuple[str, ...],
-    without: tuple[str, ...],
-    age_cut: int,
-    size: str,
-    resize: Any,
-    interpolation: Any,
-    mean: str,
-    std: str,
-    log: Any,
+    data: DataOptions,
+    split: FoldOptions,
+    input_: InputOptions,
+    settings: TrainSettings,
+    pseudo: PseudoOptions,
+    output: OutputOptions,
     device: str,
     seed: int,
-    fresh: bool,
     as_json: bool,
-    **settings: Any,
 ) -> None:
-    """Train a member over folds by person, to one checkpoint a fold and its out-of-fold predictions.
+    """Train a member over folds by person: one checkpoint per fold, and out-of-fold predictions.
 
     \b
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
@@ -246,92 +240,73 @@ def train(
     with torch_extra("train"):
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.image_cache import fallback_crop
-        from checkpoints.training.distributed import join
-        from checkpoints.training.pseudo_labels import read_pseudo
+        from checkpoints.training.distributed import init_distributed
+        from checkpoints.training.job import TrainJob
         from checkpoints.training.train_member import train_member
 
-        team, device = join(device)
-    if bool(pseudo) != (pseudo_images is not None) or (pseudo_boxes is not None and not pseudo):
-        raise OptionError(
-            "E204",
-            "--pseudo and --pseudo-images, the folder of what was predicted, go together; --pseudo-boxes needs both",
-        )
-    from ensemble.card import Preprocess, parse_size, parse_triple
-    from ensemble.images.face_boxes import Boxes, read_boxes, read_faces
+        distributed = init_distributed(device)
+    from ensemble.card import Preprocess, parse_size
+    from ensemble.images.face_boxes import Boxes, read_faces
 
-    listener = TERMINAL if team.is_main else SILENT
-    faces = None if boxes_path is None else read_faces(boxes_path)[0]
-    crop = None if faces is None else fallback_crop(faces, margin)
-    data = read_dataset(train_dir, fixes=fixes, without=without, age_cut=age_cut, listener=listener)
-    rows = data.rows
-    chosen = Settings(
-        preprocess=Preprocess(parse_size(size), resize, interpolation, face=crop),
-        labels=data.labels,
-        mean=parse_triple(mean, "--mean"),
-        std=parse_triple(std, "--std"),
-        **settings,
-    )
-    with team.watched(), team.main_first():
-        dealt = _deal(folds, folder, rows, data.labels)
-    if only_fold is not None and only_fold >= dealt.count:
-        raise OptionError("E204", f"--only-fold must be below {dealt.count}, got {only_fold}")
-    extra = None
-    if pseudo and pseudo_images is not None:
-        extra = read_pseudo(
-            pseudo,
-            pseudo_images,
-            rows,
-            dealt,
-            data.labels,
-            min_confidence=min_confidence,
-            max_share=max_share,
-            boxes=None if pseudo_boxes is None else read_boxes(pseudo_boxes),
-            listener=listener,
-        )
-    done = train_member(
-        rows,
-        dealt,
-        member=member,
-        settings=chosen,
+    listener = TERMINAL if distributed.is_main else SILENT
+    faces = None if data.boxes is None else read_faces(data.boxes)[0]
+    crop = None if faces is None else fallback_crop(faces, data.margin)
+    dataset = read_dataset(train_dir, fixes=data.fixes, without=data.without, age_cut=data.age_cut, listener=listener)
+    preprocess = Preprocess(parse_size(input_.size), input_.resize, input_.interpolation, face=crop)
+    with distributed.detecting_lost_processes(), distributed.main_first():
+        folds = _read_or_make_folds(split.folds, output.folder, dataset.rows, dataset.labels)
+    if split.only_fold is not None and split.only_fold >= folds.count:
+        raise OptionError("E204", f"--only-fold must be below {folds.count}, got {split.only_fold}")
+    job = TrainJob(
+        rows=dataset.rows,
+        folds=folds,
+        member=output.member,
+        settings=replace(settings, preprocess=preprocess, labels=dataset.labels),
+        out=output.folder,
         seed=seed,
-        out=folder,
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
-        pseudo=extra,
-        only_fold=only_fold,
-        fresh=fresh,
-        device=device,
-        team=team,
-        log=log,
-        listener=listener,
+        pseudo_labels=_read_pseudo_labels(pseudo, dataset.rows, folds, dataset.labels, listener),
+        logger=output.log,
     )
-    team.end()
-    if not team.is_main:
-        return
-    lines = [f"{t.path}  macro F1 {t.macro_f1:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in done.trained]
-    lines += [f"fold {fold} was finished" for fold in done.kept]
-    lines += [f"{done.oof}  out-of-fold macro F1 {done.macro_f1:.4f}"] if done.oof is not None else []
-    value = {
-        "folder": str(done.folder),
-        "folds": [{"path": str(t.path), "macro_f1": t.macro_f1, "epoch": t.epoch} for t in done.trained],
-        "kept": list(done.kept),
-        "oof": None if done.oof is None else str(done.oof),
-        "macro_f1": done.macro_f1,
-    }
-    show(value, "\n".join(lines), as_json=as_json)
+    trained = train_member(
+        job, only_fold=split.only_fold, fresh=output.fresh, distributed=distributed, listener=listener
+    )
+    distributed.end()
+    if distributed.is_main:
+        show(trained.as_dict(), trained.render(), as_json=as_json)
 
 
-def _deal(folds: str, folder: Path, rows: Sequence[Row], labels: LabelSpace) -> Folds:
-    """The folds of a file, those that the members in a folder share, or new ones for them to share."""
+def _read_pseudo_labels(
+    options: PseudoOptions, rows: Sequence[Row], folds: Folds, labels: LabelSpace, listener: Listener
+) -> PseudoLabels | None:
+    from checkpoints.training.pseudo_labels import PseudoLabelSource, read_pseudo_labels
+    from ensemble.images.face_boxes import read_boxes
+
+    if options.pseudo_images is None:
+        return None
+    source = PseudoLabelSource(
+        options.pseudo,
+        options.pseudo_images,
+        options.min_confidence,
+        options.max_share,
+        boxes=None if options.pseudo_boxes is None else read_boxes(options.pseudo_boxes),
+    )
+    return read_pseudo_labels(source, rows, folds, labels, listener=listener)
+
+
+def _read_or_make_folds(folds: str, folder: Path, rows: Sequence[Row], labels: LabelSpace) -> Folds:
+    """Return the folds of a file or those that all members in the folder share, which the first of them makes."""
     from checkpoints.data.folds import make_folds, read_folds, write_folds
 
     shared = folder / "folds.csv"
     if not folds.isdecimal():
         return read_folds(Path(folds), rows)
     if not shared.exists():
-        dealt = make_folds(rows, folds=int(folds), seed=0, labels=labels)
-        write_folds(shared, dealt)
-        return dealt
-    dealt = read_folds(shared, rows)
-    if dealt.count != int(folds):
-        raise OptionError("E204", f"{shared} has {dealt.count} folds, --folds is {folds}", hint="all members share it")
-    return dealt
+        made = make_folds(rows, folds=int(folds), seed=0, labels=labels)
+        write_folds(shared, made)
+        return made
+    found = read_folds(shared, rows)
+    if found.count != int(folds):
+        message = f"{shared} has {found.count} folds, --folds is {folds}"
+        raise OptionError("E204", message, hint="all members in a folder share its folds.csv")
+    return found

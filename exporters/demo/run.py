@@ -11,7 +11,9 @@ import torch
 from checkpoints.data.folds import make_folds
 from checkpoints.data.mask_contest import read_contest
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.train_fold import Settings, train
+from checkpoints.training.job import TrainJob
+from checkpoints.training.settings import TrainSettings
+from checkpoints.training.train_fold import train_fold
 from ensemble.analysis.evaluate import Estimate, evaluate
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
@@ -37,10 +39,10 @@ class Member:
     """A name and how it is trained."""
 
     name: str
-    settings: Settings
+    settings: TrainSettings
 
 
-_RESNET = Settings(
+_RESNET = TrainSettings(
     "test_resnet",
     Preprocess((56, 56)),
     epochs=8,
@@ -108,16 +110,8 @@ def demo(folder: Path, *, members: tuple[Member, ...] = MEMBERS, listener: Liste
     seconds: dict[str, float] = {}
     models = []
     for number, member in enumerate(members):
-        trained = train(
-            rows,
-            folds,
-            number,
-            member=member.name,
-            settings=member.settings,
-            seed=SEED,
-            out=folder / "checkpoints" / member.name,
-            listener=listener,
-        )
+        job = TrainJob(rows, folds, member.name, member.settings, folder / "checkpoints", seed=SEED)
+        trained = train_fold(job, number, listener=listener)
         exported = export(open_checkpoint(trained.path, listener=listener), folder / "models", listener=listener)
         models.append(exported.path)
         seconds[exported.card.member] = trained.seconds + exported.seconds

@@ -14,9 +14,9 @@ from PIL import Image
 
 from checkpoints.data.dataset import read_dataset
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.pseudo_labels import read_pseudo
-from checkpoints.training.settings import Settings
-from ensemble.card import ModelCard, Preprocess, parse_size, parse_triple
+from checkpoints.training.pseudo_labels import PseudoLabelSource
+from checkpoints.training.settings import TrainSettings
+from ensemble.card import ModelCard, Preprocess, parse_size
 from ensemble.cli import ens
 from ensemble.commands.train import train
 from ensemble.images.face_boxes import Box, Face, write_boxes
@@ -57,15 +57,14 @@ def ran(*words: object) -> Result:
 def test_the_command_and_the_library_have_the_same_defaults() -> None:
     """Each option's default is that of the setting or parameter of its name, and only architecture has none."""
     options = train.make_context("train", ["train", "--arch", "any", "--member", "m"]).params
-    for triple in ("mean", "std"):
-        options[triple] = parse_triple(options[triple], f"--{triple}")
-    for field in fields(Settings):
-        if field.name not in {"arch", "preprocess", "labels"}:
-            assert (field.name, options[field.name]) == (field.name, field.default)
-    preprocess = Preprocess(parse_size(options["size"]), options["resize"], options["interpolation"])
-    assert Settings("any").preprocess == preprocess
-    for function, name in ((read_dataset, "age_cut"), (read_pseudo, "min_confidence"), (read_pseudo, "max_share")):
-        assert options[name] == inspect.signature(function).parameters[name].default
+    settings = TrainSettings("any")
+    for field in fields(TrainSettings):
+        if field.name not in {"preprocess", "labels"}:
+            assert (field.name, options[field.name]) == (field.name, getattr(settings, field.name))
+    assert settings.preprocess == Preprocess(parse_size(options["size"]), options["resize"], options["interpolation"])
+    assert options["age_cut"] == inspect.signature(read_dataset).parameters["age_cut"].default
+    source = PseudoLabelSource((), Path())
+    assert (options["min_confidence"], options["max_share"]) == (source.min_confidence, source.max_share)
 
 
 def test_two_members_train_and_their_folds_teach_how_to_blend(tmp_path: Path) -> None:

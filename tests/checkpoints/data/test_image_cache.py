@@ -1,4 +1,4 @@
-"""Photos in memory: face crops as prediction makes them, and the fallback among them for some."""
+"""Images in memory: face crops as prediction makes them, and the fallback among them for some."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.data.image_cache import fallback_crop, load_photos
+from checkpoints.data.image_cache import fallback_crop, load_images
 from checkpoints.data.mask_contest import Row
-from checkpoints.training.batches import Images, batches
+from checkpoints.training.batches import LabeledImages, make_batches
 from checkpoints.training.sampler import Order
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box, Face
@@ -42,7 +42,7 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
         rows.append(Row(path.name, str(i), 0, 0, 20, i % 3, path, moved=17))
         boxes.append(None if i % 4 == 0 else Box(5, 5, 25, 25))
     preprocess = Preprocess((16, 16), face=FaceCrop(0.2, (0.5, 0.5, 0.4)))
-    photos = load_photos(rows, preprocess, boxes=boxes, fallback_share=0.5, seed=1)
+    photos = load_images(rows, preprocess, boxes=boxes, fallback_share=0.5, seed=1)
     right, wrong = (
         np.stack([prepare_image(picture(i, size=(60, 60)), preprocess, box) for i, box in enumerate(seen)])
         for seen in (boxes, [None] * 40)
@@ -50,14 +50,14 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
     np.testing.assert_array_equal(photos.pixels, right)
     targets, labels = np.array([row.target for row in rows]), np.array([row.label for row in rows])
     order = [Order(part, np.zeros_like(part)) for part in np.arange(40).reshape(4, 10)]
-    made = list(batches(Images(photos, targets, labels), order, None, seed=0, epoch=1))
+    made = list(make_batches(LabeledImages(photos, targets, labels), order, None, seed=0, epoch=1))
     learned = np.concatenate([pixels for pixels, _ in made])
     other = np.array([not np.array_equal(a, b) for a, b in zip(learned, right, strict=True)])
     np.testing.assert_array_equal(learned[other], wrong[other])
     assert 8 < other.sum() < 22
     assert {int(c) for _, classes in made for c in classes} == {17}
-    kept = Images(photos, targets, labels)[np.arange(40) >= 20]
-    ((pixels, _),) = batches(kept, [Order(np.arange(20), np.zeros(20, dtype=np.int64))], None, seed=0, epoch=1)
+    kept = LabeledImages(photos, targets, labels)[np.arange(40) >= 20]
+    ((pixels, _),) = make_batches(kept, [Order(np.arange(20), np.zeros(20, dtype=np.int64))], None, seed=0, epoch=1)
     np.testing.assert_array_equal(pixels, learned[20:])
 
 
@@ -65,5 +65,5 @@ def test_without_a_face_crop_nothing_is_drawn(tmp_path: Path) -> None:
     """Images without boxes have no second version."""
     path = tmp_path / "a.png"
     Image.fromarray(picture(0)).save(path)
-    photos = load_photos([Row("a.png", "a", 0, 0, 20, 0, path)], Preprocess((16, 16)), fallback_share=1.0)
-    assert (photos.fallback.shape, photos.instead.tolist()) == ((0, 16, 16, 3), [-1])
+    photos = load_images([Row("a.png", "a", 0, 0, 20, 0, path)], Preprocess((16, 16)), fallback_share=1.0)
+    assert (photos.fallback.shape, photos.fallback_index.tolist()) == ((0, 16, 16, 3), [-1])

@@ -18,8 +18,9 @@ from checkpoints.data.folds import make_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.network import count_outputs, make_network
 from checkpoints.loading.open import build_model, open_checkpoint
-from checkpoints.training.init_weights import start_model
-from checkpoints.training.settings import Settings
+from checkpoints.training.init_weights import init_model
+from checkpoints.training.job import TrainJob
+from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_member import TrainedMember, train_member
 from ensemble.card import METADATA_KEY, Preprocess
 from ensemble.errors import ModelError, OptionError
@@ -30,7 +31,7 @@ from exporters.export import ExportOptions, export
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-SETTINGS = Settings("test_resnet", Preprocess((32, 32)), epochs=2, learning_rate=0.01, augment="none", head="axes")
+SETTINGS = TrainSettings("test_resnet", Preprocess((32, 32)), epochs=2, learning_rate=0.01, augment="none", head="axes")
 
 
 def draw_pictures() -> NDArray[np.uint8]:
@@ -52,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedMember:
     root = tmp_path_factory.mktemp("axes")
     rows = write_rows(root, draw_pictures())
     folds = make_folds(rows, folds=2, seed=0)
-    return train_member(rows, folds, member="m", settings=SETTINGS, seed=0, out=root / "runs")
+    return train_member(TrainJob(rows, folds, "m", SETTINGS, root / "runs"))
 
 
 def by_hand(features: NDArray[np.float32], weight: torch.Tensor, bias: torch.Tensor) -> NDArray[np.float64]:
@@ -113,7 +114,7 @@ def test_a_training_goes_on_from_three_heads_to_one(trained: TrainedMember) -> N
     """The file serves as --init of a member with the plain head: all but the head is taken."""
     heard = Recorder()
     path = trained.folder / "fold0.safetensors"
-    model = start_model("test_resnet", labels=MASK18, init=path, listener=heard)
+    model = init_model("test_resnet", TrainSettings("test_resnet", init=path), listener=heard)
     assert torch.equal(model.state_dict()["conv1.0.weight"], open_checkpoint(path).state_dict["conv1.0.weight"])
     assert model.state_dict()["fc.weight"].shape[0] == 18
     assert "I441" in [notice.code for notice in heard.notices]
@@ -145,7 +146,7 @@ def test_a_transformer_trains_and_exports_at_another_size(tmp_path: Path, arch: 
     rows = write_rows(tmp_path, draw_pictures()[:36])
     folds = make_folds(rows, folds=2, seed=0)
     settings = replace(SETTINGS, arch=arch, preprocess=Preprocess((64, 48)), head="flat", layer_decay=0.7, epochs=1)
-    done = train_member(rows, folds, member="v", settings=settings, seed=0, out=tmp_path, only_fold=0)
+    done = train_member(TrainJob(rows, folds, "v", settings, tmp_path), only_fold=0)
     exported = export(open_checkpoint(done.folder / "fold0.safetensors"), tmp_path)
     assert exported.checks.faults == ()
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 
 from checkpoints.loading.network import make_network
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.distributed import ALONE, Team, join
-from checkpoints.training.training_state import save_course
+from checkpoints.training.distributed import DistributedContext, init_distributed
+from checkpoints.training.training_state import save_state
 from ensemble.cli import ens
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.predictions.dataset import read_predictions
@@ -84,11 +84,11 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sub
     out = tmp_path_factory.mktemp("two")
 
     def stop(*arguments: Any, **options: Any) -> None:
-        save_course(*arguments, **options)
+        save_state(*arguments, **options)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("checkpoints.training.epochs.save_course", stop)
+        patch.setattr("checkpoints.training.epochs.save_state", stop)
         assert alone(data, out).exit_code != 0
     assert (out / "m" / "fold0.state").exists()
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
@@ -126,19 +126,19 @@ def test_a_process_that_lost_the_others_says_so() -> None:
     """Where one process ends early, the other waits for nobody: it ends with E447, which is no bug of ours."""
     script = """
 import os
-from checkpoints.training.distributed import join
+from checkpoints.training.distributed import init_distributed
 from ensemble.errors import EnsError
 number = int(os.fork() > 0)
 os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
-team, device = join("auto")
-team.told(None)
-if team.is_main:
+context = init_distributed("auto")
+context.broadcast(None)
+if context.is_main:
     os._exit(4)
 try:
-    with team.watched():
-        team.told(None)
+    with context.detecting_lost_processes():
+        context.broadcast(None)
 except EnsError as err:
-    print(err.code, device, team.size)
+    print(err.code, context.device, context.world_size)
 os._exit(0)
 """
     with socket.socket() as s:
@@ -155,7 +155,11 @@ def test_batch_statistics_of_a_gpu_are_of_the_whole_batch(arch: str) -> None:
     model = make_network(arch, outputs=3)
     before = list(model.state_dict())
     activations = sum(isinstance(module, torch.nn.ReLU | torch.nn.SiLU) for module in model.modules())
-    norms = [m for m in Team(gpu).synchronise(model).modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        m
+        for m in DistributedContext(gpu).convert_batch_norm(model).modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     assert norms
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
     assert list(model.state_dict()) == before
@@ -165,25 +169,28 @@ def test_batch_statistics_of_a_gpu_are_of_the_whole_batch(arch: str) -> None:
 def test_the_shares_of_a_batch_are_the_batch() -> None:
     """Whatever the size, the processes' shares are all of it once, in order."""
     for size, count in ((1, 5), (2, 8), (3, 8), (4, 3)):
-        teams = [Team(SimpleNamespace(process_index=number, num_processes=size)) for number in range(size)]
-        assert [i for team in teams for i in range(count)[team.share(count)]] == list(range(count))
+        contexts = [DistributedContext(SimpleNamespace(process_index=rank, num_processes=size)) for rank in range(size)]
+        assert [i for context in contexts for i in range(count)[context.shard(count)]] == list(range(count))
 
 
 def test_a_process_by_itself_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a launcher's environment accelerate is not imported, and the device is the one that was asked for."""
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join("cuda:1") == (ALONE, "cuda:1")
+    assert init_distributed("cuda:1").device == "cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert join("auto") == (ALONE, "auto")
+    for is_available, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=is_available: found)
+        context = init_distributed("auto")
+        assert (context.device, context.world_size, context.is_main) == (device, 1, True)
 
 
 def test_what_processes_cannot_share_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device by name, and a batch that the processes cannot divide, are E204 before anything is written."""
-    trio = Team(SimpleNamespace(process_index=1, num_processes=3))
-    monkeypatch.setattr(Team, "main_first", lambda _: torch.no_grad())
-    monkeypatch.setattr("checkpoints.training.distributed.join", lambda _: (trio, "cpu"))
+    trio = DistributedContext(SimpleNamespace(process_index=1, num_processes=3))
+    monkeypatch.setattr(DistributedContext, "main_first", lambda _: torch.no_grad())
+    monkeypatch.setattr("checkpoints.training.distributed.init_distributed", lambda _: trio)
     refused = CliRunner().invoke(ens, words(data, tmp_path / "runs")).exception
     assert isinstance(refused, EnsError)
     assert (refused.code, "multiple of the 3" in refused.message) == ("E204", True)
@@ -191,14 +198,14 @@ def test_what_processes_cannot_share_is_refused(data: Path, tmp_path: Path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(OptionError, match="--device cuda:1"):
-        join("cuda:1")
+        init_distributed("cuda:1")
 
 
 def test_processes_that_see_other_data_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A value other than the main process's is E446, and an equal one passes."""
-    team = Team(SimpleNamespace(process_index=1, num_processes=2))
-    monkeypatch.setattr(Team, "told", lambda *_: "main's")
-    team.require_same("main's", "images")
+    context = DistributedContext(SimpleNamespace(process_index=1, num_processes=2))
+    monkeypatch.setattr(DistributedContext, "broadcast", lambda *_: "main's")
+    context.require_same("main's", "images")
     with pytest.raises(ModelError, match="images") as caught:
-        team.require_same("mine", "images")
+        context.require_same("mine", "images")
     assert caught.value.code == "E446"

@@ -14,8 +14,9 @@ import torch
 from checkpoints.data.folds import Folds, make_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.settings import Settings, settings_dict
-from checkpoints.training.train_fold import Trained, train
+from checkpoints.training.job import TrainJob
+from checkpoints.training.settings import TrainSettings, settings_dict
+from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Preprocess
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
@@ -23,7 +24,9 @@ from tests.support.bars import draw_bars
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="none")
+SETTINGS = TrainSettings(
+    "test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="none"
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,8 @@ class Killer(Listener):
         raise Killed
 
 
-def fit(rows: Any, folds: Folds, out: Path, settings: Settings, listener: Listener = SILENT) -> Trained:
-    return train(
-        rows, folds, 1, member="b", settings=settings, seed=0, out=out, device="cpu", origin="o", listener=listener
-    )
+def fit(rows: Any, folds: Folds, out: Path, settings: TrainSettings, listener: Listener = SILENT) -> TrainedFold:
+    return train_fold(TrainJob(rows, folds, "b", settings, out), 1, resumable=True, listener=listener)
 
 
 def test_accumulated_batches_learn_like_one_large_batch(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_accumulated_batches_learn_like_one_large_batch(rows: tuple[Row, ...], f
     ids=["mixed", "half"],
 )
 def test_a_killed_training_ends_with_the_same_bytes(
-    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, settings: Settings
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, settings: TrainSettings
 ) -> None:
     """Whatever is drawn or scaled on the way, a training killed after an epoch ends as it would have at one go."""
     settings = replace(settings, epochs=2)
@@ -122,7 +123,7 @@ def test_a_balanced_epoch_shows_every_class_equally_often(
     fewer = [row for row in rows if row.label or int(row.person) % 3 == 0]
     seen: list[torch.Tensor] = []
 
-    def backward(course: Any, images: torch.Tensor, targets: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def backward(state: Any, images: torch.Tensor, targets: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         seen.append(targets.sum(dim=0))
         return torch.zeros(())
 

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoints.data.folds import Folds
-from checkpoints.data.image_cache import Photos
+from checkpoints.data.image_cache import DecodedImages
 from checkpoints.data.mask_contest import Row
-from checkpoints.training.batches import Images
-from checkpoints.training.pseudo_labels import Pseudo, read_pseudo
-from checkpoints.training.settings import Settings
-from checkpoints.training.train_member import _load_extra
+from checkpoints.training.batches import LabeledImages
+from checkpoints.training.job import TrainJob, load_job_images
+from checkpoints.training.pseudo_labels import PseudoLabels, PseudoLabelSource, read_pseudo_labels
+from checkpoints.training.settings import TrainSettings
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.cli import ens
 from ensemble.errors import DataError, EnsError, OptionError, PredictionError
-from ensemble.events import SILENT, Recorder
+from ensemble.events import Recorder
+from ensemble.images.face_boxes import Boxes
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Part, part_path, read_predictions, write_complete, write_part
 from tests.support.toys import card, picture
@@ -76,7 +77,7 @@ def test_only_what_the_mean_is_confident_of_is_taken(
 ) -> None:
     """Of one member all but one image are, of its mean with another one only those of which both are, class by name."""
     one = write(tmp_path / "one", FIRST)
-    found = read_pseudo([one], images, rows, folds, LABELS, min_confidence=0.95)
+    found = read_pseudo_labels(PseudoLabelSource((one,), images), rows, folds, LABELS)
     assert [(row.id, row.target) for row in found.rows] == [
         ("0.png", 0),
         ("1.png", 1),
@@ -90,7 +91,7 @@ def test_only_what_the_mean_is_confident_of_is_taken(
     second = sure((0, 0.99), (1, 0.5), (2, 0.99), (2, 0.99), (0, 0.94), (2, 0.999))[:, [2, 0, 1]]
     two = write(tmp_path / "two", second, labels=turned)
     heard = Recorder()
-    found = read_pseudo([one, two], images, rows, folds, LABELS, min_confidence=0.95, listener=heard)
+    found = read_pseudo_labels(PseudoLabelSource((one, two), images), rows, folds, LABELS, listener=heard)
     assert [(row.id, row.target) for row in found.rows] == [("0.png", 0), ("4.png", 0), ("5.png", 2)]
     told = {notice.code: notice.message for notice in heard.notices}
     assert told["W347"].startswith("3 of 6 ")
@@ -101,9 +102,7 @@ def test_no_fold_learns_from_more_than_the_share(tmp_path: Path, rows: list[Row]
     """At a quarter, 6 images of a fold allow 2 more, the most confident; what is left out is counted."""
     one = write(tmp_path / "one", FIRST)
     heard = Recorder()
-    found = read_pseudo(
-        [one], images, rows, folds, LABELS, min_confidence=0.95, max_share=0.25, boxes=None, listener=heard
-    )
+    found = read_pseudo_labels(PseudoLabelSource((one,), images, max_share=0.25), rows, folds, LABELS, listener=heard)
     assert [row.id for row in found.rows] == ["0.png", "4.png"]
     assert "3 more were confident" in heard.notices[-1].message
 
@@ -111,11 +110,11 @@ def test_no_fold_learns_from_more_than_the_share(tmp_path: Path, rows: list[Row]
 def test_what_cannot_be_learned_is_refused(tmp_path: Path, rows: list[Row], folds: Folds, images: Path) -> None:
     """An image that is trained with anyway, other classes, other images and shares out of range are errors."""
     one = write(tmp_path / "one", FIRST)
+    source = PseudoLabelSource((one,), images)
 
-    def read(**options: Any) -> str:
-        given: dict[str, Any] = {"rows": rows, "labels": LABELS, "min_confidence": 0.95} | options
+    def read(rows: list[Row] = rows, labels: LabelSpace = LABELS, **changes: Any) -> str:
         with pytest.raises(EnsError) as caught:
-            read_pseudo(given.pop("paths", [one]), images, given.pop("rows"), folds, given.pop("labels"), **given)
+            read_pseudo_labels(replace(source, **changes), rows, folds, labels)
         assert isinstance(caught.value, DataError | OptionError | PredictionError)
         return caught.value.code
 
@@ -124,21 +123,21 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path, rows: list[Row], fold
     assert read(labels=LabelSpace.flat(["a", "b", "c"])) == "E501"
     assert read(min_confidence=0.0) == read(max_share=1.0) == "E204"
     assert read(min_confidence=0.999) == read(max_share=0.1) == "E204"
-    assert read(paths=[one, write(tmp_path / "fewer", FIRST[:5], names=NAMES[:5])]) == "E504"
+    assert read(predictions=(one, write(tmp_path / "fewer", FIRST[:5], names=NAMES[:5]))) == "E504"
 
 
 def test_joined_images_keep_their_fallback_crops() -> None:
     """Behind others, an image's second crop is still its own, and one without has still none."""
 
-    def make(start: int, instead: list[int]) -> Images:
+    def make(start: int, instead: list[int]) -> LabeledImages:
         pixels = np.arange(start, start + len(instead), dtype=np.uint8).reshape(-1, 1, 1, 1)
         drawn = np.array(instead)
         numbers = np.arange(len(instead), dtype=np.int64) + start
-        return Images(Photos(pixels, pixels[drawn >= 0] + np.uint8(100), drawn), numbers, numbers)
+        return LabeledImages(DecodedImages(pixels, pixels[drawn >= 0] + np.uint8(100), drawn), numbers, numbers)
 
-    joined = make(0, [-1, 0]).joined(make(10, [0, -1, 1]))
-    assert joined.targets.tolist() == joined.labels.tolist() == joined.photos.pixels.ravel().tolist()
-    crops = [int(joined.photos.fallback[i, 0, 0, 0]) if i >= 0 else None for i in joined.photos.instead]
+    joined = make(0, [-1, 0]).concatenate(make(10, [0, -1, 1]))
+    assert joined.targets.tolist() == joined.labels.tolist() == joined.decoded.pixels.ravel().tolist()
+    crops = [int(joined.decoded.fallback[i, 0, 0, 0]) if i >= 0 else None for i in joined.decoded.fallback_index]
     assert crops == [None, 101, 110, None, 112]
 
 
@@ -174,9 +173,10 @@ def test_training_takes_them_in_every_fold_and_scores_without_them(tmp_path: Pat
         assert getattr(refused.exception, "code", None) == "E442"
 
 
-def test_faces_are_asked_for_where_the_model_is_of_faces(tmp_path: Path, rows: list[Row]) -> None:
+def test_faces_are_asked_for_where_the_model_is_of_faces(tmp_path: Path, rows: list[Row], folds: Folds) -> None:
     """A training on face crops without the boxes of the pseudo-labelled images is E206."""
-    settings = Settings("test_resnet", Preprocess((32, 32), face=FaceCrop(0.2)), epochs=1, learning_rate=0.1)
+    settings = TrainSettings("test_resnet", Preprocess((32, 32), face=FaceCrop(0.2)))
+    job = TrainJob([], folds, "m", settings, tmp_path, boxes=Boxes({}), pseudo_labels=PseudoLabels(tuple(rows)))
     with pytest.raises(OptionError) as caught:
-        _load_extra(Pseudo(tuple(rows)), settings, 0, SILENT)
+        load_job_images(job)
     assert caught.value.code == "E206"

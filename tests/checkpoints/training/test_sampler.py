@@ -20,7 +20,7 @@ def test_plain_and_balanced_orders(seed: int) -> None:
     """Plain, each image comes once; balanced, classes differ by at most one, and so do the images of a class."""
     plain = draw_order(TARGETS, balanced=False, generator=torch.Generator().manual_seed(seed))
     assert sorted(plain.images.tolist()) == list(range(73))
-    assert not plain.turns.any()
+    assert not plain.repeats.any()
     balanced = draw_order(TARGETS, balanced=True, generator=torch.Generator().manual_seed(seed))
     shown = Counter(TARGETS[balanced.images].tolist())
     assert sorted(shown.values()) == [24, 24, 25]
@@ -29,7 +29,7 @@ def test_plain_and_balanced_orders(seed: int) -> None:
         counts = [of_image[i] for i in np.flatnonzero(number == TARGETS).tolist()]
         assert max(counts) - min(counts) <= 1
     for image, count in of_image.items():
-        assert sorted(balanced.turns[balanced.images == image].tolist()) == list(range(count))
+        assert sorted(balanced.repeats[balanced.images == image].tolist()) == list(range(count))
     again = draw_order(TARGETS, balanced=True, generator=torch.Generator().manual_seed(seed + 1))
     assert not np.array_equal(balanced.images, again.images)
 

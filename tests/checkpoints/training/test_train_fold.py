@@ -21,7 +21,10 @@ from sklearn.metrics import f1_score
 from checkpoints.data.folds import Folds, make_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
-from checkpoints.training.train_fold import Settings, Trained, train
+from checkpoints.training.distributed import DistributedContext
+from checkpoints.training.job import TrainJob
+from checkpoints.training.settings import TrainSettings
+from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
@@ -30,7 +33,9 @@ from tests.support.bars import draw_bars
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-SETTINGS = Settings("test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="light")
+SETTINGS = TrainSettings(
+    "test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="light"
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def folds(rows: tuple[Row, ...]) -> Folds:
 
 
 @pytest.fixture(scope="module")
-def trained(rows: tuple[Row, ...], folds: Folds, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(rows: tuple[Row, ...], folds: Folds, tmp_path_factory: pytest.TempPathFactory) -> TrainedFold:
     torch.set_num_threads(1)
     return fit(rows, folds, tmp_path_factory.mktemp("trained"), settings=replace(SETTINGS, epochs=6))
 
@@ -54,12 +59,13 @@ def fit(
     folds: Folds,
     out: Path,
     *,
-    settings: Settings = SETTINGS,
+    settings: TrainSettings = SETTINGS,
     seed: int = 0,
     device: str = "cpu",
     listener: Listener = SILENT,
-) -> Trained:
-    return train(rows, folds, 1, member="bars", settings=settings, seed=seed, out=out, device=device, listener=listener)
+) -> TrainedFold:
+    job = TrainJob(rows, folds, "bars", settings, out, seed=seed)
+    return train_fold(job, 1, distributed=DistributedContext(device=device), listener=listener)
 
 
 def answers(path: Path, rows: Sequence[Row]) -> list[int]:
@@ -72,17 +78,17 @@ def answers(path: Path, rows: Sequence[Row]) -> list[int]:
     return classes
 
 
-def test_training_learns(trained: Trained) -> None:
+def test_training_learns(trained: TrainedFold) -> None:
     """Six epochs on striped pictures score far above chance (1 of 18) on people who were held out."""
     assert trained.macro_f1 > 0.4
 
 
-def test_the_card_knows_the_mix_of_classes(trained: Trained, rows: tuple[Row, ...]) -> None:
+def test_the_card_knows_the_mix_of_classes(trained: TrainedFold, rows: tuple[Row, ...]) -> None:
     """It counts the images of every class, held-out ones too: what is said of an image that cannot be read."""
     assert trained.card.class_counts == tuple(sum(row.label == k for row in rows) for k in range(18))
 
 
-def test_the_best_epoch_is_written(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
+def test_the_best_epoch_is_written(trained: TrainedFold, rows: tuple[Row, ...], folds: Folds) -> None:
     """The file's own answers about the people held out have the macro F1 that was reported, by scikit-learn's count."""
     held_out = [row for row in rows if folds.of_person[row.person] == 1]
     score = f1_score(
@@ -145,12 +151,11 @@ def test_a_killed_training_ends_with_the_same_bytes(
         schedule=schedule,
     )
     few = [row for row in rows if row.label % 3 == 0]
-    whole = train(few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path / "whole")
+    job = TrainJob(few, folds, "bars", settings, tmp_path)
+    whole = train_fold(replace(job, out=tmp_path / "whole"), 1)
 
-    def again(listener: Listener = SILENT, origin: str = "a") -> Trained:
-        return train(
-            few, folds, 1, member="bars", settings=settings, seed=0, out=tmp_path, origin=origin, listener=listener
-        )
+    def again(listener: Listener = SILENT, seed: int = 0) -> TrainedFold:
+        return train_fold(replace(job, seed=seed), 1, resumable=True, listener=listener)
 
     for epoch in (2, 3):
         with pytest.raises(Killed):
@@ -158,10 +163,10 @@ def test_a_killed_training_ends_with_the_same_bytes(
     heard = Recorder()
     assert again(heard).path.read_bytes() == whole.path.read_bytes()
     assert [(notice.code, "after epoch 3 of 4" in notice.message) for notice in heard.notices] == [("I445", True)]
-    log = list(csv.DictReader((tmp_path / "fold1.csv").read_text().splitlines()))
+    log = list(csv.DictReader((job.folder / "fold1.csv").read_text().splitlines()))
     assert [row["epoch"] for row in log] == ["1", "2", "3", "4"]
     assert float(log[-1]["learning_rate"]) < float(log[1]["learning_rate"]) <= settings.learning_rate
-    again(heard := Recorder(), origin="another")
+    again(heard := Recorder(), seed=1)
     assert heard.notices == []
 
 
@@ -191,12 +196,12 @@ def test_a_logger_never_ends_a_training(
         monkeypatch.setitem(sys.modules, name, module if works else None)
         setattr(module, "init" if kind == "wandb" else "SummaryWriter", lambda *_, **__: Run())
         ears = Recorder()
-        found = train(rows, folds, 1, member="b", settings=SETTINGS, seed=0, out=tmp_path, log=kind, listener=ears)
+        found = train_fold(TrainJob(rows, folds, "b", SETTINGS, tmp_path, logger=kind), 1, listener=ears)
         assert [notice.code for notice in ears.notices] == ["W443"]
         assert heard == ([(found.macro_f1, 1)] if works else [])
 
 
-def test_the_card_says_what_the_export_needs(trained: Trained, rows: tuple[Row, ...], folds: Folds) -> None:
+def test_the_card_says_what_the_export_needs(trained: TrainedFold, rows: tuple[Row, ...], folds: Folds) -> None:
     """The card in the file names member, group, fold, architecture, labels, preprocessing and the people held out."""
     checkpoint = open_checkpoint(trained.path)
     card = checkpoint.card

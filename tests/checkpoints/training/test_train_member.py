@@ -13,7 +13,8 @@ from PIL import Image
 from checkpoints.data.folds import make_folds, read_folds, write_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
-from checkpoints.training.train_fold import Settings
+from checkpoints.training.job import TrainJob
+from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_member import train_member
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
@@ -26,7 +27,7 @@ from ensemble.predictions.truth import read_truth
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings("test_efficientnet", Preprocess((32, 32)), epochs=1, learning_rate=0.01, augment="none")
+SETTINGS = TrainSettings("test_efficientnet", Preprocess((32, 32)), epochs=1, learning_rate=0.01, augment="none")
 
 
 def make_rows(folder: Path) -> tuple[Row, ...]:
@@ -46,8 +47,8 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     write_folds(tmp_path / "folds.csv", folds)
     assert read_folds(tmp_path / "folds.csv", rows) == folds
 
-    def fit(out: str, only_fold: int | None = None, settings: Settings = SETTINGS):  # type: ignore[no-untyped-def]
-        return train_member(rows, folds, member="m", settings=settings, seed=0, out=tmp_path / out, only_fold=only_fold)
+    def fit(out: str, only_fold: int | None = None, settings: TrainSettings = SETTINGS):  # type: ignore[no-untyped-def]
+        return train_member(TrainJob(rows, folds, "m", settings, tmp_path / out), only_fold=only_fold)
 
     whole = fit("a")
     assert fit("b", 1).oof is None
@@ -78,15 +79,8 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
         blend(found, make_recipe(found))
     assert refused.value.code == "E504"
 
-    again = train_member(
-        rows,
-        folds,
-        member="n",
-        settings=replace(SETTINGS, init=whole.folder / "fold0.safetensors", freeze=2, learning_rate=1e-9),
-        seed=0,
-        out=tmp_path / "a",
-        only_fold=0,
-    )
+    frozen = replace(SETTINGS, init=whole.folder / "fold0.safetensors", freeze=2, learning_rate=1e-9)
+    again = train_member(TrainJob(rows, folds, "n", frozen, tmp_path / "a"), only_fold=0)
     start, end = (open_checkpoint(m.folder / "fold0.safetensors").state_dict for m in (whole, again))
     assert np.array_equal(start["conv_stem.weight"], end["conv_stem.weight"])
     assert not np.array_equal(start["classifier.weight"], end["classifier.weight"])

@@ -1,0 +1,127 @@
+"""A member to train: its rows, folds and settings, and the images once they are decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints.data.folds import Folds
+from checkpoints.data.image_cache import DecodedImages, load_images
+from checkpoints.data.mask_contest import Row
+from checkpoints.training.batches import LabeledImages
+from checkpoints.training.loggers import LoggerKind
+from checkpoints.training.pseudo_labels import PseudoLabels
+from checkpoints.training.settings import TrainSettings, settings_dict
+from ensemble.card import validate_member
+from ensemble.errors import OptionError
+from ensemble.events import SILENT, Listener
+from ensemble.images.face_boxes import Boxes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainJob:
+    """Everything that decides a member's weights, and the folder ``out`` in which it gets a folder of its own.
+
+    ``boxes`` are the faces of the rows, for a preprocessing with a face crop. ``pseudo_labels`` are added to the
+    training part of every fold, and never to the hold-out part.
+
+    Raises:
+        OptionError: E204 when the member's name cannot be the name of a folder.
+    """
+
+    rows: Sequence[Row]
+    folds: Folds
+    member: str
+    settings: TrainSettings
+    out: Path
+    seed: int = 0
+    boxes: Boxes | None = None
+    pseudo_labels: PseudoLabels | None = None
+    logger: LoggerKind | None = None
+
+    def __post_init__(self) -> None:
+        validate_member(self.member)
+
+    @property
+    def folder(self) -> Path:
+        """The member's folder."""
+        return self.out / self.member
+
+    def fold_name(self, fold: int) -> str:
+        """Return the name of a fold's model."""
+        return f"{self.member}_f{fold}"
+
+    def state_path(self, fold: int) -> Path:
+        """Return the file with the training state after the last epoch of a fold that is not finished."""
+        return self.folder / f"fold{fold}.state"
+
+    def fingerprint(self) -> str:
+        """Return all that decides the weights as JSON, with files by their hashes.
+
+        Raises:
+            FileError: E707 when one of the files cannot be read.
+        """
+        people = [(row.id, row.label, row.target, self.folds.of_person[row.person]) for row in self.rows]
+        value = settings_dict(self.settings) | {
+            "seed": self.seed,
+            "boxes": None if self.boxes is None else self.boxes.sha256,
+            "rows": _hash(people),
+        }
+        if self.pseudo_labels is not None:  # without pseudo-labels the fingerprint is that of earlier versions
+            boxes = self.pseudo_labels.boxes
+            value["pseudo"] = {
+                "boxes": None if boxes is None else boxes.sha256,
+                "rows": _hash([(row.id, row.target) for row in self.pseudo_labels.rows]),
+            }
+        return json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JobImages:
+    """The decoded images of a job: those of its rows, in their order, and the pseudo-labeled ones."""
+
+    labeled: LabeledImages
+    pseudo: LabeledImages | None
+
+
+def load_job_images(job: TrainJob, *, listener: Listener = SILENT) -> JobImages:
+    """Decode the images of a job, which all of its folds share.
+
+    Raises:
+        OptionError: E206 when there is a face crop and no boxes.
+        DataError: E351 when an image has no entry in the boxes; the codes of `load_images`.
+    """
+    targets = np.array([row.target for row in job.rows], dtype=np.int64)
+    labels = np.array([row.label for row in job.rows], dtype=np.int64)
+    labeled = LabeledImages(_load(job.rows, job.boxes, job, listener), targets, labels)
+    if job.pseudo_labels is None:
+        return JobImages(labeled, None)
+    predicted = np.array([row.target for row in job.pseudo_labels.rows], dtype=np.int64)
+    decoded = _load(job.pseudo_labels.rows, job.pseudo_labels.boxes, job, listener)
+    return JobImages(labeled, LabeledImages(decoded, predicted, predicted))
+
+
+def _load(rows: Sequence[Row], boxes: Boxes | None, job: TrainJob, listener: Listener) -> DecodedImages:
+    settings = job.settings
+    if settings.preprocess.face is None:
+        return load_images(rows, settings.preprocess, listener=listener)
+    if boxes is None:
+        raise OptionError("E206", "training on face crops needs the face boxes of all images")
+    return load_images(
+        rows,
+        settings.preprocess,
+        boxes=boxes.select([row.id for row in rows]),
+        fallback_share=settings.fallback_share,
+        seed=job.seed,
+        listener=listener,
+    )
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
