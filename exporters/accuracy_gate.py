@@ -1,4 +1,4 @@
-"""May a model of lower precision take the place of the float32 one? Its answers on real images decide."""
+"""The accuracy gate: a model of lower precision is written only if its answers on real images agree with float32."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions.truth import Truth
 
-# of images that it answers as float32 does
+# share of images with the same class as in float32
 LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
-# where the truth is known the macro F1 decides: answers that change are mostly those in doubt, which float32 gets
-# wrong as often; agreement then only catches what a score on so few images would miss
+# where the ground truth is known macro F1 decides: the answers that change are mostly uncertain ones, which float32
+# gets wrong as often; the agreement then only catches what a score on so few images would miss
 LEAST_AGREEMENT_WITH_TRUTH: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.95}
 MOST_F1_LOST = 0.003
 MOST_IMAGES = 1000
 LEAST_IMAGES = 8
-# what lives at once grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
+# peak memory grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
 _BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Photographs:
-    """Real images by id; ``boxes[i]`` is the face in the i-th, for models with a face crop."""
+class ImageSet:
+    """Real images by id; ``boxes[i]`` is the face in image i, for models with a face crop."""
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -43,7 +43,7 @@ class Photographs:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Places in a list of images: those that calibrate, and those that judge; no image and no person is in both."""
+    """Indices into a list of images: those that calibrate and those that judge; no image or person is in both."""
 
     calibration: tuple[int, ...]
     gate: tuple[int, ...]
@@ -51,9 +51,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a model's answers compare with those of float32, on ``images`` images.
+    """A comparison of a model's answers with those of float32, on ``images`` images.
 
-    ``changed`` counts those with another class; ``f1`` and ``reference_f1`` are macro F1s where the truth is known.
+    ``changed`` counts the images with another class; ``f1`` and ``reference_f1`` are macro F1 scores where the ground
+    truth is known.
     """
 
     precision: Precision
@@ -64,12 +65,12 @@ class Verdict:
 
     @property
     def agreement(self) -> float:
-        """The share of images with the same class."""
+        """The share of images with the same class as in float32."""
         return 1 - self.changed / self.images
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is worse than allowed; empty when the model may be used."""
+        """The figures that are worse than allowed; empty when the model may be used."""
         found = []
         least = (LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH)[self.precision]
         if self.changed > round((1 - least) * self.images, 6):
@@ -80,7 +81,7 @@ class Verdict:
         return tuple(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """What the card keeps."""
+        """Return what the card keeps."""
         found: dict[str, Any] = {"images": self.images, "agreement": round(self.agreement, 4)}
         if self.f1 is not None and self.reference_f1 is not None:
             found |= {"macro_f1": round(self.f1, 4), "macro_f1_fp32": round(self.reference_f1, 4)}
@@ -94,26 +95,28 @@ class Verdict:
 
 
 def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -> Split:
-    """Choose up to ``calibration`` images, a quarter at most, and up to 1,000 others to judge by.
+    """Choose up to ``calibration`` images to calibrate on, a quarter at most, and up to 1,000 others to judge by.
 
-    With a truth only the images that it names can judge: those that it leaves out calibrate first. People stay whole.
-    The order is that of hashes: it depends on the names alone.
+    With a ground truth only the images that it names can judge; those that it leaves out calibrate first. No person is
+    on both sides. The order is that of hashes, so that it depends on the names alone.
 
     Raises:
-        DataError: E330 when the truth names images that are not there, E316 when fewer than 8 are left to judge by.
+        DataError: E330 when the ground truth names images that are missing, E316 when fewer than 8 can judge.
     """
     person = dict(zip(ids, ids, strict=True))
     if truth is not None:
         unknown = [name for name in truth.ids if name not in person]
         if unknown:
-            raise DataError("E330", f"{len(unknown):,} images of the truth are not there: {enumerate_some(unknown)}")
+            raise DataError(
+                "E330", f"{len(unknown):,} images of the ground truth are missing: {enumerate_some(unknown)}"
+            )
         person = dict(zip(truth.ids, truth.persons or truth.ids, strict=True))
     wanted = min(calibration, len(ids) // 4)
     order = sorted(range(len(ids)), key=lambda i: (ids[i] in person, _hash(person.get(ids[i], "")), _hash(ids[i])))
     first = order[:wanted]
     seen = {person[ids[i]] for i in first if ids[i] in person}
     rest = [i for i in order[wanted:] if ids[i] in person and person[ids[i]] not in seen]
-    # by the images' own hashes: so that a thousand images are of as many people as there are
+    # by the images' own hashes, so that a thousand images are of as many people as possible
     gate = sorted(rest, key=lambda i: _hash(ids[i]))[:MOST_IMAGES]
     if len(gate) < LEAST_IMAGES:
         raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {LEAST_IMAGES} are needed")
@@ -121,31 +124,31 @@ def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -
 
 
 def load_images(
-    photographs: Photographs, places: Sequence[int], preprocess: Preprocess, *, listener: Listener = SILENT
+    images: ImageSet, places: Sequence[int], preprocess: Preprocess, *, listener: Listener = SILENT
 ) -> Pixels:
-    """The images at these places as the model takes them, ``(N, H, W, 3)``.
+    """Read the images at these indices as the model takes them, ``(N, H, W, 3)`` uint8.
 
     Raises:
         DataError: when one cannot be read.
     """
     loaded = np.empty((len(places), *preprocess.size, 3), dtype=np.uint8)
     for row, place in enumerate(places):
-        box = None if photographs.boxes is None else photographs.boxes[place]
-        loaded[row] = prepare_image(read_image(photographs.paths[place]).pixels, preprocess, box)
+        box = None if images.boxes is None else images.boxes[place]
+        loaded[row] = prepare_image(read_image(images.paths[place]).pixels, preprocess, box)
         listener.progress("read images", row + 1, len(places))
     return loaded
 
 
 def classes_of(ids: Sequence[str], places: Sequence[int], truth: Truth) -> Classes:
-    """The true classes ``(N,)`` of the images at these places."""
+    """Return the true classes ``(N,)`` of the images at these indices."""
     known = dict(zip(truth.ids, truth.classes.tolist(), strict=True))
     return np.array([known[ids[place]] for place in places], dtype=np.intp)
 
 
-def answer(
+def predict_logits(
     run: Callable[[Pixels], Logits], pixels: Pixels, *, stage: str = "gate", listener: Listener = SILENT
 ) -> Logits:
-    """The logits ``(N, C)`` of all images, in batches."""
+    """Return the logits ``(N, C)`` of all images, computed in batches."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
         parts.append(run(pixels[start : start + _BATCH]))

@@ -1,11 +1,11 @@
-"""A checkpoint becomes one self-describing .onnx file that was verified before it got its name."""
+"""Export a checkpoint to one self-describing .onnx file, verified before it is put in place."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,19 +22,17 @@ from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import require_writable, write_atomic
-from ensemble.images.decode import read_image
-from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import INPUT, LOGITS
-from exporters.accuracy_gate import Photographs, Verdict, answer, classes_of, judge, load_images, split_images
+from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
-from exporters.int8 import CALIBRATION, to_int8
-from exporters.make_card import DEFAULTS, ExportOptions, describe
+from exporters.int8 import CALIBRATION, Quantised, to_int8
+from exporters.make_card import DEFAULTS, ExportOptions, make_card
 from exporters.synthetic_images import render_pictures
-from exporters.verify import FEATURES, Checks, Runtime, run_torch, verify
+from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
 
-__all__ = ["DEFAULTS", "ExportOptions", "Exported", "Photographs", "export"]
+__all__ = ["DEFAULTS", "ExportOptions", "Exported", "ImageSet", "export"]
 
 OPSET = 20
 MOST_PICTURES = 64
@@ -42,9 +40,9 @@ MOST_PICTURES = 64
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A model that was written: where, its card, what the verification measured, and the seconds it all took.
+    """An exported model: its file, its card, the figures of the verification, and the seconds that the export took.
 
-    ``verdict`` is that of the gate on real images; None without one.
+    ``verdict`` is that of the accuracy gate on real images; None without one.
     """
 
     path: Path
@@ -54,7 +52,7 @@ class Exported:
     verdict: Verdict | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return {
             "path": str(self.path),
             "card": json.loads(self.card.to_json()),
@@ -68,25 +66,23 @@ def export(
     folder: Path,
     *,
     options: ExportOptions = DEFAULTS,
-    check_images: Sequence[Path] = (),
-    boxes: Sequence[Box | None] | None = None,
-    photographs: Photographs | None = None,
+    check_images: ImageSet | None = None,
+    gate_images: ImageSet | None = None,
     truth: Path | None = None,
     taken: Collection[str] = (),
     listener: Listener = SILENT,
 ) -> Exported:
     """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
 
-    The file is verified on up to 64 of ``check_images``, or on rendered pictures when there are none. It appears whole
-    and verified, or not at all; an older file of that name is replaced only then. ``boxes[i]`` is the face in check
-    image i, for a model with a face crop (the rendered pictures take its fallback). ``taken`` are the members' names
-    that may not be used again.
+    The file is verified on up to 64 of ``check_images``, or on rendered images when there are none; for a model with a
+    face crop the rendered images take its fallback. It appears whole and verified, or not at all; an older file of that
+    name is replaced only then. ``taken`` are the names of members that must not be used again.
 
-    int8 needs ``photographs``: some calibrate, others judge (see `exporters.accuracy_gate`), also by macro F1 where
+    int8 needs ``gate_images``: some calibrate, others judge (see `exporters.accuracy_gate`), also by macro F1 where
     ``truth``, a CSV, has their classes. fp16 is judged by those that ``truth`` names, where it is given.
 
     Raises:
-        OptionError: E204 when an option does not fit the network, E206 when the faces in the check images are needed.
+        OptionError: E204 when an option does not fit the network, E206 when the images lack face boxes.
         ModelError: E411 when labels and outputs differ in number, E414 when the verification fails, E426 when torch
             cannot export the architecture, E428 when the member's name is taken, E436 when the gate does not pass.
         DataError: when an image or the truth cannot be read, or they do not belong together.
@@ -95,25 +91,27 @@ def export(
     started = time.perf_counter()
     require_writable(folder)
     model = build_model(checkpoint)
-    card = describe(checkpoint, model, options)
+    card = make_card(checkpoint, model, options)
     if card.member in taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
-    _require_photographs(card, photographs, truth)
-    without = (check_images and boxes is None) or (photographs is not None and photographs.boxes is None)
-    if without and card.preprocess.face is not None:
+    _require_images(card, gate_images, truth)
+    without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
+    if without_boxes and card.preprocess.face is not None:
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
-    pixels = _check_pixels(check_images, boxes, card.preprocess)
+    pixels = _check_pixels(check_images, card.preprocess)
     _require_fit(model, card, features=options.features)
     proto = _to_onnx(Exportable(model, card, features=options.features), card)
-    # integers are held against this float32 graph, which must be right first
+    # an int8 model is compared with this float32 graph, which must be right first
     plain = replace(card, precision="fp32") if card.precision == "int8" else card
     checks = verify(model, _serialise(proto), pixels, card=plain, listener=listener)
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
-        assert photographs is not None, "see _require_photographs"
-        proto, kept, verdict = _quantise(proto, card, checks, photographs, truth, listener)
-    elif truth is not None and photographs is not None:
-        verdict = _judge_half(model, _serialise(proto), card, photographs, truth, listener)
+        assert gate_images is not None, "see _require_images"
+        found = _quantise(proto, card, gate_images, truth, listener)
+        proto, verdict = found.proto, found.verdict
+        kept = {"fp32": kept} | found.as_dict()
+    elif truth is not None and gate_images is not None:
+        verdict = _judge_half(model, _serialise(proto), card, gate_images, truth, listener)
         kept |= {"gate": verdict.as_dict()}
     card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
@@ -122,10 +120,10 @@ def export(
 
 
 class Exportable(torch.nn.Module):
-    """The network as it is written: transposition and normalisation in front, float32 behind.
+    """The network with transposition and normalisation in front and a cast to float32 behind.
 
-    ``(B, H, W, 3)`` uint8 RGB to logits ``(B, C)``, and with ``features`` also to what they are pooled from
-    ``(B, F, h, w)``, both float32. With the card's precision fp16 the network between computes in float16.
+    It maps ``(B, H, W, 3)`` uint8 RGB to logits ``(B, C)``, and with ``features`` also to the features before pooling
+    ``(B, F, h, w)``, both float32. With the card's precision fp16 the network in between computes in float16.
     """
 
     scale: torch.Tensor
@@ -143,7 +141,7 @@ class Exportable(torch.nn.Module):
         self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits, and the features if they are wanted."""
+        """Return the logits, and the features if wanted."""
         # contiguous: from a channels-last tensor torch exports global pooling as a gather over computed indices
         planes = image.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         planes = (planes * self.scale + self.shift).to(self.dtype)
@@ -153,66 +151,53 @@ class Exportable(torch.nn.Module):
         return self.model.forward_head(features).to(torch.float32), features.to(torch.float32)
 
 
-def _require_photographs(card: ModelCard, photographs: Photographs | None, truth: Path | None) -> None:
-    if card.precision == "int8" and photographs is None:
+def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:
+    if card.precision == "int8" and images is None:
         raise OptionError("E204", "int8 is calibrated on real images", hint="name a folder of them with --calibrate")
-    if card.precision == "fp32" and (photographs is not None or truth is not None):
-        raise OptionError("E204", "float32 is the reference: nothing is calibrated or judged by a truth")
-    if truth is not None and photographs is None:
-        raise OptionError("E204", "a truth is that of images", hint="name their folder with --check-images")
+    if card.precision == "fp32" and (images is not None or truth is not None):
+        raise OptionError("E204", "float32 is the reference: it is neither calibrated nor judged by a ground truth")
+    if truth is not None and images is None:
+        raise OptionError("E204", "the ground truth needs its images", hint="name their folder with --check-images")
 
 
 def _quantise(
-    proto: onnx.ModelProto,
-    card: ModelCard,
-    checks: Checks,
-    photographs: Photographs,
-    truth: Path | None,
-    listener: Listener,
-) -> tuple[onnx.ModelProto, dict[str, Any], Verdict]:
-    """The graph on integers, what the card keeps of it, and how it was judged."""
+    proto: onnx.ModelProto, card: ModelCard, images: ImageSet, truth: Path | None, listener: Listener
+) -> Quantised:
+    """Quantise the float32 graph, calibrated on some of the images and judged by others."""
     known = None if truth is None else read_truth(truth, card.labels, listener=listener)
-    split = split_images(photographs.ids, known, calibration=CALIBRATION)
-    found = to_int8(
+    split = split_images(images.ids, known, calibration=CALIBRATION)
+    return to_int8(
         proto,
         card,
-        calibration=load_images(photographs, split.calibration, card.preprocess, listener=listener),
-        gate=load_images(photographs, split.gate, card.preprocess, listener=listener),
-        truth=None if known is None else classes_of(photographs.ids, split.gate, known),
+        calibration=load_images(images, split.calibration, card.preprocess, listener=listener),
+        gate=load_images(images, split.gate, card.preprocess, listener=listener),
+        truth=None if known is None else classes_of(images.ids, split.gate, known),
         listener=listener,
     )
-    return found.proto, {"fp32": checks.as_dict()} | found.as_dict(), found.verdict
 
 
 def _judge_half(
-    model: torch.nn.Module,
-    exported: bytes,
-    card: ModelCard,
-    photographs: Photographs,
-    truth: Path,
-    listener: Listener,
+    model: torch.nn.Module, exported: bytes, card: ModelCard, images: ImageSet, truth: Path, listener: Listener
 ) -> Verdict:
-    """float16, with the rounding of a device that computes in it, against torch on images with a truth."""
+    """Judge float16, rounded as a device that computes in it rounds, against torch on images with a ground truth."""
     known = read_truth(truth, card.labels, listener=listener)
-    split = split_images(photographs.ids, known, calibration=0)
-    pixels = load_images(photographs, split.gate, card.preprocess, listener=listener)
-    reference = answer(lambda batch: run_torch(model, card, False, batch)[LOGITS], pixels, listener=listener)
-    runtime = Runtime(with_rounding(exported), card)
-    found = answer(lambda batch: runtime.run(batch)[LOGITS], pixels, listener=listener)
-    verdict = judge("fp16", reference, found, classes_of(photographs.ids, split.gate, known))
+    split = split_images(images.ids, known, calibration=0)
+    pixels = load_images(images, split.gate, card.preprocess, listener=listener)
+    reference = predict_logits(lambda batch: run_torch(model, card, False, batch)[LOGITS], pixels, listener=listener)
+    runtime = ExportedModel(with_rounding(exported), card)
+    found = predict_logits(lambda batch: runtime.run(batch)[LOGITS], pixels, listener=listener)
+    verdict = judge("fp16", reference, found, classes_of(images.ids, split.gate, known))
     if verdict.faults:
         raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
     return verdict
 
 
-def _check_pixels(paths: Sequence[Path], boxes: Sequence[Box | None] | None, preprocess: Preprocess) -> Pixels:
-    """Pictures ``(N, H, W, 3)`` from all over the list: folders are often sorted by class."""
-    if paths:
-        chosen = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PICTURES)).round().astype(int)
-        photos = [(read_image(paths[i]).pixels, None if boxes is None else boxes[i]) for i in chosen]
-    else:
-        photos = [(picture, None) for picture in render_pictures()]
-    return np.stack([prepare_image(photo, preprocess, box) for photo, box in photos])
+def _check_pixels(images: ImageSet | None, preprocess: Preprocess) -> Pixels:
+    """Return the images ``(N, H, W, 3)`` to verify on, from the whole list: folders are often sorted by class."""
+    if images is None:
+        return np.stack([prepare_image(picture, preprocess, None) for picture in render_pictures()])
+    chosen = np.linspace(0, len(images.paths) - 1, min(len(images.paths), MOST_PICTURES)).round().astype(int)
+    return load_images(images, chosen.tolist(), preprocess)
 
 
 def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
@@ -221,7 +206,7 @@ def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
         with torch.inference_mode():
             found = model.forward_features(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as err:
-        # a wrong size ends in any of the three, depending on the layer that meets it first
+        # a wrong size raises any of the three, depending on the first layer that it does not fit
         raise OptionError(
             "E204",
             f"{card.arch} does not take images of {height}x{width} px: {_reason(err)}",
@@ -237,10 +222,10 @@ def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
 
 
 def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
-    # a batch of one would be taken for a constant
+    # a batch of one would be exported as a constant
     example = torch.zeros(2, *card.preprocess.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
-        # they speak of the exporter's own inside; whether the result is right is measured afterwards
+        # they concern the exporter's internals; whether the result is right is verified afterwards
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -264,7 +249,7 @@ def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
 
 
 def _strip(message: Message) -> None:
-    """Clear everywhere in a model what the exporter noted about itself: stack traces, local paths, class names."""
+    """Remove what the exporter wrote about itself everywhere in a model: stack traces, local paths, class names."""
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:
             message.ClearField(field.name)

@@ -1,4 +1,4 @@
-"""float16: networks that keep their accuracy in it, and what a device that computes in it will answer."""
+"""Convert a network to float16, and emulate a device that computes in it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 def to_half(model: torch.nn.Module, size: tuple[int, int]) -> torch.nn.Module:
-    """A float16 copy of a network that takes ``(B, 3, *size)``.
+    """Return a float16 copy of a network that takes ``(B, 3, *size)``.
 
-    The scale of every batch normalisation goes into the convolution before it first, in float64. The exporter would
-    do it in float16, where the result is three times as far from the truth.
+    The scale of every batch normalisation is folded into the preceding convolution first, in float64. The exporter
+    would fold it in float16, with three times the error.
     """
     half = copy.deepcopy(model)
     for conv, norm in _convs_before_norms(half, size):
@@ -26,8 +26,10 @@ def to_half(model: torch.nn.Module, size: tuple[int, int]) -> torch.nn.Module:
 
 
 def _convs_before_norms(model: torch.nn.Module, size: tuple[int, int]) -> list[tuple[Any, Any]]:
-    """Which normalisation reads which convolution's output, as seen while one image passes through."""
-    made: dict[int, tuple[torch.nn.Module, torch.Tensor]] = {}  # the tensors too: an id is unique among the living
+    """Return the pairs of a convolution and the normalisation that reads its output, traced with one image."""
+    made: dict[
+        int, tuple[torch.nn.Module, torch.Tensor]
+    ] = {}  # the tensors are kept alive: an id is unique only among live objects
     pairs: list[tuple[Any, Any]] = []
 
     def after_conv(conv: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -52,7 +54,7 @@ def _convs_before_norms(model: torch.nn.Module, size: tuple[int, int]) -> list[t
 
 
 def _fold(conv: Any, norm: Any) -> None:
-    """Scale the convolution's weights by ``weight / sqrt(var + eps)`` and leave the normalisation only its shift."""
+    """Scale the convolution's weights by ``weight / sqrt(var + eps)``; the normalisation keeps only its shift."""
     with torch.no_grad():
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - norm.running_mean.double() * scale
@@ -67,9 +69,9 @@ def _fold(conv: Any, norm: Any) -> None:
 
 
 def with_rounding(exported: bytes) -> bytes:
-    """A float16 model as a float32 one that rounds every value to float16 where a device would store one.
+    """Return a float16 model as a float32 one that rounds to float16 wherever a device would store a value.
 
-    On the CPU, ONNX Runtime computes float16 networks in float32 from end to end: neither an overflow nor the loss of
+    On the CPU onnxruntime computes float16 networks in float32 from end to end: neither an overflow nor the loss of
     precision would show.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(exported))

@@ -1,8 +1,8 @@
-"""A float32 model in 8 bits, as far as its answers allow it: what hurts most stays in float until the gate passes."""
+"""Quantise a float32 model to int8; the layers that cost most accuracy stay in float until the accuracy gate passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +14,23 @@ from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.model_file import LOGITS
-from exporters.accuracy_gate import Verdict, answer, judge
+from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
-from exporters.verify import Runtime
+from exporters.verify import ExportedModel
 
 CALIBRATION = 128
 MOST_IN_FLOAT = 0.5  # of the multiplications
 _PROBES = 16
-_OVERHEAD = 0.002  # of all multiplications: what leaving and entering integers costs at the ends of a layer
+_OVERHEAD = 0.002  # of all multiplications: the cost of converting to and from integers around a layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
-    """A model that passed: ``in_float`` are the layers that stayed in float32, the one that hurts most for its cost
-    first, ``in_float_share`` their share of the multiplications; ``ranges`` says how ranges were chosen.
+    """A quantised model and its verdict.
+
+    ``in_float`` are the layers that stayed in float32, the one with the largest error for its cost first, and
+    ``in_float_share`` their share of the multiplications; ``ranges`` names how the ranges were chosen.
     """
 
     proto: onnx.ModelProto
@@ -40,7 +42,7 @@ class Quantised:
     ranges: str
 
     def as_dict(self) -> dict[str, Any]:
-        """What the card keeps."""
+        """Return what the card keeps."""
         return {
             "gate": self.verdict.as_dict(),
             "calibration_images": self.calibration,
@@ -53,8 +55,9 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """The error of the logits when a layer is the only one on integers, as a share of their standard deviation, and
-    the layer's multiplications.
+    """The error of the logits when only this layer is on integers, relative to their standard deviation.
+
+    ``products`` are the layer's multiplications per image.
     """
 
     layer: Layer
@@ -73,31 +76,32 @@ def to_int8(
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images, judged on the others ``(N, H, W, 3)``.
 
-    If the whole network on integers fails, layers return to float32, those that harm most for what they save first: the
-    fewest that pass, found by bisection between none and those with half of the multiplications.
+    If the whole network on integers fails the gate, layers return to float32, in the order of their error for the
+    multiplications that they save: the fewest that pass, found by bisection between none and half of the
+    multiplications.
 
     Raises:
-        ModelError: E436 when it fails even then, or when there is nothing to quantise.
+        ModelError: E436 when even that fails, or when there is nothing to quantise.
     """
     model = prepare(proto)
     layers = find_layers(model.graph)
     if not layers:
         raise ModelError("E436", f"{card.member} (int8): {card.arch} has no convolution or matrix product to quantise")
-    reference = Runtime(_serialise(model), card)
+    reference = ExportedModel(_serialise(model), card)
     activations = measure_activations(model, find_tensors(model.graph, layers), calibration, listener=listener)
     products = count_products(model, layers)
     few = calibration[:_PROBES]
     expected = _run(reference, few)
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares()}
-    # with all values inside first: of equals it stays
+    # the range of all values comes first, so that it wins on ties
     chosen = min(candidates, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
     ranges = candidates[chosen]
-    answers = answer(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
+    answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
 
     def attempt(in_float: tuple[str, ...]) -> Quantised:
         found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
-        run = Runtime(_serialise(found), card).run
-        logits = answer(lambda batch: run(batch)[LOGITS], gate, listener=listener)
+        run = ExportedModel(_serialise(found), card).run
+        logits = predict_logits(lambda batch: run(batch)[LOGITS], gate, listener=listener)
         verdict = judge("int8", answers, logits, truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
         return Quantised(found, verdict, len(layers), in_float, share, len(calibration), chosen)
@@ -108,29 +112,41 @@ def to_int8(
     harms = _rank(model, card, ranges, products, layers, few, expected, listener)
     order = tuple(harm.layer.name for harm in harms)
     so_far = np.cumsum([harm.products for harm in harms])
-    best = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * so_far[-1], side="right"))])
-    if best.verdict.faults:
-        raise ModelError(
-            "E436",
-            f"{card.member} (int8): {'; '.join(best.verdict.faults)}, with {len(best.in_float)} of {len(layers)} "
-            f"layers and {best.in_float_share:.0%} of the multiplications in float",
-            details=tuple(
-                f"{harm.layer.name}: alone on integers, it moves the logits by {harm.error:.1%}" for harm in harms
-            ),
-        )
-    fails = 0
-    while len(best.in_float) - fails > 1:
-        tried = attempt(order[: (fails + len(best.in_float)) // 2])
-        if tried.verdict.faults:
-            fails = len(tried.in_float)
-        else:
-            best = tried
+    most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * so_far[-1], side="right"))])
+    if most.verdict.faults:
+        raise _failed(card, most, harms)
+    best = _fewest_in_float(order, most, attempt)
     kept = (
         f"{len(best.in_float)} of {len(layers)} layers with {best.in_float_share:.1%} of the multiplications stay in "
         f"float: {', '.join(best.in_float)}"
     )
     listener.notice(Notice("I437", f"{card.member}: {kept}"))
     return best
+
+
+def _fewest_in_float(
+    order: tuple[str, ...], passing: Quantised, attempt: Callable[[tuple[str, ...]], Quantised]
+) -> Quantised:
+    """Return the model that passes with the fewest layers of ``order`` in float, by bisection below ``passing``."""
+    fails = 0
+    while len(passing.in_float) - fails > 1:
+        tried = attempt(order[: (fails + len(passing.in_float)) // 2])
+        if tried.verdict.faults:
+            fails = len(tried.in_float)
+        else:
+            passing = tried
+    return passing
+
+
+def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelError:
+    return ModelError(
+        "E436",
+        f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of {tried.layers} "
+        f"layers and {tried.in_float_share:.0%} of the multiplications in float",
+        details=tuple(
+            f"{harm.layer.name}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in harms
+        ),
+    )
 
 
 def _rank(
@@ -143,10 +159,10 @@ def _rank(
     expected: Logits,
     listener: Listener,
 ) -> tuple[Harm, ...]:
-    """All layers, the one that harms most for what it saves first.
+    """Sort the layers by the error they cause for the multiplications they save, the worst first.
 
-    Errors of layers that have nothing to do with one another add up as squares: so the one to leave out of integers is
-    that with the largest square for its multiplications, as with any knapsack filled by worth.
+    Errors of independent layers add up as squares, so layers return to float by their squared error per
+    multiplication, as in the greedy solution of a knapsack problem.
     """
     harms, least = [], _OVERHEAD * sum(products.values())
     for number, layer in enumerate(layers):
@@ -157,14 +173,14 @@ def _rank(
 
 
 def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Logits) -> float:
-    """The root mean square error of the logits by their standard deviation; infinite where one is not finite."""
-    found = _run(Runtime(_serialise(model), card), pixels).astype(np.float64)
+    """Return the root mean square error of the logits over their standard deviation; infinite if one is not finite."""
+    found = _run(ExportedModel(_serialise(model), card), pixels).astype(np.float64)
     error = float(np.sqrt(np.mean((found - expected) ** 2)) / (np.std(expected) + np.finfo(np.float32).tiny))
     return error if np.isfinite(error) else float("inf")
 
 
-def _run(runtime: Runtime, pixels: Pixels) -> Logits:
-    return answer(lambda batch: runtime.run(batch)[LOGITS], pixels, stage="probe")
+def _run(model: ExportedModel, pixels: Pixels) -> Logits:
+    return predict_logits(lambda batch: model.run(batch)[LOGITS], pixels, stage="probe")
 
 
 def _serialise(proto: onnx.ModelProto) -> bytes:

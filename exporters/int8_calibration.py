@@ -1,4 +1,4 @@
-"""Between which values do the activations of a network lie? Measured on real images."""
+"""Measure the ranges of a network's activations on real images, for quantisation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT
 from exporters.int8_qdq import STEPS, Range
 
-# every tensor of a network lives at once: 8 images of 300 px took an EfficientNet-B3 to 7 GB
+# all tensors of the network are in memory at once: 8 images of 300 px took an EfficientNet-B3 to 7 GB
 BATCH = 1
 _BINS = 2048
-_COUNTED = 32  # images whose values are counted; their extremes are those of all
+_COUNTED = 32  # images in the histograms; the extremes are those of all images
 _SAMPLED = 3  # every third value of a large tensor is enough for its histogram
 _LARGE = 5000
-_CUTS = np.linspace(1, 0.2, 33)  # shares of an extreme where a range may end; of equals the first
+_CUTS = np.linspace(1, 0.2, 33)  # shares of an extreme where a range may end; the first wins on ties
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """``low`` and ``high`` ``(T,)`` of each tensor, zero included, and its histogram ``counts`` ``(T, B)`` between."""
+    """The lowest and highest value ``(T,)`` of each tensor, zero included, and a histogram ``(T, B)`` between them."""
 
     tensors: tuple[str, ...]
     low: Floats
@@ -34,16 +34,16 @@ class Activations:
     counts: Floats
 
     def extremes(self) -> dict[str, Range]:
-        """Ranges that hold every value."""
+        """Return the ranges of all values."""
         ends = zip(self.tensors, self.low.tolist(), self.high.tolist(), strict=True)
         return {name: Range(low, high) for name, low, high in ends}
 
     def least_squares(self) -> dict[str, Range]:
-        """Ranges that round with the least mean square error.
+        """Return the ranges whose quantisation has the least mean square error.
 
-        A narrower range has finer steps and cuts off what lies outside: a few large values are worth less than the
-        digits of all others. Sung et al., "Resiliency of Deep Neural Networks under Quantization" (arXiv 1511.06488),
-        choose steps by this error; here the upper end is searched first, then the lower one.
+        A narrower range has finer steps but clips the values outside. Sung et al., "Resiliency of Deep Neural Networks
+        under Quantization" (arXiv 1511.06488), choose steps by this error; here the upper end is searched first, then
+        the lower one.
         """
         return {name: self._best(i) for i, name in enumerate(self.tensors)}
 
@@ -68,7 +68,7 @@ class Activations:
 def measure_activations(
     proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, *, listener: Listener = SILENT
 ) -> Activations:
-    """Run a network on ``(N, H, W, 3)`` uint8 and note between which values these tensors lie, and where mostly."""
+    """Run a network on ``(N, H, W, 3)`` uint8 and record the extremes and the histogram of each of these tensors."""
     low, high = _measure_extremes(proto, tensors, pixels, listener)
     session = _session(_with_outputs(proto, tensors))
     counts = np.zeros((len(tensors), _BINS))
@@ -85,7 +85,7 @@ def measure_activations(
 def _measure_extremes(
     proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, listener: Listener
 ) -> tuple[Floats, Floats]:
-    """The least and the greatest value of each tensor ``(T,)``, zero included; nothing else is kept of them."""
+    """Return the least and the greatest value of each tensor ``(T,)``, zero included."""
     model = _with_outputs(proto, ())
     graph, make = model.graph, onnx.helper.make_node
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "extremes/axes"))
@@ -105,7 +105,7 @@ def _measure_extremes(
 
 
 def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy with these outputs and no others."""
+    """Return a copy with these outputs only."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     del model.graph.output[:]

@@ -1,9 +1,15 @@
-"""What an exported model says about itself, and whether an option, the checkpoint or timm decided it."""
+"""Build the card of a model that is to be exported, and record where each setting comes from.
+
+A setting comes from an option, the checkpoint's own card, the member's name, timm's pretrained configuration or a
+convention; the first of these that knows it wins.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -19,17 +25,15 @@ from ensemble.card import Interpolation, ModelCard, Precision, Preprocess, Resiz
 from ensemble.errors import ModelError, OptionError
 from ensemble.labels import LabelSpace
 
-_CROP_MODES = {"center": "center", "squash": "squash", "border": "pad"}
+_CROP_MODES: Mapping[str, Resize] = {"center": "center", "squash": "squash", "border": "pad"}
 _WEIGHT_ENDINGS = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"}
 # resnet18_f3, resnet18_fold3, resnet18-fold12; but _f16 is a precision
 _FOLD = re.compile(r"(?P<group>.+)[-_](?:f(?=\d$)|fold)(?P<fold>\d+)")
 
-Settings = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What the user decides; None leaves a setting to the checkpoint's card, and then to timm.
+    """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1. ``features`` adds the
     output that class-activation maps are made from.
@@ -62,11 +66,42 @@ class ExportOptions:
 DEFAULTS = ExportOptions()
 
 
-def describe(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOptions) -> ModelCard:
-    """The card of a model that is to be exported; its ``sources`` say who decided each setting.
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The settings that one source knows; None where it does not know one."""
 
-    An option beats the checkpoint's own card, which beats the name of the member (``resnet18_f3`` is fold 3 of the
-    group ``resnet18``), which beats timm's pretrained configuration of ``model``. A member is called like its file
+    labels: LabelSpace | None = None
+    size: tuple[int, int] | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    crop_pct: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    member: str | None = None
+    group: str | None = None
+    fold: int | None = None
+
+    @classmethod
+    def sources(cls, layers: Mapping[str, _Known]) -> dict[str, str]:
+        """Name the last of ``layers`` that knows each setting."""
+        found: dict[str, str] = {}
+        for field in fields(cls):
+            knowing = [name for name, known in layers.items() if getattr(known, field.name) is not None]
+            if knowing:
+                found[field.name] = knowing[-1]
+        return found
+
+    def updated(self, other: _Known) -> _Known:
+        """Return these settings, overridden by those that ``other`` knows."""
+        given = {field.name: getattr(other, field.name) for field in fields(other)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOptions) -> ModelCard:
+    """Build the card of a model that is to be exported; its ``sources`` record where each setting comes from.
+
+    An option overrides the checkpoint's own card, which overrides the member's name (``resnet18_f3`` is fold 3 of the
+    group ``resnet18``), which overrides timm's pretrained configuration of ``model``. A member is named after its file
     where neither an option nor a card names it.
 
     Raises:
@@ -75,44 +110,49 @@ def describe(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpti
     """
     card = checkpoint.card
     member = options.member or (card.member if card else _member_of(checkpoint.path))
-    settings: Settings = {}
-    sources: dict[str, str] = {}
-    for source, layer in (
-        ("default", _from_convention(checkpoint)),
-        ("timm", _from_timm(model)),
-        ("name", _from_name(member)),
-        ("checkpoint", _from_card(card) if card else {}),
-        ("option", _from_options(options)),
-    ):
-        given = {setting: value for setting, value in layer.items() if value is not None}
-        settings |= given
-        sources |= dict.fromkeys(given, source)
-    labels = settings["labels"]
-    if len(labels) != checkpoint.num_classes:
+    layers = {
+        "default": _from_convention(checkpoint),
+        "timm": _from_timm(model),
+        "name": _from_name(member),
+        "checkpoint": _from_card(card) if card else _Known(),
+        "option": _from_options(options),
+    }
+    known = functools.reduce(_Known.updated, layers.values())
+    sources = _Known.sources(layers)
+    assert known.labels is not None, "known by convention, as all but the fold"
+    assert known.size is not None
+    assert known.resize is not None
+    assert known.interpolation is not None
+    assert known.crop_pct is not None
+    assert known.mean is not None
+    assert known.std is not None
+    assert known.member is not None
+    if len(known.labels) != checkpoint.num_classes:
         raise ModelError(
             "E411",
-            f"{checkpoint.path.name}: the head has {checkpoint.num_classes} outputs, the label space {len(labels)}",
+            f"{checkpoint.path.name}: the head has {checkpoint.num_classes} outputs, the label space "
+            f"{len(known.labels)}",
             path=checkpoint.path,
         )
     return ModelCard(
-        member=settings["member"],
+        member=known.member,
         arch=checkpoint.arch,
-        labels=labels,
+        labels=known.labels,
         preprocess=Preprocess(
-            size=settings["size"],
-            resize=settings["resize"],
-            interpolation=settings["interpolation"],
-            crop_pct=settings["crop_pct"],
+            size=known.size,
+            resize=known.resize,
+            interpolation=known.interpolation,
+            crop_pct=known.crop_pct,
             face=card.preprocess.face if card else None,
-            fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(settings["mean"]),
+            fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known.mean),
         ),
-        mean=settings["mean"],
-        std=settings["std"],
+        mean=known.mean,
+        std=known.std,
         checkpoint_sha256=checkpoint.sha256,
-        group=settings.get("group"),
-        fold=settings.get("fold"),
+        group=known.group,
+        fold=known.fold,
         holdout_sha256=card.holdout_sha256 if card else None,
-        class_counts=card.class_counts if card and card.labels == labels else None,
+        class_counts=card.class_counts if card and card.labels == known.labels else None,
         precision=options.precision,
         weights=checkpoint.weights,
         sources=sources,
@@ -120,56 +160,65 @@ def describe(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpti
     )
 
 
-def _from_options(options: ExportOptions) -> Settings:
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    del given["precision"], given["features"]  # nobody else has a say in these
+def _from_options(options: ExportOptions) -> _Known:
+    known = _Known(**{field.name: getattr(options, field.name) for field in fields(_Known)})
     if options.crop_pct is None and options.resize in {"squash", "pad"}:
-        # who asks for these means the whole image; timm's percentage belongs to its centre crop
-        given["crop_pct"] = 1.0
-    return given
+        # these modes keep the whole image; timm's percentage belongs to its centre crop
+        return replace(known, crop_pct=1.0)
+    return known
 
 
-def _from_card(card: ModelCard) -> Settings:
-    own = {name: getattr(card, name) for name in ("labels", "mean", "std", "member", "group", "fold")}
-    wanted = card.preprocess
-    return own | {name: getattr(wanted, name) for name in ("size", "resize", "interpolation", "crop_pct")}
+def _from_card(card: ModelCard) -> _Known:
+    own, wanted = card, card.preprocess
+    return _Known(
+        labels=own.labels,
+        size=wanted.size,
+        resize=wanted.resize,
+        interpolation=wanted.interpolation,
+        crop_pct=wanted.crop_pct,
+        mean=own.mean,
+        std=own.std,
+        member=own.member,
+        group=own.group,
+        fold=own.fold,
+    )
 
 
-def _from_name(member: str) -> Settings:
+def _from_name(member: str) -> _Known:
     parts = _FOLD.fullmatch(member)
-    return {"member": member} | ({"group": parts["group"], "fold": int(parts["fold"])} if parts else {})
+    return _Known(member=member, group=parts["group"], fold=int(parts["fold"])) if parts else _Known(member=member)
 
 
-def _from_timm(model: torch.nn.Module) -> Settings:
+def _from_timm(model: torch.nn.Module) -> _Known:
     network: Any = model
-    found: Settings = network.pretrained_cfg
-    interpolation = found.get("interpolation")
-    return {
-        "size": found["input_size"][1:] if found.get("input_size") else None,
-        "resize": _CROP_MODES.get(found.get("crop_mode") or ""),
-        # timm also knows "random", and predicts with bicubic then
-        "interpolation": interpolation if interpolation in get_args(Interpolation) else None,
-        "crop_pct": found.get("crop_pct"),
-        "mean": found.get("mean"),
-        "std": found.get("std"),
-    }
+    found: Mapping[str, Any] = network.pretrained_cfg
+    interpolation, resize = found.get("interpolation"), _CROP_MODES.get(found.get("crop_mode") or "")
+    return _Known(
+        size=tuple(found["input_size"][1:]) if found.get("input_size") else None,
+        resize=resize,
+        # timm also has "random", and predicts with bicubic then
+        interpolation=interpolation if interpolation in get_args(Interpolation) else None,
+        crop_pct=found.get("crop_pct"),
+        mean=found.get("mean"),
+        std=found.get("std"),
+    )
 
 
-def _from_convention(checkpoint: Checkpoint) -> Settings:
-    """Numbers for class names, and what timm assumes where an architecture has no pretrained configuration."""
-    return {
-        "labels": LabelSpace.flat(checkpoint.num_classes),
-        "size": (224, 224),
-        "resize": "center",
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    }
+def _from_convention(checkpoint: Checkpoint) -> _Known:
+    """Number the classes, and assume what timm assumes where an architecture has no pretrained configuration."""
+    return _Known(
+        labels=LabelSpace.flat(checkpoint.num_classes),
+        size=(224, 224),
+        resize="center",
+        interpolation="bicubic",
+        crop_pct=0.875,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
 
 
 def _member_of(path: Path) -> str:
-    """The file's name without the endings of weight files, and without what a member's name must not hold."""
+    """Return the file's name without the suffixes of weight files and characters that a member's name must not have."""
     name = path.name
     while Path(name).suffix.lower() in _WEIGHT_ENDINGS:
         name = Path(name).stem
@@ -178,12 +227,12 @@ def _member_of(path: Path) -> str:
 
 
 def _grey(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """The colour that normalisation turns into zero, as timm fills borders."""
+    """Return the colour that normalisation maps to zero, with which timm fills borders."""
     red, green, blue = (round(255 * channel) for channel in mean)
     return red, green, blue
 
 
 def _tools() -> dict[str, str]:
     modules = (onnx, onnxruntime, onnxscript, timm, torch)
-    # without +cu130 and the like: every build of one version writes the same file
+    # without +cu130 and the like, so that every build of one version writes the same file
     return {m.__name__: m.__version__.split("+")[0] for m in modules} | {"ens": version("ens-onnx")}

@@ -1,8 +1,7 @@
-"""Pictures to check an exported model on when no photographs are given.
+"""Render the images that an exported model is verified on when no photographs are given.
 
-Noise would be a poor check: it drives every network to the same few answers. These pictures have what photographs
-have, large smooth areas, edges of things in front of each other, texture, faces, light from one side and grain, and
-they differ in all of it.
+Noise would be a poor check: on it every network gives the same few answers. These images have the properties of
+photographs (large smooth areas, occlusion edges, texture, faces, directional light, grain), and differ in all of them.
 """
 
 from __future__ import annotations
@@ -13,17 +12,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ensemble.arrays import Floats, Pixels
+from exporters.pen import Pen
+from exporters.synthetic_faces import draw_head, make_person
 
 COUNT = 24
 _SIZES = ((512, 384), (384, 512), (420, 420), (600, 340))
-_SKINS = ((250, 214, 186), (228, 178, 138), (176, 124, 88), (104, 70, 50))
 
 Random = np.random.Generator
 
 
 @functools.cache
 def render_pictures(count: int = COUNT) -> tuple[Pixels, ...]:
-    """The first ``count`` pictures, ``(H, W, 3)`` uint8 of several shapes; always the same ones."""
+    """Return the first ``count`` images, ``(H, W, 3)`` uint8 of several shapes; always the same ones."""
     return tuple(_render(seed) for seed in range(count))
 
 
@@ -33,12 +33,12 @@ def _render(seed: int) -> Pixels:
     image = Image.fromarray(_scenery(rng, height, width))
     _draw_things(image, rng, count=3 + seed % 7)
     if seed % 3 != 2:
-        _draw_face(image, rng, _SKINS[seed // 3 % len(_SKINS)])
+        _draw_face(image, rng)
     return _expose(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2))), rng)
 
 
 def _scenery(rng: Random, height: int, width: int) -> Pixels:
-    """Clouds between two colours above a striped ground, the light falling from one side."""
+    """Draw clouds between two colours above a striped ground, lit from one side."""
     sky, far, ground = rng.uniform(20, 245, (3, 3))
     clouds = _clouds(rng, height, width)[:, :, None]
     picture = sky * clouds + far * (1 - clouds)
@@ -52,7 +52,7 @@ def _scenery(rng: Random, height: int, width: int) -> Pixels:
 
 
 def _clouds(rng: Random, height: int, width: int) -> Floats:
-    """Smooth noise in 0..1 with an amplitude that falls with the frequency, as in photographs."""
+    """Return smooth noise in 0..1 whose amplitude falls with the frequency, as in photographs."""
     total = np.zeros((height, width))
     for octave in range(1, 7):
         grid = Image.fromarray(rng.random((2**octave, 2**octave)).astype(np.float32))
@@ -62,7 +62,7 @@ def _clouds(rng: Random, height: int, width: int) -> Floats:
 
 
 def _draw_things(image: Image.Image, rng: Random, *, count: int) -> None:
-    """Boxes, discs, shards and wires, each with a soft shadow behind it."""
+    """Draw boxes, discs, shards and wires, each with a soft shadow behind it."""
     pen = ImageDraw.Draw(image, "RGBA")  # colours with an alpha are blended
     for thing in range(count):
         x, y = rng.uniform(0, image.width), rng.uniform(0, image.height)
@@ -81,36 +81,21 @@ def _draw_things(image: Image.Image, rng: Random, *, count: int) -> None:
                 pen.line((x - w, y - h, x + w, y + h, x + w, y - h), fill=colour, width=int(rng.integers(1, 9)))
 
 
-def _draw_face(image: Image.Image, rng: Random, skin: tuple[int, int, int]) -> None:
-    """A head and shoulders near the middle: hair, two eyes, a nose, and a mouth or something in front of it."""
-    pen = ImageDraw.Draw(image, "RGBA")
-    size = min(image.size) * rng.uniform(0.14, 0.3)
-    x, y = image.width * rng.uniform(0.4, 0.6), image.height * rng.uniform(0.35, 0.55)
-    hair, shirt, cover = (
-        tuple(int(c) for c in rng.integers(low, high, 3)) for low, high in ((10, 120), (0, 256), (120, 256))
+def _draw_face(image: Image.Image, rng: Random) -> None:
+    """Draw a head and shoulders near the middle, with or without a mask, in front of what is there."""
+    person = make_person(gender=int(rng.integers(2)), age=int(rng.integers(18, 61)), rng=rng)
+    pen = Pen(
+        image,
+        centre=(image.width * rng.uniform(0.4, 0.6), image.height * rng.uniform(0.35, 0.55)),
+        size=min(image.size) * rng.uniform(0.14, 0.3),
+        tilt=rng.normal(0, 0.07),
+        facing=(rng.normal(0, 0.08), rng.normal(0, 0.05)),
     )
-
-    def oval(dx: float, dy: float, rx: float, ry: float, colour: tuple[int, ...]) -> None:
-        cx, cy = x + dx * size, y + dy * size
-        pen.ellipse((cx - rx * size, cy - ry * size, cx + rx * size, cy + ry * size), fill=colour)
-
-    oval(0, 2.6, 1.8, 1.3, shirt)
-    oval(0, -0.15, 1.15, 1.4 + rng.uniform(0, 0.6), hair)
-    oval(0, 0.15, 0.9, 1.25, skin)
-    oval(0.45, 0.3, 0.4, 0.9, (0, 0, 0, 30))
-    for side in (-0.38, 0.38):
-        oval(side, -0.1, 0.17, 0.1, (245, 245, 240))
-        oval(side, -0.1, 0.08, 0.09, (40, 28, 20))
-        oval(side, -0.33, 0.22, 0.05, hair)
-    oval(0.03, 0.25, 0.1, 0.2, (90, 40, 30, 90))
-    if rng.random() < 0.5:
-        oval(0, 0.75, 0.3, 0.1, (170, 60, 70))
-    else:
-        oval(0, 0.8, 0.75, 0.55, cover)
+    draw_head(pen, person, mask=int(rng.integers(3)), rng=rng)
 
 
 def _expose(image: Image.Image, rng: Random) -> Pixels:
-    """Too dark, too bright, pale or hard, and grained, as cameras do it."""
+    """Change exposure and contrast and add grain, as cameras do."""
     values = (np.asarray(image, dtype=np.float64) / 255) ** rng.uniform(0.6, 1.7)
     values = 0.5 + (values - 0.5) * rng.uniform(0.55, 1.15)
     return _to_pixels(255 * values + rng.normal(0, rng.uniform(0.5, 6), values.shape))

@@ -1,6 +1,6 @@
-"""Does the exported model give the checkpoint's answers? Torch against ONNX Runtime, on pictures.
+"""Verify that an exported model gives the checkpoint's answers: torch against onnxruntime, on images.
 
-The reference is always the checkpoint's own network in float32 on the CPU, fed by a normalisation of its own. A check
+The reference is the checkpoint's own network in float32 on the CPU, with a normalisation written independently. A check
 on random tensors would prove little: on noise every network gives nearly the same answer, and nothing overflows.
 """
 
@@ -34,10 +34,10 @@ Outputs = dict[str, Logits]
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What was measured on ``pictures`` pictures: the worst of each figure.
+    """The worst of each figure over ``pictures`` images.
 
-    ``logits_error`` and ``features_error`` are those of `relative_error`, ``batch_error`` is that between the same
-    pictures in batches of different sizes. ``classes_changed`` counts the pictures with another argmax.
+    ``logits_error`` and ``features_error`` are those of `relative_error`; ``batch_error`` is the one between the same
+    images in batches of different sizes. ``classes_changed`` counts the images with another argmax.
     """
 
     precision: Precision
@@ -49,12 +49,12 @@ class Checks:
 
     @property
     def changes_allowed(self) -> int:
-        """None in float32; in float16 one in 200, and one on fewer: two of 64 would contradict 99.5 %, one does not."""
+        """None in float32; one in 200 in float16, at least one: two of 64 would contradict 99.5 %, one does not."""
         return 0 if self.precision == "fp32" else max(1, self.pictures // 200)
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is worse than allowed; empty when the model may be used."""
+        """The figures that are worse than allowed; empty when the model may be used."""
         limit = ERROR_LIMIT[self.precision]
         errors = {
             "relative error of the logits": self.logits_error,
@@ -73,10 +73,10 @@ class Checks:
         return tuple(found)
 
     def as_dict(self) -> dict[str, Any]:
-        """What the card keeps: the bounds that were met, and on how much.
+        """Return what the card keeps: the limits that were met, and on how many images.
 
-        Not the figures: they depend on the processor, rounded ones too where they lie near a border, and the same
-        checkpoint must give the same file on every machine.
+        The figures themselves are left out: they depend on the processor, and the same checkpoint must give the same
+        file on every machine.
         """
         return {
             "pictures": self.pictures,
@@ -91,16 +91,16 @@ def verify(
 ) -> Checks:
     """Compare an exported model with its network ``(B, 3, H, W)`` to logits, on ``pixels`` ``(N, H, W, 3)`` uint8.
 
-    The pictures run in batches of 1, 2 and 5 in turn. A float16 model has to pass twice: as ONNX Runtime computes it
-    on the CPU, and with the rounding of a device that computes in float16 (see `with_rounding`); the latter's figures
-    are returned.
+    The images run in batches of 1, 2 and 5 in turn. A float16 model has to pass twice: as onnxruntime computes it on
+    the CPU, and with the rounding of a device that computes in float16 (see `with_rounding`), whose figures are
+    returned.
 
     Raises:
-        ModelError: E414 when the file breaks ONNX's rules or the answers differ by more than the limits.
+        ModelError: E414 when the file violates the ONNX specification or the answers differ by more than the limits.
     """
-    sessions = [Runtime(exported, card)]
+    sessions = [ExportedModel(exported, card)]
     if card.precision == "fp16":
-        sessions.append(Runtime(with_rounding(exported), card))
+        sessions.append(ExportedModel(with_rounding(exported), card))
     features = FEATURES in sessions[0].outputs
     runs: list[Callable[[Pixels], Outputs]] = [session.run for session in sessions]
     runs.insert(0, partial(run_torch, model, card, features))
@@ -123,11 +123,11 @@ def verify(
     return checks[-1]
 
 
-class Runtime:
-    """An exported model in ONNX Runtime on the CPU, checked against ONNX's rules first.
+class ExportedModel:
+    """An exported model in onnxruntime on the CPU, checked against the ONNX specification first.
 
     Raises:
-        ModelError: E414 when it breaks them, or fails on a batch.
+        ModelError: E414 when it violates the specification, or fails on a batch.
     """
 
     def __init__(self, exported: bytes, card: ModelCard) -> None:
@@ -142,7 +142,7 @@ class Runtime:
         self.outputs = [output.name for output in self._runtime.get_outputs()]
 
     def run(self, batch: Pixels) -> Outputs:
-        """All outputs for ``(B, H, W, 3)`` uint8, by name."""
+        """Return all outputs for ``(B, H, W, 3)`` uint8, by name."""
         try:
             return dict(zip(self.outputs, self._runtime.run(self.outputs, {INPUT: batch}), strict=True))
         except Exception as err:
@@ -160,7 +160,7 @@ def _batches(count: int) -> Iterator[tuple[int, int]]:
 
 
 def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
-    """The outputs of the network itself, normalised by code of its own."""
+    """Return the outputs of the network itself, with a normalisation written independently."""
     mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (card.mean, card.std))
     network: Any = model
     with torch.inference_mode():
@@ -176,7 +176,7 @@ def _join(parts: list[Outputs]) -> Outputs:
 
 
 def _compare(reference: Outputs, mixed: Outputs, alike: Outputs, precision: Precision, *, pictures: int) -> Checks:
-    """The figures of one session: ``mixed`` from batches of all sizes, ``alike`` from one batch of the first rows."""
+    """Compare one model: ``mixed`` comes from batches of all sizes, ``alike`` from one batch of the first rows."""
     classes, expected = (outputs[LOGITS][:pictures].argmax(axis=1) for outputs in (mixed, reference))
     return Checks(
         precision=precision,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
-from ensemble.errors import FileError, OptionError
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.card import Interpolation, Precision, Resize
 
 
 @click.command()
@@ -43,18 +45,23 @@ def export(
     checkpoints: tuple[Path, ...],
     folder: Path,
     arch: str | None,
-    weights: Any,
+    weights: Literal["raw", "ema"] | None,
     labels: str | None,
     size: str | None,
+    resize: Resize | None,
+    interpolation: Interpolation | None,
+    crop_pct: float | None,
     mean: str | None,
     std: str | None,
     member: str | None,
+    fold: int | None,
+    precision: Precision,
     calibrate: Path | None,
     truth: Path | None,
+    features: bool,
     check_images: Path | None,
     boxes: Path | None,
     as_json: bool,
-    **settings: Any,
 ) -> None:
     """Turn checkpoints into self-describing .onnx files, each verified against torch before it gets its name.
 
@@ -66,22 +73,20 @@ def export(
     \b
     Example: ens export runs/r18/fold0.safetensors --precision int8 --calibrate train/images --truth truth.csv
     """
-    if member is not None and len(checkpoints) > 1:
-        raise OptionError("E204", f"--member names one model, got {len(checkpoints)} checkpoints")
-    if boxes is not None and check_images is None and calibrate is None:
-        raise OptionError("E204", "--boxes are those of images: give --check-images or --calibrate too")
-    if (calibrate is None) == (settings["precision"] == "int8"):
-        raise OptionError("E204", "--precision int8 and --calibrate belong together; give both or neither")
-    if truth is not None and (settings["precision"] == "fp32" or (calibrate is None and check_images is None)):
-        raise OptionError(
-            "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
-        )
-    for path in checkpoints:
-        if not path.is_file():
-            raise FileError("E707", f"{path} is not a file", path=path)
+    from exporters.request import ExportRequest
+
+    request = ExportRequest(
+        checkpoints=checkpoints,
+        precision=precision,
+        member=member,
+        check_images=check_images,
+        calibrate=calibrate,
+        truth=truth,
+        boxes=boxes,
+    )
     with torch_extra("export"):
         from checkpoints.loading.open import open_checkpoint
-        from exporters.export import Exported, ExportOptions, Photographs
+        from exporters.export import Exported, ExportOptions, ImageSet
         from exporters.export import export as run_export
     from ensemble.card import parse_size, parse_triple
     from ensemble.images.face_boxes import read_boxes
@@ -93,27 +98,31 @@ def export(
         size=None if size is None else parse_size(size),
         mean=None if mean is None else parse_triple(mean, "--mean"),
         std=None if std is None else parse_triple(std, "--std"),
+        resize=resize,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
         member=member,
-        **settings,
+        fold=fold,
+        precision=precision,
+        features=features,
     )
     found_boxes = None if boxes is None else read_boxes(boxes)
 
-    def look(root: Path) -> Photographs:
+    def list_set(root: Path) -> ImageSet:
         listing = list_images(root, listener=TERMINAL)
-        return Photographs(listing.ids, listing.paths, None if found_boxes is None else found_boxes.select(listing.ids))
+        return ImageSet(listing.ids, listing.paths, None if found_boxes is None else found_boxes.select(listing.ids))
 
-    checked = None if check_images is None else look(check_images)
-    judges = look(calibrate) if calibrate is not None else checked if truth is not None else None
+    checked = None if check_images is None else list_set(check_images)
+    gate = list_set(calibrate) if calibrate is not None else checked if truth is not None else None
     done: list[Exported] = []
-    for number, path in enumerate(checkpoints):
+    for number, path in enumerate(request.checkpoints):
         TERMINAL.progress("export", number, len(checkpoints))
         exported = run_export(
             open_checkpoint(path, arch=arch, weights=weights, listener=TERMINAL),
             folder,
             options=options,
-            check_images=() if checked is None else checked.paths,
-            boxes=None if checked is None else checked.boxes,
-            photographs=judges,
+            check_images=checked,
+            gate_images=gate,
             truth=truth,
             taken=[other.card.member for other in done],
             listener=TERMINAL,

@@ -1,4 +1,4 @@
-"""The embedded toy contest: drawn people in the layout of the mask contest, with the truth beside it.
+"""Draw the toy contest: synthetic people in the layout of the mask contest, with the ground truth beside it.
 
 train/train.csv                      id,gender,race,age,path
 train/images/<path>/<stem>.<suffix>  <path> = <id>_<gender>_<race>_<age>; mask1..mask5, incorrect_mask, normal
@@ -22,9 +22,9 @@ from ensemble.arrays import Pixels
 from ensemble.csv_table import render_table
 from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
-from exporters.demo.faces import draw, make_person
+from exporters.synthetic_faces import draw, make_person
 
-# each picture's mask: 0 worn, 1 incorrect, 2 none
+# mask of each image: 0 worn, 1 incorrect, 2 none
 _STEMS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
 _GENDERS = ("male", "female")
 _YEARS = ((18, 29), (30, 59), (60, 60))  # first and last of each age group; as in the contest, the oldest are all 60
@@ -33,8 +33,8 @@ _ROUND = (0, 1, 2, 0, 1, 0, 1, 0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """Where the toy contest lies: two folders and two tables."""
+class ToyContest:
+    """The paths of the toy contest: two folders and two tables."""
 
     train: Path
     eval_images: Path
@@ -44,23 +44,23 @@ class Contest:
 
 def draw_contest(
     folder: Path, *, train_people: int = 160, eval_people: int = 40, seed: int = 18, listener: Listener = SILENT
-) -> Contest:
-    """Draw the contest into ``folder``, seven pictures a person; the same seed gives the same bytes.
+) -> ToyContest:
+    """Draw the contest into ``folder``, seven images per person; the same seed gives the same bytes.
 
-    Six people or more show all 18 classes.
+    Six people or more cover all 18 classes.
 
     Raises:
         FileError: E701 or E702 when a picture cannot be written.
     """
-    contest = Contest(folder / "train", folder / "eval/images", folder / "eval/info.csv", folder / "eval_truth.csv")
+    contest = ToyContest(folder / "train", folder / "eval/images", folder / "eval/info.csv", folder / "eval_truth.csv")
     _draw_train(contest, train_people, seed, listener)
     _draw_eval(contest, eval_people, seed, listener)
     return contest
 
 
 @dataclass(frozen=True, slots=True)
-class _Sitter:
-    """Someone who sits for seven pictures: ``(stem, pixels)``."""
+class _Subject:
+    """A person and their seven images: ``(stem, pixels)``."""
 
     gender: int
     age_group: int
@@ -68,45 +68,45 @@ class _Sitter:
     pictures: Iterator[tuple[str, Pixels]]
 
 
-def _sitters(people: int, *, split: int, seed: int) -> Iterator[_Sitter]:
+def _subjects(people: int, *, split: int, seed: int) -> Iterator[_Subject]:
     for i in range(people):
         rng = np.random.default_rng([seed, split, i])
         gender, age_group = i % 2, _ROUND[i // 2 % len(_ROUND)]
         first, last = _YEARS[age_group]
         age = int(rng.integers(first, last, endpoint=True))
         person = make_person(gender=gender, age=age, rng=rng)
-        yield _Sitter(
+        yield _Subject(
             gender, age_group, age, ((stem, draw(person, mask=mask, rng=rng)) for stem, mask in _STEMS.items())
         )
 
 
-def _draw_train(contest: Contest, people: int, seed: int, listener: Listener) -> None:
+def _draw_train(contest: ToyContest, people: int, seed: int, listener: Listener) -> None:
     rng = np.random.default_rng(seed)
     rows = []
     number = 0
-    for i, sitter in enumerate(_sitters(people, split=0, seed=seed)):
+    for i, subject in enumerate(_subjects(people, split=0, seed=seed)):
         number += int(rng.integers(1, 4))  # as in the contest, ids have gaps and one has a suffix
         person = f"{number:06d}-1" if i == 1 else f"{number:06d}"
-        gender = _GENDERS[sitter.gender]
-        path = f"{person}_{gender}_drawn_{sitter.age}"
-        for stem, pixels in sitter.pictures:
+        gender = _GENDERS[subject.gender]
+        path = f"{person}_{gender}_drawn_{subject.age}"
+        for stem, pixels in subject.pictures:
             suffix = str(rng.choice(["jpg", "jpeg", "png"], p=[0.9, 0.06, 0.04]))
             data = _encode(pixels, "PNG" if suffix == "png" else "JPEG")
             write_atomic(contest.train / "images" / path / f"{stem}.{suffix}", data, sync=False)
-        rows.append((person, gender, "drawn", sitter.age, path))
+        rows.append((person, gender, "drawn", subject.age, path))
         listener.progress("draw train", i + 1, people)
     write_atomic(contest.train / "train.csv", render_table(("id", "gender", "race", "age", "path"), rows))
 
 
-def _draw_eval(contest: Contest, people: int, seed: int, listener: Listener) -> None:
+def _draw_eval(contest: ToyContest, people: int, seed: int, listener: Listener) -> None:
     rows = []
-    for i, sitter in enumerate(_sitters(people, split=1, seed=seed)):
-        for stem, pixels in sitter.pictures:
+    for i, subject in enumerate(_subjects(people, split=1, seed=seed)):
+        for stem, pixels in subject.pictures:
             name = hashlib.sha256(f"{seed}/{i}/{stem}".encode()).hexdigest()[:40] + ".jpg"
             write_atomic(contest.eval_images / name, _encode(pixels, "JPEG"), sync=False)
-            rows.append((name, _STEMS[stem] * 6 + sitter.gender * 3 + sitter.age_group, f"e{i:03d}"))
+            rows.append((name, _STEMS[stem] * 6 + subject.gender * 3 + subject.age_group, f"e{i:03d}"))
         listener.progress("draw eval", i + 1, people)
-    rows.sort()  # by their hashes, so that the pictures of one person lie apart
+    rows.sort()  # by their hashes, so that the images of one person are apart
     write_atomic(contest.info, render_table(("ImageID", "ans"), [(name, 0) for name, _, _ in rows]))
     write_atomic(contest.truth, render_table(("ImageID", "ans", "person"), rows))
 

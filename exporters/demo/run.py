@@ -1,4 +1,4 @@
-"""Demo: the whole pipeline on a toy contest, from drawn faces to a scored submission."""
+"""Run the whole pipeline on a toy contest, from drawn faces to a scored submission."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ SEED = 18
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A name and how it is trained."""
+class DemoMember:
+    """A member's name and training settings."""
 
     name: str
     settings: TrainSettings
@@ -57,12 +57,12 @@ _RESNET = TrainSettings(
 _EFFICIENTNET = replace(
     _RESNET, arch="test_efficientnet", preprocess=Preprocess((64, 64)), epochs=6, learning_rate=1e-2
 )
-MEMBERS = (Member("resnet", _RESNET), Member("efficientnet", _EFFICIENTNET))
+MEMBERS = (DemoMember("resnet", _RESNET), DemoMember("efficientnet", _EFFICIENTNET))
 
 
 @dataclass(frozen=True, slots=True)
 class DemoRow:
-    """One line of the table: who answered, from which views, how well, and after how many seconds of work."""
+    """A row of the table: the scores of one member from some views, and the seconds that it took."""
 
     member: str
     views: str
@@ -73,7 +73,7 @@ class DemoRow:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What the demo left in ``folder``, and the table."""
+    """The files that the demo wrote to ``folder``, and its table."""
 
     folder: Path
     submission: Path
@@ -82,27 +82,27 @@ class Demo:
     seconds: float
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {"folder": str(self.folder), "submission": str(self.submission)}
 
     def render(self) -> str:
-        """The table, for people."""
+        """Return the table as text."""
         rows = [(r.member, r.views, str(r.macro_f1), r.accuracy.value, f"{r.seconds:.0f}") for r in self.rows]
         header = ("member", "views", "macro F1 [95 %]", "accuracy", "seconds")
         return f"{render_columns(header, rows)}\n{self.images:,} images, {self.seconds:.0f} s in all\n{self.submission}"
 
 
-def demo(folder: Path, *, members: tuple[Member, ...] = MEMBERS, listener: Listener = SILENT) -> Demo:
+def demo(folder: Path, *, members: tuple[DemoMember, ...] = MEMBERS, listener: Listener = SILENT) -> Demo:
     """Draw the contest, train each member on four fifths of its people, export, predict with TTA, blend and score.
 
-    Everything runs on the CPU and without network, and stays in ``folder``; a second run writes the same answers.
+    Everything runs offline on the CPU and writes to ``folder`` only; a second run writes the same submission.
 
     Raises:
         FileError: E701 or E702 when the folder cannot be written.
         PredictionError: E520 when the submission has faults.
     """
     began = time.perf_counter()
-    # networks this small gain nothing from a second thread, and lose ten times over when the cores are busy
+    # networks this small gain nothing from a second thread, and are ten times slower when the cores are busy
     torch.set_num_threads(1)
     contest = draw_contest(folder, listener=listener)
     rows = read_contest(contest.train)

@@ -23,7 +23,7 @@ from ensemble.errors import DataError, FileError, ModelError, OptionError
 from ensemble.labels import MASK18
 from ensemble.runtime.model_file import read_model
 from exporters import export as module
-from exporters.export import Exported, ExportOptions, export
+from exporters.export import Exported, ExportOptions, ImageSet, export
 from tests.support.networks import make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -35,7 +35,7 @@ CHECKPOINT = make_checkpoint(name="resnet_f2.pth")
 OTHER_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from exporters.export import export
+from exporters.export import ImageSet, export
 from tests.exporters.test_export import CHECKPOINT, OPTIONS
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 export(CHECKPOINT, Path(sys.argv[1]), options=OPTIONS)
@@ -232,11 +232,12 @@ def test_check_images_come_from_the_whole_list(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i:02d}.png" for i in range(70)]
     for i, path in enumerate(paths):
         Image.effect_noise((40, 30), 20 + i).convert("RGB").save(path)
-    exported = export(CHECKPOINT, tmp_path / "out", options=OPTIONS, check_images=paths)
+    images = ImageSet(tuple(path.name for path in paths), tuple(paths))
+    exported = export(CHECKPOINT, tmp_path / "out", options=OPTIONS, check_images=images)
     assert exported.checks.pictures == exported.card.checks["pictures"] == 64
     paths[-1].write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        export(CHECKPOINT, tmp_path / "out", options=OPTIONS, check_images=paths)
+        export(CHECKPOINT, tmp_path / "out", options=OPTIONS, check_images=images)
     assert caught.value.code == "E302"
 
 

@@ -24,11 +24,11 @@ from ensemble.runtime.model_file import LOGITS, read_model
 from exporters import accuracy_gate
 from exporters import export as module
 from exporters.accuracy_gate import Verdict, judge, split_images
-from exporters.export import Exported, ExportOptions, Photographs, export
+from exporters.export import Exported, ExportOptions, ImageSet, export
 from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import Range, count_products, find_layers, find_tensors, prepare, quantise
-from exporters.verify import Runtime
+from exporters.verify import ExportedModel
 from tests.support import toys
 from tests.support.networks import make_checkpoint
 
@@ -41,13 +41,13 @@ NAMES = tuple(f"{person}/{i}.jpg" for person in "abcdefgh" for i in range(6))
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """48 pictures of eight people."""
     root = tmp_path_factory.mktemp("images")
     for person in "abcdefgh":
         (root / person).mkdir()
     toys.write_pictures(root, NAMES)
-    return Photographs(NAMES, tuple(root / name for name in NAMES))
+    return ImageSet(NAMES, tuple(root / name for name in NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def lenient(patch: pytest.MonkeyPatch, least: float) -> None:
 
 def run(path: Path, batch: Pixels) -> NDArray[np.float32]:
     read = read_model(path)
-    return Runtime(read.data, read.card).run(batch)[LOGITS]
+    return ExportedModel(read.data, read.card).run(batch)[LOGITS]
 
 
 def draw_batch(count: int, size: int = 32) -> Pixels:
@@ -95,10 +95,10 @@ def draw_batch(count: int, size: int = 32) -> Pixels:
 
 
 @pytest.fixture
-def exported(tmp_path: Path, photographs: Photographs, known_graph: None, monkeypatch: pytest.MonkeyPatch) -> Exported:
+def exported(tmp_path: Path, photographs: ImageSet, known_graph: None, monkeypatch: pytest.MonkeyPatch) -> Exported:
     """The small network in int8, behind a lenient gate."""
     lenient(monkeypatch, 0.5)
-    return export(CHECKPOINT, tmp_path / "out", options=OPTIONS, photographs=photographs)
+    return export(CHECKPOINT, tmp_path / "out", options=OPTIONS, gate_images=photographs)
 
 
 def test_an_int8_file_keeps_the_contract(exported: Exported) -> None:
@@ -118,9 +118,9 @@ def test_an_int8_file_keeps_the_contract(exported: Exported) -> None:
     assert {tensor.name for tensor in proto.graph.initializer} <= used
 
 
-def test_the_same_images_give_the_same_bytes(exported: Exported, tmp_path: Path, photographs: Photographs) -> None:
+def test_the_same_images_give_the_same_bytes(exported: Exported, tmp_path: Path, photographs: ImageSet) -> None:
     """A second export of the checkpoint writes the same file, bit by bit."""
-    again = export(CHECKPOINT, tmp_path / "again", options=OPTIONS, photographs=photographs)
+    again = export(CHECKPOINT, tmp_path / "again", options=OPTIONS, gate_images=photographs)
     assert again.path.read_bytes() == exported.path.read_bytes()
 
 
@@ -137,12 +137,12 @@ def test_an_int8_model_predicts_the_same_bytes_for_any_batch(exported: Exported,
 
 @pytest.mark.usefixtures("known_graph")
 def test_a_gate_that_does_not_pass_leaves_no_file(
-    tmp_path: Path, photographs: Photographs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photographs: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that all differ end in E436, exit 4, with the layers that hurt and without a file."""
     monkeypatch.setattr("exporters.int8.judge", lambda *_: Verdict("int8", 8, 8))
     with pytest.raises(ModelError, match="another class on 8 of 8 images") as caught:
-        export(CHECKPOINT, tmp_path, options=OPTIONS, photographs=photographs)
+        export(CHECKPOINT, tmp_path, options=OPTIONS, gate_images=photographs)
     assert (caught.value.code, caught.value.exit_status) == ("E436", 4)
     layers = [layer.name for layer in find_layers(module._to_onnx().graph)]  # type: ignore[call-arg]
     assert sorted(line.partition(":")[0] for line in caught.value.details) == sorted(layers)
@@ -241,14 +241,14 @@ def test_integers_answer_as_the_formula_says() -> None:
     card = toys.card("planted", labels=LabelSpace.flat(4))
     del proto.graph.output[:]
     proto.graph.output.append(onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["batch", 8]))
-    rows = Runtime(proto.SerializeToString(), card).run(batch)["rows"].astype(np.float64)
+    rows = ExportedModel(proto.SerializeToString(), card).run(batch)["rows"].astype(np.float64)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     weight, bias = weights["head.weight"].astype(np.float64), weights["head.bias"]
     step, steps = 4 / 255, np.abs(weight).max(axis=1) / 127
     zero = np.rint(1 / step)
     stored = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
     expected = stored @ (np.rint(weight / steps[:, None]) * steps[:, None]).T + bias
-    found = Runtime(model.SerializeToString(), card).run(batch)[LOGITS]
+    found = ExportedModel(model.SerializeToString(), card).run(batch)[LOGITS]
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
@@ -355,7 +355,7 @@ def test_int8_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_half_precision_is_judged_by_the_truth(
-    tmp_path: Path, photographs: Photographs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photographs: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16 with a truth compares macro F1 on its images, keeps both in the card, and fails like int8."""
     truth = tmp_path / "truth.csv"

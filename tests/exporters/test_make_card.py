@@ -12,7 +12,7 @@ from checkpoints.loading.open import Checkpoint, build_model
 from ensemble.card import ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
 from ensemble.labels import MASK18, LabelSpace
-from exporters.make_card import DEFAULTS, ExportOptions, describe
+from exporters.make_card import DEFAULTS, ExportOptions, make_card
 from tests.support.networks import make_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -64,9 +64,9 @@ def test_an_option_beats_the_card_and_the_card_beats_timm(setting: str) -> None:
     value = getattr(OPTIONS, setting)
     with_card = replace(CHECKPOINT, card=OWN)
     one_option: Any = {setting: value}
-    chosen = describe(with_card, MODEL, ExportOptions(**one_option))
-    own = describe(with_card, MODEL, DEFAULTS)
-    neither = describe(CHECKPOINT, MODEL, DEFAULTS)
+    chosen = make_card(with_card, MODEL, ExportOptions(**one_option))
+    own = make_card(with_card, MODEL, DEFAULTS)
+    neither = make_card(CHECKPOINT, MODEL, DEFAULTS)
     assert (settings_of(chosen)[setting], chosen.sources[setting]) == (value, "option")
     assert (settings_of(own)[setting], own.sources[setting]) == (settings_of(OWN)[setting], "checkpoint")
     assert neither.sources[setting] in {"timm", "name", "default"}
@@ -76,13 +76,13 @@ def test_an_option_beats_the_card_and_the_card_beats_timm(setting: str) -> None:
 def test_counts_are_those_of_the_cards_own_classes() -> None:
     """The mix of classes is taken over with the card's label space, and left out where another one is given."""
     own = replace(CHECKPOINT, card=OWN)
-    assert describe(own, MODEL, DEFAULTS).class_counts == tuple(range(18))
-    assert describe(own, MODEL, OPTIONS).class_counts is None
+    assert make_card(own, MODEL, DEFAULTS).class_counts == tuple(range(18))
+    assert make_card(own, MODEL, OPTIONS).class_counts is None
 
 
 def test_timm_decides_where_nobody_else_does() -> None:
     """Without options and card, a network is described by timm's pretrained configuration."""
-    card = describe(CHECKPOINT, MODEL, DEFAULTS)
+    card = make_card(CHECKPOINT, MODEL, DEFAULTS)
     # as timm.get_pretrained_cfg("test_resnet") prints it
     assert card.preprocess == Preprocess((160, 160), "center", "bilinear", 0.95, (128, 128, 128))
     assert (card.mean, card.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -90,7 +90,7 @@ def test_timm_decides_where_nobody_else_does() -> None:
 
 def test_eighteen_outputs_are_not_taken_for_mask18() -> None:
     """A label space is never guessed: without an option and a card, classes are numbered."""
-    card = describe(CHECKPOINT, MODEL, DEFAULTS)
+    card = make_card(CHECKPOINT, MODEL, DEFAULTS)
     assert card.labels == LabelSpace.flat(18)
     assert card.sources["labels"] == "default"
 
@@ -101,7 +101,7 @@ def test_fault_46_labels_that_do_not_fit_the_head_are_refused(card: ModelCard | 
     ten = replace(make_checkpoint(classes=10), card=card)
     options = DEFAULTS if card else ExportOptions(labels=MASK18)
     with pytest.raises(ModelError, match=r"10 outputs, the label space 18") as caught:
-        describe(ten, MODEL, options)
+        make_card(ten, MODEL, options)
     assert caught.value.code == "E411"
     assert caught.value.exit_status == 4
 
@@ -119,7 +119,7 @@ def test_fault_46_labels_that_do_not_fit_the_head_are_refused(card: ModelCard | 
 )
 def test_a_member_is_called_like_its_file(file: str, member: str) -> None:
     """The endings of weight files go, and what a member's name must not hold becomes a dash."""
-    card = describe(make_checkpoint(name=file), MODEL, DEFAULTS)
+    card = make_card(make_checkpoint(name=file), MODEL, DEFAULTS)
     assert (card.member, card.sources["member"]) == (member, "name")
 
 
@@ -136,7 +136,7 @@ def test_a_member_is_called_like_its_file(file: str, member: str) -> None:
 )
 def test_a_name_tells_group_and_fold(member: str, group: str | None, fold: int | None) -> None:
     """Only an ending _f<digit>, _fold<k> or -fold<k> is read as a fold."""
-    card = describe(CHECKPOINT, MODEL, ExportOptions(member=member))
+    card = make_card(CHECKPOINT, MODEL, ExportOptions(member=member))
     assert (card.group, card.fold) == (group, fold)
     assert card.sources.get("fold") == (None if fold is None else "name")
 
@@ -144,7 +144,7 @@ def test_a_name_tells_group_and_fold(member: str, group: str | None, fold: int |
 def test_squash_and_pad_take_the_whole_image() -> None:
     """Asking for squash or pad without a percentage means 100 %; centre, or a size alone, keeps timm's percentage."""
     found = {
-        options: describe(CHECKPOINT, MODEL, options).preprocess.crop_pct
+        options: make_card(CHECKPOINT, MODEL, options).preprocess.crop_pct
         for options in (
             ExportOptions(resize="squash"),
             ExportOptions(resize="pad"),
@@ -158,20 +158,20 @@ def test_squash_and_pad_take_the_whole_image() -> None:
 
 def test_timms_border_is_our_pad_filled_with_its_mean() -> None:
     """crop_mode "border" pads, with the colour that normalisation turns into zero."""
-    card = describe(CHECKPOINT, with_pretrained(crop_mode="border", mean=(0.485, 0.456, 0.406)), DEFAULTS)
+    card = make_card(CHECKPOINT, with_pretrained(crop_mode="border", mean=(0.485, 0.456, 0.406)), DEFAULTS)
     assert (card.preprocess.resize, card.preprocess.fill) == ("pad", (124, 116, 104))
 
 
 def test_a_cards_own_fill_is_kept() -> None:
     """What a network was trained to see around a padded image stays, unless another way of resizing is asked for."""
     with_card = replace(CHECKPOINT, card=OWN)
-    assert describe(with_card, MODEL, DEFAULTS).preprocess.fill == (1, 2, 3)
-    assert describe(with_card, MODEL, ExportOptions(resize="pad")).preprocess.fill == (26, 51, 76)
+    assert make_card(with_card, MODEL, DEFAULTS).preprocess.fill == (1, 2, 3)
+    assert make_card(with_card, MODEL, ExportOptions(resize="pad")).preprocess.fill == (26, 51, 76)
 
 
 def test_timms_random_interpolation_becomes_bicubic() -> None:
     """An interpolation that nothing can be predicted with becomes bicubic, and the card says that nobody chose it."""
-    card = describe(CHECKPOINT, with_pretrained(interpolation="random"), DEFAULTS)
+    card = make_card(CHECKPOINT, with_pretrained(interpolation="random"), DEFAULTS)
     assert (card.preprocess.interpolation, card.sources["interpolation"]) == ("bicubic", "default")
 
 
@@ -179,7 +179,7 @@ def test_a_network_without_a_pretrained_configuration_gets_timms_assumptions() -
     """Where timm knows nothing of an architecture, its own defaults stand in and are called defaults."""
     model: Any = build_model(CHECKPOINT)
     model.pretrained_cfg = {}
-    card = describe(CHECKPOINT, model, DEFAULTS)
+    card = make_card(CHECKPOINT, model, DEFAULTS)
     assert card.preprocess == Preprocess((224, 224), "center", "bicubic", 0.875, (124, 116, 104))
     assert {card.sources[name] for name in ("size", "resize", "interpolation", "crop_pct", "mean", "std")} == {
         "default"
@@ -202,7 +202,7 @@ def test_the_card_says_where_the_weights_come_from(monkeypatch: pytest.MonkeyPat
     """Hash, kind of weights and holdout are carried over; the tools' versions name no build."""
     monkeypatch.setattr(torch, "__version__", "2.99.0+cu999")
     averaged: Checkpoint = replace(CHECKPOINT, weights="ema", card=OWN)
-    card = describe(averaged, MODEL, ExportOptions(precision="fp16"))
+    card = make_card(averaged, MODEL, ExportOptions(precision="fp16"))
     assert (card.checkpoint_sha256, card.weights, card.holdout_sha256) == (CHECKPOINT.sha256, "ema", "beef")
     assert card.precision == "fp16"
     assert card.tools["torch"] == "2.99.0"

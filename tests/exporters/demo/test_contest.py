@@ -16,12 +16,12 @@ import pytest
 from ensemble.events import Listener
 from ensemble.images.decode import read_image
 from ensemble.labels import MASK18
-from exporters.demo.contest import Contest, draw_contest
-from exporters.demo.faces import HEIGHT, WIDTH
+from exporters.demo.contest import ToyContest, draw_contest
+from exporters.synthetic_faces import HEIGHT, WIDTH
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
+def contest(tmp_path_factory: pytest.TempPathFactory) -> ToyContest:
     return draw_contest(tmp_path_factory.mktemp("toy"), train_people=20, eval_people=6)
 
 
@@ -36,7 +36,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def pictures(contest: Contest) -> Iterator[Path]:
+def pictures(contest: ToyContest) -> Iterator[Path]:
     yield from sorted((contest.train / "images").glob("*/*"))
     yield from sorted(contest.eval_images.iterdir())
 
@@ -51,14 +51,14 @@ def test_a_seed_decides_every_byte(tmp_path: Path) -> None:
     assert not {first[name] for name in first if name.endswith(("g", "jpeg"))} & set(other.values())
 
 
-def test_the_number_of_training_people_leaves_the_evaluation_alone(contest: Contest, tmp_path: Path) -> None:
+def test_the_number_of_training_people_leaves_the_evaluation_alone(contest: ToyContest, tmp_path: Path) -> None:
     """A larger training set does not change who is evaluated."""
     smaller = draw_contest(tmp_path, train_people=1, eval_people=6)
     assert hashes(smaller.eval_images) == hashes(contest.eval_images)
     assert smaller.truth.read_bytes() == contest.truth.read_bytes()
 
 
-def test_train_csv_names_the_folders(contest: Contest) -> None:
+def test_train_csv_names_the_folders(contest: ToyContest) -> None:
     """A person's folder is called <id>_<gender>_<race>_<age>, is there, and holds the seven pictures."""
     rows = read(contest.train / "train.csv")
     assert list(rows[0]) == ["id", "gender", "race", "age", "path"]
@@ -70,7 +70,7 @@ def test_train_csv_names_the_folders(contest: Contest) -> None:
     assert sorted(path.name for path in (contest.train / "images").iterdir()) == sorted(row["path"] for row in rows)
 
 
-def test_the_contest_has_the_real_ones_traps(contest: Contest) -> None:
+def test_the_contest_has_the_real_ones_traps(contest: ToyContest) -> None:
     """An id is not always a number, one person's pictures differ in their suffix, and PNG files are PNG."""
     ids = [row["id"] for row in read(contest.train / "train.csv")]
     assert [i for i in ids if not i.isdecimal()] == [next(i for i in ids if i.endswith("-1"))]
@@ -83,7 +83,7 @@ def test_the_contest_has_the_real_ones_traps(contest: Contest) -> None:
     assert max(map(len, suffixes.values())) > 1
 
 
-def test_ages_are_those_of_the_contest(contest: Contest) -> None:
+def test_ages_are_those_of_the_contest(contest: ToyContest) -> None:
     """Ages run from 18 to 60 in three groups, and nobody is older than 60."""
     ages = [int(row["age"]) for row in read(contest.train / "train.csv")]
     assert min(ages) >= 18
@@ -92,12 +92,12 @@ def test_ages_are_those_of_the_contest(contest: Contest) -> None:
     assert groups == {"young": 8, "middle": 8, "old": 4}
 
 
-def test_six_people_show_every_class(contest: Contest) -> None:
+def test_six_people_show_every_class(contest: ToyContest) -> None:
     """The truth of six people holds all 18 classes."""
     assert {int(row["ans"]) for row in read(contest.truth)} == set(range(18))
 
 
-def test_a_persons_truth_is_consistent(contest: Contest) -> None:
+def test_a_persons_truth_is_consistent(contest: ToyContest) -> None:
     """Each person has five worn masks, one incorrect and one absent, and one gender and age group."""
     answers = defaultdict(list)
     for row in read(contest.truth):
@@ -108,7 +108,7 @@ def test_a_persons_truth_is_consistent(contest: Contest) -> None:
         assert len({answer % 6 for answer in of_person}) == 1
 
 
-def test_the_sample_submission_lists_the_pictures(contest: Contest) -> None:
+def test_the_sample_submission_lists_the_pictures(contest: ToyContest) -> None:
     """info.csv names each evaluation picture once, answers 0, and has the truth's order."""
     info = read(contest.info)
     names = [row["ImageID"] for row in info]
@@ -118,14 +118,14 @@ def test_the_sample_submission_lists_the_pictures(contest: Contest) -> None:
     assert all(re.fullmatch(r"[0-9a-f]{40}\.jpg", name) for name in names)
 
 
-def test_rows_give_nothing_away(contest: Contest) -> None:
+def test_rows_give_nothing_away(contest: ToyContest) -> None:
     """The pictures of one person do not stand together in info.csv."""
     people = [row["person"] for row in read(contest.truth)]
     together = sum(a == b for a, b in itertools.pairwise(people))
     assert together < len(people) / 3
 
 
-def test_pictures_are_clean_and_differ(contest: Contest) -> None:
+def test_pictures_are_clean_and_differ(contest: ToyContest) -> None:
     """Every picture is read without a notice at its size, and no two are alike."""
     seen = set()
     for path in pictures(contest):
@@ -136,7 +136,7 @@ def test_pictures_are_clean_and_differ(contest: Contest) -> None:
     assert len(seen) == 26 * 7
 
 
-def test_old_people_are_greyer(contest: Contest) -> None:
+def test_old_people_are_greyer(contest: ToyContest) -> None:
     """The hair of people of 60 is less coloured than that of the young, as the models are to learn."""
     colour = defaultdict(list)
     for row in read(contest.train / "train.csv"):

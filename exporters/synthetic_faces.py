@@ -1,7 +1,8 @@
-"""The faces of the toy contest: simple drawings of people who never existed.
+"""Draw synthetic faces: simple drawings of people who never existed, for the toy contest and the verification images.
 
-A `Person` is what stays the same in seven pictures: face, hair, signs of age. `draw` adds what changes with each: pose,
-light, background, clothes, mask. The numbers are coordinates and sizes of the head, see `exporters.demo.pen`.
+A `Person` is what stays the same in all images of one person: face, hair, signs of age. `draw` adds what changes with
+each image: pose, light, background, clothes, mask. The numbers are coordinates and sizes of the head, see
+`exporters.pen`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ensemble.arrays import Pixels
-from exporters.demo.pen import Colour, Pen, Points
+from exporters.pen import Colour, Pen, Points
 
 WIDTH, HEIGHT = 96, 128
 _DRAWN = 2  # times the size; reducing it afterwards smooths the edges
@@ -65,7 +66,7 @@ _DOTS = ((-0.5, 0.3), (0.0, 0.25), (0.5, 0.3), (-0.27, 0.52), (0.27, 0.52), (-0.
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What does not change from picture to picture; ``streaks`` (of grey), ``lines`` and ``beard`` run from 0 to 1."""
+    """The features that all images of a person share; ``streaks`` (of grey), ``lines``, ``beard`` are from 0 to 1."""
 
     skin: Colour
     hair: Colour
@@ -87,7 +88,7 @@ class Person:
 
 
 def make_person(*, gender: int, age: int, rng: Random) -> Person:
-    """Someone of this gender (0 male, 1 female) and age in years; any cue may mislead, so that none is the label."""
+    """Return a random person of this gender (0 male, 1 female) and age in years; no feature gives the label away."""
     female = gender == 1
     looks = age + rng.normal(6 if age >= 60 else 0, 3)  # people look older or younger than they are
     skin = _pick(_SKINS, rng)
@@ -124,7 +125,7 @@ def make_person(*, gender: int, age: int, rng: Random) -> Person:
 
 
 def draw(person: Person, *, mask: int, rng: Random) -> Pixels:
-    """One picture ``(HEIGHT, WIDTH, 3)``; the mask is 0 worn, 1 below the nose or mouth, 2 absent."""
+    """Draw one image ``(HEIGHT, WIDTH, 3)`` uint8; ``mask`` is 0 worn, 1 below the nose or mouth, 2 absent."""
     image = _scene(rng)
     pen = Pen(
         image,
@@ -133,6 +134,12 @@ def draw(person: Person, *, mask: int, rng: Random) -> Pixels:
         tilt=rng.normal(0, 0.07),
         facing=(rng.normal(0, 0.08), rng.normal(0, 0.05)),
     )
+    draw_head(pen, person, mask=mask, rng=rng)
+    return _expose(image.reduce(_DRAWN), rng)
+
+
+def draw_head(pen: Pen, person: Person, *, mask: int, rng: Random) -> None:
+    """Draw head and shoulders in front of what the pen's image shows; ``mask`` is that of `draw`."""
     _draw_body(pen, person, rng)
     _draw_face(pen, person, rng)
     if mask == 0:
@@ -143,7 +150,6 @@ def draw(person: Person, *, mask: int, rng: Random) -> Pixels:
     pen.line(((-0.66, -0.98), (-0.3, -1.18), (0.1, -1.22)), 0.08, (*_mix(person.hair, _WHITE, 0.5), 90))
     for side in (-1, 1):
         pen.blob(side * 0.98, -0.42, 0.13, 0.36, (*_GREY, round(150 * person.streaks)))
-    return _expose(image.reduce(_DRAWN), rng)
 
 
 def _draw_body(pen: Pen, person: Person, rng: Random) -> None:
@@ -224,7 +230,7 @@ def _draw_wrinkles(pen: Pen, person: Person) -> None:
 
 
 def _draw_mask(pen: Pen, top: float, rng: Random) -> None:
-    """A mask from ``top`` (0.2 is the bridge of the nose) to below the chin."""
+    """Draw a mask from ``top`` (0.2 is the bridge of the nose) to below the chin."""
     colour = _pick(_MASKS, rng)
     fold = _mix(colour, (40, 50, 70), 0.22)
     end = 1.4 + 0.25 * top
@@ -247,7 +253,7 @@ def _draw_mask(pen: Pen, top: float, rng: Random) -> None:
 
 
 def _scene(rng: Random) -> Image.Image:
-    """A blurred background: lights, book shelves, hills in the sun, or a room with a window."""
+    """Draw a blurred background: lights, book shelves, hills in the sun, or a room with a window."""
     wall, shade = _pick(_WALLS, rng)
     small = Image.new("RGB", (24, 32), wall)
     brush = ImageDraw.Draw(small, "RGBA")
@@ -273,7 +279,7 @@ def _scene(rng: Random) -> Image.Image:
 
 
 def _expose(image: Image.Image, rng: Random) -> Pixels:
-    """Light from one side, a colour cast and the sensor's noise."""
+    """Add light from one side, a colour cast and sensor noise."""
     angle = rng.uniform(0, 2 * np.pi)
     across, down = np.linspace(-1, 1, WIDTH) * math.cos(angle), np.linspace(-1, 1, HEIGHT) * math.sin(angle)
     light = rng.uniform(0.78, 1.06) + rng.uniform(0, 0.2) * (down[:, None] + across)
@@ -291,5 +297,5 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def _between(x: float, low: tuple[float, float], high: tuple[float, float]) -> float:
-    """The line through two points ``(x, y)``, level outside them."""
+    """Interpolate linearly between two points ``(x, y)``, constant outside them."""
     return float(np.interp(x, (low[0], high[0]), (low[1], high[1])))

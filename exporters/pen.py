@@ -1,4 +1,4 @@
-"""A pen that draws smooth shapes on a picture, for one head in one pose."""
+"""A pen that draws smooth shapes on an image, in the coordinates of one head in one pose."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SPLINE = _STEP ** np.arange(4) @ [[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2,
 
 
 class Pen:
-    """Takes shapes in the head's coordinates: x to the right, y down, the origin between the eyes, 1 half a face wide.
+    """Draw shapes given in head coordinates: x to the right, y down, origin between the eyes, unit half a face width.
 
-    ``size`` is that 1 in pixels and ``centre`` the origin's place. The head is tilted by an angle in radians and looks
-    aside, ``facing`` to the right and down as a share of its size. Colours may have a fourth channel, their opacity.
+    ``size`` is that unit in pixels and ``centre`` the origin in pixels. ``tilt`` is in radians; ``facing`` is how far
+    the head turns right and down, in units. Colours may have a fourth channel, the opacity.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Pen:
 
 
 def _curve(points: Points, *, closed: bool) -> Floats:
-    """A smooth curve through ``n`` points, about ``(6 * n, 2)``; a closed one returns to the first."""
+    """Return a smooth curve through ``n`` points, about ``(6 * n, 2)``; a closed one returns to the first."""
     curve: Floats = _spline(len(points), closed) @ np.asarray(points)
     return curve
 
 
 @functools.cache
 def _spline(n: int, closed: bool) -> Floats:
-    """The matrix that takes ``n`` points to their curve."""
+    """Return the matrix that maps ``n`` points to their curve."""
     pieces = n if closed else n - 1
     matrix = np.zeros((pieces, len(_STEP), n))
     for piece in range(pieces):

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from exporters.demo.pen import Pen
+from exporters.pen import Pen
 
 BLACK = (0, 0, 0)
 

@@ -1,0 +1,46 @@
+"""The combinations of `ens export`'s options that make sense, checked before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.card import Precision
+from ensemble.errors import FileError, OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """Checkpoints to export, and the folders of images that verify, calibrate and judge the models.
+
+    ``calibrate`` is the folder that int8 is calibrated on and judged by; ``truth`` is the ground truth of the images
+    that judge. ``boxes`` are the face boxes of the images in either folder.
+
+    Raises:
+        OptionError: E204 when options contradict each other.
+        FileError: E707 when a checkpoint is not a file.
+    """
+
+    checkpoints: tuple[Path, ...]
+    precision: Precision = "fp32"
+    member: str | None = None
+    check_images: Path | None = None
+    calibrate: Path | None = None
+    truth: Path | None = None
+    boxes: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.member is not None and len(self.checkpoints) > 1:
+            raise OptionError("E204", f"--member names one model, got {len(self.checkpoints)} checkpoints")
+        if self.boxes is not None and self.check_images is None and self.calibrate is None:
+            raise OptionError("E204", "--boxes needs the images that it belongs to: --check-images or --calibrate")
+        if (self.calibrate is None) == (self.precision == "int8"):
+            raise OptionError("E204", "--precision int8 and --calibrate belong together; give both or neither")
+        judged = self.calibrate is not None or self.check_images is not None
+        if self.truth is not None and (self.precision == "fp32" or not judged):
+            raise OptionError(
+                "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
+            )
+        for path in self.checkpoints:
+            if not path.is_file():
+                raise FileError("E707", f"{path} is not a file", path=path)
