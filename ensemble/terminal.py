@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,10 @@ import click
 
 from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
+
+# the bar takes what the words leave of the line, and is the first to give way
+_BAR = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}, {remaining} left{postfix} |{bar}|"
+_AROUND_DETAIL = 27  # columns of the rest: without stage, counts and detail, and with a bar of one column
 
 
 class Terminal(Listener):
@@ -20,31 +25,34 @@ class Terminal(Listener):
 
     def notice(self, notice: Notice) -> None:
         """Write one line, above the bar."""
-        line = f"{'warning' if notice.is_warning else 'note'}[{notice.code}] {notice.message}"
+        kind, colour = ("warning", "yellow") if notice.is_warning else ("note", "cyan")
+        line = f"{_styled(f'{kind}[{notice.code}]', colour)} {notice.message}"
         if self._bar is None:
-            click.echo(line, err=True)
+            click.echo(line, err=True, color=_has_colour())
         else:
             self._bar.write(line, file=sys.stderr)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the stage's bar, and take it away at the end."""
+        """Move the stage's bar, and remove it at the end."""
         if not sys.stderr.isatty():
             return
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(desc=stage, total=total, initial=done, dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(desc=stage, total=total, initial=done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
 
     def detail(self, text: str) -> None:
-        """Show it behind the bar when the bar next moves."""
+        """Show as many of the comma-separated parts as there is room for before the bar, when it next moves."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            counts = 2 * len(str(self._bar.total))
+            room = (self._bar.ncols or 80) - _AROUND_DETAIL - len(self._bar.desc) - counts
+            self._bar.set_postfix_str(shorten_detail(text, room), refresh=False)
 
     def close(self) -> None:
-        """Take the bar away, wherever it stands."""
+        """Remove the bar, finished or not."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -59,18 +67,43 @@ def show(value: object, text: str, *, as_json: bool) -> None:
 
 
 def show_error(err: EnsError, *, as_json: bool) -> None:
-    """Print an error: what happened, every single fault, and what to do."""
+    """Print an error: what happened, its details, and what to do."""
     if as_json:
         click.echo(json.dumps({"error": err.as_dict()}, ensure_ascii=False, indent=1))
         return
-    click.echo(f"error[{err.code}] {err.message}", err=True)
-    for detail in err.details[:20]:
-        click.echo(f"  {detail}", err=True)
+    lines = [f"{_styled(f'error[{err.code}]', 'red')} {err.message}"]
+    lines += [f"  {detail}" for detail in err.details[:20]]
     if len(err.details) > 20:
-        click.echo(f"  ... and {len(err.details) - 20:,} more", err=True)
-    click.echo(f"  hint: {err.hint}", err=True)
+        lines.append(f"  ... and {len(err.details) - 20:,} more")
+    lines.append(f"  {_styled('hint:', 'cyan')} {err.hint}")
+    click.echo("\n".join(lines), err=True, color=_has_colour())
 
 
 def show_bug(err: Exception, report: str) -> None:
-    """Print one line for an error that is ours, and where its traceback is."""
-    click.echo(f"bug: {type(err).__name__}: {err}\n  hint: please report it with {report}", err=True)
+    """Print one line for an error in the program itself, and where its traceback is."""
+    bug = _styled("bug:", "red")
+    line = f"{bug} {type(err).__name__}: {err}\n  hint: please report it with {report}"
+    click.echo(line, err=True, color=_has_colour())
+
+
+def shorten_detail(text: str, room: int) -> str:
+    """Return the first of the comma-separated parts that fit into ``room`` columns together, at least one of them."""
+    first, *others = text.split(", ")
+    for part in others:
+        if len(first) + 2 + len(part) > room:
+            break
+        first += f", {part}"
+    return first
+
+
+def _styled(text: str, colour: str) -> str:
+    return click.style(text, fg=colour, bold=True) if _has_colour() else text
+
+
+def _has_colour() -> bool:
+    """Return True where stderr is a terminal; NO_COLOR and FORCE_COLOR (no-color.org, force-color.org) decide first."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -100,11 +100,10 @@ class Learned:
     def render(self) -> str:
         """The table of all candidates and the reason for the choice, for people."""
         basis = f"{self.images:,} images" + ("" if self.persons is None else f" of {self.persons:,} persons")
-        header = ("", "candidate", self.metric.title, "gain", "in sample", "optimism", "weights")
+        header = ("  candidate", self.metric.title, "gain", "in sample", "optimism", "weights")
         rows = [
             (
-                "*" if row.candidate == self.method else "",
-                row.candidate,
+                f"{'*' if row.candidate == self.method else ' '} {row.candidate}",
                 f"{row.nested:.4f} [{row.low:.3f}, {row.high:.3f}]",
                 f"{row.gain:+.4f} ± {row.error:.4f}",
                 row.in_sample,

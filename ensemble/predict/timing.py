@@ -32,16 +32,17 @@ class Pace:
         self._last: dict[str, float] = {}
 
     def tell(self) -> str:
-        """Images a second of each stage if all workers did nothing else, and what the last seconds went into."""
+        """Return what the last seconds went into, and the images per second of each stage if it ran alone."""
         seconds, images = self._watch.seconds, self._watch.rows.get("decode", 0)
         if not images:
             return ""
         decode = seconds.get("decode", 0.0) + seconds.get("resize", 0.0)
         forward = sum(seconds.get(name, 0.0) for name in self._members)
-        parts = [f"decode {self._workers * images / decode:,.0f}/s"] if decode > 0 else []
+        parts = [f"waiting for {self.waiting_for()}"]
+        parts += [f"decode {self._workers * images / decode:,.0f}/s"] if decode > 0 else []
         if forward > 0:
             parts.append(f"forward {(1 if self._on_gpu else self._workers) * images / forward:,.0f}/s")
-        return ", ".join([*parts, f"waiting for {self.waiting_for()}"])
+        return ", ".join(parts)
 
     def waiting_for(self) -> str:
         """``disk``, ``decode`` or ``device``: whichever took most of the last seconds.

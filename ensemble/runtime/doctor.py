@@ -11,7 +11,7 @@ from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
 from ensemble.runtime.providers import Start, try_device
-from ensemble.text_table import render_columns
+from ensemble.text_table import render_columns, wrap_text
 
 _CORE = (
     "onnxruntime-gpu",
@@ -69,20 +69,24 @@ class Diagnosis:
         }
 
     def render(self) -> str:
-        """The same for people."""
+        """Return the tables of devices and packages for people, with what to do below each."""
         gpus = ", ".join(self.gpus) or "none seen by nvidia-smi"
         devices = [
-            (str(start.device), "starts" if start.works else "does not start", _name(start), start.cause, start.cure)
-            for start in self.devices
+            (str(start.device), "starts" if start.works else "does not start", _name(start)) for start in self.devices
         ]
-        packages = [(p.name, p.version or "missing", p.cure) for p in self.packages]
+        missing: dict[str, list[str]] = {}
+        for package in self.packages:
+            if package.version is None:
+                missing.setdefault(package.cure, []).append(package.name)
         return "\n".join(
             (
-                f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}\n",
-                render_columns(("device", "state", "GPU", "cause", "cure"), devices),
-                render_columns(("package", "version", "install"), packages).rstrip(),
+                wrap_text(f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}") + "\n",
+                render_columns(("device", "state", "GPU"), devices),
+                *(_render_failure(start) for start in self.devices if not start.works),
+                render_columns(("package", "version"), [(p.name, p.version or "missing") for p in self.packages]),
+                *(wrap_text(f"To install {', '.join(names)}:") + f"\n  {cure}\n" for cure, names in missing.items()),
             )
-        )
+        ).rstrip()
 
 
 def doctor() -> Diagnosis:
@@ -111,6 +115,11 @@ def _name(start: Start) -> str:
     """The GPU that a device is."""
     found = describe_gpu(start.device.index) if start.device.is_gpu else None
     return "" if found is None else str(found)
+
+
+def _render_failure(start: Start) -> str:
+    """Return why a device does not start, and what to do in a line that is not wrapped, as it holds a command."""
+    return wrap_text(f"{start.device} does not start: {start.cause}") + f"\n  {start.cure}\n"
 
 
 def _package(name: str, cure: str | None = None) -> Package:

@@ -19,7 +19,7 @@ from ensemble.errors import FileError, PredictionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
 from ensemble.submission.format import Submission, SubmissionFormat, notice_missing, notice_single_class
-from ensemble.text_table import render_columns
+from ensemble.text_table import render_rows
 
 MEANING = {
     "encoding": "the text is not UTF-8",
@@ -128,8 +128,8 @@ def invalid(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
 
 def render_faults(faults: tuple[Fault, ...]) -> str:
     """Each fault with its count and meaning, the first cases below it, for people."""
-    table = render_columns(("fault", "count", "meaning"), [(f.what, f.count, MEANING[f.what]) for f in faults])
-    header, *lines = table.splitlines()
+    rows = [(f.what, f.count, MEANING[f.what]) for f in faults]
+    header, *lines = render_rows(("fault", "count", "meaning"), rows)
     cases = ("\n".join(f"    {case}" for case in fault.examples) for fault in faults)
     return "\n".join([header, *(f"{line}\n{case}" for line, case in zip(lines, cases, strict=True))]) + "\n"
 

@@ -182,9 +182,11 @@ def test_an_evaluation_is_json() -> None:
     assert set(value["scores"][0]["axes"]["mask"]) == {"value", "low", "high"}
 
 
-def test_an_evaluation_is_a_table_for_people() -> None:
-    """The tables name each view, each axis and each class, and say what the intervals are based on."""
+def test_an_evaluation_is_a_table_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables name each view, each axis and each class, and the basis of the intervals; they fit 80 columns."""
     member = make_member("a", {"identity": draw_logits(0, 20, 18), "hflip": draw_logits(1, 20, 18)}, labels=MASK18)
+    assert max(map(len, evaluate(member, truth_of(member.ids), resamples=10).render().splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "200")
     lines = evaluate(member, truth_of(member.ids), resamples=10).render().splitlines()
     assert lines[0] == "20 images of 3 persons; 95 % intervals"
     assert lines[1].split() == ["answers", "macro", "F1", "accuracy", "mask", "gender", "age", "NLL", "ECE"]

@@ -107,8 +107,9 @@ def test_what_was_not_measured_in_every_round_has_no_median() -> None:
     assert timing.median(lambda lap: lap.memory) == 100.0
 
 
-def test_the_table_shows_what_was_measured() -> None:
+def test_the_table_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates, processor and GPU shares, memory, stages, ratios and reasons stand in the text, with their units."""
+    monkeypatch.setenv("COLUMNS", "200")
     busy = tuple(replace(lap, gpu_busy=0.9, gpu_memory=2000.0) for lap in laps(1.0, 2.0))
     ours, theirs = Timing("ens", 12, busy), Timing("torch", 12, laps(4.0, 4.0))
     text = Benchmark(

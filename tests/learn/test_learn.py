@@ -204,10 +204,13 @@ def test_a_member_without_weight_is_explained() -> None:
     assert "liar has no weight, as beside the others any weight would lower the likelihood." in learned.why
 
 
-def test_the_table_is_for_people() -> None:
-    """The rendered table has a line for every candidate, marks the chosen one, and ends with the reason."""
+def test_the_table_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rendered table has a line for every candidate, marks the chosen one, and ends with the reason; it fits."""
     members, truth = contest()
     learned = learn(members, truth, repeats=1)
+    table = learned.render().partition(learned.why)[0]
+    assert max(map(len, table.splitlines()[1:])) <= 80
+    monkeypatch.setenv("COLUMNS", "200")
     lines = learned.render().splitlines()
     assert lines[0] == "240 images of 60 persons; 5 folds, 1 times; 95 % intervals, gains ± one standard error"
     assert [line.lstrip("* ").split()[0] for line in lines[2:-3]] == list(

@@ -55,7 +55,7 @@ def test_rates_are_those_of_all_workers() -> None:
     seen = watch(a=12.0, b=8.0)
     seen.seconds |= {"decode": 1.5, "resize": 0.5, "a": 12.0, "b": 8.0}
     seen.rows |= {"decode": 10, "a": 20, "b": 20}
-    assert Pace(seen, ["a", "b"], workers=2, on_gpu=False).tell() == "decode 10/s, forward 1/s, waiting for device"
+    assert Pace(seen, ["a", "b"], workers=2, on_gpu=False).tell() == "waiting for device, decode 10/s, forward 1/s"
     seen.seconds |= {"a": 0.2, "b": 0.3}
     assert "forward 20/s" in Pace(seen, ["a", "b"], workers=2, on_gpu=True).tell()
 
