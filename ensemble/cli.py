@@ -1,7 +1,7 @@
-"""The command line: the commands in the order of the pipeline, each from a module of its own in `ensemble.commands`.
+"""The command line: the commands in the order of the pipeline, one module each in `ensemble.commands`.
 
 Nothing but the standard library, click and the errors is imported before a command runs, so that `ens --help` is
-as quick as click itself. What is printed goes through `ensemble.terminal`; errors are met in `ensemble.__main__`.
+as quick as click itself. What is printed goes through `ensemble.terminal`; `ensemble.__main__` handles errors.
 """
 
 from __future__ import annotations
@@ -24,42 +24,40 @@ from ensemble.commands.report import report
 from ensemble.commands.submit import submit
 from ensemble.commands.train import train
 
+_SECTIONS = {
+    "Start": (demo, doctor, explain_error),
+    "Train": (data, crop, train),
+    "Predict and submit": (export, predict, blend, submit, check),
+    "Analyse": (evaluate, report, explain, bench),
+}
 
-class _Ordered(click.Group):
-    """Lists the commands in the order of the pipeline, not of the alphabet."""
+
+class _Sections(click.Group):
+    """Lists the commands by section, in the order of the pipeline and not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        width = max(map(len, self.commands))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                # one width for all sections, so that their columns are aligned
+                formatter.write_dl([(f"{command.name:{width}}", command.short_help or "") for command in commands])
 
-@click.group(cls=_Ordered, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ens-onnx", prog_name="ens")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def ens(debug: bool) -> None:
-    """Trained image classifiers to a contest submission you can trust.
+    """Turn trained image classifiers into a contest submission you can trust.
 
     \b
-    checkpoints -> ens export -> models/*.onnx -> ens predict --tta -> ens blend -> submission.csv
-
-    Try it all on a toy contest: ens demo
+    checkpoints -> ens export -> models/*.onnx
+    models/*.onnx -> ens predict --tta -> ens blend -> submission.csv
     """
 
 
-for _command in (
-    demo,
-    data,
-    crop,
-    train,
-    export,
-    predict,
-    blend,
-    submit,
-    check,
-    evaluate,
-    report,
-    explain,
-    bench,
-    doctor,
-    explain_error,
-):
-    ens.add_command(_command)
+for _commands in _SECTIONS.values():
+    for _command in _commands:
+        ens.add_command(_command)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from ensemble import cli
 from ensemble.__main__ import run
@@ -231,3 +233,17 @@ def test_a_submission_of_one_class_is_warned_of(contest: Path, capsys: pytest.Ca
     (contest / "same.csv").write_text("id," + ",".join(map(str, range(18))) + "\n" + rows)
     assert run(["blend", f"{contest / 'same.csv'}", "--as", "logits", "-o", f"{contest / 's.csv'}"]) == 0
     assert "warning[W521]" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_is_whole_at_80_columns() -> None:
+    """Every command is listed once, in the order of its section, with an uncut imperative of up to 45 characters."""
+    text = CliRunner().invoke(cli.ens, ["--help"], env={"COLUMNS": "80"}).output
+    listed = re.findall(r"^  ([a-z-]+) {2,}(\S.*)$", text, re.MULTILINE)
+    assert [name for name, _ in listed if not name.startswith("-")] == list(cli.ens.commands)
+    shown = dict(listed)
+    for name, command in cli.ens.commands.items():
+        assert command.short_help is not None
+        assert shown[name] == command.short_help
+        assert len(command.short_help) <= 45
+        assert re.match(r"[A-Z][a-z]+(?<!s) ", command.short_help)
+    assert max(map(len, text.splitlines())) <= 80

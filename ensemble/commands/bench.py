@@ -16,7 +16,7 @@ from ensemble.errors import OptionError, enumerate_some
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Compare speed with torch and onnxruntime")
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")

@@ -13,7 +13,7 @@ from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Blend predictions into a submission")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")

@@ -11,7 +11,7 @@ from ensemble.commands.options import PATH, json_option, missing_option
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="List all problems of a submission")
 @click.argument("submission", type=PATH)
 @click.option("--like", type=PATH, help="The sample submission to compare with.")
 @click.option(

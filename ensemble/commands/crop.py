@@ -10,7 +10,7 @@ from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Find the face in each image")
 @click.argument("images", type=PATH)
 @click.option(
     "-o", "path", type=PATH, default=Path(ROOT, "boxes.parquet"), show_default=True, help="Where to put the boxes."

@@ -10,7 +10,7 @@ from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Check and describe training data")
 @click.argument("train_dir", type=PATH)
 @click.option(
     "-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Where to put the table."

@@ -10,7 +10,7 @@ from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Run the whole pipeline on a toy contest")
 @click.option("-o", "folder", type=PATH, default=Path(ROOT, "demo"), show_default=True, help="Where to put it all.")
 @json_option
 def demo(folder: Path, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from ensemble.commands.options import json_option
 from ensemble.terminal import show
 
 
-@click.command()
+@click.command(short_help="Test devices and list missing packages")
 @json_option
 def doctor(as_json: bool) -> None:
     """Say which devices really start, which versions are there, and the line that installs what is missing.

@@ -11,7 +11,7 @@ from ensemble.commands.options import PATH, json_option
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Score predictions or submissions")
 @click.argument("answers", nargs=-1, required=True, type=PATH)
 @click.option("--truth", type=PATH, required=True, help="A CSV with ImageID, ans and, for better intervals, person.")
 @click.option("--labels", default="mask18", show_default=True, help="For CSV files: mask18, a number, or a JSON file.")

@@ -9,7 +9,7 @@ from ensemble.errors import OptionError
 from ensemble.terminal import show
 
 
-@click.command("explain-error")
+@click.command("explain-error", short_help="Explain an error code and its fix")
 @click.argument("code")
 @json_option
 def explain_error(code: str, as_json: bool) -> None:

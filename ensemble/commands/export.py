@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ensemble.card import Interpolation, Precision, Resize
 
 
-@click.command()
+@click.command(short_help="Convert checkpoints to verified ONNX files")
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Where to put the models."

@@ -12,7 +12,7 @@ from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Predict images with ONNX models")
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--images", required=True, help="The folder of the images; or a URL, tar shards, Parquet.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")

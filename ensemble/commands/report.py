@@ -11,7 +11,7 @@ from ensemble.commands.options import PATH, json_option, report_extra
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command()
+@click.command(short_help="Write an HTML report about a blend")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
 @click.option("--recipe", type=PATH, help="The recipe of the blend: blend.json.  [default: equal weights]")
 @click.option("--truth", type=PATH, help="What is true of --oof, or else of PREDICTIONS: ImageID, ans and person.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ensemble.submit.exit_thresholds import Goal
 
 
-@click.command()
+@click.command(short_help="Turn images into a submission by a recipe")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
 @click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")

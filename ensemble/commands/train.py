@@ -216,7 +216,7 @@ _COLLECTED = {
 @grouped_command(
     *(_DATA, _FOLDS, _MODEL, _OPTIMIZATION, _AUGMENTATION, _PSEUDO_LABELS, _OUTPUT, _RUN),
     collect=_COLLECTED,
-    short_help="Train a member over folds, by person.",
+    short_help="Train a member over folds, by person",
 )
 @click.argument("train_dir", type=PATH)
 @json_option
