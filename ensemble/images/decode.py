@@ -1,4 +1,9 @@
-"""The one image path: read, decode, orient, resize, crop. Training, parity checks and prediction all use it."""
+"""Read and decode images to upright 8-bit RGB. Training, export checks and prediction share this path.
+
+In the order of the data: `read_file` reads the bytes; `decode_image` decodes them, converts the pixels to RGB and
+applies the orientation; `read_image` does both. `convert_image` starts from an image that Pillow has opened. The next
+step, crop and resize, is `ensemble.images.face_crop.prepare_image`.
+"""
 
 from __future__ import annotations
 
@@ -24,70 +29,41 @@ from ensemble.images import formats
 from ensemble.images.storage import RemoteImage
 
 MAX_PIXELS = 64_000_000
-_KIND_OF_SUFFIX = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".avif": "AVIF",
-}
-SUFFIXES = frozenset(_KIND_OF_SUFFIX)
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # MPO is opened by the JPEG reader
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_OUT_OF_MEMORY = "out of memory"  # in the text of an OSError of Pillow's decoders
-_MIN_SIDE = 8
-MAX_ASPECT = 20
-# what could follow a JPEG that breaks off: one or two of these can look like the end by chance, eight do not
-_TAILS = tuple(bytes([byte]) * 4096 for byte in (0x5A, 0xA5, 0xE6, 0x99, 0xB4, 0x6D, 0xD3, 0x2B))
-_WHITE = (255, 255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """A decoded image: upright RGB of 8 bits, as Pillow keeps it; ``notices`` are codes of what was odd."""
+    """An upright 8-bit RGB image, as Pillow holds it; ``notices`` are the codes of everything unusual about it."""
 
     image: Image.Image
     notices: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> Pixels:
-        """``(H, W, 3)`` uint8, read-only; made anew at every call."""
+        """``(H, W, 3)`` uint8, read-only; every call makes a new array."""
         return np.asarray(self.image)
 
 
-def read_image(path: Path | RemoteImage, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Read and decode one file, or one image in storage, see `read_file` and `decode_file`.
+def read_image(path: Path | RemoteImage) -> DecodedImage:
+    """Read and decode one image, from a file or from remote storage.
 
     Raises:
-        DataError: the codes of both.
+        DataError: the codes of `read_file` and `decode_file`.
     """
-    return decode_file(read_file(path), path, max_pixels=max_pixels)
+    return decode_file(read_file(path), path)
 
 
 def read_file(path: Path | RemoteImage) -> bytes:
-    """The bytes of one image.
+    """Read the encoded bytes of one image.
 
     Raises:
-        DataError: E318 when it may not be read, E319 when it changes meanwhile, E320 when it is not a regular file,
-            E321 when the path is too long, E314 when it is gone.
+        DataError: E314 when the file is missing, E318 when it may not be read, E319 when it changes while being read,
+            E320 when it is not a regular file, E321 when the path is too long.
     """
     if isinstance(path, RemoteImage):
         return path.read_bytes()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would block for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening it: a FIFO would block forever
             raise DataError("E320", f"{path.name}: not a regular file", path=path)
         with open(path, "rb") as f:
             before = os.fstat(f.fileno())
@@ -100,25 +76,8 @@ def read_file(path: Path | RemoteImage) -> bytes:
     return data
 
 
-def decode_file(data: bytes, path: Path | RemoteImage, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode what `read_file` read from ``path``, see `decode_image`.
-
-    Raises:
-        DataError: the codes of `decode_image`.
-    """
-    try:
-        photo = decode_image(data, max_pixels=max_pixels)
-    except DataError as err:
-        place = None if isinstance(path, RemoteImage) else path
-        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
-    # a row of a table may have a number for a name
-    if not path.suffix or _KIND_OF_SUFFIX.get(path.suffix.lower()) == formats.kind_of(data):
-        return photo
-    return DecodedImage(photo.image, (*photo.notices, "I304"))
-
-
 def read_error(err: OSError, path: Path) -> DataError:
-    """The error for a file or folder of images that the system does not let us read."""
+    """Return the error to raise when the system refuses to read an image or a folder of images."""
     if err.errno in {errno.EACCES, errno.EPERM}:
         return DataError("E318", f"{path.name}: permission denied", path=path)
     if err.errno == errno.ENAMETOOLONG:
@@ -133,12 +92,45 @@ def read_error(err: OSError, path: Path) -> DataError:
     )
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode an image to upright 8-bit RGB.
+_FORMAT_OF_SUFFIX = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+}
+SUFFIXES = frozenset(_FORMAT_OF_SUFFIX)
 
-    The content decides the format, not the name. Transparent pixels are laid on white; 16-bit grey keeps its upper
-    eight bits; CMYK, palette and grey become RGB; EXIF orientation is applied; of several frames the first is taken.
-    Colour profiles are ignored. A JPEG that is damaged in its middle decodes without complaint: no decoder sees that.
+
+def decode_file(data: bytes, path: Path | RemoteImage) -> DecodedImage:
+    """Decode what `read_file` read from ``path``; the file's name goes into errors and is compared with the content.
+
+    Raises:
+        DataError: the codes of `decode_image`.
+    """
+    try:
+        decoded = decode_image(data)
+    except DataError as err:
+        place = None if isinstance(path, RemoteImage) else path
+        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
+    # a row of a table may have a number for a name
+    if not path.suffix or _FORMAT_OF_SUFFIX.get(path.suffix.lower()) == formats.format_of(data):
+        return decoded
+    return DecodedImage(decoded.image, (*decoded.notices, "I304"))
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode an image file's bytes to upright 8-bit RGB.
+
+    The content decides the format, not the name. Transparent pixels are composited on white; 16-bit grey keeps its
+    upper eight bits; CMYK, palette and grey become RGB; EXIF orientation is applied; of several frames the first is
+    taken. Colour profiles are ignored. A JPEG that is damaged in its middle decodes without complaint: no decoder
+    notices.
 
     Raises:
         DataError: E301 truncated or damaged, E302 empty, E303 not an image, E307 more than ``max_pixels``, E309 not
@@ -147,50 +139,47 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """
     if not data:
         raise DataError("E302", "the file is empty")
-    notices: list[str] = []
     with _quiet_pillow():
-        image = _open(data, max_pixels)
+        image = _open(data)
+        _require_size(image, max_pixels)
+        notices: list[str] = []
         try:
-            if getattr(image, "is_animated", False):
-                notices.append("I306")
-            image.load()
-        except MemoryError:
-            raise  # that may be the machine's fault, and nothing is known about the image
-        except Exception as err:
-            if _OUT_OF_MEMORY in str(err):
-                raise MemoryError from err
-            # Pillow's readers let exceptions of every kind through on damaged files; all mean the same to the user
+            with _decoding():
+                if getattr(image, "is_animated", False):
+                    notices.append("I306")
+                image.load()
+        except DataError:
             ended = _without_end_marker(data)
             if ended is None:
-                raise DataError("E301", f"the image is truncated or damaged: {err or type(err).__name__}") from err
+                raise
             image = ended
             notices.append("W301")
-        if min(image.size) < _MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
-            notices.append("W308")
-        pixels = _to_rgb(image)
-    try:
-        # TIFF keeps its orientation elsewhere, and Pillow has applied it
-        turn = _UPRIGHT.get(formats.orientation_of(image.info["exif"])) if image.info.get("exif") else None
-    except ValueError:
-        notices.append("W305")
-        turn = None
-    return DecodedImage(pixels if turn is None else pixels.transpose(turn), tuple(notices))
+        return _upright_rgb(image, notices)
 
 
-def count_pixels(path: Path | RemoteImage) -> int:
-    """How many pixels an image's header promises; 0 where it cannot be read."""
-    try:
-        source = io.BytesIO(path.read_bytes()) if isinstance(path, RemoteImage) else path
-        with _quiet_pillow(), Image.open(source, formats=_FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # noqa: BLE001 - whoever decodes the file says what is wrong with it
-        return 0
+def convert_image(image: Image.Image) -> DecodedImage:
+    """Convert an image that Pillow has opened to upright 8-bit RGB, by the rules of `decode_image`.
+
+    Of several frames the current one is taken. ``image`` itself is loaded, but not changed.
+
+    Raises:
+        DataError: E301 truncated or damaged, E307 more than `MAX_PIXELS`, E309 not supported.
+        MemoryError: when there is too little memory to decode it.
+    """
+    with _quiet_pillow():
+        _require_size(image, MAX_PIXELS)
+        with _decoding():
+            image.load()
+        return _upright_rgb(image, [])
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # Pillow's JPEG reader opens MPO too
+
+
+def _open(data: bytes) -> Image.Image:
     """Read the header only: nothing is decoded before the size is known."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as err:
         # Pillow's own limit, which max_pixels does not raise
         raise DataError("E307", f"too large to open: {str(err).partition(',')[0]}", hint="make it smaller") from err
@@ -198,20 +187,43 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise
     except Exception as err:
         raise formats.why_unreadable(data) from err
+
+
+def _require_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise DataError("E307", f"{width}x{height} = {width * height / 1e6:.1f} MP exceeds {max_pixels / 1e6:g} MP")
     if width * height == 0:
         raise DataError("E301", f"the image is damaged: its size is {width}x{height}")
-    return image
+
+
+_OUT_OF_MEMORY = "out of memory"  # in the text of an OSError of Pillow's decoders
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn an exception of any kind into E301, except for too little memory."""
+    try:
+        yield
+    except MemoryError:
+        raise  # the machine may be at fault; nothing is known about the image
+    except Exception as err:
+        if _OUT_OF_MEMORY in str(err):
+            raise MemoryError from err
+        # on damaged files Pillow's readers raise exceptions of every kind; all mean the same to the user
+        raise DataError("E301", f"the image is truncated or damaged: {err or type(err).__name__}") from err
+
+
+# possible continuations of a truncated JPEG: one or two of them can look like the end by chance, eight cannot
+_TAILS = tuple(bytes([byte]) * 4096 for byte in (0x5A, 0xA5, 0xE6, 0x99, 0xB4, 0x6D, 0xD3, 0x2B))
 
 
 def _without_end_marker(data: bytes) -> Image.Image | None:
-    """The image when only a JPEG's end marker is missing; None when pixels are missing too.
+    """Return the image if only a JPEG's end marker is missing, None if pixels are missing too.
 
-    The pixels are complete when it does not matter what would have followed.
+    The pixels are complete if they are the same whatever bytes follow.
     """
-    if formats.kind_of(data) != "JPEG" or not formats.is_one_unbroken_scan(data):
+    if formats.format_of(data) != "JPEG" or not formats.is_one_unbroken_scan(data):
         return None
     begun = data[:-1] if data.endswith(b"\xff") else data  # half of the marker
     try:
@@ -220,13 +232,34 @@ def _without_end_marker(data: bytes) -> Image.Image | None:
         complete = all(np.array_equal(pixels, np.asarray(_continued(begun, tail))) for tail in _TAILS)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - not to be had either way; the first failure is what is reported
+    except Exception:  # noqa: BLE001 - it cannot be decoded either way; the first failure is reported
         return None
     return ended if complete else None
 
 
 def _continued(jpeg: bytes, tail: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg + tail + b"\xff\xd9"), formats=("JPEG",))
+
+
+MIN_SIDE = 8
+MAX_ASPECT = 20
+
+
+def _upright_rgb(image: Image.Image, notices: list[str]) -> DecodedImage:
+    """Convert loaded pixels to RGB and apply the EXIF orientation; add the codes of what is unusual to ``notices``."""
+    if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
+        notices.append("W308")
+    rgb = _to_rgb(image)
+    try:
+        # TIFF keeps its orientation elsewhere, and Pillow has applied it
+        turn = _TRANSPOSE_OF.get(formats.orientation_of(image.info["exif"])) if image.info.get("exif") else None
+    except ValueError:
+        notices.append("W305")
+        turn = None
+    return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
+
+
+_WHITE = (255, 255, 255, 255)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -248,6 +281,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err
 
 
+_TRANSPOSE_OF = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def count_pixels(path: Path | RemoteImage) -> int:
+    """Return the number of pixels by an image's header; 0 if it cannot be read."""
+    try:
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, RemoteImage) else path
+        with _quiet_pillow(), Image.open(source, formats=_FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # noqa: BLE001 - decoding the file reports what is wrong with it
+        return 0
+
+
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _quiet_lock = threading.Lock()
 _quiet_threads = 0
@@ -255,9 +309,9 @@ _quiet_threads = 0
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """While any thread is inside, Pillow's warnings are not shown; what matters in them is a notice or an error here.
+    """Hide Pillow's warnings while any thread is inside; those that matter are notices or errors of ours.
 
-    `warnings.catch_warnings` restores the filters of whichever thread came first, so it cannot be used in threads.
+    `warnings.catch_warnings` restores the filters of whichever thread came first, so threads cannot use it.
     """
     global _quiet_threads
     filters = cast("list[Any]", warnings.filters)

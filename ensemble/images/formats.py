@@ -21,7 +21,7 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 _ORIENTATION = 0x0112
 
 
-def kind_of(data: bytes) -> str | None:
+def format_of(data: bytes) -> str | None:
     """The supported format that the content claims to be, under Pillow's name; None for anything else."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -56,7 +56,7 @@ def why_unreadable(data: bytes) -> DataError:
         return DataError("E309", "HEIC is not supported")
     if head.startswith(b"version https://git-lfs"):
         return DataError("E303", "a Git-LFS pointer, not the image itself", hint="run git lfs pull")
-    kind = kind_of(data)
+    kind = format_of(data)
     if kind is not None:
         return DataError(
             "E301",
