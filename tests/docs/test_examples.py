@@ -67,7 +67,9 @@ def _shape(text: str) -> str:
 def test_the_python_example_runs(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's Python, executed as it stands, gives probabilities and a class for each image."""
     names = _execute(
-        [block.text for block in page.blocks if re.search(r"^from ", block.text, re.MULTILINE)], tmp_path, monkeypatch
+        [block.text for block in page.blocks if re.search(r"^(from|import) ", block.text, re.MULTILINE)],
+        tmp_path,
+        monkeypatch,
     )
     assert names["blended"].ids == ("a.jpg", "b.jpg")
     assert names["blended"].probabilities.shape == (2, 18)
