@@ -20,6 +20,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import Truth
+from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.model_file import LOGITS, read_model
 from exporters import accuracy_gate
 from exporters import export as module
@@ -29,6 +30,7 @@ from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import Range, count_products, find_layers, find_tensors, prepare, quantise
 from exporters.verify import ExportedModel
+from tests.exporters.test_int8_saturation import LARGEST_SUM, largest_pair
 from tests.support import toys
 from tests.support.networks import make_checkpoint
 
@@ -116,6 +118,17 @@ def test_an_int8_file_keeps_the_contract(exported: Exported) -> None:
     assert kinds.count(onnx.TensorProto.INT8) > wide
     used = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= used
+
+
+def test_no_layer_of_an_exported_file_saturates(exported: Exported) -> None:
+    """In every channel of every int8 weight, 255 times the sum of any two weights of one sign fits into 16 bits."""
+    graph = onnx.load(exported.path).graph
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    axes = {node.input[0]: node.attribute[0].i for node in graph.node if node.input[0].endswith("/weight/int8")}
+    rows = [np.moveaxis(weights[name], axis, 0).reshape(weights[name].shape[axis], -1) for name, axis in axes.items()]
+    assert len(rows) > 10
+    assert max(map(largest_pair, rows)) <= LARGEST_SUM
+    assert not may_saturate(exported.path.read_bytes())
 
 
 def test_the_same_images_give_the_same_bytes(exported: Exported, tmp_path: Path, photographs: ImageSet) -> None:
@@ -244,7 +257,9 @@ def test_integers_answer_as_the_formula_says() -> None:
     rows = ExportedModel(proto.SerializeToString(), card).run(batch)["rows"].astype(np.float64)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     weight, bias = weights["head.weight"].astype(np.float64), weights["head.bias"]
-    step, steps = 4 / 255, np.abs(weight).max(axis=1) / 127
+    ordered = np.sort(weight, axis=1)
+    step = 4 / 255
+    steps = np.maximum(ordered.clip(0)[:, -2:].sum(axis=1), -ordered.clip(None, 0)[:, :2].sum(axis=1)) / 127
     zero = np.rint(1 / step)
     stored = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
     expected = stored @ (np.rint(weight / steps[:, None]) * steps[:, None]).T + bias
