@@ -230,6 +230,7 @@ CODES: dict[str, Code] = {
         "calibrate on more and more typical images, or export with --precision fp32; fp16 loses less than int8",
     ),
     "I437": Code("Layers of an int8 model stay in float32.", "nothing to do: on integers they change too many answers"),
+    "I438": Code("An older int8 model runs on slower kernels, which are exact.", "export it again for full speed"),
     "E440": Code("A training diverged: its loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("A training starts from the weights of a file.", "nothing to do"),
     "E442": Code(

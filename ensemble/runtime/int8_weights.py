@@ -23,7 +23,8 @@ def sum_pairs(rows: NDArray[Any]) -> NDArray[Any]:
     """
     second = max(rows.shape[1] - 2, 0)
     sums = [np.partition(np.maximum(signed, 0), second, axis=1)[:, second:].sum(axis=1) for signed in (rows, -rows)]
-    return np.maximum(*sums)
+    largest: NDArray[Any] = np.maximum(*sums)
+    return largest
 
 
 def may_saturate(data: bytes) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.fused_views import cast_first
+from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, FixedBatchModel, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
 from ensemble.runtime.parity import LIMITS, ON_GPUS, require_parity, tell_parity
@@ -118,7 +119,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     options = provider_options(model.card, model.sha256, device)
     data = cast_first(model.data) if device.kind == "tensorrt" else model.data
     with building(options, model.card.member, listener):
-        runtime = build_network(model, data, device, options, threads)
+        runtime = build_network(model, data, device, options, threads, listener)
     session = Session(model.card, model.sha256, device, runtime)
     if device.is_gpu:
         require_placed(runtime, device, member=model.card.member)
@@ -137,7 +138,12 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
 
 
 def build_network(
-    model: ModelFile, data: bytes, device: Device, options: Mapping[str, str], threads: int = 1
+    model: ModelFile,
+    data: bytes,
+    device: Device,
+    options: Mapping[str, str],
+    threads: int = 1,
+    listener: Listener = SILENT,
 ) -> Runtime:
     """onnxruntime's session of ``data``, which is the model or made from it, with these provider options.
 
@@ -158,6 +164,11 @@ def build_network(
     if device.is_gpu:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
+        if device.kind == "cpu" and model.card.precision == "int8" and may_saturate(data):
+            # the kernels of uint8 by uint8, which add in 32 bits
+            settings.add_session_config_entry("session.x64quantprecision", "1")
+            message = "its int8 weights, of an older export, need slower kernels to be exact on every processor"
+            listener.notice(Notice("I438", f"{model.card.member}: {message}"))
         return create_session(data, device, options=settings, provider_options=options)
     except EnsError:
         raise

@@ -23,7 +23,7 @@ RANGE = Range(-1.0, 3.0)
 KERNELS = ["QLinearConv", "QGemm"]
 
 
-def build(op: str, weight: Array, bias: Array, **attributes: int) -> onnx.ModelProto:
+def build(op: str, weight: Array, bias: Array, **attributes: Any) -> onnx.ModelProto:
     """One layer with float32 weights; what it makes is read by another node, so that it is stored in 8 bits."""
     make = onnx.helper.make_node
     values = [("weight", weight.astype(np.float32)), ("bias", bias.astype(np.float32))]
@@ -123,7 +123,7 @@ def test_kernels_add_up_exactly(op: str, shape: tuple[int, ...], groups: int, ro
     count = int(np.prod(shape[1:]))
     rows = rng.normal(size=(shape[0], count)) if row == "normal" else np.resize(ROWS[row], (shape[0], count))
     bias = rng.normal(size=shape[0])
-    attributes: dict[str, int] = {"group": groups} if op == "Conv" else {"transB": 1}
+    attributes: dict[str, Any] = {"group": groups} if op == "Conv" else {"transB": 1}
     proto = build(op, rows.reshape(shape), bias, **attributes)
     channels = shape[1] * groups
     stored = rng.integers(225, 256, (4, channels, 9, 9) if op == "Conv" else (4, channels))
