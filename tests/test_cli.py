@@ -17,6 +17,7 @@ from ensemble import cli
 from ensemble.__main__ import run
 from tests.support import toys
 from tests.support.children import start
+from tests.support.limits import HANG
 
 NAMES = [f"{i:03d}.jpg" for i in range(40)]
 
@@ -158,11 +159,11 @@ def parts(folder: Path) -> dict[str, bytes]:
 def test_fault_69_a_terminated_run_says_how_to_go_on(long_contest: Path) -> None:
     """SIGTERM ends the run with 143 and a message that says what is done; finished parts are there."""
     process = start(predict(long_contest, "-o", f"{long_contest / 'preds'}"))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while process.poll() is None and not parts(long_contest / "preds") and time.monotonic() < deadline:
         time.sleep(0.01)
     process.terminate()
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=HANG)[1]
     assert process.returncode == 143, said
     assert "error[E801] stopped; " in said
     assert "of 2,000 images are done" in said

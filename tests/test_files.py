@@ -18,6 +18,7 @@ import pytest
 
 from ensemble.errors import FileError, LockedError
 from ensemble.files import locked, remove, require_writable, sha256_file, write_atomic
+from tests.support.limits import HANG
 from tests.support.nobody import as_nobody
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def python(code: str, argument: Path) -> subprocess.CompletedProcess[str]:
     """Run the code in another Python process, from the project's folder."""
     command = [sys.executable, "-c", code, str(argument)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -267,7 +268,7 @@ def test_fault_71_a_killed_writer_frees_its_lock(tmp_path: Path) -> None:
         with pytest.raises(LockedError, match=f"pid {holder.pid}"), locked(tmp_path):
             pass
         holder.kill()
-        holder.wait(timeout=60)
+        holder.wait(timeout=HANG)
     assert str(holder.pid) in (tmp_path / ".lock").read_text()
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"pid {os.getpid()}, since ")

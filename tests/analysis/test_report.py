@@ -30,6 +30,7 @@ from ensemble.predictions.truth import Truth
 from tests.learn.test_learn import contest
 from tests.learn.test_learned_recipe import write_member, write_truth
 from tests.support import toys
+from tests.support.limits import HANG
 
 LABELS = LabelSpace((Axis("hat", ("<script>alert(1)</script>", "$x_1$ & y")), Axis("age", ('"old"', "young"))))
 CHROMIUM = next(
@@ -318,7 +319,9 @@ def browse(folder: Path, text: str) -> tuple[str, str]:
         "--host-resolver-rules=MAP * ~NOTFOUND",
     ]
     options += ["--enable-logging=stderr", "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([CHROMIUM, *options, frame.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [CHROMIUM, *options, frame.as_uri()], capture_output=True, text=True, timeout=HANG, check=True
+    )
     return done.stdout.partition("<title>")[2].partition("</title>")[0], done.stderr
 
 

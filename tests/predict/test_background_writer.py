@@ -8,6 +8,7 @@ import pytest
 
 from ensemble.errors import DiskFullError
 from ensemble.predict.background_writer import Writer
+from tests.support.limits import HANG
 
 
 def test_writings_are_done_in_order_and_counted() -> None:
@@ -58,8 +59,8 @@ def test_at_most_two_writings_wait() -> None:
     with Writer() as writer:
         thread = threading.Thread(target=ask, args=(writer,))
         thread.start()
-        assert taken.acquire(timeout=20)
-        assert taken.acquire(timeout=20)
+        assert taken.acquire(timeout=HANG)
+        assert taken.acquire(timeout=HANG)
         assert not taken.acquire(timeout=0.2)
         gate.set()
         thread.join()

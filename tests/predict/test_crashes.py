@@ -36,6 +36,7 @@ from ensemble.runtime.device import CPU
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session, start_session
 from tests.support import toys
+from tests.support.limits import HANG
 
 predict_module = importlib.import_module("ensemble.predict.predict")
 
@@ -93,7 +94,7 @@ def ens(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-c", ENS, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=HANG
     )
 
 
@@ -293,7 +294,7 @@ def test_the_process_finds_the_package_where_the_run_did(images: Path, tmp_path:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "ensemble").symlink_to(ROOT / "ensemble")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "here", env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "here", env=environment, check=True, timeout=HANG)
 
 
 def test_a_stop_ends_the_process(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +479,7 @@ def test_fault_63_a_real_limit_of_memory_is_told(tmp_path: Path, images: Path) -
     Image.new("RGB", (8000, 6000), (10, 20, 30)).save(images / "29.jpg", quality=20)
     command = [sys.executable, "-c", LIMITED, *predict_command("--memory", "4G")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG)
     assert (ended.returncode, ended.stderr[:11]) == (6, "error[E603]"), ended.stderr
     assert part_path(tmp_path / "out" / "a", 0).exists()
     run(tmp_path)
@@ -544,7 +545,7 @@ def test_fault_66_a_real_limit_is_told_by_the_command(tmp_path: Path, images: Pa
     run(tmp_path, "good")
     command = [sys.executable, "-c", FULL, *predict_command()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG)
     assert ended.returncode == 7, ended.stderr
     told, hint = ended.stderr.splitlines()[-2:]
     assert told.startswith("error[E701] the disk is full: out/a/part-00002.parquet was not written")

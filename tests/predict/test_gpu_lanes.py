@@ -11,6 +11,7 @@ import pytest
 from ensemble.predict.gpu_lanes import LANES, through_lanes
 from ensemble.runtime.device import Device
 from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
+from tests.support.limits import HANG
 
 TWO = Device("cuda", 0, others=(1,))
 
@@ -18,7 +19,7 @@ TWO = Device("cuda", 0, others=(1,))
 def test_answers_come_in_order_from_two_devices() -> None:
     """Forty pieces over two devices come back in order, each computed on its own device's one thread."""
     threads: dict[int, set[str]] = {0: set(), 1: set()}
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=HANG)
 
     def compute(lane: DeviceBuffers, item: int) -> tuple[int, int]:
         if item < 2:

@@ -33,6 +33,7 @@ from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.session import Session
 from tests.support import toys
 from tests.support.cluster_run import contents
+from tests.support.limits import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_no_byte(tmp_path: Path) 
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ENS_TEST_MARKER": str(tmp_path)}
     command = [sys.executable, "-m", "tests.support.cluster_run", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1, "Ray must not print to stdout"
     found = json.loads(done.stdout)

@@ -24,6 +24,7 @@ from ensemble.cli import ens
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.predictions.dataset import read_predictions
 from tests.support.bars import draw_bars
+from tests.support.limits import HANG
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -58,7 +59,7 @@ def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Python without a GPU."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | more
     return subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False, timeout=HANG
     )
 
 
