@@ -181,6 +181,7 @@ def test_no_lock_file_is_kept() -> None:
     assert "uv.lock" in (ROOT / ".gitignore").read_text().split()
 
 
+@pytest.mark.slow
 def test_the_quick_loop_does_not_import_torch() -> None:
     """Collecting what is not marked slow imports neither torch nor timm: a test that needs them is marked."""
     code = "import sys, pytest; status = pytest.main(sys.argv[1:]); print({'torch', 'timm'} & set(sys.modules), status)"

@@ -17,6 +17,8 @@ from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import OptionError
 from ensemble.images.face_boxes import Box, Boxes
 
+pytestmark = pytest.mark.slow
+
 ROWS = [Row(f"{i}.png", str(i // 2), None, None, None, i % 3, Path("x")) for i in range(4)]
 SETTINGS = TrainSettings("resnet18", Preprocess((64, 48), face=FaceCrop(0.2)), epochs=3, learning_rate=0.01, mixup=0.2)
 JOB = TrainJob(ROWS, Folds(2, {"0": 0, "1": 1}), "m", SETTINGS, Path("runs"), seed=7)
