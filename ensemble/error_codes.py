@@ -28,7 +28,7 @@ CODES: dict[str, Code] = {
         "A device is not known.",
         "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16",
     ),
-    "E204": Code("An option's value is not understood.", "see the command's --help for the form it takes"),
+    "E204": Code("An option's value is not valid, or options contradict each other.", "see the command's --help"),
     "E205": Code("A package that this command needs is not installed.", "install it; ens doctor prints the command"),
     "E206": Code(
         "A model was trained on face crops, and no face boxes were given.",

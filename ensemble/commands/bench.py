@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, conflict, json_option
 from ensemble.commands.submit import parse_early_exit
-from ensemble.errors import OptionError, enumerate_some
+from ensemble.errors import enumerate_some
 from ensemble.terminal import TERMINAL, show
 
 
@@ -68,10 +68,10 @@ def bench(
 
     goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
-        raise OptionError("E204", "--early-exit is for --recipe; give both")
+        raise conflict("--early-exit needs --recipe")
     sets = {path.resolve().name: path for path in also}
     if len(sets) < len(also):
-        raise OptionError("E204", "each --also is named after its folder; two have one name")
+        raise conflict("the folders of --also must have different names: results are listed under them")
     require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
     found = find_models(models)
     loops: dict[str, Any] = {"onnxruntime": onnxruntime_loop}

@@ -4,57 +4,93 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ensemble.commands.options import PATH, json_option, missing_option
-from ensemble.errors import OptionError
+from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.learn.choose_recipe import GivenWeights, LearnFrom
+
+_WEIGHTS = ("pool_name", "weights", "views", "rule_name")
+_LEARNING = ("method", "metric", "transductive", "seed")
 
 
 @click.command(short_help="Blend predictions into a submission")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
-@click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
-@click.option("--pool", "pool_name", help="linear, logit, geometric, power:<p> or hard.  [default: linear]")
-@click.option("--weights", help="Weights of the groups: a=2,b=1; a member without folds is a group.  [default: equal]")
-@click.option("--views", help="Weights of the views: identity=1,hflip=1.  [default: all, equal]")
+@click.option("--like", type=PATH, help="Sample submission: header, order and spelling of the ids.")
 @click.option(
-    "--rule", "rule_name", type=click.Choice(["argmax", "per-axis"]), help="How to decide.  [default: argmax]"
+    "--pool", "pool_name", default="linear", show_default=True, help="linear, logit, geometric, power:<p> or hard."
 )
-@click.option("--as", "kind", type=click.Choice(["logits", "probabilities", "classes"]), help="What files hold.")
-@click.option("--labels", default="mask18", show_default=True, help="Their classes: mask18, a number, or a JSON file.")
-@click.option("--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions; may be repeated.")
-@click.option("--truth", type=PATH, help="What is true of them: a CSV with ImageID, ans and person.")
-@click.option("--method", help="The way to blend: mean, pool, greedy, ...  [default: auto, by what it gains]")
-@click.option("--metric", help="macro-f1, accuracy, balanced-accuracy, nll, macro-f1:age, ...  [default: macro-f1]")
-@click.option("--transductive", is_flag=True, help="Fit the learned macro-F1 rule to the images it decides about.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of what is drawn while learning.  [default: 0]")
+@click.option(
+    "--weights", help="Weights of the groups, such as a=2,b=1; a member without folds is a group.  [default: equal]"
+)
+@click.option("--views", help="Weights of the views, such as identity=1,hflip=1.  [default: all views, equal weights]")
+@click.option(
+    "--rule",
+    "rule_name",
+    type=click.Choice(["argmax", "per-axis"]),
+    default="argmax",
+    show_default=True,
+    help="Decide for the most probable class, or per axis of the label space.",
+)
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["logits", "probabilities", "classes"]),
+    help="Content of CSV/NPZ inputs (logits, probabilities or class labels).",
+)
+@click.option(
+    "--labels",
+    default="mask18",
+    show_default=True,
+    help="Label space of CSV/NPZ inputs: mask18, a number of classes, or a JSON file.",
+)
+@click.option("--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions; repeatable.")
+@click.option("--truth", type=PATH, help="Ground-truth CSV for --oof (columns ImageID, ans, optional person).")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    help="Blending method to learn: mean, pool, greedy, ...; auto takes the best if it clearly beats the mean.",
+)
+@click.option(
+    "--metric",
+    default="macro-f1",
+    show_default=True,
+    help="Metric to optimize: macro-f1, accuracy, balanced-accuracy, nll, macro-f1:<axis>, ...",
+)
+@click.option("--transductive", is_flag=True, help="Fit the learned macro-F1 rule to the images being classified.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--save", type=PATH, help="Write the recipe to this file.")
-@click.option("--apply", "recipe_path", type=PATH, help="Apply a recipe that was saved, instead of the options above.")
+@click.option("--apply", "recipe_path", type=PATH, help="Apply a saved recipe instead of the options above.")
 @missing_option
 @json_option
 def blend(
     predictions: tuple[Path, ...],
     output: Path,
     like: Path | None,
-    pool_name: str | None,
+    pool_name: str,
     weights: str | None,
     views: str | None,
-    rule_name: str | None,
-    kind: Any,
+    rule_name: str,
+    kind: Literal["logits", "probabilities", "classes"] | None,
     labels: str,
-    transductive: bool,
     oof: tuple[Path, ...],
     truth: Path | None,
+    method: str,
+    metric: str,
+    transductive: bool,
+    seed: int,
     save: Path | None,
     recipe_path: Path | None,
     allow_missing: bool,
     as_json: bool,
-    **learning: Any,
 ) -> None:
-    """Soft-vote predictions into a submission: views inside a member, folds inside a group, groups by weight.
+    """Soft-vote predictions into a submission: views within a member, folds within a group, groups by weight.
 
     With --oof and --truth the weights are learned; by default they are adopted only where they beat the mean on other
     people.
@@ -63,50 +99,67 @@ def blend(
     Example: ens blend runs/preds/* --like eval/info.csv -o submission.csv --save blend.json
     """
     from ensemble.blend.blend import blend as run_blend
-    from ensemble.blend.pooling import parse_pool
-    from ensemble.blend.recipe import make_recipe, parse_weights, read_recipe, render_recipe
+    from ensemble.blend.recipe import render_recipe
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
-    from ensemble.images.views import expand_views
     from ensemble.labels import parse_labels
+    from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
     from ensemble.submission.format import read_format, write_submission
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
-    learning = {name: value for name, value in learning.items() if value is not None}
-    if bool(oof) != (truth is not None) or ((learning or transductive) and not oof):
-        needing = "--method, --metric, --transductive and --seed need both"
-        raise OptionError("E204", f"--oof and --truth go together, and {needing}")
-    if (recipe_path or oof) and (weights or views or pool_name or rule_name or (recipe_path and oof)):
-        source = "--apply brings" if recipe_path else "--oof learns"
-        raise OptionError("E204", f"{source} its own pool, weights, views and rule", hint="leave those options out")
+    _require_one_source(recipe_path, oof, truth)
     sample = None if like is None else read_format(like, listener=TERMINAL)
-    space, table = parse_labels(labels), ""
+    space = parse_labels(labels)
     common = common_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
-    members, missing = common.members, common.missing
+    source: GivenWeights | LearnFrom | Path
     if recipe_path is not None:
-        recipe = read_recipe(recipe_path)
+        source = recipe_path
     elif truth is not None:
-        from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
-
-        learned = learn_from_folds(read_members(oof, space, kind=kind), truth, listener=TERMINAL, **learning)
-        recipe, table = learned_recipe(learned, members, transductive=transductive), learned.render() + "\n"
+        source = LearnFrom(read_members(oof, space, kind=kind), truth, method, metric, seed, transductive)
     else:
-        recipe = make_recipe(
-            members,
-            per_axis=rule_name == "per-axis",
-            pool=parse_pool(pool_name or "linear"),
-            weights=None if weights is None else parse_weights(weights),
-            view_weights=None if views is None else expand_views(parse_weights(views)),
-        )
-    ids = None if sample is None else without_ids(sample.ids, missing)
-    blended = run_blend(members, recipe, ids=ids, listener=TERMINAL)
-    write_submission(output, blended.ids, blended.classes, like=sample, missing=missing, listener=TERMINAL)
+        source = _parse_weights(pool_name, weights, views, rule_name)
+    chosen = choose_recipe(common.members, source, listener=TERMINAL)
+    ids = None if sample is None else without_ids(sample.ids, common.missing)
+    blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
+    write_submission(output, blended.ids, blended.classes, like=sample, missing=common.missing, listener=TERMINAL)
     if save is not None:
-        write_atomic(save, recipe.to_json().encode())
-    unread = {"filled": list(blended.filled), "missing": list(missing)}
-    summary = {"path": str(output), "rows": len(blended), **unread, "recipe": json.loads(recipe.to_json())}
-    lines = f"{table}{render_recipe(recipe)}\n{render_unread(blended.filled, missing)}"
+        write_atomic(save, chosen.recipe.to_json().encode())
+    unread = {"filled": list(blended.filled), "missing": list(common.missing)}
+    summary = {"path": str(output), "rows": len(blended), **unread, "recipe": json.loads(chosen.recipe.to_json())}
+    table = "" if chosen.learned is None else f"{chosen.learned.render()}\n"
+    lines = f"{table}{render_recipe(chosen.recipe)}\n{render_unread(blended.filled, common.missing)}"
     show(summary, f"{lines}{output}", as_json=as_json)
+
+
+def _require_one_source(recipe_path: Path | None, oof: tuple[Path, ...], truth: Path | None) -> None:
+    """Check that the recipe is either saved, learned or given.
+
+    Raises:
+        OptionError: E204 otherwise.
+    """
+    if bool(oof) != (truth is not None):
+        raise conflict("--oof and --truth need each other")
+    if not oof and (learning := given_options(_LEARNING)):
+        raise conflict(f"{learning} can only be used with --oof and --truth")
+    if recipe_path is not None and oof:
+        raise conflict("--apply and --oof exclude each other")
+    if (recipe_path is not None or oof) and (given := given_options(_WEIGHTS)):
+        source = "--apply brings" if recipe_path is not None else "--oof learns"
+        raise conflict(f"{source} its own pool, weights, views and rule; leave out {given}")
+
+
+def _parse_weights(pool: str, weights: str | None, views: str | None, rule: str) -> GivenWeights:
+    from ensemble.blend.pooling import parse_pool
+    from ensemble.blend.recipe import parse_weights
+    from ensemble.images.views import expand_views
+    from ensemble.learn.choose_recipe import GivenWeights
+
+    return GivenWeights(
+        pool=parse_pool(pool),
+        weights=None if weights is None else parse_weights(weights),
+        view_weights=None if views is None else expand_views(parse_weights(views)),
+        per_axis=rule == "per-axis",
+    )

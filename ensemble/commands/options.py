@@ -1,12 +1,13 @@
-"""What the commands' options have in common."""
+"""Options and checks that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ensemble.errors import OptionError
 
@@ -17,10 +18,12 @@ bad_image_option = click.option(
     type=click.Choice(["fail", "fill", "skip"]),
     default="fail",
     show_default=True,
-    help="An image that cannot be read: an error once all others are done, the class prior, or no row.",
+    help="How to handle unreadable images: `fail` at the end, `fill` with the class prior, or `skip`.",
 )
 missing_option = click.option(
-    "--allow-missing", is_flag=True, help="Let a submission lack images that could not be read, and name them."
+    "--allow-missing",
+    is_flag=True,
+    help="Allow a submission to lack images that could not be read, and list them.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _NEEDS_TORCH = {
@@ -33,6 +36,24 @@ _NEEDS_TORCH = {
     "albumentations",
     "facenet_pytorch",
 }
+
+
+def conflict(message: str, *, hint: str | None = None) -> OptionError:
+    """Return E204 for options that contradict or need each other, with the usage line of the command that runs."""
+    context = click.get_current_context(silent=True)
+    usage = () if context is None else (context.get_usage(),)
+    return OptionError("E204", message, hint=hint, details=usage)
+
+
+def given_options(names: Collection[str]) -> str:
+    """Return which of the running command's parameters were given on the command line: ``--pool, --weights``."""
+    context = click.get_current_context()
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    return ", ".join(given)
 
 
 @contextmanager

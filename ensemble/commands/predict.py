@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option
+from ensemble.commands.options import PATH, ROOT, bad_image_option, conflict, json_option
 from ensemble.terminal import TERMINAL, show
 
 
@@ -66,7 +66,6 @@ def predict(
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
-    from ensemble.errors import OptionError
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import read_ids
     from ensemble.images.views import parse_views
@@ -76,9 +75,9 @@ def predict(
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
     if address is not None and engine != "ray":
-        raise OptionError("E204", "--address is for --engine ray")
+        raise conflict("--address needs --engine ray")
     if memory is not None and engine == "ray":
-        raise OptionError("E204", "--memory is for --engine local")
+        raise conflict("--memory cannot be used with --engine ray")
     found = find_models(models)
     run = partial(
         run_predict,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, bad_image_option, json_option, missing_option
-from ensemble.errors import OptionError
+from ensemble.commands.options import PATH, ROOT, bad_image_option, conflict, json_option, missing_option
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -124,5 +123,5 @@ def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) 
 
     goal = None if text in (None, EXACT) else parse_goal(str(text))
     if (goal is not None) != bool(oof) or (truth is not None and not oof):
-        raise OptionError("E204", "--early-exit, unless exact, and --oof go together, and --truth needs both")
+        raise conflict("--early-exit, unless exact, and --oof need each other, and --truth needs both")
     return goal

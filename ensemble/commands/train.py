@@ -12,7 +12,7 @@ import click
 
 from checkpoints.training.settings import CutMix, Keep, Optimizer, Schedule, TrainSettings
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
-from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, torch_extra
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
@@ -70,7 +70,7 @@ class PseudoOptions:
     def __post_init__(self) -> None:
         has_images, has_boxes = self.pseudo_images is not None, self.pseudo_boxes is not None
         if bool(self.pseudo) != has_images or (has_boxes and not self.pseudo):
-            raise OptionError("E204", "--pseudo and --pseudo-images need each other, and --pseudo-boxes needs both")
+            raise conflict("--pseudo and --pseudo-images need each other, and --pseudo-boxes needs both")
 
 
 @dataclass(frozen=True, slots=True)

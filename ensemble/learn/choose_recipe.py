@@ -1,0 +1,76 @@
+"""The recipe of a blend: read from a file, learned from out-of-fold predictions, or made of given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.blend.pooling import LINEAR, Pool
+from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
+from ensemble.events import SILENT, Listener
+from ensemble.learn.learn import AUTO, Learned
+from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
+from ensemble.predictions.dataset import Predictions
+
+
+@dataclass(frozen=True, slots=True)
+class GivenWeights:
+    """What `make_recipe` takes; by default everything counts alike."""
+
+    pool: Pool = LINEAR
+    weights: Mapping[str, float] | None = None
+    view_weights: Mapping[str, float] | None = None
+    per_axis: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LearnFrom:
+    """Out-of-fold predictions, the CSV of their ground truth, and how to learn, see `learn_from_folds`."""
+
+    oof: Sequence[Predictions]
+    truth: Path
+    method: str = AUTO
+    metric: str = "macro-f1"
+    seed: int = 0
+    transductive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRecipe:
+    """A recipe, and what was learned where it was."""
+
+    recipe: Recipe
+    learned: Learned | None = None
+
+
+def choose_recipe(
+    members: Sequence[Predictions], source: GivenWeights | LearnFrom | Path, *, listener: Listener = SILENT
+) -> ChosenRecipe:
+    """Return the recipe for the members from its source; a path is that of a saved recipe.
+
+    Raises:
+        EnsError: as `read_recipe`, `learn_from_folds`, `learned_recipe` or `make_recipe`.
+    """
+    match source:
+        case Path():
+            return ChosenRecipe(read_recipe(source))
+        case LearnFrom():
+            learned = learn_from_folds(
+                source.oof,
+                source.truth,
+                method=source.method,
+                metric=source.metric,
+                seed=source.seed,
+                listener=listener,
+            )
+            return ChosenRecipe(learned_recipe(learned, members, transductive=source.transductive), learned)
+        case GivenWeights():
+            recipe = make_recipe(
+                members,
+                pool=source.pool,
+                weights=source.weights,
+                view_weights=source.view_weights,
+                per_axis=source.per_axis,
+            )
+            return ChosenRecipe(recipe)
