@@ -1,1 +1,1 @@
-"""Photographs to weights: the only package that unpickles."""
+"""Training data, checkpoint loading and training: from images to weights. The only package that unpickles."""

@@ -110,7 +110,10 @@ CODES: dict[str, Code] = {
     "W326": Code("Images could not be read; they are left out or filled.", "mend the files in errors.csv, run again"),
     "E327": Code("An image's name is not valid Unicode.", "rename the file: ids are written as UTF-8"),
     "I328": Code("A table is not UTF-8; it was read as cp949 (Korean).", "nothing to do if the names look right"),
-    "E329": Code("A Python value is not an image.", "give a path, a PIL image or a uint8 RGB array (height, width, 3)"),
+    "E329": Code(
+        "A Python value is not an image that a model takes.",
+        "give a path, a PIL image, or a uint8 RGB array of shape (height, width, 3)",
+    ),
     "E330": Code(
         "A truth table does not fit the answers it is compared with.",
         "it needs one true class for every id, and each id once",

@@ -1,8 +1,8 @@
-"""Training data in any of three layouts, its fixes applied and the training border of the ages moved.
+"""Training data in any of three layouts, with label fixes and the age cut applied.
 
 the mask contest    train.csv and images/<path>/<stem>.jpg, see `checkpoints.data.mask_contest`
-one folder a class  <class>/**/<name>.jpg; the folders' names, sorted, are the classes
-a CSV               path,label and, where known, person; paths are relative to the CSV's folder
+a folder per class  <class>/**/<name>.jpg; the sorted names of the folders are the classes
+a CSV               path,label and, if known, person; paths are relative to the folder of the CSV
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.data.label_fixes import Applied, apply_fixes, read_fixes, unmatched
+from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, unmatched_ids
 from checkpoints.data.mask_contest import Row, read_contest
 from ensemble.csv_table import read_table
 from ensemble.errors import DataError, OptionError, enumerate_some
@@ -24,17 +24,17 @@ AGE_CUTS = (58, 59, 60)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The images to train with, and what the classes mean.
+    """The training images and their label space.
 
-    ``images`` is the folder that the rows' ids are relative to; ``applied`` are the fixes that were made.
-    ``is_contest`` says whether rows know mask, gender and age.
+    ``images`` is the folder that the ids of the rows are relative to; ``applied`` are the label fixes. With
+    ``is_contest`` the rows have mask, gender and age.
     """
 
     rows: tuple[Row, ...]
     labels: LabelSpace
     images: Path
     is_contest: bool
-    applied: tuple[Applied, ...] = ()
+    applied: tuple[AppliedFix, ...] = ()
     age_cut: int = 60
 
 
@@ -47,35 +47,37 @@ def read_dataset(
     labels: LabelSpace | None = None,
     listener: Listener = SILENT,
 ) -> Dataset:
-    """Read a training folder or CSV; ``fixes`` are applied as `checkpoints.data.label_fixes` says.
+    """Read a training folder or CSV, and apply ``fixes`` as described in `checkpoints.data.label_fixes`.
 
-    ``age_cut`` moves the border of the oldest for training alone: with 59, people of 59 are trained as 60 and over
-    (`Row.target`), while `Row.label` and so every score keep the true border. ``labels`` gives the order of the classes
-    where the layout does not; by default they are sorted by name.
+    ``age_cut`` changes the border of the oldest group for training only: with 59, people of 59 are trained as 60 and
+    over (`Row.target`), while `Row.label`, and with it every score, keeps the true border. ``labels`` gives the order
+    of the classes if the layout does not; by default they are sorted by name.
 
     Raises:
-        OptionError: E204 when the age cut is another than 58, 59 or 60, or the data has no ages, or a source in
-            ``without`` is unknown.
-        DataError: E340 when the layout is not understood; E322, E313, E323, E342, E343.
+        OptionError: E204 when the age cut is not 58, 59 or 60, the data has no ages, or a source in ``without`` is
+            unknown.
+        DataError: E340 when the layout is unknown; E322, E313, E323, E342, E343.
         FileError: E707 when a file cannot be read.
     """
     if age_cut not in AGE_CUTS:
-        raise OptionError("E204", f"the age cut is 58, 59 or 60, got {age_cut}")
+        raise OptionError("E204", f"the age cut must be 58, 59 or 60, got {age_cut}")
     wanted = read_fixes(fixes, without=without, listener=listener)
     data = _read(train_dir, labels, listener)
     if age_cut != 60 and not data.is_contest:
-        raise OptionError("E204", f"{train_dir} has no ages that --age-cut could move")
+        raise OptionError("E204", f"{train_dir} has no ages, which --age-cut needs")
     rows, applied = apply_fixes(data.rows, wanted, data.labels)
-    missing = unmatched(applied, data.rows)
+    missing = unmatched_ids(applied, data.rows)
     if missing:
-        listener.notice(Notice("W345", f"{len(missing)} fixed ids are not there: {enumerate_some(list(missing))}"))
-    made = [one for one in applied if one.images]
+        listener.notice(
+            Notice("W345", f"{len(missing)} ids of label fixes are not in the data: {enumerate_some(list(missing))}")
+        )
+    made = [fix for fix in applied if fix.images]
     if made:
-        images = sum(one.images for one in made)
+        images = sum(fix.images for fix in made)
         listener.notice(Notice("I344", f"{len(made)} label fixes changed {images:,} images"))
     if not rows:
-        raise DataError("E340", f"no images are left of {train_dir}", path=train_dir)
-    return replace(data, rows=tuple(_moved(row, age_cut) for row in rows), applied=applied, age_cut=age_cut)
+        raise DataError("E340", f"{train_dir} has no images left", path=train_dir)
+    return replace(data, rows=tuple(_with_age_cut(row, age_cut) for row in rows), applied=applied, age_cut=age_cut)
 
 
 def _read(place: Path, labels: LabelSpace | None, listener: Listener) -> Dataset:
@@ -94,8 +96,8 @@ def _read_folders(place: Path, labels: LabelSpace | None, listener: Listener) ->
     if loose:
         message = f"{place} has no train.csv, and {len(loose)} images are in no class's folder: {enumerate_some(loose)}"
         raise DataError("E340", message, path=place)
-    space, numbers = _number([name.partition("/")[0] for name in listing.ids], labels, place, counted=False)
-    rows = (  # nobody says who is on a picture, so each is taken for someone else
+    space, numbers = _number([name.partition("/")[0] for name in listing.ids], labels, place, indices=False)
+    rows = (  # the people are unknown, so each image counts as its own person
         Row(name, name, None, None, None, number, path)
         for name, number, path in zip(listing.ids, numbers, listing.paths, strict=True)
     )
@@ -108,7 +110,7 @@ def _read_table(file: Path, labels: LabelSpace | None, listener: Listener) -> Da
     persons = table.column("person") if "person" in table.header else names
     if not names:
         raise DataError("E340", f"{file.name} lists no images", path=file)
-    space, numbers = _number(table.column("label"), labels, file, counted=True)
+    space, numbers = _number(table.column("label"), labels, file, indices=True)
     listing = list_images(file.parent, names, listener=listener)
     rows = (
         Row(name, person, None, None, None, number, path)
@@ -118,11 +120,11 @@ def _read_table(file: Path, labels: LabelSpace | None, listener: Listener) -> Da
 
 
 def _number(
-    names: Sequence[str], labels: LabelSpace | None, place: Path, *, counted: bool
+    names: Sequence[str], labels: LabelSpace | None, place: Path, *, indices: bool
 ) -> tuple[LabelSpace, list[int]]:
-    """The label space and each image's class in it; where ``counted``, whole numbers are the classes' own."""
+    """Return the label space and the class of each image; if ``indices``, whole numbers are class indices."""
     numeric = all(name.isdecimal() for name in names)
-    if counted and numeric:
+    if indices and numeric:
         labels = labels or LabelSpace.flat(max(map(int, names)) + 1)
         position = {name: int(name) for name in set(names) if int(name) < len(labels)}
     else:
@@ -134,7 +136,7 @@ def _number(
     return labels, [position[name] for name in names]
 
 
-def _moved(row: Row, age_cut: int) -> Row:
+def _with_age_cut(row: Row, age_cut: int) -> Row:
     if row.age is None or not age_cut <= row.age < 60:
         return row
     return replace(row, moved=row.label + 1)

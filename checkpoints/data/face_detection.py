@@ -1,19 +1,21 @@
-"""Find the face in every image once, with MTCNN (Zhang et al. 2016, facenet-pytorch's weights): `ens crop`.
+"""Face detection with MTCNN (Zhang et al. 2016, weights of facenet-pytorch), once for every image: `ens crop`.
 
-Images are never rewritten: the boxes go to a Parquet file (see `ensemble.images.face_boxes`), and whoever decodes
-an image cuts the face out. See `checkpoints.data.face_store` for how a search resumes.
+Images are never rewritten: the boxes are written to a Parquet file (see `ensemble.images.face_boxes`), and the faces
+are cropped when an image is decoded. The file is written after every `ROUND` images; an interrupted run resumes from
+the last round.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import numpy as np
@@ -22,21 +24,19 @@ from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from PIL import Image
 
-from checkpoints.data.face_store import FaceStore, FoundFaces
 from ensemble import files
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError, DeviceError, DeviceMemoryError, OptionError
+from ensemble.errors import DataError, DeviceError, DeviceMemoryError, FileError, Interrupted, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import read_image
-from ensemble.images.face_boxes import Box, Face, FoundBy
+from ensemble.images.face_boxes import Box, Face, FoundBy, read_faces, write_boxes
 from ensemble.images.listing import Listing, list_images
-from ensemble.predict.bad_images import unread, write_errors
-from ensemble.predict.resumable import Slice, run_slices
-from ensemble.predict.timing import Stopwatch
+from ensemble.predict.bad_images import tell_oddities, unread, write_errors
 from ensemble.runtime.machine import available_cores
 
-_SMALLEST = 20  # px; MTCNN's nets see nothing in less
-_REDUCED_FROM = 1024  # px of the shorter side; the nets look at faces of 48 px, so large photographs are halved first
+ROUND = 256
+_SMALLEST = 20  # px; MTCNN detects nothing in smaller images
+_REDUCED_FROM = 1024  # px of the shorter side; the networks see faces of 48 px, so larger images are halved first
 _BATCH = {"cpu": 8, "cuda": 64}
 
 Detections = NDArray[np.float32]
@@ -44,13 +44,13 @@ Thresholds = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
-    """How faces are looked for.
+class DetectorSettings:
+    """The settings of the face detector.
 
-    ``min_face`` is the smallest face as a share of the image's shorter side (never below 20 px): of a portrait the face
-    is a large part, and looking for small ones is most of the work. ``thresholds`` are the certainties that MTCNN's
-    three nets ask for; its own 0.6, 0.7, 0.7 miss many faces behind a mask. ``second`` are those of another pass, for
-    faces of half that size, over the images in which there was none; None leaves it out.
+    ``min_face`` is the smallest face as a share of the image's shorter side (at least 20 px): in a portrait the face is
+    large, and searching for small ones takes most of the time. ``thresholds`` are the confidence thresholds of MTCNN's
+    three networks; its defaults 0.6, 0.7, 0.7 miss many faces behind a mask. ``second`` are those of a second pass, for
+    faces of half that size, over the images without a face; None skips it.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -68,12 +68,12 @@ class Search:
                 raise OptionError("E204", f"thresholds must be three values between 0 and 1, got {thresholds}")
 
 
-DEFAULT = Search()
+DEFAULT = DetectorSettings()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A finished search: where the boxes are, and how many images have a face by the first and the second pass."""
+class FoundFaces:
+    """The file of boxes, and the number of images with a face found by the first and the second pass."""
 
     path: Path
     images: int
@@ -83,15 +83,15 @@ class Found:
 
     @property
     def without(self) -> int:
-        """Images in which no face was found."""
+        """The number of images without a face."""
         return self.images - self.first - self.second
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {"path": str(self.path), "without": self.without}
 
     def render(self) -> str:
-        """The counts, for people."""
+        """Return the counts as text."""
         share = self.without / self.images
         return (
             f"{self.images:,} images: a face in {self.first:,}, in {self.second:,} more by the second pass; "
@@ -103,63 +103,68 @@ def find_faces(
     images: Path,
     path: Path,
     *,
-    search: Search = DEFAULT,
+    settings: DetectorSettings = DEFAULT,
     device: str = "auto",
     workers: int | None = None,
     fresh: bool = False,
     listener: Listener = SILENT,
-) -> Found:
-    """Look for the face in every image below ``images`` and write the boxes to ``path``.
+) -> FoundFaces:
+    """Detect the face in every image below ``images`` and write the boxes to ``path``.
 
-    Rows that are there already are kept if they were found in the same way and their image has the same size in bytes;
-    ``fresh`` throws them away.
+    Existing rows are kept if the settings and the size of the image in bytes are the same; ``fresh`` discards them.
 
     Raises:
-        OptionError: E203 when the device is not known.
-        DataError: E3xx when the folder cannot be listed; E326 when some images could not be read: then all others are
-            written, and ``<name>.errors.csv`` names the rest.
+        OptionError: E203 when the device is unknown.
+        DataError: E3xx when the folder cannot be listed; E326 when some images could not be read: the boxes of all
+            others are written, and ``<name>.errors.csv`` lists the rest.
         DeviceError: E601 when CUDA was asked for and torch has none, E602 when its memory is too small.
-        FileError: E701 or E702 when the file cannot be written, E704 when it was found in another way.
-        Interrupted: E801 on Ctrl-C or SIGTERM; what was found is kept.
+        FileError: E701 or E702 when the file cannot be written, E704 when it was made with other settings.
+        Interrupted: E801 on Ctrl-C or SIGTERM; the boxes so far are kept.
     """
     where = choose_torch_device(device, listener=listener)
     files.require_writable(path.parent)
     listing = list_images(images, listener=listener)
-    store = FaceStore(path, _origin(search), listing, fresh=fresh)
-    with Detector(search, where, workers=workers) as detector:
-        faults = run_slices(
-            [store],
-            listing,
-            lambda rounds: _detect_rounds(detector, listing, rounds),
-            stage="crop",
-            watch=Stopwatch(),
-            crash_notes=False,
-            listener=listener,
-        )
-    store.finish()
+    origin = _origin(settings)
+    done = {} if fresh else _resume(path, origin, listing)
+    pending = [row for row, name in enumerate(listing.ids) if name not in done]
+    faults: dict[int, DataError] = {}
+    oddities: dict[str, list[str]] = defaultdict(list)
+    computed = 0
+    listener.progress("crop", len(done), len(listing))
+    with Detector(settings, where, workers=workers) as detector:
+        for start in range(0, len(pending), ROUND):
+            rows = pending[start : start + ROUND]
+            try:
+                found = detector.find([listing.paths[row] for row in rows])
+            except KeyboardInterrupt as err:
+                number = int(err.args[0]) if err.args else SIGINT
+                message = f"stopped; {len(done):,} of {len(listing):,} images are done"
+                raise Interrupted(message, signal_number=number) from err
+            for row, one in zip(rows, found, strict=True):
+                if isinstance(one, DataError):
+                    faults[row] = one
+                    continue
+                name = listing.ids[row]
+                done[name] = Face(name, one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
+                computed += 1
+                for code in one.notices:
+                    oddities[code].append(name)
+            write_boxes(_partial(path), done.values(), origin=origin)
+            listener.progress("crop", len(done) + len(faults), len(listing))
+    tell_oddities(oddities, listener)
+    if computed or not path.exists():
+        write_boxes(path, done.values(), origin=origin)
+    files.remove(_partial(path))
     _report(path, listing, faults)
-    by = [face.found_by for face in store.faces.values()]
-    return Found(path, len(by), by.count("first"), by.count("second"), store.computed)
-
-
-def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]) -> Generator[FoundFaces, None, None]:
-    """Look for the faces of one round after the other."""
-    for piece in rounds:
-        found = dict(zip(piece.rows, detector.find([listing.paths[row] for row in piece.rows]), strict=True))
-        good = {row: one for row, one in found.items() if not isinstance(one, DataError)}
-        faces = tuple(
-            Face(listing.ids[row], one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
-            for row, one in good.items()
-        )
-        faults = {row: one for row, one in found.items() if isinstance(one, DataError)}
-        yield FoundFaces(piece.rows, faces, faults, {row: one.notices for row, one in good.items() if one.notices})
+    by = [face.found_by for face in done.values()]
+    return FoundFaces(path, len(done), by.count("first"), by.count("second"), computed)
 
 
 def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:
-    """The device that torch will use: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``; never another than asked for.
+    """Return torch's device for ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``; an explicit device is never replaced.
 
     Raises:
-        OptionError: E203 when the name is not known.
+        OptionError: E203 when the name is unknown.
         DeviceError: E601 when torch does not have it.
     """
     kind, _, index = name.partition(":")
@@ -175,7 +180,7 @@ def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.devi
 
 
 @dataclass(frozen=True, slots=True)
-class _One:
+class _Detected:
     box: Box | None
     probability: float | None
     faces: int
@@ -185,8 +190,8 @@ class _One:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Photo:
-    """``pixels`` are every ``step``-th of the upright image's, whose ``size`` is ``(width, height)``."""
+class _DetectorInput:
+    """The upright image reduced by the factor ``step``; ``size`` is its original ``(width, height)``."""
 
     pixels: Pixels
     step: int
@@ -195,10 +200,10 @@ class _Photo:
 
 
 class Detector:
-    """MTCNN over images of any sizes: grouped by size, one core a group on the CPU."""
+    """MTCNN for images of any size, in batches of equal size; on the CPU each batch runs on one core."""
 
-    def __init__(self, search: Search, device: torch.device, *, workers: int | None = None) -> None:
-        self._search = search
+    def __init__(self, settings: DetectorSettings, device: torch.device, *, workers: int | None = None) -> None:
+        self._settings = settings
         self._device = device
         self._workers = workers or available_cores()
         self._threads = torch.get_num_threads()
@@ -206,7 +211,7 @@ class Detector:
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Detector:
-        # small nets on small batches: one batch a core is faster than all cores on one batch
+        # small networks and batches: one batch per core is faster than all cores on one batch
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self._workers, "ens", initializer=torch.set_num_threads, initargs=(1,))
         return self
@@ -216,49 +221,51 @@ class Detector:
             self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads)
 
-    def find(self, paths: Sequence[Path]) -> list[_One | DataError]:
-        """For each file the chosen face, or why it could not be read.
+    def find(self, paths: Sequence[Path]) -> list[_Detected | DataError]:
+        """Return the chosen face of each file, or why it could not be read.
 
         Raises:
-            DeviceError: E602 when the device's memory is too small for one image.
+            DeviceError: E602 when the device has too little memory for one image.
         """
         assert self._pool is not None, "use the detector in a with statement"
-        photos = list(self._pool.map(_read, paths))
-        read = {i: photo for i, photo in enumerate(photos) if isinstance(photo, _Photo)}
-        search = self._search
-        first = self._pass(read, search.thresholds, search.min_face)
-        faceless = {i: photo for i, photo in read.items() if not len(first[i])}
-        second = self._pass(faceless, search.second, search.min_face / 2) if search.second else {}
-        results: list[_One | DataError] = []
-        for i, photo in enumerate(photos):
-            if isinstance(photo, DataError):
-                results.append(photo)
+        inputs = list(self._pool.map(_read, paths))
+        read = {i: image for i, image in enumerate(inputs) if isinstance(image, _DetectorInput)}
+        settings = self._settings
+        first = self._pass(read, settings.thresholds, settings.min_face)
+        faceless = {i: image for i, image in read.items() if not len(first[i])}
+        second = self._pass(faceless, settings.second, settings.min_face / 2) if settings.second else {}
+        results: list[_Detected | DataError] = []
+        for i, image in enumerate(inputs):
+            if isinstance(image, DataError):
+                results.append(image)
                 continue
             found, by = (first[i], "first") if len(first[i]) else (second.get(i, first[i]), "second")
-            chosen = choose_face(found, photo.pixels.shape[1], photo.pixels.shape[0])
+            chosen = choose_face(found, image.pixels.shape[1], image.pixels.shape[0])
             if chosen is None:
-                results.append(_One(None, None, 0, None, photo.size, photo.notices))
+                results.append(_Detected(None, None, 0, None, image.size, image.notices))
             else:
-                box = Box(*(float(side) * photo.step for side in found[chosen, :4]))
+                box = Box(*(float(side) * image.step for side in found[chosen, :4]))
                 by_pass: FoundBy = "first" if by == "first" else "second"
-                results.append(_One(box, float(found[chosen, 4]), len(found), by_pass, photo.size, photo.notices))
+                results.append(_Detected(box, float(found[chosen, 4]), len(found), by_pass, image.size, image.notices))
         return results
 
-    def _pass(self, photos: dict[int, _Photo], thresholds: Thresholds, min_face: float) -> dict[int, Detections]:
-        """``(faces, 5)`` for each photo: left, top, right, bottom, probability."""
+    def _pass(
+        self, inputs: dict[int, _DetectorInput], thresholds: Thresholds, min_face: float
+    ) -> dict[int, Detections]:
+        """Return ``(faces, 5)`` for each image: left, top, right, bottom, probability."""
         assert self._pool is not None
-        found = {i: np.empty((0, 5), np.float32) for i in photos}
+        found = {i: np.empty((0, 5), np.float32) for i in inputs}
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, photo in photos.items():
-            if min(photo.pixels.shape[:2]) >= _SMALLEST:
-                by_shape[photo.pixels.shape].append(i)
+        for i, image in inputs.items():
+            if min(image.pixels.shape[:2]) >= _SMALLEST:
+                by_shape[image.pixels.shape].append(i)
         batch = _BATCH[self._device.type]
         groups = [rows[k : k + batch] for rows in by_shape.values() for k in range(0, len(rows), batch)]
 
         def detect(rows: list[int]) -> list[Detections]:
-            pixels = np.stack([photos[i].pixels for i in rows])
+            pixels = np.stack([inputs[i].pixels for i in rows])
             smallest = max(_SMALLEST, round(min(pixels.shape[1:3]) * min_face))
-            network = copy(self._network)  # shallow: the nets are shared, the settings its own
+            network = copy(self._network)  # shallow: the copies share the networks, but not the settings
             network.thresholds, network.min_face_size = list(thresholds), smallest
             return _detect(network, pixels)
 
@@ -269,19 +276,19 @@ class Detector:
 
 
 def choose_face(faces: Detections, width: int, height: int) -> int | None:
-    """The row of ``(N, 5)`` with the largest area times probability, of equals the one nearest to the centre."""
+    """Return the row of ``(N, 5)`` with the largest area times probability; the nearest to the center wins on ties."""
     if not len(faces):
         return None
     sides = faces.astype(np.float64)
-    worth = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]) * sides[:, 4]
-    away = np.hypot((sides[:, 0] + sides[:, 2] - width) / 2, (sides[:, 1] + sides[:, 3] - height) / 2)
-    return int(np.lexsort((away, -worth))[0])
+    score = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]) * sides[:, 4]
+    distance = np.hypot((sides[:, 0] + sides[:, 2] - width) / 2, (sides[:, 1] + sides[:, 3] - height) / 2)
+    return int(np.lexsort((distance, -score))[0])
 
 
 def _detect(network: Any, pixels: Pixels) -> list[Detections]:
-    """The faces in each of ``(N, H, W, 3)`` as ``(faces, 5)``."""
+    """Return the faces in each of ``(N, H, W, 3)`` as ``(faces, 5)``."""
     try:
-        # planes in memory, still (N, H, W, 3) to look at: pooling them is a fifth faster, the answers are the same
+        # channels first in memory, viewed as (N, H, W, 3): pooling is 20 % faster, with the same results
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         boxes, probabilities = network.detect(planes.permute(0, 2, 3, 1))
     except (RuntimeError, IndexError, ValueError) as err:
@@ -291,8 +298,8 @@ def _detect(network: Any, pixels: Pixels) -> list[Detections]:
                 message = f"the memory is too small for an image of {pixels.shape[1]}x{pixels.shape[2]} px"
                 raise DeviceMemoryError("E602", message) from err
             return [faces for half in halves for faces in _detect(network, half)]
-        # where every candidate lies outside the image MTCNN joins an empty list, and where some do it miscounts;
-        # any other error, such as a device's, must not be taken for an image without a face
+        # MTCNN concatenates an empty list if every candidate is outside the image, and miscounts if some are;
+        # any other error, such as that of a device, must not be taken for an image without a face
         if not isinstance(err, IndexError) and "non-empty list" not in str(err):
             raise
         if len(pixels) > 1:
@@ -309,22 +316,39 @@ def _rows(found: Any, sure: Any) -> Detections:
     return rows[real]
 
 
-def _read(path: Path) -> _Photo | DataError:
+def _read(path: Path) -> _DetectorInput | DataError:
     try:
-        photo = read_image(path)
+        image = read_image(path)
     except DataError as err:
         return err
-    height, width = photo.pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     step = 1
     while min(height, width) // step >= _REDUCED_FROM:
         step *= 2
-    pixels = photo.pixels if step == 1 else np.asarray(Image.fromarray(photo.pixels).reduce(step))
-    return _Photo(pixels, step, (width, height), photo.notices)
+    pixels = image.pixels if step == 1 else np.asarray(Image.fromarray(image.pixels).reduce(step))
+    return _DetectorInput(pixels, step, (width, height), image.notices)
 
 
-def _origin(search: Search) -> str:
-    """How the boxes were found; not the device, whose answers differ by less than a pixel."""
-    return json.dumps(asdict(search) | {"mtcnn": version("facenet-pytorch")}, sort_keys=True)
+def _origin(settings: DetectorSettings) -> str:
+    """Return the settings of the detection; the device is left out, as it changes boxes by less than a pixel."""
+    return json.dumps(asdict(settings) | {"mtcnn": version("facenet-pytorch")}, sort_keys=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _resume(path: Path, origin: str, listing: Listing) -> dict[str, Face]:
+    size_of = dict(zip(listing.ids, listing.sizes, strict=True))
+    kept: dict[str, Face] = {}
+    for file in (path, _partial(path)):
+        if not file.exists():
+            continue
+        faces, found_origin = read_faces(file)
+        if found_origin != origin:
+            raise FileError("E704", f"{file} has boxes that were found with other settings", path=file)
+        kept |= {face.id: face for face in faces if size_of.get(face.id) == face.bytes}
+    return kept
 
 
 def _report(path: Path, listing: Listing, faults: dict[int, DataError]) -> None:

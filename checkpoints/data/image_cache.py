@@ -50,7 +50,7 @@ def fallback_crop(faces: Sequence[Face], margin: float) -> FaceCrop:
     return FaceCrop(margin, (x, y, side))
 
 
-def load_images(
+def decode_images(
     rows: Sequence[Row],
     preprocess: Preprocess,
     *,

@@ -1,4 +1,4 @@
-"""Label fixes: corrections to a data set's annotation, each with the source that it came from."""
+"""Label fixes: corrections of a data set's labels, each with its source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _OTHER_MASK = {1: 2, 2: 1}  # incorrect <-> none
 class Fix:
     """One correction; ``id`` is a person or an image.
 
-    ``gender`` (male, female) and ``age`` (years) set the answer; ``swap`` exchanges a person's pictures without a mask
-    and with a badly worn one; ``label`` sets one image's class, by number or name; ``drop`` leaves the images out.
+    ``gender`` (male, female) and ``age`` (years) set the value; ``swap`` exchanges a person's image without a mask and
+    the one with an incorrectly worn mask; ``label`` sets the class of one image, by index or name; ``drop`` removes
+    the images.
     """
 
     id: str
@@ -33,8 +34,8 @@ class Fix:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """A fix and how many images it changed or dropped; none when nobody has its id."""
+class AppliedFix:
+    """A fix and the number of images that it changed or dropped; 0 if its id is unknown."""
 
     fix: Fix
     images: int
@@ -43,12 +44,13 @@ class Applied:
 def read_fixes(
     places: Sequence[Path | str], *, without: Collection[str] = (), listener: Listener = SILENT
 ) -> tuple[Fix, ...]:
-    """The fixes of CSV files with the columns id, field, value, source; ``contest`` names those that come with ens.
+    """Read CSV files with the columns id, field, value, source; ``contest`` is the file that comes with ens.
 
-    A fix that several sources share is taken once. Those whose only sources are in ``without`` are left out.
+    A fix of several sources is applied once. Fixes whose sources are all in ``without`` are left out.
 
     Raises:
-        FileError, DataError: E707 or E322 as `read_table`; E342 when a field is unknown, E343 when two contradict.
+        FileError, DataError: E707 or E322 as `read_table`; E342 when a field is unknown, E343 when two
+            contradict each other.
         OptionError: E204 when ``without`` names a source that no fix has.
     """
     read: list[Fix] = []
@@ -71,15 +73,15 @@ def read_fixes(
     unknown = sorted(set(without) - sources)
     if unknown:
         raise OptionError(
-            "E204", f"--without {unknown[0]}: the fixes come from {', '.join(sorted(sources)) or 'nobody'}"
+            "E204", f"--without {unknown[0]}: the sources of the fixes are {', '.join(sorted(sources)) or 'none'}"
         )
-    return _agreed([fix for fix in read if fix.source not in without])
+    return _deduplicate([fix for fix in read if fix.source not in without])
 
 
 def apply_fixes(
     rows: Sequence[Row], fixes: Sequence[Fix], labels: LabelSpace
-) -> tuple[tuple[Row, ...], tuple[Applied, ...]]:
-    """The corrected rows, in their order, and what each fix did; a ``label`` is the last word on its image.
+) -> tuple[tuple[Row, ...], tuple[AppliedFix, ...]]:
+    """Return the corrected rows, in their order, and the effect of each fix; ``label`` overrides other fixes.
 
     Raises:
         DataError: E342 when a value does not fit its field, or a field does not fit the data set or its id.
@@ -89,30 +91,30 @@ def apply_fixes(
         of_person.setdefault(row.person, []).append(i)
     of_image = {row.id: i for i, row in enumerate(rows)}
     fixed: dict[int, Row | None] = dict(enumerate(rows))
-    applied: list[Applied] = []
-    # in the order of FIELDS: the class of one image, and dropping, come after what is said about its person
+    applied: list[AppliedFix] = []
+    # in the order of FIELDS: first the fixes of a person, then the class of an image, and last what is dropped
     for fix in sorted(fixes, key=lambda fix: FIELDS.index(fix.field)):
         image = of_image.get(fix.id)
         meant = [image] if image is not None else of_person.get(fix.id, [])
         if meant and image is None and fix.field == "label":
-            raise DataError("E342", f"label sets one image's class; {fix.id} is a person with {len(meant)}")
+            raise DataError("E342", f"label sets the class of one image; {fix.id} is a person with {len(meant)} images")
         changed = 0
         for i in meant:
             before = fixed[i]
             if before is not None:
                 fixed[i] = _fixed(before, fix, labels)
                 changed += fixed[i] != before
-        applied.append(Applied(fix, changed if meant else 0))
+        applied.append(AppliedFix(fix, changed if meant else 0))
     return tuple(row for row in fixed.values() if row is not None), tuple(applied)
 
 
-def unmatched(applied: Sequence[Applied], rows: Sequence[Row]) -> tuple[str, ...]:
-    """The ids of fixes that name neither a person nor an image of ``rows`` (those from before the fixes)."""
+def unmatched_ids(applied: Sequence[AppliedFix], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the ids of fixes that are neither a person nor an image of ``rows`` (before the fixes)."""
     known = {row.person for row in rows} | {row.id for row in rows}
-    return tuple(sorted({one.fix.id for one in applied} - known))
+    return tuple(sorted({fix.fix.id for fix in applied} - known))
 
 
-def _agreed(fixes: Sequence[Fix]) -> tuple[Fix, ...]:
+def _deduplicate(fixes: Sequence[Fix]) -> tuple[Fix, ...]:
     first: dict[tuple[str, str], Fix] = {}
     for fix in fixes:
         other = first.setdefault((fix.id, fix.field), fix)
@@ -154,6 +156,6 @@ def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
         raise DataError("E342", f"{fix.id}: {fix.value!r} is none of the {len(labels)} classes")
     if row.mask is None:
         return replace(row, label=label)
-    # the years that were annotated are of another class, so nothing is known about them any more
+    # the annotated age belongs to another class, so the age is unknown now
     years = row.age if label % 3 == row.label % 3 else None
     return replace(row, label=label, mask=label // 6, gender=label // 3 % 2, age=years)

@@ -1,4 +1,4 @@
-"""The contest's training folder: train.csv and one folder of pictures a person become rows."""
+"""The training folder of the mask contest: train.csv and one folder of images per person."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GENDERS = {"male": 0, "female": 1}
 class Row:
     """One training image.
 
-    ``id`` is its path below the image folder, as `ensemble.images.listing` would name it. ``mask`` is 0 worn,
+    ``id`` is its path below the image folder, as in `ensemble.images.listing`. ``mask`` is 0 worn,
     1 incorrect, 2 none; ``gender`` 0 male, 1 female; ``age`` in years; all None outside the mask contest. ``label`` is
-    the true class; ``moved`` is another one that training takes instead, see `target`.
+    the true class; ``moved`` is the class to train on if it differs, see `target`.
     """
 
     id: str
@@ -33,17 +33,17 @@ class Row:
 
     @property
     def target(self) -> int:
-        """The class to train for; scores take ``label``."""
+        """The class to train on; scores use ``label``."""
         return self.label if self.moved is None else self.moved
 
 
 def read_contest(train_dir: Path) -> tuple[Row, ...]:
-    """The images of a training folder, in the order of train.csv and then of their names.
+    """Read a training folder; the rows are in the order of train.csv, then of the image names.
 
     Raises:
         DataError: E322 or E313 when train.csv lacks a column or repeats an id or path; E340 when there is no train.csv,
-            or with all other faults in ``details``: nobody is listed, a gender is unknown, an age is no number, a
-            folder is missing or holds no images, an image has another name than the seven, or two have the same.
+            or with all other faults in ``details``: no person is listed, a gender is unknown, an age is not a
+            number, a folder is missing or has no images, or an image name is unknown or occurs twice.
     """
     file = train_dir / "train.csv"
     if not file.is_file():
@@ -54,7 +54,7 @@ def read_contest(train_dir: Path) -> tuple[Row, ...]:
         table.without_duplicates("id"),
         table.column("gender"),
         table.column("age"),
-        table.without_duplicates("path"),  # one folder for two people would put one face into two folds
+        table.without_duplicates("path"),  # with one folder for two people, one face would be in two folds
         strict=True,
     )
     rows: list[Row] = []
@@ -69,21 +69,21 @@ def read_contest(train_dir: Path) -> tuple[Row, ...]:
         if len(faults) == found:
             rows += [_row(person, gender, int(age), folder, path) for path in images]
     if not table.rows:
-        faults.append("train.csv lists nobody")
+        faults.append("train.csv lists no people")
     if faults:
         raise DataError("E340", f"{len(faults)} faults in {train_dir}: {faults[0]}", path=file, details=tuple(faults))
     return tuple(rows)
 
 
 def _find_images(root: Path, folder: str, faults: list[str]) -> tuple[Path, ...]:
-    """One person's pictures, sorted by name; what is wrong with them goes to ``faults``."""
+    """Return the images of one person, sorted by name, and append what is wrong with them to ``faults``."""
     if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
         faults.append(f"{folder}: the path leaves the image folder")
         return ()
     if not (root / folder).is_dir():
         faults.append(f"{folder}: the folder is missing")
         return ()
-    # hidden files, such as macOS's ._mask1.jpg, are no pictures
+    # hidden files, such as macOS's ._mask1.jpg, are not images
     images = sorted(
         path for path in (root / folder).iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
@@ -92,7 +92,7 @@ def _find_images(root: Path, folder: str, faults: list[str]) -> tuple[Path, ...]
     first: dict[str, Path] = {}
     for path in images:
         if path.stem not in _MASKS:
-            faults.append(f"{folder}/{path.name}: the name is none of {', '.join(_MASKS)}")
+            faults.append(f"{folder}/{path.name}: the name is not one of {', '.join(_MASKS)}")
         elif first.setdefault(path.stem, path) != path:
             faults.append(f"{folder}/{path.name}: there is a {first[path.stem].name} as well")
     return tuple(images)
@@ -112,5 +112,5 @@ def _row(person: str, gender: str, age: int, folder: str, path: Path) -> Row:
 
 
 def class_of(mask: int, gender: int, age: int) -> int:
-    """The class in `ensemble.labels.MASK18`; ages below 30, from 30 to 59, and from 60 on are three groups."""
+    """Return the class in `ensemble.labels.MASK18`; the age groups are below 30, 30 to 59, and 60 and over."""
     return mask * 6 + gender * 3 + (age >= 30) + (age >= 60)

@@ -1,4 +1,4 @@
-"""What a training set holds: people and images by class, ages, sizes, and what is wrong with it."""
+"""Summary of a training set: people and images per class, ages, image sizes, and problems."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.runtime.machine import available_cores
 from ensemble.text_table import render_columns
 
-PER_PERSON = 7  # pictures, in the mask contest
-_AT_ONCE = 256
+PER_PERSON = 7  # images, in the mask contest
+_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """One file: the upright image's size and its colour mode and the hash of its pixels, or why it cannot be read."""
+class ScannedImage:
+    """One file: the size of the upright image, its color mode and the hash of its pixels, or why it cannot be read."""
 
     width: int = 0
     height: int = 0
@@ -41,7 +41,10 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Of one class or one answer on an axis: people, images, those it is trained with, and the share with a face."""
+    """Counts of one class or one value of an axis; ``trained`` counts images by their training target.
+
+    ``with_face`` is the share of images with a face box, and None without boxes.
+    """
 
     name: str
     people: int
@@ -51,10 +54,10 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
-    """A training set in numbers; ``ages`` counts people, ``sizes`` and ``modes`` images.
+class DatasetSummary:
+    """Statistics of a training set; ``ages`` counts people, ``sizes`` and ``modes`` count images.
 
-    ``duplicates`` are groups of images with the same pixels, ``contradictions`` those among them of several classes.
+    ``duplicates`` are groups of images with the same pixels, ``contradictions`` those of them with several classes.
     """
 
     images: int
@@ -72,11 +75,11 @@ class Description:
     age_cut: int
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
     def render(self) -> str:
-        """Everything for people; long lists by their first entries."""
+        """Return the summary as text; long lists are shortened."""
         lines = [f"{self.images:,} images of {self.people:,} people", "", _table("class", self.classes)]
         lines += [_table(axis, counts) for axis, counts in self.axes.items() if len(self.axes) > 1]
         if self.ages:
@@ -89,25 +92,27 @@ class Description:
         for name, found in (
             ("unreadable", list(self.unreadable)),
             (f"people without {PER_PERSON} images", [f"{who} ({count})" for who, count in self.incomplete.items()]),
-            ("images there several times", [" = ".join(group) for group in self.duplicates]),
+            ("duplicate images", [" = ".join(group) for group in self.duplicates]),
             ("the same image in several classes", [" = ".join(group) for group in self.contradictions]),
         ):
             lines.append(f"{name}: {len(found):,}" + (f": {enumerate_some(found, limit=3)}" if found else ""))
         return "\n".join(lines)
 
 
-def look(rows: Sequence[Row], *, workers: int | None = None, listener: Listener = SILENT) -> tuple[Looked, ...]:
-    """Decode every image once."""
-    found: list[Looked] = []
+def scan_images(
+    rows: Sequence[Row], *, workers: int | None = None, listener: Listener = SILENT
+) -> tuple[ScannedImage, ...]:
+    """Decode every image once, in threads."""
+    found: list[ScannedImage] = []
     with ThreadPoolExecutor(workers or available_cores()) as pool:
-        for start in range(0, len(rows), _AT_ONCE):
-            found += pool.map(_look, [row.path for row in rows[start : start + _AT_ONCE]])
+        for start in range(0, len(rows), _CHUNK):
+            found += pool.map(_scan_image, [row.path for row in rows[start : start + _CHUNK]])
             listener.progress("data", len(found), len(rows))
     return tuple(found)
 
 
-def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | None = None) -> Description:
-    """Sum a training set up; with ``boxes`` also how many images of each class have a face.
+def summarize(data: Dataset, scanned: Sequence[ScannedImage], *, boxes: Boxes | None = None) -> DatasetSummary:
+    """Summarize a training set; with ``boxes`` also the share of images with a face per class.
 
     Raises:
         DataError: E351 when an image has no entry in ``boxes``.
@@ -118,7 +123,7 @@ def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | Non
         has_face = {row.id: box is not None for row, box in zip(rows, boxes.select([r.id for r in rows]), strict=True)}
     by_class: dict[int, list[Row]] = defaultdict(list)
     by_hash: dict[str, list[Row]] = defaultdict(list)
-    for row, one in zip(rows, looked, strict=True):
+    for row, one in zip(rows, scanned, strict=True):
         by_class[row.label].append(row)
         if one.fault is None:
             by_hash[one.sha256].append(row)
@@ -126,8 +131,8 @@ def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | Non
     repeated = [group for group in by_hash.values() if len(group) > 1]
     people = Counter(row.person for row in rows)
     age_of = {row.person: row.age for row in rows if row.age is not None}
-    readable = [one for one in looked if one.fault is None]
-    return Description(
+    readable = [one for one in scanned if one.fault is None]
+    return DatasetSummary(
         images=len(rows),
         people=len(people),
         classes=tuple(_count(name, by_class[i], trained[i], has_face) for i, name in enumerate(data.labels.names)),
@@ -135,7 +140,7 @@ def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | Non
         ages=dict(sorted(Counter(age_of.values()).items())),
         sizes=dict(Counter(f"{one.width}x{one.height}" for one in readable).most_common()),
         modes=dict(Counter(one.mode for one in readable).most_common()),
-        unreadable=tuple(f"{row.id}: {one.fault}" for row, one in zip(rows, looked, strict=True) if one.fault),
+        unreadable=tuple(f"{row.id}: {one.fault}" for row, one in zip(rows, scanned, strict=True) if one.fault),
         incomplete={who: count for who, count in people.items() if data.is_contest and count != PER_PERSON},
         duplicates=tuple(tuple(row.id for row in group) for group in repeated),
         contradictions=tuple(
@@ -150,8 +155,8 @@ def describe_data(data: Dataset, looked: Sequence[Looked], *, boxes: Boxes | Non
     )
 
 
-def write_rows(path: Path, data: Dataset, looked: Sequence[Looked]) -> Path:
-    """Write one line an image as Parquet; ``label`` is the true class, ``target`` the one that is trained.
+def write_rows(path: Path, data: Dataset, scanned: Sequence[ScannedImage]) -> Path:
+    """Write one row per image as Parquet; ``label`` is the true class, ``target`` the one to train on.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -166,23 +171,23 @@ def write_rows(path: Path, data: Dataset, looked: Sequence[Looked]) -> Path:
         "target": pa.array([row.target for row in rows], numbers),
         "class": pa.array([data.labels.names[row.label] for row in rows], strings),
         "path": pa.array([str(row.path) for row in rows], strings),
-        **{name: pa.array([getattr(one, name) for one in looked], numbers) for name in ("width", "height")},
-        **{name: pa.array([getattr(one, name) for one in looked], strings) for name in ("mode", "sha256", "fault")},
+        **{name: pa.array([getattr(one, name) for one in scanned], numbers) for name in ("width", "height")},
+        **{name: pa.array([getattr(one, name) for one in scanned], strings) for name in ("mode", "sha256", "fault")},
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return write_atomic(path, memoryview(sink.getvalue()))
 
 
-def _look(path: Path) -> Looked:
+def _scan_image(path: Path) -> ScannedImage:
     try:
         pixels = read_image(path).pixels
     except DataError as err:
-        return Looked(fault=str(err))
-    with Image.open(path) as image:  # the header again: what the file holds, before it became RGB
+        return ScannedImage(fault=str(err))
+    with Image.open(path) as image:  # the header again, for the mode before the conversion to RGB
         mode = image.mode
     height, width = pixels.shape[:2]
-    return Looked(width, height, mode, hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
+    return ScannedImage(width, height, mode, hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
 
 
 def _count(name: str, rows: Sequence[Row], trained: int, has_face: Mapping[str, bool] | None) -> Count:

@@ -1,4 +1,4 @@
-"""A training set as one offline HTML page: bars, ages with the cut drawn in, and a contact sheet a class."""
+"""The summary of a training set as one offline HTML page: bars, an age histogram, and a contact sheet per class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.mask_contest import Row
-from checkpoints.data.summary import Count, Description
+from checkpoints.data.summary import Count, DatasetSummary
 from ensemble.errors import DataError
 from ensemble.files import write_atomic
 from ensemble.images.decode import read_image
 
 _SIDE = 96  # px of a thumbnail, about 3 kB
 _PER_CLASS = 12
-_THUMBNAILS = 200  # of all classes together: the page stays below 2 MB, even where each is noise
+_THUMBNAILS = 200  # over all classes: the page stays below 2 MB, even if every image is noise
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{padding:.15rem .6rem;text-align:left}td.n{text-align:right}
 .bar{background:#4878a8;height:.8rem}.ages{display:flex;align-items:flex-end;height:9rem;gap:1px}
@@ -29,33 +29,29 @@ figure{display:inline-block;margin:.15rem}figcaption{font-size:.65rem;max-width:
 """
 
 
-def write_gallery(path: Path, data: Dataset, description: Description) -> Path:
-    """Write the page; it refers to nothing outside itself.
+def write_summary_page(path: Path, data: Dataset, summary: DatasetSummary) -> Path:
+    """Write the page; it has no external references.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Training data</title><style>{_STYLE}</style>",
-        f"<h1>{description.images:,} images of {description.people:,} people</h1>",
+        f"<h1>{summary.images:,} images of {summary.people:,} people</h1>",
         "<h2>Classes</h2>",
-        _bars(description.classes),
-        *(
-            f"<h2>{escape(axis)}</h2>{_bars(counts)}"
-            for axis, counts in description.axes.items()
-            if len(description.axes) > 1
-        ),
-        _ages(description),
+        _bars(summary.classes),
+        *(f"<h2>{escape(axis)}</h2>{_bars(counts)}" for axis, counts in summary.axes.items() if len(summary.axes) > 1),
+        _ages(summary),
         *(
             f"<h2>{escape(title)}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines[:100])}</ul>"
             for title, lines in (
-                ("Unreadable", list(description.unreadable)),
-                ("The same image in several classes", [" = ".join(group) for group in description.contradictions]),
-                ("Label fixes", list(description.fixes)),
+                ("Unreadable", list(summary.unreadable)),
+                ("The same image in several classes", [" = ".join(group) for group in summary.contradictions]),
+                ("Label fixes", list(summary.fixes)),
             )
             if lines
         ),
-        "<h2>Pictures</h2>",
+        "<h2>Images</h2>",
         *_sheets(data),
         "</html>",
     ]
@@ -74,22 +70,22 @@ def _bars(counts: tuple[Count, ...]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _ages(description: Description) -> str:
-    """People by age, from the youngest to the oldest; the line is where training begins the oldest group."""
-    if not description.ages:
+def _ages(summary: DatasetSummary) -> str:
+    """Return the age histogram; the line is the age cut."""
+    if not summary.ages:
         return ""
-    most = max(description.ages.values())
+    most = max(summary.ages.values())
     bars = []
-    for age in range(min(description.ages), max(description.ages) + 1):
-        people = description.ages.get(age, 0)
-        kinds = ["moved"] * (description.age_cut <= age < 60) + ["cut"] * (age == description.age_cut)
+    for age in range(min(summary.ages), max(summary.ages) + 1):
+        people = summary.ages.get(age, 0)
+        kinds = ["moved"] * (summary.age_cut <= age < 60) + ["cut"] * (age == summary.age_cut)
         bars.append(
             f"<div class='{' '.join(kinds)}' style='height:{100 * people / most:.1f}%' title='{age}: {people}'></div>"
         )
     return (
         f"<h2>Ages</h2><div class=ages>{''.join(bars)}</div>"
-        f"<p>{min(description.ages)} to {max(description.ages)} years; "
-        f"training takes people from {description.age_cut} on for 60 and over.</p>"
+        f"<p>{min(summary.ages)} to {max(summary.ages)} years; "
+        f"people of {summary.age_cut} and over are trained as 60 and over.</p>"
     )
 
 
@@ -101,7 +97,7 @@ def _sheets(data: Dataset) -> list[str]:
     sheets = []
     for label in sorted(by_class)[:_THUMBNAILS]:
         rows = by_class[label]
-        # from all over the class: neighbours are often one person
+        # spread over the class: consecutive images are often of one person
         chosen = np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int).tolist()
         sheets.append(f"<h3>{escape(data.labels.names[label])}</h3>{''.join(_thumbnail(rows[i]) for i in chosen)}")
     return sheets

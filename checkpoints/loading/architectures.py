@@ -1,4 +1,4 @@
-"""Which network a set of weights belongs to, judged by the names and shapes of its tensors."""
+"""Identify the architecture of a set of weights by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from checkpoints.loading.torchvision_names import Renamed
 from ensemble.errors import ModelError, OptionError, enumerate_some
 from ensemble.events import Listener, Notice
 
-# Values outside the classifier (weights and running statistics) -> the networks that have just as many. A network of
-# the tf_ kind has the names and shapes of its twin, but pads like TensorFlow and has another epsilon.
+# Number of values outside the classifier (weights and running statistics) -> architectures with that number. A tf_
+# variant has the same names and shapes, but TensorFlow's padding and another epsilon.
 FAMILIES: dict[int, tuple[str, ...]] = {
     11_186_112: ("resnet18",),
     21_301_696: ("resnet34",),
@@ -47,37 +47,37 @@ FAMILIES: dict[int, tuple[str, ...]] = {
     8_769_374: ("tf_efficientnetv2_b2",),
     12_930_622: ("tf_efficientnetv2_b3",),
 }
-# a count of batches has no effect on answers, and files of old versions of torch lack it: it is never compared
+# the number of batches has no effect on predictions, and old versions of torch do not save it: never compared
 _COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fit:
-    """How well weights fit an architecture; ``wanted`` has its tensors in its own order, on the meta device."""
+class ArchitectureMatch:
+    """A comparison of weights with an architecture; ``wanted`` has its tensors in its order, on the meta device."""
 
     arch: str
     num_classes: int
     classifier: tuple[str, ...]
     wanted: Mapping[str, torch.Tensor]
-    fitting: tuple[str, ...]
+    matching: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshaped: tuple[str, ...]
 
     @property
     def total(self) -> int:
-        """How many keys the architecture has."""
-        return len(self.fitting) + len(self.missing) + len(self.misshaped)
+        """The number of keys of the architecture."""
+        return len(self.matching) + len(self.missing) + len(self.misshaped)
 
     @property
     def is_full(self) -> bool:
-        """Every key is there, with its shape, and no other."""
-        return len(self.fitting) == self.total and not self.unexpected
+        """True if all keys are present with their shapes, and there are no others."""
+        return len(self.matching) == self.total and not self.unexpected
 
     @property
     def percent(self) -> int:
-        """Fitting keys among all keys of either side, 0 to 100; 100 only for a full fit."""
-        return 100 * len(self.fitting) // (self.total + len(self.unexpected))
+        """Matching keys among the keys of both sides, 0 to 100; 100 only for a full match."""
+        return 100 * len(self.matching) // (self.total + len(self.unexpected))
 
 
 def find_architecture(
@@ -88,28 +88,32 @@ def find_architecture(
     path: Path,
     size: tuple[int, int] | None = None,
     listener: Listener,
-) -> Fit:
-    """The architecture that weights belong to: the given one, else one that the file claims, else by the weights.
+) -> ArchitectureMatch:
+    """Return the architecture of weights: the given one, else the one in the file's metadata, else by the weights.
 
-    ``size`` is the height and width of the images that a given architecture was trained for, where that is known.
+    ``size`` is the ``(height, width)`` of the images that a given architecture was trained on, if it is known.
 
     Raises:
-        ModelError: E410 when the given one does not fit, E415 when none does, E416 when several do.
+        ModelError: E410 when the given one does not fit, E415 when none fits, E416 when several do.
     """
     if given is not None:
-        fit = compare(given, renamed.tensors, size=size)
-        if fit.is_full and not _pads_otherwise(given, renamed):
+        fit = compare_architecture(given, renamed.tensors, size=size)
+        if fit.is_full and not _pads_differently(given, renamed):
             return fit
         raise _does_not_fit(fit, renamed, path)
-    claimed = [(present, claim.place) for claim in claims if (present := _present_name(claim.arch)) is not None]
+    claimed = [(current, claim.place) for claim in claims if (current := _current_name(claim.arch)) is not None]
     for arch, place in claimed:
-        fit = compare(arch, renamed.tensors)
-        if fit.is_full and not _pads_otherwise(arch, renamed):
+        fit = compare_architecture(arch, renamed.tensors)
+        if fit.is_full and not _pads_differently(arch, renamed):
             listener.notice(Notice("I419", f"{path.name} is {arch}, as {place} in the file says", path))
             return fit
     fit, names = _closest(renamed)
     if not fit.is_full:
-        raise _does_not_fit(compare(claimed[0][0], renamed.tensors), renamed, path) if claimed else _unknown(fit, path)
+        raise (
+            _does_not_fit(compare_architecture(claimed[0][0], renamed.tensors), renamed, path)
+            if claimed
+            else _unknown(fit, path)
+        )
     if len(names) > 1:
         raise _ambiguous(names, path)
     listener.notice(Notice("I419", f"{path.name} is {fit.arch}: all {fit.total} keys and shapes fit", path))
@@ -117,13 +121,13 @@ def find_architecture(
 
 
 def resolve_architecture(name: str) -> str:
-    """The name by which timm builds an architecture: itself, or the present one for a name of timm's past.
+    """Return the name by which timm builds an architecture, which is another one if the name is deprecated.
 
     Raises:
-        OptionError: E204 when timm does not know it, with names that are close.
+        OptionError: E204 when timm does not know it, with similar names in the hint.
     """
-    if (present := _present_name(name)) is not None:
-        return present
+    if (current := _current_name(name)) is not None:
+        return current
     arch = name.partition(".")[0]
     known = timm.list_models()
     close = difflib.get_close_matches(name, timm.list_pretrained(arch) if arch in known else known, n=4)
@@ -134,29 +138,31 @@ def resolve_architecture(name: str) -> str:
     )
 
 
-def _present_name(name: str) -> str | None:
+def _current_name(name: str) -> str | None:
     name = get_deprecated_models().get(name) or name
     arch, _, tag = name.partition(".")
     is_known = arch in timm.list_models() and (not tag or name in timm.list_pretrained(arch))
     return name if is_known else None
 
 
-def compare(arch: str, tensors: Mapping[str, torch.Tensor], *, size: tuple[int, int] | None = None) -> Fit:
-    """Hold weights against an architecture of timm's, with as many classes as the weights have."""
+def compare_architecture(
+    arch: str, tensors: Mapping[str, torch.Tensor], *, size: tuple[int, int] | None = None
+) -> ArchitectureMatch:
+    """Compare weights with an architecture of timm that has the same number of classes."""
     classifier = classifiers(arch)
     heads = [tensors[f"{name}.weight"] for name in classifier if f"{name}.weight" in tensors]
     options: dict[str, Any] = {"num_classes": heads[0].shape[0]} if heads and heads[0].ndim else {}
     options |= size_options(arch, size)
-    with torch.device("meta"):  # names and shapes only: no memory is taken, nothing is drawn at random
+    with torch.device("meta"):  # names and shapes only: nothing is allocated or drawn at random
         model: Any = timm.create_model(arch, pretrained=False, **options)
     wanted = model.state_dict()
     compared = {key: tensor.shape for key, tensor in wanted.items() if not key.endswith(_COUNTER)}
-    return Fit(
+    return ArchitectureMatch(
         arch=arch,
         num_classes=model.num_classes,
         classifier=classifier,
         wanted=wanted,
-        fitting=tuple(key for key, shape in compared.items() if key in tensors and tensors[key].shape == shape),
+        matching=tuple(key for key, shape in compared.items() if key in tensors and tensors[key].shape == shape),
         missing=tuple(key for key in compared if key not in tensors),
         unexpected=tuple(key for key in tensors if key not in compared and not key.endswith(_COUNTER)),
         misshaped=tuple(key for key, shape in compared.items() if key in tensors and tensors[key].shape != shape),
@@ -164,7 +170,7 @@ def compare(arch: str, tensors: Mapping[str, torch.Tensor], *, size: tuple[int, 
 
 
 def count_values(tensors: Mapping[str, torch.Tensor]) -> int:
-    """How many values the tensors hold outside the classifier."""
+    """Return the number of values outside the classifier."""
     return sum(
         tensor.numel()
         for key, tensor in tensors.items()
@@ -172,18 +178,20 @@ def count_values(tensors: Mapping[str, torch.Tensor]) -> int:
     )
 
 
-def _closest(renamed: Renamed) -> tuple[Fit, tuple[str, ...]]:
-    """The nearest of the known networks by size, and the names of all that have its keys and its padding."""
+def _closest(renamed: Renamed) -> tuple[ArchitectureMatch, tuple[str, ...]]:
+    """Return the known architecture of the nearest size, and the names of all with its keys and padding."""
     size = count_values(renamed.tensors)
     names = FAMILIES[min(FAMILIES, key=lambda known: abs(known - size))]
-    return compare(names[0], renamed.tensors), tuple(name for name in names if not _pads_otherwise(name, renamed))
+    return compare_architecture(names[0], renamed.tensors), tuple(
+        name for name in names if not _pads_differently(name, renamed)
+    )
 
 
-def _pads_otherwise(arch: str, renamed: Renamed) -> bool:
+def _pads_differently(arch: str, renamed: Renamed) -> bool:
     return renamed.is_torchvision and arch.startswith("tf_")
 
 
-def _does_not_fit(fit: Fit, renamed: Renamed, path: Path) -> ModelError:
+def _does_not_fit(fit: ArchitectureMatch, renamed: Renamed, path: Path) -> ModelError:
     near, names = _closest(renamed)
     looks = f". Looks like {' or '.join(names)} ({near.percent} %)" if near.percent >= 50 and names else ""
     if fit.is_full:
@@ -192,14 +200,14 @@ def _does_not_fit(fit: Fit, renamed: Renamed, path: Path) -> ModelError:
         )
     return ModelError(
         "E410",
-        f"{path.name} is not {fit.arch}: {len(fit.fitting)} of {fit.total} keys fit"
+        f"{path.name} is not {fit.arch}: {len(fit.matching)} of {fit.total} keys fit"
         + ("" if fit.arch in names else looks),
         path=path,
         details=_differences(fit),
     )
 
 
-def _unknown(fit: Fit, path: Path) -> ModelError:
+def _unknown(fit: ArchitectureMatch, path: Path) -> ModelError:
     if fit.percent < 50:
         return ModelError("E415", f"{path.name} is no ResNet and no EfficientNet that is known by its keys", path=path)
     return ModelError(
@@ -219,7 +227,7 @@ def _ambiguous(names: tuple[str, ...], path: Path) -> ModelError:
     )
 
 
-def _differences(fit: Fit) -> tuple[str, ...]:
+def _differences(fit: ArchitectureMatch) -> tuple[str, ...]:
     return tuple(
         f"{len(keys):,} {what}: {enumerate_some(list(keys))}"
         for what, keys in (

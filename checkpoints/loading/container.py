@@ -1,4 +1,4 @@
-"""The file around the weights: which format its content is, and whether all of it is there and undamaged."""
+"""The container format of a checkpoint file, and checks that the file is complete and undamaged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from checkpoints.loading.pickle_allowlist import names_in, refusal
+from checkpoints.loading.pickle_allowlist import list_globals, refusal
 from ensemble.errors import FileError, ModelError
 
 Container = Literal["safetensors", "zip", "legacy"]
 
-# torch.save's own mark, an integer at the start of its format before 1.6, as any pickle protocol writes it
-_LEGACY_MARK = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the format's own limit
+# the magic number of torch.save's format before 1.6, a pickled integer
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the format
 _OTHER_FILES = {
     b"version https://git-lfs": "a Git-LFS pointer, not the file it points to",
     b"\xff\xd8\xff": "a JPEG image",
@@ -30,13 +30,13 @@ _OTHER_FILES = {
 }
 
 
-def recognise(path: Path) -> Container:
-    """The format of a checkpoint by its content, whatever its name, after proving that the file is whole.
+def detect_container(path: Path) -> Container:
+    """Return the format of a checkpoint by its content, not its name, after checking that the file is complete.
 
     Raises:
-        FileError: E707 when there is no file that can be read.
+        FileError: E707 when the file cannot be read.
         ModelError: E403 when it is incomplete, E404 when it is something else, E405 when a checksum is wrong, E401,
-            E402 and E417 when it holds no weights that may be read.
+            E402 and E417 when it has no weights that may be read.
     """
     try:
         status = path.stat()
@@ -51,47 +51,47 @@ def recognise(path: Path) -> Container:
             return "safetensors"
         if head.startswith(b"PK") or _is_zip(path):
             _check_zip(path, status.st_size)
-            if not head.startswith(b"PK\x03\x04"):  # torch would read what stands before the archive
+            if not head.startswith(b"PK\x03\x04"):  # torch would read the data before the archive
                 raise ModelError("E417", f"{path.name} is a zip archive behind something else", path=path)
             return "zip"
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
-    if _LEGACY_MARK in head[:32]:
+    if _LEGACY_MAGIC in head[:32]:
         return "legacy"
     if head.startswith(b"\x80"):
         plain = ModelError("E417", f"{path.name} is a pickle that torch.save did not write", path=path)
-        raise refusal(names_of(path, "plain"), path) or plain
+        raise refusal(list_checkpoint_globals(path, "plain"), path) or plain
     raise ModelError("E404", f"{path.name} is not a checkpoint but {_describe(head)}", path=path)
 
 
-def megabytes(size: int) -> str:
-    """A size in bytes, for people."""
+def format_size(size: int) -> str:
+    """Return a size in bytes as text."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
-def names_of(path: Path, container: Container | Literal["plain"]) -> list[str]:
-    """The globals that a checkpoint's pickles name, found without importing one.
+def list_checkpoint_globals(path: Path, container: Container | Literal["plain"]) -> list[str]:
+    """Return the globals that a checkpoint's pickles refer to, without importing them.
 
     Raises:
-        ModelError: E401, E402 or E444, see `names_in`.
+        ModelError: E401, E402 or E444, as `list_globals`.
     """
     if container == "zip":
         with zipfile.ZipFile(path) as archive:
-            # by entry, for a name may stand there twice; torch finds it in capital letters too
+            # by entry, as a name may occur twice; torch ignores case when it looks it up
             parts = [part for part in archive.infolist() if part.filename.lower().rpartition("/")[2] == "data.pkl"]
-            return [name for part in parts for name in names_in(archive.read(part), 1, path)]
+            return [name for part in parts for name in list_globals(archive.read(part), 1, path)]
     with open(path, "rb") as f:
-        # torch.save wrote its mark, a version, the machine's kind, the content and the list of what follows
-        return names_in(f, 5 if container == "legacy" else 1, path)
+        # torch.save writes its magic number, a version, the system, the content and the keys of the storages
+        return list_globals(f, 5 if container == "legacy" else 1, path)
 
 
 def _starts_safetensors(head: bytes) -> bool:
-    """Eight bytes with the header's length, little-endian, then the header: JSON."""
+    """Check for the length of the header (eight bytes, little-endian) and the JSON header after it."""
     return head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _MAX_SAFETENSORS_HEADER
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether a zip archive's table of contents stands at the end, damaged or not."""
+    """Return True if there is a central directory at the end of the file, damaged or not."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -99,26 +99,28 @@ def _is_zip(path: Path) -> bool:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Read every part of the archive and compare its checksum, which torch does not do."""
+    """Read every entry of the archive and compare its checksum, which torch does not do."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
             unpacked = sum(part.file_size for part in parts)
-            # torch stores its parts as they are; a packed one could fill the memory
+            # torch does not compress; a compressed entry could exhaust the memory
             if unpacked > size:
                 raise ModelError(
                     "E417",
-                    f"{path.name} is a compressed archive ({megabytes(unpacked)} in {megabytes(size)}), "
+                    f"{path.name} is a compressed archive ({format_size(unpacked)} in {format_size(size)}), "
                     "which torch.save does not write",
                     hint="unpack it; the checkpoint may be inside",
                     path=path,
                 )
             damaged = archive.testzip() or next((part.filename for part in parts if _is_hollow(part)), None)
-    # an offset before the file's start is an OSError
+    # an offset before the start of the file is an OSError
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as err:
-        # the table of contents stands at the end: without it the rest was never written or downloaded
+        # the central directory is at the end: without it the file was not written or downloaded to its end
         if not _is_zip(path):
-            raise ModelError("E403", f"{path.name} is incomplete: it ends after {megabytes(size)}", path=path) from err
+            raise ModelError(
+                "E403", f"{path.name} is incomplete: it ends after {format_size(size)}", path=path
+            ) from err
         raise ModelError("E405", f"{path.name} is damaged: {err}", path=path) from err
     if damaged is not None:
         raise ModelError("E405", f"{path.name} is damaged: CRC error in {damaged}", path=path)
@@ -135,7 +137,7 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _is_hollow(part: zipfile.ZipInfo) -> bool:
-    """Whether a part with content is marked as a folder: torch would read nothing and return unset memory."""
+    """Return True if an entry with content is marked as a folder: torch would return uninitialized memory."""
     return part.file_size > 0 and bool(part.external_attr & 0x10)
 
 

@@ -1,4 +1,4 @@
-"""The networks that are trained and opened: timm's, with one head for all classes or one for each axis of them."""
+"""timm models with one head for all classes, or one head per axis of the label space."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ensemble.labels import LabelSpace
 
 
 class AxesHead(torch.nn.Linear):
-    """One linear head for each axis, side by side, whose log-probabilities add up to those of every combination.
+    """One linear head per axis; the log-probability of a class is the sum of those of its values.
 
-    ``(B, F)`` to log-probabilities ``(B, C)`` in the order of the label space: axes are taken for independent given
-    the image, so that ``log p(a, b, c) = log p(a) + log p(b) + log p(c)``. The weights are ``(sum of sizes, F)``,
-    under the names that the plain head's have.
+    Maps ``(B, F)`` to log-probabilities ``(B, C)`` in the order of the label space. The axes are assumed to be
+    independent given the image: ``log p(a, b, c) = log p(a) + log p(b) + log p(c)``. The weights are
+    ``(sum of sizes, F)``, under the names of the plain head.
     """
 
     def __init__(self, plain: torch.nn.Linear, shape: tuple[int, ...]) -> None:
-        # on the meta device nothing is drawn: the random numbers go on as without this head
+        # on the meta device nothing is drawn: the random state is the same as without this head
         super().__init__(plain.in_features, sum(shape), bias=plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         self.shape = shape
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
-        """The sum over the axes, the last of them changing fastest."""
-        # float32: in half precision the sum of several logarithms would be coarse
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        """Return the sum over the axes, with the last axis changing fastest."""
+        # float32: a sum of logarithms in half precision is inaccurate
         first, *others = torch.split(super().forward(input).float(), list(self.shape), dim=1)
         total = first.log_softmax(dim=1)
         for scores in others:
@@ -37,10 +37,10 @@ class AxesHead(torch.nn.Linear):
 
 
 def count_outputs(labels: LabelSpace, head: Head) -> int:
-    """How many values the last layer gives: one for each class, or for each value of each axis.
+    """Return the number of outputs of the last layer: one per class, or one per value of each axis.
 
     Raises:
-        OptionError: E204 when a head for each axis is asked for and there is one axis only.
+        OptionError: E204 when heads per axis are requested and there is only one axis.
     """
     if head == "flat":
         return len(labels)
@@ -59,19 +59,19 @@ def make_network(
     shape: tuple[int, ...] | None = None,
     pretrained: bool = False,
 ) -> Any:
-    """timm's network with ``outputs`` values in its last layer; with ``shape``, the sizes of the axes, an `AxesHead`.
+    """Return a timm model with ``outputs`` outputs; with ``shape``, the sizes of the axes, it has an `AxesHead`.
 
-    ``size`` is the height and width of the images, which a transformer has to know; of pretrained weights timm
-    resamples what belongs to a place in the image.
+    ``size`` is the ``(height, width)`` of the images, which transformers need; timm interpolates pretrained position
+    embeddings to it.
 
     Raises:
-        OptionError: E204 when the architecture cannot have that size, or when its classifier is not one linear layer,
-            as an `AxesHead` needs it.
+        OptionError: E204 when the architecture does not support the size, or its classifier is not a single linear
+            layer, which an `AxesHead` needs.
     """
     options = size_options(arch, size)
     try:
         model: Any = timm.create_model(arch, pretrained=pretrained, num_classes=outputs, **options)
-        if options:  # most of them are built for any size, and fail at the first image
+        if options:  # most are built for any size, and fail at the first image
             _try_one_image(model, options["img_size"])
     except (AssertionError, RuntimeError, TypeError, ValueError) as err:
         if not options:
@@ -98,7 +98,7 @@ def _try_one_image(model: torch.nn.Module, size: tuple[int, int]) -> None:
 
 
 def size_options(arch: str, size: tuple[int, int] | None) -> dict[str, Any]:
-    """What timm has to be told about the size of the images: nothing where any size will do, or the one it expects."""
+    """Return timm's option for the image size; none if the model takes any size, or ``size`` is its default."""
     config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     if size is None or config is None or not config.fixed_input_size or tuple(config.input_size[1:]) == size:
         return {}
@@ -106,7 +106,7 @@ def size_options(arch: str, size: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def classifiers(arch: str) -> tuple[str, ...]:
-    """The names of the layers that give an architecture's logits, such as ``fc``."""
+    """Return the names of the layers that compute the logits, such as ``fc``."""
     config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     named = (config.classifier if config else None) or ()
     return (named,) if isinstance(named, str) else tuple(named)

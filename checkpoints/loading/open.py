@@ -1,4 +1,4 @@
-"""Open trained weights in every honest format, without running code from the file."""
+"""Open trained weights in any common format, without running code from the file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ import safetensors.torch
 import torch
 
 from checkpoints.loading.architectures import find_architecture, resolve_architecture
-from checkpoints.loading.container import Container, megabytes, names_of, recognise
+from checkpoints.loading.container import Container, detect_container, format_size, list_checkpoint_globals
 from checkpoints.loading.network import count_outputs, make_network
-from checkpoints.loading.pickle_allowlist import INERT_NAMES, Inert, refusal, refuse_programs
+from checkpoints.loading.pickle_allowlist import INERT_NAMES, InertObject, refusal, refuse_programs
 from checkpoints.loading.state_dicts import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
 from checkpoints.loading.torchvision_names import Renamed, absorb_epsilon, timm_names
-from checkpoints.loading.weight_checks import as_wanted, require_finite, require_honest_sizes, warn_if_untrained
+from checkpoints.loading.weight_checks import (
+    cast_to_architecture,
+    require_finite_weights,
+    require_plausible_sizes,
+    warn_if_untrained,
+)
 from ensemble.card import METADATA_KEY, ModelCard, Weights
 from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -31,8 +36,7 @@ __all__ = ["Checkpoint", "build_model", "open_checkpoint", "save_checkpoint"]
 class Checkpoint:
     """Weights that fit their architecture: float32 tensors under timm's key names.
 
-    ``num_classes`` is how many logits the network gives.
-    ``card`` is what our own training wrote beside the weights; None for checkpoints from elsewhere.
+    ``num_classes`` is the number of logits. ``card`` is the one that `ens train` wrote, and None for other checkpoints.
     """
 
     path: Path
@@ -46,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Content:
-    """What a file holds, before anything is known about the network."""
+    """The content of a file, before the architecture is known."""
 
     payload: object
     card: ModelCard | None = None
@@ -55,26 +59,26 @@ class _Content:
 def open_checkpoint(
     path: Path, *, arch: str | None = None, weights: Weights | None = None, listener: Listener = SILENT
 ) -> Checkpoint:
-    """Read a checkpoint of any honest format and prove that its weights are whole, finite and fit one architecture.
+    """Read a checkpoint of any common format, and check that its weights are complete, finite and fit one architecture.
 
-    ``arch`` is any name of timm's; without it the file's own metadata decides, then the names and shapes of the
-    weights. ``weights`` chooses between raw and averaged ones where both are there; averaged is the default.
+    ``arch`` is a name of timm's; without it, the metadata of the file decides, then the names and shapes of the
+    weights. ``weights`` chooses between raw and averaged (EMA) ones if the file has both; the default is averaged.
 
     Raises:
         FileError: E707 when the file cannot be read.
         OptionError: E204 when timm does not know ``arch``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
-            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
-            be told, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read, E444 for a
-            pickle that takes too much memory or time.
+            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture
+            cannot be determined, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read,
+            E444 for a pickle that takes too much memory or time.
     """
-    container = recognise(path)
+    container = detect_container(path)
     if container == "legacy":
         listener.notice(Notice("W406", f"{path.name} is in torch.save's old format, without checksums", path))
     content = _read(path, container)
     state = _choose(find_state_dicts(content.payload, path), content.card, weights, path, listener)
-    require_honest_sizes(state.tensors, path)
-    renamed = _plain_names(state, path, listener)
+    require_plausible_sizes(state.tensors, path)
+    renamed = _rename_to_timm(state, path, listener)
     named = arch or (content.card.arch if content.card else None)
     fit = find_architecture(
         renamed,
@@ -86,8 +90,8 @@ def open_checkpoint(
     )
     if content.card is not None and content.card.head == "axes":
         _require_head(fit.num_classes, content.card, path)
-    tensors = as_wanted(renamed.tensors, fit, path, listener)
-    require_finite(tensors, path)
+    tensors = cast_to_architecture(renamed.tensors, fit, path, listener)
+    require_finite_weights(tensors, path)
     warn_if_untrained(tensors, fit, path, listener)
     if renamed.is_torchvision:
         tensors = absorb_epsilon(fit.arch, tensors)
@@ -103,7 +107,7 @@ def open_checkpoint(
 
 
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The network with the checkpoint's weights, in eval mode, float32, on the CPU; ``(B, 3, H, W)`` to logits."""
+    """Return the network with the checkpoint's weights: ``(B, 3, H, W)`` to logits, eval mode, float32, on the CPU."""
     card = checkpoint.card
     size = card.preprocess.size if card else None
     if card is not None and card.head == "axes":
@@ -119,7 +123,7 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: Mo
     """Write the weights as safetensors with the card in the metadata, where `open_checkpoint` finds it.
 
     Raises:
-        FileError: E701 when the disk is full, E702 when the place cannot be written.
+        FileError: E701 when the disk is full, E702 when the file cannot be written.
     """
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
@@ -138,22 +142,22 @@ def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework="pt") as f:
             card = (f.metadata() or {}).get(METADATA_KEY)
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no mapping, it only has keys()
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a mapping, it only has keys()
     except safetensors.SafetensorError as err:
-        size = megabytes(path.stat().st_size)
+        size = format_size(path.stat().st_size)
         raise ModelError("E403", f"{path.name} ({size}) cannot be read: {err}", path=path) from err
     return _Content(tensors, None if card is None else ModelCard.from_json(card))
 
 
 def _unpickle(path: Path, container: Container) -> object:
-    """Read what torch.save wrote. There is one way, it runs no code, and there is no other when it fails."""
-    names = names_of(path, container)
+    """Read a file of torch.save with weights_only=True, which runs no code; there is no fallback."""
+    names = list_checkpoint_globals(path, container)
     refuse_programs(names, path)
     try:
         with (
-            open(path, "rb") as f,  # an open file, as for a path torch would let the name decide
-            torch.serialization.safe_globals([(Inert, name) for name in INERT_NAMES]),
-            warnings.catch_warnings(action="ignore"),  # torch asks for reports of odd pickles
+            open(path, "rb") as f,  # an open file: given a path, torch decides by the suffix
+            torch.serialization.safe_globals([(InertObject, name) for name in INERT_NAMES]),
+            warnings.catch_warnings(action="ignore"),  # torch asks to report unusual pickles
         ):
             content: object = torch.load(f, map_location="cpu", weights_only=True)
             return content
@@ -162,14 +166,14 @@ def _unpickle(path: Path, container: Container) -> object:
     except Exception as err:  # a hostile or damaged pickle can raise anything
         if (refused := refusal(names, path)) is not None:
             raise refused from err
-        # without checksums, this is what damage looks like
+        # the old format has no checksums: damage shows up here
         code = "E403" if container == "legacy" else "E417" if isinstance(err, pickle.UnpicklingError) else "E405"
-        size = megabytes(path.stat().st_size)
+        size = format_size(path.stat().st_size)
         raise ModelError(code, f"{path.name} ({size}) cannot be read: {_reason(err)}", path=path) from err
 
 
 def _reason(err: Exception) -> str:
-    """What torch says of a failure, without its advice to try again and let the file run code."""
+    """Return torch's message without its advice to load the file with weights_only=False."""
     _, mark, cause = str(err).partition("WeightsUnpickler error: ")
     if isinstance(err, pickle.UnpicklingError) and not mark:
         return "its pickle is not one of weights"
@@ -180,7 +184,7 @@ def _choose(
     found: tuple[StateDict, ...], card: ModelCard | None, wanted: Weights | None, path: Path, listener: Listener
 ) -> StateDict:
     by_kind = {state.weights: state for state in found}
-    if card is not None:  # ours hold one set, and say which
+    if card is not None:  # a file of ens train has one set of weights, and its card says which
         by_kind = {card.weights: StateDict(found[0].tensors, card.weights, "")}
     kind = wanted or ("ema" if "ema" in by_kind else "raw")
     if kind not in by_kind:
@@ -200,12 +204,12 @@ def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
         raise ModelError("E411", f"{path.name}: the heads have {outputs} outputs, the axes {wanted} values", path=path)
 
 
-def _plain_names(state: StateDict, path: Path, listener: Listener) -> Renamed:
+def _rename_to_timm(state: StateDict, path: Path, listener: Listener) -> Renamed:
     stripped = strip_prefixes(state.tensors)
     if stripped.prefix:
-        listener.notice(Notice("I407", f"{stripped.prefix!r} was taken off every key", path))
+        listener.notice(Notice("I407", f"the prefix {stripped.prefix!r} was removed from every key", path))
     if stripped.left_out:
-        message = f"no part of the model, left out: {enumerate_some(list(stripped.left_out))}"
+        message = f"keys that are not part of the model were left out: {enumerate_some(list(stripped.left_out))}"
         listener.notice(Notice("I407", message, path))
     renamed = timm_names(stripped.tensors)
     if renamed.changes:

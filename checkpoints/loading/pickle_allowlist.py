@@ -1,4 +1,4 @@
-"""What a pickle may name while torch reads it, and why it was refused."""
+"""The globals that a checkpoint's pickle may refer to, and the errors for those that refer to others."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoints.loading.pickle_sandbox import rehearse
+from checkpoints.loading.pickle_sandbox import scan_pickles
 from ensemble.errors import ModelError, enumerate_some
 
 
-class Inert:
-    """Stands where a checkpoint's metadata has an object: it keeps plain attributes and runs nothing.
+class InertObject:
+    """A replacement for objects in a checkpoint's metadata: it keeps plain attributes and runs no code.
 
-    A training file's `argparse.Namespace` becomes one of these with its options as attributes; a numpy scalar or a
-    path becomes one without. Nothing of numpy or pathlib is called, so a path of another system does no harm.
+    The `argparse.Namespace` of a training script becomes one with the options as attributes; a numpy scalar or a path
+    becomes one without. Nothing of numpy or pathlib is called, so paths of another system can be read.
     """
 
     def __init__(self, *args: object) -> None:
-        """Whatever the object would be made from is dropped."""
+        """Drop the arguments of the original object."""
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
 
 
-# The names that trainers put beside their weights. numpy and pathlib moved theirs between versions.
+# Globals that training scripts save beside the weights. Those of numpy and pathlib were moved between versions.
 INERT_NAMES: tuple[str, ...] = (
     "argparse.Namespace",
     *(
@@ -40,7 +40,7 @@ INERT_NAMES: tuple[str, ...] = (
     *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in ("scalar", "_reconstruct")),
 )
 
-# What torch itself reads with weights_only=True; used for nothing but the wording of a refusal.
+# What torch itself reads with weights_only=True; used only for the text of an error.
 _TORCH_READS = re.compile(
     r"collections\.(OrderedDict|Counter)"
     r"|torch\.(Tensor|Size|device|[A-Z]\w+(Storage|Tensor)|(q?u?int|q?float|bfloat|complex)\w*|bool|half|double|long)"
@@ -50,49 +50,48 @@ _TORCH_READS = re.compile(
     r"|torch\.serialization\._get_layout"
     r"|_codecs\.encode|builtins\.(bytearray|set|complex)"
 )
-# These come with every pickled module and do nothing by themselves.
+# Every pickled module refers to these; they are harmless.
 _MODULE_COMPANIONS = {"functools", "collections", "builtins.set", "builtins.dict", "builtins.list", "builtins.object"}
 
 
-def names_in(pickles: BinaryIO | bytes, count: int, path: Path) -> list[str]:
-    """Every global that ``count`` pickles name, as ``module.name`` in order of appearance.
+def list_globals(pickles: BinaryIO | bytes, count: int, path: Path) -> list[str]:
+    """Return every global that ``count`` pickles refer to, as ``module.name`` in order of appearance.
 
-    They are followed in a process of its own, under limits, and nothing they name is imported.
+    The pickles are read in a subprocess with limits of time and memory, and nothing is imported.
 
     Raises:
-        ModelError: E401 and E402 when they cannot be finished within the limits and name what is refused anyway, else
-            E444.
+        ModelError: E444 when a limit is exceeded, or E401 and E402 when the pickles would be refused anyway.
     """
-    found = rehearse(pickles, count)
-    names = [_modern_name(module, name) for module, name in found.names]
+    found = scan_pickles(pickles, count)
+    names = [_python3_name(module, name) for module, name in found.names]
     if found.exceeded is not None:
         too_much = ModelError("E444", f"reading {path.name} takes {found.exceeded}; it was refused", path=path)
         raise refusal(names, path) or too_much
     return names
 
 
-def _modern_name(module: str, name: str) -> str:
-    """A global's name in Python 3: torch saves with protocol 2, which writes Python 2's names."""
+def _python3_name(module: str, name: str) -> str:
+    """Return the name in Python 3: torch saves with protocol 2, which writes the names of Python 2."""
     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
 def refuse_programs(names: list[str], path: Path) -> None:
-    """Refuse a pickle that names functions of Python's own library, before torch is asked what it thinks of them.
+    """Refuse a pickle that refers to functions of the standard library, before torch reads it.
 
     Raises:
-        ModelError: E401 naming them.
+        ModelError: E401 with their names.
     """
     if any(_is_suspect(name) for name in names) and (error := refusal(names, path)) is not None:
         raise error
 
 
 def refusal(names: list[str], path: Path) -> ModelError | None:
-    """The error for a pickle that names more than weights need, E401 or E402; None when it does not."""
+    """Return E401 or E402 for a pickle that refers to more than weights need; None if it does not."""
     refused = [name for name in names if name not in INERT_NAMES and not _TORCH_READS.fullmatch(name)]
     if not refused:
         return None
-    # a pickled module names classes of torch and of its author; what it would do with os or builtins is another matter
+    # a pickled module refers to classes of torch and of its author, but not to functions such as os.system
     suspects = [name for name in refused if _is_suspect(name)]
     if not suspects and any(name.startswith("torch.nn.modules.") for name in refused):
         own = [name for name in refused if not name.startswith("torch.")] or refused
@@ -108,7 +107,7 @@ def refusal(names: list[str], path: Path) -> ModelError | None:
 
 
 def _is_suspect(name: str) -> bool:
-    """Whether a name is of Python's own library, and not one of those that weights or their metadata need."""
+    """Return True for a name of the standard library that neither weights nor their metadata need."""
     if name in INERT_NAMES or _TORCH_READS.fullmatch(name):
         return False
     root = name.partition(".")[0]

@@ -1,13 +1,13 @@
-"""Read a pickle once with stand-ins, in a process that may be lost, before torch reads it in this one.
+"""Scan a pickle in a sandboxed subprocess, with placeholders for all objects, before torch reads it.
 
-torch's weights_only reader runs no code of a file. It has no limit, though: three hundred bytes that nest a tuple in
-itself sixty times and make it a key keep it busy for ever, and others take all memory or overflow the stack. Here a
-child process follows the same instructions under limits of memory and time, with no file or socket to be opened. It
-needs no torch, so it costs a fraction of a second and not the seconds that importing torch takes. It reads with
-Python's own unpickler in Python, which is about as slow as torch's: what ends in time here will end in time there.
+torch's weights_only unpickler runs no code from the file, but it has no limits: three hundred bytes that nest a tuple
+sixty times and use it as a key keep it busy forever, and others exhaust the memory or overflow the stack. The child
+process here executes the same instructions under limits of memory and time, and cannot open a file or socket. It does
+not import torch, so it takes a fraction of a second. It uses the pure-Python unpickler, which is about as slow as
+torch's: a pickle that ends in time here ends in time there.
 
-Run as a program, this file is the child: ``rehearse.py COUNT MEMORY SECONDS`` reads as many pickles from standard
-input, writes a JSON list ``[module, name]`` a line for everything they name, and last a line with how it ended.
+Run as a program, this file is the child: ``pickle_sandbox.py COUNT MEMORY SECONDS`` reads COUNT pickles from standard
+input, and writes one JSON list ``[module, name]`` per line for each global, and a last line with how it ended.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import sys
 from dataclasses import dataclass
 from typing import BinaryIO
 
-_MEMORY = 1 << 30  # bytes of address space; the interpreter itself takes a twentieth
-_SECONDS = 10  # of processor time; an honest checkpoint needs hundredths
-_WALL_SECONDS = 120  # for a busy machine, and for one that knows no limits of processor time
+_MEMORY = 1 << 30  # bytes of address space; the interpreter itself takes 5 %
+_SECONDS = 10  # of CPU time; a normal checkpoint needs hundredths
+_WALL_SECONDS = 120  # for a busy machine, and for systems without a limit on CPU time
 _NO_MEMORY = "no memory"
 
-# what torch itself calls for a file; the rest of what it knows takes time and memory in proportion to the file
+# the functions that torch itself calls; all others that it knows take time and memory in proportion to the file
 _REAL = {
     ("builtins", "set"): set,
     ("builtins", "bytearray"): bytearray,
@@ -40,15 +40,15 @@ _REAL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What pickles name, as ``(module, name)`` in order of appearance, and which limit stopped the reading, if any."""
+class PickleScan:
+    """The globals of pickles, as ``(module, name)`` in order of appearance, and the limit that was exceeded, if any."""
 
     names: tuple[tuple[str, str], ...]
     exceeded: str | None
 
 
-def rehearse(pickles: BinaryIO | bytes, count: int) -> Rehearsal:
-    """Follow ``count`` pickles in a child process; a pickle that is damaged ends the reading without complaint."""
+def scan_pickles(pickles: BinaryIO | bytes, count: int) -> PickleScan:
+    """Scan ``count`` pickles in a child process; a damaged pickle ends the scan without an error."""
     command = [sys.executable, "-I", "-S", __file__, str(count), str(_MEMORY), str(_SECONDS)]
     try:
         if isinstance(pickles, bytes):
@@ -56,23 +56,23 @@ def rehearse(pickles: BinaryIO | bytes, count: int) -> Rehearsal:
         else:
             done = subprocess.run(command, stdin=pickles, capture_output=True, timeout=_WALL_SECONDS, check=False)
     except subprocess.TimeoutExpired as err:
-        return Rehearsal(_names_in(err.stdout or b"")[0], f"more than {_WALL_SECONDS} s")
-    names, ending = _names_in(done.stdout)
+        return PickleScan(_parse_output(err.stdout or b"")[0], f"more than {_WALL_SECONDS} s")
+    names, ending = _parse_output(done.stdout)
     if ending == _NO_MEMORY:
-        return Rehearsal(names, f"more than {_MEMORY / 2**30:g} GB of memory")
-    if ending is None:  # the child did not live to say how it ended
+        return PickleScan(names, f"more than {_MEMORY / 2**30:g} GB of memory")
+    if ending is None:  # the child died before it could write how it ended
         out_of_time = -done.returncode in {signal.SIGKILL, signal.SIGXCPU} if os.name == "posix" else False
-        return Rehearsal(names, f"more than {_SECONDS} s" if out_of_time else "a deeper stack than there is")
-    return Rehearsal(names, None)
+        return PickleScan(names, f"more than {_SECONDS} s" if out_of_time else "a deeper stack than there is")
+    return PickleScan(names, None)
 
 
-def _names_in(output: bytes) -> tuple[tuple[tuple[str, str], ...], str | None]:
-    """The names in what a child wrote, and how it said it ended; None where it did not."""
+def _parse_output(output: bytes) -> tuple[tuple[tuple[str, str], ...], str | None]:
+    """Return the globals in the child's output, and how it ended; None if it did not write that."""
     names: dict[tuple[str, str], None] = {}
     for line in output.splitlines():
         try:
             value = json.loads(line)
-        except ValueError:  # it was stopped while it wrote
+        except ValueError:  # it was stopped while writing
             break
         if isinstance(value, str):
             return tuple(names), value
@@ -80,31 +80,31 @@ def _names_in(output: bytes) -> tuple[tuple[tuple[str, str], ...], str | None]:
     return tuple(names), None
 
 
-class _StandIn:
-    """Takes whatever a pickle does to an object, and does nothing."""
+class _Placeholder:
+    """An object that accepts every operation of a pickle and ignores it."""
 
-    def __new__(cls, *_: object, **__: object) -> _StandIn:
+    def __new__(cls, *_: object, **__: object) -> _Placeholder:
         return object.__new__(cls)
 
-    def _ignore(self, *_: object, **__: object) -> _StandIn:
+    def _ignore(self, *_: object, **__: object) -> _Placeholder:
         return self
 
     __call__ = append = extend = add = __setitem__ = __setstate__ = _ignore
 
 
-class _Follower(pickle._Unpickler):
-    """Imports nothing: what a pickle names is written down and replaced."""
+class _Scanner(pickle._Unpickler):
+    """An unpickler that imports nothing: each global is recorded and replaced."""
 
     def find_class(self, module: str, name: str) -> object:
-        _tell([module, name])
-        return _REAL.get((module, name), _StandIn)
+        _write_line([module, name])
+        return _REAL.get((module, name), _Placeholder)
 
     def persistent_load(self, _: object) -> object:
-        return _StandIn()
+        return _Placeholder()
 
 
 class _Input:
-    """Standard input, of which a pickle may ask for more than there is without memory being set aside for it."""
+    """Standard input, from which a pickle may request more than there is, without allocating the memory for it."""
 
     def read(self, size: int) -> bytes:
         parts: list[bytes] = []
@@ -117,11 +117,11 @@ class _Input:
         return sys.stdin.buffer.readline()
 
 
-def _tell(value: object) -> None:
+def _write_line(value: object) -> None:
     os.write(1, json.dumps(value).encode() + b"\n")
 
 
-def _limit_ourselves(memory: int, seconds: int) -> None:
+def _limit_process(memory: int, seconds: int) -> None:
     if sys.platform == "win32":
         return
     import resource
@@ -138,22 +138,22 @@ def _limit_ourselves(memory: int, seconds: int) -> None:
         try:
             resource.setrlimit(kind, (allowed, allowed))
         except ValueError:
-            if sys.platform != "darwin":  # which refuses some limits of memory; those of time are left
+            if sys.platform != "darwin":  # which refuses some memory limits; the time limits remain
                 raise
 
 
-def _follow(count: int, memory: int, seconds: int) -> None:
-    _limit_ourselves(memory, seconds)
+def _scan(count: int, memory: int, seconds: int) -> None:
+    _limit_process(memory, seconds)
     ending = "done"
     try:
         for _ in range(count):
-            _Follower(_Input()).load()
+            _Scanner(_Input()).load()
     except MemoryError:
         ending = _NO_MEMORY
-    except Exception as err:  # noqa: BLE001 - a damaged pickle can raise anything, and torch will say so
+    except Exception as err:  # noqa: BLE001 - a damaged pickle can raise anything, and torch will report it
         ending = type(err).__name__
-    _tell(ending)
+    _write_line(ending)
 
 
 if __name__ == "__main__":
-    _follow(*map(int, sys.argv[1:4]))
+    _scan(*map(int, sys.argv[1:4]))

@@ -1,4 +1,4 @@
-"""From what a training script saved to the weights alone: the right dictionary, without its wrappers' prefixes."""
+"""Find the state dict in a checkpoint, and strip the prefixes of wrappers from its keys."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.loading.pickle_allowlist import Inert
+from checkpoints.loading.pickle_allowlist import InertObject
 from ensemble.card import Weights
 from ensemble.errors import ModelError, enumerate_some
 
 _RAW_PLACES = ("state_dict", "model_state_dict", "model", "net", "module")
 _EMA_PLACES = ("state_dict_ema", "model_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-# kept in the same dictionary: AveragedModel's count of updates, and the loss's class weights under Lightning
+# saved in the same dictionary: the update counter of AveragedModel, and Lightning's class weights of the loss
 _NOT_THE_MODEL = ("n_averaged", "criterion.", "loss.", "loss_fn.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateDict:
-    """One dictionary of tensors in a checkpoint; ``place`` is where it was, such as ``model_ema.module``."""
+    """One dictionary of tensors in a checkpoint; ``place`` is its path, such as ``model_ema.module``."""
 
     tensors: Mapping[str, torch.Tensor]
     weights: Weights
@@ -30,7 +30,7 @@ class StateDict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stripped:
-    """Tensors without the prefix that all their keys shared, and the keys that were no part of the model."""
+    """Tensors without the common prefix of their keys, and the keys that are not part of the model."""
 
     tensors: Mapping[str, torch.Tensor]
     prefix: str
@@ -39,17 +39,17 @@ class Stripped:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An architecture that a checkpoint's own metadata names, and where it says so."""
+    """An architecture named in a checkpoint's metadata, and the path of that entry."""
 
     arch: str
     place: str
 
 
 def find_state_dicts(payload: object, path: Path) -> tuple[StateDict, ...]:
-    """The sets of weights in a checkpoint: at most one raw and one averaged (EMA).
+    """Return the sets of weights in a checkpoint: at most one raw and one averaged (EMA).
 
     Raises:
-        ModelError: E417 when there is none, or when several are equally good.
+        ModelError: E417 when there is none, or when there are several of one kind.
     """
     found = list(_search(payload, ()))
     if not found and (tensors := _as_weights(payload)) is not None:
@@ -80,7 +80,7 @@ def _search(value: object, place: tuple[str, ...]) -> Iterator[StateDict]:
 
 
 def _as_weights(value: object) -> dict[str, torch.Tensor] | None:
-    """The tensors of a dictionary, if at least one could be a layer's weight."""
+    """Return the tensors of a dictionary if at least one could be the weight of a layer."""
     if not isinstance(value, dict):
         return None
     tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, torch.Tensor)}
@@ -94,7 +94,7 @@ def _describe(payload: object) -> str:
 
 
 def strip_prefixes(tensors: Mapping[str, torch.Tensor]) -> Stripped:
-    """Take off whatever chain of wrappers' prefixes all keys share."""
+    """Remove the chain of wrapper prefixes that all keys share."""
     left_out = tuple(key for key in tensors if key.startswith(_NOT_THE_MODEL))
     kept = {key: tensor for key, tensor in tensors.items() if key not in left_out}
     prefix = ""
@@ -105,13 +105,13 @@ def strip_prefixes(tensors: Mapping[str, torch.Tensor]) -> Stripped:
 
 
 def claimed_architectures(payload: object) -> tuple[Claim, ...]:
-    """What the metadata says about the architecture: timm's ``args.model``, ``arch``, Lightning's hyper-parameters."""
+    """Return the architectures in the metadata: timm's ``args.model``, ``arch``, Lightning's hyperparameters."""
     if not isinstance(payload, dict):
         return ()
     holders = {"args.": payload.get("args"), "hyper_parameters.": payload.get("hyper_parameters"), "": payload}
     claims = []
     for place, holder in holders.items():
-        values = vars(holder) if isinstance(holder, Inert) else holder
+        values = vars(holder) if isinstance(holder, InertObject) else holder
         if isinstance(values, dict):
             named = {key: values.get(key) for key in ("model", "arch", "model_name")}
             claims += [Claim(name, f"{place}{key}") for key, name in named.items() if isinstance(name, str)]

@@ -1,9 +1,9 @@
-"""torchvision's names of a network's weights, mapped to timm's where the network is truly the same.
+"""Map torchvision's weight names to timm's where the networks are the same.
 
-ResNets have the same names, padding and epsilon on both sides. EfficientNets have other names; torchvision pads
-symmetrically, as timm's networks without ``tf_`` do, but b5 to b7 and v2 use an epsilon of 1e-3 in their batch
-normalisations where timm's use 1e-5. A normalisation divides by ``sqrt(running_var + epsilon)``, so adding the
-difference to ``running_var`` gives the same network again.
+ResNets have the same names, padding and epsilon in both. EfficientNets have different names; torchvision pads
+symmetrically, like timm's models without ``tf_``, but b5 to b7 and v2 use an epsilon of 1e-3 in batch normalization
+where timm uses 1e-5. Batch normalization divides by ``sqrt(running_var + epsilon)``, so adding the difference to
+``running_var`` gives the same network.
 Source: torchvision/models/efficientnet.py, timm/models/efficientnet.py.
 """
 
@@ -27,7 +27,7 @@ _END_KEY = re.compile(r"features\.(\d+)\.([01])\.(\w+)")
 _HEAD_KEY = re.compile(r"(fc|classifier)\.(\d+)\.(weight|bias)")
 
 _SQUEEZE_EXCITE = {"fc1": "se.conv_reduce", "fc2": "se.conv_expand"}
-# how many parts a torchvision block has -> timm's name of each, convolution ("0") and normalisation ("1")
+# number of parts in a torchvision block -> timm's name of each convolution ("0") and normalization ("1")
 _BLOCK_PARTS: dict[int, tuple[dict[str, str], ...]] = {
     1: ({"0": "conv", "1": "bn1"},),
     2: ({"0": "conv_exp", "1": "bn1"}, {"0": "conv_pwl", "1": "bn2"}),
@@ -38,7 +38,7 @@ _BLOCK_PARTS: dict[int, tuple[dict[str, str], ...]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Renamed:
-    """Tensors under timm's names; ``is_torchvision`` when the names showed that torchvision built the network."""
+    """Tensors under timm's names; ``is_torchvision`` if the names are those of a torchvision model."""
 
     tensors: Mapping[str, torch.Tensor]
     changes: tuple[str, ...]
@@ -46,14 +46,14 @@ class Renamed:
 
 
 def timm_names(tensors: Mapping[str, torch.Tensor]) -> Renamed:
-    """Map torchvision's EfficientNet names, and a classifier inside a ``Sequential``, to timm's; others stay."""
+    """Map torchvision's EfficientNet names, and a classifier inside a ``Sequential``, to timm's; keep all others."""
     changes = []
     is_torchvision = "features.0.0.weight" in tensors and any(_BLOCK_KEY.fullmatch(key) for key in tensors)
     if is_torchvision:
         tensors = _rename_efficientnet(tensors)
         changes.append("features.* to conv_stem, blocks.* and conv_head")
     heads = {match.group(1, 2) for key in tensors if (match := _HEAD_KEY.fullmatch(key))}
-    if len(heads) == 1:  # a dropout before it has no weights; a second layer would make it another network
+    if len(heads) == 1:  # a dropout before it has no weights; with a second layer it would be another network
         ((name, index),) = heads
         tensors = {key.replace(f"{name}.{index}.", f"{name}."): tensor for key, tensor in tensors.items()}
         changes.append(f"{name}.{index} to {name}")
@@ -80,11 +80,11 @@ def _rename(key: str, parts: Mapping[tuple[str, str], int], last: int) -> str:
         ends = {0: ("conv_stem", "bn1"), last: ("conv_head", "bn2")}
         if int(match[1]) in ends:
             return f"{ends[int(match[1])][int(match[2])]}.{match[3]}"
-    return key  # not torchvision's after all: the comparison with the architecture will say so
+    return key  # not torchvision's after all: the comparison with the architecture will fail
 
 
 def absorb_epsilon(arch: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Make up for torchvision's larger epsilon, in the networks that have it."""
+    """Add torchvision's larger epsilon to the running variances, in the networks that use it."""
     if arch not in OTHER_EPSILON:
         return dict(tensors)
     return {

@@ -1,4 +1,4 @@
-"""The numbers inside the weights: honest in size, float32, finite, and trained."""
+"""Checks of the weights: plausible in size, float32, finite, and trained."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.loading.architectures import Fit
+from checkpoints.loading.architectures import ArchitectureMatch
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import Listener, Notice
 
 
-def require_honest_sizes(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse a shape that takes more memory than the file has bytes, before anything touches its values.
+def require_plausible_sizes(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse a tensor that takes more memory than the file has bytes, before its values are read.
 
     Raises:
-        ModelError: E403 for such a shape, E417 for tensors that are sparse, quantised or without values.
+        ModelError: E403 for such a tensor, E417 for tensors that are sparse, quantized or without values.
     """
     size = path.stat().st_size
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ModelError("E417", f"{path.name}: {key} is sparse, quantised or without values", path=path)
+            raise ModelError("E417", f"{path.name}: {key} is sparse, quantized or without values", path=path)
         if tensor.numel() * tensor.element_size() > size:
             raise ModelError(
                 "E403", f"{path.name}: {key} has shape {tuple(tensor.shape)}, more than the file", path=path
             )
 
 
-def as_wanted(tensors: Mapping[str, torch.Tensor], fit: Fit, path: Path, listener: Listener) -> dict[str, torch.Tensor]:
-    """Copies in the architecture's order and precision (float32); counters of batches that are not there are zero.
+def cast_to_architecture(
+    tensors: Mapping[str, torch.Tensor], fit: ArchitectureMatch, path: Path, listener: Listener
+) -> dict[str, torch.Tensor]:
+    """Return copies in the architecture's order and precision (float32); missing batch counters are zero.
 
     Raises:
-        ModelError: E417 when a weight is of a kind that is no floating-point number.
+        ModelError: E417 when a weight is not of a floating-point type.
     """
     converted: list[str] = []
     found = {}
@@ -49,11 +51,11 @@ def as_wanted(tensors: Mapping[str, torch.Tensor], fit: Fit, path: Path, listene
     return found
 
 
-def require_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse weights that are not numbers.
+def require_finite_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are NaN or infinite.
 
     Raises:
-        ModelError: E412 naming the first tensor and how many values of it are NaN or infinite.
+        ModelError: E412 with the first such tensor and the number of its NaN and infinite values.
     """
     broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -65,10 +67,12 @@ def require_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         raise ModelError("E412", f"{path.name}: {broken[0]} has {counts}{others}", path=path)
 
 
-def warn_if_untrained(tensors: Mapping[str, torch.Tensor], fit: Fit, path: Path, listener: Listener) -> None:
-    """Give W413 for variances that no data can have and for a classifier that knows nothing.
+def warn_if_untrained(
+    tensors: Mapping[str, torch.Tensor], fit: ArchitectureMatch, path: Path, listener: Listener
+) -> None:
+    """Warn with W413 about impossible running variances, and about a classifier whose weights are all equal.
 
-    Single variances of zero are no sign of it: in trained networks they belong to channels that died.
+    Single variances of zero are no such sign: in trained networks they belong to dead channels.
     """
     variances = {key: tensor for key, tensor in tensors.items() if key.endswith(".running_var")}
     odd = [key for key, tensor in variances.items() if bool((tensor < 0).any() or (tensor == 0).all())]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints.data.folds import Folds
-from checkpoints.data.image_cache import DecodedImages, load_images
+from checkpoints.data.image_cache import DecodedImages, decode_images
 from checkpoints.data.mask_contest import Row
 from checkpoints.training.batches import LabeledImages
 from checkpoints.training.loggers import LoggerKind
@@ -95,7 +95,7 @@ def load_job_images(job: TrainJob, *, listener: Listener = SILENT) -> JobImages:
 
     Raises:
         OptionError: E206 when there is a face crop and no boxes.
-        DataError: E351 when an image has no entry in the boxes; the codes of `load_images`.
+        DataError: E351 when an image has no entry in the boxes; the codes of `decode_images`.
     """
     targets = np.array([row.target for row in job.rows], dtype=np.int64)
     labels = np.array([row.label for row in job.rows], dtype=np.int64)
@@ -110,10 +110,10 @@ def load_job_images(job: TrainJob, *, listener: Listener = SILENT) -> JobImages:
 def _load(rows: Sequence[Row], boxes: Boxes | None, job: TrainJob, listener: Listener) -> DecodedImages:
     settings = job.settings
     if settings.preprocess.face is None:
-        return load_images(rows, settings.preprocess, listener=listener)
+        return decode_images(rows, settings.preprocess, listener=listener)
     if boxes is None:
         raise OptionError("E206", "training on face crops needs the face boxes of all images")
-    return load_images(
+    return decode_images(
         rows,
         settings.preprocess,
         boxes=boxes.select([row.id for row in rows]),

@@ -12,22 +12,20 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="Check and describe training data")
 @click.argument("train_dir", type=PATH)
-@click.option(
-    "-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Where to put the table."
-)
-@click.option("--html", type=PATH, help="Also write a page with pictures of every class.")
-@click.option("--fixes", multiple=True, help="A CSV of label fixes (id,field,value,source), or contest; repeatable.")
-@click.option("--without", multiple=True, help="Leave out the fixes of this source; repeatable.")
+@click.option("-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Output table.")
+@click.option("--html", type=PATH, help="Also write an HTML page with images of every class.")
+@click.option("--fixes", multiple=True, help="CSV of label fixes (id,field,value,source), or contest; repeatable.")
+@click.option("--without", multiple=True, help="Ignore the fixes of this source; repeatable.")
 @click.option(
     "--age-cut",
     type=click.Choice(["58", "59", "60"]),
     default="60",
     show_default=True,
-    help="From which age on people are trained as 60 and over; scores keep the true border.",
+    help="Train people of this age or older as 60 and over; scores keep the true border.",
 )
-@click.option("--labels", help="The order of the classes: mask18, a number, or a JSON file.  [default: sorted names]")
-@click.option("--boxes", type=PATH, help="The face boxes of ens crop: also show how many of each class have a face.")
-@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
+@click.option("--labels", help="Label space: mask18, a number, or a JSON file.  [default: sorted names]")
+@click.option("--boxes", type=PATH, help="Face boxes written by ens crop: also count the images with a face.")
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
 @json_option
 def data(
     train_dir: Path,
@@ -41,14 +39,14 @@ def data(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Check and describe training data: the mask contest's folder, one folder a class, or a CSV of path,label.
+    """Check and describe training data: the mask contest's folder, a folder per class, or a CSV of path,label.
 
     Example: ens data train --fixes contest --html data.html
     """
     with torch_extra("data"):
         from checkpoints.data.dataset import read_dataset
-        from checkpoints.data.summary import describe_data, look, write_rows
-        from checkpoints.data.summary_html import write_gallery
+        from checkpoints.data.summary import scan_images, summarize, write_rows
+        from checkpoints.data.summary_html import write_summary_page
     from ensemble.images.face_boxes import read_boxes
     from ensemble.labels import parse_labels
 
@@ -61,10 +59,10 @@ def data(
         listener=TERMINAL,
     )
     faces = None if boxes is None else read_boxes(boxes)
-    looked = look(found.rows, workers=workers, listener=TERMINAL)
-    description = describe_data(found, looked, boxes=faces)
-    written = [write_rows(path, found, looked)]
+    scanned = scan_images(found.rows, workers=workers, listener=TERMINAL)
+    summary = summarize(found, scanned, boxes=faces)
+    written = [write_rows(path, found, scanned)]
     if html is not None:
-        written.append(write_gallery(html, found, description))
-    value = description.as_dict() | {"written": [str(file) for file in written]}
-    show(value, "\n".join([description.render(), *map(str, written)]), as_json=as_json)
+        written.append(write_summary_page(html, found, summary))
+    value = summary.as_dict() | {"written": [str(file) for file in written]}
+    show(value, "\n".join([summary.render(), *map(str, written)]), as_json=as_json)

@@ -1,4 +1,4 @@
-"""Training data in three layouts, with fixes applied and the training border of the ages moved."""
+"""Training data in three layouts, with label fixes and the age cut applied."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def write_fixes(root: Path, *lines: str, name: str = "fixes.csv") -> Path:
 
 
 def classes(root: Path, person: str, *lines: str) -> dict[str, int]:
-    """The label of each of a person's pictures after the given fixes."""
+    """Return the labels of a person's images after the given fixes."""
     root.mkdir(exist_ok=True)
     data = read_dataset(make(root / "train", *PEOPLE), fixes=[write_fixes(root, *lines)])
     return {row.path.stem: row.label for row in data.rows if row.person == person}
 
 
 def test_a_gender_is_fixed_for_all_of_a_person(tmp_path: Path) -> None:
-    """All seven pictures change by the gender's three classes, those of others do not."""
+    """All seven images of the person move to the other gender's classes, those of others do not."""
     assert classes(tmp_path / "a", "1", "1,gender,female,s") == {
         "incorrect_mask": 9, "mask1": 3, "mask2": 3, "mask3": 3, "mask4": 3, "mask5": 3, "normal": 15
     }  # fmt: skip
@@ -43,13 +43,13 @@ def test_an_age_is_fixed(tmp_path: Path) -> None:
 
 
 def test_a_swap_exchanges_two_pictures(tmp_path: Path) -> None:
-    """The pictures without a mask and with a badly worn one change places; said by two sources, only once."""
+    """The images without a mask and with an incorrectly worn one are exchanged, and only once for two sources."""
     swapped = classes(tmp_path, "1", "1,swap,normal<->incorrect_mask,s", "1,swap,normal<->incorrect_mask,t")
     assert (swapped["normal"], swapped["incorrect_mask"], swapped["mask3"]) == (6, 12, 0)
 
 
 def test_one_images_class_is_set_and_beats_its_persons_fixes(tmp_path: Path) -> None:
-    """A label by number or by name is the last word on one image, whatever stands first in the file."""
+    """A label by index or name overrides other fixes of the image, in any order in the file."""
     fixed = classes(
         tmp_path, "1", "a/mask1.jpg,label,17,s", "a/mask2.jpg,label,none / female / under 30,s", "1,gender,female,s"
     )
@@ -57,7 +57,7 @@ def test_one_images_class_is_set_and_beats_its_persons_fixes(tmp_path: Path) -> 
 
 
 def test_images_and_people_are_dropped(tmp_path: Path) -> None:
-    """A dropped image is gone alone, a dropped person with all seven."""
+    """Dropping an image removes only that image, dropping a person all seven."""
     root = make(tmp_path / "train", *PEOPLE)
     data = read_dataset(root, fixes=[write_fixes(tmp_path, "1,drop,,s", "b/normal.jpg,drop,,s")])
     assert len(data.rows) == 4 * 7 - 7 - 1
@@ -75,7 +75,7 @@ def test_the_age_cut_moves_targets_and_no_labels(tmp_path: Path, age_cut: int, m
 
 
 def test_the_age_cut_sees_the_fixed_age(tmp_path: Path) -> None:
-    """Whoever is corrected from 29 to 59 is moved by a cut at 59; a class set by hand is not."""
+    """A person corrected from 29 to 59 is moved by a cut at 59; a class set by hand is not."""
     root = make(tmp_path / "train", *PEOPLE)
     fixes = write_fixes(tmp_path, "1,age,59,s", "c/normal.jpg,label,12,s")
     rows = {row.id: row for row in read_dataset(root, fixes=[fixes], age_cut=59).rows}
@@ -90,7 +90,7 @@ def test_the_age_cut_sees_the_fixed_age(tmp_path: Path) -> None:
         ((",gender,male,s",), "E342"),
         (("1,gender,woman,s",), "E342"),
         (("1,age,old,s",), "E342"),
-        (("1,label,3,s",), "E342"),  # a person's pictures are not all of one class
+        (("1,label,3,s",), "E342"),  # the images of a person are not all of one class
         (("a/mask1.jpg,label,18,s",), "E342"),
         (("1,gender,male,s", "1,gender,female,t"), "E343"),
     ],
@@ -103,7 +103,7 @@ def test_fixes_that_make_no_sense_are_refused(tmp_path: Path, lines: tuple[str, 
 
 
 def test_a_source_can_be_left_out(tmp_path: Path) -> None:
-    """Leaving a source out removes its fixes and its contradictions, and an unknown source is an error."""
+    """Ignoring a source removes its fixes and contradictions, and an unknown source is an error."""
     path = write_fixes(tmp_path, "1,gender,male,s", "1,gender,female,t", "2,age,20,t")
     assert read_fixes([path], without=["t"]) == (Fix("1", "gender", "male", "s"),)
     with pytest.raises(OptionError, match="s, t"):
@@ -111,18 +111,18 @@ def test_a_source_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_fixes_of_another_data_set_are_noticed(tmp_path: Path) -> None:
-    """Ids that are not there are named by W345, and what was done is counted by I344."""
+    """W345 names the ids that are not in the data, and I344 counts the changed images."""
     root = make(tmp_path / "train", *PEOPLE)
     recorder = Recorder()
     read_dataset(root, fixes=[write_fixes(tmp_path, "77,gender,male,s", "1,gender,female,s")], listener=recorder)
     assert [(notice.code, notice.message) for notice in recorder.notices] == [
-        ("W345", "1 fixed ids are not there: 77"),
+        ("W345", "1 ids of label fixes are not in the data: 77"),
         ("I344", "1 label fixes changed 7 images"),
     ]
 
 
 def test_the_contests_fixes_come_with_the_package() -> None:
-    """`contest` stands for 18 genders, 3 swaps and one age, each with its source, and no id twice."""
+    """`contest` has 18 genders, 3 swaps and one age, each with its source, and no id twice."""
     fixes = read_fixes(["contest"])
     fields = [fix.field for fix in fixes]
     assert (fields.count("gender"), fields.count("swap"), fields.count("age")) == (18, 3, 1)
@@ -138,7 +138,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def test_folders_are_classes(tmp_path: Path) -> None:
-    """One folder a class: sorted names, numbers by their value, ids below the root, everyone someone else."""
+    """A folder per class: names sorted, numbers by value, ids below the root, and each image its own person."""
     touch(tmp_path / "pets", "dog/1.jpg", "cat/x/2.png", "cat/3.jpg")
     data = read_dataset(tmp_path / "pets")
     assert data.labels == LabelSpace.flat(["cat", "dog"])
@@ -153,7 +153,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
 
 
 def test_a_table_lists_images_and_classes(tmp_path: Path) -> None:
-    """A CSV's names are sorted classes, its whole numbers are the classes' own; persons are kept."""
+    """In a CSV, names are sorted to classes and whole numbers are class indices; persons are kept."""
     touch(tmp_path, "x/1.jpg", "x/2.jpg", "3.jpg")
     (tmp_path / "a.csv").write_text("path,label,person\nx/1.jpg,b,p\n3.jpg,a,q\nx/2.jpg,b,p\n")
     data = read_dataset(tmp_path / "a.csv", fixes=[write_fixes(tmp_path, "3.jpg,label,b,s")])

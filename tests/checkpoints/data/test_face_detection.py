@@ -1,4 +1,4 @@
-"""Finding faces: the choice among them, images of every kind, resuming, and devices."""
+"""Face detection: the choice among faces, all kinds of images, resuming, and devices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from checkpoints.data import face_detection, face_store
-from checkpoints.data.face_detection import Detector, Search, choose_face, choose_torch_device, find_faces
+from checkpoints.data import face_detection
+from checkpoints.data.face_detection import Detector, DetectorSettings, choose_face, choose_torch_device, find_faces
 from ensemble.cli import ens
-from ensemble.errors import DataError, DeviceError, DiskFullError, FileError, Interrupted, OptionError
+from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
 from ensemble.events import Recorder
-from ensemble.images.face_boxes import Box, read_boxes, read_faces, write_boxes
+from ensemble.images.face_boxes import Box, read_boxes, read_faces
 from tests.support import toys
 
 pytestmark = pytest.mark.slow
@@ -34,13 +34,13 @@ def rows(*values: tuple[float, ...]) -> Any:
     [
         (rows(), None),
         (rows((0, 0, 10, 10, 0.9), (40, 40, 60, 60, 0.9)), 1),  # the larger
-        (rows((0, 0, 10, 10, 0.9), (40, 40, 50, 50, 0.8)), 0),  # the more certain
+        (rows((0, 0, 10, 10, 0.9), (40, 40, 50, 50, 0.8)), 0),  # the more confident
         (rows((0, 0, 20, 20, 0.2), (40, 40, 55, 55, 0.9)), 1),  # 400 * 0.2 < 225 * 0.9
-        (rows((0, 0, 10, 10, 0.9), (45, 45, 55, 55, 0.9)), 1),  # alike: the more central in 100 x 100
+        (rows((0, 0, 10, 10, 0.9), (45, 45, 55, 55, 0.9)), 1),  # a tie: the more central one in 100 x 100
     ],
 )
 def test_fault_33_the_face_is_the_largest_times_the_most_certain(found: Any, expected: int | None) -> None:
-    """Of many faces area times probability decides, of equals the distance to the centre; no face gives None."""
+    """Area times probability decides among faces, the distance to the center on ties; no face gives None."""
     assert choose_face(found, 100, 100) == expected
 
 
@@ -59,7 +59,7 @@ def test_fault_34_images_of_every_mode_and_size_never_crash(tmp_path: Path) -> N
 
 
 def test_fault_34_candidates_outside_the_image_cost_that_image_alone() -> None:
-    """Where MTCNN fails on a batch, its images are looked at one by one, and only the culprit has no face."""
+    """If MTCNN fails on a batch, its images are processed one by one, and only the failing one has no face."""
 
     class Fails:
         def detect(self, pixels: torch.Tensor) -> tuple[list[Any], list[Any]]:
@@ -73,7 +73,7 @@ def test_fault_34_candidates_outside_the_image_cost_that_image_alone() -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
-    """Let ``answer(network, mean brightness)`` stand for MTCNN."""
+    """Replace MTCNN by ``answer(network, mean brightness)``."""
 
     def detect(network: Any, pixels: Any) -> list[Any]:
         return [answer(network, int(one.mean())) for one in pixels]
@@ -139,7 +139,7 @@ def test_a_device_that_fails_is_no_image_without_a_face(
 
 
 def test_large_photographs_are_searched_smaller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Boxes are px of the whole image, and the smallest face is a share of the image, whatever the net saw."""
+    """Boxes are in px of the original image, and the smallest face is a share of it, whatever the reduction."""
     seen: list[Any] = []
 
     def detect(network: Any, pixels: Any) -> list[Any]:
@@ -148,16 +148,16 @@ def test_large_photographs_are_searched_smaller(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(face_detection, "_detect", detect)
     Image.new("RGB", (2100, 2048)).save(tmp_path / "large.png")
-    found = find_faces(tmp_path, tmp_path / "b.parquet", search=Search(0.5), device="cpu", workers=1)
+    found = find_faces(tmp_path, tmp_path / "b.parquet", settings=DetectorSettings(0.5), device="cpu", workers=1)
     assert seen == [((1, 512, 525, 3), 256)]
     assert read_boxes(found.path).of["large.png"] == Box(40, 80, 440, 480)
 
 
 def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After Ctrl-C the finished rounds are kept, only the others are done, and the file is that of one run."""
+    """After Ctrl-C the finished rounds are kept, only the others are computed, and the file is that of one run."""
     fake(monkeypatch, lambda _, brightness: rows((1, 1, 10 + brightness, 20, 0.5)))
     flat(tmp_path / "images", a=1, b=2, c=3, d=4, e=5)
-    monkeypatch.setattr(face_store, "ROUND", 2)
+    monkeypatch.setattr(face_detection, "ROUND", 2)
     whole = find_faces(tmp_path / "images", tmp_path / "whole.parquet", device="cpu")
     original = Detector.find
     calls = 0
@@ -180,43 +180,8 @@ def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch
     assert find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").computed == 0
 
 
-def test_a_full_disk_is_told_with_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """E701 says how many images are kept and how much to free, as `ens predict` does, and the next search resumes."""
-    fake(monkeypatch, lambda *_: rows())
-    flat(tmp_path / "images", a=1, b=2, c=3, d=4, e=5)
-    monkeypatch.setattr(face_store, "ROUND", 2)
-    written: list[Path] = []
-
-    def write(path: Path, *arguments: Any, **options: Any) -> Path:
-        written.append(path)
-        if len(written) == 2:
-            raise DiskFullError("E701", "the disk is full", path=path)
-        return write_boxes(path, *arguments, **options)
-
-    monkeypatch.setattr("checkpoints.data.face_store.write_boxes", write)
-    with pytest.raises(FileError, match=r"E701.*; 2 of 5 images are done and kept") as caught:
-        find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu")
-    assert caught.value.hint == "free 1 MB and run the same command again: it resumes where it stopped"
-    assert find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").computed == 3
-
-
-def test_a_search_that_died_before_its_last_step_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where new images were found and only the partial file has them, the next search takes them from there."""
-    fake(monkeypatch, lambda *_: rows())
-    flat(tmp_path / "images", a=1)
-    path = find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").path
-    old = path.read_bytes()
-    flat(tmp_path / "images", b=2)
-    whole = find_faces(tmp_path / "images", path, device="cpu").path.read_bytes()
-    path.with_name("b.parquet.partial").write_bytes(whole)
-    path.write_bytes(old)
-    assert find_faces(tmp_path / "images", path, device="cpu").computed == 0
-    assert path.read_bytes() == whole
-    assert not path.with_name("b.parquet.partial").exists()
-
-
 def test_unreadable_images_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All others are written, the unreadable one is listed with its code; mended, it alone is done."""
+    """All others are written, the unreadable one is listed with its code; once fixed, only that one is computed."""
     fake(monkeypatch, lambda *_: rows())
     flat(tmp_path / "images", a=1, b=2)
     (tmp_path / "images" / "bad.png").write_bytes(b"")
@@ -231,19 +196,19 @@ def test_unreadable_images_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_settings_need_a_fresh_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Boxes found with other thresholds are never mixed; --fresh throws them away."""
+    """Boxes found with other thresholds are never mixed; --fresh discards them."""
     fake(monkeypatch, lambda *_: rows())
     flat(tmp_path / "images", a=1)
     find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu")
-    other = Search(thresholds=(0.6, 0.7, 0.7))
+    other = DetectorSettings(thresholds=(0.6, 0.7, 0.7))
     with pytest.raises(FileError) as caught:
-        find_faces(tmp_path / "images", tmp_path / "b.parquet", search=other, device="cpu")
+        find_faces(tmp_path / "images", tmp_path / "b.parquet", settings=other, device="cpu")
     assert caught.value.code == "E704"
-    assert find_faces(tmp_path / "images", tmp_path / "b.parquet", search=other, device="cpu", fresh=True).computed
+    assert find_faces(tmp_path / "images", tmp_path / "b.parquet", settings=other, device="cpu", fresh=True).computed
 
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda without a GPU is E601 and another word E203; auto falls back and says so."""
+    """cuda without a GPU is E601 and an unknown name E203; auto falls back to the CPU with a notice."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("cuda", "cuda:1"):
         with pytest.raises(DeviceError) as missing:
@@ -260,9 +225,9 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (0.1, (0.5, 0.5, 1.0)), (0.1, (0.5, 0.5, 0.5), (0, 0.1, 0.1))])
 def test_a_search_out_of_range_is_refused(arguments: tuple[Any, ...]) -> None:
-    """Shares and thresholds are held against their ranges: E204."""
+    """Shares and thresholds out of range are E204."""
     with pytest.raises(OptionError) as caught:
-        Search(*arguments)
+        DetectorSettings(*arguments)
     assert caught.value.code == "E204"
 
 

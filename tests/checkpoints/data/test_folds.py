@@ -1,4 +1,4 @@
-"""Folds: nobody is in two of them, and each has its share of every class."""
+"""Folds: no person is in two of them, and each has its share of every class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble.errors import DataError, OptionError
 
 
 def seven(person: int, gender: int, age_group: int) -> list[Row]:
-    """The rows of one person."""
+    """Return the seven rows of one person."""
     age = (20, 40, 60)[age_group]
     return [
         Row(f"{person}/{k}.jpg", str(person), mask, gender, age, mask * 6 + gender * 3 + age_group, Path())
@@ -22,7 +22,7 @@ def seven(person: int, gender: int, age_group: int) -> list[Row]:
 
 
 def crowd(*counts: int) -> list[Row]:
-    """So many people of each gender and age group: male under 30, male 30 to 59, ..., female 60 and over."""
+    """Return rows with these counts of people: male under 30, male 30 to 59, ..., female 60 and over."""
     kinds = [(kind // 3, kind % 3) for kind, count in enumerate(counts) for _ in range(count)]
     return [row for person, (gender, group) in enumerate(kinds) for row in seven(person, gender, group)]
 
@@ -44,7 +44,7 @@ def test_nobody_is_in_two_folds(folds: int) -> None:
 @pytest.mark.parametrize("folds", [2, 5, 8])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_fold_has_its_share_of_every_class(folds: int, seed: int) -> None:
-    """A fold's number of people of any class is within two of the even share, and none lacks a class."""
+    """Each fold's number of people per class is within two of the even share, and never zero."""
     made = make_folds(ROWS, folds=folds, seed=seed)
     labels = np.array([row.label for row in ROWS])
     pictures = np.array([5] * 6 + [1] * 12)  # of one person, by class
@@ -56,7 +56,7 @@ def test_every_fold_has_its_share_of_every_class(folds: int, seed: int) -> None:
 
 
 def test_a_seed_decides_the_folds() -> None:
-    """The same seed deals the same folds whatever the order of the rows, and another one deals others."""
+    """The same seed gives the same folds in any order of the rows, and another seed gives others."""
     made = make_folds(ROWS, folds=5, seed=7)
     shuffled = [ROWS[i] for i in np.random.default_rng(0).permutation(len(ROWS))]
     assert make_folds(shuffled, folds=5, seed=7) == made

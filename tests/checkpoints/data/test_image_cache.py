@@ -1,4 +1,4 @@
-"""Images in memory: face crops as prediction makes them, and the fallback among them for some."""
+"""Decoded images: the face crops of prediction, and the fallback crop for some of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.data.image_cache import fallback_crop, load_images
+from checkpoints.data.image_cache import decode_images, fallback_crop
 from checkpoints.data.mask_contest import Row
 from checkpoints.training.batches import LabeledImages, make_batches
 from checkpoints.training.sampler import Order
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_fallback_is_the_median_of_the_crops_that_are_made() -> None:
-    """Of three faces the middle centre and the middle side, margin included and cut at the image's."""
+    """The fallback has the median center and side of three faces, with the margin, limited to the image."""
     sides = (40, 100, 30)
     faces = [
         Face(str(i), Box(x, 20, x + 20, 20 + side), 1.0, 1, "first", 200, 100)
@@ -34,7 +34,7 @@ def test_the_fallback_is_the_median_of_the_crops_that_are_made() -> None:
 
 
 def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
-    """What is predicted has every box; what is learned has the fallback crop in the drawn ones, and only in faces."""
+    """Prediction uses every box; training uses the fallback crop for the drawn images, which all have a face."""
     rows, boxes = [], []
     for i in range(40):
         path = tmp_path / f"{i}.png"
@@ -42,7 +42,7 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
         rows.append(Row(path.name, str(i), 0, 0, 20, i % 3, path, moved=17))
         boxes.append(None if i % 4 == 0 else Box(5, 5, 25, 25))
     preprocess = Preprocess((16, 16), face=FaceCrop(0.2, (0.5, 0.5, 0.4)))
-    photos = load_images(rows, preprocess, boxes=boxes, fallback_share=0.5, seed=1)
+    photos = decode_images(rows, preprocess, boxes=boxes, fallback_share=0.5, seed=1)
     right, wrong = (
         np.stack([prepare_image(picture(i, size=(60, 60)), preprocess, box) for i, box in enumerate(seen)])
         for seen in (boxes, [None] * 40)
@@ -62,8 +62,8 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
 
 
 def test_without_a_face_crop_nothing_is_drawn(tmp_path: Path) -> None:
-    """Images without boxes have no second version."""
+    """Images without boxes have no fallback crop."""
     path = tmp_path / "a.png"
     Image.fromarray(picture(0)).save(path)
-    photos = load_images([Row("a.png", "a", 0, 0, 20, 0, path)], Preprocess((16, 16)), fallback_share=1.0)
+    photos = decode_images([Row("a.png", "a", 0, 0, 20, 0, path)], Preprocess((16, 16)), fallback_share=1.0)
     assert (photos.fallback.shape, photos.fallback_index.tolist()) == ((0, 16, 16, 3), [-1])

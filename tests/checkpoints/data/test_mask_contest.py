@@ -1,4 +1,4 @@
-"""Reading a training folder: every picture becomes a row, and every fault is named."""
+"""Reading a training folder: every image becomes a row, and every fault is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEMS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"
 
 
 def make(root: Path, *people: str, suffix: str = ".jpg") -> Path:
-    """A training folder with one empty picture of each name for each line of train.csv."""
+    """Write a training folder with one empty image of each name per line of train.csv."""
     root.mkdir(exist_ok=True)
     (root / "train.csv").write_text(HEADER + "".join(f"{line}\n" for line in people), encoding="utf-8")
     for line in people:
@@ -30,7 +30,7 @@ def make(root: Path, *people: str, suffix: str = ".jpg") -> Path:
 
 
 def test_a_drawn_contest_is_read_whole(tmp_path: Path) -> None:
-    """Every picture of a contest is one row, whose id finds it below images/ and whose label fits folder and name."""
+    """Every image is one row, whose id is its path below images/ and whose label matches folder and name."""
     contest = draw_contest(tmp_path, train_people=6, eval_people=1)
     rows = read_contest(contest.train)
     listing = list_images(contest.train / "images")
@@ -60,7 +60,7 @@ def test_ids_are_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".JPG"])
 def test_any_image_suffix_will_do(tmp_path: Path, suffix: str) -> None:
-    """A picture is known by its stem, whatever image suffix it has."""
+    """An image is identified by its stem, with any image suffix."""
     rows = read_contest(make(tmp_path, "1,male,x,20,a", suffix=suffix))
     assert [row.id for row in rows] == [f"a/{stem}{suffix}" for stem in STEMS]
 
@@ -72,7 +72,7 @@ def test_rows_follow_the_table_and_then_the_name(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_other_programs_are_no_pictures(tmp_path: Path) -> None:
-    """Hidden files and files that are no images are passed over."""
+    """Hidden files and files that are not images are ignored."""
     root = make(tmp_path, "1,male,x,20,a")
     for name in ("._mask1.jpg", "Thumbs.db", "notes.txt"):
         (root / "images/a" / name).touch()
@@ -80,7 +80,7 @@ def test_leftovers_of_other_programs_are_no_pictures(tmp_path: Path) -> None:
 
 
 def broken(root: Path, what: Callable[[Path], object]) -> DataError:
-    """The error of a folder of one person in which something was changed."""
+    """Return the error of a folder of one person after a change."""
     make(root, "1,male,x,20,a")
     what(root)
     with pytest.raises(DataError) as caught:
@@ -96,20 +96,20 @@ def table(text: str) -> Callable[[Path], object]:
     ("what", "said"),
     [
         (lambda root: (root / "train.csv").unlink(), "no train.csv"),
-        (table(HEADER), "nobody"),
+        (table(HEADER), "lists no people"),
         (table(HEADER + "1,man,x,20,a\n"), "line 2: gender is 'man', expected male or female"),
         (table(HEADER + "1,male,x,twenty,a\n"), "line 2: age is 'twenty', expected whole years"),
         (table(HEADER + "1,male,x,20.5,a\n"), "line 2: age is '20.5', expected whole years"),
         (table(HEADER + "1,male,x,20,b\n"), "b: the folder is missing"),
         (table(HEADER + "1,male,x,20,../a\n"), "../a: the path leaves the image folder"),
         (table(HEADER + "1,male,x,20,/etc\n"), "/etc: the path leaves the image folder"),
-        (lambda root: (root / "images/a/mask6.jpg").touch(), "a/mask6.jpg: the name is none of mask1"),
+        (lambda root: (root / "images/a/mask6.jpg").touch(), "a/mask6.jpg: the name is not one of mask1"),
         (lambda root: (root / "images/a/mask1.png").touch(), "a/mask1.png: there is a mask1.jpg as well"),
         (lambda root: [path.unlink() for path in (root / "images/a").iterdir()], "a: the folder holds no images"),
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, what: Callable[[Path], object], said: str) -> None:
-    """Each departure from the layout is E340 and says where it is."""
+    """Each violation of the layout is E340, which says where it is."""
     err = broken(tmp_path, what)
     assert err.code == "E340"
     assert said in err.message
@@ -124,7 +124,7 @@ def test_a_fault_is_named(tmp_path: Path, what: Callable[[Path], object], said: 
     ],
 )
 def test_a_table_that_cannot_be_joined_is_refused(tmp_path: Path, text: str, code: str, said: str) -> None:
-    """A missing column, a repeated id and a folder with two owners are errors of the table."""
+    """A missing column, a repeated id and a folder of two people are errors of the table."""
     err = broken(tmp_path, table(text))
     assert err.code == code
     assert said in err.message

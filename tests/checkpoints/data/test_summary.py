@@ -1,4 +1,4 @@
-"""Describing training data: counts, faults, duplicates, the table and the page."""
+"""The summary of training data: counts, faults, duplicates, the table and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints.data import summary_html
 from checkpoints.data.dataset import Dataset, read_dataset
-from checkpoints.data.summary import Description, describe_data, look
+from checkpoints.data.summary import DatasetSummary, scan_images, summarize
 from ensemble.cli import ens
 from ensemble.errors import DataError
 from ensemble.images.face_boxes import Box, Boxes, Face, write_boxes
@@ -24,7 +24,7 @@ from tests.support import toys
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Path:
-    """Three people: one lacks a picture, one has a damaged one, and two share one; one picture is grey and large."""
+    """Three people: one lacks an image, one has a damaged one, and two share one; one image is gray and large."""
     root = make(tmp_path / "train", "1,male,x,20,a", "2,female,x,59,b", "3,female,x,60,c", suffix=".png")
     for seed, path in enumerate(sorted(root.rglob("*.png"))):
         path.write_bytes(toys.encode(toys.picture(seed, size=(12, 9)), "PNG"))
@@ -36,12 +36,12 @@ def contest(tmp_path: Path) -> Path:
     return root
 
 
-def describe(data: Dataset, boxes: Boxes | None = None) -> Description:
-    return describe_data(data, look(data.rows, workers=1), boxes=boxes)
+def describe(data: Dataset, boxes: Boxes | None = None) -> DatasetSummary:
+    return summarize(data, scan_images(data.rows, workers=1), boxes=boxes)
 
 
 def test_a_description_counts_what_is_there(contest: Path) -> None:
-    """Images, people, ages, sizes, modes, missing and unreadable pictures are those of the folder."""
+    """Images, people, ages, sizes, modes, missing and unreadable images are those of the folder."""
     found = describe(read_dataset(contest, age_cut=59))
     assert (found.images, found.people, found.age_cut) == (20, 3, 59)
     assert found.ages == {20: 1, 59: 1, 60: 1}
@@ -59,7 +59,7 @@ def test_a_description_counts_what_is_there(contest: Path) -> None:
 
 
 def test_the_same_pixels_are_found_again(contest: Path) -> None:
-    """Pictures with the same pixels are one group, whatever their format, and those of several classes stand out."""
+    """Images with the same pixels are one group in any format, and those with several classes are listed separately."""
     pixels = np.asarray(Image.open(contest / "images/a/mask2.png"))
     (contest / "images/a/mask3.png").unlink()
     Image.fromarray(pixels).save(contest / "images/a/mask3.bmp")
@@ -73,7 +73,7 @@ def test_the_same_pixels_are_found_again(contest: Path) -> None:
 
 
 def test_the_share_with_a_face_is_shown_by_class(contest: Path) -> None:
-    """With boxes each class says how many of its images have a face; an image without an entry is E351."""
+    """With boxes each class has its share of images with a face; an image without an entry is E351."""
     data = read_dataset(contest)
     boxes = {row.id: None if row.path.stem in STEMS[1:3] else Box(1, 1, 5, 5) for row in data.rows}
     found = describe(data, Boxes(boxes))
@@ -88,7 +88,7 @@ def test_the_share_with_a_face_is_shown_by_class(contest: Path) -> None:
 
 
 def test_data_writes_the_table_and_the_page(contest: Path, tmp_path: Path) -> None:
-    """`ens data` writes one line an image with its true class and its target, and a page that needs no network."""
+    """`ens data` writes one row per image with true class and target, and a page without external references."""
     boxes = write_boxes(
         tmp_path / "boxes.parquet",
         [Face(row.id, None, None, 0, None, 9, 12) for row in read_dataset(contest).rows],
@@ -124,18 +124,18 @@ def test_names_are_escaped_in_the_page(tmp_path: Path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "\"onerror='a'.png").write_bytes(toys.encode(toys.picture(1), "PNG"))
     data = read_dataset(tmp_path / "set")
-    text = summary_html.write_gallery(tmp_path / "p.html", data, describe(data)).read_text(encoding="utf-8")
+    text = summary_html.write_summary_page(tmp_path / "p.html", data, describe(data)).read_text(encoding="utf-8")
     assert "<b>" not in text
     assert "&lt;b&gt;" in text
     assert "\"onerror='a'" not in text
 
 
 def test_the_page_stays_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However many images there are, each class shows a few from all over it, all together no more than the limit."""
+    """For any number of images, each class shows a few, spread over it, and all together no more than the limit."""
     for name in "ab":
         toys.write_pictures(tmp_path / "set" / name, [f"{i:02}.jpg" for i in range(20)], size=(9, 9))
     monkeypatch.setattr(summary_html, "_THUMBNAILS", 6)
     data = read_dataset(tmp_path / "set")
-    text = summary_html.write_gallery(tmp_path / "p.html", data, describe(data)).read_text(encoding="utf-8")
+    text = summary_html.write_summary_page(tmp_path / "p.html", data, describe(data)).read_text(encoding="utf-8")
     shown = re.findall(r'alt="([^"]+)"', text)
     assert shown == [f"{name}/{i}.jpg" for name in "ab" for i in ("00", "10", "19")]

@@ -1,4 +1,4 @@
-"""The architecture is named, claimed by the file, or found by its keys and shapes; never guessed."""
+"""The architecture is given, named in the metadata, or identified by keys and shapes; never guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints.loading.architectures import FAMILIES, compare, count_values
+from checkpoints.loading.architectures import FAMILIES, compare_architecture, count_values
 from checkpoints.loading.open import open_checkpoint
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
@@ -24,7 +24,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_unknown_architecture_is_refused_with_its_neighbours(resnet18: Path) -> None:
-    """A misspelt --arch is an option's error, with the names that are close; a wrong tag likewise."""
+    """A misspelled --arch is E204 with similar names, and so is a wrong tag."""
     for name, close in (("resnt18", "resnet18"), ("resnet18.a1_in1", "resnet18.a1_in1k")):
         error = refused(resnet18, arch=name)
         assert isinstance(error, OptionError)
@@ -32,7 +32,7 @@ def test_an_unknown_architecture_is_refused_with_its_neighbours(resnet18: Path) 
 
 
 def test_a_name_of_timms_past_is_understood(tmp_path: Path) -> None:
-    """An old name opens under the present one."""
+    """A deprecated name opens under the current one."""
     path = save(tmp_path / "a.pth", make_model("tf_efficientnet_b0").state_dict())
     assert open_checkpoint(path, arch="tf_efficientnet_b0_ns").arch == "tf_efficientnet_b0.ns_jft_in1k"
 
@@ -43,7 +43,7 @@ def lite0_state() -> State:
 
 
 def test_twins_are_not_told_apart_by_guessing(tmp_path: Path, lite0_state: State) -> None:
-    """Weights that fit a network and its tf_ twin get E416 naming both; the file's name is a hint, no proof."""
+    """Weights that fit a network and its tf_ variant get E416 with both names; the file name is only a hint."""
     error = refused(save(tmp_path / "my_tf_efficientnet_lite0.pth", lite0_state))
     assert error.code == "E416"
     assert "efficientnet_lite0 and tf_efficientnet_lite0" in error.message
@@ -64,7 +64,7 @@ def test_twins_are_not_told_apart_by_guessing(tmp_path: Path, lite0_state: State
 def test_twins_are_told_apart_by_the_files_own_word(
     tmp_path: Path, lite0_state: State, claim: Callable[[str], dict[str, Any]], arch: str
 ) -> None:
-    """timm's args.model, an arch entry and Lightning's hyper-parameters each decide, and I419 says who did."""
+    """timm's args.model, an arch entry and Lightning's hyperparameters each decide, and I419 says which did."""
     heard = Recorder()
     path = save(tmp_path / "tf_efficientnet_lite0.pth", {"state_dict": lite0_state} | claim(arch))
     assert open_checkpoint(path, listener=heard).arch == arch
@@ -72,7 +72,7 @@ def test_twins_are_told_apart_by_the_files_own_word(
 
 
 def test_a_false_claim_decides_nothing(tmp_path: Path, lite0_state: State) -> None:
-    """Metadata that names an architecture which the weights do not fit cannot make them fit."""
+    """An architecture in the metadata that the weights do not fit is refused."""
     error = refused(save(tmp_path / "a.pth", {"state_dict": lite0_state, "arch": "efficientnet_lite1"}))
     assert error.code == "E416"
 
@@ -95,12 +95,12 @@ def test_nearly_a_known_network_is_not_that_network(tmp_path: Path, resnet18: Pa
 
 @pytest.mark.parametrize("values", FAMILIES)
 def test_the_families_are_what_timm_builds(values: int) -> None:
-    """Each network has as many values outside its classifier as the table says."""
-    assert count_values(compare(FAMILIES[values][0], {}).wanted) == values
+    """Each network has the number of values outside its classifier that the table states."""
+    assert count_values(compare_architecture(FAMILIES[values][0], {}).wanted) == values
 
 
 @pytest.mark.parametrize("twins", [names for names in FAMILIES.values() if names[0].endswith(("b0", "lite0", "v2_s"))])
 def test_twins_share_every_name_and_shape(twins: tuple[str, ...]) -> None:
-    """What fits a network fits its tf_ twin, so that no weights can tell which was meant."""
-    shapes = [{key: tensor.shape for key, tensor in compare(name, {}).wanted.items()} for name in twins]
+    """Weights of a network fit its tf_ variant, so the weights cannot tell them apart."""
+    shapes = [{key: tensor.shape for key, tensor in compare_architecture(name, {}).wanted.items()} for name in twins]
     assert all(shape == shapes[0] for shape in shapes)

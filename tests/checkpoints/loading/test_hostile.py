@@ -1,4 +1,4 @@
-"""Hostile checkpoints: none runs code; each would leave a canary."""
+"""Hostile checkpoints: none of them runs code, which would leave a canary file."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def stack_global(canary: Canary) -> bytes:
 
 
 def stack_global_from_the_memo(canary: Canary) -> bytes:
-    """The names are pushed, kept, dropped and fetched again in another order, past decoys."""
+    """Return a pickle that memoizes, drops and fetches its names in another order, with decoys."""
     kept = short("system") + b"\x940" + short("posix") + b"\x940" + short("decoy") + b"\x940"
     return archive(b"\x80\x04" + kept + b"h\x01h\x00\x93" + text(canary.command) + b"\x85R.")
 
 
 def stack_global_through_a_module(canary: Canary) -> bytes:
-    """A dotted name that walks from a module of torch's to the operating system."""
+    """Return a pickle with a dotted name from a torch module to the operating system."""
     walk = short("torch.serialization") + short("os.system")
     return archive(b"\x80\x04" + walk + b"\x93" + text(canary.command) + b"\x85R.")
 
@@ -77,7 +77,7 @@ def nested_archive(canary: Canary) -> bytes:
 
 
 def second_entry_of_one_name(canary: Canary) -> bytes:
-    """Two parts called data.pkl: whoever reads by name sees one, whoever reads by place the other."""
+    """Return an archive with two entries named data.pkl: reading by name gives one, reading in order the other."""
     file = io.BytesIO(archive(pickle.dumps({}, protocol=2)))
     with zipfile.ZipFile(file, "a") as opened, pytest.warns(UserWarning, match="Duplicate"):
         opened.writestr("archive/data.pkl", calling("posix", "system", canary.command))
@@ -96,7 +96,7 @@ def in_capitals(canary: Canary) -> bytes:
 
 
 def in_capitals_beside(canary: Canary) -> bytes:
-    """A good data.pkl, and a twin in capitals that a reader without regard for case finds first."""
+    """Return an archive with a good data.pkl, and an upper-case twin that a case-insensitive reader finds first."""
     hostile = calling("posix", "system", canary.command)
     return archive(hostile, name="DATA.PKL", data_pkl=pickle.dumps({}, protocol=2))
 
@@ -106,17 +106,17 @@ def legacy(canary: Canary) -> bytes:
 
 
 def legacy_with_an_archive_behind(canary: Canary) -> bytes:
-    """A good archive at the end, and in front of it, where torch begins to read, the other format."""
+    """Return a good archive with the legacy format in front of it, where torch starts to read."""
     return legacy(canary) + archive(pickle.dumps({}, protocol=2))
 
 
 def legacy_version(canary: Canary) -> bytes:
-    """The command stands in one of the small pickles before the content."""
+    """Return a legacy file with the command in one of the small pickles before the content."""
     return LEGACY_HEAD[:15] + calling("posix", "system", canary.command)
 
 
 def tar(canary: Canary, name: str = "pickle") -> bytes:
-    """torch's format of 2016: a tar archive of pickles."""
+    """Return a file in torch's format of 2016: a tar archive of pickles."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as opened:
         for part in (name, "storages", "tensors", "pickle"):
@@ -128,7 +128,7 @@ def tar(canary: Canary, name: str = "pickle") -> bytes:
 
 
 def tar_like_the_legacy_format(canary: Canary) -> bytes:
-    """A tar archive whose first file's name is torch's own mark."""
+    """Return a tar archive whose first file is named like torch's magic number."""
     data = bytearray(tar(canary))
     data[:15] = LEGACY_HEAD[:15]
     checksum = sum(data[:148]) + 8 * 32 + sum(data[156:512])
@@ -137,7 +137,7 @@ def tar_like_the_legacy_format(canary: Canary) -> bytes:
 
 
 def program(canary: Canary) -> bytes:
-    """A TorchScript archive, with a command where its attributes are."""
+    """Return a TorchScript archive with a command in place of its attributes."""
     return archive(calling("posix", "system", canary.command), constants_pkl=b"\x80\x02).", code__net=b"def f(): pass")
 
 
@@ -187,7 +187,7 @@ def test_fault_35_no_hostile_file_runs_code(tmp_path: Path, make: Callable[[Cana
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".onnx", ".jpg"])
 @pytest.mark.parametrize("make", [stack_global, legacy])
 def test_fault_35_a_wrong_suffix_hides_nothing(tmp_path: Path, make: Callable[[Canary], bytes], suffix: str) -> None:
-    """A hostile file is refused for what it is, whatever it is called."""
+    """A hostile file is refused for its content, whatever its name."""
     path = tmp_path / f"best{suffix}"
     path.write_bytes(make(Canary(tmp_path / "canary")))
     assert refused(path, arch=TINY).code == "E401"
@@ -226,7 +226,7 @@ def test_fault_35_a_wrong_suffix_hides_nothing(tmp_path: Path, make: Callable[[C
     ],
 )
 def test_fault_35_what_is_not_weights_is_named_and_refused(tmp_path: Path, name: str) -> None:
-    """Python's, torch's, numpy's and our own functions are refused by their names; none is even imported for it."""
+    """Functions of Python, torch, numpy and our own packages are refused by name, and not even imported."""
     module, function = name.split()
     canary = Canary(tmp_path / "canary")
     path = tmp_path / "best.pth"
@@ -240,7 +240,7 @@ def test_fault_35_what_is_not_weights_is_named_and_refused(tmp_path: Path, name:
 
 
 def test_fault_35_a_command_beside_good_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole, loadable state dict does not make the command that follows it acceptable, and torch is not asked."""
+    """A command after a complete state dict is refused, before torch reads the file."""
     asked: list[object] = []
     monkeypatch.setattr(torch, "load", lambda *_, **__: asked.append(1))
     canary = Canary(tmp_path / "canary")
@@ -249,7 +249,7 @@ def test_fault_35_a_command_beside_good_weights_is_refused(tmp_path: Path, monke
         parts = {part.filename: opened.read(part) for part in opened.infolist()}
     with zipfile.ZipFile(path, "w") as opened:
         for name, data in parts.items():
-            # the state dict is dropped from the stack again once the command has run
+            # the state dict is popped from the stack after the command
             tail = b"cposix\nsystem\n" + text(canary.command) + b"\x85R0."
             opened.writestr(name, data[:-1] + tail if name.endswith("data.pkl") else data)
     assert refused(path, arch=TINY).code == "E401"
@@ -259,7 +259,7 @@ def test_fault_35_a_command_beside_good_weights_is_refused(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", ["hf-hub:evil/resnet18", "local-dir:/tmp/evil"])
 def test_no_name_in_a_file_leads_elsewhere(tmp_path: Path, name: str) -> None:
-    """An architecture's name that timm would fetch from the network or a folder counts for nothing in a file."""
+    """An architecture name that timm would load from the network or a folder is ignored in a file."""
     state = tiny_state()
     checkpoint = open_tiny(save(tmp_path / "a.pth", {"arch": name, "state_dict": state}))
     assert_same(checkpoint, state)
@@ -268,7 +268,7 @@ def test_no_name_in_a_file_leads_elsewhere(tmp_path: Path, name: str) -> None:
 
 
 def test_fault_35_an_archive_hides_nothing_before_it(tmp_path: Path) -> None:
-    """Torch reads from a file's start: where an archive begins later, what stands before it is not left to torch."""
+    """An archive that starts later than the file is refused, as torch reads from the start of the file."""
     path = tmp_path / "best.pth"
     path.write_bytes(legacy_with_an_archive_behind(Canary(tmp_path / "canary")))
     assert "a zip archive behind something else" in refused(path, arch=TINY).message

@@ -1,4 +1,4 @@
-"""A head for each axis: what it computes, and that everything after training takes it for a member like any other."""
+"""A head per axis: its logits, and that export and prediction treat it like any other member."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedMember:
 
 
 def by_hand(features: NDArray[np.float32], weight: torch.Tensor, bias: torch.Tensor) -> NDArray[np.float64]:
-    """``(N, F)`` to ``(N, 18)``: each class's three log-probabilities, looked up by the label space."""
+    """Return the log-probabilities ``(N, 18)`` of features ``(N, F)``, looked up per axis in the label space."""
     scores = features.astype(np.float64) @ weight.detach().double().numpy().T + bias.detach().double().numpy()
     parts = dict(zip(("mask", "gender", "age"), np.split(scores, [3, 5], axis=1), strict=True))
     return sum(
@@ -68,7 +68,7 @@ def by_hand(features: NDArray[np.float32], weight: torch.Tensor, bias: torch.Ten
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_convnext"])
 def test_the_logits_are_the_sums_of_the_axes_log_probabilities(arch: str) -> None:
-    """The head gives, for each class, the sum that numpy looks up from three softmaxes; its probabilities sum to 1."""
+    """The logit of each class is the sum of three log-softmaxes by numpy, and the probabilities sum to 1."""
     torch.manual_seed(0)
     model = make_network(arch, outputs=8, shape=MASK18.shape).eval()
     head = model.get_classifier()
@@ -82,7 +82,7 @@ def test_the_logits_are_the_sums_of_the_axes_log_probabilities(arch: str) -> Non
 
 
 def test_training_to_predictions_see_eighteen_classes(trained: TrainedMember) -> None:
-    """The file has 8 outputs in its weights, its network gives 18, and so do the out-of-fold predictions."""
+    """The weights have 8 outputs, the network 18, and so have the out-of-fold predictions."""
     checkpoint = open_checkpoint(trained.folder / "fold0.safetensors")
     assert checkpoint.card is not None
     assert (checkpoint.card.head, checkpoint.num_classes) == ("axes", 18)
@@ -90,14 +90,14 @@ def test_training_to_predictions_see_eighteen_classes(trained: TrainedMember) ->
     found = read_predictions(trained.folder / "oof" / "m_f0").logits["identity"]
     assert found.shape == (36, 18)
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, rtol=1e-5)
-    # fewer degrees of freedom than classes: what a mask adds is the same for every gender and age
+    # fewer degrees of freedom than classes: the effect of a mask is the same for every gender and age
     table = found.reshape(-1, 3, 6)
     np.testing.assert_allclose(table[:, 0] - table[:, 1], (table[:, 0] - table[:, 1])[:, :1].repeat(6, 1), atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [ExportOptions(features=True), ExportOptions(precision="fp16", member="half")])
 def test_the_export_answers_as_the_heads_do(trained: TrainedMember, tmp_path: Path, options: ExportOptions) -> None:
-    """The exported file, with features and in float16 too, gives the 18 log-probabilities that torch gives."""
+    """The exported file, also with features and in float16, gives the 18 log-probabilities of torch."""
     checkpoint = open_checkpoint(trained.folder / "fold1.safetensors")
     exported = export(checkpoint, tmp_path, options=options)
     assert exported.checks.faults == ()
@@ -111,7 +111,7 @@ def test_the_export_answers_as_the_heads_do(trained: TrainedMember, tmp_path: Pa
 
 
 def test_a_training_goes_on_from_three_heads_to_one(trained: TrainedMember) -> None:
-    """The file serves as --init of a member with the plain head: all but the head is taken."""
+    """The file can initialize a member with a plain head: everything but the head is loaded."""
     heard = Recorder()
     path = trained.folder / "fold0.safetensors"
     model = init_model("test_resnet", TrainSettings("test_resnet", init=path), listener=heard)

@@ -1,4 +1,4 @@
-"""Checkpoints: every honest format opens to the same weights, and nothing else opens at all."""
+"""Checkpoints: every supported format opens to the same weights, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_models_weights_are_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_a_card_comes_back_with_its_weights(tmp_path: Path, weights: Any) -> None:
-    """What save_checkpoint wrote opens without an architecture being named, with the same card."""
+    """A file of save_checkpoint opens without --arch, with the same card."""
     state, card = tiny_state(), make_card(weights)
     heard = Recorder()
     checkpoint = open_checkpoint(save_checkpoint(tmp_path / "a.safetensors", state, card), listener=heard)
@@ -87,7 +87,7 @@ def test_a_card_comes_back_with_its_weights(tmp_path: Path, weights: Any) -> Non
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    """save_checkpoint is a function of weights and card alone, whatever the tensors' memory layout."""
+    """The bytes of save_checkpoint depend on weights and card only, not on the memory layout of the tensors."""
     state = tiny_state()
     first = save_checkpoint(tmp_path / "1", state, make_card()).read_bytes()
     strided = {key: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for key, t in state.items()}
@@ -99,7 +99,7 @@ PLACES = ["state_dict", "model", "model_state_dict", "net", "ema", "state_dict_e
 
 @pytest.mark.parametrize("place", PLACES)
 def test_weights_are_found_in_every_usual_place(tmp_path: Path, place: str) -> None:
-    """A state dict opens under each key that trainers use, and averaged ones are known by it."""
+    """A state dict is found under each key that training scripts use, which tells averaged weights from raw ones."""
     state = tiny_state()
     checkpoint = open_tiny(save(tmp_path / "a.pth", {"epoch": 3, place: state, "optimizer": {"state": {}}}))
     assert_same(checkpoint, state)
@@ -107,7 +107,7 @@ def test_weights_are_found_in_every_usual_place(tmp_path: Path, place: str) -> N
 
 
 def test_weights_are_found_two_dictionaries_down(tmp_path: Path) -> None:
-    """torch's AveragedModel nests and counts; what it wraps is found, and its counter is left out with a notice."""
+    """The model inside torch's AveragedModel is found, and its counter is left out with a notice."""
     state = tiny_state()
     averaged = {"n_averaged": torch.tensor(7)} | {f"module.{key}": tensor for key, tensor in state.items()}
     heard = Recorder()
@@ -119,7 +119,7 @@ def test_weights_are_found_two_dictionaries_down(tmp_path: Path) -> None:
 
 
 def test_old_files_without_batch_counters_open(tmp_path: Path) -> None:
-    """Weights from before torch counted batches fit, with the counters at zero."""
+    """Weights of old torch versions, without batch counters, open with the counters at zero."""
     state = tiny_state()
     old = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     assert len(old) < len(state)
@@ -141,7 +141,7 @@ class Command:
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "plain 2", "plain 4"])
 def test_fault_35_a_malicious_pickle_is_refused_and_named(tmp_path: Path, form: str) -> None:
-    """A pickle that calls os.system is refused by that name in every format, and the command never runs."""
+    """A pickle that calls os.system is refused in every format, the error names it, and the command never runs."""
     marker, path = tmp_path / "ran", tmp_path / "best.pth"
     content = {"state_dict": tiny_state(), "extra": Command(marker)}
     if form.startswith("plain"):
@@ -156,14 +156,14 @@ def test_fault_35_a_malicious_pickle_is_refused_and_named(tmp_path: Path, form: 
 
 
 def test_fault_35_a_command_before_broken_bytes_is_still_named(tmp_path: Path) -> None:
-    """A pickle that ends in nonsense after its command gets E401, so that damage hides nothing."""
+    """A pickle that is damaged after its command gets E401: damage hides nothing."""
     path = tmp_path / "best.pth"
     path.write_bytes(pickle.dumps(Command(tmp_path / "ran"), protocol=2)[:-1] + b"\xff")
     assert refused(path).code == "E401"
 
 
 def test_fault_35_a_malicious_module_is_not_called_a_module(tmp_path: Path) -> None:
-    """A pickled module that also calls os.system gets E401, and the call is named before the module's own classes."""
+    """A pickled module that also calls os.system gets E401, which lists the call before the module's classes."""
     path = save(tmp_path / "a.pth", {"model": torch.nn.Linear(2, 2), "extra": Command(tmp_path / "ran")})
     error = refused(path)
     assert error.code == "E401"
@@ -171,7 +171,7 @@ def test_fault_35_a_malicious_module_is_not_called_a_module(tmp_path: Path) -> N
 
 
 def test_fault_35_the_allow_list_is_closed_again(tmp_path: Path) -> None:
-    """Opening a file, or failing to, leaves torch's global list of safe names as it was."""
+    """Opening a file, or failing to, does not change torch's global allowlist."""
     before = set(torch.serialization.get_safe_globals())
     open_tiny(save(tmp_path / "a.pth", {"model": tiny_state(), "args": argparse.Namespace(lr=1)}))
     refused(save(tmp_path / "b.pth", {"extra": Command(tmp_path / "ran")}))
@@ -180,7 +180,7 @@ def test_fault_35_the_allow_list_is_closed_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", [TINY, "test_efficientnet"])
 def test_fault_36_a_whole_pickled_module_is_refused_with_the_cure(tmp_path: Path, arch: str) -> None:
-    """torch.save(model) gets E402, names the network's class and says how to save its weights."""
+    """A file of torch.save(model) gets E402, which names the class and says how to save its weights."""
     error = refused(save(tmp_path / "a.pth", make_model(arch)))
     assert error.code == "E402"
     assert "timm.models" in error.message
@@ -197,14 +197,14 @@ def test_fault_36_a_torchscript_program_is_refused(tmp_path: Path) -> None:
 
 
 class Windows:
-    """Pickles to a path of a system that is not this one, as a file from there would hold."""
+    """An object that pickles to a path of another operating system."""
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         return pathlib.WindowsPath, ("C:\\", "runs")
 
 
 def test_fault_37_metadata_of_every_usual_kind_loads(tmp_path: Path) -> None:
-    """numpy scalars and arrays, Namespaces and paths of either system stand beside the weights without harm."""
+    """numpy scalars and arrays, Namespaces and paths of either system are accepted beside the weights."""
     state = tiny_state()
     metadata = {
         "args": argparse.Namespace(lr=1e-3, out=pathlib.PosixPath("/tmp/x"), other=Windows()),
@@ -244,7 +244,7 @@ def test_fault_38_an_incomplete_file_is_known(tmp_path: Path, form: str, share: 
     ],
 )
 def test_fault_39_another_file_in_the_weights_place_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    """A Git-LFS pointer, a web page or any other file gets E404 and is called what it is."""
+    """A Git-LFS pointer, a web page or any other file gets E404, which says what it is."""
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     error = refused(path)
@@ -253,7 +253,7 @@ def test_fault_39_another_file_in_the_weights_place_is_named(tmp_path: Path, con
 
 
 def test_fault_39_a_photograph_is_no_checkpoint(tmp_path: Path) -> None:
-    """A JPEG file gets E404 and is called one."""
+    """A JPEG file gets E404, which says that it is one."""
     path = tmp_path / "weights.pth"
     Image.new("RGB", (8, 8)).save(path, "JPEG")
     error = refused(path)
@@ -273,7 +273,7 @@ def test_fault_40_a_flipped_bit_in_a_weight_is_found_and_placed(tmp_path: Path) 
 
 
 def test_fault_40_no_flipped_bit_changes_the_weights(tmp_path: Path) -> None:
-    """Whatever single bit of an archive flips, the outcome is the same weights or an error of ours."""
+    """For any flipped bit of an archive, the result is the same weights or an EnsError."""
     state = tiny_state()
     path = save(tmp_path / "a.pth", state)
     data = path.read_bytes()
@@ -292,7 +292,7 @@ def test_fault_40_no_flipped_bit_changes_the_weights(tmp_path: Path) -> None:
 
 
 def test_fault_40_a_part_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
-    """The one bit that makes torch return unset memory in place of a tensor gets E405."""
+    """The bit that makes torch return uninitialized memory instead of a tensor gets E405."""
     path = save(tmp_path / "a.pth", tiny_state())
     data = bytearray(path.read_bytes())
     # 38: the external attributes in an entry of the central directory, APPNOTE 4.3.12
@@ -314,7 +314,7 @@ def test_fault_41_the_old_format_loads_with_a_warning(tmp_path: Path) -> None:
     "prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "model.module._orig_mod.", "module.module."]
 )
 def test_fault_42_any_chain_of_prefixes_comes_off(tmp_path: Path, prefix: str) -> None:
-    """Wrappers' prefixes are taken off in any chain, and the notice says which."""
+    """Any chain of wrapper prefixes is removed, and the notice names it."""
     state, heard = tiny_state(), Recorder()
     path = save(tmp_path / "a.ckpt", {"state_dict": {f"{prefix}{key}": tensor for key, tensor in state.items()}})
     assert_same(open_tiny(path, listener=heard), state)
@@ -324,13 +324,13 @@ def test_fault_42_any_chain_of_prefixes_comes_off(tmp_path: Path, prefix: str) -
 
 
 def test_fault_42_a_prefix_that_not_all_keys_share_stays(tmp_path: Path) -> None:
-    """Half-wrapped weights are refused, not patched together."""
+    """Weights with a prefix on half of their keys are refused."""
     state = {f"model.{key}" if key.startswith("layer") else key: tensor for key, tensor in tiny_state().items()}
     assert refused(save(tmp_path / "a.pth", state), arch=TINY).code == "E410"
 
 
 def test_fault_42_the_losss_class_weights_are_left_out(tmp_path: Path) -> None:
-    """Lightning keeps a weighted loss's tensor among the weights; it is left out with a notice."""
+    """The class weights that Lightning saves beside the model are left out with a notice."""
     state, heard = tiny_state(), Recorder()
     saved = {f"model.{key}": tensor for key, tensor in state.items()} | {"criterion.weight": torch.ones(18)}
     assert_same(open_tiny(save(tmp_path / "a.ckpt", {"state_dict": saved}), listener=heard), state)
@@ -339,7 +339,7 @@ def test_fault_42_the_losss_class_weights_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [None, "raw", "ema"])
 def test_fault_43_averaged_weights_win_unless_raw_ones_are_asked_for(tmp_path: Path, asked: Any) -> None:
-    """Of both sets the averaged one is taken by default, either when asked for, and I408 says which."""
+    """By default the averaged weights are used, on request either set, and I408 says which."""
     raw, heard = tiny_state(), Recorder()
     ema = {key: tensor * 2 for key, tensor in raw.items()}
     path = save(tmp_path / "a.pth", {"state_dict": raw, "state_dict_ema": ema})
@@ -351,14 +351,14 @@ def test_fault_43_averaged_weights_win_unless_raw_ones_are_asked_for(tmp_path: P
 
 @pytest.mark.parametrize(("place", "asked"), [("state_dict", "ema"), ("state_dict_ema", "raw")])
 def test_fault_43_weights_that_are_not_there_cannot_be_had(tmp_path: Path, place: str, asked: Any) -> None:
-    """Asking for the set that a file lacks gets E430 with what it has."""
+    """Requesting a set that the file lacks gets E430, which says what it has."""
     error = refused(save(tmp_path / "a.pth", {place: tiny_state()}), arch=TINY, weights=asked)
     assert error.code == "E430"
     assert place in error.message
 
 
 def test_fault_43_two_raw_sets_are_not_chosen_between(tmp_path: Path) -> None:
-    """A file with two networks is refused by naming both places."""
+    """A file with two networks is refused, and the error names both places."""
     error = refused(save(tmp_path / "a.pth", {"model": tiny_state(), "net": tiny_state()}), arch=TINY)
     assert error.code == "E417"
     assert "model, net" in error.message
@@ -366,7 +366,7 @@ def test_fault_43_two_raw_sets_are_not_chosen_between(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_fault_44_other_precisions_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Weights in another precision open as float32 with their very values, and I409 says so."""
+    """Weights in another precision open as float32 with the same values, and I409 says so."""
     state = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tiny_state().items()}
     heard = Recorder()
     checkpoint = open_tiny(save(tmp_path / "a.pth", state), listener=heard)
@@ -376,7 +376,7 @@ def test_fault_44_other_precisions_become_float32(tmp_path: Path, dtype: torch.d
 
 
 def test_fault_44_whole_numbers_are_no_weights(tmp_path: Path) -> None:
-    """Weights quantised to int8 are refused, not converted."""
+    """Weights quantized to int8 are refused, not converted."""
     state = tiny_state()
     state["fc.weight"] = (state["fc.weight"] * 100).to(torch.int8)
     error = refused(save(tmp_path / "a.pth", state), arch=TINY)
@@ -389,7 +389,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fault_45_another_architecture_is_refused_and_the_right_one_named(resnet18: Path) -> None:
-    """Weights that do not fit --arch get E410 with how many keys fit and what they look like."""
+    """Weights that do not fit --arch get E410 with the number of matching keys and a suggestion."""
     error = refused(resnet18, arch="efficientnet_b0")
     assert error.code == "E410"
     assert "is not efficientnet_b0: 0 of 311 keys fit. Looks like resnet18 (100 %)" in error.message
@@ -398,14 +398,14 @@ def test_fault_45_another_architecture_is_refused_and_the_right_one_named(resnet
 
 
 def test_fault_45_the_right_architecture_is_found(resnet18: Path) -> None:
-    """A ResNet-18 without any metadata is recognised, with its number of classes, and I419 says so."""
+    """A ResNet-18 without any metadata is identified, with its number of classes, and I419 says so."""
     heard = Recorder()
     checkpoint = open_checkpoint(resnet18, listener=heard)
     assert (checkpoint.arch, checkpoint.num_classes, codes(heard)) == ("resnet18", 18, ["I419"])
 
 
 def test_fault_47_missing_and_unexpected_keys_are_counted_and_named(tmp_path: Path) -> None:
-    """Keys that are missing, unexpected or of another shape stop the opening, each listed with its count."""
+    """Missing, unexpected and misshaped keys are refused, each kind with its count."""
     state = tiny_state()
     for i in range(7):
         state[f"extra.{i}"] = torch.ones(1)
@@ -422,7 +422,7 @@ def test_fault_47_missing_and_unexpected_keys_are_counted_and_named(tmp_path: Pa
 
 @pytest.mark.parametrize("change", [{"extra": torch.ones(1)}, {"fc.bias": torch.ones(17)}])
 def test_fault_47_one_wrong_key_is_enough(tmp_path: Path, change: State) -> None:
-    """A single key too many, or of another shape, is refused where all others fit."""
+    """A single unexpected or misshaped key is refused, even if all others fit."""
     error = refused(save(tmp_path / "a.pth", tiny_state() | change), arch=TINY)
     assert error.code == "E410"
     assert error.details[0].endswith(next(iter(change)))
@@ -439,7 +439,7 @@ def test_fault_48_a_weight_that_is_no_number_is_named(tmp_path: Path, value: flo
 
 
 def test_fault_49_what_looks_untrained_is_warned_of(tmp_path: Path) -> None:
-    """Impossible variances and a constant classifier give one W413 each; single dead channels give none."""
+    """Impossible variances and a constant classifier give one W413 each, single dead channels none."""
     state, heard = tiny_state(), Recorder()
     state["layer1.0.bn1.running_var"][:2] = 0
     open_tiny(save(tmp_path / "a.pth", state), listener=heard)
@@ -457,7 +457,7 @@ def test_fault_49_what_looks_untrained_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_shape_larger_than_its_file_is_refused(tmp_path: Path) -> None:
-    """A tensor that repeats one value a trillion times is refused before anything touches it."""
+    """A tensor that repeats one value a trillion times is refused before it is read."""
     state = tiny_state() | {"fc.weight": torch.zeros(1, 1).expand(10**6, 10**6)}
     assert refused(save(tmp_path / "a.pth", state), arch=TINY).code == "E403"
 

@@ -1,4 +1,4 @@
-"""Following a pickle under limits: what would never end is refused, and nothing it names is imported."""
+"""The pickle sandbox: endless pickles are refused, and no global is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from checkpoints.loading import pickle_sandbox
-from checkpoints.loading.pickle_allowlist import names_in
+from checkpoints.loading.pickle_allowlist import list_globals
 from ensemble.errors import ModelError
 from tests.support.pickled import LEGACY_HEAD, archive
 from tests.support.weights import TINY, make_model, refused, save
@@ -36,7 +36,10 @@ ENDLESS = {
     ),
     "600 MB of zeros": (b"\x80\x02cbuiltins\nbytearray\nI600000000\n\x85R.", "0.25 GB"),
     "a key 300,000 levels deep": (b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.", "a deeper stack"),
-    "four million lists": (b"\x80\x02" + b"]" * 4_000_000 + b".", ""),  # the time or the memory, whichever comes first
+    "four million lists": (
+        b"\x80\x02" + b"]" * 4_000_000 + b".",
+        "",
+    ),  # time or memory, whichever limit is reached first
 }
 
 
@@ -44,7 +47,7 @@ ENDLESS = {
 def test_fault_35_what_would_never_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str
 ) -> None:
-    """A few bytes that would keep torch's reader busy for ever, or take all memory or the stack, are E444."""
+    """A few bytes that would run forever in torch, or exhaust memory or stack, are E444."""
     monkeypatch.setattr(pickle_sandbox, "_SECONDS", 1)
     monkeypatch.setattr(pickle_sandbox, "_MEMORY", 1 << 28)
     data, limit = ENDLESS[name]
@@ -57,23 +60,23 @@ def test_fault_35_what_would_never_end_is_refused(
 
 
 def test_fault_38_a_piece_longer_than_its_file_is_damage(tmp_path: Path) -> None:
-    """A damaged length, of which torch reads as far as there is, is no attack: the file is E403 and not E444."""
+    """A damaged length, which torch reads to the end of the file, is E403 and not E444."""
     path = tmp_path / "a.pth"
     path.write_bytes(LEGACY_HEAD + b"\x80\x02X\xff\xff\xff\x7fabc")
     assert refused(path, arch=TINY).code == "E403"
 
 
 def test_fault_35_a_command_before_what_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a pickle named before it ran into the limit is what it is refused for."""
+    """A pickle that exceeds a limit is refused for the globals that it referred to before."""
     monkeypatch.setattr(pickle_sandbox, "_SECONDS", 1)
     with pytest.raises(ModelError, match=r"E401.*posix\.system"):
-        names_in(b"cposix\nsystem\n0" + DOUBLED, 1, Path("best.pth"))
+        list_globals(b"cposix\nsystem\n0" + DOUBLED, 1, Path("best.pth"))
 
 
 def test_a_clock_ends_what_no_other_limit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where processor time is not limited, a child that does not answer is ended by the clock."""
+    """Without a limit on CPU time, a child that does not respond is killed after the wall-clock limit."""
     monkeypatch.setattr(pickle_sandbox, "_WALL_SECONDS", 1)
-    assert pickle_sandbox.rehearse(DOUBLED, 1).exceeded == "more than 1 s"
+    assert pickle_sandbox.scan_pickles(DOUBLED, 1).exceeded == "more than 1 s"
 
 
 def test_a_child_opens_nothing() -> None:
@@ -81,7 +84,7 @@ def test_a_child_opens_nothing() -> None:
     code = """
 import socket
 from checkpoints.loading import pickle_sandbox
-pickle_sandbox._limit_ourselves(1 << 30, 10)
+pickle_sandbox._limit_process(1 << 30, 10)
 for open_something in (lambda: open("/etc/hosts"), lambda: socket.socket()):
     try:
         open_something()
@@ -93,7 +96,7 @@ for open_something in (lambda: open("/etc/hosts"), lambda: socket.socket()):
 
 
 def test_a_rehearsal_names_what_weights_need(tmp_path: Path) -> None:
-    """The names of an honest file are found in both formats, each once and in order."""
+    """The globals of a normal file are found in both formats, each once and in order."""
     state = make_model().state_dict()
     expected = [
         "collections.OrderedDict",
@@ -102,13 +105,13 @@ def test_a_rehearsal_names_what_weights_need(tmp_path: Path) -> None:
         "torch.LongStorage",
     ]
     with zipfile.ZipFile(save(tmp_path / "a.pth", state)) as opened:
-        assert names_in(opened.read("a/data.pkl"), 1, tmp_path) == expected
+        assert list_globals(opened.read("a/data.pkl"), 1, tmp_path) == expected
     with open(save(tmp_path / "b.pth", state, _use_new_zipfile_serialization=False), "rb") as f:
-        assert names_in(f, 5, tmp_path) == expected
+        assert list_globals(f, 5, tmp_path) == expected
 
 
 def test_odd_pickles_cause_no_warnings(tmp_path: Path) -> None:
-    """Where torch warns of a pickle's protocol, the user is not told to report it to torch."""
+    """torch's warning about the protocol of a pickle, with its advice to report it, is not shown."""
     path = tmp_path / "a.pth"
     path.write_bytes(archive(b"\x80\x05" + pickle.dumps({"a": 1}, protocol=2)[2:]))
     assert refused(path, arch=TINY).message.endswith("it is a dictionary of a")
@@ -117,16 +120,16 @@ def test_odd_pickles_cause_no_warnings(tmp_path: Path) -> None:
 
 
 def test_nobody_else_unpickles() -> None:
-    """The one unpickler gives out six harmless functions and stand-ins, whatever it is asked for."""
-    follower = pickle_sandbox._Follower(io.BytesIO())
+    """The only unpickler returns six harmless functions, and placeholders for everything else."""
+    scanner = pickle_sandbox._Scanner(io.BytesIO())
     real, other = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(other, 1)
     try:
         found = {
-            follower.find_class(module, name) for module, name in [*pickle_sandbox._REAL, ("os", "system"), ("x", "y")]
+            scanner.find_class(module, name) for module, name in [*pickle_sandbox._REAL, ("os", "system"), ("x", "y")]
         }
     finally:
         os.dup2(real, 1)
         os.close(real)
         os.close(other)
-    assert found == {*pickle_sandbox._REAL.values(), pickle_sandbox._StandIn}
+    assert found == {*pickle_sandbox._REAL.values(), pickle_sandbox._Placeholder}

@@ -1,4 +1,4 @@
-"""Networks built by torchvision answer the same after their weights were mapped to timm's names."""
+"""torchvision networks give the same logits after their weights are mapped to timm's names."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TORCHVISION = {
 
 @pytest.mark.parametrize(("theirs", "ours"), TORCHVISION.items())
 def test_torchvisions_networks_give_the_same_logits(tmp_path: Path, theirs: str, ours: str) -> None:
-    """A network built by torchvision answers the same, to five digits, after its weights were mapped to timm's."""
+    """A torchvision network gives the same logits, to five digits, after its weights are mapped to timm's names."""
     torch.manual_seed(0)
     model = shake(getattr(torchvision.models, theirs)(num_classes=18))
     heard = Recorder()
     checkpoint = open_checkpoint(save(tmp_path / "a.pth", {"model": model.state_dict()}), listener=heard)
     assert checkpoint.arch == ours
     assert codes(heard) == (["I419"] if theirs == "resnet18" else ["I418", "I419"])
-    images = torch.rand(2, 3, 65, 65)  # odd, so that another padding would show
+    images = torch.rand(2, 3, 65, 65)  # an odd size, for which another padding changes the result
     with torch.no_grad():
         expected, got = model(images), build_model(checkpoint)(images)
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
@@ -40,7 +40,7 @@ def test_torchvisions_networks_give_the_same_logits(tmp_path: Path, theirs: str,
 
 @pytest.mark.parametrize("theirs", ["efficientnet_b4", "efficientnet_b5", "efficientnet_v2_m"])
 def test_the_epsilons_are_those_of_both_libraries(theirs: str) -> None:
-    """torchvision's epsilon exceeds timm's by what is made up for in the networks that are listed, and in no other."""
+    """torchvision's epsilon exceeds timm's by the absorbed difference in the listed networks, and in no other."""
     ours = theirs.replace("t_v2", "tv2")
     with torch.device("meta"):
         networks = getattr(torchvision.models, theirs)(), timm.create_model(ours, pretrained=False)
@@ -50,7 +50,7 @@ def test_the_epsilons_are_those_of_both_libraries(theirs: str) -> None:
 
 
 def test_a_classifier_in_a_sequential_is_mapped(tmp_path: Path) -> None:
-    """A linear layer behind a dropout, put in the classifier's place, is the classifier."""
+    """A linear layer behind a dropout, in place of the classifier, is taken as the classifier."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18()
     model.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(512, 7))
@@ -62,7 +62,7 @@ def test_a_classifier_in_a_sequential_is_mapped(tmp_path: Path) -> None:
 
 
 def test_a_deeper_classifier_is_not_mapped(tmp_path: Path) -> None:
-    """Two linear layers in the classifier's place are another network, and refused."""
+    """Two linear layers in place of the classifier are another network, and refused."""
     state = dict(make_model("resnet18").state_dict())
     weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
     state |= {"fc.0.weight": torch.eye(512), "fc.0.bias": torch.zeros(512), "fc.2.weight": weight, "fc.2.bias": bias}
@@ -70,7 +70,7 @@ def test_a_deeper_classifier_is_not_mapped(tmp_path: Path) -> None:
 
 
 def test_torchvisions_weights_are_not_put_into_the_tf_twin(tmp_path: Path) -> None:
-    """Weights with torchvision's names are refused for a tf_ network, which pads otherwise, and the right one named."""
+    """torchvision's weights are refused for a tf_ network, which pads differently; the error names the right one."""
     path = save(tmp_path / "a.pth", torchvision.models.efficientnet_b0(num_classes=3).state_dict())
     error = refused(path, arch="tf_efficientnet_b0")
     assert error.code == "E410"

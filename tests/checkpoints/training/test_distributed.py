@@ -1,4 +1,4 @@
-"""Two processes on the CPU, started as a user would start them, train what one process trains."""
+"""Two processes on the CPU, started by accelerate launch, train the same weights as one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.limits import HANG
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[3]
-# no batch statistics, which shares on the CPU have of their own; nothing drawn for a share; a loss that is not a mean
+# no batch statistics, which differ per shard on the CPU; nothing drawn per shard; a loss that is not a mean over images
 OPTIONS = (
     *("--arch", "test_vit2", "--member", "m", "--size", "32", "--folds", "2", "--epochs", "2", "--batch", "4"),
     *("--optimizer", "sgd", "--lr", "0.02", "--accumulate", "2", "--ema", "0.5", "--clip", "1", "--freeze", "1"),
@@ -81,7 +81,7 @@ def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Fold 0 is begun by one process, which is stopped after its first epoch; two go on."""
+    """Train with two processes; they resume fold 0, which one process trained for one epoch."""
     out = tmp_path_factory.mktemp("two")
 
     def stop(*arguments: Any, **options: Any) -> None:
@@ -102,7 +102,7 @@ def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sub
 def test_two_processes_learn_what_one_learns(
     one: Path, two: tuple[Path, subprocess.CompletedProcess[str]], data: Path
 ) -> None:
-    """Weights, losses and out-of-fold answers are those of one process, for a loss that no mean of shares gives."""
+    """Weights, losses and out-of-fold logits are those of one process, for a loss that is not a mean over shards."""
     out, _ = two
     for fold in (0, 1):
         states = [open_checkpoint(root / "m" / f"fold{fold}.safetensors").state_dict for root in (one, out)]
@@ -116,7 +116,7 @@ def test_two_processes_learn_what_one_learns(
 
 
 def test_only_the_main_process_writes_and_speaks(one: Path, two: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """There is one set of files, the same as of one process, one result, and one note of going on after epoch 1."""
+    """There is one set of files, as of one process, one result, and one notice about resuming."""
     out, done = two
     assert files(out).keys() == files(one).keys()
     assert json.loads(done.stdout)["oof"] == str(out / "m" / "oof")
@@ -124,7 +124,7 @@ def test_only_the_main_process_writes_and_speaks(one: Path, two: tuple[Path, sub
 
 
 def test_a_process_that_lost_the_others_says_so() -> None:
-    """Where one process ends early, the other waits for nobody: it ends with E447, which is no bug of ours."""
+    """If one process ends early, the other one ends with E447 instead of waiting."""
     script = """
 import os
 from checkpoints.training.distributed import init_distributed
@@ -151,7 +151,7 @@ os._exit(0)
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
 def test_batch_statistics_of_a_gpu_are_of_the_whole_batch(arch: str) -> None:
-    """On GPUs every batch norm is a synchronised one, with its activation and the names of its weights as they were."""
+    """On GPUs every batch norm is synchronized, and keeps its activation and the names of its weights."""
     gpu = SimpleNamespace(process_index=0, num_processes=2, device=torch.device("cuda"))
     model = make_network(arch, outputs=3)
     before = list(model.state_dict())
@@ -168,14 +168,14 @@ def test_batch_statistics_of_a_gpu_are_of_the_whole_batch(arch: str) -> None:
 
 
 def test_the_shares_of_a_batch_are_the_batch() -> None:
-    """Whatever the size, the processes' shares are all of it once, in order."""
+    """The shards of all processes are the batch, each item once and in order."""
     for size, count in ((1, 5), (2, 8), (3, 8), (4, 3)):
         contexts = [DistributedContext(SimpleNamespace(process_index=rank, num_processes=size)) for rank in range(size)]
         assert [i for context in contexts for i in range(count)[context.shard(count)]] == list(range(count))
 
 
 def test_a_process_by_itself_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a launcher's environment accelerate is not imported, and the device is the one that was asked for."""
+    """Without a launcher accelerate is not imported, and the device is the given one, or for auto the GPU if any."""
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert init_distributed("cuda:1").device == "cuda:1"
@@ -188,7 +188,7 @@ def test_a_process_by_itself_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_processes_cannot_share_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device by name, and a batch that the processes cannot divide, are E204 before anything is written."""
+    """An explicit device, and a batch size that the processes cannot divide, are E204 before anything is written."""
     trio = DistributedContext(SimpleNamespace(process_index=1, num_processes=3))
     monkeypatch.setattr(DistributedContext, "main_first", lambda _: torch.no_grad())
     monkeypatch.setattr("checkpoints.training.distributed.init_distributed", lambda _: trio)
@@ -203,7 +203,7 @@ def test_what_processes_cannot_share_is_refused(data: Path, tmp_path: Path, monk
 
 
 def test_processes_that_see_other_data_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value other than the main process's is E446, and an equal one passes."""
+    """A value that differs from the main process's is E446, and an equal one passes."""
     context = DistributedContext(SimpleNamespace(process_index=1, num_processes=2))
     monkeypatch.setattr(DistributedContext, "broadcast", lambda *_: "main's")
     context.require_same("main's", "images")

@@ -40,7 +40,7 @@ def folds(rows: tuple[Row, ...]) -> Folds:
 
 
 class Killed(Exception):
-    """Stands for what ends a process."""
+    """Simulates the end of the process."""
 
 
 class Killer(Listener):
@@ -55,7 +55,7 @@ def fit(rows: Any, folds: Folds, out: Path, settings: TrainSettings, listener: L
 
 
 def test_accumulated_batches_learn_like_one_large_batch(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """Without batch statistics, 4 batches of 9 a step give the weights of batches of 36, and of 9 alone others."""
+    """Without batch statistics, 4 batches of 9 per step give the weights of batches of 36; single ones do not."""
     vit = replace(
         SETTINGS,
         arch="test_vit2",
@@ -87,7 +87,7 @@ def test_accumulated_batches_learn_like_one_large_batch(rows: tuple[Row, ...], f
 def test_a_killed_training_ends_with_the_same_bytes(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, settings: TrainSettings
 ) -> None:
-    """Whatever is drawn or scaled on the way, a training killed after an epoch ends as it would have at one go."""
+    """With everything random or scaled, a training killed after an epoch ends with the bytes of one run."""
     settings = replace(settings, epochs=2)
     few = [row for row in rows if row.label % 6 == 0]
     whole = fit(few, folds, tmp_path / "whole", settings)
@@ -97,7 +97,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
 
 
 def test_every_ingredient_changes_what_is_learned(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """Each of the settings gives weights of its own: none of them is read and forgotten."""
+    """Each of the settings gives different weights: none of them is ignored."""
     changes: list[dict[str, Any]] = [
         {},
         {"mixup": 0.4},
@@ -119,7 +119,7 @@ def test_every_ingredient_changes_what_is_learned(rows: tuple[Row, ...], folds: 
 def test_a_balanced_epoch_shows_every_class_equally_often(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a class has a third of the others' images, the targets of an epoch still hold all classes alike."""
+    """If a class has a third of the others' images, an epoch still has as many targets of each class."""
     fewer = [row for row in rows if row.label or int(row.person) % 3 == 0]
     seen: list[torch.Tensor] = []
 
@@ -134,7 +134,7 @@ def test_a_balanced_epoch_shows_every_class_equally_often(
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    """Values that mean nothing, and two precisions at once, are E204."""
+    """Values out of range, and two precisions at once, are E204."""
     changes: list[dict[str, Any]] = [
         {"mixup": 0.0},
         {"erasing": 1.5},
@@ -147,7 +147,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_a_training_from_before_is_still_known() -> None:
-    """At their defaults the later settings leave no trace in what a folder is known by; set, they do."""
+    """Settings added later are part of the fingerprint only if they differ from their defaults."""
     plain = settings_dict(SETTINGS)
     assert {"head", "mixup", "erasing", "balanced", "accumulate", "fp16"}.isdisjoint(plain)
     assert settings_dict(replace(SETTINGS, head="axes", accumulate=2)) == plain | {"head": "axes", "accumulate": 2}

@@ -26,7 +26,7 @@ def value(text: str, *, gamma: float = 2.0, smoothing: float = 0.0) -> float:
 
 
 def test_cross_entropy_is_that_of_torch() -> None:
-    """With weights and smoothing, the loss of whole targets is torch's own weighted cross-entropy."""
+    """With weights and smoothing, the loss of hard targets is torch's weighted cross-entropy."""
     expected = functional.cross_entropy(
         torch.tensor(LOGITS), torch.tensor(CLASSES), torch.tensor(WEIGHTS), label_smoothing=0.1
     )
@@ -34,12 +34,12 @@ def test_cross_entropy_is_that_of_torch() -> None:
 
 
 def test_focal_f1_and_mixtures_follow_their_formulas() -> None:
-    """Focal loss and soft F1 are what numpy computes image by image and class by class, and a mixture their sum."""
+    """Focal loss and soft F1 equal loops in numpy, and a mixture is their weighted sum."""
     true = P[np.arange(6), CLASSES]
     focal = np.sum(WEIGHTS[CLASSES] * (1 - true) ** 1.5 * -np.log(true)) / WEIGHTS[CLASSES].sum()
     assert value("focal", gamma=1.5) == pytest.approx(focal, rel=1e-5)
     scores = []
-    for c in (0, 1, 3):  # nobody is of class 2
+    for c in (0, 1, 3):  # class 2 has no images
         tp, fp = P[c == CLASSES, c].sum(), P[c != CLASSES, c].sum()
         fn = (1 - P[c == CLASSES, c]).sum()
         scores.append(2 * tp / (2 * tp + fp + fn))
@@ -61,7 +61,7 @@ def test_class_weights_follow_their_formulas() -> None:
 
 @pytest.mark.parametrize("text", ["", "focal+", "2focal", "hinge", "0*ce", "ce-f1"])
 def test_other_losses_are_refused(text: str) -> None:
-    """What is no mixture of the known losses is E204."""
+    """A text that is not a sum of known losses is E204."""
     with pytest.raises(OptionError):
         value(text)
 

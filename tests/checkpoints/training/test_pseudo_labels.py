@@ -1,4 +1,4 @@
-"""Pseudo-labels: only confident predictions, no more than allowed, and never where a score is made of them."""
+"""Pseudo-labels: only confident predictions, no more than allowed, and never in a score."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write(
 
 
 def sure(*of_class: tuple[int, float]) -> NDArray[np.float64]:
-    """Rows in which a class has a probability and the two others share the rest."""
+    """Return rows in which one class has the given probability and the two others share the rest."""
     return np.array([[p if j == number else (1 - p) / 2 for j in range(3)] for number, p in of_class])
 
 
@@ -75,7 +75,7 @@ FIRST = sure((0, 0.99), (1, 0.98), (2, 0.6), (1, 0.97), (0, 0.995), (2, 0.96))
 def test_only_what_the_mean_is_confident_of_is_taken(
     tmp_path: Path, rows: list[Row], folds: Folds, images: Path
 ) -> None:
-    """Of one member all but one image are, of its mean with another one only those of which both are, class by name."""
+    """Images are chosen by the blended confidence of one or two members, whose classes are matched by name."""
     one = write(tmp_path / "one", FIRST)
     found = read_pseudo_labels(PseudoLabelSource((one,), images), rows, folds, LABELS)
     assert [(row.id, row.target) for row in found.rows] == [
@@ -99,7 +99,7 @@ def test_only_what_the_mean_is_confident_of_is_taken(
 
 
 def test_no_fold_learns_from_more_than_the_share(tmp_path: Path, rows: list[Row], folds: Folds, images: Path) -> None:
-    """At a quarter, 6 images of a fold allow 2 more, the most confident; what is left out is counted."""
+    """At a share of 0.25, 6 images of a fold allow 2 more, the most confident; the others are counted."""
     one = write(tmp_path / "one", FIRST)
     heard = Recorder()
     found = read_pseudo_labels(PseudoLabelSource((one,), images, max_share=0.25), rows, folds, LABELS, listener=heard)
@@ -108,7 +108,7 @@ def test_no_fold_learns_from_more_than_the_share(tmp_path: Path, rows: list[Row]
 
 
 def test_what_cannot_be_learned_is_refused(tmp_path: Path, rows: list[Row], folds: Folds, images: Path) -> None:
-    """An image that is trained with anyway, other classes, other images and shares out of range are errors."""
+    """Training images, other classes, other images and shares out of range are errors."""
     one = write(tmp_path / "one", FIRST)
     source = PseudoLabelSource((one,), images)
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path, rows: list[Row], fold
 
 
 def test_joined_images_keep_their_fallback_crops() -> None:
-    """Behind others, an image's second crop is still its own, and one without has still none."""
+    """After concatenation each image keeps its own fallback crop, or none."""
 
     def make(start: int, instead: list[int]) -> LabeledImages:
         pixels = np.arange(start, start + len(instead), dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -142,7 +142,7 @@ def test_joined_images_keep_their_fallback_crops() -> None:
 
 
 def test_training_takes_them_in_every_fold_and_scores_without_them(tmp_path: Path, images: Path) -> None:
-    """`ens train --pseudo` learns other weights from the images; holdouts, truth and answers are of labelled ones."""
+    """`ens train --pseudo` gives other weights; hold-outs, truth and predictions are of labeled images only."""
     for i in range(12):
         path = tmp_path / "train" / LABELS.names[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def test_training_takes_them_in_every_fold_and_scores_without_them(tmp_path: Pat
 
 
 def test_faces_are_asked_for_where_the_model_is_of_faces(tmp_path: Path, rows: list[Row], folds: Folds) -> None:
-    """A training on face crops without the boxes of the pseudo-labelled images is E206."""
+    """A training on face crops without the boxes of the pseudo-labeled images is E206."""
     settings = TrainSettings("test_resnet", Preprocess((32, 32), face=FaceCrop(0.2)))
     job = TrainJob([], folds, "m", settings, tmp_path, boxes=Boxes({}), pseudo_labels=PseudoLabels(tuple(rows)))
     with pytest.raises(OptionError) as caught:

@@ -1,4 +1,4 @@
-"""The order of an epoch: everyone once, or every class equally often, in steps that may be cut into smaller batches."""
+"""The order of an epoch: each image once, or each class equally often, divided into steps and batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = np.repeat([0, 3, 4], [50, 20, 3])
 
 @pytest.mark.parametrize("seed", range(3))
 def test_plain_and_balanced_orders(seed: int) -> None:
-    """Plain, each image comes once; balanced, classes differ by at most one, and so do the images of a class."""
+    """By default each image comes once; balanced, classes differ by at most one, and so do the images of a class."""
     plain = draw_order(TARGETS, balanced=False, generator=torch.Generator().manual_seed(seed))
     assert sorted(plain.images.tolist()) == list(range(73))
     assert not plain.repeats.any()
@@ -35,7 +35,7 @@ def test_plain_and_balanced_orders(seed: int) -> None:
 
 
 def test_accumulated_batches_are_a_larger_one_in_pieces() -> None:
-    """Two batches of 8 a step hold the images of one of 16; too few images make one step of smaller batches."""
+    """Two batches of 8 per step have the images of one of 16; too few images make one step of smaller batches."""
     order = draw_order(TARGETS, balanced=False, generator=torch.Generator().manual_seed(0))
     whole = cut_steps(order, batch=16, accumulate=1)
     pieces = cut_steps(order, batch=8, accumulate=2)

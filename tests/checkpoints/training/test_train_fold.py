@@ -1,4 +1,4 @@
-"""Training one member: it learns, repeats itself, keeps its best epoch and never sees whom it holds out."""
+"""Training one fold: it learns, is reproducible, keeps the best epoch and never sees the hold-out part."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def fit(
 
 
 def answers(path: Path, rows: Sequence[Row]) -> list[int]:
-    """What the written weights say, by way of torch alone."""
+    """Return the classes that the written weights predict, by torch alone."""
     pixels = np.stack([np.asarray(Image.open(row.path)) for row in rows]).astype(np.float32)
     normal = (pixels / 255 - SETTINGS.mean) / SETTINGS.std
     with torch.no_grad():
@@ -79,17 +79,17 @@ def answers(path: Path, rows: Sequence[Row]) -> list[int]:
 
 
 def test_training_learns(trained: TrainedFold) -> None:
-    """Six epochs on striped pictures score far above chance (1 of 18) on people who were held out."""
+    """Six epochs on striped images score far above chance (1 of 18) on the hold-out part."""
     assert trained.macro_f1 > 0.4
 
 
 def test_the_card_knows_the_mix_of_classes(trained: TrainedFold, rows: tuple[Row, ...]) -> None:
-    """It counts the images of every class, held-out ones too: what is said of an image that cannot be read."""
+    """It counts the images of every class, with those held out: the class prior for unreadable images."""
     assert trained.card.class_counts == tuple(sum(row.label == k for row in rows) for k in range(18))
 
 
 def test_the_best_epoch_is_written(trained: TrainedFold, rows: tuple[Row, ...], folds: Folds) -> None:
-    """The file's own answers about the people held out have the macro F1 that was reported, by scikit-learn's count."""
+    """The predictions of the file on the hold-out part have the reported macro F1, according to scikit-learn."""
     held_out = [row for row in rows if folds.of_person[row.person] == 1]
     score = f1_score(
         [row.label for row in held_out],
@@ -104,7 +104,7 @@ def test_the_best_epoch_is_written(trained: TrainedFold, rows: tuple[Row, ...], 
 def test_an_earlier_epoch_wins_when_it_is_better(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later of equals."""
+    """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later one on ties."""
     scores = iter([0.2, 0.5, 0.5, 0.1])
     monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: (next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=4))
@@ -122,7 +122,7 @@ def test_the_last_epoch_is_kept_when_that_is_asked_for(
 
 
 class Killed(Exception):
-    """Stands for what ends a process."""
+    """Simulates the end of the process."""
 
 
 class Killer(Listener):
@@ -140,7 +140,7 @@ class Killer(Listener):
 def test_a_killed_training_ends_with_the_same_bytes(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, schedule: Any
 ) -> None:
-    """Killed after its second and third epoch and called again, a training writes what it would have at one go."""
+    """A training that is killed after its second and third epoch ends with the bytes of an uninterrupted one."""
     settings = replace(
         SETTINGS,
         arch="test_vit",
@@ -174,7 +174,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
 def test_a_logger_never_ends_a_training(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
-    """A logger that is not installed, or breaks at the first epoch, is W443 once; one that works hears all epochs."""
+    """A logger that is not installed, or fails on closing, is W443 once; a working one gets all epochs."""
     heard: list[tuple[float, int]] = []
 
     class Run:
@@ -216,7 +216,7 @@ def test_the_card_says_what_the_export_needs(trained: TrainedFold, rows: tuple[R
 
 
 def test_a_seed_decides_every_byte(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """Two trainings with one seed write the same file, whatever was drawn before, and another seed another one."""
+    """Two trainings with one seed write the same file, whatever was drawn before; another seed gives another file."""
     first = fit(rows, folds, tmp_path / "a").path.read_bytes()
     torch.rand(5)
     assert fit(rows, folds, tmp_path / "b").path.read_bytes() == first
@@ -231,7 +231,7 @@ def test_the_callers_random_numbers_go_on(rows: tuple[Row, ...], folds: Folds, t
 
 
 def test_people_held_out_teach_nothing(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """Other pictures and labels of the people held out give the same weights."""
+    """Other images and labels in the hold-out part give the same weights."""
     black = tmp_path / "black.png"
     Image.new("RGB", (24, 32)).save(black)
     changed = [replace(row, path=black, label=0) if folds.of_person[row.person] == 1 else row for row in rows]
@@ -257,7 +257,7 @@ def test_another_label_space_has_other_outputs(rows: tuple[Row, ...], folds: Fol
 
 
 def test_progress_and_oddities_are_told(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """The listener hears of each epoch and of pictures whose content is not what their name says."""
+    """The listener gets each epoch, and notices about images whose content differs from their suffix."""
     heard: list[object] = []
 
     class Ear(Listener):
@@ -276,21 +276,21 @@ def test_progress_and_oddities_are_told(rows: tuple[Row, ...], folds: Folds, tmp
 def test_a_training_that_diverges_is_stopped(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is no number is E440, even that of one batch amid others, and no weights are written."""
+    """A loss that is not finite is E440, even of a single batch, and no weights are written."""
     with pytest.raises(ModelError) as caught:
         fit(rows, folds, tmp_path, settings=replace(SETTINGS, learning_rate=1e30, epochs=3))
     assert caught.value.code == "E440"
     losses = iter([1.0, float("nan"), *[1.0] * 10])
     monkeypatch.setattr("checkpoints.training.epochs._backward", lambda *_, **__: torch.tensor(next(losses)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the schedule moves without the optimiser
+        warnings.simplefilter("ignore")  # the schedule steps without the optimizer
         with pytest.raises(ModelError, match="epoch 1 is nan"):
             fit(rows, folds, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_read_is_named(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """An empty file stops the training before it begins, with its name."""
+    """An empty file stops the training before it begins, and the error names it."""
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"empty\.jpg") as caught:
         fit([*rows[1:], replace(rows[0], path=tmp_path / "empty.jpg")], folds, tmp_path)
@@ -298,7 +298,7 @@ def test_a_picture_that_cannot_be_read_is_named(rows: tuple[Row, ...], folds: Fo
 
 
 def test_an_architecture_unknown_to_timm_is_refused(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
-    """A misspelt architecture is E204."""
+    """A misspelled architecture is E204."""
     with pytest.raises(OptionError) as caught:
         fit(rows, folds, tmp_path, settings=replace(SETTINGS, arch="resnet_18"))
     assert caught.value.code == "E204"
@@ -307,7 +307,7 @@ def test_an_architecture_unknown_to_timm_is_refused(rows: tuple[Row, ...], folds
 def test_a_gpu_that_is_not_there_is_refused(
     rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking for CUDA without one is E601, and never a silent training on the CPU."""
+    """CUDA without a GPU is E601, and never a silent training on the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError) as caught:
         fit(rows, folds, tmp_path, device="cuda")

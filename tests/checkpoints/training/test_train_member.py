@@ -1,4 +1,4 @@
-"""A member over its folds: answers out of fold that fit the files, finished folds stay, and settings do not mix."""
+"""A member over its folds: out-of-fold predictions match the weights, finished folds stay, settings never mix."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_rows(folder: Path) -> tuple[Row, ...]:
 
 
 def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
-    """Fold by fold gives the bytes of one go; `ens blend --oof` takes the folder; other settings are E442."""
+    """Training fold by fold gives the bytes of one run; `ens blend --oof` reads them; other settings are E442."""
     rows = make_rows(tmp_path)
     folds = make_folds(rows, folds=2, seed=0)
     write_folds(tmp_path / "folds.csv", folds)
@@ -68,14 +68,14 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     assert truth.persons == tuple(row.person for row in rows)
     (gathered,) = gather_folds(found, truth)
     assert gathered.ids == truth.ids
-    # each row is what the fold that did not see its person says, by way of torch alone
+    # each row is the prediction of the fold that did not see its person, by torch alone
     for row, logits in zip(rows, gathered.logits["identity"], strict=True):
         model = build_model(open_checkpoint(whole.folder / f"fold{folds.of_person[row.person]}.safetensors"))
         pixels = (np.asarray(Image.open(row.path)) / 255 - SETTINGS.mean) / SETTINGS.std
         with torch.no_grad():
             expected = model(torch.from_numpy(pixels.transpose(2, 0, 1)[np.newaxis]).float())[0]
         np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
-    with pytest.raises(PredictionError) as refused:  # as votes they are of no use: each has other images
+    with pytest.raises(PredictionError) as refused:  # they cannot be blended: each has other images
         blend(found, make_recipe(found))
     assert refused.value.code == "E504"
 
