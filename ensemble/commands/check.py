@@ -30,7 +30,13 @@ def check(
     from ensemble.labels import parse_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
     from ensemble.submission.format import read_format
-    from ensemble.submission.lint import check_submission, invalid, read_submission, render_faults, without_missing
+    from ensemble.submission.lint import (
+        check_submission,
+        invalid_submission,
+        read_submission,
+        render_faults,
+        without_missing,
+    )
 
     space = parse_labels(labels)
     sample = None if like is None else read_format(like, listener=TERMINAL)
@@ -38,7 +44,7 @@ def check(
         sample = without_missing(submission, sample, space, listener=TERMINAL)
     faults = check_submission(submission, sample, space, listener=TERMINAL)
     if faults:
-        error = invalid(submission, faults)
+        error = invalid_submission(submission, faults)
         if not as_json:
             show(None, render_faults(faults), as_json=False)
             error.details = ()

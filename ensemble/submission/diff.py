@@ -15,9 +15,9 @@ from ensemble.text_table import render_columns
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What changes from one submission to another.
+    """The differences between two submissions.
 
-    ``axes`` counts the rows whose answer on that axis changes, ``before`` and ``after`` the images of each class.
+    ``axes`` counts the rows that differ on each axis, ``before`` and ``after`` the images of each class.
     """
 
     rows: int
@@ -32,10 +32,10 @@ def diff_submissions(a: Submission, b: Submission) -> Diff:
     """Compare two submissions image by image.
 
     Raises:
-        PredictionError: E504 when they are not for the same images.
+        PredictionError: E504 when they are for different images.
     """
     rows = join_rows(
-        a.ids, b.ids, complain=lambda d: PredictionError("E504", f"the two are not for the same images: the second {d}")
+        a.ids, b.ids, complain=lambda d: PredictionError("E504", f"the two are for different images: the second {d}")
     )
     before, after = a.classes, b.classes[rows]
     labels, count = a.labels, len(a.labels)
@@ -50,7 +50,7 @@ def diff_submissions(a: Submission, b: Submission) -> Diff:
 
 
 def render_diff(diff: Diff) -> str:
-    """The changed rows, by axis, and the mix of classes before and after, for people."""
+    """Render the number of changed rows, in total and per axis, and the class counts before and after."""
     share = f"{diff.changed:,} of {diff.rows:,} rows differ ({diff.changed / max(1, diff.rows):.2%})"
     axes = ", ".join(f"{name} {count:,}" for name, count in diff.axes.items())
     mix = [
@@ -61,7 +61,7 @@ def render_diff(diff: Diff) -> str:
 
 
 def render_agreement(diffs: Mapping[str, Diff]) -> str:
-    """How far one submission agrees with each of several others, in rows and by axis, for people."""
+    """Render the agreement of one submission with each of several others, over all rows and per axis, best first."""
     axes = tuple(next(iter(diffs.values())).axes)
     rows = [
         (name, *(f"{1 - count / max(1, diff.rows):.2%}" for count in (diff.changed, *diff.axes.values())))

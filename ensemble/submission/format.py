@@ -17,7 +17,7 @@ from ensemble.labels import LabelSpace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Submission:
-    """The answers of a CSV file: image ``ids[i]`` is of class ``classes[i]``, ``(N,)``, of ``labels``."""
+    """The content of a submission CSV: image ``ids[i]`` has class ``classes[i]``, ``(N,)``, of ``labels``."""
 
     ids: tuple[str, ...]
     classes: Classes
@@ -29,7 +29,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class SubmissionFormat:
-    """What a sample submission fixes: two column names, the ids in their order and spelling, line ends and BOM."""
+    """The format of a sample submission: column names, ids in order and spelling, line ending and byte-order mark."""
 
     ids: tuple[str, ...]
     columns: tuple[str, str] = ("ImageID", "ans")
@@ -38,20 +38,22 @@ class SubmissionFormat:
 
 
 def read_format(path: Path, *, listener: Listener = SILENT) -> SubmissionFormat:
-    """Read the format from a sample submission; its answers do not matter.
+    """Read the format of a sample submission; its answers are ignored.
 
     Raises:
         FileError: E707 when it cannot be read.
-        DataError: E313 when an id is repeated, E322 when it is not a table of two columns with ids in the first.
+        DataError: E313 when an id is repeated, E322 when it is not a table of two columns with the ids first.
     """
     table = read_table(path, listener=listener)
     if len(table.header) != 2:
         raise DataError(
-            "E322", f"{path.name}: a sample has two columns, id and answer, got {', '.join(table.header)}", path=path
+            "E322",
+            f"{path.name}: a sample submission has two columns, id and answer, got {', '.join(table.header)}",
+            path=path,
         )
     ids = table.without_duplicates(table.header[0])
     if not ids:
-        raise DataError("E322", f"{path.name}: the sample has a header and no rows", path=path)
+        raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
     data = path.read_bytes()
     newline = "\r\n" if data.partition(b"\n")[0].endswith(b"\r") else "\n"
     return SubmissionFormat(ids, (table.header[0], table.header[1]), newline, data.startswith(b"\xef\xbb\xbf"))
@@ -66,14 +68,14 @@ def write_submission(
     missing: Sequence[str] = (),
     listener: Listener = SILENT,
 ) -> Path:
-    """Write class ``classes[i]`` for image ``ids[i]``, in the sample's order, spelling and style.
+    """Write class ``classes[i]`` for image ``ids[i]``, in the sample's row order, spelling and CSV style.
 
-    Without a sample the columns are ``ImageID,ans`` and the ids sorted. ``missing`` are images that have no row: they
-    are named in a warning.
+    Without a sample the columns are ``ImageID,ans`` and the rows are sorted by id. Images in ``missing`` get no row;
+    W534 names them.
 
     Raises:
         FileError: E701 or E702 when the file cannot be written.
-        PredictionError: E504 when the images are not the sample's.
+        PredictionError: E504 when the images are not those of the sample.
     """
     form = like or SubmissionFormat(tuple(sorted(ids)))
     if missing:
@@ -82,7 +84,7 @@ def write_submission(
     rows = join_rows(
         form.ids,
         ids,
-        complain=lambda d: PredictionError("E504", f"the answers are not for the sample's images: what is here {d}"),
+        complain=lambda d: PredictionError("E504", f"predictions and sample are for different images: the former {d}"),
         listener=listener,
     )
     answers = classes[rows].tolist()
@@ -95,12 +97,12 @@ def write_submission(
 
 
 def notice_missing(missing: Sequence[str], listener: Listener) -> None:
-    """Name the images that a submission lacks."""
+    """Name the images that have no row in a submission (W534)."""
     some = enumerate_some(sorted(missing), limit=20)
     listener.notice(Notice("W534", f"{len(missing):,} images have no row in the submission: {some}"))
 
 
 def notice_single_class(answers: Sequence[int], listener: Listener) -> None:
-    """Say so when more than one image was asked about and all got the same answer."""
+    """Warn if all of several images got the same class (W521)."""
     if len(answers) > 1 and len(set(answers)) == 1:
         listener.notice(Notice("W521", f"all {len(answers):,} images are of class {answers[0]}"))

@@ -1,4 +1,4 @@
-"""Check: everything that is wrong with a submission, at once."""
+"""Lint a submission: report all of its faults in one pass."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from ensemble.text_table import render_rows
 MEANING = {
     "encoding": "the text is not UTF-8",
     "bom": "the file starts with a byte-order mark, the sample does not",
-    "line-ends": "line ends are mixed, or not those of a text file",
-    "quoting": "a quoted cell does not end; what follows it was not read",
+    "line-ends": "line endings are mixed, or neither LF nor CRLF",
+    "quoting": "a quoted cell is not closed; the rest of the file was not read",
     "header": "the first line is not the sample's",
     "blank": "a line is empty",
-    "cells": "a row has another number of cells than the header",
+    "cells": "a row and the header differ in their number of cells",
     "missing": "an image of the sample has no row",
     "extra": "an image is not in the sample",
     "duplicate": "an image has more than one row",
-    "order": "an image stands at another place than in the sample",
-    "spelling": "an id is written in another Unicode form than in the sample",
-    "spaces": "a cell has spaces around it",
+    "order": "an image is in another row than in the sample",
+    "spelling": "an id has another Unicode normalization than in the sample",
+    "spaces": "a cell has leading or trailing spaces",
     "empty": "an answer is empty",
-    "nan": "an answer is NaN or the like",
-    "float": "an answer is a number, but not written as a plain whole one",
+    "nan": "an answer is NaN, infinite or null",
+    "float": "an answer is a number, but not written as a plain integer",
     "text": "an answer is not a number",
     "range": "an answer is not a class",
 }
-"""Every kind of fault, in the order in which they are listed."""
+"""All kinds of faults, in the order in which they are reported."""
 
 _NAN = {"none", "null", "na", "n/a", "<na>"}
 _EXAMPLES = 5
@@ -49,7 +49,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of fault (a key of `MEANING`), how often it occurs, and the first cases with their line numbers."""
+    """A kind of fault (a key of `MEANING`), how often it occurs, and the first cases with their line numbers."""
 
     what: str
     count: int
@@ -57,65 +57,73 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _SubmissionRow:
     line: int
     id: str
     answer: str
 
 
-_Found = defaultdict[str, list[str]]
+@dataclass(frozen=True, slots=True)
+class _Inspection:
+    """The rows that could be read, and all faults of the file."""
+
+    rows: list[_SubmissionRow]
+    faults: tuple[Fault, ...]
+
+
+_Cases = defaultdict[str, list[str]]
+"""The cases of each kind of fault."""
 
 
 def check_submission(
     path: Path, like: SubmissionFormat | None, labels: LabelSpace, *, listener: Listener = SILENT
 ) -> tuple[Fault, ...]:
-    """All faults of a submission against the sample ``like``; without one the ids are not compared.
+    """Return all faults of a submission, compared with the sample ``like``; without a sample any ids are valid.
 
-    Answers must be whole numbers of 0 to C-1, written as such. A submission without faults that gives every image the
-    same class gets the notice W521.
+    Answers must be plain integers from 0 to C-1. W521 reports a valid submission with one class for all images.
 
     Raises:
         FileError: E707 when the file cannot be read.
     """
-    rows, faults = _inspect(path, like, labels)
-    if not faults:
-        notice_single_class([int(row.answer) for row in rows], listener)
-    return faults
+    found = _inspect(path, like, labels)
+    if not found.faults:
+        notice_single_class([int(row.answer) for row in found.rows], listener)
+    return found.faults
 
 
 def without_missing(
     path: Path, like: SubmissionFormat, labels: LabelSpace, *, listener: Listener = SILENT
 ) -> SubmissionFormat:
-    """The sample less the images for which a submission has no row, which W534 names.
+    """Return the sample without the images that have no row in a submission; W534 names them.
 
     Raises:
         FileError: E707 when the file cannot be read.
     """
-    rows, _ = _inspect(path, like, labels)
-    meant = _Spellings(like.ids)
-    there = {meant.find(row.id)[0] for row in rows}
-    missing = [name for name in like.ids if name not in there]
-    if missing and there.intersection(like.ids):
+    sample_ids = _SampleIds(like.ids)
+    present = {sample_ids.match(row.id).id for row in _inspect(path, like, labels).rows}
+    missing = [name for name in like.ids if name not in present]
+    if missing and present.intersection(like.ids):
         notice_missing(missing, listener)
-        return replace(like, ids=tuple(name for name in like.ids if name in there))
+        return replace(like, ids=tuple(name for name in like.ids if name in present))
     return like
 
 
 def read_submission(path: Path, labels: LabelSpace, *, like: SubmissionFormat | None = None) -> Submission:
-    """Read a submission that has no faults.
+    """Read a valid submission.
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E520 with every fault in its details.
+        PredictionError: E520 when it has faults; the details list all of them.
     """
-    rows, faults = _inspect(path, like, labels)
-    if faults:
-        raise invalid(path, faults)
-    return Submission(tuple(row.id for row in rows), np.array([int(row.answer) for row in rows], dtype=np.intp), labels)
+    found = _inspect(path, like, labels)
+    if found.faults:
+        raise invalid_submission(path, found.faults)
+    classes = np.array([int(row.answer) for row in found.rows], dtype=np.intp)
+    return Submission(tuple(row.id for row in found.rows), classes, labels)
 
 
-def invalid(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
-    """The error E520 that stands for the faults."""
+def invalid_submission(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
+    """Return the error E520 whose details list the faults."""
     details = tuple(f"{fault.what} ({fault.count:,}): {'; '.join(fault.examples)}" for fault in faults)
     kinds = ", ".join(fault.what for fault in faults)
     return PredictionError(
@@ -127,43 +135,43 @@ def invalid(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
 
 
 def render_faults(faults: tuple[Fault, ...]) -> str:
-    """Each fault with its count and meaning, the first cases below it, for people."""
+    """Render a table of the faults with counts and meanings, the first cases below each."""
     rows = [(f.what, f.count, MEANING[f.what]) for f in faults]
     header, *lines = render_rows(("fault", "count", "meaning"), rows)
     cases = ("\n".join(f"    {case}" for case in fault.examples) for fault in faults)
     return "\n".join([header, *(f"{line}\n{case}" for line, case in zip(lines, cases, strict=True))]) + "\n"
 
 
-def _inspect(path: Path, like: SubmissionFormat | None, labels: LabelSpace) -> tuple[list[_Row], tuple[Fault, ...]]:
-    rows, found = _read(path, like)
-    _check_ids(rows, like, found)
-    _check_answers(rows, len(labels), found)
-    faults = (Fault(what, len(found[what]), tuple(found[what][:_EXAMPLES])) for what in MEANING if what in found)
-    return rows, tuple(faults)
+def _inspect(path: Path, like: SubmissionFormat | None, labels: LabelSpace) -> _Inspection:
+    cases: _Cases = defaultdict(list)
+    rows = _read_rows(path, like, cases)
+    _check_ids(rows, like, cases)
+    _check_answers(rows, len(labels), cases)
+    faults = (Fault(what, len(cases[what]), tuple(cases[what][:_EXAMPLES])) for what in MEANING if what in cases)
+    return _Inspection(rows, tuple(faults))
 
 
-def _read(path: Path, like: SubmissionFormat | None) -> tuple[list[_Row], _Found]:
-    """The rows as far as they can be read, and what was wrong with the file's form."""
+def _read_rows(path: Path, like: SubmissionFormat | None, cases: _Cases) -> list[_SubmissionRow]:
+    """Read the rows as far as possible, and record faults of encoding, line endings, quoting and header."""
     try:
         data = path.read_bytes()
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    found: _Found = defaultdict(list)
     if data.startswith(b"\xef\xbb\xbf") and not (like and like.bom):
-        found["bom"].append("line 1")
+        cases["bom"].append("line 1")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         line = data.count(b"\n", 0, err.start) + 1
-        found["encoding"].append(f"line {line}: byte 0x{data[err.start]:02x}")
+        cases["encoding"].append(f"line {line}: byte 0x{data[err.start]:02x}")
         text = data.decode("utf-8-sig", errors="replace")
-    _check_line_ends(text, found)
-    lines = list(_parse(text, found))
+    _check_line_ends(text, cases)
+    lines = list(_parse(text, cases))
     columns = ("ImageID", "ans") if like is None else like.columns
-    return list(_rows(lines, columns, found)), found
+    return list(_rows(lines, columns, cases))
 
 
-def _check_line_ends(text: str, found: _Found) -> None:
+def _check_line_ends(text: str, cases: _Cases) -> None:
     unquoted = re.sub(r'"[^"]*"', "", text)
     counts = {
         "CRLF": unquoted.count("\r\n"),
@@ -172,11 +180,11 @@ def _check_line_ends(text: str, found: _Found) -> None:
     }
     kinds = [f"{count:,} {kind}" for kind, count in counts.items() if count]
     if len(kinds) > 1 or counts["CR"]:
-        found["line-ends"].append(", ".join(kinds))
+        cases["line-ends"].append(", ".join(kinds))
 
 
-def _parse(text: str, found: _Found) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells."""
+def _parse(text: str, cases: _Cases) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     start = 1
     try:
@@ -184,82 +192,90 @@ def _parse(text: str, found: _Found) -> Iterator[tuple[int, list[str]]]:
             if cells:
                 yield start, cells
             else:
-                found["blank"].append(f"line {start}")
+                cases["blank"].append(f"line {start}")
             start = reader.line_num + 1
     except csv.Error as err:
-        found["quoting"].append(f"line {start}: {err}")
+        cases["quoting"].append(f"line {start}: {err}")
 
 
-def _rows(lines: list[tuple[int, list[str]]], columns: tuple[str, str], found: _Found) -> Iterator[_Row]:
-    """The rows below the header; where the header is wrong, as much of them as can still be made out."""
+def _rows(lines: list[tuple[int, list[str]]], columns: tuple[str, str], cases: _Cases) -> Iterator[_SubmissionRow]:
+    """Yield the rows below the header; with a wrong header, those that can still be interpreted."""
     header = lines[0][1] if lines else []
     if header != list(columns):
-        found["header"].append(f"line 1: {','.join(header)!r} instead of {','.join(columns)!r}")
-    # the two columns by their names, else by their places; a first line that ends in a number is no header
+        cases["header"].append(f"line 1: {','.join(header)!r} instead of {','.join(columns)!r}")
+    # find the two columns by name, else by position; a first line that ends in a number is data, not a header
     places = (header.index(columns[0]), header.index(columns[1])) if set(columns) <= set(header) else (0, 1)
     headless = bool(header) and _fault_of(header[-1].strip(), None) is None
     for line, cells in islice(lines, 0 if headless else 1, None):
         if len(cells) != len(header):
-            found["cells"].append(f"line {line}: {len(cells)} instead of {len(header)}")
+            cases["cells"].append(f"line {line}: {len(cells)} instead of {len(header)}")
         if len(cells) > max(places):
-            yield _Row(line, cells[places[0]], cells[places[1]])
+            yield _SubmissionRow(line, cells[places[0]], cells[places[1]])
 
 
-def _check_ids(rows: list[_Row], like: SubmissionFormat | None, found: _Found) -> None:
-    meant = _Spellings(() if like is None else like.ids)
-    first: dict[str, int] = {}
+def _check_ids(rows: list[_SubmissionRow], like: SubmissionFormat | None, cases: _Cases) -> None:
+    sample_ids = _SampleIds(() if like is None else like.ids)
+    first_line: dict[str, int] = {}
     for row in rows:
-        name, fault = (row.id, None) if like is None else meant.find(row.id)
-        if fault:
-            found[fault].append(f"line {row.line}: {row.id!r}")
-        if name in first:
-            found["duplicate"].append(f"lines {first[name]} and {row.line}: {name}")
-        first.setdefault(name, row.line)
+        match = _Match(row.id, None) if like is None else sample_ids.match(row.id)
+        if match.fault:
+            cases[match.fault].append(f"line {row.line}: {row.id!r}")
+        if match.id in first_line:
+            cases["duplicate"].append(f"lines {first_line[match.id]} and {row.line}: {match.id}")
+        first_line.setdefault(match.id, row.line)
     if like is not None:
-        found_ids = [name for name in first if name in meant.exact]
-        expected = [name for name in like.ids if name in first]
+        actual = [name for name in first_line if name in sample_ids.exact]
+        expected = [name for name in like.ids if name in first_line]
         for name in like.ids:
-            if name not in first:
-                found["missing"].append(name)
-        for name, wanted in zip(found_ids, expected, strict=True):
+            if name not in first_line:
+                cases["missing"].append(name)
+        for name, wanted in zip(actual, expected, strict=True):
             if name != wanted:
-                found["order"].append(f"line {first[name]}: {name}, where the sample has {wanted}")
+                cases["order"].append(f"line {first_line[name]}: {name}, where the sample has {wanted}")
 
 
-class _Spellings:
-    """The sample's ids, and the ways in which a submission's ids may be meant to be one of them."""
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """The id of the sample that a cell refers to (or the cell itself), and the fault of its spelling, if any."""
+
+    id: str
+    fault: str | None
+
+
+class _SampleIds:
+    """The sample's ids, found despite surrounding spaces or another Unicode normalization."""
 
     def __init__(self, ids: tuple[str, ...]) -> None:
         self.exact = set(ids)
         self._normal = {unicodedata.normalize("NFC", name): name for name in ids}
 
-    def find(self, cell: str) -> tuple[str, str | None]:
-        """The sample's id that a cell means, and what is wrong with how it is written."""
+    def match(self, cell: str) -> _Match:
+        """Find the id that a cell refers to."""
         if cell in self.exact:
-            return cell, None
+            return _Match(cell, None)
         if cell.strip() in self.exact:
-            return cell.strip(), "spaces"
+            return _Match(cell.strip(), "spaces")
         normal = unicodedata.normalize("NFC", cell.strip())
-        return (self._normal[normal], "spelling") if normal in self._normal else (cell, "extra")
+        return _Match(self._normal[normal], "spelling") if normal in self._normal else _Match(cell, "extra")
 
 
-def _check_answers(rows: list[_Row], classes: int, found: _Found) -> None:
+def _check_answers(rows: list[_SubmissionRow], classes: int, cases: _Cases) -> None:
     for row in rows:
         answer = row.answer.strip()
         if answer != row.answer:
-            found["spaces"].append(f"line {row.line}: {row.answer!r}")
+            cases["spaces"].append(f"line {row.line}: {row.answer!r}")
         fault = _fault_of(answer, classes)
         if fault:
-            found[fault].append(f"line {row.line}: {answer!r}")
+            cases[fault].append(f"line {row.line}: {answer!r}")
 
 
 def _fault_of(answer: str, classes: int | None) -> str | None:
-    """What is wrong with an answer, if anything; without ``classes`` any whole number will do."""
+    """Return the fault of an answer, or None; without ``classes`` any integer is valid."""
     if not answer:
         return "empty"
     if answer.lower() in _NAN:
         return "nan"
-    # ASCII alone, no leading zero and no plus: what int() takes besides, other readers do not
+    # ASCII digits, no leading zero, no plus sign: int() accepts more than other CSV readers do
     if re.fullmatch(r"-?[1-9][0-9]*|0", answer):
         return None if classes is None or (len(answer) < 10 and 0 <= int(answer) < classes) else "range"
     try:

@@ -26,7 +26,7 @@ from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import read_truth
 from ensemble.submission.format import read_format, write_submission
-from ensemble.submission.lint import check_submission, invalid
+from ensemble.submission.lint import check_submission, invalid_submission
 from ensemble.text_table import render_columns
 from exporters.demo.contest import draw_contest
 from exporters.export import export
@@ -137,7 +137,7 @@ def demo(folder: Path, *, members: tuple[DemoMember, ...] = MEMBERS, listener: L
     write_atomic(folder / "blend.json", recipe.to_json().encode())
     faults = check_submission(submission, sample, MASK18, listener=listener)
     if faults:
-        raise invalid(submission, faults)
+        raise invalid_submission(submission, faults)
     truth = read_truth(contest.truth, MASK18)
     table = [
         DemoRow(member.member, scores.name, scores.macro_f1, scores.accuracy, seconds[member.member])

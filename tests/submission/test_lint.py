@@ -176,7 +176,7 @@ def test_faults_are_a_table_for_people() -> None:
         "missing  1,200  an image of the sample has no row",
         "    a",
         "    b",
-        "nan          1  an answer is NaN or the like",
+        "nan          1  an answer is NaN, infinite or null",
         "    line 4: 'NaN'",
     ]
 
