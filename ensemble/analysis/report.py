@@ -19,8 +19,9 @@ from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
 from ensemble.errors import OptionError, PredictionError, TooLittleTruthError
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import LabelSpace
-from ensemble.learn.learn import Row, learn
-from ensemble.learn.objective import parse_measure
+from ensemble.learn.learn import learn
+from ensemble.learn.objective import parse_metric
+from ensemble.learn.result import CandidateScore
 from ensemble.learn.view_gains import ViewGain
 from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.predict.predict import RUN
@@ -66,10 +67,10 @@ class Choice:
     method: str
     metric: str
     why: str
-    table: tuple[Row, ...]
+    table: tuple[CandidateScore, ...]
 
     @property
-    def row(self) -> Row | None:
+    def row(self) -> CandidateScore | None:
         """The chosen candidate's row."""
         return next((row for row in self.table if row.candidate == self.method), None)
 
@@ -236,8 +237,8 @@ def _learned(recipe: Recipe) -> tuple[Choice | None, tuple[ViewGain, ...]]:
     if found is None:
         return None, ()
     try:
-        table = tuple(Row(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"])
-        title = parse_measure(found["metric"], recipe.labels).title
+        table = tuple(CandidateScore(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"])
+        title = parse_metric(found["metric"], recipe.labels).title
         choice = Choice(str(found["method"]), title, str(found["why"]), table)
         return choice, tuple(ViewGain(**view) for view in found.get("views", ()))
     except (KeyError, TypeError, AttributeError, OptionError) as err:
@@ -296,7 +297,7 @@ def _measure_views(members: Sequence[Predictions], truth: Truth) -> tuple[tuple[
     if all(len(member.logits) == 1 for member in members):
         return (), "predict with --tta or --views: these predictions have one view"
     try:
-        return learn(members, truth, method="mean", repeats=1).views, ""
+        return learn(members, truth, method="mean", repeats=1).view_gains, ""
     except TooLittleTruthError as err:
         return (), f"a larger truth: {err.message}"
 

@@ -15,7 +15,7 @@ from ensemble.analysis.report import Report, basis_of, verdict_of
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe
 from ensemble.errors import enumerate_some
-from ensemble.learn.learn import render_weights
+from ensemble.learn.table import render_weights
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SUPPORT = 30

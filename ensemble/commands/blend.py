@@ -104,6 +104,7 @@ def blend(
     from ensemble.ids import without_ids
     from ensemble.labels import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
+    from ensemble.learn.table import render_learned
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
@@ -129,7 +130,7 @@ def blend(
         write_atomic(save, chosen.recipe.to_json().encode())
     unread = {"filled": list(blended.filled), "missing": list(common.missing)}
     summary = {"path": str(output), "rows": len(blended), **unread, "recipe": json.loads(chosen.recipe.to_json())}
-    table = "" if chosen.learned is None else f"{chosen.learned.render()}\n"
+    table = "" if chosen.learned is None else f"{render_learned(chosen.learned)}\n"
     lines = f"{table}{render_recipe(chosen.recipe)}\n{render_unread(blended.filled, common.missing)}"
     show(summary, f"{lines}{output}", as_json=as_json)
 

@@ -1,19 +1,19 @@
-"""The candidates of learned blending: a pool fitted to the truth, and a rule that turns it into answers.
+"""The candidates of learned blending: a pool fitted to the ground truth, then a decision rule.
 
 A candidate is named ``pool`` or ``pool+rule``:
 
-mean         the mean of probabilities, folds inside groups and views inside members: nothing is fitted
-logit        the mean of logits: nothing is fitted
-linear       weights by likelihood, for the mean of probabilities
-scaled       the mean of probabilities, after each member was brought to its own best temperature
-log-linear   weights by likelihood, for the mean of logits
-pool         log-linear, and a bias for each class
-factored     log-linear, and a bias for each value of each axis: 5 free numbers for mask18, not 17
-calibrated   the mean of probabilities with a temperature, and a bias for each class
-greedy       weights by greedy selection on the metric itself
+mean         mean of probabilities, folds within groups and views within members; nothing is fitted
+logit        mean of logits; nothing is fitted
+linear       mean of probabilities with maximum-likelihood weights
+scaled       mean of probabilities after temperature scaling of each member
+log-linear   mean of logits with maximum-likelihood weights
+pool         log-linear, plus a bias per class
+factored     log-linear, plus a bias per value of each axis: 5 free parameters for mask18 instead of 17
+calibrated   mean of probabilities, then a temperature and a bias per class
+greedy       mean of probabilities with weights by bagged ensemble selection on the metric
 
-+tau         a power of the prior, tuned on the metric
-+f1          the macro-F1 plug-in rule, only after a bias has made the probabilities honest
++tau         decide after division by a power of the class prior, tuned on the metric
++f1          decide by the macro-F1 plug-in rule; only after a bias has calibrated the probabilities
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import Rule, decide, fit_macro_f1_rule, fit_prior_rule
 from ensemble.blend.pooling import log_softmax
 from ensemble.labels import LabelSpace
-from ensemble.learn.ensemble_selection import select_in_bags
+from ensemble.learn.ensemble_selection import select_bagged
 from ensemble.learn.likelihood import axis_design, fit_linear, fit_log_linear, fit_temperatures
-from ensemble.learn.objective import Measure
+from ensemble.learn.objective import Metric
 
 _POOLS = ("mean", "logit", "linear", "scaled", "log-linear", "greedy", "calibrated", "factored", "pool")
 CANDIDATES: dict[str, tuple[str, ...]] = {
@@ -40,27 +40,27 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "accuracy": _POOLS,
     "nll": _POOLS,
 }
-"""What can be learned for each metric; the first is the bar that the others must clear."""
+"""The candidates for each metric; the first is the baseline of the others."""
 
 
-def candidates_for(measure: Measure, labels: LabelSpace) -> tuple[str, ...]:
-    """What can be learned for a measure, the mean first.
+def candidates_for(metric: Metric, labels: LabelSpace) -> tuple[str, ...]:
+    """Return the candidates for a metric, the mean first.
 
-    On a single axis a factored bias is the bias of each class. The macro-F1 rule is for the classes, not for an axis.
+    With a single axis, a factored bias would be the bias per class and is left out. The macro-F1 rule is for the
+    metric of all classes, not of one axis.
     """
-    names = CANDIDATES[measure.base]
+    names = CANDIDATES[metric.base]
     if len(labels.axes) == 1:
         names = tuple(name for name in names if not name.startswith("factored"))
-    return names if measure.base == measure.name else tuple(name for name in names if not name.endswith("+f1"))
+    return names if metric.base == metric.name else tuple(name for name in names if not name.endswith("+f1"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
     """A fitted candidate: ``p proportional to exp(sharpness * log(pooled) + bias)``, then the rule.
 
-    ``pooled`` is the mean of the voters' probabilities (``linear``) or their geometric mean (``logit``), with shares
-    ``weights`` ``(V,)`` that are together one. Where there are ``temperatures`` ``(V,)``, log-probabilities are
-    divided by them first.
+    ``pooled`` is the arithmetic (``linear``) or geometric (``logit``) mean of the member views' probabilities, with
+    ``weights`` ``(V,)`` that sum to one. With ``temperatures`` ``(V,)``, log-probabilities are divided by them first.
     """
 
     space: Literal["linear", "logit"]
@@ -71,86 +71,79 @@ class Fitted:
     temperatures: Floats | None = None
 
     def apply(self, log_p: Floats) -> Floats:
-        """The log-probabilities ``(N, C)`` of voters ``(V, N, C)``."""
-        voters = np.flatnonzero(self.weights)
+        """Return the log-probabilities ``(N, C)`` of the pooled member views ``(V, N, C)``."""
+        used = np.flatnonzero(self.weights)
         if self.temperatures is not None:
             log_p = np.stack([log_softmax(one / t) for one, t in zip(log_p, self.temperatures, strict=True)])
         if self.space == "logit":
-            pooled = sum((self.weights[v] * log_p[v] for v in voters), start=np.zeros(log_p.shape[1:]))
+            pooled = sum((self.weights[v] * log_p[v] for v in used), start=np.zeros(log_p.shape[1:]))
         else:
-            total = sum((self.weights[v] * np.exp(log_p[v]) for v in voters), start=np.zeros(log_p.shape[1:]))
+            total = sum((self.weights[v] * np.exp(log_p[v]) for v in used), start=np.zeros(log_p.shape[1:]))
             pooled = np.log(np.maximum(total, np.finfo(np.float64).tiny))
         return log_softmax(self.sharpness * pooled + self.bias)
 
     def decide(self, log_p: Floats) -> Classes:
-        """The answers ``(N,)`` to pooled log-probabilities ``(N, C)``, those of `apply`."""
+        """Return the decided classes ``(N,)`` for log-probabilities ``(N, C)`` from `apply`."""
         return decide(np.exp(log_p), self.rule)
 
 
-def fit_candidates(
-    names: Iterable[str],
-    log_p: Floats,
-    truth: Classes,
-    *,
-    mean: Floats,
-    labels: LabelSpace,
-    score: Callable[[Classes, Classes], float] | None,
-    seed: int,
-    owners: Classes | None = None,
-) -> dict[str, Fitted]:
-    """Fit candidates to voters ``(V, N, C)`` and true classes ``(N,)``; rules on one pool share its fit.
+@dataclass(frozen=True, slots=True, eq=False)
+class FitOptions:
+    """The inputs of a fit besides the data.
 
-    ``mean`` ``(V,)`` are the shares that count groups, members and views alike; ``labels`` are the ``C`` classes.
-    ``owners`` ``(V,)`` numbers the member of each voter; by default each voter is a member.
-    ``score`` says how good answers are, given the truth first; None stands for the likelihood.
+    ``mean_weights`` ``(V,)`` are the weights of the plain mean. ``score`` maps true and decided classes to the metric;
+    None stands for the likelihood. ``member_of`` ``(V,)`` is the index of each member view's member; by default each
+    member view is a member of its own.
     """
-    judge = None if score is None else partial(score, truth)
+
+    mean_weights: Floats
+    labels: LabelSpace
+    score: Callable[[Classes, Classes], float] | None
+    seed: int
+    member_of: Classes | None = None
+
+
+def fit_candidates(names: Iterable[str], options: FitOptions, log_p: Floats, truth: Classes) -> dict[str, Fitted]:
+    """Fit candidates to member views ``(V, N, C)`` and true classes ``(N,)``; rules of one pool share its fit."""
+    score = None if options.score is None else partial(options.score, truth)
     pools: dict[str, Fitted] = {}
     fitted: dict[str, Fitted] = {}
     for name in names:
         pool, _, rule = name.partition("+")
         if pool not in pools:
-            pools[pool] = _fit_pool(pool, log_p, truth, mean, labels, judge, seed, owners)
+            pools[pool] = _fit_pool(pool, options, log_p, truth)
         fitted[name] = pools[pool]
         if rule:
-            fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, judge))
+            fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, score))
     return fitted
 
 
-def _fit_rule(name: str, probabilities: Floats, truth: Classes, judge: Callable[[Classes], float] | None) -> Rule:
+def _fit_rule(name: str, probabilities: Floats, truth: Classes, score: Callable[[Classes], float] | None) -> Rule:
     if name == "f1":
         return fit_macro_f1_rule(probabilities)
-    assert judge is not None, "the likelihood does not depend on answers, so there is nothing to tune"
-    return fit_prior_rule(probabilities, truth, judge)
+    assert score is not None, "the likelihood does not depend on the decided classes, so there is nothing to tune"
+    return fit_prior_rule(probabilities, truth, score)
 
 
-def _fit_pool(
-    name: str,
-    log_p: Floats,
-    truth: Classes,
-    mean: Floats,
-    labels: LabelSpace,
-    judge: Callable[[Classes], float] | None,
-    seed: int,
-    owners: Classes | None,
-) -> Fitted:
-    plain = Fitted("linear", mean, 1.0, np.zeros(log_p.shape[-1]))
+def _fit_pool(name: str, options: FitOptions, log_p: Floats, truth: Classes) -> Fitted:
+    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(log_p.shape[-1]))
     if name == "mean":
-        return plain
+        return mean
     if name == "logit":
-        return replace(plain, space="logit")
+        return replace(mean, space="logit")
     if name == "linear":
-        return replace(plain, weights=fit_linear(log_p, truth))
+        return replace(mean, weights=fit_linear(log_p, truth))
     if name == "scaled":
-        return replace(plain, temperatures=fit_temperatures(log_p, truth, owners))
+        return replace(mean, temperatures=fit_temperatures(log_p, truth, options.member_of))
     if name == "greedy":
-        return replace(plain, weights=select_in_bags(log_p, truth, score=judge, seed=seed))
+        score = None if options.score is None else partial(options.score, truth)
+        return replace(mean, weights=select_bagged(log_p, truth, score=score, seed=options.seed))
     if name == "calibrated":
-        found = fit_log_linear(plain.apply(log_p)[np.newaxis], truth)
-        return replace(plain, sharpness=float(found.weights[0]), bias=found.bias)
-    design = axis_design(labels) if name == "factored" else None
+        found = fit_log_linear(mean.apply(log_p)[np.newaxis], truth)
+        return replace(mean, sharpness=float(found.weights[0]), bias=found.bias)
+    design = axis_design(options.labels) if name == "factored" else None
     found = fit_log_linear(log_p, truth, bias=name != "log-linear", design=design)
     sharpness = float(found.weights.sum())
-    # voters that know nothing at all get no weight; then any shares are as good
-    shares = found.weights / sharpness if sharpness > 0 else mean
-    return Fitted("logit", shares, sharpness, found.bias)
+    # if all member views are uninformative, all weights are 0 and any proportions are equally good
+    weights = found.weights / sharpness if sharpness > 0 else options.mean_weights
+    return Fitted("logit", weights, sharpness, found.bias)

@@ -1,4 +1,4 @@
-"""The recipe of a blend: read from a file, learned from out-of-fold predictions, or made of given weights."""
+"""Choose the recipe of a blend: read a saved one, learn one from out-of-fold predictions, or use given weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from ensemble.blend.pooling import LINEAR, Pool
 from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
 from ensemble.events import SILENT, Listener
-from ensemble.learn.learn import AUTO, Learned
+from ensemble.learn.learn import AUTO
 from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
+from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
 
 
 @dataclass(frozen=True, slots=True)
 class GivenWeights:
-    """What `make_recipe` takes; by default everything counts alike."""
+    """The options of `make_recipe`; by default all groups and views have equal weights."""
 
     pool: Pool = LINEAR
     weights: Mapping[str, float] | None = None
@@ -26,7 +27,7 @@ class GivenWeights:
 
 @dataclass(frozen=True, slots=True)
 class LearnFrom:
-    """Out-of-fold predictions, the CSV of their ground truth, and how to learn, see `learn_from_folds`."""
+    """Out-of-fold predictions, the CSV of their ground truth, and the options of `learn_from_folds`."""
 
     oof: Sequence[Predictions]
     truth: Path
@@ -38,7 +39,7 @@ class LearnFrom:
 
 @dataclass(frozen=True, slots=True)
 class ChosenRecipe:
-    """A recipe, and what was learned where it was."""
+    """A recipe, and the result of learning if it was learned."""
 
     recipe: Recipe
     learned: Learned | None = None

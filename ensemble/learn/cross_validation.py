@@ -1,6 +1,7 @@
-"""Nested cross-validation: every answer is given by a candidate that was fitted to other people.
+"""Nested cross-validation grouped by person: every answer comes from a candidate fitted to other people.
 
-Scores are bootstrapped over people, all candidates with the same resamples, so that their differences can be judged.
+All candidates are scored on the same bootstrap resamples of people, so that the standard errors of their differences
+are known.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from ensemble.arrays import Classes, Floats
 from ensemble.events import SILENT, Listener
 from ensemble.learn.candidates import Fitted
-from ensemble.learn.objective import Measure
+from ensemble.learn.objective import Metric
 from ensemble.metrics import bootstrap
 
 FOLDS = 5
@@ -23,110 +24,125 @@ _RESAMPLES = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ballots:
-    """All voters' log-probabilities ``(V, N, C)`` beside the truth ``(N,)``.
+class LearningData:
+    """Out-of-fold log-probabilities ``(V, N, C)`` of all member views, with the true classes ``(N,)``.
 
-    ``owner`` ``(N,)`` numbers the person on each image, or the image itself where persons are not known.
+    ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown.
     """
 
     log_p: Floats
     truth: Classes
-    owner: Classes
+    person: Classes
+
+    def take(self, rows: NDArray[np.intp]) -> LearningData:
+        """Return the data of some images."""
+        return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answers:
-    """A candidate's answers ``(R, N)``, R times over, and the log-probabilities ``(R, N)`` it gave the true class."""
+class CandidateAnswers:
+    """A candidate's classes ``(R, N)`` in R repeats, and the log-probabilities ``(R, N)`` of the true classes."""
 
     classes: Classes
-    likelihood: Floats
+    log_p_true: Floats
 
 
-def answer(fitted: Fitted, ballots: Ballots) -> Answers:
-    """What a candidate answers to all images, once."""
-    pooled = fitted.apply(ballots.log_p)
-    of_truth = pooled[np.arange(len(ballots.truth)), ballots.truth]
-    return Answers(fitted.decide(pooled)[np.newaxis], of_truth[np.newaxis])
+def apply_candidate(fitted: Fitted, data: LearningData) -> CandidateAnswers:
+    """Return a candidate's answers to all images, as one repeat."""
+    pooled = fitted.apply(data.log_p)
+    log_p_true = pooled[np.arange(len(data.truth)), data.truth]
+    return CandidateAnswers(fitted.decide(pooled)[np.newaxis], log_p_true[np.newaxis])
 
 
 def cross_validate(
     fit: Callable[[Floats, Classes], Mapping[str, Fitted]],
-    ballots: Ballots,
+    data: LearningData,
     *,
     repeats: int,
     seed: int,
     listener: Listener = SILENT,
-) -> dict[str, Answers]:
-    """Every candidate's answers to every image, ``repeats`` times, by what ``fit`` made of other people's images."""
-    found: dict[str, list[Answers]] = {}
+) -> dict[str, CandidateAnswers]:
+    """Return each candidate's out-of-fold answers to all images, ``repeats`` times with other folds.
+
+    ``fit`` fits all candidates to log-probabilities ``(V, n, C)`` and true classes ``(n,)``.
+    """
+    found: dict[str, list[CandidateAnswers]] = {}
     for repeat in range(repeats):
-        parts: dict[str, list[Answers]] = {}
+        parts: dict[str, list[CandidateAnswers]] = {}
         tested = []
-        for fold, (train, test) in enumerate(split(ballots.truth, ballots.owner, seed=seed + repeat)):
+        for fold, (train, test) in enumerate(split_by_person(data.truth, data.person, seed=seed + repeat)):
             listener.progress("learn", repeat * FOLDS + fold, repeats * FOLDS)
-            unseen = Ballots(ballots.log_p[:, test], ballots.truth[test], ballots.owner[test])
-            for name, fitted in fit(ballots.log_p[:, train], ballots.truth[train]).items():
-                parts.setdefault(name, []).append(answer(fitted, unseen))
+            holdout = data.take(test)
+            for name, fitted in fit(data.log_p[:, train], data.truth[train]).items():
+                parts.setdefault(name, []).append(apply_candidate(fitted, holdout))
             tested.append(test)
         order = np.argsort(np.concatenate(tested))
         for name, part in parts.items():
-            found.setdefault(name, []).append(_join(part, axis=1, order=order))
+            found.setdefault(name, []).append(_concatenate(part, axis=1, order=order))
     listener.progress("learn", repeats * FOLDS, repeats * FOLDS)
-    return {name: _join(part, axis=0) for name, part in found.items()}
+    return {name: _concatenate(part, axis=0) for name, part in found.items()}
 
 
-def split(truth: Classes, owner: Classes, *, seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows to fit and rows to test, five times: people stay whole, and classes are as even as that allows."""
+def split_by_person(
+    truth: Classes, person: Classes, *, seed: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield train and test rows of five folds, as scikit-learn's splitters do: no person is in both."""
     images = np.bincount(truth)
-    # a class with fewer images than folds cannot be spread at all
+    # a class with fewer images than folds cannot be stratified
     strata = np.where(images[truth] < FOLDS, images.argmax(), truth)
-    yield from StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(strata, strata, owner)
+    yield from StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(strata, strata, person)
 
 
-def score(measure: Measure, ballots: Ballots, answers: Answers) -> float:
-    """How good answers are, the mean of R times; higher is better: the likelihood is its mean logarithm."""
-    if measure.score is None:
-        return float(answers.likelihood.mean())
-    return float(np.mean([measure.of_answers(ballots.truth, once) for once in answers.classes]))
+def score_answers(metric: Metric, data: LearningData, answers: CandidateAnswers) -> float:
+    """Return the score of the answers, averaged over the repeats; for the likelihood, the mean log-likelihood."""
+    if metric.score is None:
+        return float(answers.log_p_true.mean())
+    return float(np.mean([metric.score_classes(data.truth, classes) for classes in answers.classes]))
 
 
-def resample(measure: Measure, ballots: Ballots, answers: Answers, *, seed: int, left_out: bool = False) -> Floats:
-    """The score in each of 500 resamples of people, ``(resamples,)``; all answers meet the same resamples.
+def bootstrap_scores(
+    metric: Metric, data: LearningData, answers: CandidateAnswers, *, seed: int, out_of_bag: bool = False
+) -> Floats:
+    """Return the score in each of 500 bootstrap resamples of people; one seed gives all answers the same resamples.
 
-    With ``left_out`` it is the score on the people that each resample left out.
+    With ``out_of_bag`` the scores are those on the people left out of each resample.
     """
-    if measure.score is None:
-        return _bootstrap_mean(answers.likelihood.mean(axis=0), ballots.owner, seed, left_out=left_out)
-    owners = ballots.owner.tolist()
-    truth = measure.part[ballots.truth]
-    each = [
-        measure.of_counts(
+    if metric.score is None:
+        return _bootstrap_mean(answers.log_p_true.mean(axis=0), data.person, seed, out_of_bag=out_of_bag)
+    persons = data.person.tolist()
+    truth = metric.value_of_class[data.truth]
+    of_repeats = [
+        metric.score_confusion(
             bootstrap(
                 truth,
-                measure.part[once],
-                classes=measure.parts,
-                clusters=owners,
+                metric.value_of_class[classes],
+                classes=metric.values,
+                clusters=persons,
                 resamples=_RESAMPLES,
                 seed=seed,
-                left_out=left_out,
+                left_out=out_of_bag,
             )
         )
-        for once in answers.classes
+        for classes in answers.classes
     ]
-    return np.asarray(np.mean(each, axis=0))
+    return np.asarray(np.mean(of_repeats, axis=0))
 
 
-def _join(parts: list[Answers], *, axis: int, order: NDArray[np.intp] | None = None) -> Answers:
+def _concatenate(
+    parts: list[CandidateAnswers], *, axis: int, order: NDArray[np.intp] | None = None
+) -> CandidateAnswers:
     classes = np.concatenate([part.classes for part in parts], axis=axis)
-    likelihood = np.concatenate([part.likelihood for part in parts], axis=axis)
-    return Answers(classes, likelihood) if order is None else Answers(classes[:, order], likelihood[:, order])
+    log_p_true = np.concatenate([part.log_p_true for part in parts], axis=axis)
+    if order is None:
+        return CandidateAnswers(classes, log_p_true)
+    return CandidateAnswers(classes[:, order], log_p_true[:, order])
 
 
-def _bootstrap_mean(values: Floats, owner: Classes, seed: int, *, left_out: bool) -> Floats:
-    """The mean of values ``(N,)`` in each resample of their owners, or of those it left out, ``(resamples,)``."""
-    total, count = np.bincount(owner, weights=values), np.bincount(owner)
+def _bootstrap_mean(values: Floats, person: Classes, seed: int, *, out_of_bag: bool) -> Floats:
+    """Return the mean of ``values`` ``(N,)`` over the people in each resample, or over those left out of it."""
+    total, count = np.bincount(person, weights=values), np.bincount(person)
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(count), size=len(count)) for _ in range(_RESAMPLES))
     everyone = np.arange(len(count))
-    chosen = (np.setdiff1d(everyone, who) if left_out else who for who in drawn)
-    return np.array([total[who].sum() / count[who].sum() for who in chosen])
+    used = (np.setdiff1d(everyone, people) if out_of_bag else people for people in drawn)
+    return np.array([total[people].sum() / count[people].sum() for people in used])

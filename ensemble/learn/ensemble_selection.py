@@ -1,7 +1,8 @@
-"""Greedy ensemble selection: add the voter that helps most, again and again, with replacement.
+"""Ensemble selection: repeatedly add the member that improves the ensemble most, with replacement.
 
-Caruana et al., "Ensemble selection from libraries of models" (ICML 2004), with the three remedies of its section 2
-against overfitting: replacement, a sorted start, and bags of voters.
+Caruana et al., "Ensemble selection from libraries of models" (ICML 2004), with the three measures of its section 2
+against overfitting: selection with replacement, sorted initialization, and bagging. What is called a member here may
+be one view of one member.
 """
 
 from __future__ import annotations
@@ -14,68 +15,69 @@ import numpy as np
 from ensemble.arrays import Classes, Floats
 
 Score: TypeAlias = Callable[[Classes], float]
-"""How good answers ``(N,)`` are, higher is better."""
+"""The score of decided classes ``(N,)``; higher is better."""
 
 _TINY = np.finfo(np.float64).tiny
 _BAG = 10
 
 
-def select_in_bags(
-    log_p: Floats, truth: Classes, *, score: Score | None, steps: int = 15, bags: int = 5, seed: int = 0
+def select_bagged(
+    log_p: Floats, truth: Classes, *, score: Score | None, rounds: int = 15, bags: int = 5, seed: int = 0
 ) -> Floats:
-    """The mean of the shares ``(V,)`` that `select` gives in each of several bags of voters ``(V, N, C)``.
+    """Return the weights ``(M,)`` of members ``(M, N, C)``, averaged over the `select` results of several bags.
 
-    A bag holds a random half of the voters, of which the ten best by themselves are considered ("Getting the most out
-    of ensemble selection", ICDM 2006, prunes likewise): a voter that is only lucky on these images is in half the bags.
+    A bag is a random half of the members, pruned to its ten best ("Getting the most out of ensemble selection", ICDM
+    2006, prunes likewise): a member that is only lucky on these images is in half of the bags.
     """
     rng = np.random.default_rng(seed)
-    voters = len(log_p)
-    # half of three voters or fewer is no ensemble
-    size = min(voters, max(3, (voters + 1) // 2))
+    members = len(log_p)
+    # half of three members or fewer is no ensemble
+    size = min(members, max(3, (members + 1) // 2))
     alone = [_rank(np.exp(one), 1, truth, score) for one in log_p]
-    shares = np.zeros(voters)
+    weights = np.zeros(members)
     for _ in range(bags):
-        bag = rng.choice(voters, size=size, replace=False)
-        best = sorted(sorted(bag), key=lambda voter: alone[voter], reverse=True)[:_BAG]
-        shares[best] += select(log_p[best], truth, score=score, steps=steps) / bags
-    return shares
+        bag = rng.choice(members, size=size, replace=False)
+        best = sorted(sorted(bag), key=lambda member: alone[member], reverse=True)[:_BAG]
+        weights[best] += select(log_p[best], truth, score=score, rounds=rounds) / bags
+    return weights
 
 
-def select(log_p: Floats, truth: Classes, *, score: Score | None, steps: int = 15) -> Floats:
-    """The shares ``(V,)``, together one, of voters ``(V, N, C)`` in the mean of probabilities found greedily.
+def select(log_p: Floats, truth: Classes, *, score: Score | None, rounds: int = 15) -> Floats:
+    """Return greedily selected weights ``(M,)``, summing to one, for the mean of the probabilities of ``(M, N, C)``.
 
-    It starts from the best n voters by themselves, for the n that does best, then adds one voter ``steps`` times,
-    whether or not that helps, and returns the best ensemble that it passed. Equal scores are ordered by the
-    log-likelihood, and then by the voters' order. Without ``score`` the log-likelihood alone counts.
+    Sorted initialization: start from the n best single members, for the best n. Then add one member in each of
+    ``rounds`` rounds, even if the score drops, and return the best ensemble on the way. (AutoGluon's ``ensemble_size``
+    counts the initial member as well.) Ties in the score are broken by the log-likelihood, then by the members' order.
+    With ``score`` None the log-likelihood is the score.
     """
     p = np.exp(log_p)
-    order = sorted(range(len(p)), key=lambda voter: _rank(p[voter], 1, truth, score), reverse=True)
+    order = sorted(range(len(p)), key=lambda member: _rank(p[member], 1, truth, score), reverse=True)
     prefixes = [order[: n + 1] for n in range(len(order))]
     total = np.zeros_like(p[0])
     ranks: list[tuple[float, float]] = []
-    for voter in order:
-        total += p[voter]
+    for member in order:
+        total += p[member]
         ranks.append(_rank(total, len(ranks) + 1, truth, score))
     best_rank = max(ranks)
-    best = chosen = prefixes[ranks.index(best_rank)]
-    total = p[chosen].sum(axis=0)
-    for _ in range(steps):
-        tried = [_rank(total + one, len(chosen) + 1, truth, score) for one in p]
+    best = selected = prefixes[ranks.index(best_rank)]
+    total = p[selected].sum(axis=0)
+    for _ in range(rounds):
+        tried = [_rank(total + one, len(selected) + 1, truth, score) for one in p]
         rank = max(tried)
-        voter = tried.index(rank)
-        total += p[voter]
-        chosen = [*chosen, voter]
+        member = tried.index(rank)
+        total += p[member]
+        selected = [*selected, member]
         if rank > best_rank:
-            best, best_rank = chosen, rank
-    return _shares(best, len(p))
+            best, best_rank = selected, rank
+    return _weights(best, len(p))
 
 
 def _rank(total: Floats, size: int, truth: Classes, score: Score | None) -> tuple[float, float]:
-    """What an ensemble is ordered by, given the sum ``(N, C)`` of its ``size`` voters: score, then log-likelihood."""
-    of_truth = total[np.arange(len(truth)), truth] / size
-    likelihood = float(np.log(np.maximum(of_truth, _TINY)).mean())
+    """Return the sort key of an ensemble, score then log-likelihood; ``total`` ``(N, C)`` sums its ``size`` members."""
+    p_true = total[np.arange(len(truth)), truth] / size
+    likelihood = float(np.log(np.maximum(p_true, _TINY)).mean())
     return (likelihood if score is None else score(total.argmax(axis=-1))), likelihood
 
 
-def _shares(chosen: Sequence[int], voters: int) -> Floats:
-    return np.bincount(chosen, minlength=voters) / len(chosen)
+def _weights(selected: Sequence[int], members: int) -> Floats:
+    return np.bincount(selected, minlength=members) / len(selected)

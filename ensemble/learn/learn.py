@@ -1,9 +1,9 @@
-"""Learn: which way of blending is worth it, judged on people it has not seen, and only if it clearly beats the mean."""
+"""Learn how to blend: compare candidates by nested cross-validation, and keep the mean unless one clearly beats it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,110 +14,28 @@ from ensemble.blend.pooling import log_softmax
 from ensemble.errors import DataError, OptionError, TooLittleTruthError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
-from ensemble.labels import LabelSpace
-from ensemble.learn.candidates import Fitted, candidates_for, fit_candidates
-from ensemble.learn.cross_validation import FOLDS, Answers, Ballots, answer, cross_validate, resample, score
-from ensemble.learn.likelihood import FEW
-from ensemble.learn.objective import Measure, parse_measure
-from ensemble.learn.selection import choose, expected_gain
-from ensemble.learn.view_gains import ViewGain, measure_views, render_views
+from ensemble.learn.candidates import FitOptions, Fitted, candidates_for, fit_candidates
+from ensemble.learn.cross_validation import (
+    FOLDS,
+    CandidateAnswers,
+    LearningData,
+    apply_candidate,
+    bootstrap_scores,
+    cross_validate,
+    score_answers,
+)
+from ensemble.learn.likelihood import FEW_IMAGES
+from ensemble.learn.objective import Metric, parse_metric
+from ensemble.learn.result import CandidateScore, Learned, MemberView
+from ensemble.learn.selection import bias_corrected_gain, select_candidate
+from ensemble.learn.table import explain_selection
+from ensemble.learn.view_gains import measure_views
 from ensemble.metrics import interval
 from ensemble.predictions.dataset import Predictions, require_finite
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.truth import Truth
-from ensemble.text_table import render_columns
 
 AUTO = "auto"
-_NO_WEIGHT = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Voter:
-    """One view of one member."""
-
-    member: str
-    view: str
-
-    def __str__(self) -> str:
-        return f"{self.member}/{self.view}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """How one candidate did.
-
-    ``nested`` is its mean score over repeated cross-validation, in which everything about it was fitted to other people
-    than it was scored on, and ``low`` to ``high`` the 95 % bootstrap interval. ``gain`` is over the mean of
-    probabilities and ``error`` its standard error, from the same resamples for both. ``in_sample`` is the score on the
-    images it was fitted to, and ``optimism`` what that is too good by. For the metric ``nll`` every score is the mean
-    log-likelihood, so that higher is always better. ``weights`` are the shares of members, together one.
-    """
-
-    candidate: str
-    nested: float
-    low: float
-    high: float
-    gain: float
-    error: float
-    in_sample: float
-    weights: Mapping[str, float]
-
-    @property
-    def optimism(self) -> float:
-        """How much better it looks on its own images than on others."""
-        return self.in_sample - self.nested
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Learned:
-    """What was learned: the candidate ``method``, fitted to all images, and the table that justifies it.
-
-    ``fitted`` belongs to the voters in the order of ``voters`` and to the classes in the order of ``labels``. ``views``
-    says what each view beside the first is worth in the plain mean. ``expected`` is the gain over the mean that `auto`
-    promises on other people (see `ensemble.learn.selection`): less than that of the chosen row, which was chosen for
-    its gain.
-    """
-
-    method: str
-    metric: Measure
-    fitted: Fitted
-    voters: tuple[Voter, ...]
-    labels: LabelSpace
-    table: tuple[Row, ...]
-    expected: float
-    views: tuple[ViewGain, ...]
-    why: str
-    images: int
-    persons: int | None
-    folds: int
-    repeats: int
-    seed: int
-
-    def table_as_dicts(self) -> list[dict[str, object]]:
-        """The table as JSON-ready values."""
-        return [asdict(row) | {"optimism": row.optimism} for row in self.table]
-
-    def render(self) -> str:
-        """The table of all candidates and the reason for the choice, for people."""
-        basis = f"{self.images:,} images" + ("" if self.persons is None else f" of {self.persons:,} persons")
-        header = ("  candidate", self.metric.title, "gain", "in sample", "optimism", "weights")
-        rows = [
-            (
-                f"{'*' if row.candidate == self.method else ' '} {row.candidate}",
-                f"{row.nested:.4f} [{row.low:.3f}, {row.high:.3f}]",
-                f"{row.gain:+.4f} ± {row.error:.4f}",
-                row.in_sample,
-                f"{row.optimism:+.4f}",
-                render_weights(row.weights),
-            )
-            for row in self.table
-        ]
-        return (
-            f"{basis}; {self.folds} folds, {self.repeats} times; 95 % intervals, gains ± one standard error\n"
-            + render_columns(header, rows)
-            + f"\n{self.why}\n"
-            + (render_views(self.views, self.metric.title) + "\n") * bool(self.views)
-        )
 
 
 def learn(
@@ -130,60 +48,60 @@ def learn(
     seed: int = 0,
     listener: Listener = SILENT,
 ) -> Learned:
-    """Learn how to blend members from their predictions of images that none of them was trained on.
+    """Learn how to blend members from their out-of-fold predictions and the ground truth.
 
-    ``auto`` compares all candidates for the metric (see `ensemble.learn.candidates`) by cross-validation in which no
-    person is on both sides, and takes the one whose gain over the mean of probabilities, less one standard error, is
-    largest; where none is above 0 it keeps the mean. A named method is taken as it is, and compared with the mean
-    all the same. The result depends on no order of members, views or rows, and not on the number of cores.
+    ``auto`` compares all candidates for the metric (see `ensemble.learn.candidates`) by nested cross-validation grouped
+    by person, and selects the one with the largest gain over the mean of probabilities minus one standard error; if
+    none of these is above 0 it keeps the mean. A named method is taken as it is, and compared with the mean. The
+    result does not depend on the order of members, views or rows, nor on the number of CPU cores.
 
     Raises:
-        DataError: E330 when the truth is not of the members' images.
-        OptionError: E204 when the method or the metric is not known.
-        PredictionError: E501 when classes differ, E505 when a prediction is not finite, E515 when a member comes twice,
-            E525 when there are fewer than five people, or images where people are not known.
+        DataError: E330 when the ground truth is not for the members' images.
+        OptionError: E204 when the method or the metric is unknown.
+        PredictionError: E501 when classes differ, E505 when a prediction is not finite, E515 when a member name is
+            repeated, E525 when there are fewer than five persons (or images, if persons are unknown).
     """
-    measure = parse_measure(metric, truth.labels)
-    names = _candidates(method, candidates_for(measure, truth.labels), metric)
+    parsed = parse_metric(metric, truth.labels)
+    names = _candidate_names(method, candidates_for(parsed, truth.labels), metric)
     by_name = members_by_name(members)
-    voters = tuple(Voter(name, view) for name, member in by_name.items() for view in sorted(member.logits))
-    ballots = _collect(by_name, voters, truth)
+    member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
+    data = _stack(by_name, member_views, truth)
     _notice_weak_truth(truth, listener)
-    shares = _equal_shares(by_name, voters)
-    fit = partial(
-        fit_candidates,
-        names,
-        mean=shares,
+    options = FitOptions(
+        mean_weights=_mean_weights(by_name, member_views),
         labels=truth.labels,
-        owners=np.unique([voter.member for voter in voters], return_inverse=True)[1],
-        score=None if measure.score is None else measure.of_answers,
+        score=None if parsed.score is None else parsed.score_classes,
         seed=seed,
+        member_of=np.unique([one.member for one in member_views], return_inverse=True)[1],
     )
-    # on such matrices more threads take three times the processor time and longer, and round in another order
+    fit = partial(fit_candidates, names, options)
+    # with matrices of this size, more BLAS threads are slower, use three times the CPU time, and round differently
     with threadpool_limits(limits=1, user_api="blas"):
-        nested = cross_validate(fit, ballots, repeats=repeats, seed=seed, listener=listener)
-        fitted = fit(ballots.log_p, ballots.truth)
-        table, expected = _tabulate(nested, fitted, ballots, voters, measure, seed)
-    chosen = _best(table).candidate if method == AUTO else method
+        nested = cross_validate(fit, data, repeats=repeats, seed=seed, listener=listener)
+        fitted = fit(data.log_p, data.truth)
+        comparison = _compare(nested, fitted, data, member_views, parsed, seed)
+    table, expected_gain = comparison.table, comparison.expected_gain
+    selected = _select(table).candidate if method == AUTO else method
+    views = [one.view for one in member_views]
     return Learned(
-        method=chosen,
-        metric=measure,
-        fitted=fitted[chosen],
-        voters=voters,
+        method=selected,
+        metric=parsed,
+        fitted=fitted[selected],
+        member_views=member_views,
         labels=truth.labels,
         table=table,
-        expected=expected,
-        views=measure_views(ballots, [v.view for v in voters], shares, measure, seed=seed),
-        why=_explain(table, chosen, measure, expected=None if method != AUTO else expected),
-        images=len(ballots.truth),
-        persons=None if truth.persons is None else int(ballots.owner.max()) + 1,
+        expected_gain=expected_gain,
+        view_gains=measure_views(data, views, options.mean_weights, parsed, seed=seed),
+        reason=explain_selection(table, selected, parsed, expected_gain=expected_gain if method == AUTO else None),
+        images=len(data.truth),
+        persons=None if truth.persons is None else int(data.person.max()) + 1,
         folds=FOLDS,
         repeats=repeats,
         seed=seed,
     )
 
 
-def _candidates(method: str, names: tuple[str, ...], metric: str) -> tuple[str, ...]:
+def _candidate_names(method: str, names: tuple[str, ...], metric: str) -> tuple[str, ...]:
     if method == AUTO:
         return names
     if method not in names:
@@ -191,132 +109,88 @@ def _candidates(method: str, names: tuple[str, ...], metric: str) -> tuple[str, 
     return names[:1] if method == names[0] else (names[0], method)
 
 
-def _collect(by_name: Mapping[str, Predictions], voters: Sequence[Voter], truth: Truth) -> Ballots:
-    """Everything in the order of the sorted ids and the truth's classes, so that no other order is of consequence."""
+def _stack(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView], truth: Truth) -> LearningData:
+    """Stack all predictions, sorted by id and in the ground truth's class order, so that no input order matters."""
     order = sorted(range(len(truth.ids)), key=truth.ids.__getitem__)
     ids = [truth.ids[row] for row in order]
-    owners = np.array(ids if truth.persons is None else [truth.persons[row] for row in order])
-    owner = np.unique(owners, return_inverse=True)[1]
-    count = len(np.unique(owner))
+    persons = np.array(ids if truth.persons is None else [truth.persons[row] for row in order])
+    person = np.unique(persons, return_inverse=True)[1]
+    count = len(np.unique(person))
     if count < FOLDS:
-        kind = "images" if truth.persons is None else "persons"
-        raise TooLittleTruthError(
-            "E525", f"learning needs {kind} to fit to and others to judge by, at least {FOLDS}; got {count}"
-        )
-    log_p = np.empty((len(voters), len(ids), len(truth.labels)))
-    for i, voter in enumerate(voters):
-        member = by_name[voter.member]
-        rows = join_rows(ids, member.ids, complain=partial(_not_the_truth, voter.member))
-        columns = truth.labels.permutation(member.labels, owner=voter.member)
-        require_finite(member, voter.view)
-        log_p[i] = log_softmax(member.logits[voter.view][rows[:, np.newaxis], columns])
-    return Ballots(log_p, truth.classes[order], owner)
+        unit = "images" if truth.persons is None else "persons"
+        raise TooLittleTruthError("E525", f"learning needs at least {FOLDS} {unit} for cross-validation, got {count}")
+    log_p = np.empty((len(member_views), len(ids), len(truth.labels)))
+    for i, one in enumerate(member_views):
+        member = by_name[one.member]
+        rows = join_rows(ids, member.ids, complain=partial(_other_images, one.member))
+        columns = truth.labels.permutation(member.labels, owner=one.member)
+        require_finite(member, one.view)
+        log_p[i] = log_softmax(member.logits[one.view][rows[:, np.newaxis], columns])
+    return LearningData(log_p, truth.classes[order], person)
 
 
-def _equal_shares(by_name: Mapping[str, Predictions], voters: Sequence[Voter]) -> Floats:
-    """Shares ``(V,)`` that count groups alike, members alike in their group, and views alike in their member."""
+def _mean_weights(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView]) -> Floats:
+    """Return weights ``(V,)``: equal for groups, for members within a group, and for views within a member."""
     groups = [member.group for member in by_name.values()]
-    members = (by_name[voter.member] for voter in voters)
+    members = (by_name[one.member] for one in member_views)
     return np.array([1 / (len(set(groups)) * groups.count(m.group) * len(m.logits)) for m in members])
 
 
 def _notice_weak_truth(truth: Truth, listener: Listener) -> None:
     if truth.persons is None:
-        listener.notice(Notice("W523", "the truth has no column person: images are split and resampled one by one"))
+        listener.notice(Notice("W523", "the ground truth has no column person: images are split and resampled singly"))
     images = np.bincount(truth.classes, minlength=len(truth.labels))
     counted = list(zip(truth.labels.names, images.tolist(), strict=True))
-    few = [f"{name} ({count})" for name, count in counted if 0 < count < FEW]
+    few = [f"{name} ({count})" for name, count in counted if 0 < count < FEW_IMAGES]
     none = [name for name, count in counted if count == 0]
     if few:
-        listener.notice(Notice("I524", f"fewer than {FEW} images, so their bias is held back: {enumerate_some(few)}"))
+        some = enumerate_some(few)
+        listener.notice(Notice("I524", f"fewer than {FEW_IMAGES} images, so the bias is regularized more: {some}"))
     if none:
-        listener.notice(Notice("I524", f"no image, so their bias stays 0: {enumerate_some(none)}"))
+        listener.notice(Notice("I524", f"no images, so the bias stays 0: {enumerate_some(none)}"))
 
 
-def _tabulate(
-    nested: Mapping[str, Answers],
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    table: tuple[CandidateScore, ...]
+    expected_gain: float
+
+
+def _compare(
+    nested: Mapping[str, CandidateAnswers],
     fitted: Mapping[str, Fitted],
-    ballots: Ballots,
-    voters: Sequence[Voter],
-    measure: Measure,
+    data: LearningData,
+    member_views: Sequence[MemberView],
+    metric: Metric,
     seed: int,
-) -> tuple[tuple[Row, ...], float]:
-    """A row for every candidate, the mean first, as the others' gains are over it; and the gain of choosing."""
-    value = partial(score, measure, ballots)
-    rows: list[Row] = []
-    drawn, left_out = (
-        np.stack([resample(measure, ballots, answers, seed=seed, left_out=out) for answers in nested.values()])
+) -> _Comparison:
+    """Score every candidate, the mean first as the baseline of the gains, and the gain of selecting among them."""
+    table: list[CandidateScore] = []
+    in_bag, out_of_bag = (
+        np.stack([bootstrap_scores(metric, data, answers, seed=seed, out_of_bag=out) for answers in nested.values()])
         for out in (False, True)
     )
-    for (name, answers), resampled in zip(nested.items(), drawn, strict=True):
+    for (name, answers), resampled in zip(nested.items(), in_bag, strict=True):
         low, high = interval(resampled)
-        nested_score = value(answers)
-        rows.append(
-            Row(
+        nested_score = score_answers(metric, data, answers)
+        table.append(
+            CandidateScore(
                 candidate=name,
                 nested=nested_score,
                 low=low,
                 high=high,
-                gain=nested_score - (rows[0].nested if rows else nested_score),
-                error=float((resampled - drawn[0]).std(ddof=1)),
-                in_sample=value(answer(fitted[name], ballots)),
-                weights={str(v): float(share) for v, share in zip(voters, fitted[name].weights, strict=True)},
+                gain=nested_score - (table[0].nested if table else nested_score),
+                error=float((resampled - in_bag[0]).std(ddof=1)),
+                in_sample=score_answers(metric, data, apply_candidate(fitted[name], data)),
+                weights={str(v): float(w) for v, w in zip(member_views, fitted[name].weights, strict=True)},
             )
         )
-    return tuple(rows), expected_gain(drawn, left_out)
+    return _Comparison(tuple(table), bias_corrected_gain(in_bag, out_of_bag))
 
 
-def _best(table: Sequence[Row]) -> Row:
-    return table[choose([row.gain for row in table], [row.error for row in table])]
+def _select(table: Sequence[CandidateScore]) -> CandidateScore:
+    return table[select_candidate([row.gain for row in table], [row.error for row in table])]
 
 
-def _explain(table: Sequence[Row], chosen: str, measure: Measure, *, expected: float | None) -> str:
-    """What was chosen, why, why members have no weight, and the gain to expect unless the choice was the user's."""
-    row = next(row for row in table if row.candidate == chosen)
-    gain = f"{row.gain:+.4f} ± {row.error:.4f}"
-    if expected is None:
-        text = f"{chosen} was asked for; on people it was not fitted to its {measure.title} is {row.nested:.4f}"
-        text += f", {gain} against the mean of probabilities" * (chosen != table[0].candidate)
-    elif chosen == table[0].candidate:
-        best = max(table[1:], key=lambda row: row.gain - row.error)
-        text = (
-            f"The mean of probabilities is kept: no candidate's gain exceeds its standard error, and the best, "
-            f"{best.candidate}, changes {measure.title} by {best.gain:+.4f} ± {best.error:.4f}"
-        )
-    else:
-        text = (
-            f"{chosen} is chosen: on people it was not fitted to it changes {measure.title} by {gain} against the "
-            "mean of probabilities, more than its standard error"
-        )
-    text = f"{text}{_explain_idle(row)}."
-    if expected is not None and chosen != table[0].candidate:
-        text += (
-            f" The best of {len(table)} is also the luckiest: chosen by some people and judged by others, the gain is "
-            f"{expected:+.4f}."
-        )
-    return text
-
-
-def _explain_idle(row: Row) -> str:
-    """Which members have no weight in any view, and why."""
-    share_of: dict[str, float] = {}
-    for name, share in row.weights.items():
-        member = name.rpartition("/")[0]
-        share_of[member] = share_of.get(member, 0) + share
-    idle = [member for member, share in share_of.items() if share < _NO_WEIGHT]
-    if not idle:
-        return ""
-    cause = "adding it never helped" if row.candidate == "greedy" else "any weight would lower the likelihood"
-    return f"; {enumerate_some(idle)} {'has' if len(idle) == 1 else 'have'} no weight, as beside the others {cause}"
-
-
-def render_weights(weights: Mapping[str, float]) -> str:
-    """The largest shares, or that all are equal, for people."""
-    if max(weights.values()) - min(weights.values()) < _NO_WEIGHT:
-        return "equal"
-    largest = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
-    return enumerate_some([f"{name} {share:.2f}" for name, share in largest if share > _NO_WEIGHT], limit=4)
-
-
-def _not_the_truth(owner: str, difference: str) -> DataError:
-    return DataError("E330", f"{owner} does not predict the truth's images: it {difference}")
+def _other_images(owner: str, difference: str) -> DataError:
+    return DataError("E330", f"{owner}: its images are not those of the ground truth: it {difference}")

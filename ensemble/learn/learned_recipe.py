@@ -1,4 +1,4 @@
-"""Adopt: a recipe from what was learned, for members that predicted other images."""
+"""Make a recipe from what was learned, for the same members' predictions of other images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ensemble.blend.pooling import normalise, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.learn.learn import AUTO, Learned, learn
+from ensemble.learn.learn import AUTO, learn
+from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
@@ -26,12 +27,12 @@ def learn_from_folds(
     seed: int = 0,
     listener: Listener = SILENT,
 ) -> Learned:
-    """Learn from out-of-fold predictions and a CSV of the truth, as `learn` does.
+    """Learn from the folds' out-of-fold predictions and a CSV of the ground truth, as `learn`.
 
-    Class numbers in the CSV are those of the first member by name.
+    The class indices in the CSV are those of the first member by name.
 
     Raises:
-        EnsError: as `gather_folds`, `learn` and `read_truth` do.
+        EnsError: as `gather_folds`, `learn` and `read_truth`.
     """
     labels = next(iter(members_by_name(oof).values())).labels
     answers = read_truth(truth, labels, listener=listener)
@@ -40,42 +41,41 @@ def learn_from_folds(
 
 
 def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transductive: bool = False) -> Recipe:
-    """The recipe that does with members what the learned candidate did with the groups of the same names.
+    """Return the recipe that applies the learned candidate to the members, matched by group name.
 
-    A voter of the candidate is a view of a group; the folds of a group count alike. The recipe's views are those of
-    all groups together, and only a group that weighs them otherwise has its own. See `Recipe` for ``transductive``.
+    A weight learned for a view of a group is shared equally by the group's folds. The views' weights are stored once
+    for the recipe, and a group has its own only if its proportions differ. See `Recipe` for ``transductive``.
 
     Raises:
-        PredictionError: E515 when a member comes twice, E517 when the members are not of the learned groups,
-            E518 when ``transductive`` is asked for and no macro-F1 rule was learned.
+        PredictionError: E515 when a member name is repeated, E517 when the members' groups are not the learned ones,
+            E518 when ``transductive`` is set and no macro-F1 rule was learned.
     """
     by_name = members_by_name(members)
-    shares: dict[str, dict[str, float]] = {}
-    for voter, share in zip(learned.voters, learned.fitted.weights.tolist(), strict=True):
-        shares.setdefault(voter.member, {})[voter.view] = share
-    _require_same_groups(set(shares), {member.group for member in by_name.values()})
+    weights: dict[str, dict[str, float]] = {}
+    for one, weight in zip(learned.member_views, learned.fitted.weights.tolist(), strict=True):
+        weights.setdefault(one.member, {})[one.view] = weight
+    _require_same_groups(set(weights), {member.group for member in by_name.values()})
 
-    weights = {group: sum(views.values()) for group, views in shares.items()}
     total: dict[str, float] = {}
-    for views in shares.values():
-        for view, share in views.items():
-            total[view] = total.get(view, 0.0) + share
+    for views in weights.values():
+        for view, weight in views.items():
+            total[view] = total.get(view, 0.0) + weight
     fitted = learned.fitted
-    temperature: dict[str, float] = {}
+    temperatures: dict[str, float] = {}
     if fitted.temperatures is not None:
-        each = zip(learned.voters, fitted.temperatures.tolist(), strict=True)
-        temperature = {voter.member: value for voter, value in each}
+        pairs = zip(learned.member_views, fitted.temperatures.tolist(), strict=True)
+        temperatures = {one.member: value for one, value in pairs}
     return Recipe(
         pool=parse_pool(fitted.space),
-        views={view: share for view, share in total.items() if share > 0},
+        views={view: weight for view, weight in total.items() if weight > 0},
         groups={
             group: Group(
-                weights[group],
+                sum(views.values()),
                 {name: member.sha256 for name, member in by_name.items() if member.group == group},
-                _own_views(shares[group], total),
-                temperature.get(group),
+                _own_views(views, total),
+                temperatures.get(group),
             )
-            for group in shares
+            for group, views in weights.items()
         },
         labels=learned.labels,
         rule=fitted.rule,
@@ -86,30 +86,32 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
             "method": learned.method,
             "metric": learned.metric.name,
             "seed": learned.seed,
-            "why": learned.why,
-            "expected_gain": learned.expected,
+            "why": learned.reason,
+            "expected_gain": learned.expected_gain,
             "table": learned.table_as_dicts(),
-            "views": [asdict(view) for view in learned.views],
+            "views": [asdict(view) for view in learned.view_gains],
         },
     )
 
 
-def _own_views(shares: Mapping[str, float], total: Mapping[str, float]) -> dict[str, float] | None:
-    """A group's weights of its views, or None where the proportions are those of all groups together."""
-    used = {view: share for view, share in shares.items() if share > 0}
+def _own_views(views: Mapping[str, float], total: Mapping[str, float]) -> dict[str, float] | None:
+    """Return a group's view weights, or None if their proportions are those of all groups together."""
+    used = {view: weight for view, weight in views.items() if weight > 0}
     if not used:
-        # without weight it needs no view that it may not have
-        return dict.fromkeys(shares, 1.0)
-    everywhere = {view: share for view, share in total.items() if share > 0}
+        # a group without weight must not require a view that it may not have
+        return dict.fromkeys(views, 1.0)
+    everywhere = {view: weight for view, weight in total.items() if weight > 0}
     return None if normalise(used) == normalise(everywhere) else used
 
 
 def _require_same_groups(learned: set[str], found: set[str]) -> None:
     missing, extra = sorted(learned - found), sorted(found - learned)
     if missing or extra:
-        parts = [f"there are out-of-fold predictions of {len(learned)} groups"]
-        parts += [f"missing among the members: {enumerate_some(missing)}"] * bool(missing)
-        parts += [f"never learned about: {enumerate_some(extra)}"] * bool(extra)
+        parts = [f"the recipe was learned from {len(learned)} groups"]
+        parts += [f"without predictions: {enumerate_some(missing)}"] * bool(missing)
+        parts += [f"without out-of-fold predictions: {enumerate_some(extra)}"] * bool(extra)
         raise PredictionError(
-            "E517", "; ".join(parts), hint="name the same models in PREDICTIONS and with --oof; groups meet by name"
+            "E517",
+            "; ".join(parts),
+            hint="name the same models as PREDICTIONS and with --oof; groups are matched by name",
         )

@@ -1,4 +1,4 @@
-"""Measure: what learning maximises. A score of all answers, of their part on one axis, or the likelihood."""
+"""The metric that learning maximises: a score of all classes or of one axis, or the likelihood."""
 
 from __future__ import annotations
 
@@ -16,63 +16,77 @@ LIKELIHOOD = "nll"
 
 
 def balanced_accuracy(confusion: Floats) -> Floats:
-    """The mean recall of the classes that occur, of counts ``(..., C, C)``."""
+    """Return the mean recall of the classes that occur, from confusion matrices ``(..., C, C)``."""
     images = confusion.sum(axis=-1)
     recall = np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(images, 1)
     return np.asarray(recall.sum(axis=-1) / (images > 0).sum(axis=-1))
 
 
-_SCORES: Mapping[str, tuple[str, Callable[[Floats], Floats]]] = {
-    "macro-f1": ("macro F1", macro_f1),
-    "accuracy": ("accuracy", accuracy),
-    "balanced-accuracy": ("balanced accuracy", balanced_accuracy),
+@dataclass(frozen=True, slots=True)
+class _Score:
+    title: str
+    of_confusion: Callable[[Floats], Floats]
+
+
+_SCORES: Mapping[str, _Score] = {
+    "macro-f1": _Score("macro F1", macro_f1),
+    "accuracy": _Score("accuracy", accuracy),
+    "balanced-accuracy": _Score("balanced accuracy", balanced_accuracy),
 }
 METRICS = (*_SCORES, LIKELIHOOD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measure:
-    """A metric, perhaps of one axis: ``part[c]`` is what counts of class c, out of ``parts`` values.
+class Metric:
+    """A metric of all classes or of one axis; higher is better.
 
-    ``score`` turns counts ``(..., parts, parts)`` into scores; it is None for the likelihood, which is no matter of
-    answers. ``base`` is the metric without the axis.
+    ``value_of_class[c]`` is what is compared for class c: the class itself, or its value on the axis; there are
+    ``values`` of them. ``score`` turns confusion matrices ``(..., values, values)`` into scores; it is None for the
+    log-likelihood, which does not depend on the decided classes. ``base`` is the name without the axis.
     """
 
     name: str
     title: str
     base: str
-    part: Classes
-    parts: int
+    value_of_class: Classes
+    values: int
     score: Callable[[Floats], Floats] | None
 
-    def of_answers(self, truth: Classes, answers: Classes) -> float:
-        """The score of classes ``(N,)`` that were answered."""
-        return float(self.of_counts(confusion_matrix(self.part[truth], self.part[answers], classes=self.parts)))
+    def score_classes(self, truth: Classes, classes: Classes) -> float:
+        """Return the score of the decided classes ``(N,)``."""
+        of_class = self.value_of_class
+        return float(self.score_confusion(confusion_matrix(of_class[truth], of_class[classes], classes=self.values)))
 
-    def of_counts(self, confusion: Floats) -> Floats:
-        """The scores of counts ``(..., parts, parts)``."""
-        assert self.score is not None, "the likelihood is no matter of counts"
+    def score_confusion(self, confusion: Floats) -> Floats:
+        """Return the scores of confusion matrices ``(..., values, values)``."""
+        assert self.score is not None, "the log-likelihood is not a function of the confusion matrix"
         return self.score(confusion)
 
 
-def parse_measure(text: str, labels: LabelSpace) -> Measure:
-    """A measure from ``macro-f1``, ``accuracy``, ``balanced-accuracy``, ``nll``, or the first three with ``:axis``.
+def parse_metric(text: str, labels: LabelSpace) -> Metric:
+    """Parse ``macro-f1``, ``accuracy``, ``balanced-accuracy`` or ``nll``; the first three also with ``:axis``.
 
     Raises:
-        OptionError: E204 when there is no such metric or axis.
+        OptionError: E204 when the metric or the axis is unknown.
     """
-    base, _, axis = text.partition(":")
-    whole = np.arange(len(labels), dtype=np.intp)
+    base, _, axis_name = text.partition(":")
+    classes = np.arange(len(labels), dtype=np.intp)
     if text == LIKELIHOOD:
-        return Measure(text, "log-likelihood", text, whole, len(labels), None)
+        return Metric(text, "log-likelihood", text, classes, len(labels), None)
     if base not in _SCORES:
-        raise OptionError("E204", f"the metric {text!r} is none of {', '.join(METRICS)}")
-    title, score = _SCORES[base]
+        raise OptionError("E204", f"unknown metric {text!r}; choose one of {', '.join(METRICS)}")
+    score = _SCORES[base]
     if base == text:
-        return Measure(text, title, base, whole, len(labels), score)
-    found = next((one for one in labels.axes if one.name == axis), None)
-    if found is None:
-        raise OptionError("E204", f"there is no axis {axis!r}; there are {', '.join(one.name for one in labels.axes)}")
-    return Measure(
-        text, f"{title} of {axis}", base, np.asarray(labels.along(axis, whole), np.intp), len(found.values), score
+        return Metric(text, score.title, base, classes, len(labels), score.of_confusion)
+    axis = next((axis for axis in labels.axes if axis.name == axis_name), None)
+    if axis is None:
+        known = ", ".join(axis.name for axis in labels.axes)
+        raise OptionError("E204", f"unknown axis {axis_name!r}; the label space has {known}")
+    return Metric(
+        name=text,
+        title=f"{score.title} of {axis.name}",
+        base=base,
+        value_of_class=np.asarray(labels.along(axis.name, classes), np.intp),
+        values=len(axis.values),
+        score=score.of_confusion,
     )

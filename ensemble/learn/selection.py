@@ -1,9 +1,9 @@
-"""Guard: a candidate is taken only where its gain is clear, and what taking the best of many is worth on other people.
+"""Select a candidate only if its gain is clear, and correct the gain for having selected the best of many.
 
-The best of many candidates looks better than it is, because it is also the luckiest. So the choice is made again in
-every bootstrap resample of people, and judged by the people that the resample left out (the bootstrap bias correction
-of Tsamardinos, Greasidou and Borboudakis, 2018, *Bootstrapping the out-of-sample predictions for efficient and
-accurate cross-validation*, Machine Learning 107).
+The best of many candidates looks better than it is (the winner's curse). The selection is therefore repeated in every
+bootstrap resample of people and scored on the people left out of it: the bootstrap bias-corrected cross-validation of
+Tsamardinos, Greasidou and Borboudakis, "Bootstrapping the out-of-sample predictions for efficient and accurate
+cross-validation", Machine Learning 107 (2018).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ensemble.arrays import Floats
 _ROUNDING = 1e-9
 
 
-def choose(gain: ArrayLike, error: ArrayLike) -> int:
-    """Which of K candidates to take, by gains ``(K,)`` over the first and their standard errors ``(K,)``.
+def select_candidate(gains: ArrayLike, errors: ArrayLike) -> int:
+    """Return the index of the selected candidate, given gains ``(K,)`` over the first and their standard errors.
 
-    It is the one whose gain less one error is largest, if that is above 0, else the first.
+    It is the candidate with the largest gain minus one standard error, or the first if none of these is above 0.
     """
-    clear = np.asarray(gain, np.float64) - np.asarray(error, np.float64)
-    best = int(clear.argmax())
-    # identical members differ by rounding alone, and rounding has a tiny error too
-    return best if clear[best] > _ROUNDING else 0
+    margin = np.asarray(gains, np.float64) - np.asarray(errors, np.float64)
+    best = int(margin.argmax())
+    # identical members differ by rounding alone, and that difference has a tiny standard error
+    return best if margin[best] > _ROUNDING else 0
 
 
-def expected_gain(drawn: Floats, left_out: Floats) -> float:
-    """The gain to expect of choosing among K candidates, over always taking the first.
+def bias_corrected_gain(in_bag: Floats, out_of_bag: Floats) -> float:
+    """Return the expected gain of selecting among K candidates over always keeping the first.
 
-    ``drawn`` and ``left_out`` ``(K, R)`` are the candidates' scores on the people of R resamples, and on the people
-    that each of them left out.
+    ``in_bag`` and ``out_of_bag`` ``(K, R)`` are the candidates' scores on the people drawn in each of R bootstrap
+    resamples, and on the people left out of it.
     """
-    gains = drawn - drawn[0]
+    gains = in_bag - in_bag[0]
     errors = gains.std(axis=1, ddof=1)
-    chosen = [choose(gain, errors) for gain in gains.T]
-    return float((left_out[chosen, np.arange(len(chosen))] - left_out[0]).mean())
+    selected = [select_candidate(gain, errors) for gain in gains.T]
+    return float((out_of_bag[selected, np.arange(len(selected))] - out_of_bag[0]).mean())

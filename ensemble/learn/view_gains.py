@@ -1,4 +1,4 @@
-"""View gains: whether a view is worth its passes, measured on images whose truth is known."""
+"""Measure whether a view is worth its inference cost, on images with ground truth."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import numpy as np
 
 from ensemble.arrays import Floats, Mask
 from ensemble.learn.candidates import Fitted
-from ensemble.learn.cross_validation import Answers, Ballots, answer, resample, score
-from ensemble.learn.objective import Measure
+from ensemble.learn.cross_validation import (
+    CandidateAnswers,
+    LearningData,
+    apply_candidate,
+    bootstrap_scores,
+    score_answers,
+)
+from ensemble.learn.objective import Metric
 
 _IDENTITY = "identity"
 
 
 @dataclass(frozen=True, slots=True)
 class ViewGain:
-    """What one more view does to the mean of all members' probabilities.
+    """The effect of adding one view to the first in the mean of all members' probabilities.
 
-    ``gain`` is that of the score, ``error`` its standard error over people. ``right_to_wrong`` and ``wrong_to_right``
-    count images. ``cost`` is how many times the passes of the first view alone are needed.
+    ``gain`` is the change of the score, ``error`` its standard error over people. ``right_to_wrong`` and
+    ``wrong_to_right`` count images. ``cost`` is the inference cost in multiples of that of the first view alone.
     """
 
     view: str
@@ -32,43 +38,43 @@ class ViewGain:
 
 
 def measure_views(
-    ballots: Ballots, views: Sequence[str], shares: Floats, measure: Measure, *, seed: int
+    data: LearningData, views: Sequence[str], mean_weights: Floats, metric: Metric, *, seed: int
 ) -> tuple[ViewGain, ...]:
-    """Each view beside the first: the identity where there is one, else the first by name.
+    """Measure each view in addition to the first: the identity if present, else the first by name.
 
-    ``views`` names the view of each voter ``(V,)`` and ``shares`` ``(V,)`` are those of the mean.
+    ``views[v]`` is the view of member view v, and ``mean_weights`` ``(V,)`` are the weights of the plain mean.
     """
-    found = np.array(views)
+    view_names = np.array(views)
     first = _IDENTITY if _IDENTITY in views else min(views)
-    alone, spread = _mean(ballots, shares, found == first, measure, seed)
+    baseline = _mean_of_views(data, mean_weights, view_names == first, metric, seed)
     gains = []
     for view in sorted(set(views) - {first}):
-        both, resampled = _mean(ballots, shares, (found == first) | (found == view), measure, seed)
-        before, after = (answers.classes[0] == ballots.truth for answers in (alone, both))
+        both = _mean_of_views(data, mean_weights, (view_names == first) | (view_names == view), metric, seed)
+        before, after = (found.answers.classes[0] == data.truth for found in (baseline, both))
         gains.append(
             ViewGain(
                 view=view,
-                gain=score(measure, ballots, both) - score(measure, ballots, alone),
-                error=float((resampled - spread).std(ddof=1)),
+                gain=both.score - baseline.score,
+                error=float((both.resampled - baseline.resampled).std(ddof=1)),
                 right_to_wrong=int((before & ~after).sum()),
                 wrong_to_right=int((~before & after).sum()),
-                cost=float(1 + (found == view).sum() / (found == first).sum()),
+                cost=float(1 + (view_names == view).sum() / (view_names == first).sum()),
             )
         )
     return tuple(gains)
 
 
-def render_views(gains: Sequence[ViewGain], title: str) -> str:
-    """One line a view, for people."""
-    return "\n".join(
-        f"view {one.view}: {title} {one.gain:+.4f} ± {one.error:.4f}; "
-        f"{one.wrong_to_right:,} images wrong to right, {one.right_to_wrong:,} right to wrong; {one.cost:g}x the passes"
-        for one in gains
+@dataclass(frozen=True, slots=True, eq=False)
+class _MeanOfViews:
+    answers: CandidateAnswers
+    score: float
+    resampled: Floats
+
+
+def _mean_of_views(data: LearningData, mean_weights: Floats, used: Mask, metric: Metric, seed: int) -> _MeanOfViews:
+    weights = np.where(used, mean_weights, 0.0)
+    fitted = Fitted("linear", weights / weights.sum(), 1.0, np.zeros(data.log_p.shape[-1]))
+    answers = apply_candidate(fitted, data)
+    return _MeanOfViews(
+        answers, score_answers(metric, data, answers), bootstrap_scores(metric, data, answers, seed=seed)
     )
-
-
-def _mean(ballots: Ballots, shares: Floats, used: Mask, measure: Measure, seed: int) -> tuple[Answers, Floats]:
-    weights = np.where(used, shares, 0.0)
-    fitted = Fitted("linear", weights / weights.sum(), 1.0, np.zeros(ballots.log_p.shape[-1]))
-    answers = answer(fitted, ballots)
-    return answers, resample(measure, ballots, answers, seed=seed)

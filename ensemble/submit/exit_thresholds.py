@@ -19,7 +19,7 @@ from ensemble.arrays import Classes, Floats
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.learn.objective import LIKELIHOOD, Measure, parse_measure
+from ensemble.learn.objective import LIKELIHOOD, Metric, parse_metric
 from ensemble.metrics import bootstrap
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.out_of_fold import gather_folds
@@ -44,7 +44,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Lose:
-    """``metric``, one that `parse_measure` knows, falls by at most ``most``, whichever answers change."""
+    """``metric``, one that `parse_metric` knows, falls by at most ``most``, whichever answers change."""
 
     metric: str
     most: float
@@ -148,7 +148,7 @@ def calibrate(
         OptionError: E204 when the goal's metric is not known, or is asked for without a truth.
         PredictionError: E516 when a view is missing, E517 when a group of the recipe is.
     """
-    measure = parse_measure(goal.metric if isinstance(goal, Lose) else "macro-f1", recipe.labels)
+    measure = parse_metric(goal.metric if isinstance(goal, Lose) else "macro-f1", recipe.labels)
     if isinstance(goal, Lose) and truth is None:
         raise OptionError("E204", f"--early-exit {goal} needs --truth with the classes of the out-of-fold images")
     gathered, known = _gather(recipe, oof, truth, listener)
@@ -167,7 +167,7 @@ def calibrate(
     kept = float((answers == path.answers[-1]).mean())
     score = None
     if truth is not None:
-        whole, early = (measure.of_answers(known.classes, found) for found in (path.answers[-1], answers))
+        whole, early = (measure.score_classes(known.classes, found) for found in (path.answers[-1], answers))
         score = (whole, early)
     title = None if truth is None else measure.title
     found = Calibration(str(goal), rows, stops, kept, saved, certified, title, score)
@@ -211,7 +211,7 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
 
 
 def choose_by_score(
-    course: Course, truth: Classes, people: Sequence[str], measure: Measure, most: float
+    course: Course, truth: Classes, people: Sequence[str], measure: Metric, most: float
 ) -> tuple[dict[int, float], bool]:
     """The lowest leads with which the score falls by at most ``most``, and whether any are that low.
 
@@ -227,14 +227,14 @@ def choose_by_score(
 
     def draw(answers: Classes) -> Floats:
         counts = bootstrap(
-            measure.part[truth],
-            measure.part[answers],
-            classes=measure.parts,
+            measure.value_of_class[truth],
+            measure.value_of_class[answers],
+            classes=measure.values,
             clusters=people,
             resamples=_RESAMPLES,
             seed=_SEED,
         )
-        return measure.of_counts(counts)
+        return measure.score_confusion(counts)
 
     whole = draw(course.answers[-1])
     for rate in _RATES:

@@ -1,8 +1,6 @@
-"""Candidates: pools and rules put together, at their edges."""
+"""Candidates: pools combined with rules, and edge cases of both."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,14 +10,14 @@ from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import MacroF1Rule, PriorRule, fit_macro_f1_rule
 from ensemble.blend.pooling import parse_pool, pool
 from ensemble.labels import MASK18, Axis, LabelSpace
-from ensemble.learn.candidates import CANDIDATES, Fitted, candidates_for, fit_candidates
-from ensemble.learn.objective import parse_measure
+from ensemble.learn.candidates import CANDIDATES, FitOptions, Fitted, candidates_for, fit_candidates
+from ensemble.learn.objective import parse_metric
 
 LABELS = LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d"))))
 
 
 def problem(seed: int = 0, rows: int = 200) -> tuple[Floats, Classes]:
-    """Three voters ``(3, N, 4)`` that know something about the truth ``(N,)``."""
+    """Three member views ``(3, N, 4)`` that are informative about the truth ``(N,)``."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(4, size=rows, p=[0.5, 0.3, 0.15, 0.05])
     return log_softmax(1.5 * np.eye(4)[truth] + rng.normal(size=(3, rows, 4)), axis=-1), truth
@@ -30,24 +28,25 @@ def accuracy(truth: Classes, answers: Classes) -> float:
 
 
 def fit(*names: str, log_p: Floats, truth: Classes) -> dict[str, Fitted]:
-    return fit_candidates(names, log_p, truth, mean=np.array([0.5, 0.25, 0.25]), labels=LABELS, score=accuracy, seed=0)
+    options = FitOptions(np.array([0.5, 0.25, 0.25]), LABELS, accuracy, seed=0)
+    return fit_candidates(names, options, log_p, truth)
 
 
 def test_the_first_candidate_of_every_metric_is_the_mean() -> None:
-    """Every metric is learned against the mean of probabilities, and the likelihood has no rules."""
+    """The baseline of every metric is the mean of probabilities, and the likelihood has no rules."""
     assert {names[0] for names in CANDIDATES.values()} == {"mean"}
     assert not [name for name in CANDIDATES["nll"] if "+" in name]
 
 
-def test_candidates_fit_the_measure_and_the_labels() -> None:
-    """One axis leaves nothing to factor, and the macro-F1 rule is not offered for one axis of the classes."""
+def test_candidates_suit_the_metric_and_the_labels() -> None:
+    """With a single axis nothing is factored, and for the score of one axis there is no macro-F1 rule."""
     flat = LabelSpace.flat(18)
     for labels, text, factored, rule in (
         (MASK18, "macro-f1", True, True),
         (flat, "macro-f1", False, True),
         (MASK18, "macro-f1:age", True, False),
     ):
-        names = candidates_for(parse_measure(text, labels), labels)
+        names = candidates_for(parse_metric(text, labels), labels)
         assert names[0] == "mean"
         assert any(name.startswith("factored") for name in names) == factored
         assert any(name.endswith("+f1") for name in names) == rule
@@ -63,7 +62,7 @@ def test_a_factored_bias_is_a_sum_over_the_axes() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("mean", "linear"), ("logit", "logit")])
 def test_unfitted_candidates_are_the_pools_of_blending(name: str, kind: str) -> None:
-    """The means of probabilities and of logits are what `pool` makes of the same shares, and know no truth."""
+    """The means of probabilities and of logits are those of `pool` with the same weights, whatever the truth."""
     log_p, truth = problem()
     fitted = fit(name, log_p=log_p, truth=truth)[name]
     expected = pool(log_p, [0.5, 0.25, 0.25], kind=parse_pool(kind))
@@ -72,7 +71,7 @@ def test_unfitted_candidates_are_the_pools_of_blending(name: str, kind: str) -> 
 
 
 def test_a_rule_leaves_its_pool_as_it_is() -> None:
-    """With a rule the weights, sharpness and bias are those without, and the rule was found on its probabilities."""
+    """With a rule, weights, sharpness and bias are those without, and the rule is fitted to its probabilities."""
     log_p, truth = problem()
     fitted = fit("pool", "pool+f1", "pool+tau", log_p=log_p, truth=truth)
     for name, kind in (("pool+f1", MacroF1Rule), ("pool+tau", PriorRule)):
@@ -84,7 +83,7 @@ def test_a_rule_leaves_its_pool_as_it_is() -> None:
 
 
 def test_calibration_leaves_the_mean_its_weights() -> None:
-    """The calibrated mean has the shares of the mean, a sharpness and a bias of its own, and a better likelihood."""
+    """The calibrated mean keeps the weights of the mean and has a better likelihood."""
     log_p, truth = problem()
     fitted = fit("mean", "calibrated", log_p=log_p, truth=truth)
     mean, calibrated = (fitted[name].apply(log_p)[np.arange(len(truth)), truth].mean() for name in fitted)
@@ -92,8 +91,8 @@ def test_calibration_leaves_the_mean_its_weights() -> None:
     assert calibrated > mean
 
 
-def test_voters_that_know_nothing_leave_the_mean_its_shares() -> None:
-    """Where every weight of the log-linear pool is 0, the shares are the mean's and the sharpness is 0."""
+def test_uninformative_members_leave_the_mean_its_weights() -> None:
+    """Where every weight of the log-linear pool is 0, the weights are the mean's and the sharpness is 0."""
     log_p, truth = problem()
     lies = log_softmax(-log_p, axis=-1)
     fitted = fit("log-linear", log_p=lies, truth=truth)["log-linear"]
@@ -103,23 +102,23 @@ def test_voters_that_know_nothing_leave_the_mean_its_shares() -> None:
 
 
 def test_probabilities_that_underflow_stay_finite() -> None:
-    """A class at a log-probability of -2,000 with every voter has a finite one in the mean."""
+    """A class with a log-probability of -2,000 in every member view has a finite one in the mean."""
     log_p = log_softmax(np.array([[[2000.0, 0.0]], [[1500.0, 0.0]]]), axis=-1)
     fitted = Fitted("linear", np.array([0.5, 0.5]), 1.0, np.zeros(2))
     assert np.isfinite(fitted.apply(log_p)).all()
 
 
 def test_the_seed_decides_the_bags_of_greedy() -> None:
-    """The same seed gives greedy the same shares, bit for bit."""
+    """With the same seed, greedy gives bit-identical weights."""
     log_p, truth = problem()
     many = np.concatenate([log_p, log_p[::-1], log_p])
-    again = partial(fit_candidates, ["greedy"], many, truth, mean=np.full(9, 1 / 9), labels=LABELS, score=accuracy)
-    one, same = (again(seed=0)["greedy"].weights for _ in range(2))
+    options = FitOptions(np.full(9, 1 / 9), LABELS, accuracy, seed=0)
+    one, same = (fit_candidates(["greedy"], options, many, truth)["greedy"].weights for _ in range(2))
     assert one.tobytes() == same.tobytes()
 
 
 def test_scaled_members_are_averaged_at_their_own_temperature() -> None:
-    """The scaled mean is the mean of probabilities after each voter is divided by its temperature."""
+    """The scaled mean is the mean of probabilities after each logit is divided by its member's temperature."""
     log_p, truth = problem()
     log_p[0] *= 4
     log_p = log_softmax(log_p, axis=-1)

@@ -22,8 +22,9 @@ from ensemble.errors import EnsError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.learn.candidates import CANDIDATES, candidates_for, fit_candidates
-from ensemble.learn.learn import Learned, Row, learn
-from ensemble.learn.objective import parse_measure
+from ensemble.learn.learn import learn
+from ensemble.learn.objective import parse_metric
+from ensemble.learn.result import CandidateScore, Learned
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.truth import Truth
 from tests.support.members import make_member, reorder
@@ -48,7 +49,7 @@ def contest(
     return made, Truth(made[0].ids, truth, tuple(f"p{i}" for i in person), labels)
 
 
-def row_of(learned: Learned, candidate: str) -> Row:
+def row_of(learned: Learned, candidate: str) -> CandidateScore:
     return next(row for row in learned.table if row.candidate == candidate)
 
 
@@ -111,7 +112,9 @@ def test_the_mean_is_kept_where_nothing_is_better(metric: str) -> None:
     truth = Truth(members[0].ids, classes, tuple(f"p{i % PEOPLE}" for i in range(len(logits))), members[0].labels)
     learned = learn(members, truth, metric=metric)
     assert learned.method == "mean"
-    assert learned.why.startswith("The mean of probabilities is kept: no candidate's gain exceeds its standard error")
+    assert learned.reason.startswith(
+        "The mean of probabilities is kept: no candidate's gain exceeds its standard error"
+    )
 
 
 @pytest.mark.slow
@@ -143,7 +146,7 @@ def test_no_order_changes_a_bit() -> None:
     one = learn(members, truth, repeats=1)
     other = learn([reorder(member, rng.permutation(len(rows))) for member in members[::-1]], turned, repeats=1)
     assert one.table == other.table
-    assert one.voters == other.voters
+    assert one.member_views == other.member_views
     assert one.fitted.weights.tobytes() == other.fitted.weights.tobytes()
     assert one.fitted.bias.tobytes() == other.fitted.bias.tobytes()
 
@@ -167,7 +170,7 @@ def test_a_named_method_is_taken_and_compared_with_the_mean() -> None:
     learned = learn(members, truth, method="greedy", repeats=1)
     assert learned.method == "greedy"
     assert [row.candidate for row in learned.table] == ["mean", "greedy"]
-    assert learned.why.startswith("greedy was asked for")
+    assert learned.reason.startswith("greedy was requested")
     assert [row.candidate for row in learn(members, truth, method="mean", repeats=1).table] == ["mean"]
 
 
@@ -177,7 +180,7 @@ def test_the_fitted_candidate_answers_as_the_table_says() -> None:
     for method in ("linear", "calibrated+f1", "pool+tau"):
         learned = learn(members, truth, method=method, repeats=1)
         log_p = np.stack(
-            [log_softmax(m.logits[voter.view]) for voter in learned.voters for m in members if m.member == voter.member]
+            [log_softmax(m.logits[one.view]) for one in learned.member_views for m in members if m.member == one.member]
         )
         answers = learned.fitted.decide(learned.fitted.apply(log_p))
         assert f1_score(truth.classes, answers, average="macro") == pytest.approx(learned.table[1].in_sample, rel=1e-12)
@@ -201,27 +204,15 @@ def test_a_member_without_weight_is_explained() -> None:
     lies = -3 * np.eye(3)[truth.classes] + np.random.default_rng(0).normal(size=(len(truth.ids), 3))
     learned = learn([*members, make_member("liar", lies, labels=truth.labels)], truth, method="log-linear", repeats=1)
     assert row_of(learned, "log-linear").weights["liar/identity"] == 0
-    assert "liar has no weight, as beside the others any weight would lower the likelihood." in learned.why
+    assert "liar has no weight: given the others, any weight would lower the likelihood." in learned.reason
 
 
-def test_the_table_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rendered table has a line for every candidate, marks the chosen one, and ends with the reason; it fits."""
+def test_the_table_lists_every_candidate() -> None:
+    """The JSON-ready table has the candidates of the metric in their order, the mean first."""
     members, truth = contest()
     learned = learn(members, truth, repeats=1)
-    table = learned.render().partition(learned.why)[0]
-    assert max(map(len, table.splitlines()[1:])) <= 80
-    monkeypatch.setenv("COLUMNS", "200")
-    lines = learned.render().splitlines()
-    assert lines[0] == "240 images of 60 persons; 5 folds, 1 times; 95 % intervals, gains ± one standard error"
-    assert [line.lstrip("* ").split()[0] for line in lines[2:-3]] == list(
-        candidates_for(parse_measure("macro-f1", truth.labels), truth.labels)
-    )
-    assert [line.split()[1] for line in lines if line.startswith("*")] == [learned.method]
-    assert lines[-2] == learned.why
-    assert lines[-1].startswith("view hflip: macro F1 ")
-    assert [row["candidate"] for row in learned.table_as_dicts()] == list(
-        candidates_for(parse_measure("macro-f1", truth.labels), truth.labels)
-    )
+    expected = candidates_for(parse_metric("macro-f1", truth.labels), truth.labels)
+    assert [row["candidate"] for row in learned.table_as_dicts()] == list(expected)
 
 
 def test_a_truth_without_persons_is_said_aloud() -> None:
@@ -241,8 +232,8 @@ def test_fault_85_small_classes_are_said_aloud() -> None:
     heard = Recorder()
     learned = learn(members, replace(truth, classes=classes), method="pool", repeats=1, listener=heard)
     assert [(notice.code, notice.message) for notice in heard.notices] == [
-        ("I524", "fewer than 30 images, so their bias is held back: 0 (7)"),
-        ("I524", "no image, so their bias stays 0: 3"),
+        ("I524", "fewer than 30 images, so the bias is regularized more: 0 (7)"),
+        ("I524", "no images, so the bias stays 0: 3"),
     ]
     assert learned.fitted.bias[3] == 0
     assert (learned.fitted.bias[:3] != 0).all()
@@ -271,7 +262,7 @@ def test_what_does_not_fit_is_refused() -> None:
     few = replace(truth, persons=tuple(f"p{i % 4}" for i in range(240)))
     assert code_of(lambda: learn(members, few)) == (
         "E525",
-        "learning needs persons to fit to and others to judge by, at least 5; got 4",
+        "learning needs at least 5 persons for cross-validation, got 4",
     )
 
 
@@ -354,5 +345,5 @@ def test_a_hundred_members_are_learned_from() -> None:
     members, truth = contest()
     many = [replace(members[i % 4], member=f"m{i:03d}", group=f"m{i:03d}") for i in range(100)]
     learned = learn(many, truth, repeats=1)
-    assert len(learned.voters) == 200
+    assert len(learned.member_views) == 200
     assert all(sum(row.weights.values()) == pytest.approx(1) for row in learned.table)

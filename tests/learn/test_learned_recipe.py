@@ -37,7 +37,7 @@ def test_the_recipe_does_what_was_learned(method: str) -> None:
     learned = learn(members, truth, method=method, repeats=1)
     recipe = Recipe.from_json(learned_recipe(learned, members).to_json())
     log_p = learned.fitted.apply(
-        np.stack([log_softmax(m.logits[v.view]) for v in learned.voters for m in members if m.member == v.member])
+        np.stack([log_softmax(m.logits[v.view]) for v in learned.member_views for m in members if m.member == v.member])
     )
     blended = blend(members, recipe, ids=truth.ids)
     np.testing.assert_allclose(blended.probabilities, np.exp(log_p), rtol=1e-9, atol=1e-300)
@@ -54,7 +54,7 @@ def test_the_mean_is_the_plain_recipe() -> None:
     value = json.loads(recipe.to_json())
     assert list(value) == ["schema", "pool", "rule", "views", "groups", "labels", "learned"]
     assert [set(group) for group in value["groups"].values()] == [{"weight", "members"}] * 4
-    assert value["learned"]["why"].startswith("mean was asked for")
+    assert value["learned"]["why"].startswith("mean was requested")
 
 
 def test_folds_of_a_learned_group_count_alike() -> None:
@@ -87,7 +87,7 @@ def test_members_must_be_of_the_learned_groups() -> None:
     with pytest.raises(PredictionError) as caught:
         learned_recipe(learned, [*members[:3], replace(members[3], member="z", group="z")])
     assert caught.value.code == "E517"
-    assert "missing among the members: d; never learned about: z" in caught.value.message
+    assert "without predictions: d; without out-of-fold predictions: z" in caught.value.message
 
 
 def test_what_was_learned_is_shown() -> None:
@@ -159,8 +159,8 @@ def test_learning_raises_the_score_and_can_be_applied_again(files: Path, capsys:
     capsys.readouterr()
     assert run(command(files, "one.csv", *learning(files), "--save", recipe)) == 0
     said = capsys.readouterr().out
-    assert said.startswith("1,400 images of 200 persons; 5 folds, 2 times")
-    assert "against the mean of probabilities, more than its standard error" in said
+    assert said.startswith("5-fold CV on 1,400 images of 200 persons, 2 repeats; score: macro F1\n")
+    assert "compared with the mean of probabilities" in " ".join(said.split())
     assert run(command(files, "two.csv", "--apply", recipe, "--save", f"{files / 'again.json'}")) == 0
     assert (files / "one.csv").read_bytes() == (files / "two.csv").read_bytes()
     assert Path(recipe).read_bytes() == (files / "again.json").read_bytes()

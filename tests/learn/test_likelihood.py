@@ -12,22 +12,29 @@ from sklearn.linear_model import LogisticRegression
 
 from ensemble.arrays import Classes, Floats
 from ensemble.labels import Axis, LabelSpace
-from ensemble.learn.likelihood import FEW, axis_design, fit_linear, fit_log_linear, fit_temperatures, log_linear_loss
+from ensemble.learn.likelihood import (
+    FEW_IMAGES,
+    axis_design,
+    fit_linear,
+    fit_log_linear,
+    fit_temperatures,
+    log_linear_loss,
+)
 
 
-def problem(seed: int, voters: int = 3, rows: int = 200, classes: int = 4) -> tuple[Floats, Classes]:
+def problem(seed: int, inputs: int = 3, rows: int = 200, classes: int = 4) -> tuple[Floats, Classes]:
     """Voters ``(V, N, C)`` that know something about the truth ``(N,)``, each with noise and a bias of its own."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, size=rows, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
-    logits = 1.5 * np.eye(classes)[truth] + rng.normal(size=(voters, rows, classes)) * rng.uniform(
-        0.5, 2, (voters, 1, 1)
+    logits = 1.5 * np.eye(classes)[truth] + rng.normal(size=(inputs, rows, classes)) * rng.uniform(
+        0.5, 2, (inputs, 1, 1)
     )
-    return log_softmax(logits + rng.normal(size=(voters, 1, classes)), axis=-1), truth
+    return log_softmax(logits + rng.normal(size=(inputs, 1, classes)), axis=-1), truth
 
 
 def with_a_liar(seed: int) -> tuple[Floats, Classes]:
-    """Five voters, and a sixth that knows the truth and speaks against it."""
-    log_p, truth = problem(seed, voters=5)
+    """Five inputs, and a sixth whose answers are systematically wrong."""
+    log_p, truth = problem(seed, inputs=5)
     lies = np.random.default_rng(seed).normal(size=log_p[0].shape) - 2 * np.eye(log_p.shape[-1])[truth]
     return np.concatenate([log_p, log_softmax(lies, axis=-1)[np.newaxis]]), truth
 
@@ -41,7 +48,7 @@ def log_linear_by_hand(weights: Floats, bias: Floats, log_p: Floats, truth: Clas
     p = softmax(sum(w * one for w, one in zip(weights, log_p, strict=True)) + bias, axis=-1)
     total = -sum(np.log(p[row, true]) for row, true in enumerate(truth))
     for number, one in enumerate(bias):
-        total += max(1.0, FEW / max(1, int((truth == number).sum()))) * one**2 / 2
+        total += max(1.0, FEW_IMAGES / max(1, int((truth == number).sum()))) * one**2 / 2
     return float(total / len(truth))
 
 
@@ -71,7 +78,7 @@ def test_the_log_linear_pool_meets_the_conditions_of_an_optimum(seed: int) -> No
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_linear_pool_meets_the_conditions_of_an_optimum(seed: int) -> None:
-    """On the simplex, the true class's ``mean(p_v / mixture)`` is 1 for voters with weight, at most 1 for others."""
+    """On the simplex, the true class's ``mean(p_v / mixture)`` is 1 for inputs with weight, at most 1 for others."""
     log_p, truth = with_a_liar(seed)
     weights = fit_linear(log_p, truth)
     p = np.exp(log_p[:, np.arange(len(truth)), truth])
@@ -84,8 +91,8 @@ def test_the_linear_pool_meets_the_conditions_of_an_optimum(seed: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_no_weights_of_a_fine_grid_are_better(classes: int) -> None:
-    """For two voters, weights-only pools of both kinds are at least as likely as every point of a grid."""
-    log_p, truth = problem(classes, voters=2, rows=40, classes=classes)
+    """For two inputs, weights-only pools of both kinds are at least as likely as every point of a grid."""
+    log_p, truth = problem(classes, inputs=2, rows=40, classes=classes)
     grid = np.linspace(0, 1, 501)
     losses = [linear_loss(np.array([w, 1 - w]), log_p, truth) for w in grid]
     linear = fit_linear(log_p, truth)
@@ -100,8 +107,8 @@ def test_no_weights_of_a_fine_grid_are_better(classes: int) -> None:
 
 
 def test_no_bias_of_a_fine_grid_is_better() -> None:
-    """For one voter and two classes, no temperature and biases of a grid have a smaller loss."""
-    log_p, truth = problem(5, voters=1, rows=50, classes=2)
+    """For one input and two classes, no temperature and biases of a grid have a smaller loss."""
+    log_p, truth = problem(5, inputs=1, rows=50, classes=2)
     found = fit_log_linear(log_p, truth)
     best = log_linear_by_hand(found.weights, found.bias, log_p, truth)
     for weight, first, second in itertools.product(np.linspace(0, 2, 11), *[np.linspace(-2, 2, 11)] * 2):
@@ -130,8 +137,8 @@ def test_every_start_leads_to_the_same_optimum() -> None:
 
 
 def test_with_two_classes_it_is_logistic_regression() -> None:
-    """For two classes the weights are scikit-learn's unpenalised logistic regression on the voters' log-odds."""
-    log_p, truth = problem(11, voters=3, rows=2000, classes=2)
+    """For two classes the weights are scikit-learn's unpenalised logistic regression on the inputs' log-odds."""
+    log_p, truth = problem(11, inputs=3, rows=2000, classes=2)
     odds = (log_p[:, :, 1] - log_p[:, :, 0]).T
     other = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(odds, truth)
     assert (other.coef_ > 0).all()
@@ -147,7 +154,7 @@ def test_apply_is_the_softmax_of_the_weighted_sum() -> None:
 
 
 def test_a_temperature_is_found() -> None:
-    """Of a voter whose honest logits were doubled the weight is one half, and of the honest one it is one."""
+    """An overconfident input, with doubled logits, gets the weight one half, and a calibrated one the weight one."""
     rng = np.random.default_rng(0)
     honest = log_softmax(rng.normal(size=(20_000, 3)) * 2, axis=-1)
     truth = (rng.random((20_000, 1)) > np.exp(honest).cumsum(axis=1)).sum(axis=1)
@@ -170,8 +177,8 @@ def test_biases_of_small_classes_are_held_back() -> None:
     shrunk = []
     for few in (2, 8, 32, 128):
         truth = np.repeat([0, 1], [few, 3 * few])
-        voter = log_softmax(rng.normal(size=(1, len(truth), 2)) * 1e-9, axis=-1)
-        bias = fit_log_linear(voter, truth).bias
+        uninformative = log_softmax(rng.normal(size=(1, len(truth), 2)) * 1e-9, axis=-1)
+        bias = fit_log_linear(uninformative, truth).bias
         shrunk.append(bias[1] - bias[0])
     assert shrunk == sorted(shrunk)
     assert shrunk[0] < 0.4 < 1.0 < shrunk[-1] < np.log(3)
@@ -193,7 +200,7 @@ def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
     def by_hand(at: Floats) -> float:
         p = softmax(np.tensordot(at[:3], log_p, axes=1) + design @ at[3:], axis=-1)
         images = np.bincount(truth, minlength=6) @ design
-        penalty = (np.maximum(1, FEW / images) * at[3:] ** 2).sum() / 2
+        penalty = (np.maximum(1, FEW_IMAGES / images) * at[3:] ** 2).sum() / 2
         return float((-np.log(p[np.arange(len(truth)), truth]).sum() + penalty) / len(truth))
 
     at = np.random.default_rng(0).normal(size=8)
@@ -208,17 +215,17 @@ def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
 
 def test_temperatures_are_the_likeliest_of_each_member() -> None:
     """A member's views share the temperature that a plain search finds; a member that knows nothing stays finite."""
-    log_p, truth = problem(0, voters=3)
+    log_p, truth = problem(0, inputs=3)
     log_p = np.concatenate([log_p, np.full((1, *log_p.shape[1:]), -np.log(4))])
     found = fit_temperatures(log_p, truth, np.array([0, 1, 0, 2]))
     assert found[0] == found[2] != found[1]
     assert np.isfinite(found).all()
-    for voters in ([0, 2], [1]):
+    for inputs in ([0, 2], [1]):
 
-        def loss(temperature: float, voters: list[int] = voters) -> float:
-            each = [log_softmax(log_p[v] / temperature, axis=-1)[np.arange(len(truth)), truth].sum() for v in voters]
+        def loss(temperature: float, inputs: list[int] = inputs) -> float:
+            each = [log_softmax(log_p[v] / temperature, axis=-1)[np.arange(len(truth)), truth].sum() for v in inputs]
             return -float(np.sum(each))
 
         best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-8}).x
-        assert found[voters[0]] == pytest.approx(best, rel=1e-4)
+        assert found[inputs[0]] == pytest.approx(best, rel=1e-4)
     assert len(set(fit_temperatures(log_p[:3], truth).tolist())) == 3

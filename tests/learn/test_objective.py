@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 
 from ensemble.errors import EnsError
 from ensemble.labels import MASK18, LabelSpace
-from ensemble.learn.objective import balanced_accuracy, parse_measure
+from ensemble.learn.objective import balanced_accuracy, parse_metric
 from ensemble.metrics import confusion_matrix
 
 
@@ -27,7 +27,7 @@ def test_balanced_accuracy_is_the_mean_recall_of_classes_that_occur() -> None:
 
 @pytest.mark.parametrize("axis", ["mask", "gender", "age"])
 def test_an_axis_is_scored_by_its_values_alone(axis: str) -> None:
-    """The measures of an axis are scikit-learn's of the axis's values, whatever the other axes say."""
+    """The scores of an axis are scikit-learn's for the axis's values, whatever the other axes are."""
     rng = np.random.default_rng(0)
     truth, answers = rng.integers(18, size=500), rng.integers(18, size=500)
     true, answered = MASK18.along(axis, truth), MASK18.along(axis, answers)
@@ -37,14 +37,14 @@ def test_an_axis_is_scored_by_its_values_alone(axis: str) -> None:
         "balanced-accuracy": balanced_accuracy_score(true, answered),
     }
     for name, value in expected.items():
-        assert parse_measure(f"{name}:{axis}", MASK18).of_answers(truth, answers) == pytest.approx(value, rel=1e-12)
+        assert parse_metric(f"{name}:{axis}", MASK18).score_classes(truth, answers) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("text", ["magic", "nll:age", "macro-f1:height", "macro-f1:", ":age", ""])
-def test_what_is_no_measure_is_refused(text: str) -> None:
+def test_what_is_no_metric_is_refused(text: str) -> None:
     """An unknown metric or axis, and the likelihood of an axis, are E204 with what there is."""
     with pytest.raises(EnsError) as caught:
-        parse_measure(text, MASK18)
+        parse_metric(text, MASK18)
     assert caught.value.code == "E204"
 
 
@@ -52,5 +52,7 @@ def test_a_single_axis_can_be_named() -> None:
     """With one axis, its score is that of the classes."""
     truth, answers = np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])
     labels = LabelSpace.flat(3)
-    by_axis, whole = (parse_measure(text, labels).of_answers(truth, answers) for text in ("accuracy:class", "accuracy"))
+    by_axis, whole = (
+        parse_metric(text, labels).score_classes(truth, answers) for text in ("accuracy:class", "accuracy")
+    )
     assert by_axis == whole == 0.75

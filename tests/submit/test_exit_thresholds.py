@@ -14,7 +14,7 @@ from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import DataError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.learn.objective import parse_measure
+from ensemble.learn.objective import parse_metric
 from ensemble.predictions.dataset import Predictions
 from ensemble.submit.early_exit import Running, cells_of, in_order
 from ensemble.submit.exit_thresholds import (
@@ -160,7 +160,7 @@ def test_a_metric_may_lose_what_is_allowed_and_no_more() -> None:
     """Answers that change and are as good as before cost nothing, so that nearly all rows leave early though one in
     eight changes. Where what changes is always wrong, only so many leave as cost what is allowed.
     """
-    measure = parse_measure("accuracy", LabelSpace.flat(2))
+    measure = parse_metric("accuracy", LabelSpace.flat(2))
     course, truth = draw_course(0, 20_000)
     people = [str(i) for i in range(20_000)]
     stops, found = choose_by_score(course, truth, people, measure, 0.01)
@@ -179,7 +179,7 @@ def test_a_metric_may_lose_what_is_allowed_and_no_more() -> None:
 
 def test_few_people_certify_no_loss() -> None:
     """Of forty rows of four people no early exit is certain to cost at most a thousandth: nobody leaves early."""
-    measure = parse_measure("accuracy", LabelSpace.flat(2))
+    measure = parse_metric("accuracy", LabelSpace.flat(2))
     course, truth = draw_course(1, 40)
     course = replace(course, answers=np.stack([1 - truth, truth]))
     stops, found = choose_by_score(course, truth, [str(i // 10) for i in range(40)], measure, 0.001)
