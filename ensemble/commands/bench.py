@@ -18,23 +18,34 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="Compare speed with torch and onnxruntime")
 @click.argument("models", nargs=-1, required=True, type=PATH)
-@click.option("--images", type=PATH, required=True, help="The folder of the images.")
-@click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many images.")
+@click.option("--images", type=PATH, required=True, help="Folder of the images.")
 @click.option(
-    "--checkpoints", type=PATH, multiple=True, help="The weights, for the torch loop: files or folders; repeatable."
+    "--ids", type=PATH, help="CSV that lists the images, such as info.csv.  [default: all images in the folder]"
 )
-@click.option("--also", type=PATH, multiple=True, help="A folder of the same members, such as int8 ones; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
+@click.option(
+    "--checkpoints", type=PATH, multiple=True, help="Checkpoints for the torch loop: files or folders; repeatable."
+)
+@click.option(
+    "--also", type=PATH, multiple=True, help="Folder with other models of the same members, such as int8; repeatable."
+)
 @click.option("--recipe", type=PATH, help="Also time ens submit with this recipe.")
-@click.option("--early-exit", help="For --recipe, as for ens submit.")
-@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, as for ens submit; may be repeated.")
-@click.option("--truth", type=PATH, help="A CSV of the class of each out-of-fold image, and of the person on it.")
-@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
+@click.option("--early-exit", help="Early exit for --recipe, as in ens submit.")
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, as in ens submit; repeatable.")
+@click.option("--truth", type=PATH, help="Ground-truth CSV for --oof (columns ImageID, ans, optional person).")
+@click.option("--boxes", type=PATH, help="Face boxes from ens crop, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
-@click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Images at once, for ens alone, as for ens predict.")
-@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads, for ens alone.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each arm runs.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N or tensorrt; there is no fallback to another device.",
+)
+@click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Batch size of ens, as in ens predict.")
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads of ens.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of runs of each contender."
+)
 @click.option("-o", "output", type=PATH, help="Also write the result as JSON.")
 @json_option
 def bench(
@@ -47,13 +58,19 @@ def bench(
     early_exit: str | None,
     oof: tuple[Path, ...],
     truth: Path | None,
+    boxes: Path | None,
+    limit: int | None,
+    tta: bool,
+    device: str,
+    batch: int | None,
+    workers: int | None,
+    rounds: int,
     output: Path | None,
     as_json: bool,
-    **settings: Any,
 ) -> None:
-    """Time ens predict beside a plain torch loop and a plain onnxruntime loop, in turn, on this machine.
+    """Compare the speed of ens predict with a plain torch loop and a plain onnxruntime loop on this machine.
 
-    All of them must give the same answers first. The loops are in exporters/bench_baselines.py.
+    All must give the same outputs first. They run in turn; the loops are in exporters/bench_baselines.py.
 
     \b
     Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
@@ -89,9 +106,15 @@ def bench(
         also={name: find_models([path]) for name, path in sets.items()},
         recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth),
         ids=None if ids is None else read_ids(ids, listener=TERMINAL),
+        limit=limit,
+        boxes=boxes,
+        tta=tta,
+        device=device,
+        batch=batch,
+        workers=workers,
+        rounds=rounds,
         left_out=left_out,
         listener=TERMINAL,
-        **settings,
     )
     if output is not None:
         write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
@@ -99,7 +122,7 @@ def bench(
 
 
 def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str, Path], str]:
-    """The checkpoint that each member's model was exported from, or why there is no torch loop."""
+    """Return the checkpoint that each member's model was exported from, or why there is no torch loop."""
     from ensemble.files import sha256_file
     from ensemble.runtime.model_file import read_model
 
@@ -110,7 +133,7 @@ def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str
     if not there:
         return {}, "torch or timm is not installed"
     if not paths:
-        return {}, "it needs the weights, see --checkpoints"
+        return {}, "it needs --checkpoints"
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
@@ -118,5 +141,5 @@ def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str
     cards = [read_model(path).card for path in models]
     missing = [card.member for card in cards if card.checkpoint_sha256 not in by_sha256]
     if missing:
-        return {}, f"--checkpoints holds no weights that {enumerate_some(missing)} came from"
+        return {}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}"
     return {card.member: by_sha256[card.checkpoint_sha256] for card in cards}, ""

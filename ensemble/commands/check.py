@@ -13,17 +13,19 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="List all problems of a submission")
 @click.argument("submission", type=PATH)
-@click.option("--like", type=PATH, help="The sample submission to compare with.")
+@click.option("--like", type=PATH, help="Sample submission to compare with.")
 @click.option(
-    "--diff", "others", type=PATH, multiple=True, help="Another submission: what changed, by axis; repeatable."
+    "--diff", "others", type=PATH, multiple=True, help="Another submission, to show the changes per axis; repeatable."
 )
-@click.option("--labels", default="mask18", show_default=True, help="mask18, a number of classes, or a JSON file.")
+@click.option(
+    "--labels", default="mask18", show_default=True, help="Label space: mask18, a number of classes, or a JSON file."
+)
 @missing_option
 @json_option
 def check(
     submission: Path, like: Path | None, others: tuple[Path, ...], labels: str, allow_missing: bool, as_json: bool
 ) -> None:
-    """List every fault of a submission at once.
+    """List all problems of a submission in one pass.
 
     Example: ens check submission.csv --like eval/info.csv
     """

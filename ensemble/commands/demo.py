@@ -11,12 +11,14 @@ from ensemble.terminal import TERMINAL, show
 
 
 @click.command(short_help="Run the whole pipeline on a toy contest")
-@click.option("-o", "folder", type=PATH, default=Path(ROOT, "demo"), show_default=True, help="Where to put it all.")
+@click.option("-o", "folder", type=PATH, default=Path(ROOT, "demo"), show_default=True, help="Output folder.")
 @json_option
 def demo(folder: Path, as_json: bool) -> None:
-    """Draw a toy contest, train two small models on it, export, predict, blend and score them.
+    """Run the whole pipeline on a toy contest: draw images, train two small models, export, predict, blend and score.
 
-    Runs on the CPU, without network, in under two minutes. Example: ens demo
+    Runs on the CPU, without network, in under two minutes.
+
+    Example: ens demo
     """
     with torch_extra("demo"):
         from exporters.demo.run import demo as run_demo

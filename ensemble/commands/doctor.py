@@ -11,7 +11,7 @@ from ensemble.terminal import show
 @click.command(short_help="Test devices and list missing packages")
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say which devices really start, which versions are there, and the line that installs what is missing.
+    """Test which devices start, list package versions, and show how to install what is missing.
 
     Example: ens doctor
     """

@@ -13,8 +13,18 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="Score predictions or submissions")
 @click.argument("answers", nargs=-1, required=True, type=PATH)
-@click.option("--truth", type=PATH, required=True, help="A CSV with ImageID, ans and, for better intervals, person.")
-@click.option("--labels", default="mask18", show_default=True, help="For CSV files: mask18, a number, or a JSON file.")
+@click.option(
+    "--truth",
+    type=PATH,
+    required=True,
+    help="Ground-truth CSV (columns ImageID, ans and, for correct intervals, person).",
+)
+@click.option(
+    "--labels",
+    default="mask18",
+    show_default=True,
+    help="Label space of CSV files: mask18, a number of classes, or a JSON file.",
+)
 @json_option
 def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool) -> None:
     """Score predictions (each view and their mean) or submissions, with 95 % bootstrap intervals.

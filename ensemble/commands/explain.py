@@ -13,16 +13,19 @@ from ensemble.terminal import TERMINAL, show
 @click.command(short_help="Draw which parts of an image decide")
 @click.argument("model", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("-o", "folder", type=PATH, required=True, help="Where to put the pictures.")
-@click.option(
-    "--class", "target", help="The class to explain, by name or index.  [default: each image's predicted class]"
-)
+@click.option("-o", "folder", type=PATH, required=True, help="Output folder for the images.")
+@click.option("--class", "target", help="Class to explain, by name or index.  [default: each image's predicted class]")
 @click.option(
     "--boxes",
     type=PATH,
-    help="The face boxes that ens crop wrote: for models trained on face crops, and to measure how much lies on faces.",
+    help="Face boxes from ens crop: for models trained on face crops, and to measure the share of evidence on faces.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, tensorrt; never replaced.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:N or tensorrt; there is no fallback to another device.",
+)
 @json_option
 def explain(
     model: Path,
@@ -33,7 +36,9 @@ def explain(
     device: str,
     as_json: bool,
 ) -> None:
-    """Draw where in each image the evidence for its class lies; the model was exported with --features.
+    """Draw class-activation maps: where in each image the evidence for a class is.
+
+    The model must have been exported with ens export --features.
 
     \b
     Example: ens explain models/r18.onnx eval/images --boxes eval-boxes.parquet -o explained

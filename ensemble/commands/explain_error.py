@@ -13,7 +13,7 @@ from ensemble.terminal import show
 @click.argument("code")
 @json_option
 def explain_error(code: str, as_json: bool) -> None:
-    """Say what a code means and what to do about it.
+    """Explain what an error or notice code means and how to fix it.
 
     Example: ens explain-error E314
     """
@@ -21,5 +21,5 @@ def explain_error(code: str, as_json: bool) -> None:
 
     entry = CODES.get(code.upper())
     if entry is None:
-        raise OptionError("E204", f"{code!r} is not a code", hint="codes look like E314, W301 or I304")
+        raise OptionError("E204", f"there is no code {code!r}", hint="codes look like E314, W301 or I304")
     show(entry._asdict(), f"{code.upper()}: {entry.cause}\n  {entry.cure}", as_json=as_json)

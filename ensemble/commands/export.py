@@ -17,29 +17,41 @@ if TYPE_CHECKING:
 @click.command(short_help="Convert checkpoints to verified ONNX files")
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
 @click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Where to put the models."
+    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
 )
-@click.option("--arch", help="The timm architecture; found out from the weights where that is possible.")
+@click.option("--arch", help="timm architecture.  [default: inferred from the weights if possible]")
 @click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Which weights, where a file holds both.  [default: ema]"
+    "--weights", type=click.Choice(["raw", "ema"]), help="Weights to export if a file contains both.  [default: ema]"
 )
-@click.option("--labels", help="mask18, a number of classes, or a JSON file of class names or axes.")
+@click.option("--labels", help="Label space: mask18, a number of classes, or a JSON file of class names or axes.")
 @click.option("--size", help="Input size in pixels: 224, or HEIGHTxWIDTH.")
-@click.option("--resize", type=click.Choice(["squash", "center", "pad"]), help="How an image gets to that size.")
-@click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]))
-@click.option("--crop-pct", type=float, help="The share of the resized image that is kept, around its centre.")
-@click.option("--mean", help="R,G,B in 0..1.")
-@click.option("--std", help="R,G,B in 0..1.")
-@click.option("--member", help="The member's name; by default the file's.")
-@click.option("--fold", type=click.IntRange(min=0), help="Which fold the checkpoint never saw.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
-@click.option("--calibrate", type=PATH, help="The folder of images that int8 is calibrated on and judged by.")
 @click.option(
-    "--truth", type=PATH, help="ImageID,ans[,person]: judge int8 or fp16 by macro F1 on these images as well."
+    "--resize", type=click.Choice(["squash", "center", "pad"]), help="How to resize images to the input size."
 )
-@click.option("--features", is_flag=True, help="Also output the features before pooling, for class-activation maps.")
-@click.option("--check-images", type=PATH, help="Verify on the images of this folder instead of the built-in pictures.")
-@click.option("--boxes", type=PATH, help="The face boxes of the images, for models trained on face crops.")
+@click.option(
+    "--interpolation",
+    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+    help="Interpolation when resizing.",
+)
+@click.option("--crop-pct", type=float, help="Fraction of the resized image to keep, around its center.")
+@click.option("--mean", help="Normalization mean: R,G,B in 0..1.")
+@click.option("--std", help="Normalization standard deviation: R,G,B in 0..1.")
+@click.option("--member", help="Name of the member.  [default: the file name]")
+@click.option("--fold", type=click.IntRange(min=0), help="Fold that the checkpoint was not trained on.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the weights.",
+)
+@click.option("--calibrate", type=PATH, help="Folder of images to calibrate int8 on and to compare it with float32 on.")
+@click.option(
+    "--truth", type=PATH, help="Ground-truth CSV (ImageID, ans, optional person): also limit the loss of macro F1."
+)
+@click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
+@click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
+@click.option("--boxes", type=PATH, help="Face boxes of these images from ens crop, for models trained on face crops.")
 @json_option
 def export(
     checkpoints: tuple[Path, ...],
@@ -63,9 +75,9 @@ def export(
     boxes: Path | None,
     as_json: bool,
 ) -> None:
-    """Turn checkpoints into self-describing .onnx files, each verified against torch before it gets its name.
+    """Convert checkpoints to self-describing .onnx files, each verified against PyTorch before it is written.
 
-    What the checkpoint or timm knows is the default; an option overrides it.
+    Settings default to those of the checkpoint or of timm; options override them.
 
     \b
     Example: ens export r18.pth -o models --labels mask18 --size 224 --resize squash --check-images eval/images

@@ -13,11 +13,13 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="Write an HTML report about a blend")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
-@click.option("--recipe", type=PATH, help="The recipe of the blend: blend.json.  [default: equal weights]")
-@click.option("--truth", type=PATH, help="What is true of --oof, or else of PREDICTIONS: ImageID, ans and person.")
-@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions to score; may be repeated.")
-@click.option("--images", type=PATH, help="The folder of the test images, for pictures.")
-@click.option("-o", "output", type=PATH, required=True, help="The HTML file to write.")
+@click.option("--recipe", type=PATH, help="Recipe of the blend, such as blend.json.  [default: equal weights]")
+@click.option(
+    "--truth", type=PATH, help="Ground-truth CSV of --oof, or else of PREDICTIONS (ImageID, ans, optional person)."
+)
+@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions to score; repeatable.")
+@click.option("--images", type=PATH, help="Folder of the test images, to show those that members disagree on.")
+@click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
 @json_option
 def report(
     predictions: tuple[Path, ...],
@@ -28,7 +30,7 @@ def report(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write one page about a blend: what ran, how good it is and why, and where its members disagree.
+    """Write an HTML page about a blend: its runs, its scores, and the images on which its members disagree.
 
     Example: ens report runs/preds --recipe blend.json --truth train.csv --oof oof --images eval/images -o report.html
     """

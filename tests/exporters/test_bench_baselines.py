@@ -117,8 +117,8 @@ def test_the_weights_are_found_by_their_hash(made: Bench, capsys: pytest.Capture
 def test_without_its_weights_there_is_no_torch_loop(made: Bench) -> None:
     """No --checkpoints, or others only, leaves the loop out and says why."""
     assert _weights([made.model], [made.weights.parent]) == ({"r0": made.weights}, "")
-    assert _weights([made.model], []) == ({}, "it needs the weights, see --checkpoints")
-    assert _weights([made.model], [made.others]) == ({}, "--checkpoints holds no weights that r0 came from")
+    assert _weights([made.model], []) == ({}, "it needs --checkpoints")
+    assert _weights([made.model], [made.others]) == ({}, "--checkpoints does not contain the weights of r0")
 
 
 def test_the_last_batch_is_filled_up_for_a_gpu() -> None:
