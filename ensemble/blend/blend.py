@@ -1,4 +1,4 @@
-"""Blend: a recipe applied to members' predictions. A pure function of both: no order of anything changes a bit."""
+"""Apply a recipe to members' predictions; the order of members, rows and classes does not change the result."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ensemble.predictions.dataset import Predictions, notice_filled, require_fin
 from ensemble.predictions.members import members_by_name
 
 _SAMPLE = 1000
-_TOO_FEW = 10
+_MIN_IMAGES = 10
 _IDENTICAL = 0.9999
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blended:
-    """What the ensemble says: ``probabilities`` is ``(N, C)`` float64, ``classes`` ``(N,)`` is what was decided.
+    """The ensemble's ``probabilities`` ``(N, C)`` and decided ``classes`` ``(N,)``.
 
-    Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only. ``filled`` are the images that
-    could not be read, and have the class prior in some member.
+    Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only. ``filled`` lists the unreadable
+    images for which at least one member has the class prior.
     """
 
     ids: tuple[str, ...]
@@ -50,42 +50,42 @@ def blend(
     ids: Sequence[str] | None = None,
     listener: Listener = SILENT,
 ) -> Blended:
-    """Pool each member's views, each group's members and the groups, sharpen and shift, and decide.
+    """Pool each member's views, each group's members and the groups; apply sharpness and bias; decide the classes.
 
-    Members meet the recipe by name, rows each other by id, columns by the name of their class. The result is in the
-    order of ``ids``, by default sorted.
+    Members are matched by name, rows by id, and columns by class name. The rows are in the order of ``ids``, by
+    default sorted.
 
     Raises:
         PredictionError: E501 when classes differ, E504 when images differ, E505 when a prediction is not finite, E515
-            when a member comes twice, E516 when a view is missing, E517 when the members are not the recipe's.
+            when a member name is repeated, E516 when a view is missing, E517 when the members are not the recipe's.
     """
     by_name = members_by_name(members)
     _require_recipe_fits(by_name, recipe, listener)
-    # the sums run in sorted order whatever order is asked for: a vectorised exp() may round a row by its place
-    inner = tuple(sorted(next(iter(by_name.values())).ids))
+    # compute in sorted order whatever order is requested: a vectorised exp() may round a row depending on its position
+    sorted_ids = tuple(sorted(next(iter(by_name.values())).ids))
     group_of = {name: group for group in recipe.groups.values() for name in group.members}
-    aligned = {name: _align(member, group_of[name], recipe, inner, listener) for name, member in by_name.items()}
+    aligned = {name: _align(member, group_of[name], recipe, sorted_ids, listener) for name, member in by_name.items()}
     filled = notice_filled(list(by_name.values()), listener)
-    _notice_odd_members(aligned, _rows_without(inner, filled), listener)
+    _notice_odd_members(aligned, _rows_without(sorted_ids, filled), listener)
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
     log_p = pool(groups, [group.weight for group in recipe.groups.values()], kind=recipe.pool)
     if recipe.sharpness != 1 or recipe.bias is not None:
         log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
     probabilities = np.exp(log_p)
-    # fitted before rows are chosen: all images count, whatever order is asked for
+    # fitted before rows are selected, so that all images count
     rule = fit_macro_f1_rule(probabilities) if recipe.transductive else recipe.rule
     if ids is not None:
         complain = partial(_not_the_images, "the blend")
-        probabilities = probabilities[join_rows(ids, inner, complain=complain, listener=listener)]
+        probabilities = probabilities[join_rows(ids, sorted_ids, complain=complain, listener=listener)]
     classes = decide(probabilities, rule)
     probabilities.flags.writeable = classes.flags.writeable = False
-    return Blended(inner if ids is None else tuple(ids), probabilities, classes, recipe.labels, filled)
+    return Blended(sorted_ids if ids is None else tuple(ids), probabilities, classes, recipe.labels, filled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Aligned:
-    """A member with its views' weights, and the row and column numbers that put it into the order of the blend."""
+    """A member with the weights of its views, and the row and column indices that align it with the blend."""
 
     member: Predictions
     views: Mapping[str, float]
@@ -93,25 +93,25 @@ class _Aligned:
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
 
-    def logits(self, view: str, *, chosen: NDArray[np.intp] | None = None) -> NDArray[np.floating]:
-        """One view's ``(N, C)`` logits at the member's temperature, or those of some rows of the blend."""
-        rows = self.rows if chosen is None else self.rows[chosen]
+    def logits(self, view: str, *, subset: NDArray[np.intp] | None = None) -> NDArray[np.floating]:
+        """Return a view's logits ``(N, C)`` divided by the temperature, of all rows or some rows of the blend."""
+        rows = self.rows if subset is None else self.rows[subset]
         found = self.member.logits[view][rows[:, np.newaxis], self.columns]
         return found if self.temperature is None else found.astype(np.float64) / self.temperature
 
     def pooled(self, kind: Pool) -> Floats:
-        """The member's views as one, ``(N, C)`` log-probabilities."""
+        """Return the pooled log-probabilities ``(N, C)`` of the member's views."""
         return pool((self.logits(view) for view in self.views), list(self.views.values()), kind=kind)
 
 
 def _pool_group(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:
-    """A group's members as one, ``(N, C)`` log-probabilities."""
+    """Return the pooled log-probabilities ``(N, C)`` of a group's members."""
     kind = recipe.pool.within
     return pool((aligned[name].pooled(kind) for name in group.members), [1] * len(group.members), kind=kind)
 
 
 def _align(member: Predictions, group: Group, recipe: Recipe, ids: Sequence[str], listener: Listener) -> _Aligned:
-    """Check a member against the others and the recipe, and find its place among them."""
+    """Check that a member fits the recipe and the other members, and align it with them."""
     views = recipe.views_of(group)
     missing = sorted(views.keys() - member.logits.keys())
     if missing:
@@ -121,7 +121,7 @@ def _align(member: Predictions, group: Group, recipe: Recipe, ids: Sequence[str]
     rows = join_rows(ids, member.ids, complain=partial(_not_the_images, member.member), listener=listener)
     columns = recipe.labels.permutation(member.labels, owner=member.member)
     if not np.array_equal(columns, np.arange(len(columns))):
-        listener.notice(Notice("W519", f"{member.member} has the classes in another order; matched by their names"))
+        listener.notice(Notice("W519", f"{member.member} has the classes in another order; they are matched by name"))
     for view in views:
         require_finite(member, view)
     return _Aligned(member, views, group.temperature, rows, columns)
@@ -131,51 +131,51 @@ def _require_recipe_fits(members: Mapping[str, Predictions], recipe: Recipe, lis
     missing = sorted(recipe.inputs.keys() - members.keys())
     extra = sorted(members.keys() - recipe.inputs.keys())
     if missing or extra:
-        parts = [f"the members are not the recipe's {len(recipe.inputs)}"]
+        parts = [f"the members are not the {len(recipe.inputs)} of the recipe"]
         parts += [f"missing: {enumerate_some(missing)}"] * bool(missing)
-        parts += [f"not in it: {enumerate_some(extra)}"] * bool(extra)
+        parts += [f"not in the recipe: {enumerate_some(extra)}"] * bool(extra)
         raise PredictionError("E517", "; ".join(parts))
     changed = [name for name, sha256 in recipe.inputs.items() if members[name].sha256 != sha256]
     if changed:
-        some = f"{len(changed)} of {len(members)} members' predictions are not those of the recipe"
-        listener.notice(Notice("I522", f"{some}: {enumerate_some(changed)}"))
+        count = f"{len(changed)} of {len(members)} members have other predictions than the recipe was made from"
+        listener.notice(Notice("I522", f"{count}: {enumerate_some(changed)}"))
 
 
 def _rows_without(ids: Sequence[str], filled: Sequence[str]) -> NDArray[np.intp]:
-    gone = set(filled)
-    return np.array([row for row, name in enumerate(ids) if name not in gone], dtype=np.intp)
+    excluded = set(filled)
+    return np.array([row for row, name in enumerate(ids) if name not in excluded], dtype=np.intp)
 
 
 def _not_the_images(owner: str, difference: str) -> PredictionError:
-    return PredictionError("E504", f"{owner} does not predict the same images: it {difference}")
+    return PredictionError("E504", f"{owner} has predictions of other images: it {difference}")
 
 
 def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp], listener: Listener) -> None:
-    """Say which members are constant (W506) or copies of another (W507), judged by about a thousand of ``rows``, those
-    that are predicted and not filled, in one view.
+    """Report members that are constant (W506) or copies of another (W507).
 
-    The view is the first that every member uses; where there is none, nothing is said. Logits are compared less their
-    mean over the classes, which no decision depends on. Folds of one network correlate at 0.8, two views of one network
-    at 0.95; a copy at another precision or temperature is above 0.9999.
+    They are compared on about a thousand of ``rows`` (the images that were not filled), in the first view that all
+    members use; if there is none, nothing is reported. Logits are centred over the classes, which changes no decision.
+    Folds of one network correlate at 0.8, two views of one network at 0.95; a copy at another precision or temperature
+    is above 0.9999.
     """
     names = list(aligned)
-    common = set.intersection(*(set(one.views) for one in aligned.values()))
+    common = set.intersection(*(set(member.views) for member in aligned.values()))
     count = len(rows)
     if not common or not count:
         return
     view = min(common)
-    some = rows[:: max(1, count // _SAMPLE)]
-    seen = np.stack([log_softmax(aligned[name].logits(view, chosen=some)) for name in names])
+    sample = rows[:: max(1, count // _SAMPLE)]
+    seen = np.stack([log_softmax(aligned[name].logits(view, subset=sample)) for name in names])
     constant = np.ptp(np.exp(seen), axis=1).max(axis=-1) < 1e-6
     seen -= seen.mean(axis=-1, keepdims=True)
     flat = seen.reshape(len(names), -1)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     correlation = flat @ flat.T
     for i, name in enumerate(names):
-        if constant[i] and count >= _TOO_FEW:
-            listener.notice(Notice("W506", f"{name} gives every image the same probabilities"))
+        if constant[i] and count >= _MIN_IMAGES:
+            listener.notice(Notice("W506", f"{name} has the same probabilities for all images"))
         for j in range(i):
             same_file = aligned[name].member.sha256 == aligned[names[j]].member.sha256
-            if same_file or (count >= _TOO_FEW and correlation[i, j] > _IDENTICAL):
+            if same_file or (count >= _MIN_IMAGES and correlation[i, j] > _IDENTICAL):
                 listener.notice(Notice("W507", f"{name} is a copy of {names[j]} (correlation {correlation[i, j]:.6f})"))
                 break

@@ -1,4 +1,4 @@
-"""Recipe: how members become one answer, written down so that it can be applied again."""
+"""Recipes: how members are combined into one prediction, stored in ``blend.json`` so that it can be applied again."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ensemble.predictions.members import common_views, members_by_name
 from ensemble.text_table import render_columns
 
 SCHEMA = 1
-_MOST = 1e12  # of a sharpness or temperature: far beyond any that means something, far below what overflows
+_MAX_SCALE = 1e12
+"""Limit of a sharpness or temperature: far beyond meaningful values, far below overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Members that are averaged before they are weighed: the folds of one model, or a model by itself.
+    """Members that are averaged before the group is weighted: the folds of one model, or a single model.
 
-    ``members`` maps each name to the SHA-256 of the predictions that the recipe was made from. ``views`` are weights of
-    the group's own, where they are not the recipe's. Logits are divided by ``temperature`` before anything is averaged.
+    ``members`` maps each name to the SHA-256 of the predictions that the recipe was made from. ``views`` are the
+    group's own view weights, if they differ from the recipe's. Logits are divided by ``temperature`` before pooling.
     """
 
     weight: float
@@ -37,19 +38,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Views are averaged inside a member with the weights ``views``, members inside their group, groups by weight.
+    """A recipe: views are averaged within members by ``views``, members within groups, and groups by their weights.
 
-    What is pooled becomes ``p proportional to pooled ** sharpness * exp(bias)``, with a bias for each class in the
-    order of ``labels``, and then ``rule`` decides. ``learned`` keeps the reasons of a recipe that was learned. With
-    ``transductive`` the macro-F1 rule is fitted anew to the probabilities it decides about; no labels are needed, but
-    one image's answer then depends on the others'.
+    The pooled probabilities become ``p proportional to pooled ** sharpness * exp(bias)``, with one bias per class in
+    the order of ``labels``; then ``rule`` decides. ``learned`` documents how a learned recipe was selected. With
+    ``transductive`` the macro-F1 rule is fitted to the probabilities it decides about: no labels are needed, but the
+    class of one image then depends on the other images.
 
-    Weights stand as they were given; only their proportions matter. However a recipe is made, its views, groups and
-    members are in the order of their names, so that equal recipes do the same sums in the same order.
+    Weights are stored as given; only their proportions matter. Views, groups and members are sorted by name, so that
+    equal recipes compute the same sums in the same order.
 
     Raises:
         PredictionError: E508 when weights are negative, not finite or all 0, E518 when the rule, the sharpness or the
-            bias does not fit, a group is empty, a member is in two of them, or another rule is to be transductive.
+            bias is invalid, a group is empty, a member is in two groups, or a rule other than macro-F1 is transductive.
     """
 
     pool: Pool
@@ -65,37 +66,37 @@ class Recipe:
     def __post_init__(self) -> None:
         require_rule_fits(self.rule, len(self.labels))
         if self.transductive and not isinstance(self.rule, MacroF1Rule):
-            raise PredictionError("E518", "only the macro-F1 rule can be fitted to the images it decides about")
-        if not 0 <= self.sharpness <= _MOST:  # NaN is not
-            raise PredictionError("E518", f"the sharpness must be from 0 to {_MOST:g}, got {self.sharpness}")
+            raise PredictionError("E518", "only the macro-F1 rule can be transductive")
+        if not 0 <= self.sharpness <= _MAX_SCALE:  # NaN is not
+            raise PredictionError("E518", f"the sharpness must be from 0 to {_MAX_SCALE:g}, got {self.sharpness}")
         if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
-            raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one a class")
+            raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one per class")
         if not isinstance(self.learned, Mapping | None):
-            raise PredictionError("E518", "what was learned must be an object")
+            raise PredictionError("E518", "learned must be a JSON object")
         names = [member for group in self.groups.values() for member in group.members]
         if len(set(names)) != len(names) or not all(group.members for group in self.groups.values()):
-            raise PredictionError("E518", "groups need members, and each member one group")
+            raise PredictionError("E518", "every group needs members, and every member belongs to one group")
         normalise(self.views)
         normalise({name: group.weight for name, group in self.groups.items()})
         for name, group in self.groups.items():
             normalise(self.views_of(group))
-            if group.temperature is not None and not 1 / _MOST <= group.temperature <= _MOST:
-                limits = f"from {1 / _MOST:g} to {_MOST:g}"
+            if group.temperature is not None and not 1 / _MAX_SCALE <= group.temperature <= _MAX_SCALE:
+                limits = f"from {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}"
                 raise PredictionError("E518", f"the temperature of {name} must be {limits}, got {group.temperature}")
         object.__setattr__(self, "views", _in_order(self.views))
         object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
 
     def views_of(self, group: Group) -> Mapping[str, float]:
-        """The weights of a group's views."""
+        """Return the view weights that apply to a group."""
         return self.views if group.views is None else group.views
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Every member's name, and the SHA-256 of the predictions that the recipe was made from."""
+        """The SHA-256 of the predictions that the recipe was made from, by member name."""
         return {name: sha256 for group in self.groups.values() for name, sha256 in group.members.items()}
 
     def to_json(self) -> str:
-        """Indented JSON; the same recipe always gives the same text."""
+        """Return the recipe as indented JSON; equal recipes give equal text."""
         value = {
             "schema": SCHEMA,
             "pool": self.pool.name,
@@ -112,10 +113,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read a recipe back.
+        """Parse the JSON of a recipe.
 
         Raises:
-            PredictionError: E518 when the text is not a recipe, or is one of another schema.
+            PredictionError: E518 when the text is not a recipe, or has another schema version.
         """
         try:
             value = json.loads(text)
@@ -129,7 +130,7 @@ class Recipe:
                 labels=LabelSpace.from_dict(value.pop("labels")),
                 rule=rule_from_json(value.pop("rule")),
                 bias=tuple(value.pop("bias")) if "bias" in value else None,
-                **value,  # a field that is not known is a TypeError
+                **value,  # an unknown field raises TypeError
             )
         except EnsError as err:
             raise PredictionError("E518", f"not a recipe: {err.message}") from err
@@ -145,14 +146,15 @@ def make_recipe(
     view_weights: Mapping[str, float] | None = None,
     per_axis: bool = False,
 ) -> Recipe:
-    """The recipe for soft voting with given weights, equal ones by default.
+    """Return the recipe for soft voting with given weights, by default equal ones.
 
-    ``weights`` names every group; a group of a single member goes by that member's name as well. Without
-    ``view_weights`` the members' views count alike. ``per_axis`` decides each axis by itself. Classes are in the order
-    of the first member by name.
+    ``weights`` has every group by name; a group of a single member can also be given by that member's name. Without
+    ``view_weights`` all views have equal weights. ``per_axis`` decides each axis separately. The classes are in the
+    order of the first member by name.
 
     Raises:
-        PredictionError: E508 when weights do not fit, E515 when a member comes twice, E516 when a view is missing.
+        PredictionError: E508 when weights do not match the groups, E515 when a member name is repeated, E516 when the
+            members' views differ.
     """
     by_name = members_by_name(members)
     labels = next(iter(by_name.values())).labels
@@ -192,10 +194,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """``a=2,b=1`` as numbers by name; a name alone counts 1.
+    """Parse ``a=2,b=1`` into weights by name; a name without a number has weight 1.
 
     Raises:
-        PredictionError: E508 when the text has another form or names something twice.
+        PredictionError: E508 when the text has another form or repeats a name.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -203,18 +205,18 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weight = float(number) if equals else 1.0
         except ValueError as err:
-            raise PredictionError("E508", f"{part.strip()!r} is not a weight: it needs the form name=number") from err
+            raise PredictionError("E508", f"{part.strip()!r} is not a weight of the form name=number") from err
         if not name or name in weights:
-            raise PredictionError("E508", f"{text!r} must name each weight, and each once")
+            raise PredictionError("E508", f"{text!r} must give every weight a name, and each name once")
         weights[name] = weight
     return weights
 
 
 def render_recipe(recipe: Recipe) -> str:
-    """A table of the groups with their shares and members, and with their views where these differ, for people."""
+    """Render the groups with normalised weights and members, and with views and temperatures if these differ."""
     shares = normalise({name: group.weight for name, group in recipe.groups.items()})
     head = f"pool {recipe.pool.name}"
-    header = ["group", "share", "members"]
+    header = ["group", "weight", "members"]
     rows = [[name, f"{shares[name]:.4f}", ", ".join(group.members)] for name, group in recipe.groups.items()]
     if all(group.views is None for group in recipe.groups.values()):
         head += f"; views {_render_shares(recipe.views)}"
@@ -229,7 +231,7 @@ def render_recipe(recipe: Recipe) -> str:
     if recipe.sharpness != 1:
         head += f"; sharpness {recipe.sharpness:.3g}"
     if recipe.bias is not None:
-        head += "; a bias for each class"
+        head += "; bias per class"
     rule = rule_to_json(recipe.rule)
     if isinstance(rule, dict):
         head += f"; rule {rule['name']}"
@@ -245,10 +247,10 @@ def _weights_of_groups(groups: Mapping[str, Sequence[str]], weights: Mapping[str
     known = f"known: {enumerate_some(sorted(groups), limit=20)}"
     unknown = sorted(weights.keys() - group_of.keys())
     if unknown:
-        raise PredictionError("E508", f"no group to give a weight: {enumerate_some(unknown)}; {known}")
+        raise PredictionError("E508", f"weights for unknown groups: {enumerate_some(unknown)}; {known}")
     found = {group_of[name]: weight for name, weight in weights.items()}
     if len(found) != len(weights):
-        raise PredictionError("E508", f"weights name a group and its only member; {known}")
+        raise PredictionError("E508", f"weights name both a group and its only member; {known}")
     missing = sorted(groups.keys() - found.keys())
     if missing:
         raise PredictionError(
@@ -267,5 +269,5 @@ def _tidy(group: Group) -> Group:
 
 
 def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe does not set is not written."""
+    """Return the fields that are set; the others are not written."""
     return {key: part for key, part in value.items() if part is not None}

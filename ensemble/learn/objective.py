@@ -23,15 +23,15 @@ def balanced_accuracy(confusion: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class _Score:
+class _ConfusionScore:
     title: str
     of_confusion: Callable[[Floats], Floats]
 
 
-_SCORES: Mapping[str, _Score] = {
-    "macro-f1": _Score("macro F1", macro_f1),
-    "accuracy": _Score("accuracy", accuracy),
-    "balanced-accuracy": _Score("balanced accuracy", balanced_accuracy),
+_SCORES: Mapping[str, _ConfusionScore] = {
+    "macro-f1": _ConfusionScore("macro F1", macro_f1),
+    "accuracy": _ConfusionScore("accuracy", accuracy),
+    "balanced-accuracy": _ConfusionScore("balanced accuracy", balanced_accuracy),
 }
 METRICS = (*_SCORES, LIKELIHOOD)
 

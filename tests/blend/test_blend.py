@@ -189,7 +189,7 @@ def test_fault_59_classes_meet_by_name() -> None:
     np.testing.assert_array_equal(
         blend(one, make_recipe(one)).probabilities, blend(other, make_recipe(other)).probabilities
     )
-    assert notices(other) == ["W519 b has the classes in another order; matched by their names"]
+    assert notices(other) == ["W519 b has the classes in another order; they are matched by name"]
     assert notices(one) == []
 
 
@@ -202,11 +202,11 @@ def test_fault_59_other_classes_are_refused() -> None:
 def test_fault_79_other_images_are_refused() -> None:
     """Different images are E504: which member, how many, which."""
     a, b = make_member("a", draw_logits(0, 30)), make_member("b", draw_logits(1, 27))
-    message = "b does not predict the same images: it lacks 3 of 30 ids: 027.jpg, 028.jpg, 029.jpg"
+    message = "b has predictions of other images: it lacks 3 of 30 ids: 027.jpg, 028.jpg, 029.jpg"
     assert code_of(lambda: blend([b, a], make_recipe([a, b]))) == ("E504", message)
     code, message = code_of(lambda: blend([a], make_recipe([a]), ids=["x.jpg", *a.ids[1:]]))
     assert code == "E504"
-    assert message.startswith("the blend does not predict the same images: it lacks 1 of 30 ids: x.jpg")
+    assert message.startswith("the blend has predictions of other images: it lacks 1 of 30 ids: x.jpg")
 
 
 def test_an_image_predicted_twice_is_refused() -> None:
@@ -245,8 +245,8 @@ def test_members_meet_the_recipe_by_name() -> None:
     stranger = make_member("x", members[0].logits)
     code, message = code_of(lambda: blend([*members[1:], stranger], recipe))
     assert code == "E517"
-    assert message == "the members are not the recipe's 4; missing: b3_f0; not in it: x"
-    assert code_of(lambda: blend(members[1:], recipe))[1] == "the members are not the recipe's 4; missing: b3_f0"
+    assert message == "the members are not the 4 of the recipe; missing: b3_f0; not in the recipe: x"
+    assert code_of(lambda: blend(members[1:], recipe))[1] == "the members are not the 4 of the recipe; missing: b3_f0"
 
 
 def test_a_member_that_comes_twice_is_refused() -> None:
@@ -261,7 +261,7 @@ def test_applying_a_recipe_to_other_predictions_is_said() -> None:
     other = [replace(members[0], sha256="0" * 64), *members[1:]]
     assert notices(members, make_recipe(members)) == []
     assert notices(other, make_recipe(members)) == [
-        "I522 1 of 4 members' predictions are not those of the recipe: b3_f0"
+        "I522 1 of 4 members have other predictions than the recipe was made from: b3_f0"
     ]
 
 
@@ -269,7 +269,7 @@ def test_applying_a_recipe_to_other_predictions_is_said() -> None:
 def test_fault_81_a_constant_member_is_said(row: list[float]) -> None:
     """A member that answers every image alike, with zeros or anything else, gives W506."""
     members = [make_member("a", draw_logits(0, classes=3)), make_member("b", [row] * 30)]
-    assert notices(members) == ["W506 b gives every image the same probabilities"]
+    assert notices(members) == ["W506 b has the same probabilities for all images"]
 
 
 @pytest.mark.parametrize(

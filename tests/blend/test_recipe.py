@@ -71,13 +71,13 @@ def test_a_group_of_one_goes_by_its_members_name() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"b3": -1, "r18": 1}, "weights must be finite and not below 0, got b3=-1"),
-        ({"b3": float("nan"), "r18": 1}, "weights must be finite and not below 0, got b3=nan"),
-        ({"b3": 0, "r18": 0}, "one of the 2 weights must be above 0, got none"),
+        ({"b3": -1, "r18": 1}, "weights must be finite and not negative, got b3=-1"),
+        ({"b3": float("nan"), "r18": 1}, "weights must be finite and not negative, got b3=nan"),
+        ({"b3": 0, "r18": 0}, "at least one of the 2 weights must be positive"),
         ({"b3": 1}, "weights must name 2 groups, got 1; missing: r18"),
-        ({"b3": 1, "r18": 1, "r19": 1}, "no group to give a weight: r19; known: b3, r18"),
-        ({"b3_f0": 1, "b3_f1": 1, "r18": 1}, "no group to give a weight: b3_f0, b3_f1; known: b3, r18"),
-        ({"b3": 1, "r18": 1, "r18_f0": 1}, "weights name a group and its only member; known: b3, r18"),
+        ({"b3": 1, "r18": 1, "r19": 1}, "weights for unknown groups: r19; known: b3, r18"),
+        ({"b3_f0": 1, "b3_f1": 1, "r18": 1}, "weights for unknown groups: b3_f0, b3_f1; known: b3, r18"),
+        ({"b3": 1, "r18": 1, "r18_f0": 1}, "weights name both a group and its only member; known: b3, r18"),
         ({}, "weights must name 2 groups, got 0; missing: b3, r18"),
     ],
 )
@@ -254,12 +254,12 @@ def test_weights_of_another_form_are_refused(text: str) -> None:
     assert code_of(lambda: parse_weights(text))[0] == "E508"
 
 
-def test_shares_are_shown_normalised() -> None:
-    """The table shows each group's share of one, whatever the weights summed to."""
+def test_weights_are_shown_normalised() -> None:
+    """The table shows the weights scaled to sum to one."""
     text = render_recipe(replace(make_recipe(FOLDS, weights={"b3": 6, "r18": 2}), pool=parse_pool("hard")))
     assert text.splitlines() == [
         "pool hard; views hflip 0.5, identity 0.5",
-        "group  share   members",
+        "group  weight  members",
         "b3     0.7500  b3_f0, b3_f1",
         "r18    0.2500  r18_f0",
     ]

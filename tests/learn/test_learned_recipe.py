@@ -95,8 +95,8 @@ def test_what_was_learned_is_shown() -> None:
     members, truth = contest()
     lines = render_recipe(learned_recipe(learn(members, truth, method="pool+f1", repeats=1), members)).splitlines()
     assert lines[0].startswith("pool logit; sharpness ")
-    assert lines[0].endswith("; a bias for each class; rule macro-f1")
-    assert lines[1].split() == ["group", "share", "members", "views"]
+    assert lines[0].endswith("; bias per class; rule macro-f1")
+    assert lines[1].split() == ["group", "weight", "members", "views"]
 
 
 # --------------------------------------------------------------------------------------------------- the command line
