@@ -147,6 +147,13 @@ def test_the_readme_is_short() -> None:
     assert [line for line in lines if len(line) > 120 and not re.match(r"\||.*\]\(", line)] == []
 
 
+def test_the_figures_of_the_readme_were_measured() -> None:
+    """Each figure of the README's reasons is on the page about the benchmark, with its machine and date."""
+    figures = re.findall(r"\d+\.\d+", README.text.partition("## Why\n")[2].partition("\n## ")[0])
+    assert len(figures) > 5, "the search finds the figures"
+    assert set(figures) <= set(re.findall(r"\d+\.\d+", Page("docs/benchmark.md").text))
+
+
 @pytest.mark.parametrize(("page", "text"), generate.pages().items())
 def test_generated_pages_are_current(page: str, text: str) -> None:
     """docs/errors.md and docs/cli.md are what the codes and commands give: python -m tests.docs.generate."""
