@@ -1,4 +1,4 @@
-"""Run a command and exit with its status: the one place where errors become words and numbers."""
+"""Run a command and exit with its status: the only module that turns errors into messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _run(arguments: Sequence[str], *, as_json: bool, debug: bool) -> int:
         show_error(Interrupted("stopped", signal_number=number), as_json=as_json)
         return 128 + number
     except BrokenPipeError:
-        # whoever read the output has gone, as `head` does; nothing is wrong
+        # the reader of the output has closed it, as `head` does
         sys.stdout = None
         return 141
     except MemoryError:
         TERMINAL.close()
-        show_error(DeviceError("E603", "the machine's memory ran out; what was finished is kept"), as_json=as_json)
+        show_error(DeviceError("E603", "the machine ran out of memory; finished parts are kept"), as_json=as_json)
         return DeviceError.exit_status
     except OSError as err:
         if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str], *, as_json: bool, debug: bool) -> int:
         TERMINAL.close()
         show_error(DiskFullError("E701", f"the output could not be written: {err.strerror}"), as_json=False)
         return FileError.exit_status
-    except Exception as err:  # noqa: BLE001 - whatever is left is our own bug
+    except Exception as err:  # noqa: BLE001 - anything else is a bug
         TERMINAL.close()
         return _report_bug(err, debug=debug)
     return 0

@@ -1,4 +1,4 @@
-"""ModelCard: everything a model says about itself, kept as JSON inside the .onnx file."""
+"""ModelCard: the metadata of a model, stored as JSON inside the .onnx file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Head = Literal["flat", "axes"]
 
 @dataclass(frozen=True, slots=True)
 class FaceCrop:
-    """The square that is cut out around a face before an image is resized, see `ensemble.images.face_crop.face_square`.
+    """The square that is cropped around a face before an image is resized, see `ensemble.images.face_crop.face_square`.
 
     ``margin`` is the share of the box's longer side that is added on every side. ``fallback`` is the square where no
     face was found: its centre as shares of the image's width and height, its side as a share of the shorter one.
@@ -49,7 +49,7 @@ class FaceCrop:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How a decoded image becomes the model's input.
+    """The preprocessing that turns a decoded image into the model's input.
 
     ``size`` is ``(height, width)`` in pixels. The image is first resized to ``size / crop_pct`` and then cut to
     ``size`` around its centre; ``resize`` says how it gets there:
@@ -88,15 +88,14 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model is, what it wants and what was checked.
+    """The metadata of a model: what it is, its preprocessing, and the results of its verification.
 
-    ``mean`` and ``std`` are those of RGB in 0..1; they are already applied inside the graph and stand here for people.
+    ``mean`` and ``std`` are those of RGB in 0..1; they are applied inside the graph, and recorded here for reference.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
-    never saw. ``head`` says what the weights' last layer gives: a value for each class, or (``axes``) for each value of
-    each axis, from which the network makes the classes' log-probabilities. ``class_counts`` is how many images of each
-    class its training data has, where that is known. ``sources`` says for each setting whether an
-    option, the checkpoint or timm decided it. ``checks`` holds the figures of the verification and ``tools`` the
-    versions that wrote the file.
+    was not trained on. ``head`` is the layout of the weights' last layer: one output per class, or (``axes``) per value
+    of each axis, from which the network computes the log-probabilities of the classes. ``class_counts`` is the number
+    of training images per class, if known. ``sources`` records for each setting if it comes from an option, the
+    checkpoint or timm. ``checks`` has the results of the verification, and ``tools`` the versions that wrote the file.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -152,7 +151,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Read a card back.
+        """Read a card from its JSON.
 
         Raises:
             ModelError: E427 when the text is not a card, or is one of a newer schema.
@@ -215,7 +214,7 @@ def _is_finite(value: object) -> bool:
 
 
 def validate_member(name: str) -> str:
-    """The name itself, if it can serve as a folder's name and in ``--weights a=2``.
+    """Return the name if it is valid: as a folder's name, and in ``--weights a=2``.
 
     Raises:
         OptionError: E204 otherwise.
@@ -236,10 +235,10 @@ def validate_member(name: str) -> str:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``224`` or ``HEIGHTxWIDTH`` from the command line.
+    """Parse ``224`` or ``HEIGHTxWIDTH`` from the command line.
 
     Raises:
-        OptionError: E204 when the text has another form.
+        OptionError: E204 when the text has a different form.
     """
     sides = text.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
@@ -248,10 +247,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:
-    """``R,G,B`` from the command line.
+    """Parse ``R,G,B`` from the command line.
 
     Raises:
-        OptionError: E204 when the text has another form.
+        OptionError: E204 when the text has a different form.
     """
     try:
         red, green, blue = (float(part) for part in text.split(","))

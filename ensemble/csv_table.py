@@ -1,4 +1,4 @@
-"""CSV files as people have them: read strictly, with line numbers in every complaint."""
+"""Strict reading and writing of CSV files, with line numbers in every error."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Table:
     lines: tuple[int, ...]
 
     def column(self, name: str) -> tuple[str, ...]:
-        """One column's cells, as text.
+        """Return the cells of a column, as text.
 
         Raises:
-            DataError: E322 when there is no such column.
+            DataError: E322 when the header lacks the column.
         """
         if name not in self.header:
             raise DataError(
@@ -35,10 +35,10 @@ class Table:
         return tuple(row[position] for row in self.rows)
 
     def without_duplicates(self, name: str) -> tuple[str, ...]:
-        """The column's cells, when each stands there once.
+        """Return the cells of a column, each of which must be unique.
 
         Raises:
-            DataError: E313 when a value is repeated, E322 when one is empty or there is no such column.
+            DataError: E313 when a value is repeated, E322 when one is empty or the header lacks the column.
         """
         cells = self.column(name)
         empty = [line for cell, line in zip(cells, self.lines, strict=True) if not cell]
@@ -60,11 +60,11 @@ class Table:
 
 
 def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
-    """Read a CSV file in UTF-8 (with or without BOM) or, failing that and saying so, in cp949; empty lines are skipped.
+    """Read a CSV file in UTF-8 (with or without BOM) or else, with a notice, in cp949; empty lines are skipped.
 
     Raises:
         FileError: E707 when the file cannot be read.
-        DataError: E322 when it is empty, has no distinct header, or a row has another number of cells.
+        DataError: E322 when it is empty, has no distinct header, or a row has a different number of cells.
     """
     try:
         data = path.read_bytes()
@@ -74,7 +74,7 @@ def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
 
 
 def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Table:
-    """As `read_table`, for bytes already read; ``path`` is for the messages.
+    """Parse a CSV file that has been read already, as `read_table`; ``path`` is for the messages.
 
     Raises:
         DataError: E322, as `read_table`.
@@ -113,16 +113,16 @@ def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Tabl
 
 
 FORMULA = ("=", "+", "-", "@")
-"""How a cell begins that a spreadsheet computes."""
+"""The characters with which a spreadsheet's formula starts."""
 
 
 def defuse(cell: str) -> str:
-    """The cell with an apostrophe before it where a spreadsheet would take it for a formula."""
+    """Return the cell, with an apostrophe before it if a spreadsheet would read it as a formula."""
     return f"'{cell}" if cell.startswith((*FORMULA, "\t", "\r")) else cell
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, newline: str = "\n") -> bytes:
-    """A CSV file's bytes in UTF-8, quoted where needed."""
+    """Return the bytes of a CSV file in UTF-8, quoted where needed."""
     return "".join(_render_row(row) + newline for row in (header, *rows)).encode()
 
 

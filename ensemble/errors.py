@@ -1,4 +1,4 @@
-"""Every error a user can meet, each with a stable code.
+"""Every error that users can get, each with a stable code.
 
 EnsError
 ├── OptionError        E2xx   exit 2    an option, or a package it needs
@@ -15,8 +15,8 @@ EnsError
 │   └── LockedError               E703   exit 75  another run is writing to the same folder
 └── Interrupted        E8xx   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
 
-An error says what happened, what was expected, what was found and what to do. Its code is listed with
-cause and cure in `ensemble.error_codes`; where no hint is given, the cure from there is the hint.
+An error says what happened, what was expected, what was found and what to do. `ensemble.error_codes` lists each code
+with its cause and cure; the cure is the default hint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ensemble.error_codes import CODES
 class EnsError(Exception):
     """An error with a code, a message for people and a hint that says what to do.
 
-    ``message`` is one line (longer lists belong in ``details``, one fault a line).
+    ``message`` is one line; longer lists belong in ``details``, one problem per line.
     """
 
     exit_status: ClassVar[int] = 1
@@ -60,7 +60,7 @@ class EnsError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
     def as_dict(self) -> dict[str, object]:
-        """The error as JSON-ready values, for ``--json``."""
+        """Return the error as JSON-ready values, for ``--json``."""
         found: dict[str, object] = {"code": self.code, "message": self.message, "hint": self.hint}
         if self.path is not None:
             found["path"] = str(self.path)
@@ -70,7 +70,7 @@ class EnsError(Exception):
 
 
 class OptionError(EnsError):
-    """An option whose value is not understood, or a package that a command needs."""
+    """An option is not valid, or a package is missing."""
 
     exit_status = 2
 
@@ -92,7 +92,7 @@ class ModelError(EnsError):
 
 
 class PredictionError(EnsError):
-    """Predictions, recipes and submissions that do not fit together."""
+    """Predictions, recipes and submissions that do not match."""
 
     exit_status = 5
 
@@ -132,7 +132,7 @@ class DiskFullError(FileError):
 
 
 class Interrupted(EnsError):
-    """Stopped by a signal; what was finished is kept."""
+    """Stopped by a signal; finished parts are kept."""
 
     exit_status = 130
 
@@ -142,7 +142,7 @@ class Interrupted(EnsError):
 
     @property
     def status(self) -> int:
-        """The shell's convention: 128 + the signal's number."""
+        """The exit status by the shell's convention: 128 + the signal's number."""
         return 128 + self.signal_number
 
 
@@ -153,6 +153,6 @@ def _restore(kind: type[EnsError], args: tuple[object, ...], state: dict[str, ob
 
 
 def enumerate_some(names: list[str], *, limit: int = 5) -> str:
-    """The first names of a long list, and how many more there are."""
+    """Return the first names of a long list, and the number of the others."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -1,7 +1,7 @@
-"""What the library says while it works: notices and progress.
+"""Notices and progress: how the library reports while it works.
 
-The library never prints. A function that has something to tell takes a ``listener``; the command line passes one that
-writes to the terminal, a program passes its own, and the default says nothing.
+The library never prints. A function that reports something takes a ``listener``; the command line passes one that
+writes to the terminal, a program passes its own, and the default ignores everything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ensemble.error_codes import CODES
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that went another way than asked, or is worth knowing; W codes warn, I codes inform."""
+    """A deviation from what was asked for, or a fact worth knowing; W codes warn, I codes inform."""
 
     code: str
     message: str
@@ -25,47 +25,47 @@ class Notice:
 
     @property
     def is_warning(self) -> bool:
-        """Whether people should act on it."""
+        """True for W codes, which may need action."""
         return self.code.startswith("W")
 
     def as_dict(self) -> dict[str, str]:
-        """The notice as JSON-ready values."""
+        """Return the notice as JSON-ready values."""
         found = {"code": self.code, "message": self.message}
         return found if self.path is None else found | {"path": str(self.path)}
 
 
 class Listener:
-    """Hears notices and progress, and ignores both; subclass it to hear them."""
+    """Receives notices and progress, and ignores both; subclass it to handle them."""
 
     def notice(self, notice: Notice) -> None:
-        """A notice was given."""
+        """Handle a notice."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of a stage are finished; ``done == total`` ends it."""
+        """Handle progress: ``done`` of ``total`` units of a stage are finished; ``done == total`` ends it."""
 
     def detail(self, text: str) -> None:
-        """What the stage under way says about itself beside its progress, in a few words."""
+        """Handle a short text about the current stage, which is shown beside its progress."""
 
 
 SILENT = Listener()
 
 
 class Recorder(Listener):
-    """Keeps every notice, and passes everything on to another listener."""
+    """Keeps every notice, and forwards everything to another listener."""
 
     def __init__(self, then: Listener = SILENT) -> None:
         self.notices: list[Notice] = []
         self._then = then
 
     def notice(self, notice: Notice) -> None:
-        """Keep it and pass it on."""
+        """Keep the notice and forward it."""
         self.notices.append(notice)
         self._then.notice(notice)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._then.progress(stage, done, total)
 
     def detail(self, text: str) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._then.detail(text)

@@ -1,4 +1,4 @@
-"""The only writer: atomic files and the lock on a run's folder."""
+"""The only module that writes files: atomic writes, and the lock on a run's folder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PREFIX = ".ens-"
 
 
 def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> Path:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, whatever happens meanwhile.
+    """Write ``data`` to ``path`` atomically: a reader sees either the old file or the whole new one.
 
     The bytes go to a temporary file in the same folder, are synced to the disk, and take the final name in one step.
-    Missing parent folders are made, and what a killed process was about to write there is removed. ``sync=False`` does
-    not look for that and leaves the syncing to the system: ten times as fast, for thousands of small files that can be
-    made again should the power fail.
+    Missing parent folders are created, and temporary files of killed processes there are removed. ``sync=False`` skips
+    that and leaves the syncing to the system: ten times as fast, for thousands of small files that can be recomputed
+    after a power failure.
 
     Raises:
-        FileError: E701 when the disk is full, E702 when the place cannot be written. Neither leaves a file behind.
+        FileError: E701 when the disk is full, E702 when the path cannot be written. Neither leaves a file behind.
     """
     temporary = _temporary(path.parent)
     try:
@@ -60,7 +60,7 @@ def remove(path: Path) -> None:
     """Remove a file if it is there.
 
     Raises:
-        FileError: E702 when it may not be removed.
+        FileError: E702 when there is no permission to remove it.
     """
     try:
         path.unlink(missing_ok=True)
@@ -69,9 +69,9 @@ def remove(path: Path) -> None:
 
 
 def require_writable(folder: Path) -> Path:
-    """Make the folder if need be and prove that it can be written, before any work is done.
+    """Create the folder if needed and check that it is writable, before any work is done.
 
-    What a killed process was about to write there is removed.
+    Temporary files of killed processes there are removed.
 
     Raises:
         FileError: E701 or E702 when it cannot be.
@@ -92,9 +92,9 @@ def require_writable(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: one writer at a time. The kernel frees it when the process ends, however it ends.
+    """Hold the folder's lock: one writer at a time. The kernel releases it when the process ends for any reason.
 
-    Temporary files of a writer that was killed are removed once the lock is held, whichever machine it ran on.
+    Temporary files of killed writers, on any machine, are removed once the lock is held.
 
     Raises:
         LockedError: E703 when another process holds it.
@@ -120,7 +120,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_different(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
-    """Refuse to write over a file that is read, or two things to one file; the keys name the options.
+    """Check that no output overwrites an input or another output; the keys name the options.
 
     Raises:
         OptionError: E204 when two of them are the same file.
@@ -130,11 +130,11 @@ def require_different(written: Mapping[str, Path | None], read: Mapping[str, Pat
         if path is not None:
             other = options.setdefault(path.resolve(), option)
             if other != option:
-                raise OptionError("E204", f"{option} and {other} are the same file, {path}", hint="name another file")
+                raise OptionError("E204", f"{option} and {other} are the same file, {path}", hint="give another path")
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex.
+    """Return the SHA-256 of a file's bytes, in hex.
 
     Raises:
         FileError: E707 when it cannot be read.
@@ -147,13 +147,13 @@ def sha256_file(path: Path) -> str:
 
 
 def _temporary(folder: Path) -> Path:
-    """A new file's name that no one else uses."""
+    """Return a unique name for a temporary file."""
     return folder / f"{_PREFIX}{_where()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 @functools.cache
 def _where() -> str:
-    """What tells processes apart that may have one number: their machine, or container."""
+    """Return an id of this machine or container, as process ids are unique only within one."""
     try:
         container = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -162,7 +162,7 @@ def _where() -> str:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that ran here and are gone; others may be writing at this moment."""
+    """Remove the temporary files of dead processes of this machine; others may be writing right now."""
     if sys.platform == "win32":  # there, asking for a process by os.kill would end it
         return
     own = re.compile(rf"{_PREFIX}{_where()}-(\d{{1,9}})-\w+\.tmp")

@@ -1,4 +1,4 @@
-"""Ids join; positions never do."""
+"""Matching by id: rows are never matched by position."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def join_rows(
     complain: Callable[[str], EnsError],
     listener: Listener = SILENT,
 ) -> NDArray[np.intp]:
-    """Row numbers ``r`` such that ``found[r[i]]`` is the id ``wanted[i]``; both must hold the same ids, each once.
+    """Return row numbers ``r`` such that ``found[r[i]]`` is the id ``wanted[i]``; both contain the same ids, each once.
 
-    Ids that are equal only after Unicode normalisation (macOS decomposes file names) are the same.
+    Ids that are equal after Unicode normalization (macOS decomposes file names) are the same id, with a notice.
 
     Raises:
-        EnsError: what ``complain`` makes of the difference, which reads "lacks 2 of 30 ids: ...".
+        EnsError: the error that ``complain`` returns for the difference, which reads "lacks 2 of 30 ids: ...".
     """
     for ids in (wanted, found):
         if len(set(ids)) != len(ids):
-            raise complain(f"names {len(ids) - len(set(ids)):,} ids more than once")
+            raise complain(f"lists {len(ids) - len(set(ids)):,} ids more than once")
     row = {name: i for i, name in enumerate(found)}
     if row.keys() != set(wanted):
         normal = {_nfc(name): i for name, i in row.items()}
         # where two names become one they cannot be told apart: then only the exact spelling counts
         if len(normal) == len(wanted) == len(found) and normal.keys() == {_nfc(name) for name in wanted}:
             changed = sum(name not in row for name in wanted)
-            listener.notice(Notice("I310", f"{changed:,} names matched after Unicode normalisation"))
+            listener.notice(Notice("I310", f"{changed:,} names matched only after Unicode normalization"))
             return np.array([normal[_nfc(name)] for name in wanted], dtype=np.intp)
         raise complain(_difference(wanted, found))
     return np.array([row[name] for name in wanted], dtype=np.intp)
 
 
 def without_ids(ids: Sequence[str], left_out: Sequence[str]) -> tuple[str, ...]:
-    """The ids that are not left out, whatever the Unicode form in which those are written."""
+    """Return the ids that are not left out, regardless of Unicode normalization."""
     gone = {_nfc(name) for name in left_out}
     return tuple(name for name in ids if _nfc(name) not in gone)
 

@@ -42,7 +42,7 @@ def install_command(*packages: str, extra: str | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Where the program was installed from: a path or a URL, or None when that is unknown or no longer there."""
+    """The origin of the installation: a path or a URL, or None when it is unknown or no longer exists."""
 
     installer: str
     target: str | None = None

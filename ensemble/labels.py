@@ -1,4 +1,4 @@
-"""LabelSpace: what column j of a prediction means."""
+"""LabelSpace: the classes in the order of a prediction's columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEPARATOR = " / "
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One independent question, such as ``gender``, and its possible answers."""
+    """One attribute of a class, such as ``gender``, and its possible values."""
 
     name: str
     values: tuple[str, ...]
@@ -30,7 +30,7 @@ class Axis:
 class LabelSpace:
     """The classes, in the order of a prediction's columns: the product of one or more axes, the last changing fastest.
 
-    Two predictions may be blended when their label spaces are equal, or when they hold the same classes in another
+    Two predictions may be blended when their label spaces are equal, or when they have the same classes in another
     order (see `permutation`).
 
     Raises:
@@ -54,31 +54,31 @@ class LabelSpace:
 
     @classmethod
     def flat(cls, names: Sequence[str] | int) -> LabelSpace:
-        """One axis of named classes; a number stands for the names ``"0"`` to ``"n-1"``."""
+        """Return a label space of one axis; a number is short for the names ``"0"`` to ``"n-1"``."""
         values = [str(i) for i in range(names)] if isinstance(names, int) else names
         return cls((Axis("class", tuple(values)),))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One name a class, such as ``worn / male / under 30``."""
+        """The name of each class, such as ``worn / male / under 30``."""
         return tuple(SEPARATOR.join(values) for values in product(*(axis.values for axis in self.axes)))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many values each axis has; their product is the number of classes."""
+        """The number of values of each axis; their product is the number of classes."""
         return tuple(len(axis.values) for axis in self.axes)
 
     def __len__(self) -> int:
         return int(np.prod(self.shape))
 
     def along(self, axis: str, classes: ArrayLike) -> Classes:
-        """The answers on one axis for an array of classes: ``class // 6`` for ``mask`` in mask18, and so on."""
+        """Return the values on one axis for an array of classes: ``class // 6`` for ``mask`` in mask18, and so on."""
         position = [a.name for a in self.axes].index(axis)
         found: Classes = np.unravel_index(np.asarray(classes, dtype=np.intp), self.shape)[position]
         return found
 
     def permutation(self, other: LabelSpace, *, owner: str) -> NDArray[np.intp]:
-        """Indices ``p`` such that ``logits_of_other[:, p]`` has this space's column order.
+        """Return indices ``p`` such that ``logits_of_other[:, p]`` has this space's column order.
 
         ``owner`` is the member that ``other`` belongs to, for the message.
 
@@ -95,15 +95,15 @@ class LabelSpace:
         return np.array([position[name] for name in self.names], dtype=np.intp)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, read back by `from_dict`."""
+        """Return JSON-ready values, which `from_dict` reads."""
         return {"axes": [{"name": axis.name, "values": list(axis.values)} for axis in self.axes]}
 
     @classmethod
     def from_dict(cls, value: Any) -> LabelSpace:
-        """From ``{"axes": [{"name": ..., "values": [...]}, ...]}`` or a plain list of class names.
+        """Read ``{"axes": [{"name": ..., "values": [...]}, ...]}`` or a plain list of class names.
 
         Raises:
-            DataError: E331 when the value has another form.
+            DataError: E331 when the value is neither.
         """
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return cls.flat(value)
@@ -131,7 +131,7 @@ MASK18 = LabelSpace(
 
 
 def parse_labels(text: str) -> LabelSpace:
-    """A label space from the command line: ``mask18``, a number of classes, or the path of a JSON file.
+    """Parse a label space from the command line: ``mask18``, a number of classes, or the path of a JSON file.
 
     Raises:
         DataError: E331 when the file cannot be read or is not a label space.

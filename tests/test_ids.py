@@ -41,7 +41,7 @@ def test_fault_79_the_difference_is_named() -> None:
 @pytest.mark.parametrize(("wanted", "found"), [(["a", "a"], ["a", "b"]), (["a", "b"], ["a", "b", "b"])])
 def test_an_id_that_comes_twice_is_refused(wanted: list[str], found: list[str]) -> None:
     """Neither side may name an id more than once: the second one would be lost in silence."""
-    with pytest.raises(PredictionError, match="names 1 ids more than once"):
+    with pytest.raises(PredictionError, match="lists 1 ids more than once"):
         join_rows(wanted, found, complain=complain)
 
 
@@ -53,7 +53,7 @@ def test_fault_18_unicode_forms_of_one_name_meet() -> None:
     heard = Recorder()
     np.testing.assert_array_equal(join_rows(composed, decomposed, complain=complain, listener=heard), [2, 1, 0])
     assert [(notice.code, notice.message) for notice in heard.notices] == [
-        ("I310", "2 names matched after Unicode normalisation")
+        ("I310", "2 names matched only after Unicode normalization")
     ]
 
 
