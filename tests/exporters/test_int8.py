@@ -376,7 +376,7 @@ def test_half_precision_is_judged_by_the_truth(
     truth = tmp_path / "truth.csv"
     truth.write_text("ImageID,ans\n" + "".join(f"{name},{i % 4}\n" for i, name in enumerate(NAMES)))
     options = replace(OPTIONS, precision="fp16")
-    arguments: dict[str, Any] = {"options": options, "photographs": photographs, "truth": truth}
+    arguments: dict[str, Any] = {"options": options, "gate_images": photographs, "truth": truth}
     lenient(monkeypatch, 0.9)
     done = export(CHECKPOINT, tmp_path / "out", **arguments)
     assert done.card.checks["gate"].keys() == {"images", "agreement", "macro_f1", "macro_f1_fp32"}
