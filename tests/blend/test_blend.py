@@ -1,4 +1,4 @@
-"""Blending: a pure function of its files, checked against the sums written out."""
+"""Blending against explicitly computed sums, and its errors and notices."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def notices(members: list[Predictions], recipe: Recipe | None = None) -> list[st
     return [f"{notice.code} {notice.message}" for notice in heard.notices]
 
 
-def test_groups_may_weigh_views_of_their_own() -> None:
-    """A group's own views, sharpness and bias enter as the formula says; other groups' views are not needed."""
+def test_groups_may_have_their_own_view_weights() -> None:
+    """A group's own views, sharpness and bias are applied by the formula; it does not need other groups' views."""
     a, b = ensemble()[2:]
     b = replace(b, logits={"hflip": b.logits["hflip"]})
     recipe = Recipe(
@@ -73,7 +73,7 @@ def test_groups_may_weigh_views_of_their_own() -> None:
 
 
 def test_levels_are_averaged_as_the_recipe_says() -> None:
-    """Views by weight inside a member, folds equally inside a group, groups by weight: the sums written out."""
+    """Views are averaged by weight within a member, folds equally within a group, and groups by weight."""
     members = ensemble()
     recipe = make_recipe(members, weights={"b3": 3, "r18": 1, "r50": 0}, view_weights={"identity": 2, "hflip": 1})
 
@@ -110,8 +110,8 @@ def test_a_vote_is_one_per_group() -> None:
 
 @given(st.data(), st.sampled_from(POOLS))
 @settings(deadline=None, max_examples=50)
-def test_no_order_changes_a_bit(data: st.DataObject, name: str) -> None:
-    """Members in any order and each member's rows in any order give the same bytes."""
+def test_no_order_changes_the_result(data: st.DataObject, name: str) -> None:
+    """Any order of members, and of the rows of each member, gives identical bytes."""
     members = ensemble(17)
     recipe = make_recipe(members, pool=parse_pool(name))
     shuffled = [
@@ -128,7 +128,7 @@ def test_no_order_changes_a_bit(data: st.DataObject, name: str) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["linear", "logit", "power:0.5"]), st.sampled_from([0.1, 20.0]))
 @settings(deadline=None, max_examples=50)
 def test_blending_one_member_returns_it(seed: int, name: str, scale: float) -> None:
-    """One member with one view comes back as its own softmax."""
+    """Blending one member with one view returns its softmax."""
     member = make_member("a", draw_logits(seed, scale=scale))
     blended = blend([member], make_recipe([member], pool=parse_pool(name)))
     expected = softmax(member.logits["identity"].astype(np.float64), axis=-1)
@@ -137,7 +137,7 @@ def test_blending_one_member_returns_it(seed: int, name: str, scale: float) -> N
 
 @pytest.mark.parametrize("name", POOLS)
 def test_equal_weights_are_no_weights(name: str) -> None:
-    """Equal weights of any size, for groups and for views, give the bits of no weights."""
+    """Equal weights of any size, for groups and views, give identical bits to no weights."""
     members = ensemble()
     plain = blend(members, make_recipe(members, pool=parse_pool(name)))
     weighted = make_recipe(
@@ -150,15 +150,15 @@ def test_equal_weights_are_no_weights(name: str) -> None:
 
 
 def test_a_recipe_from_its_file_gives_the_same_bytes() -> None:
-    """Weights that have no short decimal form survive the file."""
+    """Weights without a short decimal representation round-trip through the file."""
     members = ensemble()
     recipe = make_recipe(members, weights={"b3": 1 / 3, "r18": 0.1 + 0.2, "r50": 2**-0.5})
     again = blend(members[::-1], Recipe.from_json(recipe.to_json()))
     assert blend(members, recipe).probabilities.tobytes() == again.probabilities.tobytes()
 
 
-def test_fault_78_the_answer_comes_in_the_order_that_was_asked_for() -> None:
-    """With ids the rows stand in their order, bit for bit those of the sorted answer."""
+def test_fault_78_the_result_has_the_requested_order() -> None:
+    """With ids the rows are in their order, bit-identical to the sorted result."""
     members = ensemble()
     recipe = make_recipe(members)
     order = np.random.default_rng(0).permutation(30)
@@ -169,7 +169,7 @@ def test_fault_78_the_answer_comes_in_the_order_that_was_asked_for() -> None:
     np.testing.assert_array_equal(asked.classes, plain.classes[order])
 
 
-def test_the_answer_cannot_be_written_to() -> None:
+def test_the_result_is_read_only() -> None:
     """Probabilities and classes are read-only, in either order."""
     members = ensemble()
     for ids in (None, members[0].ids[::-1]):
@@ -178,8 +178,8 @@ def test_the_answer_cannot_be_written_to() -> None:
         assert not blended.classes.flags.writeable
 
 
-def test_fault_59_classes_meet_by_name() -> None:
-    """A member whose columns stand in another order is permuted by the names of its classes, and it is said."""
+def test_fault_59_classes_are_matched_by_name() -> None:
+    """A member with another column order is permuted by class name, with a notice."""
     plain = make_member("a", draw_logits(0, classes=18), labels=MASK18)
     columns = np.random.default_rng(1).permutation(18)
     names = [MASK18.names[c] for c in columns]
@@ -200,7 +200,7 @@ def test_fault_59_other_classes_are_refused() -> None:
 
 
 def test_fault_79_other_images_are_refused() -> None:
-    """Different images are E504: which member, how many, which."""
+    """Different images are E504 with the member, their number and their names."""
     a, b = make_member("a", draw_logits(0, 30)), make_member("b", draw_logits(1, 27))
     message = "b has predictions of other images: it lacks 3 of 30 ids: 027.jpg, 028.jpg, 029.jpg"
     assert code_of(lambda: blend([b, a], make_recipe([a, b]))) == ("E504", message)
@@ -210,7 +210,7 @@ def test_fault_79_other_images_are_refused() -> None:
 
 
 def test_an_image_predicted_twice_is_refused() -> None:
-    """A member that names an id twice is E504, also when it is the only one."""
+    """A member that repeats an id is E504, even if it is the only member."""
     doubled = make_member("a", draw_logits(0, 3), ids=["x", "y", "x"])
     assert code_of(lambda: blend([doubled], make_recipe([doubled])))[0] == "E504"
 
@@ -226,20 +226,20 @@ def test_fault_80_nan_names_its_row_and_member(value: float) -> None:
 
 
 def test_nan_in_a_view_that_is_not_used_is_no_fault() -> None:
-    """Only the views of the recipe have to be good."""
+    """NaN in a view that the recipe does not use is ignored."""
     member = make_member("a", {"identity": draw_logits(0), "hflip": draw_logits(0) * np.nan})
     assert len(blend([member], make_recipe([member], view_weights={"identity": 1}))) == 30
 
 
 def test_a_view_that_was_not_predicted_is_refused() -> None:
-    """A recipe's view that a member lacks is E516, naming both."""
+    """A view of the recipe that a member lacks is E516 with both names."""
     member = make_member("a", draw_logits(0))
     recipe = make_recipe([member], view_weights={"identity": 1, "hflip": 1})
     assert code_of(lambda: blend([member], recipe)) == ("E516", "a has no view hflip; it has identity")
 
 
-def test_members_meet_the_recipe_by_name() -> None:
-    """Members that the recipe does not know, or that are not there, are E517."""
+def test_members_are_matched_with_the_recipe_by_name() -> None:
+    """Members missing from the recipe or from the predictions are E517."""
     members = ensemble()
     recipe = make_recipe(members)
     stranger = make_member("x", members[0].logits)
@@ -249,14 +249,14 @@ def test_members_meet_the_recipe_by_name() -> None:
     assert code_of(lambda: blend(members[1:], recipe))[1] == "the members are not the 4 of the recipe; missing: b3_f0"
 
 
-def test_a_member_that_comes_twice_is_refused() -> None:
-    """The same name twice is E515, before anything is summed."""
+def test_a_repeated_member_is_refused() -> None:
+    """A repeated member name is E515 before anything is computed."""
     members = ensemble()
     assert code_of(lambda: blend([*members, members[0]], make_recipe(members)))[0] == "E515"
 
 
-def test_applying_a_recipe_to_other_predictions_is_said() -> None:
-    """Predictions whose hash is not the recipe's give I522, the same ones do not."""
+def test_applying_a_recipe_to_other_predictions_is_noticed() -> None:
+    """Predictions with another hash than the recipe's give I522, the original ones do not."""
     members = ensemble()
     other = [replace(members[0], sha256="0" * 64), *members[1:]]
     assert notices(members, make_recipe(members)) == []
@@ -266,8 +266,8 @@ def test_applying_a_recipe_to_other_predictions_is_said() -> None:
 
 
 @pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
-def test_fault_81_a_constant_member_is_said(row: list[float]) -> None:
-    """A member that answers every image alike, with zeros or anything else, gives W506."""
+def test_fault_81_a_constant_member_is_noticed(row: list[float]) -> None:
+    """A member with equal logits for all images, zeros or not, gives W506."""
     members = [make_member("a", draw_logits(0, classes=3)), make_member("b", [row] * 30)]
     assert notices(members) == ["W506 b has the same probabilities for all images"]
 
@@ -281,15 +281,15 @@ def test_fault_81_a_constant_member_is_said(row: list[float]) -> None:
     ],
     ids=["the same file", "half precision", "another scale"],
 )
-def test_fault_82_a_copy_is_said(change: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]) -> None:
-    """The same predictions under two names give W507, also at half precision and at another temperature."""
+def test_fault_82_a_copy_is_noticed(change: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]) -> None:
+    """The same predictions under two names give W507, even in half precision or at another temperature."""
     logits = draw_logits(0)
     members = [make_member("a", logits), make_member("b", draw_logits(1)), make_member("c", change["identity"](logits))]
     assert [notice[:19] for notice in notices(members)] == ["W507 c is a copy of"]
 
 
 def test_members_that_only_agree_are_no_copies() -> None:
-    """Two members with the same answers throughout, but a tenth of noise in their logits, pass without a word."""
+    """Two members with equal classes but noise in their logits give no notice."""
     logits = draw_logits(0)
     noisy = logits + 0.1 * draw_logits(1)
     members = [make_member("a", logits), make_member("b", noisy)]
@@ -297,22 +297,22 @@ def test_members_that_only_agree_are_no_copies() -> None:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 0), (9, 0), (10, 2), (5000, 2)])
-def test_a_few_images_prove_nothing(count: int, expected: int) -> None:
-    """Constant members and copies are named from ten images on, however many there are, and never below."""
+def test_few_images_are_no_evidence(count: int, expected: int) -> None:
+    """Constant members and copies are reported from ten images on, and never for fewer."""
     logits = draw_logits(0, count)
     members = [make_member("a", logits), make_member("b", 2 * logits), make_member("c", np.zeros((count, 4)))]
     assert len(notices(members)) == expected
 
 
 def test_a_hundred_members_blend() -> None:
-    """A hundred members average to the mean of their probabilities."""
+    """A hundred members are averaged to the mean of their probabilities."""
     members = [make_member(f"m{i:03d}", draw_logits(i)) for i in range(100)]
     expected = np.mean([softmax(m.logits["identity"].astype(np.float64), axis=-1) for m in members], axis=0)
     np.testing.assert_allclose(blend(members, make_recipe(members)).probabilities, expected, rtol=1e-12)
 
 
 def test_per_axis_votes_of_submissions(tmp_path: Path) -> None:
-    """Three submissions vote on each axis by itself: the answer can be a class that none of them gave."""
+    """Three submissions vote on each axis separately: the result can be a class that none of them has."""
     answers = {"a": 0, "b": 7, "c": 4}  # worn male young, incorrect male adult, worn female adult
     for name, answer in answers.items():
         (tmp_path / f"{name}.csv").write_text(f"ImageID,ans\nx.jpg,{answer}\n")
@@ -323,7 +323,7 @@ def test_per_axis_votes_of_submissions(tmp_path: Path) -> None:
 
 
 def test_a_transductive_rule_is_that_of_the_images_themselves() -> None:
-    """The macro-F1 rule is fitted to the blend's own probabilities; whatever rule came with the recipe is forgotten."""
+    """The macro-F1 rule is fitted to the blend's own probabilities and replaces the recipe's rule."""
     rng = np.random.default_rng(0)
     member = make_member("a", 2 * rng.normal(size=(300, 18)) + np.linspace(0, 3, 18), labels=MASK18)
     some = MacroF1Rule(np.full(18, 0.5), np.linspace(0.1, 1, 18))
@@ -341,7 +341,7 @@ def test_a_transductive_rule_is_that_of_the_images_themselves() -> None:
 
 
 def test_a_groups_temperature_divides_its_logits() -> None:
-    """Each group's logits are divided by its temperature before anything is averaged; one of 1 or none is no change."""
+    """Each group's logits are divided by its temperature before averaging; 1 and None change nothing."""
     rng = np.random.default_rng(0)
     members = [make_member(name, 3 * rng.normal(size=(40, 18)), labels=MASK18) for name in "ab"]
     plain = make_recipe(members)

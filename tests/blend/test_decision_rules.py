@@ -1,4 +1,4 @@
-"""Decision rules, against every possible answer on small problems, another library, and their own definitions."""
+"""Decision rules against brute force on small problems, another library, and their definitions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ensemble.labels import MASK18
 
 
 def draw(seed: int, rows: int, classes: int) -> Floats:
-    """Probabilities ``(N, C)`` of classes of very unequal size."""
+    """Probabilities ``(N, C)`` of very unbalanced classes."""
     rng = np.random.default_rng(seed)
     return np.asarray(softmax(rng.normal(size=(rows, classes)) * 2 - np.arange(classes), axis=-1))
 
 
 def expected_macro_f1(p: Floats, answers: Classes) -> float:
-    """Macro F1 with expected counts, class by class from its definition."""
+    """Macro F1 of expected counts, per class from its definition."""
     f1 = []
     for c in range(p.shape[1]):
         right = sum(p[i, c] for i in range(len(p)) if answers[i] == c)
@@ -36,8 +36,8 @@ def best_of_all(p: Floats) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "classes"), [(9, 2), (7, 3), (5, 4)])
-def test_few_images_are_answered_almost_as_well_as_can_be(rows: int, classes: int) -> None:
-    """Of all answers to a handful of images, the rule's lose at most a tenth to the best, and on average 2 %."""
+def test_few_images_are_decided_almost_optimally(rows: int, classes: int) -> None:
+    """For a few images, the rule's macro F1 is at most a tenth below the optimum by brute force, and 2 % on average."""
     ratio = []
     for seed in range(12):
         p = draw(seed, rows, classes)
@@ -47,8 +47,8 @@ def test_few_images_are_answered_almost_as_well_as_can_be(rows: int, classes: in
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_single_other_answer_would_gain(seed: int) -> None:
-    """Among 400 images, giving any one of them to any other class gains less than half of one answer's weight."""
+def test_no_single_change_would_gain(seed: int) -> None:
+    """Among 400 images, changing the class of any single one gains less than half of one image's weight."""
     p = draw(seed, 400, 4)
     answers = fit_macro_f1_rule(p).decide(p)
     right = np.array([p[answers == c, c].sum() for c in range(4)])
@@ -67,7 +67,7 @@ def test_no_single_other_answer_would_gain(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rule_is_the_fixed_point_of_its_definition(seed: int) -> None:
-    """The F1 and counts that follow from the rule's answers are its own, but for the one image in 1,000 at the edge."""
+    """The F1 and counts of the rule's decisions are its own, except for one borderline image in 1,000."""
     p = draw(seed, 20_000, 5)
     rule = fit_macro_f1_rule(p)
     answers = rule.decide(p)
@@ -77,8 +77,8 @@ def test_the_rule_is_the_fixed_point_of_its_definition(seed: int) -> None:
     np.testing.assert_allclose(rule.f1, 2 * right / (p.mean(axis=0) + answered), atol=1e-3)
 
 
-def test_two_classes_are_cut_at_half_of_f1() -> None:
-    """When only class 1 has an F1 to gain, its threshold is ``F / 2``: the answer is 1 where p_1 is above it."""
+def test_two_classes_have_the_threshold_half_of_f1() -> None:
+    """When only the F1 of class 1 can change, its threshold is ``F / 2``: class 1 is decided where p_1 exceeds it."""
     f1 = 0.7
     p1 = np.linspace(0.005, 0.995, 100)
     p = np.stack([1 - p1, p1], axis=1)
@@ -87,8 +87,8 @@ def test_two_classes_are_cut_at_half_of_f1() -> None:
     np.testing.assert_array_equal(rule.decide(p) == 1, p1 > f1 / 2)
 
 
-def test_on_calibrated_probabilities_it_beats_the_likeliest_class() -> None:
-    """Where probabilities are honest, a rule from other images always raises macro F1, by a point on average."""
+def test_on_calibrated_probabilities_it_beats_argmax() -> None:
+    """With calibrated probabilities, a rule fitted to other images always raises macro F1, by a point on average."""
     rng = np.random.default_rng(0)
     gains = []
     for seed in range(5):
@@ -102,7 +102,7 @@ def test_on_calibrated_probabilities_it_beats_the_likeliest_class() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_another_library_answers_the_same(seed: int) -> None:
+def test_another_library_decides_the_same(seed: int) -> None:
     """xcolumns' block-coordinate ascent on macro F1 agrees with the rule on at least 99.5 % of images."""
     found = pytest.importorskip("xcolumns.block_coordinate")
     p = draw(seed, 5000, 5)
@@ -112,16 +112,16 @@ def test_another_library_answers_the_same(seed: int) -> None:
     assert expected_macro_f1(p, ours) == pytest.approx(expected_macro_f1(p, theirs), abs=2e-4)
 
 
-def test_a_class_that_is_impossible_is_never_answered() -> None:
-    """A class with probability 0 everywhere gets no answers, and the others are finite."""
+def test_an_impossible_class_is_never_decided() -> None:
+    """A class with probability 0 everywhere is never decided, and all scores stay finite."""
     p = np.concatenate([draw(0, 50, 3), np.zeros((50, 1))], axis=1)
     rule = fit_macro_f1_rule(p)
     assert np.isfinite(rule.f1).all()
     assert set(rule.decide(p).tolist()) == {0, 1, 2}
 
 
-def test_tau_0_is_the_likeliest_class_and_tau_1_serves_balanced_accuracy() -> None:
-    """With tau 0 a prior changes nothing; on honest probabilities tau 1 has the best balanced accuracy."""
+def test_tau_0_is_argmax_and_tau_1_maximises_balanced_accuracy() -> None:
+    """With tau 0 the prior has no effect; with calibrated probabilities tau 1 has the best balanced accuracy."""
     rng = np.random.default_rng(1)
     p = draw(5, 40_000, 4)
     truth = (rng.random((len(p), 1)) > p.cumsum(axis=1)).sum(axis=1).clip(max=3)
@@ -132,7 +132,7 @@ def test_tau_0_is_the_likeliest_class_and_tau_1_serves_balanced_accuracy() -> No
 
 
 def test_tau_is_the_best_of_its_grid_and_ties_stay_near_0() -> None:
-    """No tau of the grid scores higher than the one found, and where all score the same it is 0."""
+    """No tau of the grid scores higher than the fitted one, and ties go to 0."""
     p = draw(2, 500, 3)
     truth = draw(3, 500, 3).argmax(axis=1)
 
@@ -147,14 +147,14 @@ def test_tau_is_the_best_of_its_grid_and_ties_stay_near_0() -> None:
 
 
 def test_a_class_without_images_has_a_prior_above_0() -> None:
-    """The prior counts every class once more than it occurs, so a class that never occurs is not divided by 0."""
+    """The prior counts every class once more than it occurs, so that no prior is 0."""
     found = fit_prior_rule(draw(0, 6, 3), np.array([0, 0, 0, 0, 1, 1]), lambda answers: 0.0)
     np.testing.assert_allclose(found.prior, [5 / 9, 3 / 9, 1 / 9])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_per_axis_answers_are_the_likeliest_values_of_each_axis(seed: int) -> None:
-    """Each axis gets its likeliest value by the sums over the others, counted out class by class."""
+def test_per_axis_decides_the_most_probable_value_of_each_axis(seed: int) -> None:
+    """Each axis gets the most probable value of its marginal distribution."""
     p = np.random.default_rng(seed).dirichlet(np.full(18, 0.3), size=60)
     answers = AxisRule((3, 2, 3)).decide(p)
     for row, answer in zip(p, answers.tolist(), strict=True):

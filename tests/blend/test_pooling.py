@@ -1,4 +1,4 @@
-"""The one reduction, against scipy, exact fractions and the formulas written out."""
+"""Pooling against scipy, exact fractions and the definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ["linear", "logit", "geometric", "power:0.5", "power:-2", "power:100", "
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Floats, list[float]]:
-    """Logits ``(M, N, C)`` of any scale up to a hundred, and M weights of which one at least is above 0."""
+    """Logits ``(M, N, C)`` of any scale up to a hundred, and M weights, at least one of them positive."""
     members, rows, classes = draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.integers(2, 6))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     logits = generator.normal(size=(members, rows, classes)) * draw(st.sampled_from([0.1, 3.0, 100.0]))
@@ -30,7 +30,7 @@ def problems(draw: st.DrawFn) -> tuple[Floats, list[float]]:
 
 
 def by_hand(logits: Floats, weights: list[float], order: float) -> Floats:
-    """The weighted power mean of softmaxed logits, made to sum to one, straight from its definition."""
+    """The weighted power mean of softmaxed logits, normalised, directly from its definition."""
     p = softmax(logits, axis=-1).astype(np.longdouble)
     w = np.asarray(weights, dtype=np.longdouble)[:, None, None] / np.sum(np.asarray(weights, dtype=np.longdouble))
     mean = (
@@ -41,7 +41,7 @@ def by_hand(logits: Floats, weights: list[float], order: float) -> Floats:
 
 @given(problems(), st.sampled_from(["linear", "logit", "geometric", "power:0.5", "power:-2", "power:3"]))
 @settings(deadline=None)
-def test_every_mean_is_what_its_formula_says(problem: tuple[Floats, list[float]], name: str) -> None:
+def test_every_mean_equals_its_formula(problem: tuple[Floats, list[float]], name: str) -> None:
     """Linear, logit, geometric and power pools equal the power mean of order 1, 0, 0 and p of the definition."""
     logits, weights = problem
     kind = parse_pool(name)
@@ -104,7 +104,7 @@ def test_the_hard_pool_counts_votes_and_breaks_ties_by_the_linear_mean(problem: 
 
 
 def test_a_lead_of_one_vote_in_a_thousand_is_not_a_tie() -> None:
-    """501 lukewarm votes win against 499 certain ones: the linear mean decides among equals only."""
+    """501 uncertain votes win against 499 certain ones: the linear mean only breaks ties."""
     lukewarm, certain = [[0.1, 0.0]], [[0.0, 50.0]]
     votes = pool([lukewarm, certain], [501, 499], kind=parse_pool("hard"))
     assert votes[0].argmax() == 0
@@ -113,7 +113,7 @@ def test_a_lead_of_one_vote_in_a_thousand_is_not_a_tie() -> None:
 
 
 def test_votes_that_differ_by_rounding_alone_are_tied() -> None:
-    """0.1 + 0.2 against 0.3 is a tie, which the more certain side wins, whichever side it is."""
+    """0.1 + 0.2 against 0.3 is a tie, which the more confident side wins."""
     for certain in (0, 1):
         rows = np.array([[[2.0, 0.0]], [[2.0, 0.0]], [[0.0, 2.0]]])
         rows[rows.argmax(axis=-1) == certain] *= 2
@@ -132,7 +132,7 @@ def test_probabilities_sum_to_one(problem: tuple[Floats, list[float]], name: str
 def test_a_constant_added_to_a_row_of_logits_changes_nothing(
     problem: tuple[Floats, list[float]], name: str, shift: float
 ) -> None:
-    """Logits mean the same wherever their zero lies, also in the pool that averages them."""
+    """An offset per row does not matter in any pool, including the one that averages logits."""
     logits, weights = problem
     moved = logits.copy()
     moved[0] += shift
@@ -144,7 +144,7 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing(
 @given(problems(), st.sampled_from([kind for kind in KINDS if kind != "hard"]))
 @settings(deadline=None)
 def test_pooling_one_member_returns_it(problem: tuple[Floats, list[float]], name: str) -> None:
-    """One member's pool is that member's softmax, with any pool but the vote."""
+    """Pooling one member returns its softmax, except with the vote."""
     logits, _ = problem
     pooled = pool(logits[:1], [0.3], kind=parse_pool(name))
     np.testing.assert_allclose(np.exp(pooled), softmax(logits[0], axis=-1), rtol=1e-9, atol=1e-300)
@@ -155,7 +155,7 @@ def test_pooling_one_member_returns_it(problem: tuple[Floats, list[float]], name
 def test_equal_weights_are_the_same_whatever_their_size(
     problem: tuple[Floats, list[float]], name: str, weight: float
 ) -> None:
-    """Weights of 0.1 each and of 1 each give the same bits."""
+    """Weights of 0.1 each and of 1 each give bit-identical results."""
     logits, _ = problem
     kind = parse_pool(name)
     equal = pool(logits, [weight] * len(logits), kind=kind)
@@ -165,7 +165,7 @@ def test_equal_weights_are_the_same_whatever_their_size(
 @given(problems(), st.sampled_from(KINDS))
 @settings(deadline=None)
 def test_a_member_without_weight_has_no_influence(problem: tuple[Floats, list[float]], name: str) -> None:
-    """A weight of 0 gives the same bits as leaving the member out, even when it is NaN."""
+    """A weight of 0 is bit-identical to leaving the member out, even if its logits are NaN."""
     logits, weights = problem
     kind = parse_pool(name)
     more = np.concatenate([logits, np.full_like(logits[:1], np.nan)])
@@ -184,7 +184,7 @@ def test_linear_levels_are_one_flat_mean(problem: tuple[Floats, list[float]]) ->
 
 @pytest.mark.parametrize("name", KINDS)
 def test_members_are_read_one_at_a_time(name: str) -> None:
-    """Members may come from a generator, and give the bits that they give as an array."""
+    """Members from a generator give bit-identical results to those from an array."""
     logits = np.random.default_rng(0).normal(size=(5, 7, 4))
     kind = parse_pool(name)
     lazy = pool((member for member in logits), range(5), kind=kind)
@@ -209,8 +209,8 @@ def test_certainties_beyond_float64_stay_finite_and_ordered(name: str) -> None:
     assert pooled[0] > pooled[1] > pooled[2]
 
 
-def test_the_power_mean_goes_over_into_the_geometric_mean() -> None:
-    """As the power falls to 0 its pool approaches the geometric one, and with 0 it is the geometric one."""
+def test_the_power_mean_converges_to_the_geometric_mean() -> None:
+    """As the power approaches 0 its pool approaches the geometric one, and equals it at 0."""
     logits = np.random.default_rng(1).normal(size=(4, 20, 6)) * 3
     geometric = pool(logits, [1, 2, 3, 4], kind=parse_pool("geometric"))
     gaps = [
@@ -231,14 +231,14 @@ def test_sums_are_in_float64() -> None:
 
 
 def test_only_groups_vote() -> None:
-    """Below the groups the hard pool is the linear one; every other pool stays itself."""
+    """Within groups the hard pool is linear; all other pools are unchanged."""
     assert parse_pool("hard").within == LINEAR
     assert all(parse_pool(name).within == parse_pool(name) for name in KINDS if name != "hard")
 
 
 @pytest.mark.parametrize("name", ["linear", "logit", "geometric", "hard", "power:2", "power:0.5", "power:-1"])
 def test_a_pool_is_named_as_it_is_written(name: str) -> None:
-    """A pool's name gives the same pool again; power:2.0 is power:2, and power:-0 is power:0."""
+    """Parsing a pool's name returns the same pool; power:2.0 is power:2, and power:-0 is power:0."""
     assert parse_pool(name).name == name
     assert parse_pool(parse_pool(name).name) == parse_pool(name)
     assert parse_pool("power:2.0") == parse_pool(" power:2 ")
@@ -249,7 +249,7 @@ def test_a_pool_is_named_as_it_is_written(name: str) -> None:
     "text", ["", "mean", "linear:2", "power", "power:", "power:x", "power:nan", "power:inf", "power:1e-4", "power:101"]
 )
 def test_an_unknown_pool_is_refused(text: str) -> None:
-    """What is not a pool is E202, not some other pool."""
+    """An unknown pool is E202, not another pool."""
     with pytest.raises(OptionError) as caught:
         parse_pool(text)
     assert caught.value.code == "E202"

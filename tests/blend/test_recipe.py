@@ -1,4 +1,4 @@
-"""Recipes: made, written, read, refused."""
+"""Making, writing and reading recipes, and refusing invalid ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def code_of(action: Callable[[], object]) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
-def test_by_default_everything_counts_alike() -> None:
-    """Groups weigh 1 each however many folds they have, views too, and the pool is linear."""
+def test_by_default_all_weights_are_equal() -> None:
+    """Groups have weight 1 whatever their number of folds, views too, and the pool is linear."""
     recipe = make_recipe(FOLDS)
     assert recipe.pool == LINEAR
     assert recipe.views == {"hflip": 1.0, "identity": 1.0}
@@ -47,15 +47,15 @@ def test_by_default_everything_counts_alike() -> None:
     assert recipe.inputs == {member.member: member.sha256 for member in FOLDS}
 
 
-def test_the_order_of_the_members_is_of_no_consequence() -> None:
-    """Members in another order, and weights and views too, make a recipe with the same text."""
+def test_the_order_of_the_members_does_not_matter() -> None:
+    """Another order of members, weights and views gives a recipe with the same text."""
     a = make_recipe(FOLDS, weights={"b3": 2, "r18": 1}, view_weights={"identity": 1, "hflip": 3})
     b = make_recipe(FOLDS[::-1], weights={"r18": 1, "b3": 2}, view_weights={"hflip": 3, "identity": 1})
     assert a.to_json() == b.to_json()
 
 
 def test_classes_are_in_the_order_of_the_first_member_by_name() -> None:
-    """Which member comes first on the command line does not decide what class 0 is."""
+    """The order on the command line does not decide which class is 0."""
     names = [*MASK18.names[1:], MASK18.names[0]]
     a = make_member("a", draw_logits(0, classes=18), labels=MASK18)
     b = make_member("b", draw_logits(1, classes=18), labels=LabelSpace.flat(names))
@@ -82,12 +82,12 @@ def test_a_group_of_one_goes_by_its_members_name() -> None:
     ],
 )
 def test_fault_83_weights_that_do_not_fit(weights: dict[str, float], message: str) -> None:
-    """Negative, NaN, all-zero, missing, unknown and doubled weights are E508, each with its reason."""
+    """Negative, NaN, all-zero, missing, unknown and repeated weights are E508 with the reason."""
     assert code_of(lambda: make_recipe(FOLDS, weights=weights)) == ("E508", message)
 
 
 def test_members_with_other_views_need_a_choice() -> None:
-    """Different sets of views are E516 unless the views to use are named."""
+    """Different sets of views are E516 unless view weights are given."""
     members = [*FOLDS, make_member("x", draw_logits(5))]
     code, message = code_of(lambda: make_recipe(members))
     assert code == "E516"
@@ -95,8 +95,8 @@ def test_members_with_other_views_need_a_choice() -> None:
     assert make_recipe(members, view_weights={"identity": 1}).views == {"identity": 1}
 
 
-def test_a_member_that_comes_twice_is_refused() -> None:
-    """Two predictions of one name are E515, and none at all are E517."""
+def test_a_repeated_member_is_refused() -> None:
+    """A repeated member name is E515, and no members are E517."""
     assert code_of(lambda: make_recipe([*FOLDS, FOLDS[0]])) == ("E515", "b3_f0 occurs more than once among 4 members")
     assert code_of(lambda: make_recipe([]))[0] == "E517"
 
@@ -110,7 +110,7 @@ def test_a_member_that_comes_twice_is_refused() -> None:
 )
 @settings(deadline=None)
 def test_a_recipe_survives_its_file(groups: dict[str, tuple[float, int]], views: dict[str, float], pool: str) -> None:
-    """A recipe read back is equal, to the last bit of its weights, and is written as the same text."""
+    """A recipe read from its text is equal, to the last bit of its weights, and has the same text."""
     made = {n: Group(w, {f"{n}/{i}": f"{i:064}" for i in range(count)}) for n, (w, count) in groups.items()}
     recipe = Recipe(parse_pool(pool), views, made, MASK18)
     again = Recipe.from_json(recipe.to_json())
@@ -119,7 +119,7 @@ def test_a_recipe_survives_its_file(groups: dict[str, tuple[float, int]], views:
 
 
 def test_the_text_of_a_recipe_is_fixed() -> None:
-    """The file's form is part of the interface; a change needs a new schema."""
+    """The file format is part of the interface; a change needs a new schema version."""
     recipe = make_recipe([make_member("a", [[0, 1]])], pool=parse_pool("power:0.5"), weights={"a": 2})
     assert json.loads(recipe.to_json()) == {
         "schema": 1,
@@ -133,7 +133,7 @@ def test_the_text_of_a_recipe_is_fixed() -> None:
 
 
 def test_what_is_not_learned_is_not_written() -> None:
-    """A recipe without sharpness, bias and views of groups has the bytes it had before there were such things."""
+    """A recipe without sharpness, bias and group views has the same bytes as in earlier versions."""
     text = make_recipe([make_member("a", [[0, 1]])], weights={"a": 2}).to_json()
     sha256 = json.loads(text)["groups"]["a"]["members"]["a"]
     assert text == (
@@ -146,7 +146,7 @@ def test_what_is_not_learned_is_not_written() -> None:
 
 @pytest.mark.parametrize("rule", [MacroF1Rule(THIRDS, THIRDS / 7), PriorRule(0.35, THIRDS)])
 def test_learned_parts_survive_their_file(rule: Rule) -> None:
-    """Rule, sharpness, bias, views of groups and reasons are read back to the last bit."""
+    """Rule, sharpness, bias, group views and reasons round-trip to the last bit."""
     recipe = replace(
         make_recipe(FOLDS),
         rule=rule,
@@ -214,7 +214,7 @@ def damage(**changes: object) -> str:
     ],
 )
 def test_what_is_not_a_recipe_is_refused(text: str, tmp_path: Path) -> None:
-    """Damage of any kind, a newer schema and unknown fields are E518 with the file's name, and nothing else escapes."""
+    """Damage of any kind, a newer schema and unknown fields are E518 with the file's name, never another exception."""
     path = tmp_path / "blend.json"
     path.write_text(text)
     code, message = code_of(lambda: read_recipe(path))
@@ -223,7 +223,7 @@ def test_what_is_not_a_recipe_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A missing file is E707, bytes that are not text are E518."""
+    """A missing file is E707, a binary file is E518."""
     with pytest.raises(FileError) as caught:
         read_recipe(tmp_path / "none.json")
     assert caught.value.code == "E707"
@@ -243,14 +243,14 @@ def test_a_recipe_edited_by_hand_is_put_in_order(tmp_path: Path) -> None:
 
 
 def test_weights_from_the_command_line() -> None:
-    """name=number, a name alone counting 1; view names keep their colons."""
+    """Weights are name=number, a name alone has weight 1, and view names keep their colons."""
     assert parse_weights("a=2,b=1") == {"a": 2.0, "b": 1.0}
     assert parse_weights(" identity , shift:4:left = 0.5") == {"identity": 1.0, "shift:4:left": 0.5}
 
 
 @pytest.mark.parametrize("text", ["", "a=", "a=x", "=1", "a=1,,b=1", "a=1,a=2", "a=1=2"])
 def test_weights_of_another_form_are_refused(text: str) -> None:
-    """What is not name=number, or names something twice, is E508."""
+    """Weights of another form than name=number, and repeated names, are E508."""
     assert code_of(lambda: parse_weights(text))[0] == "E508"
 
 

@@ -1,4 +1,4 @@
-"""Learning a blend: what the table says against independent sums, and what is gained on people nobody has seen."""
+"""Learning a blend: the table against scikit-learn, and the gain on unseen people."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PEOPLE, IMAGES = 60, 4
 def contest(
     *, seed: int = 0, classes: int = 3, quality: float = 1.5, members: int = 4, groups: dict[str, str] | None = None
 ) -> tuple[list[Predictions], Truth]:
-    """Members with two views of four pictures each of 60 people, and the truth."""
+    """Members with two views of four images of each of 60 people, and the ground truth."""
     rng = np.random.default_rng(seed)
     person = np.repeat(np.arange(PEOPLE), IMAGES)
     truth = (rng.integers(classes, size=PEOPLE)[person] + (rng.random(len(person)) < 0.5)) % classes
@@ -60,8 +60,8 @@ def code_of(action: Callable[[], object]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("metric", list(CANDIDATES))
-def test_the_bar_is_the_score_of_soft_voting(metric: str) -> None:
-    """For every metric the mean's nested score is scikit-learn's of `blend` with equal weights, folds grouped first."""
+def test_the_baseline_is_the_score_of_soft_voting(metric: str) -> None:
+    """For every metric the mean's nested score is scikit-learn's for `blend` with equal weights of groups."""
     members, truth = contest(groups={"a": "x", "b": "x"})
     p = blend(members, make_recipe(members), ids=truth.ids).probabilities
     answers = p.argmax(axis=1)
@@ -80,7 +80,7 @@ def test_the_bar_is_the_score_of_soft_voting(metric: str) -> None:
 
 
 def test_the_standard_error_counts_people_and_not_images() -> None:
-    """The error of a gain in accuracy is that of a sum over independent people, far above that over images."""
+    """The standard error of a gain in accuracy is clustered by person, not over independent images."""
     members, truth = contest(seed=3, quality=0.8)
     learned = learn(members, truth, method="logit", metric="accuracy")
     log_p = np.stack([log_softmax(member.logits[view]) for member in members for view in ("hflip", "identity")])
@@ -92,8 +92,8 @@ def test_the_standard_error_counts_people_and_not_images() -> None:
     assert row.error == pytest.approx(of_person.std() / np.sqrt(PEOPLE), rel=0.12)
 
 
-def test_candidates_are_judged_on_images_they_were_not_fitted_to() -> None:
-    """Where there is nothing to learn, tuning looks good in sample and stays at chance in the table."""
+def test_candidates_are_scored_on_images_they_were_not_fitted_to() -> None:
+    """With random labels, tuned candidates are above chance in sample and at chance in the table."""
     rng = np.random.default_rng(0)
     members, truth = contest(quality=0, members=8)
     learned = learn(members, replace(truth, classes=rng.integers(3, size=len(truth.ids))), metric="accuracy")
@@ -104,7 +104,7 @@ def test_candidates_are_judged_on_images_they_were_not_fitted_to() -> None:
 
 @pytest.mark.parametrize("metric", ["nll", "accuracy"])
 def test_the_mean_is_kept_where_nothing_is_better(metric: str) -> None:
-    """Of members that all know the very distribution the truth was drawn from, the mean is kept."""
+    """The mean is kept if all members are the distribution that the ground truth was drawn from."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(PEOPLE * IMAGES, 3)).astype(np.float32) * 2
     classes = (rng.random((len(logits), 1)) > softmax(logits, axis=-1).cumsum(axis=1)).sum(axis=1).clip(max=2)
@@ -118,8 +118,8 @@ def test_the_mean_is_kept_where_nothing_is_better(metric: str) -> None:
 
 
 @pytest.mark.slow
-def test_auto_adopts_a_gain_only_beyond_one_standard_error() -> None:
-    """The choice is the largest gain less one error if that is above 0, else the mean; both occur."""
+def test_auto_selects_a_gain_only_beyond_one_standard_error() -> None:
+    """The largest gain minus one standard error is selected if above 0, else the mean; both occur."""
     chosen = set()
     for seed in range(4):
         members, truth = contest(seed=seed, members=2, quality=0.5 * seed)
@@ -131,8 +131,8 @@ def test_auto_adopts_a_gain_only_beyond_one_standard_error() -> None:
     assert chosen == {True, False}
 
 
-def test_no_order_changes_a_bit() -> None:
-    """Members, their rows and the truth's rows in any order give the same table, weights and bias."""
+def test_no_order_changes_the_result() -> None:
+    """Any order of members, rows and ground truth gives the same table, weights and bias."""
     members, truth = contest()
     rng = np.random.default_rng(1)
     rows = rng.permutation(len(truth.ids))
@@ -151,8 +151,8 @@ def test_no_order_changes_a_bit() -> None:
     assert one.fitted.bias.tobytes() == other.fitted.bias.tobytes()
 
 
-def test_classes_meet_by_name() -> None:
-    """A member whose columns stand in another order of the same names changes nothing."""
+def test_classes_are_matched_by_name() -> None:
+    """Another column order of a member changes nothing."""
     members, truth = contest()
     columns = [2, 0, 1]
     turned = replace(
@@ -165,7 +165,7 @@ def test_classes_meet_by_name() -> None:
 
 
 def test_a_named_method_is_taken_and_compared_with_the_mean() -> None:
-    """Whatever its gain, a named method is the result, and the table holds it and the mean alone."""
+    """A named method is the result whatever its gain, and the table contains only it and the mean."""
     members, truth = contest(quality=0)
     learned = learn(members, truth, method="greedy", repeats=1)
     assert learned.method == "greedy"
@@ -174,8 +174,8 @@ def test_a_named_method_is_taken_and_compared_with_the_mean() -> None:
     assert [row.candidate for row in learn(members, truth, method="mean", repeats=1).table] == ["mean"]
 
 
-def test_the_fitted_candidate_answers_as_the_table_says() -> None:
-    """Applied to the images it was fitted to, the result reaches the in-sample score of its row."""
+def test_the_fitted_candidate_has_the_in_sample_score_of_the_table() -> None:
+    """Applied to the images it was fitted to, the result has the in-sample score of its row."""
     members, truth = contest()
     for method in ("linear", "calibrated+f1", "pool+tau"):
         learned = learn(members, truth, method=method, repeats=1)
@@ -186,7 +186,7 @@ def test_the_fitted_candidate_answers_as_the_table_says() -> None:
         assert f1_score(truth.classes, answers, average="macro") == pytest.approx(learned.table[1].in_sample, rel=1e-12)
 
 
-def test_fitted_pools_are_their_formula() -> None:
+def test_fitted_pools_equal_their_formula() -> None:
     """A fitted pool is the softmax of sharpness times the logarithm of the mean, arithmetic or geometric, plus bias."""
     members, truth = contest()
     log_p = np.stack([log_softmax(values) for member in members for values in member.logits.values()])
@@ -199,7 +199,7 @@ def test_fitted_pools_are_their_formula() -> None:
 
 
 def test_a_member_without_weight_is_explained() -> None:
-    """A member that speaks against the truth gets no weight, and the sentence names it and says why."""
+    """A member that is systematically wrong gets no weight, and the reason names it."""
     members, truth = contest()
     lies = -3 * np.eye(3)[truth.classes] + np.random.default_rng(0).normal(size=(len(truth.ids), 3))
     learned = learn([*members, make_member("liar", lies, labels=truth.labels)], truth, method="log-linear", repeats=1)
@@ -215,8 +215,8 @@ def test_the_table_lists_every_candidate() -> None:
     assert [row["candidate"] for row in learned.table_as_dicts()] == list(expected)
 
 
-def test_a_truth_without_persons_is_said_aloud() -> None:
-    """Without persons the images are split one by one, with a warning."""
+def test_a_ground_truth_without_persons_is_noticed() -> None:
+    """Without persons the images are split individually, with W523."""
     members, truth = contest()
     heard = Recorder()
     learned = learn(members, replace(truth, persons=None), method="linear", repeats=1, listener=heard)
@@ -224,7 +224,7 @@ def test_a_truth_without_persons_is_said_aloud() -> None:
     assert [notice.code for notice in heard.notices] == ["W523"]
 
 
-def test_fault_85_small_classes_are_said_aloud() -> None:
+def test_fault_85_small_classes_are_noticed() -> None:
     """Classes with fewer than 30 images, and with none, are named; a class with none keeps its bias at 0."""
     members, truth = contest(classes=4)
     classes = np.where(truth.classes == 3, 2, truth.classes)
@@ -239,16 +239,16 @@ def test_fault_85_small_classes_are_said_aloud() -> None:
     assert (learned.fitted.bias[:3] != 0).all()
 
 
-def test_a_class_with_fewer_images_than_folds_is_no_obstacle() -> None:
-    """Two images of a class, and all of one person, can be learned from without a warning."""
+def test_a_class_with_fewer_images_than_folds_is_supported() -> None:
+    """A class with two images, both of one person, gives no warning."""
     members, truth = contest()
     classes = np.where(truth.classes == 0, 1, truth.classes)
     classes[:2] = 0
     assert learn(members, replace(truth, classes=classes), method="pool+f1", repeats=1).method == "pool+f1"
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    """Unknown methods and metrics, other images or classes, NaN, doubles and too few people have their codes."""
+def test_invalid_inputs_are_refused() -> None:
+    """Unknown methods and metrics, other images or classes, NaN, repeated members and too few people are refused."""
     members, truth = contest()
     assert code_of(lambda: learn(members, truth, method="magic"))[0] == "E204"
     assert "none of auto, mean" in code_of(lambda: learn(members, truth, method="magic"))[1]
@@ -266,8 +266,8 @@ def test_what_does_not_fit_is_refused() -> None:
     )
 
 
-def test_learning_takes_one_thread_of_linear_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are: what is learned does not depend on it. Afterwards there are as many as before."""
+def test_learning_uses_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS uses one thread while learning, and as many as before afterwards."""
     members, truth = contest()
     seen: set[int] = set()
 
@@ -283,8 +283,8 @@ def test_learning_takes_one_thread_of_linear_algebra(monkeypatch: pytest.MonkeyP
     assert seen == {1}
 
 
-def test_progress_is_told_and_comes_to_an_end() -> None:
-    """Every fold of every repeat is one unit of progress, and the last report is complete."""
+def test_progress_is_reported_and_completes() -> None:
+    """Every fold of every repeat is one step of progress, and the last report is complete."""
     told: list[tuple[str, int, int]] = []
 
     class Heard(Recorder):
@@ -297,7 +297,7 @@ def test_progress_is_told_and_comes_to_an_end() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `auto` chose on 540 people, and its gain in points of macro F1 over the mean on 3,000 fresh ones."""
+    """The result of `auto` on 540 people, and its gain in points of macro F1 over the mean on 3,000 new ones."""
 
     learned: Learned
     gain: float
@@ -319,20 +319,20 @@ def outcome(scenario: Scenario, seed: int) -> Outcome:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "points"), [("A", 6), ("B", 10)])
-def test_on_fresh_people_auto_gains_where_the_mean_is_wrong(scenario: Scenario, points: float) -> None:
-    """Where members follow the frequent classes, `auto` gains 6 points on fresh people, and 10 where some are bad."""
+def test_on_new_people_auto_gains_where_the_mean_is_biased(scenario: Scenario, points: float) -> None:
+    """If members prefer the frequent classes, `auto` gains 6 points on new people, and 10 if some are weak."""
     assert outcome(scenario, 0).gain > points
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_on_fresh_people_auto_does_no_harm_where_the_mean_is_good(seed: int) -> None:
-    """Where members were trained on balanced classes already, `auto` loses at most 0.3 points on fresh people."""
+def test_on_new_people_auto_does_no_harm_where_the_mean_is_good(seed: int) -> None:
+    """If members were trained on balanced classes, `auto` loses at most 0.3 points on new people."""
     assert outcome("C", seed).gain > -0.3
 
 
 def test_the_table_predicts_the_gain() -> None:
-    """The nested gain of the chosen candidate is within three of its standard errors of the gain on fresh people."""
+    """The nested gain of the selected candidate is within three standard errors of the gain on new people."""
     for scenario, seed in (("A", 0), ("B", 0), ("C", 0), ("C", 1)):
         found = outcome(scenario, seed)
         row = row_of(found.learned, found.learned.method)

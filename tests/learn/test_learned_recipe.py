@@ -1,4 +1,4 @@
-"""From learning to a submission: the recipe does what was learned, through files and on other images."""
+"""From learning to a submission: the recipe applies the learned candidate, through files and to other images."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ METHODS = ["mean", "logit", "linear", "scaled", "log-linear", "greedy", "pool", 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_recipe_does_what_was_learned(method: str) -> None:
-    """A blend by the recipe, from its file, gives the probabilities and answers of the fitted candidate."""
+def test_the_recipe_applies_the_learned_candidate(method: str) -> None:
+    """Blending by the recipe read from its file gives the probabilities and classes of the fitted candidate."""
     members, truth = contest()
     learned = learn(members, truth, method=method, repeats=1)
     recipe = Recipe.from_json(learned_recipe(learned, members).to_json())
@@ -46,7 +46,7 @@ def test_the_recipe_does_what_was_learned(method: str) -> None:
 
 
 def test_the_mean_is_the_plain_recipe() -> None:
-    """A kept mean answers as equal weights do, and is written without sharpness, bias or views of groups."""
+    """A kept mean equals equal weights, and is written without sharpness, bias or group views."""
     members, truth = contest()
     recipe = learned_recipe(learn(members, truth, method="mean", repeats=1), members)
     plain = blend(members, make_recipe(members)).probabilities
@@ -57,8 +57,8 @@ def test_the_mean_is_the_plain_recipe() -> None:
     assert value["learned"]["why"].startswith("mean was requested")
 
 
-def test_folds_of_a_learned_group_count_alike() -> None:
-    """Where two folds predict the new images, their mean takes the place of the out-of-fold member."""
+def test_folds_of_a_learned_group_have_equal_weight() -> None:
+    """If two folds predict the new images, their mean replaces the out-of-fold member."""
     members, truth = contest()
     learned = learn(members, truth, method="linear", repeats=1)
     first, *others = members
@@ -69,7 +69,7 @@ def test_folds_of_a_learned_group_count_alike() -> None:
 
 
 def test_a_group_without_weight_needs_no_view_of_the_others() -> None:
-    """A member of no use that was predicted without flips is learned about, and blended with weight 0."""
+    """A useless member that was predicted without flips is blended with weight 0."""
     members, truth = contest()
     liar = make_member("liar", -3 * np.eye(3)[truth.classes], labels=truth.labels)
     learned = learn([*members, liar], truth, method="log-linear", repeats=1)
@@ -81,7 +81,7 @@ def test_a_group_without_weight_needs_no_view_of_the_others() -> None:
 
 
 def test_members_must_be_of_the_learned_groups() -> None:
-    """A member that nothing was learned about, and one that is missing, are E517 and named."""
+    """A member without out-of-fold predictions, and a missing one, are E517 and named."""
     members, truth = contest()
     learned = learn(members, truth, method="mean", repeats=1)
     with pytest.raises(PredictionError) as caught:
@@ -90,8 +90,8 @@ def test_members_must_be_of_the_learned_groups() -> None:
     assert "without predictions: d; without out-of-fold predictions: z" in caught.value.message
 
 
-def test_what_was_learned_is_shown() -> None:
-    """The rendered recipe says sharpness, bias, rule, and each group's own views."""
+def test_the_learned_parts_are_shown() -> None:
+    """The rendered recipe shows sharpness, bias, rule, and each group's own views."""
     members, truth = contest()
     lines = render_recipe(learned_recipe(learn(members, truth, method="pool+f1", repeats=1), members)).splitlines()
     assert lines[0].startswith("pool logit; sharpness ")
@@ -101,7 +101,7 @@ def test_what_was_learned_is_shown() -> None:
 
 # --------------------------------------------------------------------------------------------------- the command line
 def write_member(folder: Path, member: Predictions, *, group: str, fold: int | None, rows: NDArray[np.intp]) -> None:
-    """Write some of a member's rows as `ens predict` would."""
+    """Write some of a member's rows in the format of `ens predict`."""
     name = group if fold is None else f"{group}_f{fold}"
     card = replace(toys.card(name, labels=member.labels), group=group, fold=fold)
     logits = {view: values[rows] for view, values in member.logits.items()}
@@ -168,8 +168,8 @@ def test_learning_raises_the_score_and_can_be_applied_again(files: Path, capsys:
     assert gain > 0.05
 
 
-def test_a_method_a_metric_and_a_seed_are_taken(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --method, --metric and --seed the recipe says so, and --json gives it whole."""
+def test_method_metric_and_seed_are_used(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe stores --method, --metric and --seed, and --json prints all of it."""
     wanted = ["--method", "linear", "--metric", "accuracy", "--seed", "7", "--json"]
     assert run(command(files, "x.csv", *learning(files), *wanted)) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit_are_refused(
     options: list[str],
     code: str,
 ) -> None:
-    """Learning needs both --oof and --truth, excludes weights of one's own, and refuses predictions of all folds."""
+    """Learning needs --oof and --truth, excludes given weights, and refuses predictions that are not out-of-fold."""
     monkeypatch.chdir(files)
     assert run(["blend", "test", "-o", "x.csv", *options]) in {2, 5}
     assert f"error[{code}]" in capsys.readouterr().err

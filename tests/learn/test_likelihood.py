@@ -1,4 +1,4 @@
-"""Pools by likelihood: the gradient, the conditions of an optimum, and optima found by other means."""
+"""Maximum-likelihood pools: the gradient, the optimality conditions, and optima found by other methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ensemble.learn.likelihood import (
 
 
 def problem(seed: int, inputs: int = 3, rows: int = 200, classes: int = 4) -> tuple[Floats, Classes]:
-    """Voters ``(V, N, C)`` that know something about the truth ``(N,)``, each with noise and a bias of its own."""
+    """Inputs ``(V, N, C)`` that are informative about the truth ``(N,)``, each with its own noise and bias."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, size=rows, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
     logits = 1.5 * np.eye(classes)[truth] + rng.normal(size=(inputs, rows, classes)) * rng.uniform(
@@ -44,7 +44,7 @@ def linear_loss(weights: Floats, log_p: Floats, truth: Classes) -> float:
 
 
 def log_linear_by_hand(weights: Floats, bias: Floats, log_p: Floats, truth: Classes) -> float:
-    """The likelihood and the penalty, written out."""
+    """The explicit likelihood and penalty."""
     p = softmax(sum(w * one for w, one in zip(weights, log_p, strict=True)) + bias, axis=-1)
     total = -sum(np.log(p[row, true]) for row, true in enumerate(truth))
     for number, one in enumerate(bias):
@@ -53,8 +53,8 @@ def log_linear_by_hand(weights: Floats, bias: Floats, log_p: Floats, truth: Clas
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_is_its_formula_and_the_gradient_its_derivative(seed: int) -> None:
-    """At random points the loss is the sum written out, and its gradient what finite differences say."""
+def test_the_loss_equals_its_formula_and_the_gradient_its_derivative(seed: int) -> None:
+    """At random points the loss equals the explicit sum, and its gradient the finite differences."""
     log_p, truth = problem(seed, rows=40)
     loss = log_linear_loss(log_p, truth)
     at = np.random.default_rng(seed).normal(size=7)
@@ -116,7 +116,7 @@ def test_no_bias_of_a_fine_grid_is_better() -> None:
 
 
 def test_every_start_leads_to_the_same_optimum() -> None:
-    """An independent optimiser, started anywhere, ends at the pool's loss and at its parameters."""
+    """An independent optimizer from random starts converges to the pool's loss and parameters."""
     log_p, truth = problem(7)
     found = fit_log_linear(log_p, truth)
     expected = np.concatenate([found.weights, found.bias])
@@ -146,7 +146,7 @@ def test_with_two_classes_it_is_logistic_regression() -> None:
 
 
 def test_apply_is_the_softmax_of_the_weighted_sum() -> None:
-    """Applying a pool gives scipy's log-softmax of the sum written out."""
+    """Applying a pool gives scipy's log-softmax of the weighted sum."""
     log_p, truth = problem(3)
     found = fit_log_linear(log_p, truth)
     total = sum(w * p for w, p in zip(found.weights, log_p, strict=True)) + found.bias
@@ -164,15 +164,15 @@ def test_a_temperature_is_found() -> None:
 
 
 def test_a_class_without_images_keeps_its_bias_at_0() -> None:
-    """The bias of a class that never occurs is exactly 0, whatever the others do."""
+    """The bias of a class without images is exactly 0."""
     log_p, truth = problem(2)
     found = fit_log_linear(log_p, np.where(truth == 0, 3, truth))
     assert found.bias[0] == 0
     assert (found.bias[1:] != 0).all()
 
 
-def test_biases_of_small_classes_are_held_back() -> None:
-    """With the same proportions, fewer images give a class's bias more of a pull towards 0."""
+def test_biases_of_small_classes_are_regularized_more() -> None:
+    """At equal proportions, fewer images shrink a class's bias more towards 0."""
     rng = np.random.default_rng(0)
     shrunk = []
     for few in (2, 8, 32, 128):
@@ -185,7 +185,7 @@ def test_biases_of_small_classes_are_held_back() -> None:
 
 
 def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
-    """One bias for each value of each axis: the gradient is that of the written-out loss, and 0 at the optimum."""
+    """With one bias per value of each axis, the gradient is that of the explicit loss, and 0 at the optimum."""
     log_p, truth = problem(0, classes=6)
     design = axis_design(LabelSpace((Axis("one", ("a", "b")), Axis("two", ("c", "d", "e")))))
     assert design.tolist() == [
@@ -214,7 +214,7 @@ def test_factored_biases_meet_the_conditions_of_an_optimum() -> None:
 
 
 def test_temperatures_are_the_likeliest_of_each_member() -> None:
-    """A member's views share the temperature that a plain search finds; a member that knows nothing stays finite."""
+    """A member's views share the temperature that a grid search finds; an uninformative member's is finite."""
     log_p, truth = problem(0, inputs=3)
     log_p = np.concatenate([log_p, np.full((1, *log_p.shape[1:]), -np.log(4))])
     found = fit_temperatures(log_p, truth, np.array([0, 1, 0, 2]))

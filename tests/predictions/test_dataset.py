@@ -1,4 +1,4 @@
-"""Predictions are Parquet that other tools open, and damage never passes for data."""
+"""Predictions are Parquet files that other tools open, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_member(folder: Path, *, member: str = "toy", rows: tuple[int, ...] = (
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Two parts come back as one member: ids in order, every logit the same bit, arrays read-only."""
+    """Two parts are read as one member: ids in order, bit-identical logits, read-only arrays."""
     found = read_predictions(write_member(tmp_path / "toy"))
     assert found.ids == ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     assert (found.member, found.group, found.fold) == ("toy", "toy", None)
@@ -50,7 +50,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_other_tools_open_the_folder_as_it_is(tmp_path: Path) -> None:
-    """pyarrow reads the folder as one table with an id column and one list of 18 floats a view."""
+    """pyarrow reads the folder as one table with an id column and a list of 18 floats per view."""
     table = pq.read_table(write_member(tmp_path / "toy"))
     assert table.column_names == ["id", "identity", "hflip"]
     assert str(table.schema.field("hflip").type) == "fixed_size_list<element: float not null>[18]"
@@ -65,7 +65,7 @@ def test_a_part_always_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_unfinished_predictions_are_refused(tmp_path: Path) -> None:
-    """Parts without the final marker are E513."""
+    """Parts without ``_complete.json`` are E513."""
     folder = write_member(tmp_path / "toy")
     (folder / COMPLETE).unlink()
     with pytest.raises(PredictionError, match="E513"):
@@ -73,8 +73,8 @@ def test_unfinished_predictions_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [40, 200, -200])
-def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path, place: int) -> None:
-    """A part of which one byte changed is E514, in data, page or footer."""
+def test_a_flipped_bit_is_detected_anywhere(tmp_path: Path, place: int) -> None:
+    """A part with one changed byte in data, page or footer is E514."""
     folder = write_member(tmp_path / "toy")
     data = bytearray(part_path(folder, 0).read_bytes())
     data[place] ^= 1
@@ -83,8 +83,8 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path, place: int) -> 
         read_predictions(folder)
 
 
-def test_a_lost_or_repeated_part_is_noticed(tmp_path: Path) -> None:
-    """A part that is gone, and one that is listed twice, are both E514."""
+def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
+    """A missing part, and one that is listed twice, are both E514."""
     folder = write_member(tmp_path / "toy")
     complete = json.loads((folder / COMPLETE).read_text())
     complete["parts"][1] = complete["parts"][0]
@@ -98,7 +98,7 @@ def test_a_lost_or_repeated_part_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"parts": [{}], "rows": 1}'])
 def test_a_broken_marker_is_not_a_traceback(tmp_path: Path, content: str) -> None:
-    """Whatever stands in the final marker, the error is E514."""
+    """Any invalid content of ``_complete.json`` is E514."""
     folder = write_member(tmp_path / "toy")
     (folder / COMPLETE).write_text(content)
     with pytest.raises(PredictionError, match="E514"):
@@ -106,7 +106,7 @@ def test_a_broken_marker_is_not_a_traceback(tmp_path: Path, content: str) -> Non
 
 
 def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    """A table without card is E514."""
+    """A Parquet file without a card is E514."""
     import pyarrow as pa
 
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "part-00000.parquet")
@@ -114,8 +114,8 @@ def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
         read_part(tmp_path / "part-00000.parquet")
 
 
-def test_a_folder_stands_for_the_members_in_it(tmp_path: Path) -> None:
-    """A member's folder is itself; the folder above stands for all its members, by name."""
+def test_a_folder_is_resolved_to_the_members_in_it(tmp_path: Path) -> None:
+    """A member's folder is found as itself, and the folder above it as all of its members, by name."""
     second, first = write_member(tmp_path / "b", member="b"), write_member(tmp_path / "a", member="a")
     assert find_predictions(first) == (first,)
     assert find_predictions(tmp_path) == (first, second)

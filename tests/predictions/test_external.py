@@ -1,4 +1,4 @@
-"""Predictions from elsewhere count as our own, once it is stated what they are."""
+"""Predictions of other tools are read like our own, once their content kind is stated."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def write_csv(path: Path, values: Any, header: str = "id,cat,dog,fox") -> Path:
     return path
 
 
-def test_a_csv_of_probabilities_comes_back_as_its_own_softmax(tmp_path: Path) -> None:
-    """Probabilities become logits whose softmax they are, a zero included; the member has the file's name."""
+def test_a_csv_of_probabilities_is_the_softmax_of_its_logits(tmp_path: Path) -> None:
+    """The softmax of the logits is the file's probabilities, zeros included; the member has the file's name."""
     found = read_external(write_csv(tmp_path / "mate.csv", PROBABILITIES), PETS, kind="probabilities")
     assert (found.member, found.group, found.ids) == ("mate", "mate", ("b.jpg", "a.jpg"))
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), PROBABILITIES, atol=1e-7)
 
 
-def test_columns_meet_their_classes_by_name(tmp_path: Path) -> None:
-    """Columns named as the classes may stand in any order; columns of other names are in the classes' order."""
+def test_columns_are_matched_by_class_name(tmp_path: Path) -> None:
+    """Columns named like the classes may be in any order; other columns are in class order."""
     swapped = write_csv(tmp_path / "a.csv", PROBABILITIES[:, [2, 0, 1]], "id,fox,cat,dog")
     plain = write_csv(tmp_path / "b.csv", PROBABILITIES, "id,0,1,2")
     one, other = (read_external(path, PETS, kind="probabilities") for path in (swapped, plain))
@@ -40,7 +40,7 @@ def test_columns_meet_their_classes_by_name(tmp_path: Path) -> None:
 
 
 def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
-    """Logits come back as they are, one array a view."""
+    """Logits are read unchanged, one array per view."""
     views = {"identity": np.array([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0]]), "hflip": np.zeros((2, 3))}
     np.savez(tmp_path / "mate.npz", ids=np.array(IDS), **views)  # type: ignore[arg-type]
     found = read_external(tmp_path / "mate.npz", PETS, kind="logits")
@@ -59,13 +59,13 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_fault_77_the_kind_is_stated_and_never_guessed(tmp_path: Path, values: Any, kind: ContentKind | None) -> None:
-    """No kind, probabilities called logits, and numbers called probabilities that do not sum to one are E502."""
+    """No kind, probabilities stated as logits, and values stated as probabilities that are not are E502."""
     with pytest.raises(PredictionError, match="E502"):
         read_external(write_csv(tmp_path / "a.csv", values), PETS, kind=kind)
 
 
-def test_fault_80_a_number_that_is_none_names_its_image(tmp_path: Path) -> None:
-    """NaN in a row is E505 and the image is named."""
+def test_fault_80_nan_names_its_image(tmp_path: Path) -> None:
+    """NaN in a row is E505 with the name of the image."""
     values = PROBABILITIES.copy()
     values[1, 0] = np.nan
     with pytest.raises(PredictionError, match=r"E505.*a\.jpg"):
@@ -73,7 +73,7 @@ def test_fault_80_a_number_that_is_none_names_its_image(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """Two columns for three classes, text, repeated ids, missing ids, pickled objects: each is an error with a code."""
+    """Two columns for three classes, text, repeated ids, missing ids and pickled objects are E514."""
     np.savez(tmp_path / "no_ids.npz", identity=np.zeros((2, 3)))
     np.savez(tmp_path / "wide.npz", ids=np.array(IDS), identity=np.zeros((2, 4)))
     np.savez(tmp_path / "twice.npz", ids=np.array(["a", "a"]), identity=np.zeros((2, 3)))
@@ -87,7 +87,7 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_submission_votes_with_its_classes(tmp_path: Path) -> None:
-    """With classes stated, a submission's answers are the votes; a file that is none is refused with its faults."""
+    """With kind classes a submission is one-hot; an invalid submission is E520."""
     path = tmp_path / "mate.csv"
     path.write_text("ImageID,ans\nb.jpg,2\na.jpg,0\n")
     found = read_external(path, PETS, kind="classes")

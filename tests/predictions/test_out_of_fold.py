@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: folds joined into one member, and what is not out-of-fold refused."""
+"""Out-of-fold predictions: folds are joined into one member, and predictions that are not out-of-fold are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRUTH = Truth(WHOLE.ids, np.arange(30) % 4, tuple(f"p{i // 5}" for i in range(30
 
 
 def fold(number: int | None, rows: range, *, name: str | None = None) -> Predictions:
-    """Some rows of the whole, as one fold of r18 would predict them."""
+    """Some rows of the whole as one fold of r18."""
     part = reorder(WHOLE, rows)
     return replace(part, member=name or f"r18_f{number}", fold=number)
 
@@ -37,7 +37,7 @@ def code_of(action: Callable[[], object]) -> tuple[str, str]:
 
 
 def test_folds_become_the_whole() -> None:
-    """Folds in any order, their rows and classes too, are joined into what one member says about the truth's ids."""
+    """Folds, rows and classes in any order are joined into one member in the order of the ground truth."""
     columns = [3, 1, 0, 2]
     turned = replace(
         reorder(FOLDS[1], [4, 2, 0, 1, 3]),
@@ -52,13 +52,13 @@ def test_folds_become_the_whole() -> None:
 
 
 def test_groups_stay_apart() -> None:
-    """Every group is a member of its own, and one without folds stands for itself."""
+    """Every group becomes a member, also one without folds."""
     other = make_member("b3", LOGITS, group="b3")
     assert [member.member for member in gather_folds([*FOLDS, other], TRUTH)] == ["b3", "r18"]
 
 
 def test_fault_86_predictions_that_are_not_out_of_fold() -> None:
-    """Folds that overlap, that have no number or the same one are E511, with the images or the members named."""
+    """Folds that overlap, or have no or equal fold numbers, are E511 with the images or members."""
     overlapping = [FOLDS[0], fold(1, range(8, 15)), FOLDS[2]]
     assert code_of(lambda: gather_folds(overlapping, TRUTH)) == (
         "E511",
@@ -72,7 +72,7 @@ def test_fault_86_predictions_that_are_not_out_of_fold() -> None:
 
 
 def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
-    """Where the card's hash is that of other images, a fold's predictions are E511, even those of a single fold."""
+    """Predictions of other images than the card's holdout are E511, even those of a single fold."""
     held_out = hashlib.sha256("\0".join(sorted(FOLDS[1].ids)).encode()).hexdigest()
     known = replace(reorder(FOLDS[1], [4, 2, 0, 1, 3]), holdout_sha256=held_out)
     assert len(gather_folds([FOLDS[0], known, FOLDS[2]], TRUTH)) == 1
@@ -83,7 +83,7 @@ def test_a_fold_whose_card_knows_its_holdout_predicts_just_that() -> None:
 
 
 def test_fault_87_a_person_in_two_holdouts() -> None:
-    """A person on images of two holdouts is E512 with the name; where persons are not known nothing can be said."""
+    """A person in two holdouts is E512 with the name; unknown persons are not checked."""
     split = [fold(0, range(7)), fold(1, range(7, 15)), FOLDS[2]]
     assert code_of(lambda: gather_folds(split, TRUTH)) == (
         "E512",
@@ -93,7 +93,7 @@ def test_fault_87_a_person_in_two_holdouts() -> None:
 
 
 def test_every_image_of_the_truth_is_needed() -> None:
-    """A group that lacks a fold, or predicts images that the truth does not know, is E330; a lost view is E516."""
+    """A group without a fold, or with images missing in the ground truth, is E330; a missing view is E516."""
     assert code_of(lambda: gather_folds(FOLDS[:2], TRUTH))[0] == "E330"
     fewer = Truth(TRUTH.ids[:15], TRUTH.classes[:15], None, TRUTH.labels)
     assert code_of(lambda: gather_folds(FOLDS, fewer))[0] == "E330"

@@ -1,4 +1,4 @@
-"""Submissions: written as the sample is written, and compared."""
+"""Writing submissions in the sample's format, and comparing them."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ def code_of(action: Callable[[], object]) -> tuple[str, str]:
     ids=["CRLF", "LF", "BOM", "other columns", "quotes"],
 )
 def test_the_sample_itself_is_reproduced(tmp_path: Path, sample: bytes) -> None:
-    """Answering 0 to every image writes the sample's own bytes."""
+    """Class 0 for every image writes the sample's own bytes."""
     form = read_format(write(tmp_path / "info.csv", sample))
     ids = sorted(form.ids)
     path = write_submission(tmp_path / "out.csv", ids, classes(0, 0, 0), like=form)
     assert path.read_bytes() == sample
 
 
-def test_answers_stand_in_the_samples_order(tmp_path: Path) -> None:
-    """Each image keeps its answer while the rows take the sample's order."""
+def test_rows_are_in_the_samples_order(tmp_path: Path) -> None:
+    """Each image keeps its class, and the rows are in the sample's order."""
     form = read_format(write(tmp_path / "info.csv", SAMPLE))
     path = write_submission(tmp_path / "out.csv", ABC, classes(1, 2, 3), like=form)
     assert path.read_bytes() == b"ImageID,ans\r\nc.jpg,3\r\na.jpg,1\r\nb.jpg,2\r\n"
 
 
 def test_without_a_sample_the_ids_are_sorted(tmp_path: Path) -> None:
-    """The default is ImageID,ans with sorted ids and plain line ends."""
+    """The default is ImageID,ans with sorted ids and LF line endings."""
     path = write_submission(tmp_path / "out.csv", ABC[::-1], classes(3, 2, 1))
     assert path.read_bytes() == b"ImageID,ans\na.jpg,1\nb.jpg,2\nc.jpg,3\n"
 
 
 def test_fault_18_the_samples_spelling_is_kept(tmp_path: Path) -> None:
-    """Answers under decomposed names are written under the sample's composed ones, and it is said."""
+    """Ids in decomposed Unicode are written in the sample's composed form, with a notice."""
     form = read_format(write(tmp_path / "info.csv", "ImageID,ans\n한글.jpg,0\n".encode()))
     heard = Recorder()
     decomposed = [unicodedata.normalize("NFD", "한글.jpg")]
@@ -82,7 +82,7 @@ def test_fault_18_the_samples_spelling_is_kept(tmp_path: Path) -> None:
 
 
 def test_fault_79_other_images_than_the_samples_are_refused(tmp_path: Path) -> None:
-    """Images that lack an answer, and answers to other images, are E504; nothing is written."""
+    """Missing and additional images are E504, and nothing is written."""
     form = read_format(write(tmp_path / "info.csv", SAMPLE))
     code, message = code_of(lambda: write_submission(tmp_path / "out.csv", ["a.jpg", "x"], classes(0, 1), like=form))
     assert code == "E504"
@@ -91,15 +91,15 @@ def test_fault_79_other_images_than_the_samples_are_refused(tmp_path: Path) -> N
 
 
 def test_fault_32_ids_like_formulas_are_written_unchanged(tmp_path: Path) -> None:
-    """An id that a spreadsheet would take for a formula stays as it is, with W324."""
+    """An id that a spreadsheet would treat as a formula is written unchanged, with W324."""
     heard = Recorder()
     path = write_submission(tmp_path / "out.csv", ["=1+1.jpg", "a.jpg"], classes(0, 1), listener=heard)
     assert path.read_bytes() == b"ImageID,ans\n=1+1.jpg,0\na.jpg,1\n"
     assert [notice.code for notice in heard.notices] == ["W324"]
 
 
-def test_fault_89_one_class_for_everything_is_said(tmp_path: Path) -> None:
-    """The same answer for every image gives W521, when it is written and when it is checked; two answers do not."""
+def test_fault_89_one_class_for_all_images_is_noticed(tmp_path: Path) -> None:
+    """One class for all images gives W521 when writing and when checking; two classes do not."""
     for answers, expected in ((classes(4, 4, 4), ["W521"]), (classes(4, 4, 5), [])):
         written, checked = Recorder(), Recorder()
         path = write_submission(tmp_path / "out.csv", ABC, answers, listener=written)
@@ -117,7 +117,7 @@ def test_fault_89_one_class_for_everything_is_said(tmp_path: Path) -> None:
 )
 @settings(deadline=None, max_examples=50)
 def test_fault_17_any_id_survives_the_file(ids: list[str], newline: str, bom: bool, seed: int) -> None:
-    """Quotes, commas, line breaks and emoji in ids come back as they were, in a file without faults."""
+    """Quotes, commas, line breaks and emoji in ids round-trip through a valid file."""
     form = SubmissionFormat(tuple(ids), ("ImageID", "ans"), newline, bom)
     answers = np.random.default_rng(seed).integers(18, size=len(ids))
     with tempfile.TemporaryDirectory() as folder:
@@ -138,12 +138,12 @@ def test_fault_17_any_id_survives_the_file(ids: list[str], newline: str, bom: bo
         (b"ImageID,ans\na.jpg,0\na.jpg,0\n", "E313"),
     ],
 )
-def test_a_sample_that_is_none_is_refused(tmp_path: Path, data: bytes, code: str) -> None:
+def test_an_invalid_sample_is_refused(tmp_path: Path, data: bytes, code: str) -> None:
     """A sample needs two columns, rows, and each id once."""
     assert code_of(lambda: read_format(write(tmp_path / "info.csv", data)))[0] == code
 
 
-def test_a_sample_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_sample_is_refused(tmp_path: Path) -> None:
     """A missing file is E707."""
     with pytest.raises(FileError) as caught:
         read_format(tmp_path / "none.csv")
@@ -151,7 +151,7 @@ def test_a_sample_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_diff_counts_rows_axes_and_classes() -> None:
-    """Two submissions in different orders are compared by id: rows, each axis, and the mix of classes."""
+    """Two submissions in different orders are compared by id: rows, axes and class counts."""
     before = Submission(ABC, classes(0, 7, 17), MASK18)
     after = Submission(("c.jpg", "b.jpg", "a.jpg"), classes(17, 4, 1), MASK18)
     diff = diff_submissions(before, after)
@@ -166,7 +166,7 @@ def test_a_diff_counts_rows_axes_and_classes() -> None:
 
 
 def test_a_diff_with_itself_is_empty() -> None:
-    """A submission differs from itself in nothing."""
+    """A submission has no differences to itself."""
     one = Submission(ABC, classes(0, 7, 17), MASK18)
     diff = diff_submissions(one, one)
     assert (diff.changed, set(diff.axes.values())) == (0, {0})
@@ -179,8 +179,8 @@ def test_a_diff_of_different_images_is_refused() -> None:
     assert code_of(lambda: diff_submissions(one, other))[0] == "E504"
 
 
-def test_agreement_lists_the_nearest_first() -> None:
-    """One line a submission, the one that agrees most first, with shares of rows and of each axis."""
+def test_agreement_lists_the_highest_first() -> None:
+    """One line per submission with the agreement over rows and axes, the highest first."""
     one = Submission(("a", "b"), np.array([0, 1]), MASK18)
     near, far = Submission(("b", "a"), np.array([1, 3]), MASK18), Submission(("a", "b"), np.array([17, 17]), MASK18)
     lines = render_agreement({"far": diff_submissions(one, far), "near": diff_submissions(one, near)}).splitlines()

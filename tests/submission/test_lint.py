@@ -1,4 +1,4 @@
-"""The submission check: every fault, all at once."""
+"""The submission check reports every fault in one pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def faults_of(
 
 @pytest.mark.parametrize("text", [GOOD, GOOD.replace("\n", "\r\n"), GOOD.rstrip("\n")])
 def test_a_good_submission_has_no_faults(tmp_path: Path, text: str) -> None:
-    """Either kind of line end will do, and the last one may be missing."""
+    """Both line endings are valid, and the last one may be missing."""
     assert faults_of(tmp_path / "s.csv", text) == {}
 
 
@@ -61,14 +61,14 @@ def test_a_good_submission_has_no_faults(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_fault_88_each_fault_by_itself(tmp_path: Path, text: str, what: str, count: int, example: str) -> None:
-    """One change to a good file is one kind of fault, with its line and nothing else."""
+    """One change to a valid file is reported as one kind of fault with its line."""
     found = faults_of(tmp_path / "s.csv", text)
     assert list(found) == [what]
     assert (found[what][0], found[what][1][0]) == (count, example)
 
 
 def test_fault_88_all_faults_at_once(tmp_path: Path) -> None:
-    """A file with thirteen kinds of faults gets them all, in the order of the table, with their counts."""
+    """A file with fifteen kinds of faults gets all of them, in the order of the table, with their counts."""
     text = "\ufeffimage,ans\r\nb,1\na,NaN\n\nb,2.0\nc ,18\ne,worn\nf,\ng,1,2\nd,3"  # and the order of b and a
     found = faults_of(tmp_path / "s.csv", text, SubmissionFormat(("a", "b", "c", "d", "z")))
     assert {what: count for what, (count, _) in found.items()} == {
@@ -92,7 +92,7 @@ def test_fault_88_all_faults_at_once(tmp_path: Path) -> None:
 
 
 def test_fault_88_text_that_is_not_utf_8(tmp_path: Path) -> None:
-    """Bytes of another encoding are named with their line, and the rest is checked all the same."""
+    """Bytes of another encoding are reported with their line, and the rest is still checked."""
     found = faults_of(tmp_path / "s.csv", GOOD.replace("c,3", "\ud55c,99").encode("cp949"))
     assert found["encoding"] == (1, ("line 4: byte 0xc7",))
     assert found["range"] == (1, ("line 4: '99'",))
@@ -100,59 +100,59 @@ def test_fault_88_text_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_fault_88_a_quote_that_does_not_end(tmp_path: Path) -> None:
-    """An open quote is named with the line where it begins."""
+    """An unclosed quote is reported with the line where it begins."""
     found = faults_of(tmp_path / "s.csv", GOOD.replace("c,3", '"c,3'))
     assert found["quoting"][1][0].startswith("line 4: ")
     assert found["missing"] == (2, ("c", "d"))
     assert faults_of(tmp_path / "s.csv", '"' + GOOD)["quoting"][1][0].startswith("line 1: ")
 
 
-def test_fault_88_an_index_column_is_seen_through(tmp_path: Path) -> None:
-    """A column too many, as pandas writes its index, is a wrong header and nothing more: the rest is read by name."""
+def test_fault_88_an_index_column_is_only_a_wrong_header(tmp_path: Path) -> None:
+    """An extra index column, as pandas writes it, is only a wrong header: the rest is read by name."""
     lines = GOOD.splitlines()
     text = "\n".join(["," + lines[0], *(f"{i},{line}" for i, line in enumerate(lines[1:]))])
     assert list(faults_of(tmp_path / "s.csv", text)) == ["header"]
 
 
-def test_fault_88_columns_in_the_other_order_are_seen_through(tmp_path: Path) -> None:
-    """ans before ImageID is a wrong header and nothing more."""
+def test_fault_88_swapped_columns_are_only_a_wrong_header(tmp_path: Path) -> None:
+    """ans before ImageID is only a wrong header."""
     text = "\n".join(",".join(reversed(line.split(","))) for line in GOOD.splitlines())
     assert list(faults_of(tmp_path / "s.csv", text)) == ["header"]
 
 
 def test_fault_88_an_empty_file(tmp_path: Path) -> None:
-    """Nothing at all is a wrong header and every row missing."""
+    """An empty file has a wrong header and all rows missing."""
     found = faults_of(tmp_path / "s.csv", b"")
     assert {what: count for what, (count, _) in found.items()} == {"header": 1, "missing": 4}
 
 
 def test_fault_88_many_cases_are_counted_and_five_shown(tmp_path: Path) -> None:
-    """A thousand missing rows count a thousand, and the first five are named."""
+    """A thousand missing rows are counted, and the first five are named."""
     form = SubmissionFormat(tuple(f"{i:04d}" for i in range(1004)))
     text = "ImageID,ans\n" + "".join(f"{i:04d},0\n" for i in range(4))
     assert faults_of(tmp_path / "s.csv", text, form) == {"missing": (1000, ("0004", "0005", "0006", "0007", "0008"))}
 
 
 def test_fault_18_another_unicode_form_is_a_spelling(tmp_path: Path) -> None:
-    """An id in decomposed form is named as such, and not as one row missing and another too many."""
+    """An id in decomposed Unicode is reported as spelling, not as missing and extra."""
     form = SubmissionFormat(("é",))
     assert list(faults_of(tmp_path / "s.csv", "ImageID,ans\ne\u0301,1\n", form)) == ["spelling"]
 
 
-def test_a_byte_order_mark_like_the_samples_is_right(tmp_path: Path) -> None:
-    """Where the sample begins with a byte-order mark, so may the submission."""
+def test_a_byte_order_mark_like_the_samples_is_valid(tmp_path: Path) -> None:
+    """If the sample begins with a byte-order mark, the submission may too."""
     form = SubmissionFormat(FORM.ids, bom=True)
     assert faults_of(tmp_path / "s.csv", "\ufeff" + GOOD, form) == {}
 
 
-def test_without_a_sample_the_ids_are_free(tmp_path: Path) -> None:
-    """Without a sample only doubles, the header and the answers can be wrong."""
+def test_without_a_sample_any_ids_are_valid(tmp_path: Path) -> None:
+    """Without a sample only duplicates, the header and the answers are checked."""
     assert faults_of(tmp_path / "s.csv", "ImageID,ans\nz,1\ny,2\n", None) == {}
     assert list(faults_of(tmp_path / "s.csv", "ImageID,ans\nz,1\nz,20\n", None)) == ["duplicate", "range"]
 
 
 def test_a_submission_with_faults_is_not_read(tmp_path: Path) -> None:
-    """Reading one raises E520 with every kind of fault in its details."""
+    """Reading an invalid submission raises E520 with all faults in the details."""
     (tmp_path / "s.csv").write_text(GOOD.replace("c,3", "c,18").replace("a,0", "a,x"))
     with pytest.raises(PredictionError) as caught:
         read_submission(tmp_path / "s.csv", MASK18, like=FORM)
@@ -161,15 +161,15 @@ def test_a_submission_with_faults_is_not_read(tmp_path: Path) -> None:
     assert caught.value.details == ("text (1): line 2: 'x'", "range (1): line 4: '18'")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """A missing file is E707 and no fault of the submission."""
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """A missing file is E707, not a fault of the submission."""
     with pytest.raises(FileError) as caught:
         check_submission(tmp_path / "none.csv", FORM, MASK18)
     assert caught.value.code == "E707"
 
 
-def test_faults_are_a_table_for_people() -> None:
-    """Each fault stands with its count and meaning, its cases below it."""
+def test_faults_are_rendered_as_a_table() -> None:
+    """Each fault has its count and meaning, with its cases below it."""
     faults = (Fault("missing", 1200, ("a", "b")), Fault("nan", 1, ("line 4: 'NaN'",)))
     assert render_faults(faults).splitlines() == [
         "fault    count  meaning",
@@ -186,7 +186,7 @@ def test_faults_are_a_table_for_people() -> None:
 )
 @settings(deadline=None, max_examples=300)
 def test_no_file_breaks_the_check(tmp_path_factory: pytest.TempPathFactory, data: bytes | str) -> None:
-    """Any bytes get a list of known faults, and only a file with none is read as a submission."""
+    """Any bytes give a list of known faults, and only a file without faults is read."""
     path = tmp_path_factory.getbasetemp() / "any.csv"
     found = faults_of(path, data)
     assert set(found) <= set(MEANING)
