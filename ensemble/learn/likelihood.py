@@ -1,6 +1,6 @@
 """Fit weights, class biases and temperatures by maximum likelihood; both pools have a convex loss and one optimum.
 
-What gets a weight is a member view: one view of one member. They are stacked as log-probabilities ``(V, N, C)``.
+The inputs are member views (one view of one member each), stacked as log-probabilities ``(V, N, C)``.
 """
 
 from __future__ import annotations

@@ -235,13 +235,13 @@ GUARDS = (
     ),
     Guard(
         "ensemble/submission/lint.py",
-        "        if name in first:",
+        "        if match.id in first_line:",
         "        if False:",
         "submission/test_lint.py::test_fault_88_each",
     ),
     Guard(
         "ensemble/submission/lint.py",
-        "            if name not in first:",
+        "            if name not in first_line:",
         "            if False:",
         "submission/test_lint.py::test_fault_88_each",
     ),
@@ -269,7 +269,7 @@ GUARDS = (
     Guard("ensemble/blend/recipe.py", "OverflowError, ", "", "blend/test_recipe.py::test_what_is_not_a_recipe"),
     Guard(
         "ensemble/blend/recipe.py",
-        "not 1 / _MOST <= group.temperature <= _MOST",
+        "not 1 / _MAX_SCALE <= group.temperature <= _MAX_SCALE",
         "False",
         "test_faults.py::test_fault_84_a",
     ),
@@ -448,16 +448,16 @@ GUARDS = (
     ),
     Guard(
         "ensemble/blend/blend.py",
-        "_rows_without(inner, filled)",
-        "_rows_without(inner, ())",
+        "_rows_without(sorted_ids, filled)",
+        "_rows_without(sorted_ids, ())",
         "predict/test_bad_images.py::test_filled_rows_make_no_member",
     ),
-    # what is learned
+    # learning
     Guard(
         "ensemble/learn/selection.py",
-        "best if clear[best] > _ROUNDING else 0",
+        "best if margin[best] > _ROUNDING else 0",
         "best",
-        "learn/test_selection.py::test_a_candidate_is_taken",
+        "learn/test_selection.py::test_a_candidate_is_selected",
     ),
 )
 
