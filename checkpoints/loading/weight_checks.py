@@ -72,7 +72,7 @@ def warn_if_untrained(
 ) -> None:
     """Warn with W413 about impossible running variances, and about a classifier whose weights are all equal.
 
-    Single variances of zero are no such sign: in trained networks they belong to dead channels.
+    Single variances of zero do not count: in trained networks they belong to dead channels.
     """
     variances = {key: tensor for key, tensor in tensors.items() if key.endswith(".running_var")}
     odd = [key for key, tensor in variances.items() if bool((tensor < 0).any() or (tensor == 0).all())]

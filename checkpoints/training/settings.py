@@ -36,7 +36,7 @@ def _mask18() -> LabelSpace:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How a member is trained.
+    """The settings of a training run.
 
     Data: ``mean`` and ``std`` are those of RGB in 0..1. ``fallback_share`` of the detected faces are trained with the
     crop for images without a face, so that a missing box carries no information. ``balanced`` samples all classes

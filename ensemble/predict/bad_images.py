@@ -1,4 +1,4 @@
-"""Images that could not be read, which ``errors.csv`` names and E326 counts, and those that were only unusual."""
+"""Unreadable images, which ``errors.csv`` lists and E326 counts, and images that are only unusual."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from ensemble.events import Listener, Notice
 from ensemble.images.listing import Listing
 
 OnBadImage = Literal["fail", "fill", "skip"]
-"""What becomes of an image that cannot be read: it ends the run once all others are done, gets the class prior for a
-prediction, or is left out."""
+"""Handling of an unreadable image: fail once all others are done, fill in the class prior, or skip the image."""
 ERRORS = "errors.csv"
 
 
 def write_errors(path: Path, listing: Listing, faults: Mapping[int, DataError]) -> None:
-    """Name the images that could not be read in a CSV file; without any, there is no such file.
+    """List the unreadable images in a CSV file; without any, no file is written, and an old one is removed.
 
     Cells that a spreadsheet would compute begin with an apostrophe.
 
@@ -40,7 +39,7 @@ def write_errors(path: Path, listing: Listing, faults: Mapping[int, DataError]) 
 
 
 def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kept: str) -> UnreadableImagesError:
-    """E326, with every fault; ``kept`` says what is done nevertheless, ``path`` names the images."""
+    """Return E326 with the error of each image; ``kept`` says what is done anyway, and ``path`` lists the images."""
     return UnreadableImagesError(
         "E326",
         f"{len(faults):,} of {len(listing):,} images could not be read; {kept}",
@@ -50,7 +49,7 @@ def unread(faults: Mapping[int, DataError], listing: Listing, path: Path, *, kep
 
 
 def tell_unread(faults: Mapping[int, DataError], listing: Listing, path: Path, what: str, listener: Listener) -> None:
-    """W326, where there are faults; ``what`` says what became of the images that ``path`` names."""
+    """Give W326 if there are errors; ``what`` says how the images were handled, and ``path`` lists them."""
     if faults:
         some = enumerate_some([listing.ids[row] for row in sorted(faults)], limit=3)
         message = f"{len(faults):,} of {len(listing):,} images could not be read and {what}: {some}; see {path}"
@@ -58,13 +57,13 @@ def tell_unread(faults: Mapping[int, DataError], listing: Listing, path: Path, w
 
 
 def tell_oddities(oddities: Mapping[str, list[str]], listener: Listener) -> None:
-    """One notice for each code, with the number of images, by their ids, that it was about."""
+    """Give one notice per code, with the number of images and some of their ids."""
     for code, ids in sorted(oddities.items()):
         listener.notice(Notice(code, f"{len(ids):,} images: {CODES[code].cause} ({enumerate_some(ids, limit=3)})"))
 
 
 def log_prior(card: ModelCard) -> Logits:
-    """The logits ``(C,)`` of an image about which nothing is known: the log of the mix of classes in the training data.
+    """Return the logits ``(C,)`` of the class prior: the log of the class frequencies in the training data.
 
     Each class counts once more than it was seen, so that none is impossible; without counts that is uniform.
     """
@@ -73,7 +72,7 @@ def log_prior(card: ModelCard) -> Logits:
 
 
 def describe_priors(cards: Iterable[ModelCard]) -> str:
-    """Which prior each member has, for people."""
+    """Return a text that names the prior of each member."""
     known, unknown = list[str](), list[str]()
     for card in cards:
         (known if card.class_counts else unknown).append(card.member)

@@ -1,4 +1,4 @@
-"""How many images go through a model at once on the CPU, found by trying several sizes on a run's own first images.
+"""The batch size of a model on the CPU, chosen by timing several sizes on the first images of a run.
 
 There the size changes no answer, only the time: with many images what the layers hold falls out of the processor's
 caches, with few the weights are read more often. Which is best differs between models and machines, so it is measured
@@ -19,7 +19,7 @@ _HOPELESS = 1.05  # times the quickest look of all: a size that has not come nea
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One size that was tried: ``seconds`` of one core an image, the median of ``looks`` at a batch."""
+    """One batch size that was timed: ``seconds`` of one core per image, the median of ``looks`` batches."""
 
     size: int
     seconds: float
@@ -27,7 +27,7 @@ class Sample:
 
 
 class Trial:
-    """Says how many images go through one model at once: the sizes from the smallest up, and then the fastest.
+    """Chooses the batch size of one model: first tries the sizes in ascending order, then keeps the fastest.
 
     Once a size is clearly slower than a smaller one, larger ones are not tried: they would be slower still, and take
     memory that onnxruntime keeps. It may be asked and told from several threads.
@@ -40,7 +40,7 @@ class Trial:
         self._spent: dict[int, list[float]] = {size: [] for size in sizes}
 
     def next_size(self, images: int) -> int:
-        """How many of ``images`` go at once now."""
+        """Return the next batch size, at most ``images``."""
         with self._lock:
             if self._left:
                 self._drop_the_hopeless()
@@ -50,20 +50,20 @@ class Trial:
             return min(images, self._best())
 
     def learn(self, size: int, images: int, seconds: float) -> None:
-        """``images``, so many at once, took so many seconds of one core."""
+        """Record that ``images`` took ``seconds`` of one core at batch size ``size``."""
         with self._lock:
             if size in self._spent and len(self._spent[size]) < _LOOKS:
                 self._spent[size].append(seconds / images)
 
     @property
     def size(self) -> int:
-        """The best size, as far as it is known; of equals, and before anything is known, the smallest."""
+        """The fastest size so far; the smallest one wins on ties, and before anything was timed."""
         with self._lock:
             return self._best()
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """What was measured so far."""
+        """The measurements so far."""
         with self._lock:
             return self._samples()
 

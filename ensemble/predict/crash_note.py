@@ -1,4 +1,4 @@
-"""What is under way: a note that only a run which died leaves behind, so that the next one knows where it was.
+"""Crash marker: records the parts in progress; present only after an unclean exit.
 
 The note is a file in the run's folder that names the first part that is not finished and the last that is begun. It
 goes when the run ends, with or without an error, but stays where memory ran out: that may be one image's doing too.
@@ -18,7 +18,7 @@ NOTE = ".underway"
 
 
 def note(folder: Path, first: int, last: int) -> None:
-    """Note that parts ``first`` to ``last`` are under way.
+    """Record that parts ``first`` to ``last`` are in progress.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -27,7 +27,7 @@ def note(folder: Path, first: int, last: int) -> None:
 
 
 def read_note(folder: Path) -> range:
-    """The parts that a run was at when it died; none where it did not, or where its note cannot be read."""
+    """Return the parts that were in progress when a run crashed; none without a readable marker."""
     try:
         first, last = map(int, (folder / NOTE).read_bytes().split())
     except (OSError, ValueError):
@@ -36,15 +36,16 @@ def read_note(folder: Path) -> range:
 
 
 def tell_died(rows: int, listener: Listener) -> None:
-    """Say that a run died while it was at some of so many images, if there are any."""
+    """Give W325 if the previous run crashed while processing some of the images."""
     if rows:
-        what = f"an earlier run died while it was at some of {rows:,} images; each is tried by itself first"
+        images = f"the {rows:,} images that it may have been processing"
+        what = f"the previous run crashed; {images} are decoded in a subprocess first"
         listener.notice(Notice("W325", what))
 
 
 @contextmanager
 def noted(folders: Sequence[Path]) -> Iterator[None]:
-    """Take the notes away when what is done inside has ended, unless memory ran out.
+    """Remove the markers when the block ends, unless memory ran out.
 
     Raises:
         DeviceError: E603 instead of `MemoryError`.
@@ -54,8 +55,8 @@ def noted(folders: Sequence[Path]) -> Iterator[None]:
     except MemoryError as err:
         raise DeviceError(
             "E603",
-            "the machine's memory ran out; what was finished is kept",
-            hint="run the same command again with a smaller --memory, --batch or --workers: it goes on where it was",
+            "the machine ran out of memory; finished parts are kept",
+            hint="run the same command again with a smaller --memory, --batch or --workers: it resumes",
         ) from err
     except BaseException:
         _remove(folders)

@@ -1,4 +1,4 @@
-"""Memory: what this machine has, what an image needs on its way, and how much may be under way at once."""
+"""Memory budget: the memory of this machine, that of an image in progress, and the number of images in progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOKED_AT = 16  # of the largest files
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes: ``fixed`` whatever is done, ``photo`` in each worker, ``pixels`` and ``layers`` an image of a batch.
+    """Bytes: ``fixed`` in any case, ``photo`` per worker, ``pixels`` and ``layers`` per image of a batch.
 
     ``pixels`` are all prepared sizes and one view of the largest; ``layers`` what the models hold while they compute.
     """
@@ -39,7 +39,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much may be under way: ``ahead`` batches of ``batch`` images, made by ``workers``."""
+    """The work that fits in memory: ``ahead`` batches of ``batch`` images, decoded by ``workers``."""
 
     workers: int
     batch: int
@@ -50,7 +50,7 @@ class Bounds:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes from ``4G`` or ``512M`` (of 1024).
+    """Parse bytes from ``4G`` or ``512M`` (powers of 1024).
 
     Raises:
         OptionError: E204 when the text has another form or is not above 0.
@@ -62,7 +62,7 @@ def parse_memory(text: str) -> int:
 
 
 def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Need:
-    """What these models need for the images listed, the largest files of which are looked at for their size."""
+    """Return the memory that the models need for the listed images, the largest files of which are inspected."""
     sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
     largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
     photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
@@ -77,7 +77,7 @@ def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Ne
 
 
 def layers_of(data: bytes) -> int:
-    """The most bytes that the layers of a network hold at one time, for each image of a batch.
+    """Return the peak memory of a network's activations in bytes per image of a batch.
 
     Counted in the order of the nodes: a tensor is held from the node that makes it to the last one that reads it.
     """
@@ -101,7 +101,7 @@ def layers_of(data: bytes) -> int:
 
 
 def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
-    """0 for what does not grow with the batch."""
+    """Return 0 for a tensor that does not grow with the batch."""
     kind = value.type.tensor_type
     size = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize if kind.elem_type else 4
     grows = False
@@ -112,7 +112,7 @@ def _bytes_an_image(value: onnx.ValueInfoProto) -> int:
 
 
 def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: bool, what: str = "one image") -> Bounds:
-    """As many workers and as large a batch as ``memory`` bytes allow, at most those that are given.
+    """Return as many workers and as large a batch as fit in ``memory`` bytes, at most those that are given.
 
     On the CPU a worker has one batch in hand, its pixels and layers. On a GPU ``ahead`` batches of pixels are held, and
     the one that is on the device. ``what`` is the least that a worker can have in hand, for the message.
@@ -138,7 +138,7 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
 
 
 def fit_chunks(need: Need, memory: int, *, rows: int, workers: int, batch: int, on_gpu: bool) -> Bounds:
-    """As `fit_memory`, where the pixels of ``rows`` images are held together, and on the CPU the layers of a batch.
+    """Fit the memory as `fit_memory`, with the pixels of ``rows`` images in memory, and on the CPU the activations.
 
     Raises:
         DeviceError: E603 when one such chunk in one worker is too much.

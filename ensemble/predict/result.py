@@ -1,4 +1,4 @@
-"""What a finished run of `ensemble.predict.predict` tells."""
+"""The result of `ensemble.predict.predict`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ensemble.text_table import render_columns
 
 @dataclass(frozen=True, slots=True)
 class MemberRun:
-    """What one member did: ``computed`` rows now, in ``seconds`` of its own; the other rows were there already.
+    """The run of one member: ``computed`` rows in ``seconds`` of its own; the other rows were finished before.
 
     ``decisions`` say how it ran, by what was chosen; ``at_once`` is how many images went through it at once after the
     ``trial`` of several sizes, where there was one.
@@ -35,10 +35,10 @@ class MemberRun:
 @dataclass(frozen=True, slots=True)
 class Predicted:
     """A finished run; ``seconds`` of ``read``, ``decode``, ``resize``, ``copy`` (on GPUs), ``forward`` and ``write``,
-    summed over threads, and of it all, ``wall``.
+    summed over threads, and of the whole run, ``wall``.
 
-    ``memory`` are the bytes it kept to, None on a cluster.
-    ``filled`` and ``missing`` are images that could not be read: those with the class prior, and those without a row.
+    ``memory`` is the memory budget in bytes, None on a cluster. ``filled`` and ``missing`` are unreadable images: those
+    with the class prior, and those without a row.
     """
 
     images: int
@@ -53,11 +53,11 @@ class Predicted:
     missing: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return the result as JSON-ready values."""
         return asdict(self) | {"members": [asdict(run) | {"folder": str(run.folder)} for run in self.members]}
 
     def render(self) -> str:
-        """The members with their seconds, the seconds of each stage, and the folders, for people."""
+        """Return a table of the members with their seconds and folders, and the seconds per stage."""
         rows = [
             (run.member, run.computed, run.at_once or self.batch, f"{run.seconds:.1f}", str(run.folder))
             for run in self.members
@@ -72,7 +72,7 @@ class Predicted:
         )
 
     def record(self, model: ModelFile, notices: Sequence[Notice]) -> bytes:
-        """What really ran, as JSON to be kept beside the predictions of one member."""
+        """Return the record of the run as JSON, to be stored beside the predictions of one member."""
         own = next(run for run in self.members if run.member == model.card.member)
         record = {
             "member": own.member,
@@ -96,7 +96,7 @@ class Predicted:
 
 
 def is_record(path: Path) -> bool:
-    """Whether there is a whole record; one that the power failed over is none."""
+    """Return True if there is a complete record; after a power failure there may be a partial one."""
     try:
         return isinstance(json.loads(path.read_bytes()), dict)
     except (OSError, ValueError):
@@ -104,7 +104,7 @@ def is_record(path: Path) -> bool:
 
 
 def render_unread(filled: Sequence[str], missing: Sequence[str]) -> str:
-    """A line about the images that could not be read, where there are any, for people."""
+    """Return a line about the unreadable images, if there are any."""
     parts = [f"{len(filled):,} images filled with the class prior: {enumerate_some(list(filled))}"] * bool(filled)
     parts += [f"{len(missing):,} images missing: {enumerate_some(list(missing))}"] * bool(missing)
     return "".join(f"{part}\n" for part in parts)

@@ -1,4 +1,4 @@
-"""How fast a run is at each stage, and what it is waiting for."""
+"""Throughput of the stages of a run, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Pace:
         return ", ".join(parts)
 
     def waiting_for(self) -> str:
-        """``disk``, ``decode`` or ``device``: whichever took most of the last seconds.
+        """Return ``disk``, ``decode`` or ``device``: whichever took most of the last seconds.
 
         On the CPU that is where the workers are. On GPUs it is what the thread that feeds them does: it copies or has
         no free lane, it waits for a batch and so for what the workers do meanwhile, or all wait for the writer.
@@ -86,7 +86,7 @@ class Stopwatch:
 
     @contextmanager
     def timing(self, stage: str, *, clock: Callable[[], float] = time.thread_time, rows: int = 0) -> Iterator[None]:
-        """Add what happens inside to ``stage``, and the ``rows`` that it happens to."""
+        """Add the time of the block to ``stage``, and the number of ``rows`` that it processes."""
         began, start = time.perf_counter(), clock()
         try:
             yield
@@ -99,7 +99,7 @@ class Stopwatch:
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """Add what passes inside to ``elapsed``: nothing is done in it."""
+        """Add the time of the block, spent waiting, to ``elapsed``."""
         began = time.perf_counter()
         try:
             yield
