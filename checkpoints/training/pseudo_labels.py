@@ -98,7 +98,7 @@ def read_pseudo_labels(
     listing = list_images(source.images, [blended.ids[i] for i in taken])
     _require_new(listing.paths, rows)
     found = tuple(
-        Row(name, f"unlabelled {name}", None, None, None, int(probabilities[i].argmax()), path)
+        Row(name, f"unlabeled {name}", None, None, None, int(probabilities[i].argmax()), path)
         for i, name, path in zip(taken, listing.ids, listing.paths, strict=True)
     )
     _report(found, labels, len(blended), left_out, listener)
