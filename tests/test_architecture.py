@@ -140,7 +140,7 @@ def test_the_command_line_starts_light() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             for found in names:
-                own = found in light or found.startswith("ensemble.commands.")
+                own = found in light or found.startswith(("click.", "ensemble.commands."))
                 assert own or found.partition(".")[0] in sys.stdlib_module_names, f"{module}: {found}"
 
 
