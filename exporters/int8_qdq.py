@@ -1,4 +1,4 @@
-"""int8: a float32 graph in which layers compute on 8-bit integers, written as QuantizeLinear and DequantizeLinear.
+"""Rewrite a float32 graph so that layers compute on 8-bit integers, as QuantizeLinear and DequantizeLinear (QDQ).
 
 Activations are uint8 with a zero point, one scale per tensor; weights are int8, one scale per output channel: the pair
 for which x86 processors have an instruction (VNNI). Scales follow Jacob et al., "Quantization and Training of Neural
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
 
-# what a layer begins with, and what it takes along up to the next one
+# the operators that start a layer, and those that belong to the layer before them
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _PAIRED = {"Add", "Mul"}
 _POOLED = {"GlobalAveragePool", "MaxPool"}
@@ -34,9 +34,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution or matrix product and what follows it up to the next one; ``nodes`` are their places in the graph.
+    """A convolution or matrix product and the nodes that follow it up to the next one; ``nodes`` are their indices.
 
-    Its name is that of its weight in the checkpoint.
+    It is named after its weight in the checkpoint.
     """
 
     name: str
@@ -52,17 +52,17 @@ class Range:
 
     @property
     def scale(self) -> np.float32:
-        """What one step of uint8 is worth."""
+        """The scale of uint8 quantisation."""
         return np.float32((self.high - self.low) / STEPS or 1.0)
 
     @property
     def zero(self) -> np.uint8:
-        """The integer that stands for 0."""
+        """The zero point of uint8 quantisation."""
         return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, STEPS))
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which the mean over a whole map is a GlobalAveragePool, which ONNX Runtime computes on integers."""
+    """Return a copy whose means over a whole map are GlobalAveragePool, which onnxruntime computes on integers."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -78,7 +78,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
-    """The layers in the order of computation."""
+    """Return the layers in the order of computation."""
     weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     found: list[tuple[str, list[int]]] = []
     for i, node in enumerate(graph.node):
@@ -92,7 +92,7 @@ def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
 
 
 def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:
-    """The multiplications of each layer for one image, by its name."""
+    """Return the multiplications per image of each layer, by name."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     shapes = {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.value_info}
     shapes |= {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.output}
@@ -106,13 +106,13 @@ def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[st
 
 
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
-    """The activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
+    """Return the activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
     plan = _Plan(graph, layers)
     return tuple(plan.stored)
 
 
 def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collection[Layer]) -> onnx.ModelProto:
-    """A copy in which these layers compute on integers; ``ranges`` has that of each tensor of `find_tensors`."""
+    """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
@@ -141,10 +141,10 @@ def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collec
 
 
 class _Plan:
-    """Which nodes are quantised, which tensors are stored in 8 bits and whose range each takes.
+    """The nodes that are quantised, the tensors that are stored in 8 bits, and the tensor whose range each one takes.
 
-    ``made`` are the tensors that a quantised node makes: whoever reads one, reads what was stored. What a node in
-    float makes is rounded only for those readers that want integers.
+    ``made`` are the outputs of quantised nodes: every reader gets the stored values. The output of a float node is
+    rounded only for the readers that compute on integers.
     """
 
     def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer]) -> None:
@@ -159,13 +159,13 @@ class _Plan:
             node = graph.node[i]
             inputs = [name for name in node.input if name not in weights]
             output = node.output[0]
-            # a bound that follows is part of the rounding: the integers end where it does
+            # a Relu or Clip that follows is part of the quantisation: the range ends at its bounds
             while output in bounded and readers[output] == 1 and output not in results:
                 output = bounded[output]
             for name in inputs:
                 self.stored.setdefault(name, name)
             if output not in results:
-                # a maximum of stored values is one of them
+                # the maximum of stored values is one of them
                 same = node.op_type == "MaxPool" and output == node.output[0]
                 self.stored[output] = self.stored[inputs[0]] if same else output
                 self.made.add(output)
@@ -173,9 +173,9 @@ class _Plan:
 
 def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:
     plain = all(attribute.f == 1 for attribute in node.attribute if attribute.name in {"alpha", "beta"})
-    turned = any(attribute.i for attribute in node.attribute if attribute.name == "transA")
+    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transA")
     known = len(node.input) > 1 and all(name in weights for name in node.input[1:])
-    return node.op_type in _WEIGHTED and known and plain and not turned and node.input[0] not in weights
+    return node.op_type in _WEIGHTED and known and plain and not transposed and node.input[0] not in weights
 
 
 def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
@@ -185,7 +185,7 @@ def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
 
 
 class _Constants:
-    """New initialisers, each once."""
+    """New initialisers, each added once."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -201,7 +201,7 @@ class _Constants:
 
 
 def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -> Iterator[onnx.NodeProto]:
-    """The nodes that store a tensor in 8 bits and read it back, as ``<name>/real``."""
+    """Yield the nodes that store a tensor in 8 bits and read it back, as ``<name>/real``."""
     if name not in stored:
         return
     scale = constants.add(f"{name}/scale", np.asarray(stored[name].scale))
@@ -212,14 +212,14 @@ def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -
 
 
 def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
-    """Put int8 weights and an int32 bias into a node whose input has the range ``image``."""
+    """Give int8 weights and an int32 bias to a node whose input has the range ``image``."""
     weight = constants.read(node.input[1])
     bias = constants.read(node.input[2]) if len(node.input) > 2 else None
-    turned = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
-    axis = 0 if node.op_type == "Conv" or turned else weight.ndim - 1
+    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
+    axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
     scale = _weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
     if bias is not None:
-        # int32 holds the bias in steps of both scales: where all weights of a channel are tiny it might not
+        # the bias is int32 in units of both scales; where all weights of a channel are tiny it might overflow
         scale = np.maximum(scale, np.abs(bias) / (float(image.scale) * 2**30))
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis)
@@ -246,7 +246,7 @@ def _weight_scales(rows: Array) -> NDArray[np.float64]:
 def _read_back(
     node: onnx.NodeProto, place: int, integers: Array, scale: Array, axis: int, constants: _Constants
 ) -> onnx.NodeProto:
-    # named by the node: two nodes may share a weight and read different scales of it
+    # named after the node: two nodes may share a weight and need different scales
     name = f"{node.name}/{'weight' if place == 1 else 'bias'}"
     inputs = [
         constants.add(f"{name}/int{8 * integers.itemsize}", integers),
