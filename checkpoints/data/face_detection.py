@@ -1,21 +1,19 @@
 """Face detection with MTCNN (Zhang et al. 2016, weights of facenet-pytorch), once for every image: `ens crop`.
 
 Images are never rewritten: the boxes are written to a Parquet file (see `ensemble.images.face_boxes`), and the faces
-are cropped when an image is decoded. The file is written after every `ROUND` images; an interrupted run resumes from
-the last round.
+are cropped when an image is decoded. `checkpoints.data.face_store` writes the file and resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from signal import SIGINT
 from typing import Any
 
 import numpy as np
@@ -24,17 +22,19 @@ from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from PIL import Image
 
+from checkpoints.data.face_store import FaceStore, RoundFaces
 from ensemble import files
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError, DeviceError, DeviceMemoryError, FileError, Interrupted, OptionError
+from ensemble.errors import DataError, DeviceError, DeviceMemoryError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import read_image
-from ensemble.images.face_boxes import Box, Face, FoundBy, read_faces, write_boxes
+from ensemble.images.face_boxes import Box, Face, FoundBy
 from ensemble.images.listing import Listing, list_images
-from ensemble.predict.bad_images import tell_oddities, unread, write_errors
+from ensemble.predict.bad_images import unread, write_errors
+from ensemble.predict.resumable import Slice, run_slices
+from ensemble.predict.timing import Stopwatch
 from ensemble.runtime.machine import available_cores
 
-ROUND = 256
 _SMALLEST = 20  # px; MTCNN detects nothing in smaller images
 _REDUCED_FROM = 1024  # px of the shorter side; the networks see faces of 48 px, so larger images are halved first
 _BATCH = {"cpu": 8, "cuda": 64}
@@ -124,40 +124,34 @@ def find_faces(
     where = choose_torch_device(device, listener=listener)
     files.require_writable(path.parent)
     listing = list_images(images, listener=listener)
-    origin = _origin(settings)
-    done = {} if fresh else _resume(path, origin, listing)
-    pending = [row for row, name in enumerate(listing.ids) if name not in done]
-    faults: dict[int, DataError] = {}
-    oddities: dict[str, list[str]] = defaultdict(list)
-    computed = 0
-    listener.progress("crop", len(done), len(listing))
+    store = FaceStore(path, _origin(settings), listing, fresh=fresh)
     with Detector(settings, where, workers=workers) as detector:
-        for start in range(0, len(pending), ROUND):
-            rows = pending[start : start + ROUND]
-            try:
-                found = detector.find([listing.paths[row] for row in rows])
-            except KeyboardInterrupt as err:
-                number = int(err.args[0]) if err.args else SIGINT
-                message = f"stopped; {len(done):,} of {len(listing):,} images are done"
-                raise Interrupted(message, signal_number=number) from err
-            for row, one in zip(rows, found, strict=True):
-                if isinstance(one, DataError):
-                    faults[row] = one
-                    continue
-                name = listing.ids[row]
-                done[name] = Face(name, one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
-                computed += 1
-                for code in one.notices:
-                    oddities[code].append(name)
-            write_boxes(_partial(path), done.values(), origin=origin)
-            listener.progress("crop", len(done) + len(faults), len(listing))
-    tell_oddities(oddities, listener)
-    if computed or not path.exists():
-        write_boxes(path, done.values(), origin=origin)
-    files.remove(_partial(path))
+        faults = run_slices(
+            [store],
+            listing,
+            lambda rounds: _detect_rounds(detector, listing, rounds),
+            stage="crop",
+            watch=Stopwatch(),
+            crash_notes=False,
+            listener=listener,
+        )
+    store.finish()
     _report(path, listing, faults)
-    by = [face.found_by for face in done.values()]
-    return FoundFaces(path, len(done), by.count("first"), by.count("second"), computed)
+    by = [face.found_by for face in store.faces.values()]
+    return FoundFaces(path, len(by), by.count("first"), by.count("second"), store.computed)
+
+
+def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]) -> Generator[RoundFaces, None, None]:
+    """Detect the faces of one round of images after the other."""
+    for piece in rounds:
+        found = dict(zip(piece.rows, detector.find([listing.paths[row] for row in piece.rows]), strict=True))
+        good = {row: one for row, one in found.items() if not isinstance(one, DataError)}
+        faces = tuple(
+            Face(listing.ids[row], one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
+            for row, one in good.items()
+        )
+        faults = {row: one for row, one in found.items() if isinstance(one, DataError)}
+        yield RoundFaces(piece.rows, faces, faults, {row: one.notices for row, one in good.items() if one.notices})
 
 
 def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:
@@ -332,23 +326,6 @@ def _read(path: Path) -> _DetectorInput | DataError:
 def _origin(settings: DetectorSettings) -> str:
     """Return the settings of the detection; the device is left out, as it changes boxes by less than a pixel."""
     return json.dumps(asdict(settings) | {"mtcnn": version("facenet-pytorch")}, sort_keys=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def _resume(path: Path, origin: str, listing: Listing) -> dict[str, Face]:
-    size_of = dict(zip(listing.ids, listing.sizes, strict=True))
-    kept: dict[str, Face] = {}
-    for file in (path, _partial(path)):
-        if not file.exists():
-            continue
-        faces, found_origin = read_faces(file)
-        if found_origin != origin:
-            raise FileError("E704", f"{file} has boxes that were found with other settings", path=file)
-        kept |= {face.id: face for face in faces if size_of.get(face.id) == face.bytes}
-    return kept
 
 
 def _report(path: Path, listing: Listing, faults: dict[int, DataError]) -> None:

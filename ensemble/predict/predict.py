@@ -6,49 +6,46 @@ A run that was killed goes on from the parts it finds (see `ensemble.predict.par
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from signal import SIGINT
 
 from ensemble import files
-from ensemble.errors import DataError, DiskFullError, Interrupted, ModelError, enumerate_some
+from ensemble.errors import DataError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
 from ensemble.images.remote_listing import list_images_at
-from ensemble.images.sandbox import find_faults
 from ensemble.images.views import View
 from ensemble.predict import parts
-from ensemble.predict.background_writer import Writer
 from ensemble.predict.bad_images import (
     ERRORS,
     OnBadImage,
     describe_priors,
-    tell_oddities,
     tell_unread,
     unread,
     write_errors,
 )
 from ensemble.predict.batch_size import SIZES
-from ensemble.predict.crash_note import note, noted, tell_died
+from ensemble.predict.crash_note import noted
 from ensemble.predict.inputs import select_boxes
 from ensemble.predict.memory_budget import Bounds, fit_memory, need_of
-from ensemble.predict.parts import Member, bytes_of_rows, finish, part_rows, resume, run_of, write_answers
+from ensemble.predict.parts import PartStore, fingerprint_of
 from ensemble.predict.pipeline import Answer, Pipeline, Work
 from ensemble.predict.ray_pipeline import RemotePipeline
 from ensemble.predict.ray_worker import Cluster, stand_in
 from ensemble.predict.result import MemberRun, Predicted, is_record
+from ensemble.predict.resumable import Slice, run_slices
+from ensemble.predict.slice_folder import resume
 from ensemble.predict.timing import Pace
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.providers import choose_device
-from ensemble.runtime.session import Session, start_session
+from ensemble.runtime.session import Session
+from ensemble.runtime.start import start_sessions
 
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
 BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
@@ -107,9 +104,9 @@ def predict(
         members = []
         for model in read:
             stack.enter_context(files.locked(folder / model.card.member))
-            run = run_of(model, listing, views, where, boxes)
-            members.append(resume(model, folder, run, listing, fresh=fresh, listener=recorder))
-        faults = _try_doubtful(members, listing, recorder)
+            run = fingerprint_of(model, listing, views, where, boxes)
+            members.append(PartStore(model, folder, run, listing))
+        faults = resume(members, listing, fresh=fresh, listener=recorder)
         pipeline: Pipeline | RemotePipeline
         sizes = () if batch else SIZES
         if cluster:
@@ -142,7 +139,7 @@ def predict(
         pipeline.known |= faults
         for member in members:
             member.clear()
-        rows_a_batch = bounds.batch if batch or on_gpu or cluster else _share_out(members, listing, bounds)
+        rows_a_batch = bounds.batch if batch or on_gpu or cluster else _share_out(members, bounds)
         pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         with noted([member.folder for member in members]):
             faults |= _compute_in_turn(members, pipeline, listing, where, rows_a_batch, pace, views, recorder)
@@ -173,7 +170,7 @@ def predict(
             missing=unread_ids if policy != "fill" else (),
         )
         for member in members:
-            changed = finish(member, listing, policy)
+            changed = member.finish(policy)
             if member.computed or changed or not is_record(member.folder / RUN):
                 files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
     if faults and policy == "fail":
@@ -181,18 +178,8 @@ def predict(
     return done
 
 
-def _try_doubtful(members: Sequence[Member], listing: Listing, listener: Listener) -> dict[int, DataError]:
-    """Try the rows that could not be read before, and those that a run died over, where they can do no harm."""
-    died = frozenset().union(*(member.doubtful for member in members))
-    tell_died(len(died), listener)
-    faults = find_faults(listing, died.union(*(member.lacking for member in members)), listener=listener)
-    for member in members:
-        member.reopen(faults)
-    return faults
-
-
 def _fit(
-    members: Sequence[Member],
+    members: Sequence[PartStore],
     listing: Listing,
     device: Device,
     memory: int,
@@ -210,13 +197,14 @@ def _fit(
     return bounds
 
 
-def _share_out(members: Sequence[Member], listing: Listing, bounds: Bounds) -> int:
+def _share_out(members: Sequence[PartStore], bounds: Bounds) -> int:
     """How large batches are on the CPU: of few images, every core has its share."""
-    rows = sum(len(part_rows(listing, index)) for index in set().union(*(m.pending for m in members)))
+    pending = set().union(*(member.pending for member in members))
+    rows = sum(len(piece.rows) for piece in members[0].slices if piece.index in pending)
     return min(bounds.batch, max(1, -(-rows // bounds.workers)))
 
 
-def _member_run(member: Member, pipeline: Pipeline | RemotePipeline) -> MemberRun:
+def _member_run(member: PartStore, pipeline: Pipeline | RemotePipeline) -> MemberRun:
     seconds, trial = pipeline.watch.seconds.get(member.name, 0.0), pipeline.trials.get(member.name)
     run = MemberRun(member.name, member.folder, member.computed, seconds, member.decisions)
     return run if trial is None else replace(run, at_once=trial.size, trial=trial.samples)
@@ -235,7 +223,7 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
 
 
 def _compute_in_turn(
-    members: Sequence[Member],
+    members: Sequence[PartStore],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
     device: Device,
@@ -251,12 +239,8 @@ def _compute_in_turn(
         sessions: Mapping[str, Session]
         if isinstance(pipeline, RemotePipeline):
             sessions = {name: stand_in(model, device) for name, model in models.items()}
-        elif device.is_gpu:
-            sessions = start_gpu_sessions(
-                models, device=device, rows=batch, views=views, in_turn=True, listener=listener
-            )
         else:
-            sessions = {n: start_session(model, device=device, listener=listener) for n, model in models.items()}
+            sessions = start_sessions(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
         together = [member for member in left if member.name in sessions]
         faults |= _compute(together, sessions, pipeline, listing, batch, pace, listener)
         for member in together:
@@ -267,7 +251,7 @@ def _compute_in_turn(
 
 
 def _compute(
-    members: Sequence[Member],
+    members: Sequence[PartStore],
     sessions: Mapping[str, Session],
     pipeline: Pipeline | RemotePipeline,
     listing: Listing,
@@ -275,65 +259,25 @@ def _compute(
     pace: Pace,
     listener: Listener,
 ) -> dict[int, DataError]:
-    """Run what is pending, write each part when its last row is there, and return the images that could not be read."""
-    pending = sorted(set().union(*(m.pending for m in members)))
-    unfinished = deque(pending)
-    decodes_here = isinstance(pipeline, Pipeline)  # on a cluster a decoder ends a worker, and all parts go out at once
+    """Compute and write the pending parts of these members, and return the images that could not be read."""
 
-    def work() -> Iterator[Work]:
-        for index in pending:
-            for member in members:
-                if decodes_here and index in member.pending:
-                    note(member.folder, unfinished[0], index)
-            asked = tuple(sessions[m.name] for m in members if index in m.pending)
-            part = part_rows(listing, index)
-            for start in range(part.start, part.stop, batch):
-                yield Work(range(start, min(start + batch, part.stop)), asked)
+    def work(slices: Iterator[Slice]) -> Iterator[Work]:
+        for piece in slices:
+            asked = tuple(sessions[member.name] for member in members if piece.index in member.pending)
+            for start in range(piece.rows[0], piece.rows[-1] + 1, batch):
+                yield Work(range(start, min(start + batch, piece.rows[-1] + 1)), asked)
 
-    def write(index: int, gathered: Sequence[Answer]) -> None:
-        with pipeline.watch.timing("write", clock=time.perf_counter):
-            for member in members:
-                if index in member.pending:
-                    write_answers(member, index, gathered, listing)
+    def compute(slices: Iterator[Slice]) -> Generator[Answer, None, None]:
+        return pipeline.run(work(slices))
 
-    faults: dict[int, DataError] = {}
-    oddities: dict[str, list[str]] = {}
-    before = done = len(listing) - sum(len(part_rows(listing, index)) for index in pending)
-    gathered: list[Answer] = []
-    answers = pipeline.run(work())
-    with Writer() as writer:
-        try:
-            listener.progress("predict", done, len(listing))
-            for answer in answers:
-                gathered.append(answer)
-                faults |= answer.faults
-                for row, codes in answer.oddities.items():
-                    for code in codes:
-                        oddities.setdefault(code, []).append(listing.ids[row])
-                done += len(answer.asked)
-                index = answer.asked.start // parts.PART_ROWS
-                if answer.asked.stop == part_rows(listing, index).stop:
-                    with pipeline.watch.waiting("blocked"):
-                        writer.write(functools.partial(write, index, gathered), rows=len(part_rows(listing, index)))
-                    gathered = []
-                    unfinished.popleft()
-                listener.detail(pace.tell())
-                listener.progress("predict", done, len(listing))
-            writer.finish()
-        except KeyboardInterrupt as err:
-            number = int(err.args[0]) if err.args else SIGINT
-            safe = f"{before + writer.settle():,} of {len(listing):,} images are done"
-            raise Interrupted(f"stopped; {safe}", signal_number=number) from err
-        except DiskFullError as err:
-            safe_rows = before + writer.settle()
-            room = bytes_of_rows(members, len(listing) - safe_rows)
-            raise DiskFullError(
-                "E701",
-                f"{err.message}; {safe_rows:,} of {len(listing):,} images are done and kept",
-                hint=f"free {room} and run the same command again: it goes on where it stopped",
-                path=err.path,
-            ) from err
-        finally:
-            answers.close()
-    tell_oddities(oddities, listener)
-    return faults
+    return run_slices(
+        members,
+        listing,
+        compute,
+        stage="predict",
+        watch=pipeline.watch,
+        detail=pace.tell,
+        # on a cluster all parts go out at once, and a decoder that crashes ends a worker and not this process
+        crash_notes=isinstance(pipeline, Pipeline),
+        listener=listener,
+    )

@@ -1,4 +1,4 @@
-"""Chunk: what an early exit says about some images, in memory and as a Parquet file."""
+"""Chunk: the results of an early exit for some images, in memory and as a Parquet file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ OPEN = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Some rows: ``classes`` ``(n,)`` with `OPEN` where every cell was needed, ``passes`` ``(n,)``.
+    """Consecutive rows: ``classes`` ``(n,)`` with `OPEN` where all passes were needed, ``passes`` ``(n,)`` counts them.
 
-    ``logits`` ``(open rows, cells, C)`` float32 are those of the open rows, by the models' own order of classes.
+    ``logits`` ``(open rows, passes, C)`` float32 are those of the open rows, in the models' own order of classes.
+    ``origin`` identifies what the rows were computed from, see `ensemble.predict.fingerprint`.
     """
 
     ids: tuple[str, ...]
     classes: Classes
     passes: NDArray[np.intp]
     logits: Logits
+    origin: str = ""
 
 
-def write_chunk(path: Path, chunk: Chunk, origin: str) -> None:
-    """Write one chunk; ``origin`` says what it was computed from.
+def write_chunk(path: Path, chunk: Chunk) -> None:
+    """Write one chunk; the same rows always give the same bytes.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -47,20 +49,21 @@ def write_chunk(path: Path, chunk: Chunk, origin: str) -> None:
             "passes": pa.array(chunk.passes, pa.int64()),
             "logits": pa.array([next(values) if k == OPEN else None for k in chunk.classes], pa.list_(pa.float32())),
         }
-    ).replace_schema_metadata({ORIGIN_KEY: origin, "shape": json.dumps(chunk.logits.shape)})
+    ).replace_schema_metadata({ORIGIN_KEY: chunk.origin, "shape": json.dumps(chunk.logits.shape)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
     files.write_atomic(path, memoryview(sink.getvalue()))
 
 
-def read_chunk(path: Path) -> tuple[Chunk, str]:
-    """Read one chunk and its origin.
+def read_chunk(path: Path) -> Chunk:
+    """Read one chunk and check its checksums.
 
     Raises:
         PredictionError: E514 when it cannot be read.
     """
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         metadata = table.schema.metadata
         shape = json.loads(metadata[b"shape"])
         flat = table.column("logits").combine_chunks().flatten().to_numpy()
@@ -69,9 +72,10 @@ def read_chunk(path: Path) -> tuple[Chunk, str]:
             table.column("class").to_numpy().astype(np.intp),
             table.column("passes").to_numpy().astype(np.intp),
             np.asarray(flat, dtype=np.float32).reshape(shape),
+            metadata[ORIGIN_KEY.encode()].decode(),
         )
         if len(chunk.logits) != int((chunk.classes == OPEN).sum()):
             raise ValueError("its logits are not those of the open rows")
-        return chunk, metadata[ORIGIN_KEY.encode()].decode()
+        return chunk
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err

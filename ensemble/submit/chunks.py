@@ -8,45 +8,42 @@ be read have no row in it.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from signal import SIGINT
-from typing import Any
 
 import numpy as np
-import onnxruntime
-import PIL
 from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.arrays import Classes, Logits, Mask
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import DataError, FileError, Interrupted, PredictionError
-from ensemble.events import SILENT, Listener, Notice
+from ensemble.errors import DataError
+from ensemble.events import SILENT, Listener
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
-from ensemble.images.sandbox import find_faults
 from ensemble.images.views import View
-from ensemble.predict.background_writer import Writer
-from ensemble.predict.bad_images import log_prior, tell_oddities
-from ensemble.predict.crash_note import note, noted, read_note, tell_died
+from ensemble.predict.bad_images import log_prior
+from ensemble.predict.crash_note import noted
+from ensemble.predict.fingerprint import Fingerprint, Origin, library_versions
 from ensemble.predict.pipeline import Batch, Pipeline, Work
+from ensemble.predict.resumable import Slice, run_slices
+from ensemble.predict.slice_folder import SliceFolder, resume
 from ensemble.predict.timing import Pace
 from ensemble.predictions.dataset import Predictions
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.model_file import ModelFile
-from ensemble.runtime.session import Session, start_session
+from ensemble.runtime.session import Session
+from ensemble.runtime.start import start_sessions
 from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
 from ensemble.submit.early_exit import Cell, Running
 
 CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
+_ROW_BYTES = 64 + 8 + 8  # an id, generously; the class and the number of passes
+_FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,11 +60,11 @@ class Plan:
     stops: Mapping[int, float] | None = None
     boxes: Boxes | None = None
 
-    def fingerprint(self, listing: Listing, device: Device) -> dict[str, Any]:
-        """What the answers depend on."""
+    def fingerprint(self, listing: Listing, device: Device) -> Fingerprint:
+        """Return what the answers depend on."""
         recipe = json.loads(self.recipe.to_json())
         recipe.pop("learned", None)
-        return {
+        values = {
             "recipe": hashlib.sha256(json.dumps(recipe).encode()).hexdigest(),
             "models": {name: model.sha256 for name, model in sorted(self.models.items())},
             "cells": [[cell.member, cell.view, cell.weight] for cell in self.cells],
@@ -75,13 +72,14 @@ class Plan:
             "ids": listing.sha256,
             "provider": device.provider,
             "boxes": None if self.boxes is None else self.boxes.sha256,
-            "versions": f"onnxruntime {onnxruntime.__version__}, Pillow {PIL.__version__}",
+            "versions": library_versions(),
         }
+        return Fingerprint(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """Every chunk in order, the rows that could not be read, and by member how it ran, where it did."""
+    """Every chunk in order, the images that could not be read, by row, and by member how it ran, where it did."""
 
     chunks: list[Chunk]
     faults: dict[int, DataError]
@@ -89,11 +87,44 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    work: Work
+class ChunkAnswer:
+    """A chunk that was computed; the rest as `Computed`."""
+
+    asked: range
     chunk: Chunk
     faults: Mapping[int, DataError]
     oddities: Mapping[int, tuple[str, ...]]
+
+
+class ChunkStore(SliceFolder[ChunkAnswer, Chunk]):
+    """The chunks of a plan in one folder; ``chunks`` are those that are finished, by index."""
+
+    prefix = "chunk"
+
+    def __init__(self, plan: Plan, folder: Path, listing: Listing, device: Device) -> None:
+        super().__init__(folder, plan.fingerprint(listing, device), listing, size=rows_of_chunk(device))
+        self.chunks: dict[int, Chunk] = {}
+        self._row_bytes = _ROW_BYTES + 4 * len(plan.cells) * len(plan.recipe.labels)
+
+    def read(self, path: Path) -> Chunk:
+        """See `SliceFolder.read`."""
+        return read_chunk(path)
+
+    def keep(self, index: int, content: Chunk) -> None:
+        """Hold a finished chunk in memory."""
+        self.chunks[index] = content
+
+    def write(self, piece: Slice, answers: Sequence[ChunkAnswer]) -> None:
+        """See `Store.write`."""
+        (answer,) = answers
+        origin = Origin(self.run, piece.sizes, len(answer.faults) or None)
+        self.chunks[piece.index] = chunk = replace(answer.chunk, origin=origin.to_json())
+        write_chunk(self.path(piece.index), chunk)
+
+    def bytes_of(self, rows: int) -> int:
+        """See `Store.bytes_of`; as if no row left early."""
+        size = len(self.slices[0].rows)
+        return rows * self._row_bytes + _FOOTER_BYTES * (1 + rows // size)
 
 
 def run_chunks(
@@ -107,10 +138,7 @@ def run_chunks(
     fresh: bool = False,
     listener: Listener = SILENT,
 ) -> Chunks:
-    """Every chunk, computed or found in ``folder``.
-
-    A chunk that lacks rows that could not be read is done again when they are mended. Those rows, and those that a run
-    was at when it died, are tried in a process of their own before anything is computed.
+    """Compute every chunk, or keep those found in ``folder``; see `ensemble.predict.resumable`.
 
     Raises:
         DeviceError: see `Session.run`; E603 when memory runs out.
@@ -118,149 +146,34 @@ def run_chunks(
         Interrupted: E801 on Ctrl-C or SIGTERM; finished chunks are kept.
     """
     with files.locked(folder):
-        run = plan.fingerprint(listing, device)
-        parts, origins = _chunks(listing, device), list[str]()
-        for rows in parts:
-            sizes = ",".join(map(str, listing.sizes[rows.start : rows.stop]))
-            origins.append(json.dumps(run | {"sizes": hashlib.sha256(sizes.encode()).hexdigest()}))
-        chunks, lacks = _resume(folder, origins, run, listing, parts, fresh=fresh, listener=listener)
-        known = _try_doubtful(chunks, lacks, listing, folder, parts, listener)
-        pipeline.known |= known
+        store = ChunkStore(plan, folder, listing, device)
+        faults = resume([store], listing, fresh=fresh, listener=listener)
+        store.clear()
+        pipeline.known |= faults
         with noted([folder]):
-            faults, decisions = _compute(
-                plan, listing, folder, parts, origins, chunks, pipeline, device, batch, listener
+            sessions: Mapping[str, Session] = {}
+            if store.pending:
+                sessions = start_sessions(plan.models, device=device, rows=batch, listener=listener)
+
+            def answer(work: Work, read: Batch) -> ChunkAnswer:
+                chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
+                return ChunkAnswer(work.rows, chunk, read.faults, read.oddities)
+
+            def compute(slices: Iterator[Slice]) -> Generator[ChunkAnswer, None, None]:
+                asked = tuple(sessions.values())
+                return pipeline.map(answer, (Work(range(one.rows[0], one.rows[-1] + 1), asked) for one in slices))
+
+            faults |= run_slices(
+                [store],
+                listing,
+                compute,
+                stage="submit",
+                watch=pipeline.watch,
+                detail=Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu).tell,
+                listener=listener,
             )
-        faults |= known
-    return Chunks([chunks[index] for index in sorted(chunks)], faults, decisions)
-
-
-def _chunks(listing: Listing, device: Device) -> list[range]:
-    """The rows of each chunk."""
-    size = rows_of_chunk(device)
-    return [range(start, min(start + size, len(listing))) for start in range(0, len(listing), size)]
-
-
-def _path(folder: Path, index: int) -> Path:
-    return folder / f"chunk-{index:05d}.parquet"
-
-
-def _resume(
-    folder: Path,
-    origins: Sequence[str],
-    run: Mapping[str, Any],
-    listing: Listing,
-    parts: Sequence[range],
-    *,
-    fresh: bool,
-    listener: Listener,
-) -> tuple[dict[int, Chunk], dict[int, set[int]]]:
-    """By number, the chunks that are there already, and the rows that they or those to be done again lack."""
-    found, lacks = dict[int, Chunk](), dict[int, set[int]]()
-    for path in sorted(folder.glob("chunk-*.parquet")):
-        if fresh:
-            files.remove(path)
-            continue
-        try:
-            chunk, origin = read_chunk(path)
-        except PredictionError as err:
-            listener.notice(Notice("W705", f"{err.message}; it is done again", path))
-            continue
-        before = json.loads(origin)
-        differing = [name for name, value in run.items() if before.get(name) != value]
-        if differing:
-            raise FileError("E704", f"{folder} holds another run: other {' and '.join(differing)}", path=folder)
-        index = int(path.stem.removeprefix("chunk-"))
-        if before.pop("missing", 0):
-            there = set(chunk.ids)
-            lacks[index] = {row for row in parts[index] if listing.ids[row] not in there}
-        if origins[index] == json.dumps(before):
-            found[index] = chunk
-        elif index not in lacks:
-            listener.notice(Notice("W705", f"images of {path.name} changed since; it is done again", path))
-    return found, lacks
-
-
-def _try_doubtful(
-    chunks: dict[int, Chunk],
-    lacks: Mapping[int, set[int]],
-    listing: Listing,
-    folder: Path,
-    parts: Sequence[range],
-    listener: Listener,
-) -> dict[int, DataError]:
-    """Try the rows that chunks lack, and those that a run died over; chunks that need not lack a row are taken away."""
-    noted_parts = read_note(folder)
-    died = {row for index, rows in enumerate(parts) if index in noted_parts and index not in chunks for row in rows}
-    tell_died(len(died), listener)
-    faults = find_faults(listing, died.union(*lacks.values()), listener=listener)
-    for index, rows in lacks.items():
-        if not faults.keys() >= rows:
-            chunks.pop(index, None)
-    return faults
-
-
-def _compute(
-    plan: Plan,
-    listing: Listing,
-    folder: Path,
-    parts: Sequence[range],
-    origins: Sequence[str],
-    chunks: dict[int, Chunk],
-    pipeline: Pipeline,
-    device: Device,
-    batch: int,
-    listener: Listener,
-) -> tuple[dict[int, DataError], dict[str, Mapping[str, str]]]:
-    """Add the chunks that are missing to ``chunks`` and to the folder; return faults and decisions, see `Chunks`."""
-    pending = [index for index in range(len(origins)) if index not in chunks]
-    models = plan.models if pending else {}
-    if device.is_gpu:
-        sessions = start_gpu_sessions(models, device=device, rows=batch, listener=listener)
-    else:
-        sessions = {name: start_session(model, device=device, listener=listener) for name, model in models.items()}
-    asked = tuple(sessions.values())
-    faults: dict[int, DataError] = {}
-    oddities: dict[str, list[str]] = {}
-    unfinished = deque(pending)
-    before = done = sum(len(parts[index]) for index in chunks)
-    pace = Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu)
-
-    def answer(work: Work, read: Batch) -> _Answer:
-        chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
-        return _Answer(work, chunk, read.faults, read.oddities)
-
-    def work() -> Iterator[Work]:
-        for index in pending:
-            note(folder, unfinished[0], index)
-            yield Work(parts[index], asked)
-
-    answers = pipeline.map(answer, work())
-    with Writer() as writer:
-        try:
-            listener.progress("submit", done, len(listing))
-            for index, one in zip(pending, answers, strict=True):
-                faults |= one.faults
-                for row, codes in one.oddities.items():
-                    for code in codes:
-                        oddities.setdefault(code, []).append(listing.ids[row])
-                chunks[index] = one.chunk
-                origin = _origin(origins[index], missing=len(one.faults))
-                writing = functools.partial(write_chunk, _path(folder, index), one.chunk, origin)
-                with pipeline.watch.waiting("blocked"):
-                    writer.write(writing, rows=len(one.work.rows))
-                unfinished.popleft()
-                done += len(one.work.rows)
-                listener.detail(pace.tell())
-                listener.progress("submit", done, len(listing))
-            writer.finish()
-        except KeyboardInterrupt as err:
-            number = int(err.args[0]) if err.args else SIGINT
-            safe = before + writer.settle()
-            raise Interrupted(f"stopped; {safe:,} of {len(listing):,} images are done", signal_number=number) from err
-        finally:
-            answers.close()
-    tell_oddities(oddities, listener)
-    return faults, {name: session.decisions for name, session in sessions.items()}
+    decisions = {name: session.decisions for name, session in sessions.items()}
+    return Chunks([store.chunks[index] for index in sorted(store.chunks)], faults, decisions)
 
 
 def _run_cells(
@@ -299,10 +212,6 @@ def _leaving(plan: Plan, running: Running) -> tuple[Mask, NDArray[np.intp]]:
         return running.certain()
     leads, answers = running.leaders()
     return leads >= plan.stops.get(running.seen, np.inf), answers
-
-
-def _origin(origin: str, *, missing: int) -> str:
-    return json.dumps(json.loads(origin) | {"missing": missing}) if missing else origin
 
 
 def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> Classes:

@@ -193,7 +193,8 @@ def submit(
         classes, seen = answers_of(plan, chunks), rows_of_cells(chunks, len(cells))
         decisions = ran.decisions
         read = len(listing) - len(filled) - len(missing)
-        stages, saved_time = dict(pipeline.watch.seconds), share_of_time(cells, seen, read, pipeline.watch)
+        stages = {stage: spent for stage, spent in pipeline.watch.seconds.items() if stage != "write"}
+        saved_time = share_of_time(cells, seen, read, pipeline.watch)
     write_submission(output, ids, classes, like=like, missing=missing, listener=recorder)
     done = Submitted(
         output,

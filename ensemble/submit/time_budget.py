@@ -19,8 +19,7 @@ from ensemble.images.sandbox import find_faults
 from ensemble.predict.crash_note import note, noted, read_note, tell_died
 from ensemble.predict.pipeline import Batch, Pipeline, Work
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_sessions import start_gpu_sessions
-from ensemble.runtime.session import start_session
+from ensemble.runtime.start import start_sessions
 from ensemble.submit.chunks import Plan
 from ensemble.submit.early_exit import Cell
 
@@ -78,7 +77,7 @@ def fit_to_budget(
     Raises:
         FileError, ModelError, DeviceError: see `start_session` and `Session.run`.
     """
-    key = hashlib.sha256(json.dumps([plan.fingerprint(listing, device), seconds, workers]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([plan.fingerprint(listing, device).values, seconds, workers]).encode()).hexdigest()
     if fresh:
         files.remove(path)
     elif path.is_file():
@@ -125,10 +124,7 @@ def _measure(
         tell_died(len(rows), listener)
         pipeline.known |= find_faults(listing, rows, listener=listener)
     note(folder, 0, 0)
-    if device.is_gpu:
-        sessions = start_gpu_sessions(plan.models, device=device, rows=len(rows))
-    else:
-        sessions = {name: start_session(model, device=device) for name, model in plan.models.items()}
+    sessions = start_sessions(plan.models, device=device, rows=len(rows))
     spent = dict.fromkeys(sessions, 0.0)
 
     def look(_work: Work, read: Batch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from tests.support.disk import FAULTS, Died, Disk, Fault, through
 
 pytestmark = pytest.mark.slow
 
-predict_module = importlib.import_module("ensemble.predict.predict")
-
 NAMES = [f"{i:02d}.jpg" for i in range(9)]
 OLD = b"ImageID,ans\nold.jpg,0\n"
 
@@ -45,8 +42,8 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine pictures, in two parts or chunks, two models, predictions and a recipe."""
     monkeypatch.setattr(parts, "PART_ROWS", 5)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", {"cpu": 5})
-    for module in (predict_module, chunks):  # no image is bad, and the process that finds it takes a second to start
-        monkeypatch.setattr(module, "find_faults", lambda *_, **__: {})
+    # no image is bad, and the process that finds it takes a second to start
+    monkeypatch.setattr("ensemble.predict.slice_folder.find_faults", lambda *_, **__: {})
     toys.write_pictures(tmp_path / "images", NAMES)
     for seed, member in enumerate("ab"):
         toys.write_model(tmp_path / "models", toys.card(member), seed=seed)

@@ -160,7 +160,7 @@ def test_the_policy_changes_without_computing(
     with pytest.raises(DataError):
         run(tmp_path, "fail")
     with monkeypatch.context() as patch:
-        patch.setattr(predict_module, "start_session", None)
+        patch.setattr(predict_module, "start_sessions", None)
         for policy in policies:
             assert {member.computed for member in run(tmp_path, policy).members} == {0}
             assert contents(tmp_path / "out") == contents(tmp_path / policy)
@@ -332,7 +332,7 @@ def test_submit_fills_as_predict_and_blend_do(
     assert json.loads((tmp_path / "work" / RUN).read_text())["filled"] == list(BAD)
     with pytest.MonkeyPatch.context() as patch:
         for module in ("ensemble.predict.predict", "ensemble.submit.chunks"):
-            patch.setattr(importlib.import_module(module), "start_session", None)
+            patch.setattr(importlib.import_module(module), "start_sessions", None)
         assert again(on_bad_image="fill").cells == done.cells
         with pytest.raises(PredictionError, match="E534"):
             again(on_bad_image="skip")

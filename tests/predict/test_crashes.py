@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import importlib
 import json
 import os
 import signal
@@ -37,8 +36,6 @@ from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 from tests.support.limits import HANG
-
-predict_module = importlib.import_module("ensemble.predict.predict")
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_parts")]
 
@@ -426,7 +423,7 @@ def test_fault_63_memory_that_runs_out_in_a_model_is_the_machines(
 
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr(predict_module, "start_session", start_full)
+        patch.setattr("ensemble.runtime.start.start_session", start_full)
         with pytest.raises(DeviceError, match="E603") as caught:
             run(tmp_path, listener=recorder)
     assert "--batch" in caught.value.hint
@@ -518,7 +515,7 @@ def test_fault_66_a_disk_that_is_full_at_any_file_is_told(
     if name.startswith("part"):
         done = int(name[9]) * 8
         assert f"{done} of 30 images are done and kept" in caught.value.message
-        assert caught.value.hint == "free 1 MB and run the same command again: it goes on where it stopped"
+        assert caught.value.hint == "free 1 MB and run the same command again: it resumes where it stopped"
     assert not list(tmp_path.rglob("*.tmp"))
     run(tmp_path)
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
@@ -550,7 +547,7 @@ def test_fault_66_a_real_limit_is_told_by_the_command(tmp_path: Path, images: Pa
     told, hint = ended.stderr.splitlines()[-2:]
     assert told.startswith("error[E701] the disk is full: out/a/part-00002.parquet was not written")
     assert told.endswith("16 of 30 images are done and kept")
-    assert hint == "  hint: free 1 MB and run the same command again: it goes on where it stopped"
+    assert hint == "  hint: free 1 MB and run the same command again: it resumes where it stopped"
     assert run(tmp_path).members[0].computed == 14
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
 

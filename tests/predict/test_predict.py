@@ -246,7 +246,7 @@ def test_a_finished_run_is_not_done_again(
     """
     predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     before, record = contents(tmp_path / "out"), (tmp_path / "out" / "a" / "_run.json").read_bytes()
-    for needless in ("start_session", "need_of"):
+    for needless in ("start_sessions", "need_of"):
         monkeypatch.setattr(predict_module, needless, None)
     again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
     assert [run.computed for run in again.members] == [0, 0, 0]
@@ -414,7 +414,7 @@ def test_fault_62_a_full_device_halves_the_batch_and_says_so(
         session = start_session(*args, **options)
         return Session(session.card, session.sha256, session.device, Small(session.runtime, 2))
 
-    monkeypatch.setattr(predict_module, "start_session", start_small)
+    monkeypatch.setattr("ensemble.runtime.start.start_session", start_small)
     recorder = Recorder()
     predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=8, workers=1, listener=recorder)
     assert [notice.code for notice in recorder.notices] == ["W602", "W602"]
@@ -430,7 +430,7 @@ def test_fault_62_a_device_too_small_for_one_image_is_an_error(
         session = start_session(*args, **options)
         return Session(session.card, session.sha256, Device("cuda"), Small(session.runtime, 0))
 
-    monkeypatch.setattr(predict_module, "start_session", start_small)
+    monkeypatch.setattr("ensemble.runtime.start.start_session", start_small)
     with pytest.raises(DeviceError, match="E602") as caught:
         predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", workers=1)
     assert caught.value.exit_status == 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
@@ -188,9 +187,7 @@ def test_bad_images_become_what_they_become_on_one_machine(tmp_path: Path, polic
     (tmp_path / "cluster" / "a" / "part-00002.parquet").unlink()
     with pytest.MonkeyPatch.context() as patch:
         crash = DataError("E325", "09.jpg: crashes the decoder (SIGSEGV)")
-        patch.setattr(
-            importlib.import_module("ensemble.predict.predict"), "find_faults", lambda *_, **__: {9: crash, 10: crash}
-        )
+        patch.setattr("ensemble.predict.slice_folder.find_faults", lambda *_, **__: {9: crash, 10: crash})
         again = run(tmp_path, FakeRay(), "cluster", on_bad_image=policy)
     assert again.members[0].computed == 2
     assert (again.filled or again.missing) == ("09.jpg", "10.jpg")
@@ -199,9 +196,7 @@ def test_bad_images_become_what_they_become_on_one_machine(tmp_path: Path, polic
 def test_nothing_is_noted_as_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts go out at once and no image is decoded here: after a kill there would be the whole list to try."""
     noted: list[object] = []
-    monkeypatch.setattr(
-        importlib.import_module("ensemble.predict.predict"), "note", lambda *arguments: noted.append(arguments)
-    )
+    monkeypatch.setattr("ensemble.predict.resumable.note", lambda *arguments: noted.append(arguments))
     run(tmp_path, FakeRay(), "cluster")
     assert not noted
     run(tmp_path, None, "local")

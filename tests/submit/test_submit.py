@@ -196,9 +196,9 @@ def test_a_chunk_that_all_rows_left_early_is_kept(tmp_path: Path, rows: int) -> 
     """Where no row needed every cell, or none could be read, there are no logits, and the chunk reads as written."""
     ids, settled = tuple(NAMES[:rows]), np.full(rows, 7)
     path = tmp_path / "chunk-00000.parquet"
-    write_chunk(path, Chunk(ids, settled, settled, np.zeros((0, 5, 18), dtype=np.float32)), "{}")
-    found, origin = read_chunk(path)
-    assert (found.ids, found.classes.tolist(), found.logits.shape, origin) == (ids, [7] * rows, (0, 5, 18), "{}")
+    write_chunk(path, Chunk(ids, settled, settled, np.zeros((0, 5, 18), dtype=np.float32), "{}"))
+    found = read_chunk(path)
+    assert (found.ids, found.classes.tolist(), found.logits.shape, found.origin) == (ids, [7] * rows, (0, 5, 18), "{}")
 
 
 @pytest.mark.parametrize("early_exit", [None, EarlyExit()])

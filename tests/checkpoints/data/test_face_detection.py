@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from checkpoints.data import face_detection
+from checkpoints.data import face_detection, face_store
 from checkpoints.data.face_detection import Detector, DetectorSettings, choose_face, choose_torch_device, find_faces
 from ensemble.cli import ens
-from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError
+from ensemble.errors import DataError, DeviceError, DiskFullError, FileError, Interrupted, OptionError
 from ensemble.events import Recorder
-from ensemble.images.face_boxes import Box, read_boxes, read_faces
+from ensemble.images.face_boxes import Box, read_boxes, read_faces, write_boxes
 from tests.support import toys
 
 pytestmark = pytest.mark.slow
@@ -157,7 +157,7 @@ def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch
     """After Ctrl-C the finished rounds are kept, only the others are computed, and the file is that of one run."""
     fake(monkeypatch, lambda _, brightness: rows((1, 1, 10 + brightness, 20, 0.5)))
     flat(tmp_path / "images", a=1, b=2, c=3, d=4, e=5)
-    monkeypatch.setattr(face_detection, "ROUND", 2)
+    monkeypatch.setattr(face_store, "ROUND", 2)
     whole = find_faces(tmp_path / "images", tmp_path / "whole.parquet", device="cpu")
     original = Detector.find
     calls = 0
@@ -178,6 +178,41 @@ def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch
     assert again.path.read_bytes() == whole.path.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.parquet", "images", "whole.parquet"]
     assert find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").computed == 0
+
+
+def test_a_full_disk_is_told_with_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """E701 says how many images are kept and how much to free, as `ens predict` does, and the next search resumes."""
+    fake(monkeypatch, lambda *_: rows())
+    flat(tmp_path / "images", a=1, b=2, c=3, d=4, e=5)
+    monkeypatch.setattr(face_store, "ROUND", 2)
+    written: list[Path] = []
+
+    def write(path: Path, *arguments: Any, **options: Any) -> Path:
+        written.append(path)
+        if len(written) == 2:
+            raise DiskFullError("E701", "the disk is full", path=path)
+        return write_boxes(path, *arguments, **options)
+
+    monkeypatch.setattr("checkpoints.data.face_store.write_boxes", write)
+    with pytest.raises(FileError, match=r"E701.*; 2 of 5 images are done and kept") as caught:
+        find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu")
+    assert caught.value.hint == "free 1 MB and run the same command again: it resumes where it stopped"
+    assert find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").computed == 3
+
+
+def test_a_search_that_died_before_its_last_step_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where new images were found and only the partial file has them, the next search takes them from there."""
+    fake(monkeypatch, lambda *_: rows())
+    flat(tmp_path / "images", a=1)
+    path = find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu").path
+    old = path.read_bytes()
+    flat(tmp_path / "images", b=2)
+    whole = find_faces(tmp_path / "images", path, device="cpu").path.read_bytes()
+    path.with_name("b.parquet.partial").write_bytes(whole)
+    path.write_bytes(old)
+    assert find_faces(tmp_path / "images", path, device="cpu").computed == 0
+    assert path.read_bytes() == whole
+    assert not path.with_name("b.parquet.partial").exists()
 
 
 def test_unreadable_images_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
