@@ -12,6 +12,9 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.card import Interpolation, Precision, Resize
+    from exporters.export import Exported
+    from exporters.make_card import ExportOptions
+    from exporters.request import ExportRequest
 
 
 @click.command(short_help="Convert checkpoints to verified ONNX files")
@@ -97,12 +100,8 @@ def export(
         boxes=boxes,
     )
     with torch_extra("export"):
-        from checkpoints.loading.open import open_checkpoint
-        from exporters.export import Exported, ExportOptions, ImageSet
-        from exporters.export import export as run_export
+        from exporters.make_card import ExportOptions
     from ensemble.card import parse_size, parse_triple
-    from ensemble.images.face_boxes import read_boxes
-    from ensemble.images.listing import list_images
     from ensemble.labels import parse_labels
 
     options = ExportOptions(
@@ -118,31 +117,52 @@ def export(
         precision=precision,
         features=features,
     )
-    found_boxes = None if boxes is None else read_boxes(boxes)
+    done = _export_all(request, folder, options, arch=arch, weights=weights, quiet=as_json)
+    if as_json:
+        show([exported.as_dict() for exported in done], "", as_json=True)
+
+
+def _export_all(
+    request: ExportRequest,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    arch: str | None,
+    weights: Literal["raw", "ema"] | None,
+    quiet: bool,
+) -> list[Exported]:
+    from checkpoints.loading.open import open_checkpoint
+    from ensemble.images.face_boxes import read_boxes
+    from ensemble.images.listing import list_images
+    from exporters.export import ImageSet
+    from exporters.export import export as run_export
+
+    boxes = None if request.boxes is None else read_boxes(request.boxes)
 
     def list_set(root: Path) -> ImageSet:
         listing = list_images(root, listener=TERMINAL)
-        return ImageSet(listing.ids, listing.paths, None if found_boxes is None else found_boxes.select(listing.ids))
+        return ImageSet(listing.ids, listing.paths, None if boxes is None else boxes.select(listing.ids))
 
-    checked = None if check_images is None else list_set(check_images)
-    gate = list_set(calibrate) if calibrate is not None else checked if truth is not None else None
+    checked = None if request.check_images is None else list_set(request.check_images)
+    judges = checked if request.truth is not None else None
+    gate = judges if request.calibrate is None else list_set(request.calibrate)
     done: list[Exported] = []
+    total = len(request.checkpoints)
     for number, path in enumerate(request.checkpoints):
-        TERMINAL.progress("export", number, len(checkpoints))
+        TERMINAL.progress("export", number, total)
         exported = run_export(
             open_checkpoint(path, arch=arch, weights=weights, listener=TERMINAL),
             folder,
             options=options,
             check_images=checked,
             gate_images=gate,
-            truth=truth,
+            truth=request.truth,
             taken=[other.card.member for other in done],
             listener=TERMINAL,
         )
         done.append(exported)
-        if not as_json:
+        if not quiet:
             judged = f"  {exported.verdict}" if exported.verdict else ""
             show(None, f"{exported.path}  {exported.card.arch}{judged}  {exported.seconds:.1f} s", as_json=False)
-    TERMINAL.progress("export", len(checkpoints), len(checkpoints))
-    if as_json:
-        show([exported.as_dict() for exported in done], "", as_json=True)
+    TERMINAL.progress("export", total, total)
+    return done
