@@ -1,7 +1,7 @@
-"""Face boxes: where in each image the face is, found once by `ens crop`, kept in one Parquet file.
+"""Face boxes: the position of the face in each image, found once by `ens crop` and kept in one Parquet file.
 
-id, left, top, right, bottom: px of the upright image; null where the image was looked at and has no face
-probability, faces, found_by: of the chosen face; how many there were; the pass that found it, ``first`` or ``second``
+id, left, top, right, bottom: px of the upright image; null if no face was found
+probability, faces, found_by: of the chosen face; the number of faces; the pass that found it, ``first`` or ``second``
 width, height: of the upright image, px
 bytes: of its file
 """
@@ -69,9 +69,9 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """The box of every image that was looked at, by id; None where there is no face.
+    """The box of each searched image by id; None if no face was found.
 
-    ``sha256`` is the hash of ids and boxes, whatever their order.
+    ``sha256`` is the hash of ids and boxes, independent of their order.
     """
 
     of: Mapping[str, Box | None]
@@ -89,10 +89,10 @@ class Boxes:
         return len(self.of)
 
     def select(self, ids: Sequence[str]) -> tuple[Box | None, ...]:
-        """The boxes of ``ids``, in their order; names meet exactly, or else after Unicode normalisation.
+        """Return the boxes of ``ids``, in their order, matched exactly or else after Unicode normalisation.
 
         Raises:
-            DataError: E351 when the file says nothing about some of them.
+            DataError: E351 when some of them have no entry.
         """
         names = [i if i in self.of else self._normalised.get(unicodedata.normalize("NFC", i), i) for i in ids]
         missing = [i for i, name in zip(ids, names, strict=True) if name not in self.of]
@@ -104,7 +104,7 @@ class Boxes:
 
 
 def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
-    """Write what was found, sorted by id; ``origin`` says how it was found.
+    """Write faces, sorted by id; ``origin`` describes how they were found.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -144,7 +144,7 @@ def read_faces(path: Path) -> tuple[tuple[Face, ...], str]:
 
 
 def read_boxes(path: Path) -> Boxes:
-    """The boxes of a file.
+    """Read the boxes of a file.
 
     Raises:
         FileError, DataError: as `read_faces`.
@@ -158,7 +158,7 @@ def _face(row: Mapping[str, Any]) -> Face:
     box = None if sides.count(None) == len(sides) else Box(*sides)
     if not isinstance(row["id"], str):
         raise TypeError(f"an id is {row['id']!r}, expected text")
-    # a file made elsewhere may have the id and the four sides alone
+    # a file written by another program may have only the id and the four sides
     return Face(
         row["id"],
         box,

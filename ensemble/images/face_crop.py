@@ -1,4 +1,4 @@
-"""Cut the face out of an image: the box and the card's margin, before the image is resized."""
+"""Prepare a decoded image for a model: crop the face, if the model was trained on faces, then resize."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ensemble.images.resize import resize_image
 
 
 def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tuple[int, int, int, int]:
-    """The square around the face in an image of ``height`` x ``width`` px: left, top, right, bottom.
+    """Return the square around the face in an image of ``height`` x ``width`` px: left, top, right, bottom.
 
-    Its side is the box's longer one and ``crop.margin`` of that on either end, at most the image's shorter side; it is
-    shifted to lie inside the image. Where no face was found (None) it is the card's fallback.
+    Its side is the box's longer side plus ``crop.margin`` of it at both ends, at most the image's shorter side; it is
+    shifted to lie inside the image. Without a face (None) it is the card's fallback.
     """
     shorter = min(height, width)
     if box is None:

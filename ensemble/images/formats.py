@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say about it, before anything is decoded."""
+"""Read an image file's format, EXIF orientation and JPEG scan layout from its bytes, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ORIENTATION = 0x0112
 
 
 def format_of(data: bytes) -> str | None:
-    """The supported format that the content claims to be, under Pillow's name; None for anything else."""
+    """Return the supported format by its magic bytes, under Pillow's name; None for anything else."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -35,16 +35,16 @@ def format_of(data: bytes) -> str | None:
         return "WEBP"
     if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis"}:
         return "AVIF"
-    # two letters prove little: the size of BMP's second header is a small number
+    # two letters prove little: the size of BMP's second header must be a small number
     if data.startswith(b"BM") and data[15:18] == b"\0\0\0":
         return "BMP"
     return None
 
 
 def why_unreadable(data: bytes) -> DataError:
-    """The error for content that Pillow does not open.
+    """Return the error for content that Pillow does not open.
 
-    E301 when it begins like a supported image, E309 for a known format that is not supported, E303 for the rest.
+    E301 if it begins like a supported image, E309 for a known format that is not supported, E303 for anything else.
     """
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, name in _UNSUPPORTED:
@@ -68,7 +68,7 @@ def why_unreadable(data: bytes) -> DataError:
 
 
 def orientation_of(exif: bytes) -> int:
-    """The orientation of raw EXIF data, 1 to 8; 1 (upright) where the tag is absent or out of range.
+    """Return the orientation in raw EXIF data, 1 to 8; 1 (upright) if the tag is absent or out of range.
 
     Only the first directory's tag 0x0112 is read (EXIF 2.32, section 4.6.4), so that damage elsewhere does no harm.
 
@@ -83,7 +83,7 @@ def orientation_of(exif: bytes) -> int:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         for i in range(count):
-            # a value of one SHORT stands first in the entry's last four bytes
+            # a single SHORT is in the first two of the entry's last four bytes
             tag, value = struct.unpack_from(order + "H6xH2x", tiff, start + 2 + 12 * i)
             if tag == _ORIENTATION:
                 return value if 1 <= value <= 8 else 1
@@ -93,10 +93,10 @@ def orientation_of(exif: bytes) -> int:
 
 
 def is_one_unbroken_scan(data: bytes) -> bool:
-    """Whether a JPEG's pixels are one run of bits, in which a missing piece changes everything after it.
+    """Return whether a JPEG's pixels are one run of bits, in which a missing piece changes everything after it.
 
-    So it is for one sequential scan of all components without restart markers. A progressive JPEG can lack a whole
-    scan, and one with restart markers a whole interval, and what is there would still look complete.
+    This holds for one sequential scan of all components without restart markers. A progressive JPEG can lack a whole
+    scan, and one with restart markers a whole interval, and the rest would still look complete.
     """
     at, components = 2, 0
     while data[at : at + 1] == b"\xff" and len(data) >= at + 4:

@@ -1,4 +1,4 @@
-"""Which images are meant: ids on one side, files on the other, and every way they can fail to meet."""
+"""Match ids with image files, and report every kind of mismatch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ensemble.images.storage import RemoteImage
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The images to predict, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``remote[i]``."""
+    """The images of a run, in order: ``ids[i]`` is the file ``paths[i]`` of ``sizes[i]`` bytes, or ``remote[i]``."""
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -33,11 +33,11 @@ class Listing:
         return len(self.ids)
 
     def place(self, row: int) -> Path | RemoteImage:
-        """Where to read one image."""
+        """Return where to read one image."""
         return self.remote[row] if self.remote else self.paths[row]
 
     def cut(self, start: int, stop: int) -> Listing:
-        """Some of its rows, with places that do not depend on the working directory."""
+        """Return rows ``start`` to ``stop``, with absolute paths."""
         paths = tuple(path.absolute() for path in self.paths[start:stop])
         return Listing(self.ids[start:stop], paths, self.sizes[start:stop], self.remote[start:stop])
 
@@ -48,7 +48,7 @@ class Listing:
 
 
 def read_ids(path: Path, *, listener: Listener = SILENT) -> tuple[str, ...]:
-    """The ids of a sample submission or list: the column ``ImageID``, else ``id``, else the only column.
+    """Read the ids of a sample submission or list: the column ``ImageID``, else ``id``, else the only column.
 
     Raises:
         DataError: E313 when an id is repeated, E322 when there is no such column or no header line.
@@ -57,7 +57,7 @@ def read_ids(path: Path, *, listener: Listener = SILENT) -> tuple[str, ...]:
     by_lower = {name.lower(): name for name in table.header}
     found = [by_lower[name] for name in ("imageid", "image_id", "id") if name in by_lower]
     name = found[0] if found else table.header[0] if len(table.header) == 1 else "ImageID"
-    if _is_image(name):  # the first image would be lost in silence
+    if _is_image(name):  # without a header the first image would be lost
         raise DataError("E322", f"{path.name}: the first line must name the columns, got {name!r}", path=path)
     return table.without_duplicates(name)
 
@@ -66,8 +66,8 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     """Find the images below ``root``: those of ``ids`` in their order, or all of them, sorted by name.
 
     An id is a path relative to ``root`` with ``/`` between folders. It matches a file exactly, or else after Unicode
-    normalisation (a file name from macOS is decomposed); the id's own spelling is kept. Files and folders whose names
-    begin with a dot are passed over. Nothing is opened here.
+    normalisation (file names from macOS are decomposed); the id's own spelling is kept. Files and folders whose names
+    begin with a dot are ignored. No file is opened.
 
     Raises:
         DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
@@ -96,7 +96,11 @@ def _is_image(name: str) -> bool:
 
 
 def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: Listener) -> tuple[str, ...]:
-    """The name of each id's file."""
+    """Return the name of each id's file.
+
+    Raises:
+        DataError: E311, E312, E314, E323 and E327 as `list_images`.
+    """
     unwritable = [ascii(i) for i in ids if not _is_unicode(i)]
     if unwritable:
         raise DataError("E327", f"{len(unwritable)} names are not UTF-8: {enumerate_some(unwritable)}", path=root)
@@ -153,7 +157,7 @@ def _leaves(image_id: str) -> bool:
 
 
 def _walk(root: Path, listener: Listener) -> Iterator[str]:
-    """The id of every file below ``root``; folders behind symbolic links are not entered, hidden ones neither."""
+    """Iterate over the ids of all files below ``root``; linked and hidden folders are not entered."""
 
     def fail(err: OSError) -> NoReturn:
         if err.filename == str(root) and err.errno in {errno.ENOENT, errno.ENOTDIR}:
@@ -164,7 +168,7 @@ def _walk(root: Path, listener: Listener) -> Iterator[str]:
     for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=False):
         kept = [name for name in subfolders if not name.startswith(".")]
         skipped += sum(os.path.islink(os.path.join(folder, name)) for name in kept)
-        # a folder called x.jpg is listed like a file, so that it is complained about and not overlooked
+        # a folder called x.jpg is listed like a file, so that it is reported and not overlooked
         odd = [name for name in kept if _is_image(name)]
         subfolders[:] = kept
         below = Path(folder).relative_to(root).as_posix()

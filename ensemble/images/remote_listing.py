@@ -1,10 +1,10 @@
-"""Sources: images that are not files in a folder here, but in object storage, tar shards or Parquet, through fsspec.
+"""List images that are not files of a local folder: in object storage, tar shards or Parquet, through fsspec.
 
     s3://bucket/images                  a folder in any storage that fsspec knows; ids are paths below it
     s3://bucket/shards/*.tar            WebDataset shards, not compressed; ids are the names of their images
     s3://bucket/part-*.parquet          columns ``id`` and ``image``: bytes, or a struct with ``bytes``
 
-What is listed is read image by image when its turn comes, on whatever machine that is.
+Each image is read only when it is decoded, on whichever machine decodes it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _ID_COLUMNS = ("id", "imageid", "image_id")
 
 
 def is_remote(images: str | Path) -> bool:
-    """Whether images are to be found through fsspec: a URL, tar shards or Parquet."""
+    """Return whether images are read through fsspec: a URL, tar shards or Parquet."""
     return "://" in str(images) or Path(images).suffix.lower() in (*_TABLES, *_TARS)
 
 
 def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, listener: Listener = SILENT) -> Listing:
-    """Find images wherever they are; as `list_images` for a folder on this machine, and with the same rules for ids.
+    """List images at any location: as `list_images` for a local folder, and with the same rules for ids elsewhere.
 
     Raises:
         OptionError: E205 when fsspec, or what it needs for this storage, is not installed.
-        DataError: E313 when an id is there twice, E316 when there are no images, E319 when the storage cannot be read;
+        DataError: E313 when a name occurs twice, E316 when there are no images, E319 when the storage cannot be read;
             others as `list_images`.
     """
     if not is_remote(images):
@@ -48,7 +48,7 @@ def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, list
     try:
         found = list(_find(str(images)))
     except ImportError as err:
-        # each kind of storage has a package of its own, which fsspec's message names
+        # each kind of storage needs its own package, which fsspec's message names
         hint = install_command(extra="ray") if err.name == "fsspec" else "install that package"
         raise OptionError("E205", f"{images} needs a package: {err}", hint=hint) from err
     except DataError:
@@ -85,7 +85,7 @@ def _find(url: str) -> Iterator[RemoteImage]:
 
 
 def _members(file: Any, url: str) -> Iterator[RemoteImage]:
-    """The images of a tar; what else a sample has, such as its class, is passed over."""
+    """Iterate over the images of a tar; other files of a sample, such as its class, are ignored."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -96,7 +96,7 @@ def _members(file: Any, url: str) -> Iterator[RemoteImage]:
 
 
 def _rows(file: Any, url: str) -> Iterator[RemoteImage]:
-    """The rows of a Parquet file, whose images are not read yet; their size is that of the column in the row group."""
+    """Iterate over the rows of a Parquet file without reading images; each ``size`` is the row group's image column."""
     try:
         table = pq.ParquetFile(file)
         columns = {name.lower(): name for name in table.schema_arrow.names}

@@ -21,7 +21,7 @@ _RESAMPLING = {
 
 
 def plain_preprocess(preprocess: Preprocess) -> Preprocess:
-    """The same without what changes no pixel: two models that are plainly alike here share one resize."""
+    """Return the preprocessing with unused settings at their defaults: models with equal results share one resize."""
     targets = tuple(math.floor(side / preprocess.crop_pct) for side in preprocess.size)
     return replace(
         preprocess,
@@ -54,7 +54,7 @@ def resize_image(image: Image.Image | Pixels, preprocess: Preprocess) -> Pixels:
 
 
 def _inner_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
-    """The whole image's size ``(height, width)`` before it is cut to ``preprocess.size``."""
+    """Return the image's size ``(height, width)`` after resizing and before the cut to ``preprocess.size``."""
     target = tuple(math.floor(side / preprocess.crop_pct) for side in preprocess.size)
     if preprocess.resize == "squash":
         return target[0], target[1]
@@ -69,7 +69,7 @@ def _inner_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, i
 
 
 def _offset(inner: int, outer: int) -> int:
-    """Where a cut of ``outer`` px begins in ``inner`` px; negative where it is padded. Rounded as torchvision does."""
+    """Return where a cut of ``outer`` px begins in ``inner`` px, negative for padding; rounded as torchvision does."""
     return round((inner - outer) / 2) if inner > outer else -((outer - inner) // 2)
 
 

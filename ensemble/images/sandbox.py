@@ -1,11 +1,11 @@
-"""Isolate: decoding in a process of its own, which a crashing decoder may end: so the image that does it has a name.
+"""Decode suspicious images in a subprocess, so that a decoder crash can be attributed to one image.
 
-Images are decoded in threads of the run itself, and a decoder that crashes takes the run with it. Here are tried those
-that a run was at when it died (see `ensemble.predict.crash_note`), and those that could not be read before. One process
-tries one image after the other; only where it dies there is a new one.
+Normally images are decoded in threads of the run itself, and a decoder that crashes takes the run with it. The images
+that a run was processing when it crashed (see `ensemble.predict.crash_note`), and those that could not be read before,
+are tried here first. One process decodes one image after the other; a new one is started only after a crash.
 
     to the process      two big-endian lengths of 4 and 8 bytes, the name in UTF-8, the file's bytes
-    from the process    an empty line once it is there; for each image a line of JSON: null, or what is wrong with it
+    from the process    an empty line when it is ready; for each image a line of JSON: null, or the error
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _SERVE = "from ensemble.images.sandbox import serve; serve()"
 
 
 def find_faults(listing: Listing, rows: Iterable[int], *, listener: Listener = SILENT) -> dict[int, DataError]:
-    """What is wrong with those of the rows that cannot be read: E325 where it ends the process, else as `read_image`.
+    """Try to decode the given rows; return the error of each that fails: E325 if it crashes, else as `read_image`.
 
     Raises:
-        DeviceError: E603 when there is no room for another process.
+        DeviceError: E603 when there is too little memory for another process.
         RuntimeError: when the process does not start.
     """
     faults: dict[int, DataError] = {}
     tried = sorted(rows)
-    process: _Process | None = None
+    process: DecoderProcess | None = None
     try:
         for done, row in enumerate(tried, 1):
             place = listing.place(row)
             try:
                 data = read_file(place)
-                process = process or _Process()
+                process = process or DecoderProcess()
                 process.decode(place, data)
             except DataError as err:
                 faults[row] = err
@@ -60,8 +60,8 @@ def find_faults(listing: Listing, rows: Iterable[int], *, listener: Listener = S
     return faults
 
 
-class _Process:
-    """A child that decodes."""
+class DecoderProcess:
+    """A child process that decodes images."""
 
     def __init__(self) -> None:
         self.has_ended = False
@@ -77,7 +77,7 @@ class _Process:
         """Decode one image.
 
         Raises:
-            DataError: what is wrong with it.
+            DataError: the codes of `decode_file`; E325 when decoding ends the process.
         """
         assert self._child.stdin is not None
         path = None if isinstance(place, RemoteImage) else place
@@ -96,7 +96,7 @@ class _Process:
             raise DataError(fault["code"], fault["message"], hint=fault["hint"], path=path)
 
     def close(self) -> None:
-        """End the child, if it still is there."""
+        """Kill the child if it is still running."""
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -112,7 +112,7 @@ class _Process:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # an empty entry is the folder that Python was started in
+    # an empty entry is the working directory
     places = os.pathsep.join(place or os.getcwd() for place in sys.path)
     try:
         return subprocess.Popen(
@@ -121,7 +121,7 @@ def _start() -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": places},
-            start_new_session=True,  # there, Ctrl-C does not look like a crash
+            start_new_session=True,  # so that Ctrl-C does not look like a crash
         )
     except OSError as err:
         if err.errno not in {errno.EAGAIN, errno.ENOMEM}:
@@ -134,9 +134,9 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def serve() -> None:
-    """Be the child: decode what comes in until nothing more comes."""
+    """Run as the child: decode images from standard input until it ends."""
     source, sink = sys.stdin.buffer, os.dup(1)
-    os.dup2(2, 1)  # what a decoder prints is no answer
+    os.dup2(2, 1)  # keep what a decoder prints out of the replies
     os.write(sink, b"\n")
     while lengths := source.read(_LENGTHS.size):
         name, data = (source.read(length) for length in _LENGTHS.unpack(lengths))

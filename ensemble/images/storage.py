@@ -1,4 +1,4 @@
-"""One image in storage that fsspec reaches: a file, a piece of a tar shard, or a row of a Parquet file."""
+"""One image read through fsspec: a file in any storage, a range of a tar shard, or a row of a Parquet file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class RemoteImage:
-    """One image in storage: a whole file, ``size`` bytes of a tar from ``start``, or a ``row`` of a row ``group``."""
+    """One image behind a URL: a whole file, ``size`` bytes of a tar from ``start``, or a ``row`` of a row ``group``."""
 
     url: str
     name: str
@@ -24,11 +24,11 @@ class RemoteImage:
 
     @property
     def suffix(self) -> str:
-        """The ending of the name, with its dot."""
+        """The name's extension, with its dot."""
         return os.path.splitext(self.name)[1]
 
     def read_bytes(self) -> bytes:
-        """The encoded image.
+        """Read the encoded image.
 
         Raises:
             DataError: E314 when the file is gone, E319 when it cannot be read.
@@ -45,7 +45,7 @@ class RemoteImage:
             raise DataError("E319", f"{self.name}: {self.url} cannot be read: {err}") from err
 
     def exists(self) -> bool:
-        """Whether the file can be seen from here."""
+        """Return whether this machine can see the file."""
         fs, path = open_storage(self.url)
         return bool(fs.exists(path))
 
@@ -57,23 +57,24 @@ _reading = threading.Lock()
 
 
 def _row_group(url: str, group: int) -> list[bytes]:
-    with _reading:  # threads that go through one group together read it once
-        return _read_row_group(url, group)
+    with _reading:  # threads that work on one row group read it once
+        return read_row_group(url, group)
 
 
 @functools.lru_cache(maxsize=2)
-def _read_row_group(url: str, group: int) -> list[bytes]:
+def read_row_group(url: str, group: int) -> list[bytes]:
+    """Read the encoded images of one row group; the last two groups are cached."""
     import pyarrow.parquet as pq
 
     fs, path = open_storage(url)
     with fs.open(path, "rb") as file:
         values = pq.ParquetFile(file).read_row_group(group, columns=["image"]).column(0).to_pylist()
-    # nothing is an empty file
+    # a null counts as an empty file
     return [(value["bytes"] if isinstance(value, dict) else value) or b"" for value in values]
 
 
 def open_storage(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it; for a path without a scheme that of this machine."""
+    """Return the file system of a URL and the path in it; without a scheme, the local file system."""
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(url)

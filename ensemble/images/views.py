@@ -1,6 +1,6 @@
-"""Test-time augmentation: the views of a batch that a model is asked about.
+"""Test-time augmentation (TTA): the views of a batch that a model predicts.
 
-A view takes a resized batch ``(B, H, W, 3)`` uint8 to another of the same shape. ``identity`` is always the first one.
+A view maps a resized batch ``(B, H, W, 3)`` uint8 to another of the same shape. ``identity`` is always the first one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _CORNERS = {"tl": (0.0, 0.0), "tr": (0.0, 1.0), "bl": (1.0, 0.0), "br": (1.0, 1.
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a batch: ``apply`` maps ``(B, H, W, 3)`` uint8 to the same shape.
+    """One augmentation of a batch: ``apply`` maps ``(B, H, W, 3)`` uint8 to the same shape.
 
-    The answer is an array of its own, but for ``identity``, which is the batch itself.
+    The result is a new array, except for ``identity``, which returns the batch itself.
     """
 
     name: str
@@ -30,22 +30,22 @@ class View:
     square_only: bool = False
 
     def require_fits(self, size: tuple[int, int], *, member: str) -> None:
-        """Check that images of ``size`` (height, width) can be seen this way.
+        """Check that the view applies to images of ``size`` (height, width).
 
         Raises:
-            OptionError: E201 when the view turns a rectangle and the shape would change.
+            OptionError: E201 when the view would change the shape of a rectangle.
         """
         if self.square_only and size[0] != size[1]:
             raise OptionError("E201", f"{self.name} needs square images; {member} takes {size[0]}x{size[1]}")
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """Views from a comma-separated list; ``identity`` comes first whether named or not, and none comes twice.
+    """Parse a comma-separated list of views; ``identity`` comes first, named or not, and duplicates are dropped.
 
     - ``hflip``, ``vflip``: mirrored left to right, top to bottom;
-    - ``rot90``: turned by 90 degrees counter-clockwise (square images only);
-    - ``shift:<px>``: four views, moved left, right, up and down, the edge repeated;
-    - ``scale:<factor>``: the centre enlarged (factor above 1), or the image made smaller with its edge repeated;
+    - ``rot90``: rotated by 90 degrees counter-clockwise (square images only);
+    - ``shift:<px>``: four views, moved left, right, up and down, with the edge repeated;
+    - ``scale:<factor>``: the centre enlarged (factor above 1), or the image shrunk with its edge repeated;
     - ``crop5``: five views, 7/8 of each side at the corners and the centre, enlarged to the full size.
 
     A single view of a family can be named as it is in the predictions: ``shift:4:left``, ``crop5:tl``.
@@ -61,12 +61,12 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 
 def expand_views(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights by single view: a family such as ``crop5`` gives its weight to each of its views."""
+    """Return weights by single view: a family such as ``crop5`` passes its weight to each of its views."""
     return {view: weight for name, weight in weights.items() for view in _family(name)}
 
 
 def _family(name: str) -> tuple[str, ...]:
-    """The names of the views that one name stands for: five for ``crop5``, itself for a view that is not known."""
+    """Return the names of the views in a family: five for ``crop5``, the name itself if it is unknown."""
     try:
         return tuple(view.name for view in _parse(name.strip()))
     except OptionError:
@@ -86,7 +86,7 @@ def _parse(name: str) -> tuple[View, ...]:
             return tuple(View(f"shift:{distance}:{s}", _shift(*sides[s])) for s in chosen)
         case "scale":
             factor = f"{_number(name, rest, low=0.5, high=2.0):g}"
-            return (View(f"scale:{factor}", _scale(float(factor))),)  # what the name says, to the last digit
+            return (View(f"scale:{factor}", _scale(float(factor))),)  # the factor as the name shows it
         case "crop5":
             return tuple(View(f"crop5:{c}", _crop(*_CORNERS[c], _CROP5_SHARE)) for c in _choose(name, _CORNERS, rest))
     raise OptionError("E201", f"{name!r} is not a view")
@@ -117,7 +117,7 @@ def _identity(batch: Pixels) -> Pixels:
 
 
 def _hflip(batch: Pixels) -> Pixels:
-    # whole pixels are moved, not bytes: twice as fast
+    # moves whole pixels, not bytes: twice as fast
     return np.ascontiguousarray(batch).view("V3")[:, :, ::-1].copy().view(np.uint8)
 
 
@@ -162,7 +162,7 @@ def _scale(factor: float) -> Callable[[Pixels], Pixels]:
 
 
 def _crop(down: float, right: float, share: float) -> Callable[[Pixels], Pixels]:
-    """Cut ``share`` of each side, at a place from 0 (top, left) to 1 (bottom, right), and enlarge it to the whole."""
+    """Cut ``share`` of each side at a position from 0 (top, left) to 1 (bottom, right), and enlarge it to full size."""
 
     def apply(batch: Pixels) -> Pixels:
         height, width = batch.shape[1:3]
@@ -174,7 +174,7 @@ def _crop(down: float, right: float, share: float) -> Callable[[Pixels], Pixels]
 
 
 def _resize(batch: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
-    """The part of each image inside ``box`` (left, top, right, bottom), at ``size`` (height, width)."""
+    """Resize the part of each image inside ``box`` (left, top, right, bottom) to ``size`` (height, width)."""
     resized = np.empty((len(batch), *size, 3), np.uint8)
     for i, image in enumerate(batch):
         resized[i] = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box))

@@ -1,1 +1,1 @@
-"""Run one checked .onnx model on one device: uint8 pixels ``(B, H, W, 3)`` in, float32 logits ``(B, C)`` out."""
+"""Run a checked .onnx model on a device: uint8 pixels ``(B, H, W, 3)`` in, float32 logits ``(B, C)`` out."""

@@ -1,6 +1,6 @@
-"""How a network runs fastest on a GPU, found by running it: a few ways, each tried on top of the best so far.
+"""Find the fastest provider options of a network on a GPU by running it: each candidate on top of the best so far.
 
-What was found is kept by network, GPU, shape and versions: a run that goes on after a stop computes as it did before.
+The result is cached by network, GPU, shape and versions, so that a resumed run computes as it did before.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ensemble.arrays import Logits
 from ensemble.errors import EnsError, FileError
 from ensemble.events import Listener, Notice
 
-_MARGIN = 0.98  # what is not faster by 2 % is noise
-_TOLERANCE = 0.02  # of the largest logit: another order of sums, in half precision
-_WAYS: Mapping[str, Mapping[str, str]] = {
+_MARGIN = 0.98  # a gain below 2 % is noise
+_TOLERANCE = 0.02  # of the largest logit: another order of summation, in half precision
+_CANDIDATES: Mapping[str, Mapping[str, str]] = {
     "cuDNN's exhaustive search": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
     "channels last": {"prefer_nhwc": "1"},
     "CUDA graphs": {"enable_cuda_graph": "1"},
@@ -27,29 +27,29 @@ _WAYS: Mapping[str, Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
-    """The provider options that were fastest, the seconds a batch of each way, and why a way cannot be used."""
+class TuningResult:
+    """The fastest provider options, the seconds per batch of each candidate, and why a candidate is unusable."""
 
     options: Mapping[str, str]
     seconds: Mapping[str, float]
     unusable: Mapping[str, str]
 
     def render(self) -> str:
-        """The ways with their times or what is wrong with them, for people."""
-        times = [f"{way} {1000 * spent:.2f} ms" for way, spent in self.seconds.items()]
-        return "; ".join([*times, *(f"{way} unusable: {cause}" for way, cause in self.unusable.items())])
+        """Return the candidates with their times or their faults as text."""
+        times = [f"{name} {1000 * spent:.2f} ms" for name, spent in self.seconds.items()]
+        return "; ".join([*times, *(f"{name} unusable: {cause}" for name, cause in self.unusable.items())])
 
 
-def ways(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
-    """What is worth trying: channels last for half precision; on several GPUs neither a search nor graphs.
+def candidate_options(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
+    """Return the options worth trying: channels last for half precision; on several GPUs neither a search nor graphs.
 
-    A search may find other algorithms on each GPU, and other last bits with them; and while one GPU captures a graph,
-    CUDA lets no thread of another one allocate or copy.
+    A search may choose different algorithms on each GPU, whose results differ in the last bits; and while one GPU
+    captures a graph, CUDA lets no thread of another one allocate or copy.
     """
     left_out = ({"channels last"} if not fp16 else set()) | (
         {"cuDNN's exhaustive search", "CUDA graphs"} if several else set()
     )
-    return {name: options for name, options in _WAYS.items() if name not in left_out}
+    return {name: options for name, options in _CANDIDATES.items() if name not in left_out}
 
 
 def tune(
@@ -59,13 +59,13 @@ def tune(
     *,
     member: str,
     listener: Listener,
-) -> Tuned:
-    """The fastest options; ``measure`` gives the seconds a batch takes with some, and its logits.
+) -> TuningResult:
+    """Return the fastest options; ``measure`` returns the seconds per batch with given options, and the logits.
 
-    A way that fails, or whose logits differ, is left out with a notice.
+    A candidate that fails, or whose logits differ, is left out with a notice.
 
     Raises:
-        EnsError: what ``measure`` raises for ``base``.
+        EnsError: whatever ``measure`` raises for ``base``.
     """
     best, (fastest, expected) = dict(base), measure(base)
     seconds, unusable = {"plain": fastest}, dict[str, str]()
@@ -84,20 +84,20 @@ def tune(
             best, fastest = {**best, **options}, spent
     for name, cause in unusable.items():
         listener.notice(Notice("W609", f"{member} runs without {name}: {cause}"))
-    return Tuned(best, seconds, unusable)
+    return TuningResult(best, seconds, unusable)
 
 
-def tune_once(path: Path, find: Callable[[], Tuned]) -> Tuned:
-    """What ``path`` keeps from an earlier time, or else what is found now, kept there."""
+def tune_cached(path: Path, find: Callable[[], TuningResult]) -> TuningResult:
+    """Return the result cached in ``path``; if there is none, call ``find`` and cache its result."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return Tuned(dict(value["options"]), dict(value["seconds"]), dict(value["unusable"]))
+        return TuningResult(dict(value["options"]), dict(value["seconds"]), dict(value["unusable"]))
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or not ours
+        pass  # missing, or not written by us
     tuned = find()
     try:
         files.require_writable(path.parent)
         files.write_atomic(path, json.dumps(asdict(tuned), indent=1).encode() + b"\n")
     except FileError:
-        pass  # a home that cannot be written costs the next run the same seconds again, and nothing else
+        pass  # without a writable cache the next run measures again, nothing worse
     return tuned

@@ -1,6 +1,6 @@
-"""What CUDA's own libraries say and do, through ctypes: the name of a GPU, and page-locked memory for fast copies.
+"""Call CUDA's libraries through ctypes: the name of a GPU, and page-locked memory for fast copies.
 
-onnxruntime loads these libraries; here they are only asked. Where there are none, the answers are None and False.
+onnxruntime loads these libraries; this module only calls them. Without them its functions return None and False.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Gpu:
 
 @functools.cache
 def describe_gpu(index: int) -> Gpu | None:
-    """The GPU as its driver names it, by the index that onnxruntime uses; None without a driver or such a GPU."""
+    """Return the GPU of this onnxruntime index as its driver names it; None without a driver or such a GPU."""
     driver = _load(_DRIVER)
     if driver is None:
         return None
@@ -50,7 +50,10 @@ def describe_gpu(index: int) -> Gpu | None:
 
 
 def lock_pages(array: Pixels, *, index: int) -> bool:
-    """Keep an array's memory where the GPU can fetch it by itself; `unlock_pages` must come before it is freed."""
+    """Page-lock an array's memory for direct transfer to the GPU; return whether that worked.
+
+    `unlock_pages` must be called before the memory is freed.
+    """
     runtime = _load(_RUNTIME)
     if runtime is None or runtime.cudaSetDevice(index) != 0:
         return False
@@ -58,7 +61,7 @@ def lock_pages(array: Pixels, *, index: int) -> bool:
         ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), ctypes.c_uint(_PORTABLE)
     )
     if done != 0:
-        runtime.cudaGetLastError()  # or onnxruntime would take the failure for its own
+        runtime.cudaGetLastError()  # clear it, or onnxruntime would report the failure as its own
     return done == 0
 
 

@@ -1,4 +1,4 @@
-"""A device to run on, as a value: parsed, compared, printed; nothing is started."""
+"""A device to run on, as a value: parsed, compared and printed; nothing is started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ PROVIDERS: Mapping[DeviceKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where models run: a kind, which GPU of several, the ``others`` that share the work, and OpenVINO's ``bf16``."""
+    """The device that models run on: its kind, a GPU's ``index``, the ``others`` that share the work, OpenVINO's
+    ``bf16``.
+    """
 
     kind: DeviceKind
     index: int = 0
@@ -35,17 +37,17 @@ class Device:
 
     @property
     def each(self) -> tuple[Device, ...]:
-        """The devices one by one."""
+        """The devices one by one: one per GPU."""
         return tuple(Device(self.kind, index, bf16=self.bf16) for index in (self.index, *self.others))
 
     @property
     def is_gpu(self) -> bool:
-        """Whether models run with a fixed shape and buffers on the device."""
+        """True for the devices on which models run with a fixed batch size and IO binding."""
         return self.kind in {"cuda", "tensorrt"}
 
     @property
     def provider(self) -> str:
-        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, as bits follow both."""
+        """The execution provider's name in onnxruntime; for OpenVINO its version and precision, which fix the bits."""
         if self.kind == "openvino":
             from ensemble.runtime.openvino import openvino_version
 
@@ -57,9 +59,9 @@ CPU = Device("cpu")
 
 
 def parse_device(text: str) -> Device | None:
-    """A device from ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino``, ``openvino:bf16``.
+    """Parse ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino`` or ``openvino:bf16``.
 
-    None for ``auto``.
+    Return None for ``auto``.
 
     Raises:
         OptionError: E203 for anything else.

@@ -1,4 +1,4 @@
-"""Doctor: what this machine can run, proved by running it, and the line that installs what is missing."""
+"""`ens doctor`: start every device to see which work here, and print how to install what is missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """An installed version, or None and the line that installs it."""
+    """A package's installed version, or None and the command that installs it."""
 
     name: str
     version: str | None
@@ -53,7 +53,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The machine, its GPUs as the driver names them, the devices that start, and the packages."""
+    """The machine, its GPUs as the driver names them, which devices start, and the packages."""
 
     python: str
     machine: str
@@ -63,7 +63,7 @@ class Diagnosis:
     packages: tuple[Package, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {
             "devices": [asdict(start) | {"device": str(start.device), "gpu": _name(start)} for start in self.devices]
         }
@@ -90,7 +90,7 @@ class Diagnosis:
 
 
 def doctor() -> Diagnosis:
-    """Start every kind of device on a small model, and look up the packages."""
+    """Start every kind of device on a small model and look up the installed packages."""
     gpus = name_gpus()
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
     openvino = [Device("openvino"), Device("openvino", bf16=True)]
@@ -112,7 +112,7 @@ def doctor() -> Diagnosis:
 
 
 def _name(start: Start) -> str:
-    """The GPU that a device is."""
+    """Return the name of the GPU behind a device; empty for others."""
     found = describe_gpu(start.device.index) if start.device.is_gpu else None
     return "" if found is None else str(found)
 

@@ -1,8 +1,8 @@
-"""Views as part of the network: one copy of a batch to the device gives the logits of every view.
+"""Fuse test-time augmentation into the graph: one copy of a batch to the device gives the logits of every view.
 
-A view that only moves pixels (a flip, a turn, a shift) is a table of where each pixel comes from, and becomes one
-``Gather`` in the graph. A view that computes pixels (a scale, an enlarged crop) stays on the host, so that its pixels
-are the same on every device, and comes in through the second input `MADE`.
+A view that only moves pixels (a flip, a rotation, a shift) becomes one ``Gather`` over a table of source pixels. A view
+that computes pixels (a scale, an enlarged crop) is made on the host, so that its pixels are the same on every device,
+and enters through a second input, `HOST_VIEWS`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from ensemble.arrays import Pixels
 from ensemble.images.views import View
 from ensemble.runtime.model_file import INPUT, LOGITS
 
-MADE = "ens.views_made"
+HOST_VIEWS = "ens.views_made"
 _OURS = "ens."
 
 
 def split_views(views: Sequence[View], size: tuple[int, int]) -> tuple[tuple[View, ...], tuple[View, ...]]:
-    """The views that the device can cut from images of ``size`` (height, width), and those that the host must make."""
-    exact = [view for view in views if source_of_pixels(view, size) is not None]
+    """Split views of ``size`` (height, width) images into those the device can gather and those the host must make."""
+    exact = [view for view in views if pixel_sources(view, size) is not None]
     return tuple(exact), tuple(view for view in views if view not in exact)
 
 
-def make_views(views: Sequence[View], pixels: Pixels) -> Pixels:
-    """``(B, views, H, W, 3)`` uint8, what the input `MADE` takes, of a batch ``(B, H, W, 3)``."""
+def stack_views(views: Sequence[View], pixels: Pixels) -> Pixels:
+    """Return the input `HOST_VIEWS`, ``(B, views, H, W, 3)`` uint8, for a batch ``(B, H, W, 3)``."""
     return np.stack([view.apply(pixels) for view in views], axis=1)
 
 
 @functools.lru_cache(64)
-def source_of_pixels(view: View, size: tuple[int, int]) -> NDArray[np.int64] | None:
-    """For each pixel ``(H, W)`` of the view, the number of the pixel it is taken from; None when it is not taken whole.
+def pixel_sources(view: View, size: tuple[int, int]) -> NDArray[np.int64] | None:
+    """Return the flat index of the source of each pixel ``(H, W)`` of a view; None if it computes new values.
 
-    The view is shown an image whose three channels hold each pixel's own number, and then asked to agree on noise.
+    The view is applied to an image whose three channels hold each pixel's own index; noise then confirms the table.
     """
     height, width = size
     numbers = np.arange(height * width, dtype="<u4").reshape(height, width)
@@ -53,11 +53,11 @@ def source_of_pixels(view: View, size: tuple[int, int]) -> NDArray[np.int64] | N
 
 
 def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int, int]) -> bytes:
-    """The model with a batch of exactly ``rows``, which gives all views at once.
+    """Return the model with a fixed batch of ``rows`` images and all views inside.
 
     ``logits`` become ``(rows * views, C)``, all views of the first image before those of the second, in the order of
-    `split_views`: those that the device cuts, then those that the host makes. ``image`` stays ``(rows, H, W, 3)``
-    uint8; `MADE` is there when the host makes some.
+    `split_views`: the device's views, then the host's. ``image`` stays ``(rows, H, W, 3)`` uint8; the input
+    `HOST_VIEWS` is added if the host makes any.
     """
     model = onnx.ModelProto()
     model.ParseFromString(data)
@@ -66,7 +66,7 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
     (image,) = (value for value in graph.input if value.name == INPUT)
     image.type.tensor_type.shape.dim[0].dim_value = rows
     cut, made = split_views(views, size)
-    # onnxruntime works the shapes out again, now that they are all known
+    # onnxruntime infers the shapes again, now that all are fixed
     del graph.value_info[:]
     (classes,) = (value.type.tensor_type.shape.dim[1].dim_value for value in graph.output if value.name == LOGITS)
     del graph.output[:]
@@ -79,7 +79,7 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
 
 
 def cast_first(data: bytes) -> bytes:
-    """The model with its image cast before it is moved about: TensorRT takes uint8 only straight into a Cast."""
+    """Return the model with a Cast directly behind its image: TensorRT accepts uint8 nowhere else."""
     model = onnx.ModelProto()
     model.ParseFromString(data)
     del model.graph.value_info[:]
@@ -95,7 +95,7 @@ def _cast(graph: onnx.GraphProto) -> None:
 def _front(
     graph: onnx.GraphProto, cut: Sequence[View], made: Sequence[View], *, rows: int, height: int, width: int
 ) -> list[onnx.NodeProto]:
-    """The nodes from the inputs to ``ens.seen`` ``(rows * views, H, W, 3)``."""
+    """Return the nodes from the inputs to ``ens.seen``, ``(rows * views, H, W, 3)``."""
     # as in `cast_first`
     kind = TensorProto.FLOAT if _may_be_float(graph) else TensorProto.UINT8
     nodes, parts = [], []
@@ -109,9 +109,10 @@ def _front(
             helper.make_node("Gather", [_OURS + "flat", _OURS + "sources"], [_OURS + "cut"], axis=1),
         ]
     if made:
-        graph.input.append(helper.make_tensor_value_info(MADE, TensorProto.UINT8, [rows, len(made), height, width, 3]))
+        shape = [rows, len(made), height, width, 3]
+        graph.input.append(helper.make_tensor_value_info(HOST_VIEWS, TensorProto.UINT8, shape))
         parts.append(_OURS + "made")
-        nodes.append(helper.make_node("Cast", [MADE], [_OURS + "made"], to=kind))
+        nodes.append(helper.make_node("Cast", [HOST_VIEWS], [_OURS + "made"], to=kind))
     _constant(graph, "seen_shape", np.array([-1, height, width, 3]))
     return [
         *nodes,
@@ -121,7 +122,7 @@ def _front(
 
 
 def _table(view: View, size: tuple[int, int]) -> NDArray[np.int64]:
-    table = source_of_pixels(view, size)
+    table = pixel_sources(view, size)
     assert table is not None
     return table
 
@@ -131,7 +132,7 @@ def _constant(graph: onnx.GraphProto, name: str, values: NDArray[np.int64]) -> N
 
 
 def _may_be_float(graph: onnx.GraphProto) -> bool:
-    """Whether the network itself casts its image, and until then only moves it about: whole numbers below 256 pass."""
+    """Return True if the network itself casts its image and only transposes it before: floats then change nothing."""
     names = {INPUT}
     for node in graph.node:
         if names.isdisjoint(node.input):
@@ -144,7 +145,7 @@ def _may_be_float(graph: onnx.GraphProto) -> bool:
 
 
 def _insert(graph: onnx.GraphProto, front: Sequence[onnx.NodeProto]) -> None:
-    """Put the nodes first, and let what took the image take what they give."""
+    """Prepend the nodes, and connect every consumer of the image to their output."""
     for node in graph.node:
         for i, name in enumerate(node.input):
             if name == INPUT:

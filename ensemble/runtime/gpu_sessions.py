@@ -1,4 +1,4 @@
-"""Models started together on GPUs: as many as the memory holds, all with one shape and with their views inside."""
+"""Start several models on GPUs: as many as fit into memory, with one batch size and their views fused in."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ensemble.card import Preprocess
 from ensemble.errors import DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.views import View, parse_views
-from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
+from ensemble.runtime.autotune import TuningResult, candidate_options, tune, tune_cached
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
-from ensemble.runtime.fused_views import MADE, fuse_views, make_views, split_views
+from ensemble.runtime.fused_views import HOST_VIEWS, fuse_views, split_views, stack_views
 from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, FixedBatchModel, SharedBatchSize
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import INPUT, ModelFile
-from ensemble.runtime.parity import ON_GPUS, require_parity, tell_parity
-from ensemble.runtime.providers import BindableRuntime, require_placed
-from ensemble.runtime.session import Session, build_network, provider_options, start_session, starting
-from ensemble.runtime.tensorrt import building, cache_folder, digest, engine_options, versions
+from ensemble.runtime.parity import ON_GPUS, notify_parity, require_parity
+from ensemble.runtime.providers import BindableRuntime, require_on_device
+from ensemble.runtime.session import Session, build_network, provider_options, report_start_failure, start_session
+from ensemble.runtime.tensorrt import announce_build, cache_folder, digest, engine_options, versions
 
 T = TypeVar("T")
-_RUNS = 5  # measured, behind two that warm up
+_RUNS = 5  # timed, after two warm-up runs
 
 
 def start_gpu_sessions(
@@ -41,15 +41,15 @@ def start_gpu_sessions(
     in_turn: bool = False,
     listener: Listener = SILENT,
 ) -> dict[str, Session]:
-    """Start models on a GPU, or on several, for ``rows`` images at once; without ``views`` for the image as it is.
+    """Start models on one or more GPUs for batches of ``rows`` images; without ``views`` for the image as it is.
 
-    With more than two views the rows are fewer: a network sees up to twice ``rows`` pictures at once, and not more.
-    With ``in_turn``, where the memory does not hold all, the first ones that it holds are returned, and the notice W608
-    is given; otherwise, and where it does not hold a single one, the rows are halved until it does.
+    With more than two views the batch is smaller: a network computes at most ``2 * rows`` views of images at once. If
+    not all models fit into memory, ``in_turn`` returns the first ones that do, with the notice W608; otherwise, and if
+    not even one fits, the batch is halved until they do.
 
     Raises:
-        ModelError, DeviceError: see `start_session`; E602 when not even one row fits, E606 when the answers are not
-            those of the CPU.
+        ModelError, DeviceError: see `start_session`; E602 when not even a batch of one fits, E606 when the logits
+            differ from the CPU's.
     """
     shape = SharedBatchSize(rows)
     while shape.rows * len(views) > 2 * rows and shape.halve(shape.rows):
@@ -74,7 +74,7 @@ def start_gpu_sessions(
 
 
 def _compare(session: Session, model: ModelFile, views: Sequence[View], listener: Listener) -> None:
-    """Hold a model's answers on each GPU against those of the CPU: pictures and views in turn, so that all are seen.
+    """Compare a model's logits on each GPU with the CPU's, cycling through test images and views so that all occur.
 
     Raises:
         DeviceError: E606 when they differ.
@@ -89,18 +89,18 @@ def _compare(session: Session, model: ModelFile, views: Sequence[View], listener
         return np.concatenate([reference.run(view.apply(pictures[i : i + 1])) for i, view in turns(pictures)])
 
     def answer(one: Device, pictures: Pixels) -> Logits:
-        lane = DeviceBuffers(one)
+        buffers = DeviceBuffers(one)
         try:
-            lane.hold(card.preprocess, model_inputs({card.preprocess: pictures}, views)[card.preprocess])
-            logits = retry_on_oom(session, partial(session.run_views, lane), listener)
+            buffers.load_later(card.preprocess, model_inputs({card.preprocess: pictures}, views)[card.preprocess])
+            logits = retry_on_oom(session, partial(session.run_views, buffers), listener)
         finally:
-            lane.close()
+            buffers.close()
         return np.stack([logits[view.name][i] for i, view in turns(pictures)])
 
     for one in session.device.each:
         who, size = f"{card.member} on {one}", card.preprocess.size
         parity = require_parity(partial(answer, one), expect, size, who=who, precision=card.precision, limits=ON_GPUS)
-        tell_parity(parity, who=who, listener=listener)
+        notify_parity(parity, who=who, listener=listener)
 
 
 def start_gpu_session(
@@ -111,24 +111,24 @@ def start_gpu_session(
     views: Sequence[View] = (),
     listener: Listener = SILENT,
 ) -> Session:
-    """Start one model with a fixed shape on each of the devices, and run it once on each.
+    """Start one model with a fixed batch size on each of the devices, and run it once on each.
 
     Raises:
-        ModelError, DeviceError: as `start_gpu_sessions`; E608 when the device does not take the model's layers.
+        ModelError, DeviceError: as `start_gpu_sessions`; E608 when the device does not support the model's layers.
     """
     views = views or parse_views("identity")
     card = model.card
     cut, made = split_views(views, card.preprocess.size)
-    tuned = Tuned({}, {}, {})
+    tuned = TuningResult({}, {}, {})
     placed: dict[str, str] = {}
 
     def build(options: Mapping[str, str], one: Device, rows: int) -> BoundSession:
         data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size)
         if one.kind == "tensorrt":
             options = engine_options(card, model.sha256, one, rows=rows, views=views)
-        with building(options, card.member, listener):
+        with announce_build(options, card.member, listener):
             runtime = cast("BindableRuntime", build_network(model, data, one, options))
-            placed["nodes"] = require_placed(runtime, one, member=card.member) if one.is_gpu else ""
+            placed["nodes"] = require_on_device(runtime, one, member=card.member) if one.is_gpu else ""
             graphs = options.get("enable_cuda_graph") == "1"
             return BoundSession(runtime, one, rows=rows, views=len(views), classes=len(card.labels), graphs=graphs)
 
@@ -143,16 +143,16 @@ def start_gpu_session(
         options: Mapping[str, str] = engine_options(card, model.sha256, device.each[0], rows=shape.rows, views=views)
     else:
         options = provider_options(card, model.sha256, device)
-    with starting(device):
+    with report_start_failure(device):
         if device.kind == "cuda":
             several = len(device.each) > 1
             network = (card.arch, card.precision, card.preprocess.size, len(card.labels), [view.name for view in views])
             key = digest(describe_gpu(device.index), versions(), network, shape.rows, several)
-            tuned = tune_once(
+            tuned = tune_cached(
                 cache_folder() / "tuning" / f"{key}.json",
                 lambda: tune(
                     options,
-                    ways(fp16=card.precision == "fp16", several=several),
+                    candidate_options(fp16=card.precision == "fp16", several=several),
                     lambda tried: _measure(session_of(tried), noise),
                     member=card.member,
                     listener=listener,
@@ -165,10 +165,10 @@ def start_gpu_session(
 
 
 def retry_on_oom(session: Session, ask: Callable[[], T], listener: Listener) -> T:
-    """What ``ask`` gives; where the device has too little memory, the one shape is halved, with a notice, and again.
+    """Return ``ask()``; when the device is out of memory, halve the shared batch size with a notice and try again.
 
     Raises:
-        DeviceError: E602 when one row is too many; others as `Session.run`.
+        DeviceError: E602 when a batch of one is too large; others as `Session.run`.
     """
     assert session.fixed_batch is not None
     shape = session.fixed_batch.shape
@@ -184,7 +184,7 @@ def retry_on_oom(session: Session, ask: Callable[[], T], listener: Listener) -> 
 
 
 def model_inputs(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> dict[Preprocess, dict[str, Pixels]]:
-    """What the models take of a batch, by preprocessing: the images, and the views that the device cannot make."""
+    """Return the models' inputs for a batch, by preprocessing: the images, and the views that the host must make."""
     return {
         preprocess: {INPUT: images} | _made(split_views(views, preprocess.size)[1], images)
         for preprocess, images in pixels.items()
@@ -192,47 +192,47 @@ def model_inputs(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> 
 
 
 def shared_batch_size(sessions: Sequence[Session]) -> int:
-    """The one shape of the models that run together."""
+    """Return the batch size of models that were started together."""
     fixed = sessions[0].fixed_batch
     assert fixed is not None
     return fixed.shape.rows
 
 
 def _made(views: Sequence[View], images: Pixels) -> dict[str, Pixels]:
-    return {MADE: make_views(views, images)} if views else {}
+    return {HOST_VIEWS: stack_views(views, images)} if views else {}
 
 
 def _noise(model: ModelFile, rows: int, made: Sequence[View]) -> dict[str, Pixels]:
-    """A batch to try a model with, by its inputs."""
+    """Return a batch of noise by the model's inputs."""
     image = np.random.default_rng(0).integers(96, 160, (rows, *model.card.preprocess.size, 3), dtype=np.uint8)
     return {INPUT: image} | _made(made, image)
 
 
 def _run_once(session: Session, device: Device, pixels: Mapping[str, Pixels]) -> bool:
-    """Run a model on one of its devices, and say whether the host's memory could be page-locked."""
-    lane = DeviceBuffers(device)
+    """Run a model on one of its devices; return whether the host's memory could be page-locked."""
+    buffers = DeviceBuffers(device)
     try:
-        lane.hold(session.card.preprocess, pixels)
-        session.run_views(lane)
-        return lane.page_locked
+        buffers.load_later(session.card.preprocess, pixels)
+        session.run_views(buffers)
+        return buffers.page_locked
     finally:
-        lane.close()
+        buffers.close()
 
 
 def _measure(session: Session, pixels: Mapping[str, Pixels]) -> tuple[float, Logits]:
-    """The median seconds of a batch that is on the first device already, and its logits."""
-    lane = DeviceBuffers(session.device.each[0])
+    """Return the median seconds of a batch already on the first device, and its logits."""
+    buffers = DeviceBuffers(session.device.each[0])
     try:
-        lane.hold(session.card.preprocess, pixels)
+        buffers.load_later(session.card.preprocess, pixels)
         for _ in range(2):
-            answers = session.run_views(lane)
+            answers = session.run_views(buffers)
         spent = []
         for _ in range(_RUNS):
             start = time.perf_counter()
-            session.run_views(lane)
+            session.run_views(buffers)
             spent.append(time.perf_counter() - start)
     finally:
-        lane.close()
+        buffers.close()
     return statistics.median(spent), np.concatenate(list(answers.values()))
 
 
@@ -242,9 +242,9 @@ def _decisions(
     shape: SharedBatchSize,
     cut: Sequence[View],
     made: Sequence[View],
-    tuned: Tuned,
+    tuned: TuningResult,
 ) -> dict[str, str]:
-    """How a model runs, for the record of the run."""
+    """Return the settings of a model for the run's record."""
     return {
         "rows": str(shape.rows),
         "views on the device": ", ".join(view.name for view in cut),

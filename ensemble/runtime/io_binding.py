@@ -24,20 +24,20 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.providers import BindableRuntime
 
-# while a CUDA graph is captured, no other thread may make CUDA copy or allocate
-_QUIET = threading.RLock()
+# while a CUDA graph is captured, no other thread may copy or allocate on a GPU
+CUDA_LOCK = threading.RLock()
 _HERE = threading.local()
 
 
 class SharedBatchSize:
-    """The number of images in every run of every model; it only ever shrinks."""
+    """The batch size of all models of a run; it never grows."""
 
     def __init__(self, rows: int) -> None:
         self._lock = threading.Lock()
         self.rows = rows
 
     def halve(self, tried: int) -> bool:
-        """Half of what was ``tried``; False when another thread has halved it since."""
+        """Halve the size that was ``tried``; return False if it is 1 or another thread has halved it meanwhile."""
         with self._lock:
             if tried != self.rows or tried == 1:
                 return False
@@ -46,8 +46,8 @@ class SharedBatchSize:
 
 
 @dataclass(slots=True)
-class _Place:
-    """A buffer on the device, and the host memory that it is filled from."""
+class _Buffer:
+    """A buffer on the device, and the host memory that is copied to it."""
 
     host: Pixels
     value: Any
@@ -55,8 +55,8 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Loaded:
-    """A batch by the model's inputs, and into how many rows a piece it is cut on the device; 0: not there."""
+class _LoadedBatch:
+    """A batch by the model's inputs, and the ``rows`` per piece on the device; 0 if it is not there yet."""
 
     pixels: Mapping[str, Pixels]
     rows: int
@@ -67,37 +67,37 @@ class _Loaded:
 
 
 class DeviceBuffers:
-    """The buffers of one batch on one device, made when first needed and then used again for every batch after."""
+    """The input buffers of one batch on one device, allocated when first needed and reused for every later batch."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.page_locked = True
-        # weakly: a model that is built again for fewer rows gives its memory back at once
+        # weak references: a model that is rebuilt for a smaller batch frees its memory at once
         self.users: WeakSet[BoundSession] = WeakSet()
-        self._places: dict[tuple[Preprocess, str], list[_Place]] = {}
-        self._loaded: dict[Preprocess, _Loaded] = {}
+        self._places: dict[tuple[Preprocess, str], list[_Buffer]] = {}
+        self._loaded: dict[Preprocess, _LoadedBatch] = {}
 
     def load(self, preprocess: Preprocess, pixels: Mapping[str, Pixels], *, rows: int) -> None:
-        """Copy a batch to the device, ``rows`` images a piece; the last piece is filled up with what was there before.
+        """Copy a batch to the device in pieces of ``rows`` images; the last one is padded with what was there before.
 
         ``pixels`` are ``(n, ...)`` uint8 by the model's inputs: ``(n, H, W, 3)`` for ``image``.
         """
-        self.hold(preprocess, pixels)
+        self.load_later(preprocess, pixels)
         for name, array in pixels.items():
             for number, start in enumerate(range(0, len(array), rows)):
                 piece = array[start : start + rows]
-                place = self._place(preprocess, name, number, (rows, *array.shape[1:]))
+                place = self._buffer(preprocess, name, number, (rows, *array.shape[1:]))
                 place.host[: len(piece)] = piece
-                with _QUIET:
+                with CUDA_LOCK:
                     place.value.update_inplace(place.host)
-        self._loaded[preprocess] = _Loaded(pixels, rows)
+        self._loaded[preprocess] = _LoadedBatch(pixels, rows)
 
-    def hold(self, preprocess: Preprocess, pixels: Mapping[str, Pixels]) -> None:
-        """Let `pieces` do what `load` does."""
-        self._loaded[preprocess] = _Loaded(pixels, 0)
+    def load_later(self, preprocess: Preprocess, pixels: Mapping[str, Pixels]) -> None:
+        """Remember a batch that `pieces` will copy."""
+        self._loaded[preprocess] = _LoadedBatch(pixels, 0)
 
     def pieces(self, preprocess: Preprocess, *, rows: int) -> list[dict[str, Any]]:
-        """What is loaded, as one set of inputs for each run; loaded once more when ``rows`` has changed since."""
+        """Return the inputs of each run over the loaded batch; load it again if ``rows`` has changed meanwhile."""
         found = self._loaded[preprocess]
         if found.rows != rows:
             self.load(preprocess, found.pixels, rows=rows)
@@ -107,15 +107,15 @@ class DeviceBuffers:
         ]
 
     def count(self, preprocess: Preprocess) -> int:
-        """How many images are loaded."""
+        """Return the number of images loaded."""
         return self._loaded[preprocess].count
 
     def clear(self) -> None:
-        """Forget the batch; the buffers stay."""
+        """Forget the batch, keep the buffers."""
         self._loaded.clear()
 
     def close(self) -> None:
-        """Give the memory back, and with it what models keep of it."""
+        """Free the memory, and the models' bindings to it."""
         self.clear()
         for bound in self.users:
             bound.forget()
@@ -124,22 +124,22 @@ class DeviceBuffers:
             self._drop(places)
         self._places.clear()
 
-    def _place(self, preprocess: Preprocess, name: str, number: int, shape: tuple[int, ...]) -> _Place:
+    def _buffer(self, preprocess: Preprocess, name: str, number: int, shape: tuple[int, ...]) -> _Buffer:
         places = self._places.setdefault((preprocess, name), [])
         if places and places[0].host.shape != shape:
-            # of more rows, which do not come back
+            # for a larger batch size, which does not come back
             self._drop(places)
         if number == len(places):
             host = np.zeros(shape, dtype=np.uint8)
-            with _QUIET:
-                value = _on_device(self.device, shape, np.uint8)
+            with CUDA_LOCK:
+                value = allocate(self.device, shape, np.uint8)
                 locked = self.device.is_gpu and lock_pages(host, index=self.device.index)
-            places.append(_Place(host, value, locked))
+            places.append(_Buffer(host, value, locked))
             self.page_locked &= locked
         return places[number]
 
-    def _drop(self, places: list[_Place]) -> None:
-        with _QUIET:
+    def _drop(self, places: list[_Buffer]) -> None:
+        with CUDA_LOCK:
             for place in places:
                 if place.locked:
                     unlock_pages(place.host)
@@ -147,31 +147,31 @@ class DeviceBuffers:
 
 
 @contextmanager
-def use_buffers(lane: DeviceBuffers) -> Iterator[None]:
-    """Inside, what this thread asks of a model goes through ``lane``."""
-    _HERE.lane = lane
+def use_buffers(buffers: DeviceBuffers) -> Iterator[None]:
+    """Make this thread's runs use ``buffers`` inside the block."""
+    _HERE.buffers = buffers
     try:
         yield
     finally:
-        del _HERE.lane
+        del _HERE.buffers
 
 
 @contextmanager
 def buffers_on(device: Device) -> Iterator[DeviceBuffers]:
-    """This thread's lane, if it is on the device, or else one for the moment."""
-    here: DeviceBuffers | None = getattr(_HERE, "lane", None)
+    """Yield this thread's buffers if they are on the device, else temporary ones."""
+    here: DeviceBuffers | None = getattr(_HERE, "buffers", None)
     if here is not None and here.device in device.each:
         yield here
         return
-    lane = DeviceBuffers(device.each[0])
+    buffers = DeviceBuffers(device.each[0])
     try:
-        yield lane
+        yield buffers
     finally:
-        lane.close()
+        buffers.close()
 
 
 class BoundSession:
-    """A session of one shape: the inputs where a lane has them, the logits in a buffer of its own."""
+    """A network of fixed batch size: inputs bound to `DeviceBuffers`, logits to an output buffer of its own."""
 
     def __init__(
         self, runtime: BindableRuntime, device: Device, *, rows: int, views: int, classes: int, graphs: bool
@@ -181,28 +181,28 @@ class BoundSession:
         self._device = device
         self._graphs = graphs
         self._shape = (rows, views, classes)
-        with _QUIET:
-            self._logits = _on_device(device, (rows * views, classes), np.float32)
+        with CUDA_LOCK:
+            self._logits = allocate(device, (rows * views, classes), np.float32)
         self._bindings: dict[tuple[int, ...], tuple[Any, Any]] = {}
         self._numbers = count_up(1)
 
     def run(self, inputs: Mapping[str, Any]) -> Logits:
-        """The logits ``(rows, views, C)`` of one piece of a lane."""
+        """Return the logits ``(rows, views, C)`` of one piece of a batch."""
         key = tuple(value.data_ptr() for value in inputs.values())
         first = key not in self._bindings
         if first:
             self._bindings[key] = self._bind(inputs)
         binding, options = self._bindings[key]
-        with _QUIET if first else nullcontext():
-            # CUDA's default stream copied the inputs, and the network has a stream of its own, which does not wait
+        with CUDA_LOCK if first else nullcontext():
+            # CUDA's default stream copied the inputs; the network's own stream does not wait for it
             binding.synchronize_inputs()
             self._runtime.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
-        with _QUIET:
+        with CUDA_LOCK:
             return np.array(self._logits.numpy(), dtype=np.float32).reshape(self._shape)
 
     def forget(self) -> None:
-        """Let go of the lanes it has run with."""
+        """Drop the bindings to all buffers it has run with."""
         self._bindings.clear()
 
     def _bind(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -215,16 +215,16 @@ class BoundSession:
         if not self._graphs:
             return binding, None
         options = onnxruntime.RunOptions()
-        # a graph knows only the addresses it was captured with: each binding has its own
+        # a CUDA graph replays the addresses it was captured with: one graph per binding
         options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
         return binding, options
 
 
 @dataclass(slots=True, eq=False)
 class FixedBatchModel:
-    """One model on its devices with one shape: a `BoundSession` a device, built again when the shape has shrunk.
+    """One model on its devices: one `BoundSession` per device, rebuilt when the shared batch size has shrunk.
 
-    ``views`` are the names in the order of the graph's answers, ``build`` starts the network on a device.
+    ``views`` are the views' names in the order of the graph's output, ``build`` starts the network on a device.
     """
 
     preprocess: Preprocess
@@ -235,37 +235,38 @@ class FixedBatchModel:
     build: Callable[[Device, int], BoundSession]
     bound: dict[Device, BoundSession] = field(default_factory=dict)
 
-    def run_views(self, lane: DeviceBuffers) -> dict[str, Logits]:
-        """The logits ``(n, C)`` of each view of what the lane has loaded."""
-        logits = self._run(lane)
+    def run_views(self, buffers: DeviceBuffers) -> dict[str, Logits]:
+        """Return the logits ``(n, C)`` of each view of the loaded batch."""
+        logits = self._run(buffers)
         return {name: np.ascontiguousarray(logits[:, place]) for place, name in enumerate(self.views)}
 
-    def run(self, lane: DeviceBuffers, pixels: Pixels) -> Logits:
-        """The logits ``(n, C)`` of a batch in the host's memory, for a graph of one view."""
+    def run(self, buffers: DeviceBuffers, pixels: Pixels) -> Logits:
+        """Return the logits ``(n, C)`` of a batch in host memory, for a graph of one view."""
         assert len(self.views) == 1
-        lane.load(self.preprocess, {INPUT: pixels}, rows=self.shape.rows)
-        return self._run(lane)[:, 0]
+        buffers.load(self.preprocess, {INPUT: pixels}, rows=self.shape.rows)
+        return self._run(buffers)[:, 0]
 
-    def _run(self, lane: DeviceBuffers) -> Logits:
+    def _run(self, buffers: DeviceBuffers) -> Logits:
         rows = self.shape.rows
-        bound = self.on(lane.device, rows)
-        lane.users.add(bound)
-        logits = np.concatenate([bound.run(piece) for piece in lane.pieces(self.preprocess, rows=rows)])
-        return logits[: lane.count(self.preprocess)]
+        bound = self.on(buffers.device, rows)
+        buffers.users.add(bound)
+        logits = np.concatenate([bound.run(piece) for piece in buffers.pieces(self.preprocess, rows=rows)])
+        return logits[: buffers.count(self.preprocess)]
 
     def on(self, device: Device, rows: int) -> BoundSession:
-        """The model on one of the devices, for so many rows."""
+        """Return the model on one of the devices for a batch of ``rows``."""
         found = self.bound.get(device)
         if found is None or found.rows != rows:
             self.bound.pop(device, None)
-            found = None  # its memory, before the next one needs some
-            with _QUIET:
+            found = None  # free its memory before the next one is built
+            with CUDA_LOCK:
                 found = self.build(device, rows)
             self.bound[device] = found
         return found
 
 
-def _on_device(device: Device, shape: Sequence[int], kind: Any) -> Any:
+def allocate(device: Device, shape: Sequence[int], kind: Any) -> Any:
+    """Return an uninitialised ``onnxruntime.OrtValue`` of this shape and numpy type on the device."""
     import onnxruntime
 
     name = "cuda" if device.is_gpu else "cpu"

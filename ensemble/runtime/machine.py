@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def name_gpus() -> tuple[str, ...]:
-    """One line a GPU from the driver's own tool: its name, memory and driver version; nothing where there is none."""
+    """Return one line per GPU from nvidia-smi: name, memory and driver version; nothing without a driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -24,17 +24,17 @@ def name_gpus() -> tuple[str, ...]:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that can still be had: what the system has left, or less where a control group limits this process."""
+    """Return the bytes that can still be allocated: what the system has free, or less under a cgroup limit."""
     try:
         fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):  # not Linux
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(0, min([free, *_left_in_groups(root)]))
+    return max(0, min([free, *_left_in_cgroups(root)]))
 
 
-def _left_in_groups(root: Path) -> list[int]:
-    """Bytes left in this process's control group and those above it, of either version."""
+def _left_in_cgroups(root: Path) -> list[int]:
+    """Return the bytes left in this process's cgroup and in those above it, version 1 and 2."""
     groups = [(root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
     try:
         found = re.search(r"^0::/(.*)$", (root / "proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
@@ -47,14 +47,14 @@ def _left_in_groups(root: Path) -> list[int]:
         try:
             most, now = int((folder / limit).read_text()), int((folder / used).read_text())
             held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such group, or "max"
+        except (OSError, ValueError):  # no such cgroup, or "max"
             continue
-        left.append(most - now + int(held.get("inactive_file", 0)))  # the file cache gives way
+        left.append(most - now + int(held.get("inactive_file", 0)))  # file cache, which the kernel gives back
     return left
 
 
 def available_cores() -> int:
-    """The cores this process may use: its affinity, and the container's CPU quota where there is one."""
+    """Return the number of cores this process may use, by its affinity and the container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -65,7 +65,7 @@ def available_cores() -> int:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Return the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

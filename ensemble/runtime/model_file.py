@@ -1,4 +1,4 @@
-"""Read an .onnx file and refuse what is not a single, self-describing model, before onnxruntime sees it."""
+"""Read an .onnx file and refuse anything but a single, self-describing model, before onnxruntime sees it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
 from ensemble.runtime.protobuf_limits import MAX_BYTES, TooLarge, WireError, measure
 
 INPUT, LOGITS, FEATURES = "image", "logits", "features"
-# what every onnxruntime brings; any other domain needs a library of its own
+# built into every onnxruntime; any other domain needs a library of its own
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-# an operator of com.microsoft that names a file, or holds a program compiled for some device
+# an operator of com.microsoft that refers to a file, or holds a binary compiled for some device
 _COMPILED = "EPContext"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFile:
-    """A checked model: ``data`` are the file's bytes, ``outputs`` the names of its outputs."""
+    """A checked model: ``data`` is the file's content, ``outputs`` the names of its outputs."""
 
     path: Path
     card: ModelCard
@@ -34,7 +34,7 @@ class ModelFile:
 
 
 def find_models(paths: Iterable[Path]) -> list[Path]:
-    """The models that paths stand for: a folder for those in it.
+    """Return the models at ``paths``, where a folder stands for the .onnx files in it.
 
     Raises:
         OptionError: E204 when a folder holds none.
@@ -49,12 +49,12 @@ def find_models(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_model(path: Path) -> ModelFile:
-    """Read and check one model (contract: uint8 ``image`` ``(batch, H, W, 3)`` in, float32 ``logits`` out, a card).
+    """Read and check one model: uint8 ``image`` ``(batch, H, W, 3)`` in, float32 ``logits`` out, a card inside.
 
     Raises:
         FileError: E707 when the file cannot be read.
         ModelError: E420 not ONNX, E421 too new, E422 data outside the file, E423 no card, E424 other inputs or
-            outputs, E425 custom operators, E427 a card that cannot be read, E429 too large.
+            outputs, E425 custom operators, E427 an invalid card, E429 too large.
     """
     data = _read_bytes(path)
     model = _parse(data, path)
@@ -69,7 +69,7 @@ def read_model(path: Path) -> ModelFile:
 def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would block for ever
+        if not stat.S_ISREG(status.st_mode):  # before opening it: a FIFO would block forever
             raise FileError("E707", f"{path} is not a regular file", path=path)
         if status.st_size > MAX_BYTES:
             raise ModelError("E429", f"{path.name} has {status.st_size:,} bytes, more than {MAX_BYTES:,}", path=path)
@@ -95,7 +95,7 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
 
 
 def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
-    for part in _parts(model):
+    for part in messages_in(model):
         if isinstance(part, onnx.TensorProto):
             if part.data_location == onnx.TensorProto.EXTERNAL or part.external_data:
                 place = {entry.key: entry.value for entry in part.external_data}.get("location", "?")
@@ -104,24 +104,24 @@ def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
             raise ModelError("E422", f"{path.name} holds {_COMPILED}, which may refer to an outside file", path=path)
 
 
-def _parts(message: Message) -> Iterator[Message]:
-    """Every message anywhere in a model: tensors, nodes, attributes, subgraphs, functions."""
+def messages_in(message: Message) -> Iterator[Message]:
+    """Iterate over every message in a model: tensors, nodes, attributes, subgraphs, functions."""
     yield message
     if isinstance(message, onnx.TensorProto):
         return
     for descriptor, value in message.ListFields():
         if descriptor.type == descriptor.TYPE_MESSAGE:
             for child in [value] if isinstance(value, Message) else value:
-                yield from _parts(child)
+                yield from messages_in(child)
 
 
 def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
-    # thirty functions that call one another twice become a thousand million nodes inside onnxruntime
+    # thirty functions that each call the next one twice expand to a billion nodes inside onnxruntime
     own = [f"{function.domain}.{function.name}" for function in model.functions]
     if own:
         raise ModelError("E425", f"{path.name} defines operators of its own: {enumerate_some(own)}", path=path)
     needed = {opset.domain for opset in model.opset_import}
-    needed |= {part.domain for part in _parts(model.graph) if isinstance(part, onnx.NodeProto)}
+    needed |= {part.domain for part in messages_in(model.graph) if isinstance(part, onnx.NodeProto)}
     if foreign := sorted(needed - _DOMAINS):
         raise ModelError("E425", f"{path.name} needs custom operators from {enumerate_some(foreign)}", path=path)
     newest = onnx.defs.onnx_opset_version()

@@ -1,7 +1,7 @@
-"""OpenVINO's own runtime behind the one call that a session makes of onnxruntime: on Intel's and others' CPUs.
+"""Run a model with OpenVINO's own runtime on a CPU, behind onnxruntime's ``run``.
 
-OpenVINO's execution provider for onnxruntime is a build of onnxruntime that takes the place of the one with CUDA, and
-lags behind it; OpenVINO itself reads the same .onnx bytes and can be installed beside it.
+OpenVINO's execution provider comes in a separate build of onnxruntime, which replaces the CUDA one and lags behind it;
+OpenVINO itself reads the same .onnx bytes and can be installed beside onnxruntime-gpu.
 """
 
 from __future__ import annotations
@@ -17,42 +17,41 @@ from ensemble.runtime.machine import available_cores
 
 
 class UnavailableError(Exception):
-    """Why OpenVINO cannot be had here, in one line."""
+    """OpenVINO cannot be used here; the message is the cause in one line."""
 
 
 class OpenVINORuntime:
     """A compiled network with onnxruntime's `run`; several threads may call it at once.
 
-    Each call takes an inference request that nobody uses and puts it back, so that there are as many requests as
-    there were calls at once.
+    Each call takes an idle inference request and puts it back, so there are as many requests as concurrent calls.
     """
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self._names = tuple(output.any_name for output in compiled.outputs)
-        self._idle: list[Any] = []
+        self.idle_requests: list[Any] = []
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The outputs of these names, or all of them, for the inputs by name."""
+        """Return the named outputs, or all of them, for inputs by name."""
         try:
-            request = self._idle.pop()
+            request = self.idle_requests.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
         inputs = {name: np.ascontiguousarray(values) for name, values in feed.items()}
         found = request.infer(inputs, share_inputs=True, share_outputs=True)
-        # copied, because the next call with this request writes over them
+        # copied: the next call with this request overwrites them
         answers = [np.array(found[name]) for name in outputs or self._names]
-        self._idle.append(request)
+        self.idle_requests.append(request)
         return answers
 
 
 def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORuntime:
-    """Compile an ONNX network for the CPU: in float32, or in bfloat16 where it is asked for.
+    """Compile an ONNX network for the CPU, in float32 or bfloat16.
 
-    A call runs on ``threads`` cores, and as many calls side by side as there are cores for.
+    A call runs on ``threads`` cores; as many calls run in parallel as there are cores for.
 
     Raises:
-        UnavailableError: OpenVINO is not installed, or bfloat16 is asked of a CPU without it.
+        UnavailableError: OpenVINO is not installed, or the CPU does not support bfloat16.
         RuntimeError: OpenVINO cannot build the network.
     """
     try:
@@ -68,14 +67,14 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
         "NUM_STREAMS": max(1, cores // threads),
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "EXECUTION_MODE_HINT": "PERFORMANCE" if bf16 else "ACCURACY",
-        # two processes that pin their threads would pin them to the same cores
+        # two processes with pinned threads would pin them to the same cores
         "ENABLE_CPU_PINNING": False,
     }
     return OpenVINORuntime(core.compile_model(core.read_model(model), "CPU", settings))
 
 
 def openvino_version() -> str:
-    """The installed version; ``missing`` where there is none."""
+    """Return the installed version, or ``missing``."""
     try:
         return importlib.metadata.version("openvino")
     except importlib.metadata.PackageNotFoundError:

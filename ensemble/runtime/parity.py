@@ -1,4 +1,4 @@
-"""Parity: GPUs and other runtimes must give the answers of onnxruntime on the CPU, on every machine, before use."""
+"""Parity: compare the logits of GPUs and other runtimes with onnxruntime's on the CPU, on every machine, before use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ensemble.errors import DeviceError
 from ensemble.events import SILENT, Listener, Notice
 
 Run = Callable[[Pixels], Logits]
-# The largest relative error of a row. Measured on photographs and on the pictures below, with ResNet-18 and
-# EfficientNet-Lite0: float32 3e-6; bfloat16 0.014 and 0.12; int8 0.05 and 0.22, as each runtime rounds in places of
-# its own. A broken kernel is off by 1.
+# The largest relative error of a row. Measured on photographs and on the test images below, with ResNet-18 and
+# EfficientNet-Lite0: float32 3e-6; bfloat16 0.014 and 0.12; int8 0.05 and 0.22, because each runtime rounds at
+# different places. A broken kernel is off by 1.
 LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}
-# GPUs really compute in float16, and may take Winograd's algorithm for float32. Estimated from the figures above by the
-# length of the mantissa, not measured: TF32, with an eighth of bfloat16's rounding, is still found out in float32.
+# GPUs compute in real float16, and may use Winograd's algorithm in float32. Estimated from the figures above by the
+# length of the mantissa, not measured: TF32, with an eighth of bfloat16's rounding, still exceeds the float32 limit.
 ON_GPUS = LIMITS | {"fp32": 1e-3, "fp16": 0.05}
-_COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # random colours on a grid of so many cells a side, enlarged
+_COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colours, enlarged
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far two runtimes differ over ``pictures``: the largest relative error, and how many classes are the same."""
+    """The difference of two runtimes over ``pictures`` images: the largest relative error, and equal top classes."""
 
     pictures: int
     error: float
@@ -35,7 +35,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Within the limit, and no class changed where the reference leads by more than the limit."""
+        """True if within the limit, and no top class changed whose lead in the reference exceeds the limit."""
         return self.error <= self.limit and not self.clear_changes
 
     def __str__(self) -> str:
@@ -51,10 +51,10 @@ def require_parity(
     precision: str,
     limits: Mapping[str, float] = LIMITS,
 ) -> Parity:
-    """Ask both about the same pictures of ``size`` (height, width) px.
+    """Compare two runtimes on the same test images of ``size`` (height, width) px.
 
     Raises:
-        DeviceError: E606 when the answers differ by more than ``precision`` explains.
+        DeviceError: E606 when the logits differ by more than the limit of ``precision``.
     """
     pictures = draw_pictures(size)
     parity = compare_logits(reference(pictures), run(pictures), limit=limits[precision])
@@ -63,13 +63,13 @@ def require_parity(
     return parity
 
 
-def tell_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> None:
-    """Give the figures as a notice, which a run keeps in its record."""
+def notify_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> None:
+    """Send the figures as a notice, which a run keeps in its record."""
     listener.notice(Notice("I606", f"{who} against onnxruntime on the CPU: {parity}"))
 
 
 def compare_logits(expected: Logits, found: Logits, *, limit: float) -> Parity:
-    """Compare logits ``(N, C)``, by `relative_error` and by their classes."""
+    """Compare logits ``(N, C)`` by `relative_error` and by their top classes."""
     a, classes = expected.astype(np.float64), found.argmax(axis=1)
     same = a.argmax(axis=1) == classes
     lead = (a.max(axis=1) - np.take_along_axis(a, classes[:, np.newaxis], axis=1)[:, 0]) / row_scales(expected)
@@ -77,7 +77,7 @@ def compare_logits(expected: Logits, found: Logits, *, limit: float) -> Parity:
 
 
 def draw_pictures(size: tuple[int, int]) -> Pixels:
-    """Eight pictures ``(8, H, W, 3)`` uint8, from two blurred colours to fine grain; always the same."""
+    """Return eight fixed test images ``(8, H, W, 3)`` uint8, from coarse colour gradients to fine grain."""
     generator = np.random.default_rng(0)
     grids = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in _COARSE]
     enlarged = [Image.fromarray(grid).resize((size[1], size[0]), Image.Resampling.BICUBIC) for grid in grids]
@@ -85,7 +85,7 @@ def draw_pictures(size: tuple[int, int]) -> Pixels:
 
 
 def relative_error(wanted: Logits, found: Logits) -> float:
-    """The largest difference over rows ``(N, ...)``, relative to `row_scales`; NaN if any value is not finite."""
+    """Return the largest difference over rows ``(N, ...)``, relative to `row_scales`; NaN if a value is not finite."""
     a, b = (values.reshape(len(values), -1).astype(np.float64) for values in (wanted, found))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("nan")
@@ -93,9 +93,9 @@ def relative_error(wanted: Logits, found: Logits) -> float:
 
 
 def row_scales(wanted: Logits) -> Floats:
-    """By what the errors of each row of ``(N, ...)`` are measured: its largest magnitude, at least the median of those.
+    """Return the scale of each row of ``(N, ...)``: its largest magnitude, or the median of these if that is larger.
 
-    So logits near zero (a binary classifier in doubt) are not blown up, and one row of huge values does not hide the
+    So logits near zero (an undecided binary classifier) are not blown up, and one row of huge values does not hide the
     errors of the others.
     """
     largest = np.abs(wanted.reshape(len(wanted), -1).astype(np.float64)).max(axis=1)

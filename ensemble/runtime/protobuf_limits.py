@@ -1,7 +1,7 @@
-"""An ONNX file as protobuf lays it out, measured before anything is built from it.
+"""Count the messages of an ONNX file in protobuf's wire format, before anything is built from it.
 
-Two bytes can stand for an empty message that takes a hundred in memory, and messages can be nested without end. So
-their number and depth are counted on the bytes themselves (https://protobuf.dev/programming-guides/encoding).
+Two bytes can encode an empty message that takes a hundred bytes in memory, and messages can be nested without limit. So
+number and depth are counted on the encoded bytes (https://protobuf.dev/programming-guides/encoding).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ MAX_DEPTH = 40  # a network without branches has 7 levels; each branch inside an
 
 
 class WireError(Exception):
-    """The bytes are not protobuf."""
+    """The bytes are not valid protobuf."""
 
 
 class TooLarge(Exception):
-    """The file holds more than is allowed; the text says what of."""
+    """The file exceeds a limit; the message says which."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """How many messages a file holds, and how many of them are nodes of a network."""
+    """The number of messages in a file, and of those that are nodes of a network."""
 
     parts: int = 0
     nodes: int = 0
 
 
 def measure(data: bytes, kind: Descriptor) -> Counts:
-    """Count the messages in ``data``, which is one of ``kind``, and stop at the first that is too many or too deep.
+    """Count the messages in ``data``, itself a message of ``kind``; stop at the first that exceeds a limit.
 
     Raises:
-        WireError: the bytes are cut off or no protobuf, or a text in them is not UTF-8.
+        WireError: the bytes are cut off or not protobuf, or a string in them is not UTF-8.
         TooLarge: there are more than `MAX_PARTS` messages, `MAX_NODES` nodes or `MAX_DEPTH` levels.
     """
     counts = Counts()
@@ -73,14 +73,14 @@ def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, 
                 at += size
             case 5:
                 at += 4
-            case _:  # groups, which ONNX never had
+            case _:  # groups, which ONNX never used
                 raise WireError
     if at != end:
         raise WireError
 
 
 def _require_text(data: memoryview) -> None:
-    """Protobuf gives a name that is not UTF-8 as bytes, or raises an error of Python's, depending on its build."""
+    """Refuse strings that are not UTF-8: protobuf returns bytes or raises for them, depending on its build."""
     try:
         str(data, "utf-8")
     except UnicodeDecodeError as err:
@@ -88,7 +88,7 @@ def _require_text(data: memoryview) -> None:
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """The number that begins at ``at``, and where it ends."""
+    """Return the varint at ``at``, and the position behind it."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""What can run here, strictly: a device that was asked for is the device that runs, or an error says why not."""
+"""Start devices, strictly: the requested device is the one that runs, or an error says why it cannot."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BindableRuntime(Runtime, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Whether a device really started; ``cause`` says why not, in one line."""
+    """The outcome of starting a device; ``cause`` says in one line why it does not work."""
 
     device: Device
     works: bool
@@ -50,12 +50,12 @@ class Start:
 
 
 def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
-    """The device that was asked for, proved to start; for ``auto`` the first GPU, or else the CPU with a notice.
+    """Return the requested device after starting it; for ``auto`` the first GPU, or else the CPU with a notice.
 
     Raises:
         OptionError: E203 when the name is not known.
-        DeviceError: E601 when it does not start, it is never replaced by another one; E607 when several GPUs differ,
-            because their answers would.
+        DeviceError: E601 when it does not start (no other device replaces it); E607 when several GPUs are of different
+            models, because their logits would differ.
     """
     device = parse_device(text)
     if device is None:
@@ -66,7 +66,7 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
     for one in device.each:
         start = try_device(one)
         if not start.works:
-            raise not_started(one, start.cause)
+            raise start_error(one, start.cause)
     kinds = {str(found) for found in (describe_gpu(one.index) for one in device.each) if found} if device.others else ()
     if len(kinds) > 1:
         raise DeviceError("E607", f"{device} are not of one kind: {', '.join(sorted(kinds))}")
@@ -75,14 +75,14 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
 
 @functools.cache
 def try_device(device: Device) -> Start:
-    """Start the device on a model of one addition and compare the answer; CUDA's libraries are loaded first."""
+    """Start the device on a model of one addition and check the result; CUDA's libraries are loaded first."""
     import numpy as np
 
     model = _smallest_model()
     try:
-        session, log = _start(model, device)
+        session, log = start_runtime(model, device)
         answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})[0]
-    except _NotStartedError as err:
+    except NotStartedError as err:
         return Start(device, False, str(err), _cure(device.kind))
     except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
         return Start(device, False, explain_log(str(err)), _cure(device.kind))
@@ -92,33 +92,33 @@ def try_device(device: Device) -> Start:
 
 
 def create_session(model: bytes, device: Device, *, options: Any, provider_options: Mapping[str, str]) -> Runtime:
-    """An ``onnxruntime.InferenceSession`` that runs on ``device``.
+    """Create an ``onnxruntime.InferenceSession`` that runs on ``device``.
 
     Raises:
-        DeviceError: E601 when the session's own providers do not start with the device's; onnxruntime itself would
-            go on with the CPU.
+        DeviceError: E601 when the device's provider is not the first of the session: onnxruntime itself would fall back
+            to the CPU.
     """
     try:
-        return _start(model, device, options, provider_options)[0]
-    except _NotStartedError as err:
-        raise not_started(device, str(err)) from err
+        return start_runtime(model, device, options, provider_options)[0]
+    except NotStartedError as err:
+        raise start_error(device, str(err)) from err
 
 
-def require_placed(runtime: Runtime, device: Device, *, member: str) -> str:
-    """Where a session's nodes run, for people, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
+def require_on_device(runtime: Runtime, device: Device, *, member: str) -> str:
+    """Check where a session's nodes run; return it as text, such as ``CUDA 118, CPU 2 (Gather, Shape)``.
 
-    onnxruntime gives what a provider does not take to the next one, and in the end to the CPU. Sums over shapes may
+    onnxruntime assigns what a provider does not support to the next one, and finally to the CPU. Shape arithmetic may
     run there; layers may not.
 
     Raises:
-        DeviceError: E608 when the device got nothing, or the CPU got a layer.
+        DeviceError: E608 when no node runs on the device, or a layer runs on the CPU.
     """
     ask = getattr(runtime, "get_provider_graph_assignment_info", list)
     places: dict[str, list[str]] = {}
     for part in ask():
         places.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
     if not places:
-        return "unknown"  # an onnxruntime that does not tell
+        return "unknown"  # this onnxruntime does not report it
     on_cpu = sorted(set(places.get(PROVIDERS["cpu"], ())))
     layers = [kind for kind in on_cpu if re.search("Conv|Gemm|MatMul", kind)]
     if not places.get(device.provider) or layers:
@@ -142,13 +142,13 @@ def _cure(kind: DeviceKind) -> str:
             return f"{install_command(extra='openvino')}; on a CPU without bf16, --device openvino"
 
 
-def not_started(device: Device, cause: str) -> DeviceError:
-    """E601 for a device, with its cause and the line that installs what is missing."""
+def start_error(device: Device, cause: str) -> DeviceError:
+    """Return E601 for a device, with the cause and the command that installs what is missing."""
     return DeviceError("E601", f"{device} was requested and cannot be used: {cause}", hint=_cure(device.kind))
 
 
 def explain_log(log: str) -> str:
-    """The cause in one line from what onnxruntime logged: the missing library, the driver, the GPU."""
+    """Return the cause in one line from onnxruntime's log: a missing library, the driver, the GPU."""
     text = re.sub(r"\x1b?\[[0-9;]*m", "", log)
     library = re.search(
         r"(lib[\w.+-]+\.so[.\d]*|\w+\.dll): cannot open shared object|Failed to load (\S+\.(?:so[.\d]*|dll))", text
@@ -172,14 +172,18 @@ def explain_log(log: str) -> str:
     return lines[-1][:300] if lines else "onnxruntime fell back to the CPU and did not say why"
 
 
-class _NotStartedError(Exception):
-    pass
+class NotStartedError(Exception):
+    """A device did not start; the message is the cause in one line."""
 
 
-def _start(
+def start_runtime(
     model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
 ) -> tuple[Runtime, str]:
-    """A session, and what onnxruntime logged while it was made."""
+    """Return a session, and what onnxruntime logged while creating it.
+
+    Raises:
+        NotStartedError: when the device's provider cannot be used.
+    """
     if device.kind == "openvino":
         from ensemble.runtime.openvino import UnavailableError, build_runtime
 
@@ -187,18 +191,18 @@ def _start(
             threads = options.intra_op_num_threads if options else 1
             return build_runtime(model, bf16=device.bf16, threads=threads), ""
         except UnavailableError as err:
-            raise _NotStartedError(str(err)) from err
+            raise NotStartedError(str(err)) from err
     import onnxruntime
 
     if device.provider not in onnxruntime.get_available_providers():
-        raise _NotStartedError(f"this onnxruntime ({onnxruntime.__version__}) was built without {device.provider}")
+        raise NotStartedError(f"this onnxruntime ({onnxruntime.__version__}) was built without {device.provider}")
     if device.kind == "cpu":
         return onnxruntime.InferenceSession(model, options, providers=[device.provider]), ""
     requested = [(device.provider, {"device_id": str(device.index), **(provider_options or {})})]
     if device.kind == "tensorrt":
-        # what TensorRT does not take runs on the same GPU
+        # what TensorRT does not support runs on the same GPU
         requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": "0"}))
-        # and TensorRT has no option of onnxruntime's against TF32
+        # onnxruntime has no option that turns off TF32 in TensorRT
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with _captured_output() as captured:
         onnxruntime.preload_dlls()
@@ -210,13 +214,13 @@ def _start(
     log = captured.getvalue()
     wanted = [name for name, _ in requested]
     if session.get_providers()[: len(wanted)] != wanted:
-        raise _NotStartedError(explain_log(log))
+        raise NotStartedError(explain_log(log))
     return session, log
 
 
 @contextlib.contextmanager
 def _captured_output() -> Iterator[io.StringIO]:
-    """Catch what native code writes to the process's own stdout and stderr: onnxruntime's only account of a failure."""
+    """Capture what native code writes to the process's stdout and stderr, where alone onnxruntime reports a failure."""
     captured = io.StringIO()
     with tempfile.TemporaryFile() as sink, contextlib.redirect_stdout(captured):
         saved = {fd: os.dup(fd) for fd in (1, 2)}

@@ -1,4 +1,4 @@
-"""One model on one device: uint8 images in, float32 logits out."""
+"""Start one model on one device and run it: uint8 images in, float32 logits out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ensemble.runtime.fused_views import cast_first
 from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, FixedBatchModel, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
-from ensemble.runtime.parity import LIMITS, ON_GPUS, require_parity, tell_parity
-from ensemble.runtime.providers import Runtime, create_session, explain_log, not_started, require_placed
-from ensemble.runtime.tensorrt import building, engine_options
+from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity
+from ensemble.runtime.providers import Runtime, create_session, explain_log, require_on_device, start_error
+from ensemble.runtime.tensorrt import announce_build, engine_options
 
 _OUT_OF_MEMORY = re.compile(
     r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
@@ -45,18 +45,18 @@ class Session:
     decisions: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, batch: Pixels, *, output: str = LOGITS) -> Logits:
-        """The logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
+        """Return the logits ``(B, C)`` float32 of a batch ``(B, H, W, 3)`` uint8, or another of the model's outputs.
 
         Raises:
-            DeviceError: E602 when the device's memory is too small for this batch, E603 when that is the machine's and
-                the batch is of one image, E604 when an answer is NaN or
-                infinite, E605 when the device fails in another way.
+            DeviceError: E602 when the device's memory is too small for this batch, E603 when the machine's memory is
+                too small for a single image, E604 when a logit is NaN or infinite, E605 when the device fails in
+                another way.
         """
         with self._explained(len(batch)):
             if self.fixed_batch is not None:
                 assert output == LOGITS
-                with buffers_on(self.device) as lane:
-                    answers = self.fixed_batch.run(lane, batch)
+                with buffers_on(self.device) as buffers:
+                    answers = self.fixed_batch.run(buffers, batch)
             else:
                 assert self.runtime is not None
                 answers = self.runtime.run([output], {INPUT: batch})[0]
@@ -64,7 +64,7 @@ class Session:
         return answers
 
     def run_in_pieces(self, batch: Pixels, size: int) -> Logits:
-        """As `run`, with no more than ``size`` images at once.
+        """Run in batches of at most ``size`` images.
 
         Raises:
             DeviceError: as `run`.
@@ -73,15 +73,15 @@ class Session:
             return self.run(batch)
         return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
 
-    def run_views(self, lane: DeviceBuffers) -> dict[str, Logits]:
-        """The logits ``(n, C)`` of each view of the images that the lane has loaded, for a model with ``fixed_batch``.
+    def run_views(self, buffers: DeviceBuffers) -> dict[str, Logits]:
+        """Return the logits ``(n, C)`` of each view of the images loaded into ``buffers``, for a ``fixed_batch`` model.
 
         Raises:
             DeviceError: as `run`.
         """
         assert self.fixed_batch is not None
         with self._explained(self.fixed_batch.shape.rows):
-            answers = self.fixed_batch.run_views(lane)
+            answers = self.fixed_batch.run_views(buffers)
         for logits in answers.values():
             self._require_finite(logits)
         return answers
@@ -118,12 +118,12 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
     data = cast_first(model.data) if device.kind == "tensorrt" else model.data
-    with building(options, model.card.member, listener):
+    with announce_build(options, model.card.member, listener):
         runtime = build_network(model, data, device, options, threads, listener)
     session = Session(model.card, model.sha256, device, runtime)
     if device.is_gpu:
-        require_placed(runtime, device, member=model.card.member)
-    with starting(device):
+        require_on_device(runtime, device, member=model.card.member)
+    with report_start_failure(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
     if device.kind != "cpu":
         who = f"{model.card.member} on {device}"
@@ -133,7 +133,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         parity = require_parity(
             session.run, reference.run, (height, width), who=who, precision=precision, limits=limits
         )
-        tell_parity(parity, who=who, listener=listener)
+        notify_parity(parity, who=who, listener=listener)
     return session
 
 
@@ -145,12 +145,12 @@ def build_network(
     threads: int = 1,
     listener: Listener = SILENT,
 ) -> Runtime:
-    """onnxruntime's session of ``data``, which is the model or made from it, with these provider options.
+    """Create the session of ``data``, which is the model's bytes or a graph made from them.
 
     Raises:
         ModelError: E420 when onnxruntime cannot build the network, E421 when it is too new.
         DeviceError: E601 when the device does not start, E602 when its memory is too small for the weights, E603 when
-            the machine's is.
+            the machine's memory is.
     """
     import onnxruntime
 
@@ -185,7 +185,7 @@ def build_network(
 
 @functools.cache
 def _share_arena() -> None:
-    """Give all sessions on the CPU one arena: each would have its own otherwise, and keep the most it ever needed."""
+    """Share one arena among all CPU sessions; by default each keeps the most memory that it ever needed."""
     import onnxruntime
 
     where = onnxruntime.OrtMemoryInfo(
@@ -196,8 +196,8 @@ def _share_arena() -> None:
 
 
 @contextmanager
-def starting(device: Device) -> Iterator[None]:
-    """What fails inside, a first run, is a device that did not start.
+def report_start_failure(device: Device) -> Iterator[None]:
+    """Report a failure of a GPU's first run inside the block as a device that did not start.
 
     Raises:
         DeviceError: E601 instead of E605.
@@ -206,12 +206,12 @@ def starting(device: Device) -> Iterator[None]:
         yield
     except ModelRunError as err:
         if device.is_gpu:
-            raise not_started(device, explain_log(str(err.__cause__))) from err
+            raise start_error(device, explain_log(str(err.__cause__))) from err
         raise
 
 
 def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int | None = None) -> Mapping[str, str]:
-    """What onnxruntime is told: no TF32 behind a float32 card; TensorRT's engines are made for ``rows`` images."""
+    """Return the provider options: no TF32 for float32 models; TensorRT engines are built for ``rows`` images."""
     match device.kind:
         case "cpu" | "openvino":
             return {}

@@ -1,4 +1,4 @@
-"""TensorRT's engines: what they are built for, where they are kept, and what is said while one is built."""
+"""TensorRT engines: the options they are built with, the folder they are cached in, and notices during a build."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ensemble.events import Listener, Notice
 from ensemble.images.views import View
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
-from ensemble.runtime.fused_views import MADE, split_views
+from ensemble.runtime.fused_views import HOST_VIEWS, split_views
 from ensemble.runtime.model_file import INPUT
 
 _LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 
 
 def cache_folder() -> Path:
-    """Where what took long to find out is kept between runs."""
+    """Return the folder of caches that outlive a run."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ens"
 
 
 def versions() -> str:
-    """The versions of TensorRT and onnxruntime, as a part of a folder's name."""
+    """Return the versions of TensorRT and onnxruntime, as part of a folder's name."""
     import onnxruntime
 
     return f"trt{tensorrt_version()}-ort{onnxruntime.__version__}"
@@ -41,13 +41,13 @@ def versions() -> str:
 def engine_options(
     card: ModelCard, sha256: str, device: Device, *, rows: int | None = None, views: Sequence[View] = ()
 ) -> dict[str, str]:
-    """What TensorRT is told: one profile of exactly ``rows`` images, through these views.
+    """Return TensorRT's provider options: one profile of exactly ``rows`` images with these views.
 
-    Without ``rows`` any batch up to 256. Engines lie in a folder of the model, the GPU, the versions, the views and the
-    shape, because onnxruntime's own name for an engine tells none of them apart.
+    Without ``rows`` the profile is any batch up to 256. Each combination of model, GPU, versions, views and shape has a
+    folder of engines, because onnxruntime's own engine names do not distinguish them.
 
     Raises:
-        DeviceError: E608 for int8, because TensorRT takes no integers with a zero point.
+        DeviceError: E608 for int8, because TensorRT does not support integers with a zero point.
     """
     if card.precision == "int8":
         raise DeviceError(
@@ -61,7 +61,7 @@ def engine_options(
     home = cache_folder() / "tensorrt" / f"{versions()}-{gpu}"
 
     def profile(count: int) -> str:
-        second = f",{MADE}:{count}x{made}x{height}x{width}x3" if made else ""
+        second = f",{HOST_VIEWS}:{count}x{made}x{height}x{width}x3" if made else ""
         return f"{INPUT}:{count}x{height}x{width}x3{second}"
 
     return {
@@ -77,11 +77,11 @@ def engine_options(
 
 
 @contextmanager
-def building(options: Mapping[str, str], member: str, listener: Listener) -> Iterator[None]:
-    """Say before and after that an engine is built inside, when none is kept.
+def announce_build(options: Mapping[str, str], member: str, listener: Listener) -> Iterator[None]:
+    """Announce with a notice before and after the block that an engine is built in it, if none is cached.
 
     Raises:
-        FileError: E701 or E702 when there is nowhere to keep it.
+        FileError: E701 or E702 when the cache cannot be written.
     """
     folder = Path(options.get("trt_engine_cache_path", ""))
     if "trt_engine_cache_path" not in options or any(folder.glob("*.engine")):
@@ -96,19 +96,19 @@ def building(options: Mapping[str, str], member: str, listener: Listener) -> Ite
 
 @functools.cache
 def load_libraries() -> None:
-    """Load TensorRT's libraries where pip has put them, so that onnxruntime finds them; elsewhere the system does."""
+    """Load TensorRT's libraries from pip's folder, so that onnxruntime finds them; others are the system's to find."""
     found = importlib.util.find_spec("tensorrt_libs")
     for place in (found.submodule_search_locations or ()) if found else ():
         for name in _LIBRARIES:
             if Path(place, name).is_file():
-                # a library that does not load is onnxruntime's to explain
+                # onnxruntime reports a library that does not load
                 with suppress(OSError):
                     ctypes.CDLL(str(Path(place, name)))
 
 
 @functools.cache
 def tensorrt_version() -> str:
-    """TensorRT's version by its library, such as ``10.9.0``; ``none`` where there is none."""
+    """Return the TensorRT library's version, such as ``10.9.0``, or ``none``."""
     load_libraries()
     try:
         number = int(ctypes.CDLL(_LIBRARIES[0]).getInferLibVersion())
@@ -118,5 +118,5 @@ def tensorrt_version() -> str:
 
 
 def digest(*parts: object) -> str:
-    """A short name for a combination."""
+    """Return a short hash that identifies a combination."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

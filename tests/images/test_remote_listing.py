@@ -39,7 +39,7 @@ PICTURES = {name: toys.encode(toys.picture(seed)) for seed, name in enumerate(NA
 def memory() -> Iterator[Any]:
     """A storage that is not this machine's disk, empty before and after."""
     fs = fsspec.filesystem("memory")
-    storage._read_row_group.cache_clear()
+    storage.read_row_group.cache_clear()
     yield fs
     fs.store.clear()
 
@@ -134,7 +134,7 @@ def test_ids_choose_and_order_stored_images(memory: Any) -> None:
 def test_a_row_without_an_image_is_an_empty_file(memory: Any) -> None:
     """Where a table has no bytes for an id, that image alone is E302, in a struct as in a column of bytes."""
     for images in (pa.array([None, PICTURES["00.jpg"]]), pa.array([{"bytes": None}, {"bytes": PICTURES["00.jpg"]}])):
-        storage._read_row_group.cache_clear()
+        storage.read_row_group.cache_clear()
         write_table(memory, "/bucket/s.parquet", ["a", "b"], images)
         listing = list_images_at("memory://bucket/s.parquet")
         assert read_image(listing.place(1)).pixels.ndim == 3

@@ -222,7 +222,7 @@ def test_in_the_normal_path_no_process_is_started(
             if done >= 12:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(sandbox, "_Process", None)
+    monkeypatch.setattr(sandbox, "DecoderProcess", None)
     with pytest.raises(EnsError, match="E801"):
         run(tmp_path, listener=Stop())
     assert not list(tmp_path.rglob(NOTE))
@@ -239,13 +239,13 @@ def test_images_are_tried_one_by_one_in_one_process(
     listing = list_images(images)
     (images / "06.jpg").unlink()
     started: list[object] = []
-    original = sandbox._Process.__init__
+    original = sandbox.DecoderProcess.__init__
 
-    def count(self: sandbox._Process) -> None:
+    def count(self: sandbox.DecoderProcess) -> None:
         started.append(self)
         original(self)
 
-    monkeypatch.setattr(sandbox._Process, "__init__", count)
+    monkeypatch.setattr(sandbox.DecoderProcess, "__init__", count)
     faults = find_faults(listing, range(len(listing)))
     assert {listing.ids[row]: fault.code for row, fault in faults.items()} == {
         "04.jpg": "E302",
@@ -287,7 +287,7 @@ def test_no_room_for_a_process_is_no_bug(images: Path, monkeypatch: pytest.Monke
 
 def test_the_process_finds_the_package_where_the_run_did(images: Path, tmp_path: Path) -> None:
     """Also where that is the working folder, which Python writes as an empty entry of its path."""
-    code = "import sys; sys.path[0] = ''; from ensemble.images.sandbox import _Process; _Process().close()"
+    code = "import sys; sys.path[0] = ''; from ensemble.images.sandbox import DecoderProcess; DecoderProcess().close()"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "ensemble").symlink_to(ROOT / "ensemble")
@@ -306,13 +306,13 @@ def test_a_stop_ends_the_process(images: Path, monkeypatch: pytest.MonkeyPatch) 
     for at in (1, 2):
         asked = iter(range(1, 9))
 
-        def stop(process: sandbox._Process, at: int = at, asked: Any = asked) -> bytes:
+        def stop(process: sandbox.DecoderProcess, at: int = at, asked: Any = asked) -> bytes:
             if next(asked) == at:
                 raise KeyboardInterrupt
             assert process._child.stdout is not None
             return bytes(process._child.stdout.readline())
 
-        monkeypatch.setattr(sandbox._Process, "_read", stop)
+        monkeypatch.setattr(sandbox.DecoderProcess, "_read", stop)
         with pytest.raises(KeyboardInterrupt):
             find_faults(list_images(images), [0])
         assert children[-1].poll() == -signal.SIGKILL

@@ -11,7 +11,7 @@ import pytest
 from ensemble.arrays import Logits
 from ensemble.errors import DeviceMemoryError, ModelRunError
 from ensemble.events import Recorder
-from ensemble.runtime.autotune import Tuned, tune, tune_once, ways
+from ensemble.runtime.autotune import TuningResult, candidate_options, tune, tune_cached
 
 BASE = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 EXPECTED = np.array([[3.0, -4.0]], dtype=np.float32)
@@ -33,7 +33,7 @@ def clock(**seconds: float) -> Measure:
 def test_what_is_faster_is_kept_and_the_rest_is_not() -> None:
     """Each way is tried on top of the best so far; a way that is slower, or faster by a hair, is not taken."""
     measure = clock(EXHAUSTIVE=0.8, prefer_nhwc=0.99, enable_cuda_graph=1.2)
-    tuned = tune(BASE, ways(fp16=True, several=False), measure, member="a", listener=Recorder())
+    tuned = tune(BASE, candidate_options(fp16=True, several=False), measure, member="a", listener=Recorder())
     assert tuned.options == {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
     assert list(tuned.seconds) == ["plain", "cuDNN's exhaustive search", "channels last", "CUDA graphs"]
     assert "800.00 ms" in tuned.render()
@@ -41,9 +41,9 @@ def test_what_is_faster_is_kept_and_the_rest_is_not() -> None:
 
 def test_float32_does_not_try_channels_last_and_several_gpus_search_nothing() -> None:
     """Channels last is for half precision; a search on each GPU could find other algorithms, and other bits."""
-    assert list(ways(fp16=False, several=False)) == ["cuDNN's exhaustive search", "CUDA graphs"]
-    assert list(ways(fp16=True, several=True)) == ["channels last"]
-    assert not ways(fp16=False, several=True)
+    assert list(candidate_options(fp16=False, several=False)) == ["cuDNN's exhaustive search", "CUDA graphs"]
+    assert list(candidate_options(fp16=True, several=True)) == ["channels last"]
+    assert not candidate_options(fp16=False, several=True)
 
 
 def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:
@@ -55,7 +55,7 @@ def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> N
         return 0.1 if options.get("prefer_nhwc") else 1.0, EXPECTED + ("prefer_nhwc" in options)
 
     recorder = Recorder()
-    tuned = tune(BASE, ways(fp16=True, several=False), measure, member="a", listener=recorder)
+    tuned = tune(BASE, candidate_options(fp16=True, several=False), measure, member="a", listener=recorder)
     assert tuned.options == BASE
     assert [notice.code for notice in recorder.notices] == ["W609", "W609"]
     assert "channels last: its logits are off by 1" in recorder.notices[0].message
@@ -76,9 +76,9 @@ def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
 def test_what_was_found_is_kept(tmp_path: Path) -> None:
     """The second run takes what the first one found; a damaged file is found again, and mended."""
     path = tmp_path / "tuning" / "key.json"
-    first = Tuned({"prefer_nhwc": "1"}, {"plain": 1.0}, {"CUDA graphs": "why"})
-    assert tune_once(path, lambda: first) == first
-    assert tune_once(path, lambda: Tuned({}, {}, {})) == first
+    first = TuningResult({"prefer_nhwc": "1"}, {"plain": 1.0}, {"CUDA graphs": "why"})
+    assert tune_cached(path, lambda: first) == first
+    assert tune_cached(path, lambda: TuningResult({}, {}, {})) == first
     path.write_text("{")
-    assert tune_once(path, lambda: Tuned({}, {}, {})) == Tuned({}, {}, {})
-    assert tune_once(path, lambda: first) == Tuned({}, {}, {})
+    assert tune_cached(path, lambda: TuningResult({}, {}, {})) == TuningResult({}, {}, {})
+    assert tune_cached(path, lambda: first) == TuningResult({}, {}, {})

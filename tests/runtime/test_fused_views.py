@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from ensemble.arrays import Pixels
 from ensemble.images.views import View, parse_views
-from ensemble.runtime.fused_views import MADE, cast_first, fuse_views, make_views, source_of_pixels, split_views
+from ensemble.runtime.fused_views import HOST_VIEWS, cast_first, fuse_views, pixel_sources, split_views, stack_views
 from ensemble.runtime.model_file import INPUT, LOGITS, read_model
 from tests.support import toys
 
@@ -52,10 +52,10 @@ def test_only_views_that_move_pixels_are_cut_on_the_device() -> None:
 def test_a_table_says_where_each_pixel_comes_from() -> None:
     """The upper left pixel of a mirrored image of 4 columns is number 3; shifted right, the edge is repeated."""
     hflip, right = parse_views("hflip,shift:2:right")[1:]
-    table = source_of_pixels(hflip, (2, 4))
+    table = pixel_sources(hflip, (2, 4))
     assert table is not None
     assert table.tolist() == [[3, 2, 1, 0], [7, 6, 5, 4]]
-    moved = source_of_pixels(right, (1, 4))
+    moved = pixel_sources(right, (1, 4))
     assert moved is not None
     assert moved.tolist() == [[0, 0, 0, 1]]
 
@@ -68,7 +68,7 @@ def test_the_network_sees_the_hosts_pixels(kind: int) -> None:
     runtime = onnxruntime.InferenceSession(
         fuse_views(pixel_model(kind), ALL, rows=3, size=SIZE), providers=["CPUExecutionProvider"]
     )
-    seen = runtime.run([LOGITS], {INPUT: pixels, MADE: make_views(made, pixels)})[0]
+    seen = runtime.run([LOGITS], {INPUT: pixels, HOST_VIEWS: stack_views(made, pixels)})[0]
     seen = seen.reshape(3, len(ALL), *SIZE, 3)
     for place, view in enumerate((*cut, *made)):
         assert np.array_equal(seen[:, place], view.apply(pixels)), view.name
@@ -79,7 +79,7 @@ def test_a_single_view_is_not_the_image_as_it_is(views: tuple[View, ...]) -> Non
     """A model that is asked about one view alone, cut here or made there, sees that view."""
     pixels = noise(3)
     made = split_views(views, SIZE)[1]
-    feed = {INPUT: pixels} | ({MADE: make_views(made, pixels)} if made else {})
+    feed = {INPUT: pixels} | ({HOST_VIEWS: stack_views(made, pixels)} if made else {})
     runtime = onnxruntime.InferenceSession(fuse_views(pixel_model(TensorProto.FLOAT), views, rows=3, size=SIZE))
     seen = runtime.run([LOGITS], feed)[0].reshape(3, *SIZE, 3)
     assert np.array_equal(seen, views[0].apply(pixels))
@@ -90,7 +90,9 @@ def test_the_image_goes_straight_into_a_cast(views: tuple[View, ...]) -> None:
     """Whatever the views, no uint8 is moved about, which TensorRT refuses; the numbers stay the same."""
     data, pixels = pixel_model(TensorProto.FLOAT), noise(2)
     for changed in (cast_first(data), fuse_views(data, views, rows=2, size=SIZE)):
-        takers = [node.op_type for node in onnx.load_from_string(changed).graph.node if {INPUT, MADE} & set(node.input)]
+        takers = [
+            node.op_type for node in onnx.load_from_string(changed).graph.node if {INPUT, HOST_VIEWS} & set(node.input)
+        ]
         assert set(takers) == {"Cast"}
     seen = onnxruntime.InferenceSession(cast_first(data)).run([LOGITS], {INPUT: pixels})[0]
     assert np.array_equal(seen.reshape(pixels.shape), pixels)

@@ -21,7 +21,7 @@ from ensemble.images.views import parse_views
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import gpu_sessions, io_binding
-from ensemble.runtime.autotune import Tuned
+from ensemble.runtime.autotune import TuningResult
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, start_gpu_sessions
 from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, SharedBatchSize
@@ -60,11 +60,13 @@ def pixels(count: int) -> Pixels:
 
 
 def look(session: Session, batch: Pixels, views: Any = VIEWS) -> dict[str, Any]:
-    """All views of a batch by one lane."""
-    lane = DeviceBuffers(session.device.each[0])
-    lane.hold(session.card.preprocess, model_inputs({session.card.preprocess: batch}, views)[session.card.preprocess])
-    answers = session.run_views(lane)
-    lane.close()
+    """Run all views of a batch."""
+    buffers = DeviceBuffers(session.device.each[0])
+    buffers.load_later(
+        session.card.preprocess, model_inputs({session.card.preprocess: batch}, views)[session.card.preprocess]
+    )
+    answers = session.run_views(buffers)
+    buffers.close()
     return answers
 
 
@@ -85,13 +87,13 @@ def test_a_batch_of_any_size_gives_the_logits_of_its_images(models: dict[str, Mo
 
 
 def test_one_copy_serves_all_models_of_a_preprocessing(models: dict[str, ModelFile]) -> None:
-    """Three models look at one loaded lane, and each gives its own logits."""
+    """Three models run on one loaded batch, and each returns its own logits."""
     sessions = start_gpu_sessions(models, device=CPU, rows=4, views=VIEWS)
-    batch, lane = pixels(3), DeviceBuffers(CPU)
+    batch, buffers = pixels(3), DeviceBuffers(CPU)
     card = sessions["a"].card
-    lane.load(card.preprocess, model_inputs({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
+    buffers.load(card.preprocess, model_inputs({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
     for name, session in sessions.items():
-        answers = session.run_views(lane)
+        answers = session.run_views(buffers)
         assert list(answers) == ["identity", "hflip", "scale:1.25"]
         for view in VIEWS:
             expected = start_session(read_model(models[name].path)).run(view.apply(batch))
@@ -142,22 +144,22 @@ def test_fault_62_a_device_that_is_full_while_running_halves_the_one_shape(
 def test_fault_62_a_model_for_fewer_rows_needs_no_memory_beside_the_one_before(
     models: dict[str, ModelFile], gpus: FakeGpus
 ) -> None:
-    """With memory for a single network, it is built again for fewer rows, though its lane is in use."""
+    """With memory for a single network, it is rebuilt for a smaller batch while its buffers are in use."""
     session = start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
-    gpus.models, lane, card = 1, DeviceBuffers(CUDA), session.card
-    lane.hold(card.preprocess, model_inputs({card.preprocess: pixels(7)}, TTA)[card.preprocess])
-    session.run_views(lane)
+    gpus.models, buffers, card = 1, DeviceBuffers(CUDA), session.card
+    buffers.load_later(card.preprocess, model_inputs({card.preprocess: pixels(7)}, TTA)[card.preprocess])
+    session.run_views(buffers)
     gpus.rows, recorder = 4, Recorder()
-    retry_on_oom(session, partial(session.run_views, lane), recorder)
+    retry_on_oom(session, partial(session.run_views, buffers), recorder)
     assert codes(recorder) == ["W602"]
     assert gpus.alive == 1
-    lane.close()
+    buffers.close()
 
 
 def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
     models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a lane drops for a smaller shape is unlocked behind the lock that a CUDA graph is captured behind."""
+    """Buffers that a smaller batch size replaces are unlocked under the lock that CUDA graphs are captured under."""
     session = start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=8, views=TTA)["a"]
     free: list[bool] = []
     with ThreadPoolExecutor(1) as other:
@@ -165,12 +167,12 @@ def test_a_lane_lets_go_of_memory_only_while_nobody_captures(
         monkeypatch.setattr(
             io_binding,
             "unlock_pages",
-            lambda _: free.append(other.submit(io_binding._QUIET.acquire, blocking=False).result()),
+            lambda _: free.append(other.submit(io_binding.CUDA_LOCK.acquire, blocking=False).result()),
         )
-        lane = DeviceBuffers(CUDA)
+        buffers = DeviceBuffers(CUDA)
         for rows in (8, 4):
-            lane.load(session.card.preprocess, {"image": pixels(2)}, rows=rows)
-        lane.close()
+            buffers.load(session.card.preprocess, {"image": pixels(2)}, rows=rows)
+        buffers.close()
     assert free == [False, False]
 
 
@@ -190,7 +192,7 @@ def test_a_gpu_that_answers_otherwise_is_found_out(
 
 
 def test_fault_62_not_even_one_image_fits(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
-    """When the memory is too small for a batch of one, starting is E602 after a notice for each retry_on_oom."""
+    """When the memory is too small for a batch of one, starting is E602 after a notice for each halving."""
     gpus.rows, recorder = 0, Recorder()
     with pytest.raises(DeviceError, match="E602"):
         start_gpu_sessions(models, device=CUDA, rows=4, views=TTA, listener=recorder)
@@ -263,10 +265,10 @@ def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], g
 
 
 def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
-    """Three folds of one network try the ways once: the other two start with what the first one found."""
+    """Three folds of one network try the candidates once: the other two start with the first one's result."""
     start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
     first = len(gpus.started)
-    assert first == 3 + len(models)  # plain, two ways for float32, and the three models
+    assert first == 3 + len(models)  # plain, two candidates for float32, and the three models
     other = read_model(toys.write_model(models["a"].path.parent, replace(toys.card("d"), arch="other")))
     start_gpu_sessions({"d": other}, device=CUDA, rows=4, views=TTA)
     assert len(gpus.started) == first + 4
@@ -310,7 +312,7 @@ def test_a_real_gpu_never_answers_for_the_batch_before(
     if not start.works:
         pytest.skip(f"no cuda device here: {start.cause}")
     options = {"use_tf32": "0", "enable_cuda_graph": graphs}
-    monkeypatch.setattr(gpu_sessions, "tune_once", lambda *_: Tuned(options, {}, {}))
+    monkeypatch.setattr(gpu_sessions, "tune_cached", lambda *_: TuningResult(options, {}, {}))
     names = [f"{i:03d}.jpg" for i in range(400)]
     toys.write_pictures(tmp_path / "many", names)
     for device in ("cuda", "cpu"):

@@ -157,7 +157,7 @@ def test_threads_share_a_model_and_requests_are_used_again(tmp_path: Path) -> No
         answers = list(pool.map(session.run, batches))
     assert all(np.array_equal(answer, expected[: len(answer)]) for answer in answers)
     assert isinstance(session.runtime, OpenVINORuntime)
-    assert 1 <= len(session.runtime._idle) <= 4
+    assert 1 <= len(session.runtime.idle_requests) <= 4
 
 
 def test_batches_of_another_memory_layout_are_the_same_pictures(tmp_path: Path) -> None:

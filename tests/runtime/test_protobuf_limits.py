@@ -63,7 +63,7 @@ def test_measuring_agrees_with_protobuf() -> None:
     inner = helper.make_graph([helper.make_node("Identity", ["c"], ["y"])], "inner", [], [])
     model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
     counts = protobuf_limits.measure(model.SerializeToString(), model.DESCRIPTOR)
-    everything = list(model_file._parts(model))
+    everything = list(model_file.messages_in(model))
     assert counts.parts == len(everything)
     assert counts.nodes == sum(isinstance(part, onnx.NodeProto) for part in everything)
 

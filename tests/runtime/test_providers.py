@@ -100,7 +100,7 @@ def test_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
         with pytest.raises(DeviceError, match=r"E607.*A100.*T4"):
             choose_device("cuda:0,1")
         try_device.cache_clear()
-        monkeypatch.setattr(providers, "_start", fails_on_1)
+        monkeypatch.setattr(providers, "start_runtime", fails_on_1)
         with pytest.raises(DeviceError, match=r"E601.*cuda:1 was requested.*no GPU of that index"):
             choose_device("cuda:0,1")
 

@@ -13,7 +13,7 @@ from ensemble.images.views import parse_views
 from ensemble.runtime import tensorrt
 from ensemble.runtime.cuda import Gpu
 from ensemble.runtime.device import Device
-from ensemble.runtime.tensorrt import building, engine_options
+from ensemble.runtime.tensorrt import announce_build, engine_options
 from tests.support import toys
 
 DEVICE = Device("tensorrt")
@@ -71,10 +71,10 @@ def test_a_build_is_announced_and_a_kept_engine_is_not(tmp_path: Path) -> None:
     """Without an engine in the folder there are two notices, before and after; with one there is none."""
     options = {"trt_engine_cache_path": str(tmp_path / "engines")}
     recorder = Recorder()
-    with building(options, "r18", recorder):
+    with announce_build(options, "r18", recorder):
         assert [notice.code for notice in recorder.notices] == ["I608"]
         (tmp_path / "engines" / "graph_0.engine").touch()
     assert "r18 took" in recorder.notices[1].message
-    with building(options, "r18", recorder), building({}, "r18", recorder):
+    with announce_build(options, "r18", recorder), announce_build({}, "r18", recorder):
         pass
     assert len(recorder.notices) == 2

@@ -33,7 +33,7 @@ class FakeGpus:
     def start(
         self, model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
     ) -> tuple[Any, str]:
-        """What `providers._start` does, on the CPU."""
+        """Do what `providers.start_runtime` does, on the CPU."""
         asked = provider_options or {}
         if self.broken & set(asked.values()):
             raise RuntimeError(f"not supported: {min(self.broken)}")
@@ -73,10 +73,10 @@ class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
 @contextmanager
 def fake_gpus(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeGpus]:
     """Make every GPU start, and keep what is found out under ``home``."""
-    fake, on_device = FakeGpus(), io_binding._on_device
+    fake, on_device = FakeGpus(), io_binding.allocate
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    monkeypatch.setattr(providers, "_start", fake.start)
-    monkeypatch.setattr(io_binding, "_on_device", lambda _, shape, kind: on_device(CPU, shape, kind))
+    monkeypatch.setattr(providers, "start_runtime", fake.start)
+    monkeypatch.setattr(io_binding, "allocate", lambda _, shape, kind: on_device(CPU, shape, kind))
     monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: False)
     for module in (providers, cuda):
         monkeypatch.setattr(module, "describe_gpu", lambda _: cuda.Gpu("NVIDIA Test", "9.0"))
