@@ -74,8 +74,8 @@ class FaceStore(Store[RoundFaces]):
         for file in (self._path, self._partial):
             if not file.exists():
                 continue
-            faces, origin = read_faces(file)
-            if origin != self._origin:
+            found = read_faces(file)
+            if found.origin != self._origin:
                 raise FileError("E704", f"{file} holds boxes that were found with other settings", path=file)
-            kept |= {face.id: face for face in faces if size_of.get(face.id) == face.bytes}
+            kept |= {face.id: face for face in found.faces if size_of.get(face.id) == face.bytes}
         return kept

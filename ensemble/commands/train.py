@@ -249,7 +249,7 @@ def train(
     from ensemble.images.face_boxes import Boxes, read_faces
 
     listener = TERMINAL if distributed.is_main else SILENT
-    faces = None if data.boxes is None else read_faces(data.boxes)[0]
+    faces = None if data.boxes is None else read_faces(data.boxes).faces
     crop = None if faces is None else fallback_crop(faces, data.margin)
     dataset = read_dataset(train_dir, fixes=data.fixes, without=data.without, age_cut=data.age_cut, listener=listener)
     preprocess = Preprocess(parse_size(input_.size), input_.resize, input_.interpolation, face=crop)

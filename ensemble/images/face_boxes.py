@@ -122,8 +122,16 @@ def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
     return write_atomic(path, memoryview(sink.getvalue()))
 
 
-def read_faces(path: Path) -> tuple[tuple[Face, ...], str]:
-    """What was found, and the origin it was written with.
+@dataclass(frozen=True, slots=True)
+class FaceFile:
+    """The content of a boxes file: its faces, and the ``origin`` that `write_boxes` was given."""
+
+    faces: tuple[Face, ...]
+    origin: str
+
+
+def read_faces(path: Path) -> FaceFile:
+    """Read what `write_boxes` wrote, or the boxes of another program.
 
     Raises:
         FileError: E707 when there is no such file.
@@ -140,7 +148,7 @@ def read_faces(path: Path) -> tuple[tuple[Face, ...], str]:
         raise DataError("E350", f"{path.name} cannot be read as face boxes: {err}", path=path) from err
     if len({face.id for face in faces}) != len(faces):
         raise DataError("E313", f"{path.name}: an id is listed more than once", path=path)
-    return faces, origin
+    return FaceFile(faces, origin)
 
 
 def read_boxes(path: Path) -> Boxes:
@@ -149,8 +157,7 @@ def read_boxes(path: Path) -> Boxes:
     Raises:
         FileError, DataError: as `read_faces`.
     """
-    faces, _ = read_faces(path)
-    return Boxes({face.id: face.box for face in faces})
+    return Boxes({face.id: face.box for face in read_faces(path).faces})
 
 
 def _face(row: Mapping[str, Any]) -> Face:

@@ -84,8 +84,8 @@ def test_finished_predictions_keep_their_bytes(tmp_path: Path) -> None:
 def test_face_boxes_keep_their_bytes(tmp_path: Path) -> None:
     """A file of face boxes is read and written again as it was."""
     golden = GOLDEN / "boxes.parquet"
-    faces, origin = read_faces(golden)
-    write_boxes(tmp_path / "boxes.parquet", faces, origin=origin)
+    found = read_faces(golden)
+    write_boxes(tmp_path / "boxes.parquet", found.faces, origin=found.origin)
     require_same_parquet(tmp_path / "boxes.parquet", golden)
     assert read_boxes(golden).select(["b.jpg", "a.jpg"])[0] is None
 

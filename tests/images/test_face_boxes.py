@@ -14,7 +14,7 @@ import pytest
 from ensemble.card import FaceCrop, ModelCard, Preprocess
 from ensemble.errors import DataError, FileError, ModelError, OptionError
 from ensemble.images.decode import read_image
-from ensemble.images.face_boxes import Box, Boxes, Face, read_boxes, read_faces, write_boxes
+from ensemble.images.face_boxes import Box, Boxes, Face, FaceFile, read_boxes, read_faces, write_boxes
 from ensemble.images.face_crop import face_square, prepare_image
 from ensemble.images.resize import resize_image
 from ensemble.images.views import parse_views
@@ -30,7 +30,7 @@ FACES = (Face("b.jpg", None, None, 0, None, 64, 48), Face("a.jpg", BOX, 0.75, 2,
 def test_boxes_come_back_as_they_were_written(tmp_path: Path) -> None:
     """Boxes, images without a face and the origin survive the file, whose columns are those documented."""
     path = write_boxes(tmp_path / "boxes.parquet", FACES, origin="how")
-    assert read_faces(path) == (tuple(sorted(FACES, key=lambda face: face.id)), "how")
+    assert read_faces(path) == FaceFile(tuple(sorted(FACES, key=lambda face: face.id)), "how")
     assert read_boxes(path) == Boxes({"a.jpg": BOX, "b.jpg": None})
     columns = ["id", "left", "top", "right", "bottom", "probability", "faces", "found_by", "width", "height", "bytes"]
     assert pq.read_table(path).column_names == columns
@@ -165,5 +165,5 @@ def test_other_boxes_are_another_run(tmp_path: Path) -> None:
         if box is None:
             predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")
         else:
-            with pytest.raises(FileError, match="other face boxes"):
+            with pytest.raises(FileError, match="differs in face boxes"):
                 predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")

@@ -53,7 +53,7 @@ def test_fault_34_images_of_every_mode_and_size_never_crash(tmp_path: Path) -> N
     Image.fromarray(toys.picture(4, size=(24, 200))).save(tmp_path / "narrow.png")
     found = find_faces(tmp_path, tmp_path / "out" / "boxes.parquet", device="cpu", workers=2)
     assert found.images == 7
-    sizes = {face.id: (face.height, face.width) for face in read_faces(found.path)[0]}
+    sizes = {face.id: (face.height, face.width) for face in read_faces(found.path).faces}
     assert sizes["RGBA.png"] == (48, 64)
     assert sizes["CMYK.jpg"] == (1, 1)
 
@@ -104,7 +104,7 @@ def test_fault_33_the_second_pass_takes_only_images_without_a_face(
     found = find_faces(tmp_path / "images", tmp_path / "b.parquet", device="cpu", workers=1)
     assert (found.images, found.first, found.second, found.without) == (3, 1, 1, 1)
     assert sorted(asked) == [(0.4, 0), (0.4, 100), (0.5, 0), (0.5, 100), (0.5, 200)]
-    kept = {face.id: face for face in read_faces(found.path)[0]}
+    kept = {face.id: face for face in read_faces(found.path).faces}
     assert kept["bright.png"].box == Box(1, 2, 30, 40)
     assert (kept["bright.png"].faces, kept["bright.png"].found_by, kept["bright.png"].probability) == (2, "first", 0.75)
     assert kept["dim.png"].found_by == "second"
