@@ -1,17 +1,18 @@
-"""The loops that `ens bench` compares with: what a good engineer writes in an hour, with torch or with onnxruntime.
+"""The baselines of `ens bench`: what a good engineer writes in an hour, with torch or with onnxruntime.
 
-Both take one model after another over the images, as such scripts do, and decode them anew for each. They read and
-resize with our own functions, so that they answer exactly what `ens predict` answers; the benchmark checks that.
+Both run one model after another over the images, as such scripts do, and decode the images again for each. They decode
+and resize with the functions of `ens predict`, so that their predictions are the same; the benchmark checks that.
 
-- torch on the CPU: a DataLoader with a worker a core, batches of 32, eager, float32, all cores.
+- torch on the CPU: a DataLoader with one worker per core, batches of 32, eager, float32, all cores.
 - torch on CUDA: a DataLoader with 16 workers and pinned memory, batches of 128, fp16 autocast, channels_last and
-  torch.compile, one shape for all batches so that nothing is compiled twice.
+  torch.compile; the last batch is padded, so that nothing is compiled twice.
 - onnxruntime: default sessions (all cores, or the CUDA provider), the same batches; decode, run, flip, run, in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.arrays import Logits, Pixels
-from ensemble.bench.contenders import Inputs, Job
-from ensemble.bench.process_meter import Clock, Outcome
+from ensemble.bench.agreement import MemberLogits
+from ensemble.bench.contenders import BenchJob, JobInputs
+from ensemble.bench.process_meter import PassResult, PassTimer
 from ensemble.card import ModelCard, Preprocess
+from ensemble.errors import enumerate_some
+from ensemble.files import sha256_file
 from ensemble.images.decode import read_image
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.machine import available_cores
+from ensemble.runtime.model_file import read_model
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +37,12 @@ if TYPE_CHECKING:
 BATCH, GPU_BATCH = 32, 128
 GPU_WORKERS = 16
 
-LogitsByMember = dict[str, dict[str, Logits]]
-
 
 @dataclass(frozen=True, slots=True)
-class Photos:
-    """The images as one model takes them, read when asked for: a dataset for torch's DataLoader too."""
+class PreparedImages:
+    """The images as one model needs them, decoded on access: also a dataset for torch's DataLoader."""
 
-    inputs: Inputs
+    inputs: JobInputs
     preprocess: Preprocess
     count: int
 
@@ -48,11 +51,11 @@ class Photos:
 
     def __getitem__(self, row: int) -> Pixels:
         pixels = read_image(self.inputs.listing.paths[row]).pixels
-        return prepare_image(pixels, self.preprocess, self.inputs.face(row)).copy()  # torch wants it writable
+        return prepare_image(pixels, self.preprocess, self.inputs.face(row)).copy()  # torch needs it writable
 
 
-def onnxruntime_loop(job: Job, clock: Clock) -> Outcome:
-    """Decode a batch, run it, flip it, run it; the next batch."""
+def onnxruntime_loop(job: BenchJob, timer: PassTimer) -> PassResult:
+    """Decode a batch, run it, flip it, run it; then the next batch."""
     import onnxruntime
 
     inputs, cuda = job.read(), job.where.is_gpu
@@ -63,35 +66,30 @@ def onnxruntime_loop(job: Job, clock: Clock) -> Outcome:
     sessions = [onnxruntime.InferenceSession(model.path, providers=[provider]) for model in inputs.models]
     batch = GPU_BATCH if cuda else BATCH
 
-    def run(count: int) -> LogitsByMember:
-        answers: LogitsByMember = {}
+    def predict(count: int) -> MemberLogits:
+        logits: dict[str, dict[str, Logits]] = {}
         for model, session in zip(inputs.models, sessions, strict=True):
-            photos = Photos(inputs, model.card.preprocess, count)
+            prepared = PreparedImages(inputs, model.card.preprocess, count)
             found: dict[str, list[Logits]] = {view: [] for view in job.views}
             for start in range(0, count, batch):
-                images = np.stack([photos[row] for row in range(start, min(start + batch, count))])
+                images = np.stack([prepared[row] for row in range(start, min(start + batch, count))])
                 found["identity"].append(session.run(["logits"], {"image": images})[0])
                 if job.tta:
                     flipped = np.ascontiguousarray(images[:, :, ::-1])
                     found["hflip"].append(session.run(["logits"], {"image": flipped})[0])
-            answers[model.card.member] = {view: np.concatenate(parts) for view, parts in found.items()}
-        return answers
+            logits[model.card.member] = {view: np.concatenate(parts) for view, parts in found.items()}
+        return logits
 
-    if job.warm_up:
-        run(job.warm_up)
-    clock.start()
-    answers = run(len(job.ids))
-    clock.stop()
-    return Outcome(answers, batch, workers=1)
+    return PassResult(_run_timed(predict, job, timer), batch, workers=1)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchLoop:
-    """A DataLoader, a timm network, two views; ``checkpoints[member]`` are the weights that its model came from."""
+    """A DataLoader, timm networks, up to two views; ``checkpoints[member]`` are the weights of each model."""
 
     checkpoints: Mapping[str, Path]
 
-    def __call__(self, job: Job, clock: Clock) -> Outcome:
+    def __call__(self, job: BenchJob, timer: PassTimer) -> PassResult:
         """Run one network after another over the images."""
         import torch
         from torch.utils.data import DataLoader
@@ -99,33 +97,28 @@ class TorchLoop:
         inputs, cuda = job.read(), job.where.is_gpu
         device = torch.device("cuda", job.where.index) if cuda else torch.device("cpu")
         batch, workers = (GPU_BATCH, GPU_WORKERS) if cuda else (BATCH, available_cores())
-        torch.set_num_threads(available_cores())  # its own count does not know a container's quota
+        torch.set_num_threads(available_cores())  # torch's own default ignores the CPU quota of a container
         networks = {model.card.member: self._network(model.card, device) for model in inputs.models}
 
         @torch.inference_mode()
-        def run(count: int) -> LogitsByMember:
-            answers: LogitsByMember = {}
+        def predict(count: int) -> MemberLogits:
+            logits: dict[str, dict[str, Logits]] = {}
             for model in inputs.models:
                 network = networks[model.card.member]
-                photos: Any = Photos(inputs, model.card.preprocess, count)
+                prepared: Any = PreparedImages(inputs, model.card.preprocess, count)
                 mean, std = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in (model.card.mean, model.card.std))
                 found: dict[str, list[torch.Tensor]] = {view: [] for view in job.views}
-                for pixels in DataLoader(photos, batch, num_workers=workers, pin_memory=cuda):
+                for pixels in DataLoader(prepared, batch, num_workers=workers, pin_memory=cuda):
                     rows = len(pixels)
-                    images = normalise(fill(pixels, batch) if cuda else pixels, mean, std)
+                    images = normalise(pad(pixels, batch) if cuda else pixels, mean, std)
                     with torch.autocast(device.type, torch.float16, enabled=cuda):
                         found["identity"].append(network(images)[:rows])
                         if job.tta:
                             found["hflip"].append(network(torch.flip(images, [3]))[:rows])
-                answers[model.card.member] = {v: torch.cat(parts).float().cpu().numpy() for v, parts in found.items()}
-            return answers
+                logits[model.card.member] = {v: torch.cat(parts).float().cpu().numpy() for v, parts in found.items()}
+            return logits
 
-        if job.warm_up:
-            run(job.warm_up)
-        clock.start()
-        answers = run(len(job.ids))
-        clock.stop()
-        return Outcome(answers, batch, workers)
+        return PassResult(_run_timed(predict, job, timer), batch, workers)
 
     def _network(self, card: ModelCard, device: torch.device) -> Any:
         import torch
@@ -139,18 +132,64 @@ class TorchLoop:
         return torch.compile(placed.to(memory_format=torch.channels_last))
 
 
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """The checkpoint of each member; ``problem`` says why there is none, and is empty otherwise."""
+
+    checkpoints: Mapping[str, Path]
+    problem: str = ""
+
+
+def find_weights(models: Sequence[Path], paths: Sequence[Path]) -> FoundWeights:
+    """Find, by SHA-256, the checkpoint that each model was exported from, in files and folders.
+
+    Raises:
+        EnsError: as `read_model`.
+    """
+    try:
+        installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "timm"))
+    except ModuleNotFoundError:  # from an import hook that hides them
+        installed = False
+    if not installed:
+        return FoundWeights({}, "torch or timm is not installed")
+    if not paths:
+        return FoundWeights({}, "it needs --checkpoints")
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+    ]
+    by_sha256 = {sha256_file(file): file for file in files}
+    cards = [read_model(path).card for path in models]
+    missing = [card.member for card in cards if card.checkpoint_sha256 not in by_sha256]
+    if missing:
+        return FoundWeights({}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}")
+    return FoundWeights({card.member: by_sha256[card.checkpoint_sha256] for card in cards})
+
+
 def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` float32, where ``mean`` is; planes on the CPU, else channels last."""
+    """Convert ``(B, H, W, 3)`` uint8 to normalised ``(B, 3, H, W)`` float32 on the device of ``mean``.
+
+    The result is contiguous on the CPU and in channels_last elsewhere.
+    """
     planes = pixels.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
     if mean.device.type == "cpu":
-        planes = planes.contiguous()  # as torchvision's ToTensor gives them
+        planes = planes.contiguous()  # as from torchvision's ToTensor
     return planes.float().div_(255).sub_(mean).div_(std)
 
 
-def fill(pixels: torch.Tensor, batch: int) -> torch.Tensor:
-    """The last batch filled up with its last image: compiled code and cuDNN keep to one shape."""
+def pad(pixels: torch.Tensor, batch: int) -> torch.Tensor:
+    """Pad the last batch with its last image, since compiled code and cuDNN are fastest with one shape."""
     if len(pixels) == batch:
-        return pixels  # in pinned memory, where a copy would not be
+        return pixels  # stays in pinned memory, which a copy would not
     import torch
 
     return torch.cat([pixels, pixels[-1:].expand(batch - len(pixels), -1, -1, -1)])
+
+
+def _run_timed(predict: Callable[[int], MemberLogits], job: BenchJob, timer: PassTimer) -> MemberLogits:
+    """Warm up, then time the prediction of all images; ``predict`` takes the number of images."""
+    if job.warm_up:
+        predict(job.warm_up)
+    timer.start()
+    logits = predict(len(job.ids))
+    timer.stop()
+    return logits

@@ -1,4 +1,4 @@
-"""Disputes: the images that members disagree on most, with who says what."""
+"""Find the images on which members disagree most, with the votes of the members."""
 
 from __future__ import annotations
 
@@ -24,30 +24,39 @@ _THUMBNAIL = Preprocess((144, 144), resize="center")
 
 
 @dataclass(frozen=True, slots=True)
-class Dispute:
-    """An image the members disagree on: ``information`` in nats, and who answers which class.
+class Vote:
+    """The members that predict one class for an image."""
 
-    ``thumbnail`` is a JPEG file's content, ``truth`` the name of the true class where it is known.
+    class_name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An image on which members disagree: their mutual information in nats, and the votes, most members first.
+
+    ``blend`` is the class that the blend predicts, ``truth`` the true class where it is known, and ``thumbnail`` the
+    content of a JPEG file.
     """
 
     image: str
     information: float
     blend: str
-    votes: tuple[tuple[str, tuple[str, ...]], ...]
+    votes: tuple[Vote, ...]
     truth: str | None
     thumbnail: bytes | None
 
 
-def find_disputes(
+def find_disagreements(
     alone: Mapping[str, Blended], blended: Blended, truth: Truth | None, images: Path | None
-) -> tuple[Dispute, ...]:
-    """The images about which the members' answers tell most apart: the entropy of their mean less their mean entropy.
+) -> tuple[Disagreement, ...]:
+    """Return the images with the highest mutual information between members: entropy of the mean less mean entropy.
 
-    ``alone`` holds each member's own answers to the images of ``blended``, in the same order. The measure is the mutual
-    information of Houlsby et al., "Bayesian Active Learning" (arXiv 1112.5745), equation 2.
+    ``alone`` holds each member's own predictions for the images of ``blended``, in the same order. See Houlsby et al.,
+    "Bayesian Active Learning" (arXiv 1112.5745), equation 2. Images that could not be read are skipped.
 
     Raises:
-        DataError: E330 when the truth is of other images, E3xx when a picture is missing or cannot be read.
+        DataError: E330 when the ground truth is of other images, E3xx when an image is missing or cannot be read.
     """
     labels = blended.labels
     mean = np.zeros_like(blended.probabilities)
@@ -57,45 +66,45 @@ def find_disputes(
         mean += p / len(alone)
         entropy += _entropy(p) / len(alone)
     information = _entropy(mean) - entropy
-    filled = set(blended.filled)  # about what could not be read there is no dispute, and no picture
+    filled = set(blended.filled)  # images that could not be read have the same probabilities from all members
     read = np.array([row for row, name in enumerate(blended.ids) if name not in filled], dtype=np.intp)
     rows = read[np.argsort(-information[read], kind="stable")[:_MOST]].tolist()
     ids = [blended.ids[row] for row in rows]
     true = None if truth is None else true_classes(blended.ids, truth)
     pictures = [None] * len(ids) if images is None else [_thumbnail(path) for path in list_images(images, ids).paths]
-    answers = {name: answers_of(one, labels) for name, one in alone.items()}
-    disputes = []
+    predicted = {name: predicted_classes(one, labels) for name, one in alone.items()}
+    found = []
     for row, picture in zip(rows, pictures, strict=True):
         votes: dict[str, list[str]] = {}
-        for name, classes in answers.items():
+        for name, classes in predicted.items():
             votes.setdefault(labels.names[classes[row]], []).append(name)
         ordered = sorted(votes.items(), key=lambda item: (-len(item[1]), item[0]))
-        disputes.append(
-            Dispute(
+        found.append(
+            Disagreement(
                 image=blended.ids[row],
                 information=float(information[row]),
                 blend=labels.names[blended.classes[row]],
-                votes=tuple((name, tuple(who)) for name, who in ordered),
+                votes=tuple(Vote(name, tuple(members)) for name, members in ordered),
                 truth=None if true is None else labels.names[true[row]],
                 thumbnail=picture,
             )
         )
-    return tuple(disputes)
+    return tuple(found)
 
 
-def answers_of(blended: Blended, labels: LabelSpace) -> Classes:
-    """The answers ``(N,)`` as class numbers of ``labels``."""
+def predicted_classes(blended: Blended, labels: LabelSpace) -> Classes:
+    """Return the predicted classes ``(N,)`` as indices into ``labels``."""
     columns = labels.permutation(blended.labels, owner="a member")
     return np.asarray(np.argsort(columns)[blended.classes], dtype=np.intp)
 
 
 def _entropy(p: Floats) -> Floats:
-    """The entropy of each row in nats."""
+    """Return the entropy of each row in nats."""
     return np.asarray(-(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=-1))
 
 
 def _thumbnail(path: Path) -> bytes:
-    """A JPEG file's content."""
+    """Return the content of a JPEG file."""
     sink = io.BytesIO()
     Image.fromarray(resize_image(read_image(path).pixels, _THUMBNAIL)).save(sink, "JPEG", quality=78, optimize=True)
     return sink.getvalue()

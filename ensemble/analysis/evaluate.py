@@ -1,8 +1,8 @@
-"""Evaluate: answers against the truth, with an interval around every score."""
+"""Score predictions against the ground truth, with bootstrap intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -48,7 +48,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How good one set of answers is; without probabilities ``nll`` and ``calibration_error`` are None."""
+    """The scores of one set of predictions; ``nll`` and ``calibration_error`` are None without probabilities."""
 
     name: str
     macro_f1: Estimate
@@ -61,7 +61,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores of one or more sets of answers to the same images; ``support`` counts the images of each true class."""
+    """The scores of one or more sets of predictions for the same images; ``support`` is the images per true class."""
 
     scores: tuple[Scores, ...]
     images: int
@@ -70,39 +70,50 @@ class Evaluation:
     support: tuple[int, ...]
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self)
 
     def render(self) -> str:
-        """For people: the scores, and, for up to three sets of answers, each class's support and F1."""
-        images = f"{self.images:,} images"
+        """Return tables of the scores, and of F1 per class for up to three sets, with one column per set."""
+        owner, names = _split_owner([s.name for s in self.scores])
+        images = f"{owner}{self.images:,} images"
         basis = images if self.persons is None else f"{images} of {self.persons:,} persons"
-        scores: list[tuple[str | float | None, ...]] = [
-            (s.name, str(s.macro_f1), str(s.accuracy), *map(str, s.axes.values()), s.nll, s.calibration_error)
-            for s in self.scores
+        labels = ("macro F1", "accuracy", *(f"  {axis}" for axis in self.scores[0].axes), "NLL", "ECE")
+        columns = [
+            map(_text, (s.macro_f1, s.accuracy, *s.axes.values(), s.nll, s.calibration_error)) for s in self.scores
         ]
-        header = ("answers", "macro F1", "accuracy", *self.scores[0].axes, "NLL", "ECE")
-        summary = f"{basis}; 95 % intervals\n{render_columns(header, scores)}"
+        scores = render_columns(["", *names], list(zip(labels, *columns, strict=True)))
+        text = f"{basis}; 95 % intervals in brackets\n{scores}"
         if len(self.scores) > _MOST_BY_CLASS:
-            return summary
-        by_class: list[tuple[str | float, ...]] = [
-            (number, name, self.support[number], *(s.class_f1[number] for s in self.scores))
-            for number, name in enumerate(self.classes)
-        ]
-        return f"{summary}\n" + render_columns(
-            ("class", "name", "images", *(f"F1 {s.name}" for s in self.scores)), by_class
-        )
+            return text
+        classes = [f"{number:>2} {name}" for number, name in enumerate(self.classes)]
+        rows = list(zip(classes, self.support, *(s.class_f1 for s in self.scores), strict=True))
+        return f"{text}\nF1 per class\n{render_columns(['class', 'images', *names], rows)}"
+
+
+def _text(score: Estimate | float | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if isinstance(score, float) else str(score)
+
+
+def _split_owner(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Split names such as "r18: hflip" into their common owner, if they have one, and the rest."""
+    owners = {name.rpartition(": ")[0] for name in names}
+    if len(names) < 2 or len(owners) > 1 or "" in owners:
+        return "", list(names)
+    return f"{owners.pop()}: ", [name.rpartition(": ")[2] for name in names]
 
 
 def side_by_side(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    """One table of several evaluations against the same truth, each set of answers under its owner's name.
+    """Merge evaluations against the same ground truth into one; each set of predictions is named after its owner.
 
     Raises:
         PredictionError: E501 when they are not of the same classes.
     """
     first, *others = evaluations.values()
     if any(other.classes != first.classes for other in others):
-        raise PredictionError("E501", "what is evaluated together must be of the same classes in the same order")
+        raise PredictionError("E501", "the predictions to be evaluated must have the same classes in the same order")
     named = (
         replace(scores, name=owner if len(evaluation.scores) == 1 else f"{owner}: {scores.name}")
         for owner, evaluation in evaluations.items()
@@ -114,22 +125,22 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> Evaluation:
 def evaluate(
     answers: Predictions | Blended | Submission, truth: Truth, *, resamples: int = 1000, seed: int = 0
 ) -> Evaluation:
-    """Score a member (each view, and the views' linear mean), a blend or a submission.
+    """Score a member (each view, and their linear mean), a blend or a submission.
 
-    Intervals come from a bootstrap over the persons, or over the images where the truth names no persons. Every set of
-    answers meets the same resamples.
+    Intervals are from a bootstrap over persons, or over images if the ground truth has no persons. All sets of
+    predictions are scored on the same resamples.
 
     Raises:
-        DataError: E330 when the truth is not of the same images.
+        DataError: E330 when the ground truth is not of the same images.
         PredictionError: E501 when it is not of the same classes, E505 when a prediction is not finite, E534 when images
-            could not be read and are missing.
+            that could not be read are missing.
     """
     if isinstance(answers, Predictions):
         require_none_missing([answers], truth.ids)
-    # sorted, so that neither the order of the answers nor that of the truth is of any consequence
-    truth = _take(truth, join_rows(sorted(truth.ids), truth.ids, complain=predictions_mismatch))
+    # sorted, so that neither the order of the predictions nor that of the ground truth changes an interval
+    truth = _select_rows(truth, join_rows(sorted(truth.ids), truth.ids, complain=predictions_mismatch))
     return Evaluation(
-        scores=tuple(_score(one, truth, resamples, seed) for one in _answers(answers, truth)),
+        scores=tuple(_score(one, truth, resamples, seed) for one in _prediction_sets(answers, truth)),
         images=len(truth.ids),
         persons=None if truth.persons is None else len(set(truth.persons)),
         classes=truth.labels.names,
@@ -138,17 +149,17 @@ def evaluate(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
-    """One set of answers in the order of the truth's ids and classes; ``probabilities`` is ``(N, C)`` or None."""
+class _PredictionSet:
+    """Predictions in the order of the ids and classes of the ground truth; ``probabilities`` is ``(N, C)`` or None."""
 
     name: str
     classes: Classes
     probabilities: Floats | None
 
 
-def _answers(answers: Predictions | Blended | Submission, truth: Truth) -> Iterator[_Answers]:
+def _prediction_sets(answers: Predictions | Blended | Submission, truth: Truth) -> Iterator[_PredictionSet]:
     rows = join_rows(truth.ids, answers.ids, complain=predictions_mismatch)
-    columns = truth.labels.permutation(answers.labels, owner="the answers")
+    columns = truth.labels.permutation(answers.labels, owner="the predictions")
     if isinstance(answers, Predictions):
         for view in answers.logits:
             require_finite(answers, view)
@@ -156,29 +167,29 @@ def _answers(answers: Predictions | Blended | Submission, truth: Truth) -> Itera
         if len(views) > 1:
             views["mean"] = pool(list(views.values()), [1] * len(views))
         for view, log_p in views.items():
-            yield _Answers(view, decide(log_p), np.exp(log_p))
+            yield _PredictionSet(view, decide(log_p), np.exp(log_p))
         return
-    # a class number of the answers, as a class number of the truth
+    # class indices of the predictions as those of the ground truth
     classes = np.argsort(columns)[answers.classes[rows]]
     if isinstance(answers, Blended):
-        yield _Answers("blend", classes, answers.probabilities[rows[:, np.newaxis], columns])
+        yield _PredictionSet("blend", classes, answers.probabilities[rows[:, np.newaxis], columns])
     else:
-        yield _Answers("submission", classes, None)
+        yield _PredictionSet("submission", classes, None)
 
 
-def _score(answers: _Answers, truth: Truth, resamples: int, seed: int) -> Scores:
+def _score(predicted: _PredictionSet, truth: Truth, resamples: int, seed: int) -> Scores:
     count = len(truth.labels)
-    once = confusion_matrix(truth.classes, answers.classes, classes=count)
+    once = confusion_matrix(truth.classes, predicted.classes, classes=count)
     again = bootstrap(
-        truth.classes, answers.classes, classes=count, clusters=truth.persons, resamples=resamples, seed=seed
+        truth.classes, predicted.classes, classes=count, clusters=truth.persons, resamples=resamples, seed=seed
     )
 
     def estimate(metric: Callable[[Floats], Floats]) -> Estimate:
         return Estimate(float(metric(once)), *interval(metric(again)))
 
-    probabilities = answers.probabilities
+    probabilities = predicted.probabilities
     return Scores(
-        name=answers.name,
+        name=predicted.name,
         macro_f1=estimate(macro_f1),
         accuracy=estimate(accuracy),
         axes={x.name: estimate(partial(axis_accuracy, labels=truth.labels, axis=x.name)) for x in truth.labels.axes},
@@ -188,6 +199,6 @@ def _score(answers: _Answers, truth: Truth, resamples: int, seed: int) -> Scores
     )
 
 
-def _take(truth: Truth, rows: NDArray[np.intp]) -> Truth:
+def _select_rows(truth: Truth, rows: NDArray[np.intp]) -> Truth:
     persons = None if truth.persons is None else tuple(truth.persons[row] for row in rows)
     return Truth(tuple(truth.ids[row] for row in rows), truth.classes[rows], persons, truth.labels)

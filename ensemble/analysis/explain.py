@@ -1,4 +1,4 @@
-"""Class-activation maps: where in an image the evidence for its class lies, drawn over what the model sees."""
+"""Draw class-activation maps: where in an image the evidence for its class is, over the input of the model."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One image's map: the class it is for, that class's probability and the most probable class.
+    """The map of one image: the class it is for, the probability of that class, and the predicted class.
 
-    ``on_face`` is the share of the map that lies in the face box, None without a box, or without any evidence;
-    ``face_area`` is the box's share of the picture.
+    ``on_face`` is the share of the map that is in the face box, None without a box or without any evidence.
+    ``face_area`` is the share of the image that is in the box.
     """
 
     image: str
@@ -48,13 +48,13 @@ class Explained:
     face_area: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
 class Explanations:
-    """All maps of one model, and the contact sheets."""
+    """The maps of one model, and the contact sheets."""
 
     member: str
     device: str
@@ -62,7 +62,7 @@ class Explanations:
     sheets: tuple[Path, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return {
             "member": self.member,
             "device": self.device,
@@ -71,13 +71,14 @@ class Explanations:
         }
 
     def render(self) -> str:
-        """How many there are, how much of them lies on faces where that is known, and the sheets, for people."""
-        lines = [f"{len(self.images):,} images as {self.member} sees them, on {self.device}"]
+        """Return, for the terminal, the number of maps, their mean share on faces where known, and the sheets."""
+        lines = [f"{len(self.images):,} images explained for {self.member}, on {self.device}"]
         shares = [(one.on_face, one.face_area) for one in self.images if one.on_face is not None]
         if shares:
             found, area = np.array(shares, dtype=np.float64).mean(axis=0)
             lines.append(
-                f"{found:.0%} of the evidence lies on the face, {area:.0%} of the picture ({len(shares):,} with a face)"
+                f"{found:.0%} of the evidence is on the face, which is {area:.0%} of the image "
+                f"({len(shares):,} images with a face)"
             )
         return "\n".join([*lines, *map(str, self.sheets)])
 
@@ -94,14 +95,14 @@ def explain(
 ) -> Explanations:
     """Draw the map of the predicted class, or of the class ``target`` (a name or an index), over each image.
 
-    ``images`` are files and folders. Each gets ``<folder>/<image>.png``, and all together ``sheet-001.png`` and on. A
-    map shows what speaks for the class (negative values count as 0), as a share of its own strongest place.
+    ``images`` are files and folders. Each image gets ``<folder>/<image>.png``; contact sheets are ``sheet-001.png`` and
+    so on. A map shows the evidence for the class (negative values count as 0), scaled to its own maximum.
 
     Raises:
-        OptionError: E203 when the device is not known, E204 when the class is not, or when a picture would replace an
+        OptionError: E203 when the device is not known, E204 when the class is not, or when a map would overwrite an
             image, E206 when the model needs boxes and there are none.
         DataError: E316 when there are no images, E327 when a name is not valid Unicode, E351 when an image is not in
-            ``boxes``; E326 when some could not be read: all others are done, and ``errors.csv`` names the rest.
+            ``boxes``; E326 when some could not be read: all others are done, and ``errors.csv`` lists the rest.
         ModelError: E431 without the output ``features``, E432 when the head is not linear; see also `read_model`.
         FileError, DeviceError: see `read_model`, `choose_device` and `start_session`; E701 or E702 for the folder.
     """
@@ -116,25 +117,25 @@ def explain(
     files.require_writable(folder)
     where = choose_device(device, listener=listener)
     session = start_session(read, device=where, threads=available_cores())
-    run = _Run(session, classifier, listing, faces, folder, chosen)
+    explainer = _Explainer(session, classifier, listing, faces, folder, chosen)
     listener.progress("explain", 0, len(listing))
     for start in range(0, len(listing), BATCH):
         rows = range(start, min(start + BATCH, len(listing)))
-        run.explain_rows(rows)
+        explainer.explain_rows(rows)
         listener.progress("explain", rows.stop, len(listing))
-    run.finish_sheet()
-    tell_oddities(run.oddities, listener)
-    write_errors(folder / ERRORS, listing, run.faults)
-    if run.faults:
-        raise unread(run.faults, listing, folder / ERRORS, kept=f"all others are in {folder}")
-    return Explanations(read.card.member, str(where), tuple(run.done), tuple(run.sheets))
+    explainer.finish_sheet()
+    tell_oddities(explainer.oddities, listener)
+    write_errors(folder / ERRORS, listing, explainer.faults)
+    if explainer.faults:
+        raise unread(explainer.faults, listing, folder / ERRORS, kept=f"all others are in {folder}")
+    return Explanations(read.card.member, str(where), tuple(explainer.done), tuple(explainer.sheets))
 
 
 def list_given(images: Sequence[Path], *, listener: Listener = SILENT) -> Listing:
-    """The images that files and folders stand for, in their order.
+    """List the given files and the images in the given folders, in their order.
 
-    An id is the path below the folder, if there is one folder, or else below the last folder that all have in common.
-    Whether a file that was named can be read shows when it is read.
+    An id is the path below the folder if there is one folder, else below the deepest folder that all have in common.
+    A file that was named is not checked before it is read.
 
     Raises:
         DataError: E327 when a name is not valid Unicode; for folders see `list_images`.
@@ -154,7 +155,7 @@ def list_given(images: Sequence[Path], *, listener: Listener = SILENT) -> Listin
 
 
 def find_class(text: str, labels: LabelSpace) -> int:
-    """The class of a name, or else of an index.
+    """Return the index of a class given by name or index.
 
     Raises:
         OptionError: E204 when it is neither.
@@ -167,8 +168,8 @@ def find_class(text: str, labels: LabelSpace) -> int:
     raise OptionError("E204", f"{text!r} is not a class", hint=f"classes: {known}")
 
 
-class _Run:
-    """The work on one model's images: what is done, what could not be read, and the sheet that is being filled."""
+class _Explainer:
+    """Explains the images of one model, collects the images that could not be read, and fills contact sheets."""
 
     def __init__(
         self,
@@ -188,11 +189,11 @@ class _Run:
         self._tiles: list[Any] = []
 
     def explain_rows(self, rows: range) -> None:
-        """Read, ask and draw some images."""
-        seen = list(self._read(rows))
-        if not seen:
+        """Read, predict and draw some images."""
+        inputs = list(self._read(rows))
+        if not inputs:
             return
-        pixels = np.stack([one.pixels for one in seen])
+        pixels = np.stack([one.pixels for one in inputs])
         logits, features = (self._session.run(pixels, output=output) for output in (LOGITS, FEATURES))
         self._classifier.require_explains(features, logits)
         predicted = logits.argmax(axis=1)
@@ -200,7 +201,7 @@ class _Run:
         maps = np.maximum(self._classifier.maps(features, classes), 0)
         log_p = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True)
         names = self._session.card.labels.names
-        for i, one in enumerate(seen):
+        for i, one in enumerate(inputs):
             explained = Explained(
                 image=self._listing.ids[one.row],
                 class_name=names[classes[i]],
@@ -214,14 +215,14 @@ class _Run:
             self.done.append(explained)
 
     def finish_sheet(self) -> None:
-        """Write the sheet that is being filled, and remove those of an earlier run that would follow it."""
+        """Write the last sheet, and remove the later sheets of an earlier run."""
         self._write_sheet()
         number = len(self.sheets) + 1
         while (stale := self._folder / f"sheet-{number:03d}.png").exists():
             files.remove(stale)
             number += 1
 
-    def _read(self, rows: range) -> Iterator[_Seen]:
+    def _read(self, rows: range) -> Iterator[_ModelInput]:
         for row in rows:
             try:
                 photo = read_image(self._listing.paths[row])
@@ -233,14 +234,14 @@ class _Run:
             preprocess = self._session.card.preprocess
             box = None if self._faces is None else self._faces[row]
             face = None if box is None else prepare_image(_mark(photo.pixels, box), preprocess, box)[..., 0] > 127
-            yield _Seen(row, prepare_image(photo.pixels, preprocess, box), face)
+            yield _ModelInput(row, prepare_image(photo.pixels, preprocess, box), face)
 
     def _draw(self, pixels: Pixels, heat: Floats, explained: Explained) -> None:
         caption = [f"{explained.class_name}  {explained.probability:.1%}"]
         if self._chosen is not None:
             caption.append(f"predicted: {explained.predicted}")
         if self._faces is not None:
-            share = "nothing speaks for it" if explained.face_area else "no face box"
+            share = "no evidence" if explained.face_area else "no face box"
             caption.append(share if explained.on_face is None else f"{explained.on_face:.0%} on the face")
         caption.append(explained.image)
         files.write_atomic(explained.path, to_png(draw_pair(pixels, heat, caption)), sync=False)
@@ -256,8 +257,8 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """What the model sees of a row: ``pixels`` ``(H, W, 3)``, and which of them ``(H, W)`` lie in the face box."""
+class _ModelInput:
+    """The model input of a row: ``pixels`` ``(H, W, 3)``, and which of them ``(H, W)`` are in the face box."""
 
     row: int
     pixels: Pixels
@@ -265,7 +266,7 @@ class _Seen:
 
 
 def picture_path(folder: Path, image_id: str) -> Path:
-    """Where an image's picture goes; with its whole name, since a.jpg and a.png may be two images."""
+    """Return the path of an image's map; it keeps the suffix, since a.jpg and a.png may be two images."""
     return folder / f"{image_id}.png"
 
 
@@ -274,11 +275,11 @@ def _require_no_image(folder: Path, listing: Listing) -> None:
     for image_id in listing.ids:
         path = picture_path(folder, image_id)
         if path.resolve() in images:
-            raise OptionError("E204", f"{path} is one of the images and would be replaced", hint="choose another -o")
+            raise OptionError("E204", f"{path} is one of the images and would be overwritten", hint="choose another -o")
 
 
 def _select_boxes(boxes: Boxes, listing: Listing) -> tuple[Box | None, ...]:
-    """The boxes of images whose ids may begin further down than those in the boxes' file, or further up."""
+    """Select the boxes of images whose ids may have fewer or more leading folders than those in the box file."""
     known = {unicodedata.normalize("NFC", name) for name in boxes.of}
     ids = []
     for image_id, path in zip(listing.ids, listing.paths, strict=True):
@@ -289,7 +290,7 @@ def _select_boxes(boxes: Boxes, listing: Listing) -> tuple[Box | None, ...]:
 
 
 def _mark(pixels: Pixels, box: Box) -> Pixels:
-    """White where the box is and black elsewhere, of the image's size: prepared like the image, it shows the face."""
+    """Return a mask image, white in the box: prepared like the image, it shows which pixels are the face."""
     marked = np.zeros_like(pixels)
     top, left = (max(0, round(side)) for side in (box.top, box.left))
     marked[top : max(0, round(box.bottom)), left : max(0, round(box.right))] = 255

@@ -1,4 +1,4 @@
-"""Pieces of HTML: sections, tables, figures. Whatever text they are given is escaped."""
+"""HTML building blocks (sections, tables, figures) that escape the text they are given, and the style sheet."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence, Set
 from html import escape
 
 
-def section(title: str, take: str, body: str) -> str:
-    """A heading, a sentence with what to take away, and a body of HTML."""
-    return f'<section>\n<h2>{escape(title)}</h2>\n<p class="take">{escape(take)}</p>\n{body}\n</section>\n'
+def section(title: str, summary: str, body: str) -> str:
+    """Render a heading, a summary sentence, and a body that is HTML already."""
+    return f'<section>\n<h2>{escape(title)}</h2>\n<p class="summary">{escape(summary)}</p>\n{body}\n</section>\n'
 
 
 def figure(svg: str, caption: str) -> str:
-    """A plot over its caption."""
+    """Render a plot above its caption."""
     return f"<figure>{_scrolling(svg, 'plot')}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def preformatted(text: str, label: str) -> str:
-    """Lines that stay as they are."""
+    """Render text with its line breaks and spaces kept."""
     return _scrolling(f"<pre>{escape(text.rstrip())}</pre>", label)
 
 
@@ -30,8 +30,9 @@ def table(
     wrapping: Set[int] = frozenset(),
     chosen: Sequence[int] = (),
 ) -> str:
-    """Rows under a header; the columns in ``numbers`` stand to the right, those in ``wrapping`` break lines, rows in
-    ``chosen`` stand out.
+    """Render rows under a header.
+
+    Columns in ``numbers`` are right-aligned, those in ``wrapping`` break lines, and rows in ``chosen`` are highlighted.
     """
     head = "".join(_cell("th", name, "n" if place in numbers else "") for place, name in enumerate(header))
     lines = []
@@ -49,11 +50,11 @@ def _cell(tag: str, value: str | int, kind: str) -> str:
 
 
 def _scrolling(body: str, label: str) -> str:
-    """What is too wide for the page scrolls inside itself, with the keyboard too."""
+    """Let content that is wider than the page scroll, also with the keyboard."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{body}</div>'
 
 
-# blue and orange after Okabe and Ito, which colour-blind people tell apart; every text has a contrast above 4.5
+# blue and orange of the colour-blind safe palette of Okabe and Ito; all text has a contrast ratio above 4.5
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1d2126; --muted: #59616b;
   --line: #dcdad3; --accent: #0067a5; --second: #b84a00; --heat: #6db3de; --soft: #eef4f8;
@@ -73,7 +74,7 @@ h2 { margin: 0 0 6px; font-size: 20px; line-height: 1.35; font-weight: 620; }
 h3 { margin: 24px 0 6px; font-size: 15px; font-weight: 600; }
 section { margin-top: 56px; }
 p { margin: 0 0 14px; max-width: 68ch; }
-p.take { color: var(--muted); }
+p.summary { color: var(--muted); }
 ul { margin: 0; padding-left: 20px; max-width: 68ch; }
 li { margin: 4px 0; }
 dl.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0; }
@@ -100,16 +101,16 @@ svg text { font-family: var(--sans) !important; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
   gap: 16px; align-items: start; }
 .pair > * { min-width: 0; }
-ol.disputes { list-style: none; margin: 20px 0 0; padding: 0; max-width: none; display: grid; gap: 16px;
+ol.disagreements { list-style: none; margin: 20px 0 0; padding: 0; max-width: none; display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
-ol.disputes > li { margin: 0; display: flex; gap: 14px; background: var(--card); border: 1px solid var(--line);
+ol.disagreements > li { margin: 0; display: flex; gap: 14px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; padding: 12px; min-width: 0; }
-ol.disputes img { width: 104px; height: 104px; flex: none; border-radius: 6px; }
-ol.disputes div { min-width: 0; font-size: 13px; line-height: 1.45; }
-ol.disputes code { font-size: 12px; color: var(--muted); display: block; }
-ol.disputes p { margin: 0 0 4px; }
-ol.disputes ul { padding-left: 16px; }
-ol.disputes li li { margin: 2px 0; }
+ol.disagreements img { width: 104px; height: 104px; flex: none; border-radius: 6px; }
+ol.disagreements div { min-width: 0; font-size: 13px; line-height: 1.45; }
+ol.disagreements code { font-size: 12px; color: var(--muted); display: block; }
+ol.disagreements p { margin: 0 0 4px; }
+ol.disagreements ul { padding-left: 16px; }
+ol.disagreements li li { margin: 2px 0; }
 .muted { color: var(--muted); }
 p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }

@@ -1,4 +1,4 @@
-"""Draws what a model looks at: its input and the heat over it side by side, a caption below, and sheets of many."""
+"""Draw class-activation maps: the input of a model beside its map, with a caption, and contact sheets of many."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ensemble.arrays import Floats, Pixels
 COLUMNS, ROWS = 4, 6
 _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on a sheet
 _GAP = 8
-_HEAT = 0.55  # how much of the colours shows
-_DIMMED = [value * 3 // 4 for value in range(256)]  # on white, all colours would be pale
+_HEAT = 0.55  # opacity of the colours
+_DIMMED = [value * 3 // 4 for value in range(256)]  # on white the colours would look pale
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
-# Every eighth of matplotlib's colour map inferno (CC0), whose lightness rises evenly
+# matplotlib's colour map inferno (CC0) at nine equally spaced points; its lightness rises evenly
 _INFERNO = np.array(
     [
         (0, 0, 4),
@@ -36,7 +36,7 @@ _INFERNO = np.array(
 
 
 def colour_heat(heat: Floats) -> Pixels:
-    """The colours ``(H, W, 3)`` of heat ``(H, W)`` from 0 to 1, dark to light."""
+    """Return the colours ``(H, W, 3)`` of heat ``(H, W)`` from 0 to 1, dark to light."""
     anchors = np.linspace(0, 1, len(_INFERNO))
     return np.stack([np.interp(heat, anchors, _INFERNO[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
 
@@ -63,7 +63,7 @@ def draw_pair(pixels: Pixels, heat: Floats, caption: Sequence[str], *, small: bo
 
 
 def draw_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Up to ``COLUMNS * ROWS`` tiles of one size in rows."""
+    """Arrange up to ``COLUMNS * ROWS`` tiles of one size in rows."""
     columns = min(COLUMNS, len(tiles))
     width, height = (max(tile.size[axis] for tile in tiles) + _GAP for axis in (0, 1))
     sheet = Image.new("RGB", (columns * width + _GAP, math.ceil(len(tiles) / columns) * height + _GAP), _PAPER)
@@ -73,25 +73,25 @@ def draw_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """The image as a file; the same bytes every time."""
+    """Return the content of a PNG file; the same image always gives the same bytes."""
     sink = io.BytesIO()
     image.save(sink, "PNG")
     return sink.getvalue()
 
 
 def resize_heat(heat: Floats, size: tuple[int, int]) -> Floats:
-    """Heat ``(h, w)`` between its cells' centres, ``(H, W)``."""
+    """Resize heat ``(h, w)`` to ``(H, W)``, bilinearly."""
     image = Image.fromarray(heat.astype(np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
 def _plain(text: str) -> str:
-    """Pillow's own font has the characters of ASCII and no others."""
+    """Replace characters outside ASCII, which Pillow's own font lacks."""
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in unicodedata.normalize("NFC", text))
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text with its middle left out, if need be, so that it is at most ``width`` px wide."""
+    """Elide the middle of the text if it is more than ``width`` px wide."""
     kept, shown = len(text), text
     while font.getlength(shown) > width and kept > 2:
         kept -= 1

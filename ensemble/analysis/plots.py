@@ -1,6 +1,6 @@
-"""Plots: inline SVG that takes its colours from the page, so that one drawing serves light and dark.
+"""Draw plots as inline SVG that takes its colours from the page, so that one plot serves light and dark mode.
 
-Drawn with matplotlib (the extra ``report``) in stand-in colours, which become CSS variables. Text stays text. The same
+matplotlib (extra ``report``) draws them in placeholder colours, which become CSS variables. Text stays text. The same
 numbers always give the same bytes.
 """
 
@@ -35,7 +35,7 @@ _VARIABLES = {
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ens",
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # a name may contain a dollar sign
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": _INK,
@@ -54,14 +54,14 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_confusion(counts: Floats, names: Sequence[str], *, name: str, title: str) -> str:
-    """A matrix of counts ``(C, C)``, shaded by the share of its row; the rows are the truth."""
+    """Draw counts ``(C, C)`` of true class (row) by predicted class, shaded by the share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cells = [[f"{int(count):,}" if count else "" for count in row] for row in counts]
-    return _matrix(shares, cells, names, name=name, title=title, axes=("answer", "truth"))
+    return _matrix(shares, cells, names, name=name, title=title, axes=("predicted class", "true class"))
 
 
 def draw_agreement(shares: Floats, names: Sequence[str], *, name: str, title: str) -> str:
-    """A matrix ``(M, M)`` of shares, shaded from the lowest to 1."""
+    """Draw shares ``(M, M)``, shaded from the lowest to 1."""
     low = float(shares.min())
     scaled = (shares - low) / max(1 - low, 1e-12)
     cells = [[f"{share:.0%}" if len(names) <= 20 else "" for share in row] for row in shares]
@@ -69,15 +69,15 @@ def draw_agreement(shares: Floats, names: Sequence[str], *, name: str, title: st
 
 
 def draw_bars(values: Sequence[float], notes: Sequence[str], names: Sequence[str], *, name: str, title: str) -> str:
-    """A bar from 0 to 1 for each name, with its value and a note behind it."""
+    """Draw a bar from 0 to 1 for each name, followed by its value and a note."""
     with _figure(6.4, 0.7 + 0.24 * len(names), name=name, title=title) as (axes, done):
         places = np.arange(len(names))
         axes.barh(places, values, height=0.66, color=_ACCENT)
         for place, value, note in zip(places, values, notes, strict=True):
             axes.text(value + 0.012, place, f"{value:.2f}", va="center")
-            axes.text(1.2, place, note, va="center", ha="right", color=_MUTED)
+            axes.text(1.3, place, note, va="center", ha="right", color=_MUTED)
         _name_rows(axes, names)
-        axes.set_xlim(0, 1.2)
+        axes.set_xlim(0, 1.3)  # room for the notes behind a bar of length 1
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     return done[0]
 
@@ -93,7 +93,7 @@ def draw_intervals(
     label: str,
     mark: float | None = None,
 ) -> str:
-    """A point and its interval for each name; ``mark`` is a value to compare them with."""
+    """Draw a point and its interval for each name; ``mark`` is a value to compare them with."""
     with _figure(6.4, 0.85 + 0.3 * len(names), name=name, title=title) as (axes, done):
         places = np.arange(len(names))
         axes.hlines(places, lows, highs, color=_ACCENT, linewidth=2.2, alpha=0.55)
@@ -106,7 +106,7 @@ def draw_intervals(
 
 
 def draw_reliability(found: Reliability, *, name: str, title: str) -> str:
-    """The share of right answers by confidence, beside the diagonal, and how many images each bin holds."""
+    """Draw accuracy by confidence, beside the diagonal; the area of a point is the number of images in its bin."""
     used = found.images > 0
     confidence, right = found.confidence[used] / found.images[used], found.right[used] / found.images[used]
     with _figure(4.6, 4.2, name=name, title=title) as (axes, done):
@@ -116,7 +116,7 @@ def draw_reliability(found: Reliability, *, name: str, title: str) -> str:
         axes.scatter(confidence, right, s=area, color=_ACCENT, alpha=0.8, linewidths=0)
         axes.grid(visible=True)
         axes.set_axisbelow(True)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="highest probability", ylabel="share of right answers")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence (highest probability)", ylabel="accuracy")
     return done[0]
 
 
@@ -129,7 +129,7 @@ def draw_pairs(
     name: str,
     title: str,
 ) -> str:
-    """Two shares for each name on one line, as a filled and a hollow point."""
+    """Draw two shares for each name on one line, as a filled and a hollow point."""
     with _figure(6.4, 1.1 + 0.24 * len(names), name=name, title=title) as (axes, done):
         places = np.arange(len(names))
         axes.hlines(places, first, second, color=_MUTED, linewidth=1.4)
@@ -177,7 +177,7 @@ def _matrix(
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top, and lines across."""
+    """Label the rows, the first on top, and draw vertical grid lines."""
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -188,13 +188,13 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
 
 @contextmanager
 def _figure(width: float, height: float, *, name: str, title: str) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on; afterwards the list holds the SVG, whose ids begin with ``name``."""
+    """Yield axes to draw on and a list that afterwards holds the SVG, whose ids begin with ``name``."""
     done: list[str] = []
     with (
         mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": mpl.rcParams["backend"]}),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # letters that its font lacks: the browser has them
+        warnings.simplefilter("ignore")  # about glyphs that its font lacks; the browser has them
         figure = Figure(figsize=(width, height))
         yield figure.subplots(), done
         sink = io.StringIO()
@@ -211,7 +211,7 @@ def _figure(width: float, height: float, *, name: str, title: str) -> Iterator[t
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
-    """The element alone, with ids of its own, the page's colours, and a title for those who do not see it."""
+    """Return the SVG element alone, with unique ids, the colours of the page, and a title for screen readers."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL)

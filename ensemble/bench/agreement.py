@@ -1,9 +1,10 @@
-"""Agreement: do two programs give the same answers? Asked before their speed is compared."""
+"""Check that two contenders of a benchmark give the same predictions, before their speed is compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,19 +12,20 @@ from ensemble.arrays import Logits
 from ensemble.errors import DeviceError
 from ensemble.runtime.parity import relative_error
 
-Answers = Mapping[str, Mapping[str, Logits]]
+# by member and view
+MemberLogits: TypeAlias = Mapping[str, Mapping[str, Logits]]
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The largest relative error of a logit, and the largest share of answers with another class."""
+    """The largest relative error of a logit, and the largest share of images whose class may change."""
 
     error: float
     changed: float
 
 
-# By precision, the strictest first. Of int8 the largest error says little: its export passed a gate on a metric, and
-# here it only has to be the same job.
+# By precision, the strictest first. For int8 the largest error means little: its export has passed a gate on a metric,
+# and here it only has to be the same model.
 LIMITS: Mapping[str, Limit] = {
     "fp32": Limit(1e-4, 0.0),
     "fp16": Limit(2e-2, 0.005),
@@ -33,32 +35,45 @@ LIMITS: Mapping[str, Limit] = {
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near the answers of ``arm`` are to those of ``reference``.
+    """How close the predictions of ``contender`` are to those of ``reference``.
 
-    ``error`` is the largest difference of a logit, relative to its row's largest; ``changed`` of ``answers`` have
-    another class.
+    ``error`` is the largest difference of a logit, relative to the largest of its row. The class of ``changed`` of
+    ``answers`` predictions differs.
     """
 
-    arm: str
+    contender: str
     reference: str
     answers: int
     changed: int
     error: float | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "arm": self.contender,
+            "reference": self.reference,
+            "answers": self.answers,
+            "changed": self.changed,
+            "error": self.error,
+        }
+
     def render(self) -> str:
-        """One line for people."""
-        error = "" if self.error is None else f"logits differ by {self.error:.1e}, "
-        return f"{self.arm} against {self.reference}: {error}another class in {self.changed} of {self.answers} answers"
+        """Return one line for the terminal."""
+        error = "" if self.error is None else f"relative error of logits {self.error:.1e}, "
+        return f"{self.contender} vs. {self.reference}: {error}{self.changed} of {self.answers} predictions differ"
 
 
 def loosest(precisions: Iterable[str]) -> Limit:
-    """The limit of the coarsest of some precisions."""
+    """Return the limit of the coarsest of some precisions."""
     return LIMITS[max(precisions, key=list(LIMITS).index)]
 
 
-def compare(arm: str, answers: Answers, reference: str, expected: Answers, *, limits: Mapping[str, Limit]) -> Agreement:
-    """Compare logits by member and view, each member within its limit; at least one answer of a lower precision may
-    change its class.
+def compare(
+    contender: str, logits: MemberLogits, reference: str, expected: MemberLogits, *, limits: Mapping[str, Limit]
+) -> Agreement:
+    """Compare logits by member and view, each member within its limit.
+
+    In a precision below float32 at least one prediction may change its class, however few there are.
 
     Raises:
         DeviceError: E620 when they differ by more.
@@ -68,23 +83,25 @@ def compare(arm: str, answers: Answers, reference: str, expected: Answers, *, li
     for member, views in expected.items():
         limit = limits[member]
         for view, wanted in views.items():
-            found = answers[member][view]
+            found = logits[member][view]
             error = relative_error(wanted, found)
             other = int(np.count_nonzero(wanted.argmax(axis=1) != found.argmax(axis=1)))
             allowed = max(1, int(limit.changed * len(wanted))) if limit.changed else 0
             if not error <= limit.error or other > allowed:  # so that NaN is a fault
                 faults.append(
-                    f"{member}, {view}: logits differ by {error:.1e} (up to {limit.error:.0e} is allowed), "
-                    f"another class in {other} of {len(wanted)} answers (up to {allowed})"
+                    f"{member}, {view}: relative error of logits {error:.1e} (at most {limit.error:.0e} is allowed), "
+                    f"{other} of {len(wanted)} predictions differ (at most {allowed} may)"
                 )
             worst, changed, count = max(worst, error), changed + other, count + len(wanted)
     if faults:
-        raise DeviceError("E620", f"{arm} gives other answers than {reference}", details=tuple(faults))
-    return Agreement(arm, reference, count, changed, worst)
+        raise DeviceError(
+            "E620", f"the predictions of {contender} differ from those of {reference}", details=tuple(faults)
+        )
+    return Agreement(contender, reference, count, changed, worst)
 
 
 def compare_classes(
-    arm: str, classes: Sequence[str], reference: str, expected: Sequence[str], *, limit: float
+    contender: str, classes: Sequence[str], reference: str, expected: Sequence[str], *, limit: float
 ) -> Agreement:
     """Compare the classes of two submissions, of which the share ``limit`` may differ.
 
@@ -93,5 +110,9 @@ def compare_classes(
     """
     changed = sum(a != b for a, b in zip(classes, expected, strict=True))
     if changed > limit * len(expected):
-        raise DeviceError("E620", f"{arm} decides {changed} of {len(expected)} images otherwise than {reference}")
-    return Agreement(arm, reference, len(expected), changed)
+        raise DeviceError(
+            "E620",
+            f"{contender} and {reference} differ on {changed} of {len(expected)} images "
+            f"(at most {int(limit * len(expected))} may)",
+        )
+    return Agreement(contender, reference, len(expected), changed)

@@ -1,4 +1,4 @@
-"""Meter: one pass over the images in a process of its own, with its time, processors, memory and GPU."""
+"""Run one benchmark pass in a process of its own and measure its time, CPU time, memory and GPU use."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from ensemble.bench.agreement import Answers
+from ensemble.bench.agreement import MemberLogits
 from ensemble.errors import DeviceError, EnsError
 
 J = TypeVar("J")
-_EVERY = 0.5  # seconds between two looks at the memory of worker processes
+_EVERY = 0.5  # seconds between two samples of the memory of worker processes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What a pass answered: ``answers[member][view]`` is ``(N, C)`` logits; ``classes`` are those of a submission.
+class PassResult:
+    """The predictions of a pass: ``logits[member][view]`` is ``(N, C)``; ``classes`` are those of a submission.
 
-    ``workers`` threads or processes worked on batches of ``batch`` images, which went through a model at once, or
-    ``at_once`` of them, by member; ``stages`` are seconds by stage where the pass counts them itself.
+    ``workers`` threads or processes worked on batches of ``batch`` images. ``at_once`` is the number of images per
+    forward pass, by member, where it is not ``batch``. ``stages`` are seconds per stage where the pass counts them
+    itself.
     """
 
-    answers: Answers
+    logits: MemberLogits
     batch: int
     workers: int
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -43,12 +44,13 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Lap:
-    """What a pass cost: ``seconds`` of the clock, ``cpu`` seconds of all its threads and processes.
+class PassCost:
+    """The cost of a pass: ``seconds`` of wall time, and ``cpu`` seconds of all its threads and processes.
 
-    ``start`` are the seconds before, in which models are loaded and warmed up; they are not in the others. ``memory``
-    is the peak in MB from the process's first moment, worker processes included; ``gpu_busy`` is a share of the time
-    and ``gpu_memory`` the GPU's peak in MB, with that of other programs. None stands for what could not be measured.
+    ``start`` are the seconds before that, in which models are loaded and warmed up; no other field includes them.
+    ``memory`` is the peak in MB since the process began, worker processes included. ``gpu_busy`` is a share of the
+    time, and ``gpu_memory`` the peak of the GPU in MB, including that of other programs. None is what could not be
+    measured.
     """
 
     seconds: float
@@ -62,143 +64,165 @@ class Lap:
     gpu_memory: float | None = None
 
 
-class Clock:
-    """Started by a pass when its models are ready, stopped when the last answer is there: only what is between counts.
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """One pass over the images: its predictions and its cost."""
 
-    ``tell`` hears "start" and "stop".
+    result: PassResult
+    cost: PassCost
+
+
+@dataclass(frozen=True, slots=True)
+class _Instant:
+    """Seconds of wall time, and the CPU seconds of this process and of its children that have ended."""
+
+    wall: float
+    cpu: float
+
+
+class PassTimer:
+    """Measures a pass, which starts it when its models are ready and stops it after its last prediction.
+
+    ``notify`` is called with "start" and "stop".
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        self._tell = tell
-        self._marks = [_now()]
-        self.memory: float | None = None
+    def __init__(self, notify: Callable[[str], None] = lambda _: None) -> None:
+        self._notify = notify
+        self._created = _now()
+        self._started: _Instant | None = None
+        self._stopped: _Instant | None = None
+        self._memory: float | None = None
 
     def start(self) -> None:
-        """Begin to count; only the first call does."""
-        if len(self._marks) == 1:
-            self._tell("start")
-            self._marks.append(_now())
+        """Start measuring; only the first call has an effect."""
+        if self._started is None:
+            self._notify("start")
+            self._started = _now()
 
     def stop(self) -> None:
-        """Stop counting."""
-        self._marks.append(_now())
-        self.memory = _peak_memory()
-        self._tell("stop")
+        """Stop measuring."""
+        assert self._stopped is None, "a pass stops the timer once"
+        self._stopped = _now()
+        self._memory = _peak_memory()
+        self._notify("stop")
 
-    def lap(self, outcome: Outcome) -> Lap:
-        """What was counted."""
-        assert len(self._marks) == 3, "a pass starts the clock and stops it once"
-        born, begun, ended = self._marks
-        return Lap(
-            seconds=ended[0] - begun[0],
-            cpu=ended[1] - begun[1],
-            start=begun[0] - born[0],
-            memory=self.memory,
-            batch=outcome.batch,
-            workers=outcome.workers,
-            stages=outcome.stages,
+    def cost(self, result: PassResult) -> PassCost:
+        """Return the cost of the pass that gave ``result``."""
+        assert self._started is not None, "a pass starts the timer"
+        assert self._stopped is not None, "a pass stops the timer"
+        return PassCost(
+            seconds=self._stopped.wall - self._started.wall,
+            cpu=self._stopped.cpu - self._started.cpu,
+            start=self._started.wall - self._created.wall,
+            memory=self._memory,
+            batch=result.batch,
+            workers=result.workers,
+            stages=result.stages,
         )
 
 
-Loop: TypeAlias = Callable[[J, Clock], Outcome]
+PassFunction: TypeAlias = Callable[[J, PassTimer], PassResult]
 
 
-def measure(loop: Loop[J], job: J, *, name: str, gpu: int | None = None) -> tuple[Lap, Outcome]:
-    """Run ``loop`` in a fresh process: no pass finds the memory, the caches or the threads that another one left.
+def measure(function: PassFunction[J], job: J, *, name: str, gpu: int | None = None) -> Pass:
+    """Run ``function`` in a fresh process, so that no pass profits from the memory, caches or threads of another.
 
-    ``loop`` and ``job`` are pickled. ``name`` is for messages, ``gpu`` the one to watch.
+    ``function`` and ``job`` are pickled. ``name`` is for messages; ``gpu`` is the index of the GPU to sample.
 
     Raises:
-        EnsError: what the loop raised; E621 when its process died.
+        EnsError: as ``function`` raises; E621 when its process dies.
     """
     context = get_context("spawn")
     here, there = context.Pipe(duplex=False)
     # not a daemon: those may not have the worker processes that a DataLoader starts
-    process = context.Process(target=_run, args=(loop, job, there))
+    process = context.Process(target=_run, args=(function, job, there))
     process.start()
     there.close()
     workers = 0.0
     try:
-        with _watching(gpu) as watch:
+        with sample_gpu(gpu) as samples:
             while True:
                 if not here.poll(_EVERY):
-                    workers = max(workers, _memory_of_family(process.pid))
+                    workers = max(workers, _memory_of_tree(process.pid))
                     continue
                 try:
-                    said = here.recv()
+                    message = here.recv()
                 except EOFError as err:
                     process.join()
                     raise DeviceError("E621", f"{name}: its process ended with status {process.exitcode}") from err
-                if isinstance(said, Exception):
-                    raise said
-                if isinstance(said, str):
-                    watch.counting = said == "start"
+                if isinstance(message, Exception):
+                    raise message
+                if isinstance(message, str):
+                    samples.counting = message == "start"
                     continue
-                lap, outcome = said
-                return _complete(lap, workers, watch), outcome
+                assert isinstance(message, Pass)
+                return replace(message, cost=_complete(message.cost, workers, samples))
     finally:
         process.terminate()
         process.join()
         here.close()
 
 
-def _run(loop: Loop[J], job: J, pipe: Connection) -> None:
-    """In the new process: run the loop and report, last its figures or what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent ends this process
+def _run(function: PassFunction[J], job: J, pipe: Connection) -> None:
+    """In the new process: run the pass, and send its result and cost, or the error, to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the parent ends this one
     set_start_method(None, force=True)  # a spawned process would spawn its own workers; a user's script forks them
-    clock = Clock(pipe.send)
+    timer = PassTimer(pipe.send)
     try:
-        outcome = loop(job, clock)
+        result = function(job, timer)
     except EnsError as err:
         pipe.send(err)
     except Exception:  # noqa: BLE001 - raised again in the parent
         pipe.send(RuntimeError(traceback.format_exc()))
     else:
-        pipe.send((clock.lap(outcome), outcome))
+        pipe.send(Pass(result, timer.cost(result)))
 
 
-def _complete(lap: Lap, workers: float, watch: _Watch) -> Lap:
+def _complete(cost: PassCost, workers: float, samples: GpuSamples) -> PassCost:
+    """Add what only the parent could measure: ``workers`` is the peak of all processes together, in MB."""
     return replace(
-        lap,
-        memory=lap.memory and max(lap.memory, workers),
-        gpu_busy=statistics.fmean(watch.busy) / 100 if watch.busy else None,
-        gpu_memory=max(watch.memory, default=None),
+        cost,
+        memory=cost.memory and max(cost.memory, workers),
+        gpu_busy=statistics.fmean(samples.busy) / 100 if samples.busy else None,
+        gpu_memory=max(samples.memory, default=None),
     )
 
 
-def _now() -> tuple[float, float]:
-    """The clock, and the processor time of this process and of its children that have ended."""
+def _now() -> _Instant:
     ended = os.times()
-    return time.perf_counter(), time.process_time() + ended.children_user + ended.children_system
+    return _Instant(time.perf_counter(), time.process_time() + ended.children_user + ended.children_system)
 
 
 def _peak_memory() -> float | None:
-    """The most that this process ever held, in MB."""
+    """Return the peak resident memory of this process in MB."""
     found = _field(Path("/proc/self/status"), "VmHWM:")
     if found is None and sys.platform == "darwin":
         import resource
 
-        # not on Linux, where this figure would begin with the parent's
+        # not on Linux, where this figure starts at that of the parent process
         found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return found
 
 
-def _memory_of_family(pid: int | None) -> float:
-    """What a process and its descendants hold now, in MB, shared pages divided among them; 0 without descendants."""
-    family = [int(pid or 0)]
-    for member in family:
+def _memory_of_tree(pid: int | None) -> float:
+    """Return the memory of a process and its descendants in MB, each shared page counted once; 0 without descendants.
+
+    The proportional set size (Pss) divides a shared page among the processes that map it.
+    """
+    pids = [int(pid or 0)]
+    for parent in pids:
         try:
-            for task in Path(f"/proc/{member}/task").iterdir():
-                family += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                pids += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
         except (OSError, ValueError):
-            continue  # it has just ended, or this is not Linux
-    if len(family) == 1:
+            continue  # the process has just ended, or this is not Linux
+    if len(pids) == 1:
         return 0.0
-    return sum(_field(Path(f"/proc/{member}/smaps_rollup"), "Pss:") or 0.0 for member in family)
+    return sum(_field(Path(f"/proc/{one}/smaps_rollup"), "Pss:") or 0.0 for one in pids)
 
 
 def _field(path: Path, name: str) -> float | None:
-    """A figure in kB from a file of the kernel's, in MB."""
+    """Read a field of a /proc file, which is in kB, as MB."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -207,32 +231,32 @@ def _field(path: Path, name: str) -> float | None:
 
 
 @dataclass(slots=True)
-class _Watch:
-    """What the GPU's driver says while the clock runs: percent of the time, and MB."""
+class GpuSamples:
+    """Samples of a GPU taken while ``counting``: utilization in percent and memory in MB."""
 
     counting: bool = False
     busy: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
 
-    def listen(self, lines: Iterable[str]) -> None:
-        """Take in what nvidia-smi writes, until it ends."""
+    def collect(self, lines: Iterable[str]) -> None:
+        """Read the output of nvidia-smi to its end."""
         for line in lines:
             try:
                 busy, memory = (float(part) for part in line.split(","))
             except ValueError:
-                continue  # "[N/A]" on devices that do not tell
+                continue  # "[N/A]" on devices without these counters
             if self.counting:
                 self.busy.append(busy)
                 self.memory.append(memory)
 
 
 @contextmanager
-def _watching(gpu: int | None) -> Iterator[_Watch]:
-    """Ask the driver's own tool five times a second."""
-    watch = _Watch()
+def sample_gpu(gpu: int | None) -> Iterator[GpuSamples]:
+    """Sample a GPU with nvidia-smi five times per second; without a GPU or nvidia-smi the samples stay empty."""
+    samples = GpuSamples()
     tool = None if gpu is None else shutil.which("nvidia-smi")
     if gpu is None or tool is None:
-        yield watch
+        yield samples
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     name = visible[gpu].strip() if gpu < len(visible) and visible[gpu].strip() else str(gpu)
@@ -245,11 +269,11 @@ def _watching(gpu: int | None) -> Iterator[_Watch]:
         "-lms",
         "200",
     ]
-    with subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asking:
-        thread = threading.Thread(target=watch.listen, args=(asking.stdout,), daemon=True)
+    with subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        thread = threading.Thread(target=samples.collect, args=(process.stdout,), daemon=True)
         thread.start()
         try:
-            yield watch
+            yield samples
         finally:
-            asking.terminate()
+            process.terminate()
             thread.join()

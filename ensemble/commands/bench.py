@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import click
 
 from ensemble.commands.options import PATH, conflict, json_option
 from ensemble.commands.submit import parse_early_exit
-from ensemble.errors import enumerate_some
 from ensemble.terminal import TERMINAL, show
 
 
@@ -52,6 +49,7 @@ def bench(
     models: tuple[Path, ...],
     images: Path,
     ids: Path | None,
+    limit: int | None,
     checkpoints: tuple[Path, ...],
     also: tuple[Path, ...],
     recipe: Path | None,
@@ -59,7 +57,6 @@ def bench(
     oof: tuple[Path, ...],
     truth: Path | None,
     boxes: Path | None,
-    limit: int | None,
     tta: bool,
     device: str,
     batch: int | None,
@@ -76,12 +73,12 @@ def bench(
     Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
     """
     from ensemble.bench.bench import bench as run_bench
-    from ensemble.bench.contenders import RunSubmit
+    from ensemble.bench.contenders import BenchJob, RunSubmit
     from ensemble.events import Notice
     from ensemble.files import require_different, write_atomic
     from ensemble.images.listing import read_ids
     from ensemble.runtime.model_file import find_models
-    from exporters.bench_baselines import TorchLoop, onnxruntime_loop
+    from exporters.bench_baselines import TorchLoop, find_weights, onnxruntime_loop
 
     goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
@@ -90,28 +87,22 @@ def bench(
     if len(sets) < len(also):
         raise conflict("the folders of --also must have different names: results are listed under them")
     require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
-    found = find_models(models)
-    loops: dict[str, Any] = {"onnxruntime": onnxruntime_loop}
+    found = tuple(find_models(models))
+    baselines: dict[str, Any] = {"onnxruntime": onnxruntime_loop}
     left_out = []
-    weights, reason = _weights(found, checkpoints)
-    if reason:
-        left_out.append(f"torch: {reason}")
+    weights = find_weights(found, checkpoints)
+    if weights.problem:
+        left_out.append(f"torch: {weights.problem}")
         TERMINAL.notice(Notice("W622", left_out[0]))
     else:
-        loops["torch"] = TorchLoop(weights)
+        baselines["torch"] = TorchLoop(weights.checkpoints)
+    named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
-        found,
-        loops=loops,
-        images=images,
+        BenchJob(found, images, named, tta, device, boxes, batch, workers),
+        baselines=baselines,
         also={name: find_models([path]) for name, path in sets.items()},
         recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth),
-        ids=None if ids is None else read_ids(ids, listener=TERMINAL),
         limit=limit,
-        boxes=boxes,
-        tta=tta,
-        device=device,
-        batch=batch,
-        workers=workers,
         rounds=rounds,
         left_out=left_out,
         listener=TERMINAL,
@@ -119,27 +110,3 @@ def bench(
     if output is not None:
         write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     show(done.as_dict(), done.render(), as_json=as_json)
-
-
-def _weights(models: Sequence[Path], paths: Sequence[Path]) -> tuple[Mapping[str, Path], str]:
-    """Return the checkpoint that each member's model was exported from, or why there is no torch loop."""
-    from ensemble.files import sha256_file
-    from ensemble.runtime.model_file import read_model
-
-    try:
-        there = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("timm") is not None
-    except ModuleNotFoundError:  # from an import hook that hides them
-        there = False
-    if not there:
-        return {}, "torch or timm is not installed"
-    if not paths:
-        return {}, "it needs --checkpoints"
-    files = [
-        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
-    ]
-    by_sha256 = {sha256_file(file): file for file in files}
-    cards = [read_model(path).card for path in models]
-    missing = [card.member for card in cards if card.checkpoint_sha256 not in by_sha256]
-    if missing:
-        return {}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}"
-    return {card.member: by_sha256[card.checkpoint_sha256] for card in cards}, ""

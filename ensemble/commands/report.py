@@ -37,7 +37,7 @@ def report(
     with report_extra("report"):
         from ensemble.analysis.report_html import render_page
     from ensemble.analysis.report import report as gather
-    from ensemble.analysis.report import verdict_of
+    from ensemble.analysis.report import summary_of
     from ensemble.files import require_different, write_atomic
 
     require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
@@ -56,6 +56,6 @@ def report(
     )
     page = render_page(found).encode()
     write_atomic(output, page)
-    verdict = verdict_of(found)
-    summary = {"path": str(output), "bytes": len(page), "verdict": verdict}
-    show(summary | {"absent": [one.section for one in found.absent]}, f"{verdict}\n{output}", as_json=as_json)
+    summary = summary_of(found)
+    facts = {"path": str(output), "bytes": len(page), "verdict": summary}
+    show(facts | {"absent": [one.section for one in found.missing]}, f"{summary}\n{output}", as_json=as_json)

@@ -188,15 +188,41 @@ def test_an_evaluation_is_a_table_for_people(monkeypatch: pytest.MonkeyPatch) ->
     assert max(map(len, evaluate(member, truth_of(member.ids), resamples=10).render().splitlines())) <= 80
     monkeypatch.setenv("COLUMNS", "200")
     lines = evaluate(member, truth_of(member.ids), resamples=10).render().splitlines()
-    assert lines[0] == "20 images of 3 persons; 95 % intervals"
-    assert lines[1].split() == ["answers", "macro", "F1", "accuracy", "mask", "gender", "age", "NLL", "ECE"]
-    assert [line.split()[0] for line in lines[2:5]] == ["identity", "hflip", "mean"]
-    assert all(name in line for name, line in zip(MASK18.names, lines[7:], strict=True))
+    assert lines[0] == "20 images of 3 persons; 95 % intervals in brackets"
+    assert lines[1].split() == ["identity", "hflip", "mean"]
+    assert [line.split()[0] for line in lines[2:9]] == ["macro", "accuracy", "mask", "gender", "age", "NLL", "ECE"]
+    assert lines[10] == "F1 per class"
+    assert lines[11].split() == ["class", "images", "identity", "hflip", "mean"]
+    assert all(name in line for name, line in zip(MASK18.names, lines[12:], strict=True))
+    assert max(map(len, lines)) <= 80
     without = evaluate(
         Submission(member.ids, np.zeros(20, np.intp), MASK18), truth_of(member.ids, persons=False), resamples=5
     )
-    assert without.render().startswith("20 images; 95 % intervals\n")
-    assert without.render().splitlines()[2].split()[-2:] == ["-", "-"]
+    assert without.render().startswith("20 images; 95 % intervals in brackets\n")
+    assert [line.split() for line in without.render().splitlines()[7:9]] == [["NLL", "-"], ["ECE", "-"]]
+
+
+def test_many_sets_of_predictions_are_tables_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four members with two views each, under long names, are twelve columns in tables that are at most 80 wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    members = [
+        make_member(
+            f"efficientnet_b3_f{i}",
+            {view: draw_logits(9 * i + j, 20, 18) for j, view in enumerate(("identity", "hflip"))},
+            labels=MASK18,
+        )
+        for i in range(4)
+    ]
+    truth = truth_of(members[0].ids)
+    table = side_by_side({m.member: evaluate(m, truth, resamples=5) for m in members})
+    lines = table.render().splitlines()
+    assert max(map(len, lines)) <= 80
+    words = [word for line in lines for word in line.split()]
+    assert [word for word in words if word in {"identity", "hflip", "mean"}] == ["identity", "hflip", "mean"] * 4
+    assert table.scores[0].name == "efficientnet_b3_f0: identity"
+    one = side_by_side({"a": evaluate(members[0], truth, resamples=5)}).render().splitlines()
+    assert one[0] == "a: 20 images of 3 persons; 95 % intervals in brackets"
+    assert one[1].split() == ["identity", "hflip", "mean"]
 
 
 def test_evaluations_stand_side_by_side_under_their_owners_names() -> None:

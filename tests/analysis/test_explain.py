@@ -401,7 +401,7 @@ def test_the_command_explains_without_torch(tmp_path: Path) -> None:
     boxes = write_boxes(tmp_path / "boxes.parquet", [Face("a.png", Box(0, 0, 24, 24), 1.0, 1, "first", 48, 64)])
     out = tmp_path / "out"
     arguments: list[str | Path] = ["explain", path, tmp_path / "images", "-o", out, "--boxes", boxes, "--device", "cpu"]
-    assert "of the evidence lies on the face" in ens(*arguments).stdout
+    assert "of the evidence is on the face" in ens(*arguments).stdout
     done = ens(*arguments, "--class", "red", "--json")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["images"]

@@ -20,7 +20,8 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 import ensemble.analysis
 from ensemble.__main__ import run
-from ensemble.analysis.report import Agreement, Report, report, verdict_of
+from ensemble.analysis.report import Report, report, summary_of
+from ensemble.analysis.report_facts import MemberAgreement
 from ensemble.analysis.report_html import render_page
 from ensemble.errors import EnsError
 from ensemble.install import install_command
@@ -148,20 +149,20 @@ def test_scores_of_out_of_fold_predictions_are_those_of_scikit_learn(files: Path
 
 
 def test_without_out_of_fold_predictions_the_truth_is_that_of_the_test(files: Path) -> None:
-    """Then members are the folds themselves, their disputed images carry the truth, and two mixes are of one set."""
+    """Then members are the folds themselves, disagreements have a true class, and both distributions are of one set."""
     found = report([files / "test"], truth=files / "test.csv")
     _, truth = members_of(2)
     assert [member.name for member in found.members] == ["a_f0", "a_f1", "b_f0", "b_f1", "c_f0", "c_f1"]
-    assert found.mix is not None
-    assert found.mix.known == tuple(np.bincount(truth.classes, minlength=4))
-    assert sum(found.mix.answered) == len(truth.ids)
+    assert found.distribution is not None
+    assert found.distribution.truth == tuple(np.bincount(truth.classes, minlength=4))
+    assert sum(found.distribution.predicted) == len(truth.ids)
     true = dict(zip(truth.ids, truth.classes.tolist(), strict=True))
-    assert all(one.truth == LABELS.names[true[one.image]] for one in found.disputes)
-    assert [view.view for view in found.views] == ["hflip"]
+    assert all(one.truth == LABELS.names[true[one.image]] for one in found.disagreements)
+    assert [view.view for view in found.views.gains] == ["hflip"]
 
 
-def test_agreement_and_disputes_are_recomputed_alike(full: Report) -> None:
-    """Agreement is the share of equal answers; disputes are led by the greatest mutual information."""
+def test_agreement_and_disagreements_match_scipy(full: Report) -> None:
+    """Agreement is the share of equal predictions; disagreements are sorted by SciPy's mutual information."""
     members, _ = members_of(2)
     jitter = [np.random.default_rng(fold).normal(size=(240, 4)) * 0.3 for fold in range(2)]
     p = [
@@ -174,24 +175,24 @@ def test_agreement_and_disputes_are_recomputed_alike(full: Report) -> None:
     np.testing.assert_allclose(full.agreement.shares, expected)
     information = entropy(np.mean(p, axis=0), axis=1) - np.mean([entropy(one, axis=1) for one in p], axis=0)
     top = np.argsort(-information)[:12]
-    assert [one.image for one in full.disputes] == [members[0].ids[row] for row in top]
-    assert [one.information for one in full.disputes] == pytest.approx(information[top].tolist())
-    for one, row in zip(full.disputes, top, strict=True):
-        votes = dict(one.votes)
-        assert sum(len(who) for who in votes.values()) == 6
+    assert [one.image for one in full.disagreements] == [members[0].ids[row] for row in top]
+    assert [one.information for one in full.disagreements] == pytest.approx(information[top].tolist())
+    for one, row in zip(full.disagreements, top, strict=True):
+        votes = {vote.class_name: vote.members for vote in one.votes}
+        assert sum(len(members_of_vote) for members_of_vote in votes.values()) == 6
         assert "b_f1" in votes[LABELS.names[p[3][row].argmax()]]
         assert (one.thumbnail or b"")[:2] == b"\xff\xd8"
 
 
 def test_a_learned_recipe_brings_its_table_and_its_views(full: Report, files: Path) -> None:
-    """Candidates and views are the recipe's own numbers; the verdict is the nested score, not the fitted one."""
+    """Candidates and views are the recipe's own numbers; the summary gives the nested score, not the in-sample one."""
     learned = json.loads((files / "blend.json").read_text())["learned"]
     assert full.choice is not None
     assert [row.nested for row in full.choice.table] == [row["nested"] for row in learned["table"]]
-    assert full.views[0].gain == learned["views"][0]["gain"]
+    assert full.views.gains[0].gain == learned["views"][0]["gain"]
     row = learned["table"][1]
-    assert verdict_of(full).startswith(f"linear: macro F1 {row['nested']:.4f} on people it was not fitted to, ")
-    assert f"{row['gain']:+.4f} ± {row['error']:.4f}" in verdict_of(full)
+    assert summary_of(full).startswith(f"linear: macro F1 {row['nested']:.4f} in nested cross-validation, ")
+    assert f"{row['gain']:+.4f} ± {row['error']:.4f}" in summary_of(full)
     assert full.quality is not None
     assert full.quality.scores.macro_f1.value == pytest.approx(row["in_sample"])
 
@@ -202,17 +203,17 @@ def test_the_page_is_whole_safe_and_offline(full: Report) -> None:
     page = Page(text)
     assert page.open == []
     assert page.headings == [
-        "What really ran",
+        "Runs",
         "Members",
         "Candidates",
-        "Confusion",
-        "F1 by class",
-        "Reliability",
-        "Agreement",
-        "Views: what each flips",
-        "Class mix",
-        "Where members disagree most",
-        "Again",
+        "Confusion matrix",
+        "F1 per class",
+        "Calibration",
+        "Agreement between members",
+        "Test-time augmentation",
+        "Class distribution",
+        "Largest disagreements",
+        "Reproduce",
     ]
     assert "script" not in page.tags
     assert page.tags.count("img") == 12
@@ -231,10 +232,10 @@ def test_the_page_says_what_would_add_what_it_lacks(files: Path) -> None:
     """From predictions alone only what they tell is shown, and each missing input is named."""
     found = report([files / "test/a_f0"])
     page = Page(render_page(found))
-    assert page.headings == ["What really ran", "Members", "Not on this page"]
-    cures = " ".join(one.cure for one in found.absent)
-    assert all(word in cures for word in ("--truth", "--oof", "--recipe", "--images", "two members"))
-    assert verdict_of(found) == "1 member, 240 images, and no truth to judge by"
+    assert page.headings == ["Runs", "Members", "Not in this report"]
+    remedies = " ".join(one.remedy for one in found.missing)
+    assert all(word in remedies for word in ("--truth", "--oof", "--recipe", "--images", "two or more members"))
+    assert summary_of(found) == "1 member, 240 images, no ground truth"
 
 
 def test_many_classes_and_members_do_not_make_it_too_large(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_many_classes_and_members_do_not_make_it_too_large(tmp_path: Path) -> No
     write_member(tmp_path, member, group="a", fold=None, rows=np.arange(len(truth.ids)))
     found = report([tmp_path / "a"], truth=tmp_path / "truth.csv")
     shares = np.random.default_rng(0).random((100, 100))
-    text = render_page(replace(found, agreement=Agreement(tuple(f"m{i}" for i in range(100)), shares)))
+    text = render_page(replace(found, agreement=MemberAgreement(tuple(f"m{i}" for i in range(100)), shares)))
     assert len(text.encode()) < 1_000_000
     assert "the 24 of 100 members that agree least" in text
     assert "The 40 of 300 classes with the lowest F1." in text
@@ -292,7 +293,7 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The error is E205, and its hint installs the extra `report`."""
-    for module in ("plots", "report_html"):
+    for module in ("plots", "report_sections", "report_html"):
         monkeypatch.delitem(sys.modules, f"ensemble.analysis.{module}", raising=False)
         monkeypatch.delattr(ensemble.analysis, module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -19,9 +19,9 @@ from ensemble.arrays import Pixels
 from ensemble.bench import bench as module
 from ensemble.bench.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
 from ensemble.bench.bench import bench
-from ensemble.bench.contenders import Job, RunSubmit, run_bound, run_predict
-from ensemble.bench.process_meter import Clock, Lap, Loop, Outcome, _watching, measure
-from ensemble.bench.results import Benchmark, Machine, Timing, ratio
+from ensemble.bench.contenders import BenchJob, RunSubmit, run_bound, run_predict
+from ensemble.bench.process_meter import Pass, PassCost, PassFunction, PassResult, PassTimer, measure, sample_gpu
+from ensemble.bench.results import Benchmark, Machine, ModelInfo, Timing, ratio
 from ensemble.card import Precision
 from ensemble.errors import DataError, DeviceError, OptionError
 from ensemble.runtime.session import Session
@@ -35,7 +35,9 @@ from tests.test_light import ens
 pytestmark = pytest.mark.slow  # each contender is measured in a process of its own, and one imports torch
 
 NAMES = [f"{i:02d}.jpg" for i in range(11)]
-LAP = Lap(seconds=2.0, cpu=3.0, start=0.5, memory=100.0, batch=16, workers=2, stages={"decode": 1.0, "forward": 1.5})
+LAP = PassCost(
+    seconds=2.0, cpu=3.0, start=0.5, memory=100.0, batch=16, workers=2, stages={"decode": 1.0, "forward": 1.5}
+)
 
 
 @pytest.fixture
@@ -48,15 +50,15 @@ def contest(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Job]]:
-    """Lets the passes run in this process, and keeps the arm and the job of each."""
-    kept: list[tuple[str, Job]] = []
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, BenchJob]]:
+    """Lets the passes run in this process, and keeps the contender and the job of each."""
+    kept: list[tuple[str, BenchJob]] = []
 
-    def here(loop: Loop[Job], job: Job, *, name: str, gpu: int | None = None) -> tuple[Lap, Outcome]:
+    def here(function: PassFunction[BenchJob], job: BenchJob, *, name: str, gpu: int | None = None) -> Pass:
         kept.append((name, job))
-        clock = Clock()
-        outcome = loop(job, clock)
-        return clock.lap(outcome), outcome
+        timer = PassTimer()
+        result = function(job, timer)
+        return Pass(result, timer.cost(result))
 
     monkeypatch.setattr(module, "measure", here)
     return kept
@@ -66,12 +68,12 @@ def models(contest: Path, folder: str = "models") -> list[Path]:
     return sorted((contest / folder).glob("*.onnx"))
 
 
-def job(contest: Path, **changes: Any) -> Job:
-    made = Job(tuple(models(contest)), contest / "images", tuple(NAMES), True, "cpu", batch=4, workers=2)
+def job(contest: Path, **changes: Any) -> BenchJob:
+    made = BenchJob(tuple(models(contest)), contest / "images", tuple(NAMES), True, "cpu", batch=4, workers=2)
     return replace(made, **changes)
 
 
-def laps(*seconds: float) -> tuple[Lap, ...]:
+def costs(*seconds: float) -> tuple[PassCost, ...]:
     return tuple(replace(LAP, seconds=value) for value in seconds)
 
 
@@ -80,7 +82,7 @@ def test_rates_are_images_by_the_seconds_that_counted() -> None:
     """12 images in 1, 4 and 2 seconds are 12, 3 and 6 a second, in the middle 6; the processors' 3 seconds are 1/4 s an
     image.
     """
-    timing = Timing("ens", 12, laps(1.0, 4.0, 2.0))
+    timing = Timing("ens", 12, costs(1.0, 4.0, 2.0))
     assert timing.rates == (12.0, 3.0, 6.0)
     found = timing.as_dict()
     assert (found["images_per_second"], found["cpu_seconds_per_image"]) == (6.0, 0.25)
@@ -89,7 +91,7 @@ def test_rates_are_images_by_the_seconds_that_counted() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     """Rounds of 1, 2, 10 s against 3, 2, 40 s are 3, 1 and 4 times as fast, in the middle 3, not the 1.5 of medians."""
-    found = ratio(Timing("ens", 6, laps(1.0, 2.0, 10.0)), Timing("torch", 6, laps(3.0, 2.0, 40.0)))
+    found = ratio(Timing("ens", 6, costs(1.0, 2.0, 10.0)), Timing("torch", 6, costs(3.0, 2.0, 40.0)))
     assert found.by_round == pytest.approx((3.0, 1.0, 4.0))
     assert found.as_dict() == {
         "of": "ens",
@@ -104,31 +106,36 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_what_was_not_measured_in_every_round_has_no_median() -> None:
     """A figure that one round lacks is None, not the median of the others."""
     timing = Timing("ens", 6, (replace(LAP, gpu_busy=0.9), LAP))
-    assert timing.median(lambda lap: lap.gpu_busy) is None
-    assert timing.median(lambda lap: lap.memory) == 100.0
+    assert timing.median(lambda cost: cost.gpu_busy) is None
+    assert timing.median(lambda cost: cost.memory) == 100.0
 
 
-def test_the_table_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates, processor and GPU shares, memory, stages, ratios and reasons stand in the text, with their units."""
-    monkeypatch.setenv("COLUMNS", "200")
-    busy = tuple(replace(lap, gpu_busy=0.9, gpu_memory=2000.0) for lap in laps(1.0, 2.0))
-    ours, theirs = Timing("ens", 12, busy), Timing("torch", 12, laps(4.0, 4.0))
+def test_the_tables_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates, CPU and GPU shares, memory, stages, ratios and reasons are shown with their units in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    busy = tuple(replace(cost, gpu_busy=0.9, gpu_memory=2000.0) for cost in costs(1.0, 2.0))
+    ours, theirs = Timing("ens", 12, busy), Timing("torch", 12, costs(4.0, 4.0))
     text = Benchmark(
         images=12,
         views=("identity", "hflip"),
         device="cuda:0",
-        models={"ens": (("a", "resnet18", "fp16"),)},
+        models={"ens": (ModelInfo("a", "resnet18", "fp16"),)},
         machine=Machine(4, "a processor", ("a GPU",), "a system", {"Python": "3.11"}),
         timings=(theirs, ours),
         ratios=(ratio(ours, theirs),),
         agreements=(Agreement("torch", "ens", 64, 1, 1.5e-3),),
         left_out=("onnxruntime: no reason",),
     ).render()
+    assert max(map(len, text.splitlines())) <= 80
     rows = [line.split() for line in text.splitlines()]
-    assert ["ens", "9.0", "6.0", "12.0", "0.2500", "56%", "100", "0.5", "90%", "2,000"] in rows
-    assert ["torch", "3.0", "3.0", "3.0", "0.2500", "19%", "100", "0.5", "-", "-"] in rows
-    assert ["ens", "/", "torch", "3.00", "2.00", "4.00", "4.00", "2.00"] in rows
-    assert "torch against ens: logits differ by 1.5e-03, another class in 1 of 64 answers" in text
+    assert ["ens", "9.0", "6.0", "12.0", "0.5"] in rows
+    assert ["ens", "0.2500", "56%", "100", "90%", "2,000"] in rows
+    assert ["torch", "3.0", "3.0", "3.0", "0.5"] in rows
+    assert ["torch", "0.2500", "19%", "100", "-", "-"] in rows
+    assert ["seconds", "in", "stage", "torch", "ens"] in rows
+    assert ["decode", "1.00", "1.00"] in rows
+    assert ["ens", "/", "torch", "3.00", "2.00", "4.00"] in rows
+    assert "torch vs. ens: relative error of logits 1.5e-03, 1 of 64 predictions differ" in text
     assert "left out: onnxruntime: no reason" in text
     assert "4 cores of a processor; a GPU; a system; Python 3.11" in text
 
@@ -155,7 +162,7 @@ def test_float32_answers_may_differ_by_rounding_only() -> None:
 def test_another_class_is_not_excused_by_a_small_error() -> None:
     """Two logits that are almost equal and change places are E620 in float32; in fp16 one such answer may."""
     expected, found = answers([[1.0, 1.00001]] * 3), answers([[1.00001, 1.0]] + [[1.0, 1.00001]] * 2)
-    with pytest.raises(DeviceError, match="other answers"):
+    with pytest.raises(DeviceError, match="the predictions of x differ from those of ens"):
         compare("x", found, "ens", expected, limits={"a": LIMITS["fp32"]})
     assert compare("x", found, "ens", expected, limits={"a": LIMITS["fp16"]}).changed == 1
 
@@ -171,16 +178,16 @@ def test_the_coarsest_precision_sets_the_limit() -> None:
 def test_submissions_are_compared_by_their_classes() -> None:
     """One other class among four is within a limit of 0.3, and E620 at 0."""
     assert compare_classes("x", "aabc", "whole", "aabd", limit=0.3).changed == 1
-    with pytest.raises(DeviceError, match="1 of 4 images"):
+    with pytest.raises(DeviceError, match="differ on 1 of 4 images"):
         compare_classes("x", "aabc", "whole", "aabd", limit=0.0)
 
 
-# ---------------------------------------------------------------------------------------------------------- the arms
-@pytest.mark.parametrize("loop", [onnxruntime_loop, run_bound])
-def test_an_arm_answers_as_predict_does(contest: Path, loop: Loop[Job]) -> None:
-    """The plain onnxruntime loop and the bound give the logits of `predict`, for both members, views and all rows."""
-    outcomes = [one(job(contest, warm_up=5), Clock()) for one in (run_predict, loop)]
-    expected, found = (outcome.answers for outcome in outcomes)
+# ---------------------------------------------------------------------------------------------------- the contenders
+@pytest.mark.parametrize("function", [onnxruntime_loop, run_bound])
+def test_a_contender_answers_as_predict_does(contest: Path, function: PassFunction[BenchJob]) -> None:
+    """The onnxruntime baseline and the bound give the logits of `predict`, for both members, views and all rows."""
+    results = [one(job(contest, warm_up=5), PassTimer()) for one in (run_predict, function)]
+    expected, found = (result.logits for result in results)
     assert {member: set(views) for member, views in expected.items()} == {key: {"identity", "hflip"} for key in "ab"}
     for member, views in expected.items():
         for view, logits in views.items():
@@ -199,7 +206,7 @@ def test_the_bound_goes_round_in_what_it_keeps(contest: Path, monkeypatch: pytes
         return run_one(session, batch)
 
     monkeypatch.setattr(Session, "run", counting)
-    found = run_bound(job(contest), Clock()).answers
+    found = run_bound(job(contest), PassTimer()).logits
     assert sorted(asked) == [1, 1] + [3] * 4 + [4] * 8  # a model is tried on one image when it starts
     assert found["a"]["hflip"].shape == (8, 18)
 
@@ -214,7 +221,7 @@ def test_the_bound_takes_as_many_at_once_as_predict_did(contest: Path, monkeypat
         return run_one(session, batch)
 
     monkeypatch.setattr(Session, "run", counting)
-    run_bound(replace(job(contest), at_once={"a": 2}), Clock())
+    run_bound(replace(job(contest), at_once={"a": 2}), PassTimer())
     assert {member: max(sizes) for member, sizes in asked.items()} == {"a": 2, "b": 4}
     assert sum(asked["a"]) == sum(asked["b"]) == 1 + 2 * len(NAMES)
 
@@ -222,24 +229,20 @@ def test_the_bound_takes_as_many_at_once_as_predict_did(contest: Path, monkeypat
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:0,1"])
 def test_the_bound_on_gpus_answers_as_predict_does(contest: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """From buffers that were filled before, on one GPU or two, the bound gives the logits of `predict`."""
-    expected = run_predict(job(contest), Clock()).answers
+    expected = run_predict(job(contest), PassTimer()).logits
     with fake_gpus(monkeypatch, contest):
-        found = run_bound(job(contest, device=device, warm_up=5), Clock()).answers
+        found = run_bound(job(contest, device=device, warm_up=5), PassTimer()).logits
     for member, views in expected.items():
         for view, logits in views.items():
             np.testing.assert_allclose(found[member][view], logits, rtol=0, atol=1e-5)
 
 
-def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passes: list[tuple[str, Job]]) -> None:
-    """Every arm is checked on a sample first; rounds run forwards and backwards, the bound in predict's batches."""
+def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
+    """Contenders are checked on a sample first; rounds run forwards and backwards, the bound in predict's batches."""
     done = bench(
-        models(contest),
-        contest / "images",
-        loops={"onnxruntime": onnxruntime_loop},
+        job(contest, ids=(), batch=3, workers=None),
+        baselines={"onnxruntime": onnxruntime_loop},
         limit=10,
-        tta=True,
-        device="cpu",
-        batch=3,
         rounds=2,
     )
     order = ["ens", "bound", "onnxruntime"]
@@ -250,26 +253,26 @@ def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passe
     assert {tuple(one.at_once.values()) for name, one in passes if name == "bound"} == {(3, 3)}
     assert [timing.name for timing in done.timings] == ["onnxruntime", "bound", "ens"]
     assert [(one.of, one.over) for one in done.ratios] == [("ens", "onnxruntime"), ("ens", "bound")]
-    assert {one.arm: one.changed for one in done.agreements} == {"bound": 0, "onnxruntime": 0}
+    assert {one.contender: one.changed for one in done.agreements} == {"bound": 0, "onnxruntime": 0}
 
 
-def test_other_weights_are_not_compared(contest: Path, passes: list[tuple[str, Job]]) -> None:
+def test_other_weights_are_not_compared(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
     """A second set of the same members with other weights is E620 before anything is timed; one of other members is
     E204.
     """
     for seed, (member, size) in enumerate((("a", (16, 12)), ("b", (24, 24)))):
         toys.write_model(contest / "other", toys.card(member, size=size), seed=seed + 7)
     with pytest.raises(DeviceError) as caught:
-        bench(models(contest), contest / "images", loops={}, also={"other": models(contest, "other")}, device="cpu")
+        bench(job(contest, tta=False), baselines={}, also={"other": models(contest, "other")})
     assert caught.value.code == "E620"
-    assert caught.value.message == "ens other gives other answers than ens"
+    assert caught.value.message == "the predictions of ens other differ from those of ens"
     assert len(passes) == 4
-    with pytest.raises(OptionError, match="other holds a, not a, b"):
-        bench(models(contest), contest / "images", loops={}, also={"other": models(contest, "other")[:1]})
+    with pytest.raises(OptionError, match="other holds the members a, not a, b"):
+        bench(job(contest), baselines={}, also={"other": models(contest, "other")[:1]})
 
 
-def test_other_sets_and_submit_run_in_the_same_rounds(contest: Path, passes: list[tuple[str, Job]]) -> None:
-    """--also and --recipe add arms for each set of models, and ratios over the loops and over `predict`."""
+def test_other_sets_and_submit_run_in_the_same_rounds(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
+    """--also and --recipe add contenders for each set of models, and ratios over the loops and over `predict`."""
     preds, recipe = f"{contest / 'preds'}", f"{contest / 'blend.json'}"
     arguments = [f"{contest / 'models'}", "--images", f"{contest / 'images'}", "--tta", "--device", "cpu"]
     assert run(["predict", *arguments, "-o", preds]) == 0
@@ -282,7 +285,7 @@ def test_other_sets_and_submit_run_in_the_same_rounds(contest: Path, passes: lis
     assert run(["bench", *arguments, *options, "-o", f"{output}"]) == 0
     found = json.loads(output.read_text())
     names = ["onnxruntime", "bound again", "submit again", "ens again", "bound", "submit", "ens"]
-    assert [arm["name"] for arm in found["arms"]] == names
+    assert [contender["name"] for contender in found["arms"]] == names
     over = {(one["of"], one["over"]) for one in found["ratios"]}
     assert over == {
         ("ens", "onnxruntime"),
@@ -298,7 +301,7 @@ def test_other_sets_and_submit_run_in_the_same_rounds(contest: Path, passes: lis
     told = {one["arm"]: (one["reference"], one["changed"]) for one in found["agreements"]}
     assert told["submit again"] == ("all its members", 0)
     assert told["bound again"] == ("ens again", 0)
-    stages = next(arm["stages"] for arm in found["arms"] if arm["name"] == "submit")
+    stages = next(contender["stages"] for contender in found["arms"] if contender["name"] == "submit")
     assert stages["of"] == 44
     assert 22 <= stages["passes"] <= 44
 
@@ -324,19 +327,19 @@ def test_the_command_runs_without_torch_and_says_so(contest: Path) -> None:
     found = json.loads(done.stdout)
     assert found == json.loads((contest / "bench.json").read_text())
     assert found["left_out"] == ["torch: torch or timm is not installed"]
-    assert [arm["name"] for arm in found["arms"]] == ["onnxruntime", "bound", "ens"]
-    for arm in found["arms"]:
-        assert arm["images_per_second"] > 0
-        (lap,) = arm["rounds"]
-        assert 10 < lap["memory"] < 2000
-        assert lap["start"] > 0
-        assert lap["cpu"] > 0
+    assert [contender["name"] for contender in found["arms"]] == ["onnxruntime", "bound", "ens"]
+    for contender in found["arms"]:
+        assert contender["images_per_second"] > 0
+        (cost,) = contender["rounds"]
+        assert 10 < cost["memory"] < 2000
+        assert cost["start"] > 0
+        assert cost["cpu"] > 0
     assert {"decode", "forward", "write"} <= found["arms"][-1]["stages"].keys()
     assert found["machine"]["cores"] >= 1
     assert "onnx" in " ".join(found["machine"]["versions"])
 
 
-def fail(job: str, clock: Clock) -> Outcome:
+def fail(job: str, timer: PassTimer) -> PassResult:
     """A loop that raises, has a bug or dies, as the job says."""
     if job == "raise":
         raise DataError("E302", "the file is empty")
@@ -357,34 +360,34 @@ def test_what_goes_wrong_in_a_pass_arrives(contest: Path) -> None:
     assert (died.value.code, died.value.message) == ("E621", "loop: its process ended with status 3")
 
 
-def own_way(job: str, clock: Clock) -> Outcome:
+def own_way(job: str, timer: PassTimer) -> PassResult:
     """Say how worker processes would start here."""
-    clock.start()
-    clock.stop()
-    return Outcome({}, 1, 1, classes=(get_start_method(),))
+    timer.start()
+    timer.stop()
+    return PassResult({}, 1, 1, classes=(get_start_method(),))
 
 
 def test_a_pass_starts_its_workers_as_a_script_would() -> None:
     """A loop's worker processes start by Python's default, however the pass itself was started: spawning a DataLoader's
     workers would cost it seconds that no user pays.
     """
-    assert measure(own_way, "", name="loop")[1].classes == (get_start_method(),)
+    assert measure(own_way, "", name="loop").result.classes == (get_start_method(),)
 
 
 def test_the_gpu_is_asked_while_the_clock_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what nvidia-smi says, only what it says while the clock runs is kept, and lines without figures are not."""
+    """Of what nvidia-smi says, only what it says while the timer runs is kept, and lines without figures are not."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\nwhile echo "[N/A], 7" && echo "40, 1500"; do sleep 0.01; done\n')
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with _watching(0) as watch:
-        assert watch.busy == []
-        watch.counting = True
+    with sample_gpu(0) as samples:
+        assert samples.busy == []
+        samples.counting = True
         deadline = time.monotonic() + HANG
-        while not watch.busy and time.monotonic() < deadline:
+        while not samples.busy and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert set(watch.busy) == {40.0}
-    assert set(watch.memory) == {1500.0}
-    with _watching(None) as nobody:
+    assert set(samples.busy) == {40.0}
+    assert set(samples.memory) == {1500.0}
+    with sample_gpu(None) as nobody:
         pass
     assert nobody.busy == []

@@ -14,13 +14,12 @@ import torch
 from checkpoints.loading.open import open_checkpoint
 from ensemble.__main__ import run
 from ensemble.bench import bench as module
-from ensemble.bench.contenders import Job, run_predict
-from ensemble.bench.process_meter import Clock, Lap, Outcome, measure
-from ensemble.commands.bench import _weights
+from ensemble.bench.contenders import BenchJob, run_predict
+from ensemble.bench.process_meter import Pass, PassTimer, measure
 from ensemble.errors import DeviceError
 from ensemble.labels import MASK18
 from ensemble.runtime.parity import relative_error
-from exporters.bench_baselines import TorchLoop, fill, normalise
+from exporters.bench_baselines import FoundWeights, TorchLoop, find_weights, normalise, pad
 from exporters.export import ExportOptions, export
 from tests.support import toys
 from tests.support.networks import make_checkpoint
@@ -37,7 +36,7 @@ class Bench:
     model: Path
     weights: Path
     others: Path
-    job: Job
+    job: BenchJob
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     options = ExportOptions(labels=MASK18, size=(48, 32), resize="squash", mean=(0.5, 0.4, 0.3))
     model = export(open_checkpoint(paths[0], arch="test_resnet"), home / "models", options=options).path
     toys.write_pictures(home / "images", NAMES)
-    return Bench(model, paths[0], paths[1], Job((model,), home / "images", tuple(NAMES), True, "cpu"))
+    return Bench(model, paths[0], paths[1], BenchJob((model,), home / "images", tuple(NAMES), True, "cpu"))
 
 
 @pytest.fixture
@@ -62,10 +61,10 @@ def in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     loader: Any = data.DataLoader
     monkeypatch.setattr(data, "DataLoader", lambda photos, batch, **_: loader(photos, batch))
 
-    def here(loop: Any, job: Job, *, name: str, gpu: int | None = None) -> tuple[Lap, Outcome]:
-        clock = Clock()
-        outcome = loop(job, clock)
-        return clock.lap(outcome), outcome
+    def here(function: Any, job: BenchJob, *, name: str, gpu: int | None = None) -> Pass:
+        timer = PassTimer()
+        result = function(job, timer)
+        return Pass(result, timer.cost(result))
 
     monkeypatch.setattr(module, "measure", here)
 
@@ -74,31 +73,24 @@ def test_the_torch_loop_answers_as_predict_does(made: Bench) -> None:
     """In a process of its own, with worker processes, the logits of both views are those of `predict`; the memory is
     that of all its processes.
     """
-    expected = run_predict(made.job, Clock()).answers["r0"]
-    lap, outcome = measure(TorchLoop({"r0": made.weights}), made.job, name="torch")
-    assert set(outcome.answers["r0"]) == set(expected) == {"identity", "hflip"}
+    expected = run_predict(made.job, PassTimer()).logits["r0"]
+    done = measure(TorchLoop({"r0": made.weights}), made.job, name="torch")
+    assert set(done.result.logits["r0"]) == set(expected) == {"identity", "hflip"}
     for view, logits in expected.items():
-        assert relative_error(logits, outcome.answers["r0"][view]) < 1e-5
+        assert relative_error(logits, done.result.logits["r0"][view]) < 1e-5
     assert relative_error(expected["identity"], expected["hflip"]) > 1e-3, "the views differ"
-    assert lap.memory is not None
-    assert lap.memory > 100
-    assert outcome.batch == 32
+    assert done.cost.memory is not None
+    assert done.cost.memory > 100
+    assert done.result.batch == 32
 
 
 @pytest.mark.usefixtures("in_line")
 def test_other_weights_in_the_torch_loop_are_found_out(made: Bench) -> None:
     """A torch loop with weights that the model did not come from is E620, and nothing is timed."""
     with pytest.raises(DeviceError) as caught:
-        module.bench(
-            [made.model],
-            made.job.images,
-            loops={"torch": TorchLoop({"r0": made.others})},
-            tta=True,
-            device="cpu",
-            rounds=1,
-        )
+        module.bench(made.job, baselines={"torch": TorchLoop({"r0": made.others})}, rounds=1)
     assert caught.value.code == "E620"
-    assert caught.value.message == "torch gives other answers than ens"
+    assert caught.value.message == "the predictions of torch differ from those of ens"
     assert len(caught.value.details) == 2
 
 
@@ -108,7 +100,7 @@ def test_the_weights_are_found_by_their_hash(made: Bench, capsys: pytest.Capture
     arguments = [f"{made.model}", "--images", f"{made.job.images}", "--device", "cpu", "--rounds", "1", "--json"]
     assert run(["bench", *arguments, "--checkpoints", f"{made.weights.parent}"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [arm["name"] for arm in found["arms"]] == ["torch", "onnxruntime", "bound", "ens"]
+    assert [contender["name"] for contender in found["arms"]] == ["torch", "onnxruntime", "bound", "ens"]
     assert found["left_out"] == []
     assert found["views"] == ["identity"]
     assert found["models"]["ens"] == [{"member": "r0", "arch": "test_resnet", "precision": "fp32"}]
@@ -116,19 +108,20 @@ def test_the_weights_are_found_by_their_hash(made: Bench, capsys: pytest.Capture
 
 def test_without_its_weights_there_is_no_torch_loop(made: Bench) -> None:
     """No --checkpoints, or others only, leaves the loop out and says why."""
-    assert _weights([made.model], [made.weights.parent]) == ({"r0": made.weights}, "")
-    assert _weights([made.model], []) == ({}, "it needs --checkpoints")
-    assert _weights([made.model], [made.others]) == ({}, "--checkpoints does not contain the weights of r0")
+    assert find_weights([made.model], [made.weights.parent]) == FoundWeights({"r0": made.weights})
+    assert find_weights([made.model], []) == FoundWeights({}, "it needs --checkpoints")
+    other = "--checkpoints does not contain the weights of r0"
+    assert find_weights([made.model], [made.others]) == FoundWeights({}, other)
 
 
 def test_the_last_batch_is_filled_up_for_a_gpu() -> None:
     """Three images become five by repeating the last; five stay five."""
     pixels = torch.arange(3 * 2 * 2 * 3, dtype=torch.uint8).reshape(3, 2, 2, 3)
-    filled = fill(pixels, 5)
+    filled = pad(pixels, 5)
     assert filled.shape == (5, 2, 2, 3)
     assert torch.equal(filled[:3], pixels)
     assert torch.equal(filled[3], pixels[2])
-    assert fill(filled, 5) is filled
+    assert pad(filled, 5) is filled
 
 
 def test_pixels_are_normalised_in_planes() -> None:

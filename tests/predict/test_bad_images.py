@@ -373,7 +373,7 @@ def test_submit_leaves_out_rows_of_the_sample(tmp_path: Path, images: Path, mode
 def test_the_report_shows_what_could_not_be_read(
     tmp_path: Path, images: Path, models: list[Path], policy: OnBadImage, code: str
 ) -> None:
-    """The page names the images; none of them is a dispute, and the pictures of the others are drawn."""
+    """The page names the images; none of them is a disagreement, and the others have thumbnails."""
     pytest.importorskip("matplotlib")
     from ensemble.analysis.report_html import render_page
 
@@ -382,8 +382,8 @@ def test_the_report_shows_what_could_not_be_read(
     page = render_page(facts)
     assert f"<code>{code}</code> 2 images" in page
     assert "<code>W326</code> 2 of 21 images could not be read" in page
-    assert len(facts.disputes) == 12
-    assert not {dispute.image for dispute in facts.disputes} & set(BAD)
+    assert len(facts.disagreements) == 12
+    assert not {one.image for one in facts.disagreements} & set(BAD)
 
 
 def test_what_is_compared_with_a_truth_lacks_none_of_its_images(
