@@ -131,7 +131,7 @@ class MemberSummary:
 
 @dataclass(frozen=True, slots=True)
 class LearnedChoice:
-    """What a learned recipe records: the chosen candidate ``method``, the table behind the choice, and the views."""
+    """The record in a learned recipe: the chosen candidate ``method``, the table behind the choice, and the views."""
 
     method: str
     metric: str

@@ -35,7 +35,7 @@ LIMITS: Mapping[str, Limit] = {
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How close the predictions of ``contender`` are to those of ``reference``.
+    """The agreement of the predictions of ``contender`` with those of ``reference``.
 
     ``error`` is the largest difference of a logit, relative to the largest of its row. The class of ``changed`` of
     ``answers`` predictions differs.

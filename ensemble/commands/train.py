@@ -46,7 +46,7 @@ class FoldOptions:
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """How an image becomes the model's input."""
+    """The preprocessing of images for the model."""
 
     size: str = "224"
     resize: Resize = "squash"

@@ -55,7 +55,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """What `ens crop` found in one image of ``width`` x ``height`` px: the chosen of ``faces`` faces, or None."""
+    """The face found in one image of ``width`` x ``height`` px: the chosen one of ``faces``, or None."""
 
     id: str
     box: Box | None
@@ -134,7 +134,7 @@ def read_faces(path: Path) -> FaceFile:
     """Read what `write_boxes` wrote, or the boxes of another program.
 
     Raises:
-        FileError: E707 when there is no such file.
+        FileError: E707 when the file does not exist.
         DataError: E350 when it is not a file of boxes, E313 when an id is there twice.
     """
     if not path.is_file():

@@ -51,7 +51,7 @@ def read_ids(path: Path, *, listener: Listener = SILENT) -> tuple[str, ...]:
     """Read the ids of a sample submission or list: the column ``ImageID``, else ``id``, else the only column.
 
     Raises:
-        DataError: E313 when an id is repeated, E322 when there is no such column or no header line.
+        DataError: E313 when an id is repeated, E322 when the column or the header line is missing.
     """
     table = read_table(path, listener=listener)
     by_lower = {name.lower(): name for name in table.header}

@@ -30,7 +30,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What the results of a run depend on: JSON-ready ``values`` by the keys under which its files record them."""
+    """The settings that the results of a run depend on: JSON-ready ``values`` by the keys that its files record."""
 
     values: Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What one file of a run records about itself.
+    """The record in one file of a run about itself.
 
     ``sizes`` is the hash of the sizes of its images' files (see `Slice`). ``missing`` is how many of its rows are not
     in it because the images could not be read; None leaves the key out, which is the same as 0.

@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What came of some rows: ``logits[member][view]`` is ``(len(rows), C)`` for the rows that could be read.
+    """The results of some rows: ``logits[member][view]`` is ``(len(rows), C)`` for the rows that could be read.
 
     ``faults`` are the rows that could not be; ``oddities`` are the codes of what was unusual, by row.
     """
@@ -99,7 +99,7 @@ class Pipeline:
 
     @property
     def workers(self) -> int:
-        """How many threads decode, and on the CPU also compute."""
+        """The number of threads that decode, and on the CPU also compute."""
         return self._workers
 
     def run(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
@@ -115,7 +115,7 @@ class Pipeline:
             yield from self.map(self._infer, work)
 
     def map(self, function: Callable[[Work, Batch], T], work: Iterable[Work]) -> Generator[T, None, None]:
-        """What ``function`` makes of each batch's pixels, in the order of ``work``; it may run in several threads."""
+        """Yield ``function`` of the pixels of each batch, in the order of ``work``; it may run in several threads."""
         if self._on_gpu:
             # what the function asks goes through the lane that its thread has
             with closing(self._through(work, self._read, lambda *_: None, lambda _, read: function(*read))) as done:
@@ -253,7 +253,7 @@ class Pipeline:
             if size == 1:
                 raise
             self._largest_batch[session.card.member] = size // 2
-            self._listener.notice(Notice("W602", f"{err.message}; going on with {size // 2}"))
+            self._listener.notice(Notice("W602", f"{err.message}; continuing with {size // 2}"))
             return self._ask(session, pixels)
         if trial is not None:
             trial.learn(size, len(pixels), time.thread_time() - began)

@@ -53,7 +53,7 @@ class Computed(Protocol):
 
     @property
     def faults(self) -> Mapping[int, DataError]:
-        """Why images could not be read, by row."""
+        """The errors of unreadable images, by row."""
 
     @property
     def oddities(self) -> Mapping[int, tuple[str, ...]]:
@@ -64,9 +64,9 @@ A = TypeVar("A", bound=Computed)
 
 
 class Store(ABC, Generic[A]):
-    """Where the ``slices`` of a run are kept; ``pending`` are the indices of those that are not finished.
+    """Storage of the ``slices`` of a run; ``pending`` are the indices of those that are not finished.
 
-    Most are a `SliceFolder`, which finds out itself what is finished.
+    Most are a `SliceFolder`, which detects by itself what is finished.
     """
 
     def __init__(self, folder: Path, slices: Sequence[Slice]) -> None:

@@ -67,7 +67,7 @@ def start_gpu_sessions(
                 break
             if not shape.halve(shape.rows):
                 raise
-            listener.notice(Notice("W602", f"{err.message}; going on with {shape.rows}"))
+            listener.notice(Notice("W602", f"{err.message}; continuing with {shape.rows}"))
     for name, session in sessions.items() if device.is_gpu else ():
         _compare(session, models[name], views or parse_views("identity"), listener)
     return sessions
@@ -180,7 +180,7 @@ def retry_on_oom(session: Session, ask: Callable[[], T], listener: Listener) -> 
             if tried == 1:
                 raise
             if shape.halve(tried):
-                listener.notice(Notice("W602", f"{err.message}; going on with {shape.rows}"))
+                listener.notice(Notice("W602", f"{err.message}; continuing with {shape.rows}"))
 
 
 def model_inputs(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> dict[Preprocess, dict[str, Pixels]]:

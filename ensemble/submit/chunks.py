@@ -48,7 +48,7 @@ _FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What runs: ``cells`` in their order, by ``models`` of their members, through ``views`` by name.
+    """The plan of a run: ``cells`` in their order, by ``models`` of their members, through ``views`` by name.
 
     ``stops`` says after how many cells a row may leave, and how far its answer must lead; None leaves it to the bound.
     """
@@ -247,11 +247,11 @@ def filled_chunk(plan: Plan, ids: Sequence[str]) -> Chunk:
 
 
 def rows_of_chunk(device: Device) -> int:
-    """How many rows a chunk has, but for the last."""
+    """Return the number of rows per chunk, but for the last one."""
     return CHUNK_ROWS[device.kind]
 
 
 def rows_of_cells(chunks: Sequence[Chunk], cells: int) -> list[int]:
-    """How many rows saw each cell."""
+    """Return the number of rows that ran each cell."""
     passes = np.concatenate([chunk.passes for chunk in chunks])
     return [int((passes > k).sum()) for k in range(cells)]

@@ -80,7 +80,7 @@ def in_order(cells: Sequence[Cell], cost: Mapping[str, float], *, whole_groups: 
 
 
 def ends_of_units(cells: Sequence[Cell]) -> tuple[int, ...]:
-    """How many cells have run when each group has finished its look at a view, for cells in `in_order`."""
+    """Return the number of cells that have run when each group has finished a view, for cells in `in_order`."""
     ends = [k for k, (a, b) in enumerate(pairwise(cells), 1) if (a.group, a.view) != (b.group, b.view)]
     return (*ends, len(cells))
 
@@ -101,7 +101,7 @@ def require_early_exit(recipe: Recipe, *, exact: bool) -> None:
 
 
 class Running:
-    """What some cells say together about the rows of a chunk, in float64."""
+    """The weighted sum of the cells so far over the rows of a chunk, in float64."""
 
     def __init__(self, recipe: Recipe, cells: Sequence[Cell], rows: int) -> None:
         self._recipe = recipe
@@ -118,7 +118,7 @@ class Running:
         self.seen += 1
 
     def keep(self, rows: Mask) -> None:
-        """Go on with some of the rows."""
+        """Keep only some of the rows."""
         self.total = self.total[rows]
 
     def certain(self) -> tuple[Mask, Classes]:
@@ -177,7 +177,7 @@ def _bias(recipe: Recipe) -> Floats:
 
 
 def _slack(recipe: Recipe) -> float:
-    """What rounding can do to a log-probability that was sharpened and shifted, and much more."""
+    """Return a generous bound on the rounding error of a sharpened and shifted log-probability."""
     return float(_SLACK * (1 + recipe.sharpness + np.abs(_bias(recipe)).max()))
 
 
@@ -188,7 +188,7 @@ def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
 
 
 def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats, size: Floats, chosen: Classes) -> Mask:
-    """Whether the chosen score of each row stays the greatest of ``scores @ p`` ``(K,)``, whatever comes, ``(n,)``.
+    """Return a mask ``(n,)``: the chosen score of the row stays the greatest of ``scores @ p`` ``(K,)`` in any case.
 
     Of ``p proportional to y``, ``y_j = (P_j + R s_j) ** sharpness * exp(bias_j)``, only the sign of a difference of two
     scores matters, and the sum of y that divides both does not change it. What is left is ``sum_j a_j y_j``, and least
@@ -223,7 +223,7 @@ def _at(scores: Floats, answers: Classes) -> Floats:
 
 
 def _beats_all(floor: Floats, ceiling: Floats, answers: Classes) -> Mask:
-    """Whether the answer's floor is above every other class's ceiling, ``(n,)``."""
+    """Return a mask ``(n,)``: the floor of the answer is above the ceiling of every other class."""
     rivals = ceiling.copy()
     rivals[np.arange(len(rivals)), answers] = -np.inf
     return np.asarray(_at(floor, answers) > rivals.max(axis=1))

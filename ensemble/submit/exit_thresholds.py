@@ -114,7 +114,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Course:
-    """What the ensemble says on its way: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``.
+    """The intermediate results of the ensemble: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``.
 
     ``scale`` ``(len(ends) - 1,)`` is how large a lead there has to be in proportion, at each end but the last.
     """
@@ -258,7 +258,7 @@ def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.intp], NDA
 
 
 def _allowed(share: float, rows: int) -> tuple[int, bool]:
-    """How many of ``rows`` may change so that the share holds with 95 % confidence, and whether any number does.
+    """Return how many of ``rows`` may change so that the share holds with 95 % confidence, and False if not even 0 may.
 
     The limit is Poisson's: none of n seen bounds the rate by 3 / n (Garwood, "Fiducial limits for the Poisson
     distribution", Biometrika 1936).
@@ -282,7 +282,7 @@ def _cross_validate(
 
 
 def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> Floats:
-    """How large a lead can be undone at each end but the last, in proportion: the standard error of a mean.
+    """Return the scale of the leads that can be undone at each end but the last: the standard error of a mean.
 
     The whole ensemble's lead is the mean over all cells of each one's. After a share f of them it is known to within
     ``sqrt((1 - f) / f)`` times a constant: Cochran, "Sampling Techniques" (3rd edition, 1977), chapter 2, with

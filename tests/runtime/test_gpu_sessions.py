@@ -138,7 +138,7 @@ def test_fault_62_a_device_that_is_full_while_running_halves_the_one_shape(
             answers["identity"], start_session(read_model(models[name].path)).run(batch), rtol=1e-5, atol=1e-6
         )
     assert codes(recorder) == ["W602", "W602"]
-    assert "going on with 2" in recorder.notices[-1].message
+    assert "continuing with 2" in recorder.notices[-1].message
 
 
 def test_fault_62_a_model_for_fewer_rows_needs_no_memory_beside_the_one_before(
