@@ -41,7 +41,7 @@ def install_command(*packages: str, extra: str | None = None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
+class _Installation:
     """The origin of the installation: a path or a URL, or None when it is unknown or no longer exists."""
 
     installer: str
@@ -57,13 +57,13 @@ class _Origin:
         return Path.cwd() if self.target == "." else Path(self.target)
 
 
-def _read_origin() -> _Origin:
+def _read_origin() -> _Installation:
     try:
         distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         # the sources are on the path without having been installed
         root = Path(__file__).parents[1]
-        return _Origin("pip install", _path_as_typed(root) if (root / "pyproject.toml").exists() else None)
+        return _Installation("pip install", _path_as_typed(root) if (root / "pyproject.toml").exists() else None)
     by_uv = (distribution.read_text("INSTALLER") or "").strip() == "uv"
     installer = "uv pip install" if by_uv else "pip install"
     if by_uv and os.environ.get("VIRTUAL_ENV") != sys.prefix:
@@ -72,15 +72,15 @@ def _read_origin() -> _Origin:
         record = json.loads(distribution.read_text("direct_url.json") or "")
         url = urlsplit(record["url"])
     except (ValueError, KeyError, TypeError):
-        return _Origin(installer)
+        return _Installation(installer)
     if url.scheme != "file" or "vcs_info" in record:
-        return _Origin(installer, _remote(record), is_remote=True)
+        return _Installation(installer, _remote(record), is_remote=True)
     path = Path(url2pathname(url.path))
     if not path.exists():
-        return _Origin(installer)
+        return _Installation(installer)
     is_editable = bool(record.get("dir_info", {}).get("editable"))
     is_project = by_uv and (path / "pyproject.toml").exists() and Path(sys.prefix).resolve().parent == path.resolve()
-    return _Origin(installer, _path_as_typed(path), is_editable=is_editable, is_project=is_project)
+    return _Installation(installer, _path_as_typed(path), is_editable=is_editable, is_project=is_project)
 
 
 def _remote(record: dict[str, Any]) -> str:

@@ -7,12 +7,12 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
-Cell = str | float | None
+TableCell = str | float | None
 _GAP = 2
 _NARROWEST = 24  # a column is not wrapped below this width
 
 
-def render_columns(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, width: int | None = None) -> str:
+def render_columns(header: Sequence[str], rows: Sequence[Sequence[TableCell]], *, width: int | None = None) -> str:
     """Return aligned columns under a header, text to the left and numbers to the right; fractions have four digits.
 
     ``width`` defaults to that of the terminal (or ``COLUMNS``), and to 80 where the output is no terminal. Nothing is
@@ -27,7 +27,9 @@ def render_columns(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, wid
     return "\n".join("".join(f"{line}\n" for line in block) for block in blocks)
 
 
-def render_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, width: int | None = None) -> tuple[str, ...]:
+def render_rows(
+    header: Sequence[str], rows: Sequence[Sequence[TableCell]], *, width: int | None = None
+) -> tuple[str, ...]:
     """Return the header and each row as in `render_columns`, each of one line or more; columns stay side by side."""
     cells = [list(header), *([_text(cell) for cell in row] for row in rows)]
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
@@ -48,7 +50,7 @@ def text_width(text: str) -> int:
     )
 
 
-def _blocks(header: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> list[list[int]]:
+def _blocks(header: Sequence[str], rows: Sequence[Sequence[TableCell]], width: int) -> list[list[int]]:
     """Return the columns of each block: the first one in all of them, then as many as fit when they are wrapped."""
     cells = [list(header), *([_text(cell) for cell in row] for row in rows)]
     least = [min(_natural(column), max(_NARROWEST, _longest_word(column))) for column in zip(*cells, strict=True)]
@@ -132,7 +134,7 @@ def wrap_text(text: str, *, indent: str = "", width: int | None = None) -> str:
     )
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: TableCell) -> str:
     if cell is None:
         return "-"
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}" if isinstance(cell, float) else cell

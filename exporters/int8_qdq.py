@@ -107,7 +107,7 @@ def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[st
 
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
     """Return the activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
-    plan = _Plan(graph, layers)
+    plan = _QdqPlan(graph, layers)
     return tuple(plan.stored)
 
 
@@ -116,7 +116,7 @@ def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collec
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
-    plan = _Plan(proto.graph, layers)
+    plan = _QdqPlan(proto.graph, layers)
     constants = _Constants(graph)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
@@ -140,7 +140,7 @@ def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collec
     return model
 
 
-class _Plan:
+class _QdqPlan:
     """The nodes that are quantised, the tensors that are stored in 8 bits, and the tensor whose range each one takes.
 
     ``made`` are the outputs of quantised nodes: every reader gets the stored values. The output of a float node is

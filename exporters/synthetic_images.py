@@ -13,12 +13,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ensemble.arrays import Floats, Pixels
 from exporters.pen import Pen
-from exporters.synthetic_faces import draw_head, make_person
+from exporters.synthetic_faces import Random, draw_head, make_person
 
 COUNT = 24
 _SIZES = ((512, 384), (384, 512), (420, 420), (600, 340))
-
-Random = np.random.Generator
 
 
 @functools.cache

@@ -176,6 +176,21 @@ def test_files_stay_readable() -> None:
     assert not [entry for entry in long if int(entry.rpartition(" ")[2]) > 400]
 
 
+def test_every_class_and_type_alias_has_a_name_of_its_own() -> None:
+    """No two classes or module-level type aliases of the packages share a name, with or without an underscore."""
+    owners: dict[str, list[str]] = {}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            found += [target.id for target in targets if isinstance(target, ast.Name)]
+        for found_name in [one.lstrip("_") for one in found]:
+            if found_name[0].isupper() and not found_name.isupper():
+                owners.setdefault(found_name, []).append(name(path))
+    assert {found_name: paths for found_name, paths in owners.items() if len(paths) > 1} == {}
+
+
 def test_no_lock_file_is_kept() -> None:
     """uv.lock is ignored by git: it would record where every package was fetched from."""
     assert "uv.lock" in (ROOT / ".gitignore").read_text().split()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ensemble.labels import LabelSpace
 
 CutMix = Literal["none", "plain", "half"]
-Keep = Literal["best", "last"]
+KeepEpoch = Literal["best", "last"]
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["onecycle", "cosine", "constant"]
 
@@ -78,7 +78,7 @@ class TrainSettings:
     clip: float | None = None
     freeze: int = 0
     patience: int | None = None
-    keep: Keep = "best"
+    keep: KeepEpoch = "best"
     bf16: bool = False
     fallback_share: float = 0.1
     init: Path | None = None

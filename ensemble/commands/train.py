@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
-from checkpoints.training.settings import CutMix, Keep, Optimizer, Schedule, TrainSettings
+from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, torch_extra
 from ensemble.errors import OptionError
@@ -160,7 +160,7 @@ _OPTIMIZATION = OptionGroup(
         _setting(
             "keep",
             "Epoch to keep; the scores of best are optimistic, as the hold-out part chooses it.",
-            type=click.Choice(get_args(Keep)),
+            type=click.Choice(get_args(KeepEpoch)),
         ),
         _setting("bf16", "Use bfloat16 mixed precision."),
         _setting("fp16", "Use float16 mixed precision, for GPUs without bfloat16."),
