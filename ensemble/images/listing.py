@@ -128,7 +128,7 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
         if cased:
             raise DataError(
                 "E312",
-                f"{len(cased)} listed images exist only in another case: {cased[0][0]} is {cased[0][1]}",
+                f"{len(cased)} listed images differ from files in letter case: {cased[0][0]} is {cased[0][1]}",
                 path=root,
             )
         raise DataError(

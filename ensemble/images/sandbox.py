@@ -53,7 +53,7 @@ def find_faults(listing: Listing, rows: Iterable[int], *, listener: Listener = S
                 if process is not None and process.has_ended:
                     process.close()
                     process = None
-            listener.progress("try images alone", done, len(tried))
+            listener.progress("try suspicious images", done, len(tried))
     finally:
         if process is not None:
             process.close()

@@ -90,7 +90,7 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
         message = f"{path.name} is damaged, or not an ONNX file (starts with {start!r})"
         raise ModelError("E420", message, path=path) from err
     if not model.graph.node:
-        raise ModelError("E420", f"{path.name} holds no network ({len(data)} bytes)", path=path)
+        raise ModelError("E420", f"{path.name} contains no network ({len(data)} bytes)", path=path)
     return model
 
 
@@ -99,9 +99,9 @@ def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
         if isinstance(part, onnx.TensorProto):
             if part.data_location == onnx.TensorProto.EXTERNAL or part.external_data:
                 place = {entry.key: entry.value for entry in part.external_data}.get("location", "?")
-                raise ModelError("E422", f"{path.name} refers to the outside file {place!r}", path=path)
+                raise ModelError("E422", f"{path.name} refers to data in another file, {place!r}", path=path)
         elif isinstance(part, onnx.NodeProto) and part.op_type == _COMPILED:
-            raise ModelError("E422", f"{path.name} holds {_COMPILED}, which may refer to an outside file", path=path)
+            raise ModelError("E422", f"{path.name} contains {_COMPILED}, which may refer to another file", path=path)
 
 
 def messages_in(message: Message) -> Iterator[Message]:

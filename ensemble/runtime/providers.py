@@ -69,7 +69,7 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
             raise start_error(one, start.cause)
     kinds = {str(found) for found in (describe_gpu(one.index) for one in device.each) if found} if device.others else ()
     if len(kinds) > 1:
-        raise DeviceError("E607", f"{device} are not of one kind: {', '.join(sorted(kinds))}")
+        raise DeviceError("E607", f"{device} are different GPU models: {', '.join(sorted(kinds))}")
     return device
 
 
@@ -169,7 +169,7 @@ def explain_log(log: str) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return cause
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "onnxruntime fell back to the CPU and did not say why"
+    return lines[-1][:300] if lines else "onnxruntime fell back to the CPU without a reason"
 
 
 class NotStartedError(Exception):

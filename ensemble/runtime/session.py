@@ -236,7 +236,7 @@ def _is_out_of_memory(err: Exception) -> bool:
 def _host_is_full(what: str) -> DeviceError:
     return DeviceError(
         "E603",
-        f"the machine's memory is too little {what}; what was finished is kept",
+        f"this machine has too little memory {what}; finished work is kept",
         hint="run the same command again with a smaller --memory, --batch or --workers, or with fewer members",
     )
 

@@ -50,9 +50,7 @@ def engine_options(
         DeviceError: E608 for int8, because TensorRT does not support integers with a zero point.
     """
     if card.precision == "int8":
-        raise DeviceError(
-            "E608", f"{device} takes no integers with a zero point, of which {card.member} (int8) is made"
-        )
+        raise DeviceError("E608", f"{device} does not support int8 with zero points, which {card.member} uses")
     height, width = card.preprocess.size
     made = len(split_views(views, card.preprocess.size)[1])
     smallest, usual, largest = (1, 128, 256) if rows is None else (rows, rows, rows)

@@ -153,7 +153,7 @@ def test_a_device_that_computes_wrongly_does_not_count_as_started(monkeypatch: p
         ("CUDA failure 100: no CUDA-capable device is detected ; GPU=-1", "no NVIDIA GPU is visible"),
         ("CUDA failure 101: invalid device ordinal ; GPU=7", "no GPU of that index"),
         ("Please install TensorRT libraries as mentioned", "the TensorRT libraries are missing"),
-        ("", "did not say why"),
+        ("", "without a reason"),
     ],
 )
 def test_fault_61_the_cause_is_read_from_the_log(log: str, cause: str) -> None:
