@@ -1,4 +1,4 @@
-"""Reading image files: which are refused, with which code, and that nothing else can happen."""
+"""Reading image files: each is decoded or refused with its code, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PICTURE = picture()
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Break off what hangs, since it would hang the whole suite."""
+    """Raise TimeoutError in a test that hangs, since it would hang the whole suite."""
 
     def break_off(*_: object) -> None:
         raise TimeoutError
@@ -45,13 +45,13 @@ def time_limit(seconds: int) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
 @pytest.mark.parametrize("kept", [0.5, 0.02])
 def test_fault_01_truncated_files_are_refused(kind: str, kept: float) -> None:
-    """Half of a file, and a piece of its header, are E301 in every format: never pixels, and never called no image."""
+    """Half of a file, and a piece of its header, are E301 in every format: never pixels, and never "not an image"."""
     data = encode(PICTURE, kind)
     assert refusal(data[: max(40, int(len(data) * kept))]).code == "E301"
 
 
 def test_fault_04_an_empty_file_is_named(tmp_path: Path) -> None:
-    """A file of no bytes is E302, and the message has its name."""
+    """An empty file is E302, and the message names it."""
     (tmp_path / "0042.jpg").touch()
     with pytest.raises(DataError, match=r"\[E302\] 0042\.jpg: the file is empty"):
         read_image(tmp_path / "0042.jpg")

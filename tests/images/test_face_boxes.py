@@ -47,7 +47,7 @@ def test_the_hash_tells_boxes_apart_and_not_their_order() -> None:
 
 
 def test_boxes_join_by_id() -> None:
-    """Boxes come in the order of the ids that are asked for; a decomposed name meets its composed spelling."""
+    """Boxes come in the order of the requested ids; a decomposed name matches its composed spelling."""
     composed = "한글.jpg"
     boxes = Boxes({unicodedata.normalize("NFD", composed): BOX, "b": None})
     assert boxes.select(["b", composed]) == (None, BOX)
@@ -109,7 +109,7 @@ FACE_CARD = replace(toys.CARD, preprocess=replace(toys.CARD.preprocess, face=Fac
 
 
 def test_cards_keep_the_face_crop() -> None:
-    """A card with a face crop survives JSON; one without has no such field, as older cards have none."""
+    """A card with a face crop survives JSON; one without has no such field, like older cards."""
     assert ModelCard.from_json(FACE_CARD.to_json()) == FACE_CARD
     assert "face" not in json.loads(toys.CARD.to_json())["preprocess"]
 

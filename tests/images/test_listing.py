@@ -103,7 +103,7 @@ def test_fault_18_normal_forms_match(tmp_path: Path, on_disk: str, listed: str) 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system normalises names itself")
 @pytest.mark.parametrize("ids", [None, [NFC], [NFD]], ids=["all", "composed", "decomposed"])
 def test_fault_19_two_forms_of_one_name_are_refused(tmp_path: Path, ids: list[str] | None) -> None:
-    """Where both forms of a name exist, nobody can see which is meant: E311 shows both, escaped."""
+    """If both normalisation forms of a name exist, the id is ambiguous: E311 shows both, escaped."""
     fill(tmp_path, NFC, NFD, "plain.jpg")
     with pytest.raises(DataError, match=r"E311.*\\u1112.*\\ud55c"):
         list_images(tmp_path, ids)
@@ -120,7 +120,7 @@ def test_fault_20_another_case_is_suggested(tmp_path: Path) -> None:
 
 
 def test_fault_21_repeated_ids_are_refused(tmp_path: Path) -> None:
-    """An id that is asked for twice is E313."""
+    """An id that is listed twice is E313."""
     fill(tmp_path, "a.jpg", "b.jpg")
     with pytest.raises(DataError, match=r"E313.*1 duplicate ids: b\.jpg$"):
         list_images(tmp_path, ["b.jpg", "a.jpg", "b.jpg"])

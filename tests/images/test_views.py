@@ -35,7 +35,7 @@ def test_identity_comes_first_and_nothing_twice() -> None:
 
 @given(st.lists(st.sampled_from([view.name for view in parse_views(ALL)])))
 def test_names_name_their_views(names: list[str]) -> None:
-    """Every view can be asked for by the name that it has in the predictions."""
+    """Every view can be requested by its name in the predictions."""
     asked = list(dict.fromkeys(["identity", *names]))
     assert [view.name for view in parse_views(",".join(names) or "identity")] == asked
 
@@ -166,7 +166,7 @@ def test_crops_are_enlarged(name: str, box: tuple[float, float, float, float], h
 
 
 def test_scaling_down_repeats_the_edge() -> None:
-    """Below one, the whole picture stands small in the middle, and its edge is repeated around it."""
+    """A factor below one shrinks the whole image to the centre and repeats its edge around it."""
     image = batch(1, 16, 20)
     (seen,) = only("scale:0.5").apply(image)
     small = np.asarray(Image.fromarray(image[0]).resize((10, 8), Image.Resampling.BILINEAR))

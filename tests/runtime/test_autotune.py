@@ -74,7 +74,7 @@ def test_a_model_that_does_not_run_the_ordinary_way_is_an_error() -> None:
 
 
 def test_what_was_found_is_kept(tmp_path: Path) -> None:
-    """The second run takes what the first one found; a damaged file is found again, and mended."""
+    """The second run uses the first one's cached result; a damaged cache is measured again and rewritten."""
     path = tmp_path / "tuning" / "key.json"
     first = TuningResult({"prefer_nhwc": "1"}, {"plain": 1.0}, {"CUDA graphs": "why"})
     assert tune_cached(path, lambda: first) == first

@@ -76,7 +76,7 @@ def test_the_network_sees_the_hosts_pixels(kind: int) -> None:
 
 @pytest.mark.parametrize("views", [parse_views("hflip")[1:], parse_views("scale:1.25")[1:]], ids=["hflip", "scale"])
 def test_a_single_view_is_not_the_image_as_it_is(views: tuple[View, ...]) -> None:
-    """A model that is asked about one view alone, cut here or made there, sees that view."""
+    """A model with a single view, gathered on the device or made on the host, sees that view."""
     pixels = noise(3)
     made = split_views(views, SIZE)[1]
     feed = {INPUT: pixels} | ({HOST_VIEWS: stack_views(made, pixels)} if made else {})

@@ -1,4 +1,4 @@
-"""Models with one shape on GPUs: the answers are those of the plain model, and what did not fit is said."""
+"""Models with a fixed batch size on GPUs: logits equal the plain model's, and a notice says what did not fit."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_what_was_decided_is_in_the_record(
 
 
 def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
-    """E608 names the layers that a GPU would not take; a cast on the CPU is told in the record and no error."""
+    """E608 names the layers that a GPU would not take; a cast on the CPU is recorded and no error."""
     gpus.refused = frozenset({"MatMul", "Cast"})
     with pytest.raises(DeviceError, match=r"E608.*cuda:0 was requested, but MatMul of a would run elsewhere"):
         start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)

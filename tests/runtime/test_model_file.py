@@ -268,7 +268,7 @@ def test_fault_57_operators_that_multiply_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [METADATA_KEY.encode(), b"logits", b"com.evil", b"MatMul"])
 def test_a_name_that_is_not_utf_8_is_damage(tmp_path: Path, text: bytes) -> None:
-    """A text that cannot be decoded is E420, wherever it stands, and not an error of Python's or protobuf's."""
+    """A string that is not UTF-8 is E420, wherever it occurs, and no exception of Python's or protobuf's."""
     model = toys.model_proto()
     model.opset_import.append(helper.make_opsetid("com.evil", 1))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(text, b"\xff" + text[1:]))

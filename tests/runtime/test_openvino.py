@@ -1,4 +1,4 @@
-"""OpenVINO gives onnxruntime's answers, or it is not used."""
+"""OpenVINO returns onnxruntime's logits within its limits, or it is not used."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def photographs(count: int) -> Any:
 
 
 def test_openvino_is_named_with_its_precision() -> None:
-    """openvino is float32, openvino:bf16 is another device, and what they leave is told apart from one another."""
+    """openvino is float32, openvino:bf16 is another device, and their predictions are distinguished."""
     assert parse_device("openvino") == OPENVINO
     assert parse_device("openvino:bf16") == BF16
     assert [str(device) for device in (OPENVINO, BF16)] == ["openvino", "openvino:bf16"]
@@ -90,7 +90,7 @@ def test_openvino_is_named_with_its_precision() -> None:
 
 
 def test_float32_answers_are_those_of_onnxruntime(tmp_path: Path) -> None:
-    """The same logits as on the CPU provider to float32's rounding; the figures are told when the model starts."""
+    """The same logits as on the CPU provider to float32's rounding; a notice gives the figures when the model starts."""
     recorder = Recorder()
     path = convolution(tmp_path)
     pixels = photographs(20)
@@ -268,7 +268,7 @@ def test_a_class_may_change_only_between_near_equals() -> None:
 
 
 def test_the_pictures_of_the_check_differ_and_are_always_the_same() -> None:
-    """Eight pictures of the asked size, none constant, none like another, the same at every call."""
+    """Eight images of the given size, none constant, no two alike, the same at every call."""
     pictures = draw_pictures((24, 20))
     assert pictures.shape == (8, 24, 20, 3)
     assert np.array_equal(pictures, draw_pictures((24, 20)))

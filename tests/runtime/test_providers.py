@@ -1,4 +1,4 @@
-"""A device that was asked for is the device that runs, or an error says why not."""
+"""The requested device is the one that runs, or an error says why not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.gpus import fake_gpus
 
 @pytest.fixture(autouse=True)
 def forget_starts() -> Iterator[None]:
-    """What started is remembered for the process; each test asks anew."""
+    """Clear the cache of started devices, so that each test starts them again."""
     try_device.cache_clear()
     yield
     try_device.cache_clear()
@@ -93,7 +93,7 @@ def test_several_gpus_are_named_once_and_run_one_by_one() -> None:
 
 
 def test_gpus_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two GPUs that would not give the same answers are E607, which names both; one that does not start is E601."""
+    """Two GPUs of different models are E607, which names both; one that does not start is E601."""
     with fake_gpus(monkeypatch, tmp_path):
         assert choose_device("cuda:0,1") == Device("cuda", 0, others=(1,))
         monkeypatch.setattr(providers, "describe_gpu", lambda index: Gpu(("NVIDIA A100", "NVIDIA T4")[index], "8.0"))
@@ -157,7 +157,7 @@ def test_a_device_that_computes_wrongly_does_not_count_as_started(monkeypatch: p
     ],
 )
 def test_fault_61_the_cause_is_read_from_the_log(log: str, cause: str) -> None:
-    """The missing library, the old driver and the missing GPU are told apart."""
+    """The missing library, the old driver and the missing GPU are distinguished."""
     assert cause in explain_log(log)
 
 
