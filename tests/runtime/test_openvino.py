@@ -90,7 +90,7 @@ def test_openvino_is_named_with_its_precision() -> None:
 
 
 def test_float32_answers_are_those_of_onnxruntime(tmp_path: Path) -> None:
-    """The same logits as on the CPU provider to float32's rounding; a notice gives the figures when the model starts."""
+    """The same logits as on the CPU provider to float32's rounding; a notice gives the figures at the model's start."""
     recorder = Recorder()
     path = convolution(tmp_path)
     pixels = photographs(20)
