@@ -79,7 +79,7 @@ def test_nothing_else_unpickles() -> None:
 
 
 def test_torch_onnx_is_touched_in_one_place() -> None:
-    """torch.onnx stands in exporters/export.py and nowhere else."""
+    """Only exporters/export.py uses torch.onnx."""
     pattern = re.compile(r"torch\.onnx|from torch import onnx")
     assert [name(path) for path in SOURCES if pattern.search(code_of(path))] == ["exporters/export.py"]
 
@@ -109,7 +109,7 @@ def test_only_files_opens_for_writing() -> None:
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
-    """print and click.echo stand in the terminal module, an exit status in __main__."""
+    """Only the terminal module calls print and click.echo, and only __main__ sets an exit status."""
     for path in SOURCES:
         called = {called for called, _ in calls(path)}
         if name(path) != "ensemble/terminal.py":

@@ -164,7 +164,7 @@ def test_preprocessing_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["r18", "resnet18 f0", "모델", "a.b", "x" * 60])
 def test_member_names_are_kept(name: str) -> None:
-    """Names that can be folders and stand in ``--weights a=2`` are taken as they are."""
+    """Names that are valid as folders and in ``--weights a=2`` are kept unchanged."""
     assert validate_member(name) == name
 
 

@@ -24,7 +24,7 @@ NAMES = [f"{i:03d}.jpg" for i in range(40)]
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Path:
-    """Forty pictures, three models, a sample submission and a truth with persons."""
+    """Forty images, three models, a sample submission and a ground truth with persons."""
     toys.write_pictures(tmp_path / "images", NAMES)
     for seed, member in enumerate(("a", "b", "c")):
         toys.write_model(tmp_path / "models", toys.card(member), seed=seed)
@@ -172,7 +172,7 @@ def test_fault_69_a_terminated_run_says_how_to_go_on(long_contest: Path) -> None
 
 # ------------------------------------------------------------------------------------------------- what users mistype
 def test_a_folder_without_models_is_an_error(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Naming a folder of pictures as the models is E204, not an empty success."""
+    """Giving a folder of images as the models is E204, not an empty success."""
     assert run(["predict", f"{contest / 'images'}", "--images", f"{contest / 'images'}"]) == 2
     assert "holds no .onnx files" in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_a_recipe_brings_its_own_pool(contest: Path) -> None:
 
 
 def test_a_family_of_views_can_be_weighed_by_its_name(contest: Path) -> None:
-    """--views crop5 in blend stands for the five views that --views crop5 in predict made."""
+    """--views crop5 in blend means the five views that --views crop5 in predict made."""
     preds, recipe = f"{contest / 'preds'}", contest / "b.json"
     run(predict(contest, "-o", preds, "--views", "crop5"))
     arguments = ["--views", "identity=2,crop5=0.5", "--save", f"{recipe}", "-o", f"{contest / 'a.csv'}"]

@@ -84,7 +84,7 @@ def test_fault_30_a_missing_column_lists_those_there_are() -> None:
 
 
 def test_fault_21_repeated_ids_are_told_by_line() -> None:
-    """A value that stands there twice is E313 with both lines; an empty one is E322."""
+    """A repeated value is E313 with both line numbers; an empty one is E322."""
     table = parse_table(b"id,n\na,1\nb,2\na,3\nc,4\nb,5\na,6\n", INFO)
     with pytest.raises(DataError, match=r"E313.*2 duplicate ids: a \(lines 2, 4, 7\); b \(lines 3, 6\)"):
         table.without_duplicates("id")

@@ -82,8 +82,8 @@ def test_every_catalogued_code_is_in_use() -> None:
     assert set(CODES) - given == set()
 
 
-def test_no_code_stands_twice_in_the_catalogue() -> None:
-    """A second entry for a code would replace the first one without a word."""
+def test_no_code_is_listed_twice() -> None:
+    """A second entry for a code would silently replace the first one."""
     keys = list(literals(ROOT / "ensemble" / "error_codes.py"))
     assert sorted(keys) == sorted(set(keys)) == sorted(CODES)
 

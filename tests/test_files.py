@@ -65,7 +65,7 @@ def test_written_files_have_the_usual_rights(tmp_path: Path) -> None:
 def test_fault_66_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, code: str
 ) -> None:
-    """When the disk fills up or fails before the file has its name, the old file stands and nothing else is there."""
+    """When the disk fills up or fails before the file has its name, the old file is unchanged and alone."""
     path = write_atomic(tmp_path / "x.csv", b"old")
 
     def fail(*_: object) -> None:
@@ -125,7 +125,7 @@ def test_fault_51_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_writing(tmp_path: Path) -> None:
-    """Temporary files of a process that is gone are removed by whoever writes there next; others' are left alone."""
+    """Temporary files of dead processes are removed by the next writer in that folder; those of live ones are kept."""
     attempts: list[Callable[[], Path]] = [
         lambda: write_atomic(tmp_path / "x.csv", b"x"),
         lambda: require_writable(tmp_path),
@@ -143,7 +143,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_writing(tmp_path: Path) ->
 
 
 def test_readers_see_the_old_or_the_new_file(tmp_path: Path) -> None:
-    """While a file is replaced over and over, whoever reads it gets one of the versions, whole."""
+    """While a file is replaced repeatedly, readers always get one complete version."""
     versions = [bytes([letter]) * 200_000 for letter in b"abc"]
     path = write_atomic(tmp_path / "x", versions[0])
     stop = threading.Event()
@@ -232,7 +232,7 @@ except EnsError as err:
 
 
 def test_fault_70_one_writer_at_a_time(tmp_path: Path) -> None:
-    """A second process is refused with E703 and exit status 75, and told the first one's number."""
+    """A second process is refused with E703 and exit status 75, and the message has the first one's process id."""
     with locked(tmp_path):
         second = python(TRY, tmp_path)
     assert second.returncode == 75

@@ -40,13 +40,13 @@ def test_fault_79_the_difference_is_named() -> None:
 
 @pytest.mark.parametrize(("wanted", "found"), [(["a", "a"], ["a", "b"]), (["a", "b"], ["a", "b", "b"])])
 def test_an_id_that_comes_twice_is_refused(wanted: list[str], found: list[str]) -> None:
-    """Neither side may name an id more than once: the second one would be lost in silence."""
+    """Neither side may list an id more than once: the second one would be silently lost."""
     with pytest.raises(PredictionError, match="lists 1 ids more than once"):
         join_rows(wanted, found, complain=complain)
 
 
 def test_fault_18_unicode_forms_of_one_name_meet() -> None:
-    """A decomposed name finds its composed twin, and it is said."""
+    """A decomposed name matches its composed form, with a notice."""
     composed = ["한글.jpg", "é.jpg", "z.jpg"]
     decomposed = [unicodedata.normalize("NFD", name) for name in reversed(composed)]
     assert set(composed) != set(decomposed)

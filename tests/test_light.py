@@ -35,7 +35,7 @@ def ens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Path:
-    """Twenty pictures, two models and a sample submission."""
+    """Twenty images, two models and a sample submission."""
     names = [f"{i}.jpg" for i in range(20)]
     toys.write_pictures(tmp_path / "images", names)
     for seed, member in enumerate(("a", "b")):

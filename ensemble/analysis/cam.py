@@ -82,7 +82,7 @@ def find_classifier(model: ModelFile) -> Classifier:
     """Find the last linear layer before the logits; `Classifier.require_explains` checks that its input is pooled.
 
     Raises:
-        ModelError: E431 when the model has no output ``features``, E432 when it has no such layer.
+        ModelError: E431 when the model has no output ``features``, E432 when it lacks that layer.
     """
     member = model.card.member
     if FEATURES not in model.outputs:
