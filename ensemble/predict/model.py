@@ -73,11 +73,13 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", threads: int = 1
     default of one, the logits are bit for bit those of `ens predict`, and several threads may call the model at once.
 
     Raises:
-        OptionError: E203 when the device is not known.
+        OptionError: E203 when the device is not known, E204 when it is several GPUs.
         FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`.
     """
     file = read_model(Path(path))
     where = choose_device(device, listener=listener)
+    if where.others:
+        raise OptionError("E204", f"one model runs on one GPU, got {where}", hint=f"name one of them: {where.each[0]}")
     return Model(start_session(file, device=where, threads=threads, listener=listener), listener)
 
 

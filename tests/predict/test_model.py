@@ -25,6 +25,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predict import predict
 from ensemble.predictions import read_predictions
 from tests.support import toys
+from tests.support.gpus import fake_gpus
 
 VIEWS = "hflip,scale:1.25"
 NAMES = [f"{i:02d}.jpg" for i in range(20)]
@@ -219,6 +220,22 @@ def test_views_and_devices_that_do_not_fit_are_refused(path: Path, images: Path)
             model(images / NAMES[0], views=views)
     with pytest.raises(OptionError, match="E203"):
         ensemble.load(path, device="abacus")
+
+
+def test_a_model_runs_on_a_gpu(path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a (fake) GPU, device="auto" takes it, compares it with the CPU first, and returns the CPU's logits;
+    several GPUs are E204.
+    """
+    expected = ensemble.load(path, device="cpu")(images / NAMES[0])
+    recorder = Recorder()
+    with fake_gpus(monkeypatch, tmp_path):
+        model = ensemble.load(path, listener=recorder)
+        found = model(images / NAMES[0])
+        with pytest.raises(OptionError, match=r"E204.*one GPU, got cuda:0,1"):
+            ensemble.load(path, device="cuda:0,1")
+    assert str(model.device) == "cuda:0"
+    assert [notice.code for notice in recorder.notices] == ["I606"]
+    np.testing.assert_allclose(found.logits["identity"], expected.logits["identity"], rtol=1e-4, atol=1e-5)
 
 
 def test_no_images_have_no_predictions(path: Path) -> None:
