@@ -1,4 +1,4 @@
-"""Trained image classifiers to a submission you can trust.
+"""Turn trained image classifiers into a contest submission.
 
 photographs -> checkpoints/ -> .safetensors -> exporters/ -> .onnx -> ensemble/ -> predictions -> submission.csv
 imports:       exporters  --->  checkpoints  --->  ensemble            (never the other way)

@@ -1,7 +1,8 @@
 """The command line: the commands in the order of the pipeline, one module each in `ensemble.commands`.
 
-Nothing but the standard library, click and the errors is imported before a command runs, so that `ens --help` is
-as quick as click itself. What is printed goes through `ensemble.terminal`; `ensemble.__main__` handles errors.
+No third-party package but click is imported before a command runs, so that
+`ens --help` is as quick as click itself. What is printed goes through `ensemble.terminal`, errors through
+`ensemble.__main__`.
 """
 
 from __future__ import annotations

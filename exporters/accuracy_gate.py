@@ -22,8 +22,8 @@ from ensemble.predictions.truth import Truth
 
 # share of images with the same class as in float32
 LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
-# where the ground truth is known macro F1 decides: the answers that change are mostly uncertain ones, which float32
-# gets wrong as often; the agreement then only catches what a score on so few images would miss
+# with ground truth macro F1 is the criterion, as changed classes are mostly ones that float32 also gets wrong; the
+# agreement is then a coarse second check
 LEAST_AGREEMENT_WITH_TRUTH: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.95}
 MOST_F1_LOST = 0.003
 MOST_IMAGES = 1000
@@ -43,7 +43,7 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices into a list of images: those that calibrate and those that judge; no image or person is in both."""
+    """Indices of the calibration set and of the evaluation set (``gate``); no image or person is in both."""
 
     calibration: tuple[int, ...]
     gate: tuple[int, ...]
@@ -95,10 +95,10 @@ class Verdict:
 
 
 def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -> Split:
-    """Choose up to ``calibration`` images to calibrate on, a quarter at most, and up to 1,000 others to judge by.
+    """Split images into a calibration set (``calibration`` or a quarter, at most) and up to 1,000 to evaluate on.
 
-    With a ground truth only the images that it names can judge; those that it leaves out calibrate first. No person is
-    on both sides. The order is that of hashes, so that it depends on the names alone.
+    With a ground truth only the images that it names are evaluated; those that it leaves out calibrate first. No
+    person is on both sides. The order is that of hashes, so that it depends on the names alone.
 
     Raises:
         DataError: E330 when the ground truth names images that are missing, E316 when fewer than 8 can judge.
@@ -116,7 +116,7 @@ def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -
     first = order[:wanted]
     seen = {person[ids[i]] for i in first if ids[i] in person}
     rest = [i for i in order[wanted:] if ids[i] in person and person[ids[i]] not in seen]
-    # by the images' own hashes, so that a thousand images are of as many people as possible
+    # ordered by the hash of each id, so that a thousand images cover as many people as possible
     gate = sorted(rest, key=lambda i: _hash(ids[i]))[:MOST_IMAGES]
     if len(gate) < LEAST_IMAGES:
         raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {LEAST_IMAGES} are needed")

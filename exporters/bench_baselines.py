@@ -1,4 +1,4 @@
-"""The baselines of `ens bench`: what a good engineer writes in an hour, with torch or with onnxruntime.
+"""The baselines of `ens bench`: plain inference with torch and with onnxruntime.
 
 Both run one model after another over the images, as such scripts do, and decode the images again for each. They decode
 and resize with the functions of `ens predict`, so that their predictions are the same; the benchmark checks that.

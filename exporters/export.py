@@ -78,8 +78,8 @@ def export(
     face crop the rendered images take its fallback. It appears whole and verified, or not at all; an older file of that
     name is replaced only then. ``taken`` are the names of members that must not be used again.
 
-    int8 needs ``gate_images``: some calibrate, others judge (see `exporters.accuracy_gate`), also by macro F1 where
-    ``truth``, a CSV, has their classes. fp16 is judged by those that ``truth`` names, where it is given.
+    int8 needs ``gate_images``: it is calibrated on some and evaluated on others (see `exporters.accuracy_gate`), by
+    macro F1 too where ``truth``, a CSV, has their classes. fp16 is evaluated on those that ``truth`` names, if given.
 
     Raises:
         OptionError: E204 when an option does not fit the network, E206 when the images lack face boxes.
@@ -163,7 +163,7 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
 def _quantise(
     proto: onnx.ModelProto, card: ModelCard, images: ImageSet, truth: Path | None, listener: Listener
 ) -> Quantised:
-    """Quantise the float32 graph, calibrated on some of the images and judged by others."""
+    """Quantise the float32 graph, calibrated on some images and evaluated on others."""
     known = None if truth is None else read_truth(truth, card.labels, listener=listener)
     split = split_images(images.ids, known, calibration=CALIBRATION)
     return to_int8(
@@ -179,7 +179,7 @@ def _quantise(
 def _judge_half(
     model: torch.nn.Module, exported: bytes, card: ModelCard, images: ImageSet, truth: Path, listener: Listener
 ) -> Verdict:
-    """Judge float16, rounded as a device that computes in it rounds, against torch on images with a ground truth."""
+    """Evaluate float16, with the rounding of a float16 device, against torch on images with a ground truth."""
     known = read_truth(truth, card.labels, listener=listener)
     split = split_images(images.ids, known, calibration=0)
     pixels = load_images(images, split.gate, card.preprocess, listener=listener)
@@ -249,7 +249,7 @@ def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
 
 
 def _strip(message: Message) -> None:
-    """Remove what the exporter wrote about itself everywhere in a model: stack traces, local paths, class names."""
+    """Strip the exporter's debug metadata from a model: stack traces, local paths, class names."""
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:
             message.ClearField(field.name)

@@ -69,7 +69,7 @@ def _fold(conv: Any, norm: Any) -> None:
 
 
 def with_rounding(exported: bytes) -> bytes:
-    """Return a float16 model as a float32 one that rounds to float16 wherever a device would store a value.
+    """Emulate a float16 model in float32, rounding every stored activation to float16.
 
     On the CPU onnxruntime computes float16 networks in float32 from end to end: neither an overflow nor the loss of
     precision would show.

@@ -1,4 +1,4 @@
-"""Quantise a float32 model to int8; the layers that cost most accuracy stay in float until the accuracy gate passes."""
+"""Quantise a float32 model to int8, with as few layers left in float32 as the accuracy gate needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """The error of the logits when only this layer is on integers, relative to their standard deviation.
+    """The error of the logits when only this layer is quantised, relative to their standard deviation.
 
     ``products`` are the layer's multiplications per image.
     """
@@ -74,7 +74,7 @@ def to_int8(
     truth: Classes | None,
     listener: Listener = SILENT,
 ) -> Quantised:
-    """Quantise a verified float32 model with ``calibration`` images, judged on the others ``(N, H, W, 3)``.
+    """Quantise a verified float32 model with ``calibration`` images, evaluated on ``gate`` ``(N, H, W, 3)``.
 
     If the whole network on integers fails the gate, layers return to float32, in the order of their error for the
     multiplications that they save: the fewest that pass, found by bisection between none and half of the
@@ -159,7 +159,7 @@ def _rank(
     expected: Logits,
     listener: Listener,
 ) -> tuple[Harm, ...]:
-    """Sort the layers by the error they cause for the multiplications they save, the worst first.
+    """Sort the layers by squared error per saved multiplication, highest first.
 
     Errors of independent layers add up as squares, so layers return to float by their squared error per
     multiplication, as in the greedy solution of a knapsack problem.

@@ -21,7 +21,7 @@ _BINS = 2048
 _COUNTED = 32  # images in the histograms; the extremes are those of all images
 _SAMPLED = 3  # every third value of a large tensor is enough for its histogram
 _LARGE = 5000
-_CUTS = np.linspace(1, 0.2, 33)  # shares of an extreme where a range may end; the first wins on ties
+_CUTS = np.linspace(1, 0.2, 33)  # candidate clipping thresholds, as fractions of the extreme; the first wins on ties
 
 
 @dataclass(frozen=True, slots=True, eq=False)

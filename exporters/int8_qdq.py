@@ -84,7 +84,7 @@ def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
     for i, node in enumerate(graph.node):
         if _is_weighted(node, weights):
             name = node.input[1].removeprefix("model.").removesuffix(".weight")
-            # torch's exporter gives a transposed weight a number for a name
+            # torch.onnx names transposed weights with numbers
             found.append((node.name if name.startswith("val_") else name, [i]))
         elif found and _is_quantisable(node, weights):
             found[-1][1].append(i)
@@ -165,7 +165,7 @@ class _QdqPlan:
             for name in inputs:
                 self.stored.setdefault(name, name)
             if output not in results:
-                # the maximum of stored values is one of them
+                # MaxPool returns one of its inputs, so it keeps their scale
                 same = node.op_type == "MaxPool" and output == node.output[0]
                 self.stored[output] = self.stored[inputs[0]] if same else output
                 self.made.add(output)

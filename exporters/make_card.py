@@ -68,7 +68,7 @@ DEFAULTS = ExportOptions()
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The settings that one source knows; None where it does not know one."""
+    """The settings of one source; None where it has none."""
 
     labels: LabelSpace | None = None
     size: tuple[int, int] | None = None
@@ -92,7 +92,7 @@ class _Known:
         return found
 
     def updated(self, other: _Known) -> _Known:
-        """Return these settings, overridden by those that ``other`` knows."""
+        """Return these settings, overridden by those of ``other`` that are set."""
         given = {field.name: getattr(other, field.name) for field in fields(other)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 

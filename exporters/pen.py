@@ -69,7 +69,7 @@ class Pen:
         return self._opaque if len(colour) == 3 else self._blending  # blending takes three times as long
 
     def _place(self, points: Floats) -> list[float]:
-        # a head that turns moves its middle more than its rim
+        # turning the head shifts its centre more than its outline
         near = np.maximum(0, 1 - np.einsum("nd,nd->n", points, points) / 2.2)[:, None]
         placed: list[float] = ((points + near * self._facing) @ self._frame + self._centre).ravel().tolist()
         return placed

@@ -11,10 +11,10 @@ from ensemble.errors import FileError, OptionError
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """Checkpoints to export, and the folders of images that verify, calibrate and judge the models.
+    """Checkpoints to export, and the folders of images to verify, calibrate and evaluate on.
 
-    ``calibrate`` is the folder that int8 is calibrated on and judged by; ``truth`` is the ground truth of the images
-    that judge. ``boxes`` are the face boxes of the images in either folder.
+    ``calibrate`` is the folder that int8 is calibrated and evaluated on; ``truth`` is the ground truth of the images
+    that are evaluated. ``boxes`` are the face boxes of the images in either folder.
 
     Raises:
         OptionError: E204 when options contradict each other.

@@ -1,4 +1,4 @@
-"""Verify that an exported model gives the checkpoint's answers: torch against onnxruntime, on images.
+"""Compare an exported model's logits in onnxruntime with the checkpoint's in torch, on images.
 
 The reference is the checkpoint's own network in float32 on the CPU, with a normalisation written independently. A check
 on random tensors would prove little: on noise every network gives nearly the same answer, and nothing overflows.
@@ -34,7 +34,7 @@ Outputs = dict[str, Logits]
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """The worst of each figure over ``pictures`` images.
+    """The worst value of each metric over ``pictures`` images.
 
     ``logits_error`` and ``features_error`` are those of `relative_error`; ``batch_error`` is the one between the same
     images in batches of different sizes. ``classes_changed`` counts the images with another argmax.
@@ -49,7 +49,7 @@ class Checks:
 
     @property
     def changes_allowed(self) -> int:
-        """None in float32; one in 200 in float16, at least one: two of 64 would contradict 99.5 %, one does not."""
+        """None in float32; one in 200 in float16, at least one: one of 64 is compatible with 99.5 %, two are not."""
         return 0 if self.precision == "fp32" else max(1, self.pictures // 200)
 
     @property
@@ -176,7 +176,7 @@ def _join(parts: list[Outputs]) -> Outputs:
 
 
 def _compare(reference: Outputs, mixed: Outputs, alike: Outputs, precision: Precision, *, pictures: int) -> Checks:
-    """Compare one model: ``mixed`` comes from batches of all sizes, ``alike`` from one batch of the first rows."""
+    """Compare one model: ``mixed`` are logits from batches of several sizes, ``alike`` from one batch."""
     classes, expected = (outputs[LOGITS][:pictures].argmax(axis=1) for outputs in (mixed, reference))
     return Checks(
         precision=precision,

@@ -1,1 +1,1 @@
-"""The training folder: rows, label fixes, folds, face boxes, summary."""
+"""Training data: images, label fixes, folds, face detection, summary."""

@@ -1,1 +1,1 @@
-"""One module a command: it parses, calls one function and prints the path that was written."""
+"""One module per command: parse the options, call the library, print the result."""

@@ -10,7 +10,7 @@ from ensemble.commands.options import PATH, json_option
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command(short_help="Draw which parts of an image decide")
+@click.command(short_help="Draw class-activation maps")
 @click.argument("model", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("-o", "folder", type=PATH, required=True, help="Output folder for the images.")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Precision of the weights.",
+    help="Numeric precision of the exported model.",
 )
 @click.option("--calibrate", type=PATH, help="Folder of images to calibrate int8 on and to compare it with float32 on.")
 @click.option(
