@@ -1,4 +1,4 @@
-"""Learn a recipe from out-of-fold predictions; adopt it only if it clearly beats the plain mean."""
+"""Learn a recipe from out-of-fold predictions; keep the plain mean unless a candidate clearly beats it."""
 
 from ensemble.learn.learn import learn
 

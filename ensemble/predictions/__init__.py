@@ -1,4 +1,4 @@
-"""Read predictions back: the Parquet folders of `ens predict`, CSV and npz from elsewhere, out-of-fold, the truth."""
+"""Read predictions (Parquet of `ens predict`, external CSV and npz files, out-of-fold folds) and the ground truth."""
 
 from ensemble.predictions.dataset import Predictions, read_predictions
 

@@ -1,1 +1,1 @@
-"""The submission CSV: its format, lint and diff."""
+"""Write, check and compare submission CSV files."""
