@@ -42,7 +42,7 @@ def colour_heat(heat: Floats) -> Pixels:
 
 
 def draw_pair(pixels: Pixels, heat: Floats, caption: Sequence[str], *, small: bool = False) -> Image.Image:
-    """The model's input ``(H, W, 3)``, beside it the same in grey under its ``heat`` ``(h, w)``, and lines of text."""
+    """Draw the model's input ``(H, W, 3)``, beside it the same in grey under its ``heat`` ``(h, w)``, and a caption."""
     side = _SMALL if small else _LARGE
     factor = side / max(pixels.shape[:2])
     if not small:
