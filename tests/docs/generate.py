@@ -19,6 +19,9 @@ _INTRODUCTION = """\
 `E` stops the command, `W` warns, `I` informs. A code never changes its meaning. `ens --debug` shows the traceback, and
 `--json` prints an error as JSON with `code`, `message`, `hint`, `path` and `details`. From Python, every error is an
 `ensemble.errors.EnsError` with a `code`."""
+_CLI_INTRODUCTION = """\
+Every command has `--json` for programs. Tables fit the terminal (or `COLUMNS`), and 80 columns where the output is no
+terminal. `NO_COLOR` and `FORCE_COLOR` decide about colour."""
 _KINDS = (
     errors.OptionError,
     errors.DataError,
@@ -59,7 +62,7 @@ def cli_page() -> str:
         "# Command line",
         _MARK,
         "```bash\nens --help\n```",
-        "Every command has `--json` for programs.",
+        _CLI_INTRODUCTION,
     ]
     settings = {**ens.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     with click.Context(ens, info_name="ens", **settings) as top:
