@@ -25,6 +25,7 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
 from ensemble.images.views import View, parse_views
 from ensemble.predict.inputs import select_boxes
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.external import read_members
@@ -35,7 +36,7 @@ from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.session import start_session
 from ensemble.submission.format import SubmissionFormat
 from ensemble.submit.exit_thresholds import Goal
-from ensemble.submit.submit import EarlyExit, submit
+from ensemble.submit.submit import Destination, EarlyExit, submit
 
 _PREPARED = 256  # images that the bound keeps in memory and cycles through
 
@@ -113,10 +114,12 @@ def run_predict(job: BenchJob, timer: PassTimer) -> PassResult:
                 views=parse_views(",".join(job.views)),
                 ids=ids,
                 boxes=job.read_boxes(),
-                device=job.device,
-                batch=job.batch,
-                workers=job.workers,
-                listener=_Starter(timer) if timed else SILENT,
+                options=RunOptions(
+                    device=job.device,
+                    batch=job.batch,
+                    workers=job.workers,
+                    listener=_Starter(timer) if timed else SILENT,
+                ),
             )
             if timed:
                 timer.stop()
@@ -193,15 +196,15 @@ class RunSubmit:
                     recipe,
                     job.images,
                     job.models,
-                    output,
-                    work=Path(folder, name),
-                    like=SubmissionFormat(ids),
+                    Destination(output, Path(folder, name), SubmissionFormat(ids)),
                     early_exit=early,
-                    device=job.device,
-                    batch=job.batch,
-                    workers=job.workers,
                     boxes=job.read_boxes(),
-                    listener=_Starter(timer) if timed else SILENT,
+                    options=RunOptions(
+                        device=job.device,
+                        batch=job.batch,
+                        workers=job.workers,
+                        listener=_Starter(timer) if timed else SILENT,
+                    ),
                 )
                 if timed:
                     timer.stop()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ensemble.errors import OptionError
+from ensemble.terminal import TERMINAL
 
 PATH = click.Path(path_type=Path)
 ROOT = "runs"
@@ -36,6 +39,60 @@ _NEEDS_TORCH = {
     "albumentations",
     "facenet_pytorch",
 }
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Device: auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; no silent fallback.",
+    ),
+    click.option(
+        "-b",
+        "--batch",
+        type=click.IntRange(1, 4096),
+        help="Images per batch.  [default: found by a trial on the CPU, 128 on a GPU]",
+    ),
+    click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: one per core]"),
+    click.option("--memory", help="Memory limit, such as 4G or 512M.  [default: half of what is available]"),
+    click.option("--fresh", is_flag=True, help="Discard the results of an earlier run and start over."),
+    bad_image_option,
+)
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that `RunOptions` holds to a command, which gets them as its parameter ``options``."""
+
+    @functools.wraps(command)
+    def with_options(
+        *,
+        device: str,
+        batch: int | None,
+        workers: int | None,
+        memory: str | None,
+        fresh: bool,
+        on_bad_image: Any,
+        **parameters: Any,
+    ) -> None:
+        from ensemble.predict.memory_budget import parse_memory
+        from ensemble.predict.options import RunOptions
+
+        options = RunOptions(
+            device=device,
+            batch=batch,
+            workers=workers,
+            memory=None if memory is None else parse_memory(memory),
+            fresh=fresh,
+            on_bad_image=on_bad_image,
+            listener=TERMINAL,
+        )
+        command(options=options, **parameters)
+
+    wrapped: Callable[..., None] = with_options
+    for option in reversed(_RUN_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def conflict(message: str, *, hint: str | None = None) -> OptionError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, bad_image_option, conflict, json_option
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, run_options
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.predict.options import RunOptions
 
 
 @click.command(short_help="Predict images with ONNX models")
@@ -20,28 +23,17 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
 @click.option(
-    "--device",
-    default="auto",
+    "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="The folder of the predictions."
+)
+@run_options
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
     show_default=True,
-    help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; never replaced.",
+    help="Run on this machine or on a Ray cluster.",
 )
-@click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="Where to put the predictions."
-)
-@click.option(
-    "-b",
-    "--batch",
-    type=click.IntRange(1, 4096),
-    help="Images at once.  [default: what a trial finds on the CPU, 128 on a GPU]",
-)
-@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
-@click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
-@click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where it runs."
-)
-@click.option("--address", help="The Ray cluster, such as auto or host:6379; by default one is started here.")
-@click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
-@bad_image_option
+@click.option("--address", help="Address of the Ray cluster, such as auto or host:6379; without it one starts here.")
 @json_option
 def predict(
     models: tuple[Path, ...],
@@ -50,18 +42,13 @@ def predict(
     boxes: Path | None,
     tta: bool,
     views: str | None,
-    device: str,
     folder: Path,
-    batch: int | None,
-    workers: int | None,
-    memory: str | None,
+    options: RunOptions,
     engine: str,
     address: str | None,
-    fresh: bool,
-    on_bad_image: Any,
     as_json: bool,
 ) -> None:
-    """Predict images with models; a run that was stopped goes on where it was.
+    """Predict images with models; run the same command again to resume.
 
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
@@ -69,14 +56,13 @@ def predict(
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import read_ids
     from ensemble.images.views import parse_views
-    from ensemble.predict.memory_budget import parse_memory
     from ensemble.predict.predict import predict as run_predict
     from ensemble.runtime.model_file import find_models
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
     if address is not None and engine != "ray":
         raise conflict("--address needs --engine ray")
-    if memory is not None and engine == "ray":
+    if options.memory is not None and engine == "ray":
         raise conflict("--memory cannot be used with --engine ray")
     found = find_models(models)
     run = partial(
@@ -87,13 +73,7 @@ def predict(
         views=parse_views(wanted),
         ids=None if ids is None else read_ids(ids, listener=TERMINAL),
         boxes=None if boxes is None else read_boxes(boxes),
-        device=device,
-        batch=batch,
-        workers=workers,
-        memory=None if memory is None else parse_memory(memory),
-        fresh=fresh,
-        on_bad_image=on_bad_image,
-        listener=TERMINAL,
+        options=options,
     )
     if engine == "ray":
         from ensemble.predict.ray_worker import connect

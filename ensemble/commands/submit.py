@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, bad_image_option, conflict, json_option, missing_option
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, run_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from ensemble.predict.options import RunOptions
     from ensemble.submit.exit_thresholds import Goal
 
 
@@ -25,24 +26,11 @@ if TYPE_CHECKING:
 @click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, for all but exact; may be repeated.")
 @click.option("--truth", type=PATH, help="A CSV of the class of each out-of-fold image, and of the person on it.")
 @click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
+@click.option("--boxes", type=PATH, help="Face boxes written by ens crop, for models trained on face crops.")
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; never replaced.",
+    "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="The folder of what is computed."
 )
-@click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
-@click.option("--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Where to keep what is done.")
-@click.option(
-    "-b",
-    "--batch",
-    type=click.IntRange(1, 4096),
-    help="Images at once.  [default: what a trial finds on the CPU, 128 on a GPU]",
-)
-@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: the cores there are]")
-@click.option("--memory", help="Memory to keep to, such as 4G or 512M.  [default: half of what is available]")
-@click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the folder.")
-@bad_image_option
+@run_options
 @missing_option
 @json_option
 def submit(
@@ -55,18 +43,13 @@ def submit(
     oof: tuple[Path, ...],
     truth: Path | None,
     budget: str | None,
-    device: str,
     boxes: Path | None,
     work: Path,
-    batch: int | None,
-    workers: int | None,
-    memory: str | None,
-    fresh: bool,
-    on_bad_image: Any,
+    options: RunOptions,
     allow_missing: bool,
     as_json: bool,
 ) -> None:
-    """Apply a saved recipe from photographs to a submission; a run that was stopped goes on where it was.
+    """Apply a saved recipe to images and write the submission; run the same command again to resume.
 
     With --early-exit exact, members that can no longer change an image's answer do not see it; the file is the same.
 
@@ -76,10 +59,9 @@ def submit(
     from ensemble.blend.recipe import read_recipe
     from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
-    from ensemble.predict.memory_budget import parse_memory
     from ensemble.predictions.external import read_members
     from ensemble.submission.format import read_format
-    from ensemble.submit.submit import EarlyExit
+    from ensemble.submit.submit import Destination, EarlyExit
     from ensemble.submit.submit import submit as run_submit
     from ensemble.submit.time_budget import parse_budget
 
@@ -94,20 +76,11 @@ def submit(
         recipe,
         images,
         models,
-        output,
-        work=work,
-        like=None if like is None else read_format(like, listener=TERMINAL),
+        Destination(output, work, None if like is None else read_format(like, listener=TERMINAL), allow_missing),
         early_exit=leaving,
         budget=seconds,
-        device=device,
-        batch=batch,
-        workers=workers,
-        memory=None if memory is None else parse_memory(memory),
         boxes=None if boxes is None else read_boxes(boxes),
-        fresh=fresh,
-        on_bad_image=on_bad_image,
-        allow_missing=allow_missing,
-        listener=TERMINAL,
+        options=options,
     )
     show(done.as_dict(), done.render(), as_json=as_json)
 

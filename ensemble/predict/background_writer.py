@@ -1,4 +1,4 @@
-"""A thread that writes while others compute: in order, few things at a time, and no error is lost."""
+"""A background thread that writes in order, with a short queue, and loses no error."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _AHEAD = 2
 
 
 class Writer:
-    """Does one writing after the other in a thread of its own; ``rows`` are those of the writings that are finished.
+    """Runs one write after the other in a background thread; ``rows`` counts those of the finished ones.
 
-    A writing that fails stops all later ones, and its error comes out of the next `write` or of `finish`. Leaving the
-    ``with`` block waits for what is under way, whatever happened in it.
+    A write that fails cancels all later ones, and the next `write` or `finish` raises its error. Leaving the ``with``
+    block waits for the write in progress.
     """
 
     def __init__(self) -> None:
@@ -29,25 +29,25 @@ class Writer:
         self._pool.shutdown(wait=True)
 
     def write(self, writing: Callable[[], None], *, rows: int) -> None:
-        """Have something written that holds so many rows; waits while two others are not finished.
+        """Queue a write of so many rows; waits while two others are not finished.
 
         Raises:
-            FileError: what an earlier writing raised.
+            FileError: the error of an earlier write.
         """
         while len(self._waiting) >= _AHEAD:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._run, writing, rows))
 
     def settle(self) -> int:
-        """Wait for what is under way, and return how many rows are written; errors stay where they are."""
+        """Wait for the queue, and return how many rows are written; errors are not raised."""
         wait(self._waiting)
         return self.rows
 
     def finish(self) -> None:
-        """Wait for all writings.
+        """Wait for all writes.
 
         Raises:
-            FileError: what the first that failed raised.
+            FileError: the error of the first that failed.
         """
         while self._waiting:
             self._waiting.popleft().result()

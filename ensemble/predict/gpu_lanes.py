@@ -1,4 +1,4 @@
-"""Batches through GPUs: worker threads decode, one thread copies, and one thread a GPU computes.
+"""Double-buffered batches on GPUs: worker threads decode, one thread copies, and one thread per GPU computes.
 
 Each GPU has two lanes, so that the next batch is copied while the one before is computed. The answers come out in the
 order of the work, whichever GPU they were computed on.
@@ -21,9 +21,9 @@ from ensemble.runtime.io_binding import DeviceBuffers, use_buffers
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
-LANES = 2  # a GPU: one is computed, one is copied
+LANES = 2  # per GPU: one is computed, one is copied to
 # by preprocessing, by input of the model
-Inputs = Mapping[Preprocess, Mapping[str, Pixels]]
+ModelInputs = Mapping[Preprocess, Mapping[str, Pixels]]
 
 
 def through_lanes(
@@ -37,7 +37,7 @@ def through_lanes(
     ahead: int,
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Generator[C, None, None]:
-    """What ``compute`` makes of each piece of work that ``read`` read and ``load`` put on a lane, in order.
+    """Yield, in order, the result of ``compute`` for each piece of work that ``read`` read and ``load`` put on a lane.
 
     ``read`` runs in ``workers`` threads, ``load`` in one, ``compute`` in one for each of the devices, always the same.
     No more than ``ahead`` pieces are begun and not yet handed on. What the loading thread waits for is timed by
@@ -89,8 +89,8 @@ def through_lanes(
             lane.close()
 
 
-def load_ahead(lane: DeviceBuffers, inputs: Inputs, *, rows: int) -> None:
-    """Copy a batch to its lane; where that fails, the computing thread tries again, and says what is wrong."""
+def load_ahead(lane: DeviceBuffers, inputs: ModelInputs, *, rows: int) -> None:
+    """Copy a batch to its lane; where that fails, the computing thread tries again and reports the error."""
     for preprocess, pixels in inputs.items():
         try:
             lane.load(preprocess, pixels, rows=rows)

@@ -24,13 +24,11 @@ from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import decode_file, read_file
-from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
-from ensemble.images.listing import Listing
 from ensemble.images.resize import plain_preprocess
-from ensemble.images.views import View
 from ensemble.predict.batch_size import Trial
-from ensemble.predict.gpu_lanes import Inputs, load_ahead, through_lanes
+from ensemble.predict.gpu_lanes import ModelInputs, load_ahead, through_lanes
+from ensemble.predict.inputs import Inputs
 from ensemble.predict.timing import Stopwatch
 from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
@@ -65,21 +63,18 @@ class Answer:
 class Pipeline:
     """Decodes each image once, prepares it once for each preprocessing in use, and asks every model for every view.
 
-    ``boxes[i]`` is the face in image i of the listing; models without face crops do without. ``ahead`` is how many
-    batches may be begun and not yet handed on. On the CPU only those that a worker has in hand hold pixels, and the
-    others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one handed on.
-    On the CPU a batch goes through each model in pieces of whichever of ``sizes`` turns out fastest, see `Trial`;
-    without ``sizes``, and elsewhere, as a whole. ``known`` are rows known to be faulty: they are not looked at.
+    ``ahead`` is how many batches may be begun and not yet handed on. On the CPU only those that a worker computes hold
+    pixels, and the others keep no worker waiting for a slower one; on a GPU each of them holds pixels, as does the one
+    handed on. On the CPU a batch goes through each model in pieces of whichever of ``sizes`` turns out fastest, see
+    `Trial`; without ``sizes``, and elsewhere, as a whole. ``known`` are rows known to be faulty: they are not decoded.
     """
 
     def __init__(
         self,
-        listing: Listing,
-        views: Sequence[View],
+        inputs: Inputs,
         *,
         on_gpu: bool,
         workers: int,
-        boxes: Sequence[Box | None] | None = None,
         ahead: int | None = None,
         sizes: Sequence[int] = (),
         listener: Listener = SILENT,
@@ -89,9 +84,7 @@ class Pipeline:
         self.trials: dict[str, Trial] = {}
         self._sizes = sizes
         self._ahead_by = ahead or (workers + 2 if on_gpu else 4 * workers)
-        self._listing = listing
-        self._boxes = boxes
-        self._views = views
+        self._listing, self._boxes, self._views = inputs.listing, inputs.boxes, inputs.views
         self._on_gpu = on_gpu
         self._workers = workers
         self._listener = listener
@@ -132,16 +125,16 @@ class Pipeline:
     def _in_lanes(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
         """As `run` on GPUs: all views of a batch in one run of each model, over one copy of the batch."""
 
-        def read(one: Work) -> tuple[Work, Batch, Inputs]:
+        def read(one: Work) -> tuple[Work, Batch, ModelInputs]:
             _, batch = self._read(one)
             with self.watch.timing("resize"):
                 return one, batch, model_inputs(batch.pixels, self._views)
 
-        def load(lane: DeviceBuffers, item: tuple[Work, Batch, Inputs]) -> None:
+        def load(lane: DeviceBuffers, item: tuple[Work, Batch, ModelInputs]) -> None:
             with self.watch.timing("copy", clock=time.perf_counter, rows=len(item[1].rows)):
                 load_ahead(lane, item[2], rows=shared_batch_size(item[0].sessions))
 
-        def compute(lane: DeviceBuffers, item: tuple[Work, Batch, Inputs]) -> Answer:
+        def compute(lane: DeviceBuffers, item: tuple[Work, Batch, ModelInputs]) -> Answer:
             one, batch, _ = item
             logits: dict[str, Mapping[str, Logits]] = {session.card.member: {} for session in one.sessions}
             for session in one.sessions if batch.rows else ():

@@ -1,6 +1,6 @@
 """Images x members x views -> predictions: one decode for all members, resumable.
 
-A run that was killed goes on from the parts it finds (see `ensemble.predict.parts`) and ends with the same bytes.
+A run that was killed resumes from its finished parts (see `ensemble.predict.parts`) and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble import files
 from ensemble.errors import DataError, ModelError, enumerate_some
-from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.events import Listener, Notice, Recorder
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
 from ensemble.images.remote_listing import list_images_at
@@ -30,8 +30,9 @@ from ensemble.predict.bad_images import (
 )
 from ensemble.predict.batch_size import SIZES
 from ensemble.predict.crash_note import noted
-from ensemble.predict.inputs import select_boxes
+from ensemble.predict.inputs import Inputs, select_boxes
 from ensemble.predict.memory_budget import Bounds, fit_memory, need_of
+from ensemble.predict.options import RunOptions
 from ensemble.predict.parts import PartStore, fingerprint_of
 from ensemble.predict.pipeline import Answer, Pipeline, Work
 from ensemble.predict.ray_pipeline import RemotePipeline
@@ -51,6 +52,17 @@ RUN = "_run.json"  # with the underscore, Parquet readers pass it over
 BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Setup:
+    """How the members are computed: ``rows`` images per batch; ``memory`` in bytes, None on a cluster."""
+
+    pipeline: Pipeline | RemotePipeline
+    device: Device
+    workers: int
+    rows: int
+    memory: int | None
+
+
 def predict(
     models: Sequence[Path],
     images: Path | str,
@@ -59,27 +71,17 @@ def predict(
     views: Sequence[View],
     ids: Sequence[str] | None = None,
     boxes: Boxes | None = None,
-    device: str = "auto",
-    batch: int | None = None,
-    workers: int | None = None,
-    memory: int | None = None,
-    fresh: bool = False,
-    on_bad_image: OnBadImage = "fail",
     cluster: Cluster | None = None,
-    listener: Listener = SILENT,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Predicted:
     """Predict every image with every model and view; each member's logits go to ``folder/<member>/``.
 
-    All images are listed and checked for existence before a model is loaded. ``workers`` threads decode, and on the
-    CPU also compute; ``batch`` images are computed at once, by default on the CPU as many of a batch as a trial of each
-    model on the first ones shows to be fastest; ``memory`` bytes, by default half of what is available, bound both. On
-    the CPU none of them changes a bit of the answers. Parts that are there already are kept if they come from the same
-    model, views, images and device; ``fresh`` removes them first. Models with a face crop need ``boxes``. With a
-    ``cluster`` its machines compute the parts, to the same bytes, and ``workers`` are the threads of one actor.
+    All images are listed and checked for existence before a model is loaded. Finished parts are kept if they come from
+    the same model, views, images and device. Models with a face crop need ``boxes``. With a ``cluster`` its machines
+    compute the parts, to the same bytes, and ``options.workers`` are the threads of one actor.
 
-    An image that cannot be read is named in ``errors.csv`` and keeps no other from being predicted. ``on_bad_image``
-    says what becomes of it, and may be another one in the next run: nothing is computed again for that. Where a run
-    died, the next one first tries the images that it was at in a process of their own.
+    An image that cannot be read is named in ``errors.csv`` and keeps no other from being predicted; see
+    `RunOptions.on_bad_image`. After a crash, the images that were being processed are first decoded in a subprocess.
 
     Raises:
         OptionError: E201 when a view does not fit a model, E203 when the device is not known, E206 when a model needs
@@ -93,82 +95,30 @@ def predict(
         Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
     """
     began = time.monotonic()
-    recorder = Recorder(listener)
+    recorder = Recorder(options.listener)
+    options = replace(options, listener=recorder)
     files.require_writable(folder)
     listing = list_images_at(images, ids, listener=recorder)
     read = _read_models(models, views)
-    found = select_boxes(read, boxes, listing, recorder)
-    where = cluster.choose_device(device) if cluster else choose_device(device, listener=recorder)
-    on_gpu = where.is_gpu
+    inputs = Inputs(listing, select_boxes(read, boxes, listing, recorder), tuple(views))
+    device = cluster.choose_device(options.device) if cluster else choose_device(options.device, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:
             stack.enter_context(files.locked(folder / model.card.member))
-            run = fingerprint_of(model, listing, views, where, boxes)
-            members.append(PartStore(model, folder, run, listing))
-        faults = resume(members, listing, fresh=fresh, listener=recorder)
-        pipeline: Pipeline | RemotePipeline
-        sizes = () if batch else SIZES
+            members.append(PartStore(model, folder, fingerprint_of(model, listing, views, device, boxes), listing))
+        faults = resume(members, listing, fresh=options.fresh, listener=recorder)
         if cluster:
-            pipeline = RemotePipeline(
-                cluster,
-                read,
-                listing,
-                views,
-                device=where,
-                workers=workers,
-                part_rows=parts.PART_ROWS,
-                boxes=found,
-                sizes=sizes,
-                listener=recorder,
-            )
-            bounds = Bounds(pipeline.workers, batch or BATCH[where.kind], 0)
+            setup = _set_up_cluster(cluster, members, inputs, device, options)
         else:
-            memory = memory or available_memory() // 2
-            bounds = _fit(members, listing, where, memory, workers or available_cores(), batch, recorder)
-            pipeline = Pipeline(
-                listing,
-                views,
-                on_gpu=on_gpu,
-                workers=bounds.workers,
-                boxes=found,
-                ahead=bounds.ahead,
-                sizes=sizes,
-                listener=recorder,
-            )
-        pipeline.known |= faults
+            setup = _set_up(members, inputs, device, options)
+        setup.pipeline.known |= faults
         for member in members:
             member.clear()
-        rows_a_batch = bounds.batch if batch or on_gpu or cluster else _share_out(members, bounds)
-        pace = Pace(pipeline.watch, [m.name for m in members], workers=bounds.workers, on_gpu=on_gpu)
         with noted([member.folder for member in members]):
-            faults |= _compute_in_turn(members, pipeline, listing, where, rows_a_batch, pace, views, recorder)
-        write_errors(folder / ERRORS, listing, faults)
-        policy: OnBadImage = "fail" if len(faults) == len(listing) else on_bad_image
-        if policy != "fail":
-            filling = f"filled with {describe_priors(m.model.card for m in members)}"
-            what = "left out" if policy == "skip" else filling
-            tell_unread(faults, listing, folder / ERRORS, what, recorder)
-        watch = pipeline.watch.seconds
-        runs = tuple(_member_run(member, pipeline) for member in members)
-        forward = sum(run.seconds for run in runs)
-        stages = ("read", "decode", "resize", *(["copy"] if on_gpu else []), "forward", "write")
-        seconds = {stage: watch.get(stage, 0.0) for stage in stages}
-        seconds |= {"forward": forward, "wall": time.monotonic() - began}
-        seen = tuple(view.name for view in views)
-        unread_ids = tuple(listing.ids[row] for row in sorted(faults))
-        done = Predicted(
-            len(listing),
-            seen,
-            str(where),
-            rows_a_batch,
-            bounds.workers,
-            runs,
-            seconds,
-            memory,
-            filled=unread_ids if policy == "fill" else (),
-            missing=unread_ids if policy != "fill" else (),
-        )
+            faults |= _compute_in_turn(members, inputs, setup, recorder)
+        policy = _apply_policy(faults, members, listing, folder / ERRORS, options)
+        done = _result(members, inputs, setup, faults, policy, began)
         for member in members:
             changed = member.finish(policy)
             if member.computed or changed or not is_record(member.folder / RUN):
@@ -178,30 +128,89 @@ def predict(
     return done
 
 
-def _fit(
-    members: Sequence[PartStore],
-    listing: Listing,
-    device: Device,
-    memory: int,
-    workers: int,
-    batch: int | None,
-    listener: Listener,
-) -> Bounds:
-    """How much may be under way; where nothing is pending, no image or network is looked at to find that out."""
-    if not any(member.pending for member in members):
-        return Bounds(workers, batch or BATCH[device.kind], 4 * workers)
-    need = need_of([member.model for member in members], listing, device)
-    bounds = fit_memory(need, memory, workers=workers, batch=batch or BATCH[device.kind], on_gpu=device.is_gpu)
-    if bounds.workers < workers or bounds.batch < (batch or 1):
-        listener.notice(Notice("W603", f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"))
-    return bounds
+def _set_up(members: Sequence[PartStore], inputs: Inputs, device: Device, options: RunOptions) -> _Setup:
+    """Fit workers and batches into the memory of this machine."""
+    memory, batch = options.memory or available_memory() // 2, options.batch or BATCH[device.kind]
+    workers = options.workers or available_cores()
+    bounds = Bounds(workers, batch, 4 * workers)
+    if any(member.pending for member in members):  # else no image or network is opened to find out
+        need = need_of([member.model for member in members], inputs.listing, device)
+        bounds = fit_memory(need, memory, workers=workers, batch=batch, on_gpu=device.is_gpu)
+        if bounds.workers < workers or bounds.batch < (options.batch or 1):
+            message = f"{memory / 2**30:.1f} GB of memory are enough for {bounds}"
+            options.listener.notice(Notice("W603", message))
+    rows = bounds.batch if options.batch or device.is_gpu else _per_worker(members, bounds)
+    pipeline = Pipeline(
+        inputs,
+        on_gpu=device.is_gpu,
+        workers=bounds.workers,
+        ahead=bounds.ahead,
+        sizes=() if options.batch else SIZES,
+        listener=options.listener,
+    )
+    return _Setup(pipeline, device, bounds.workers, rows, memory)
 
 
-def _share_out(members: Sequence[PartStore], bounds: Bounds) -> int:
-    """How large batches are on the CPU: of few images, every core has its share."""
+def _set_up_cluster(
+    cluster: Cluster, members: Sequence[PartStore], inputs: Inputs, device: Device, options: RunOptions
+) -> _Setup:
+    pipeline = RemotePipeline(
+        cluster,
+        [member.model for member in members],
+        inputs,
+        device=device,
+        workers=options.workers,
+        part_rows=parts.PART_ROWS,
+        sizes=() if options.batch else SIZES,
+        listener=options.listener,
+    )
+    return _Setup(pipeline, device, pipeline.workers, options.batch or BATCH[device.kind], None)
+
+
+def _per_worker(members: Sequence[PartStore], bounds: Bounds) -> int:
+    """Return the batch size on the CPU: of few images, every worker gets its share."""
     pending = set().union(*(member.pending for member in members))
     rows = sum(len(piece.rows) for piece in members[0].slices if piece.index in pending)
     return min(bounds.batch, max(1, -(-rows // bounds.workers)))
+
+
+def _apply_policy(
+    faults: Mapping[int, DataError], members: Sequence[PartStore], listing: Listing, path: Path, options: RunOptions
+) -> OnBadImage:
+    """Name unreadable images in ``path`` and say how they are handled: `fail` where none could be read."""
+    write_errors(path, listing, faults)
+    policy: OnBadImage = "fail" if len(faults) == len(listing) else options.on_bad_image
+    if policy != "fail":
+        filling = f"filled with {describe_priors(member.model.card for member in members)}"
+        tell_unread(faults, listing, path, "left out" if policy == "skip" else filling, options.listener)
+    return policy
+
+
+def _result(
+    members: Sequence[PartStore],
+    inputs: Inputs,
+    setup: _Setup,
+    faults: Mapping[int, DataError],
+    policy: OnBadImage,
+    began: float,
+) -> Predicted:
+    spent = setup.pipeline.watch.seconds
+    runs = tuple(_member_run(member, setup.pipeline) for member in members)
+    stages = ("read", "decode", "resize", *(["copy"] if setup.device.is_gpu else []), "forward", "write")
+    unread_ids = tuple(inputs.listing.ids[row] for row in sorted(faults))
+    return Predicted(
+        images=len(inputs.listing),
+        views=tuple(view.name for view in inputs.views),
+        device=str(setup.device),
+        batch=setup.rows,
+        workers=setup.workers,
+        members=runs,
+        seconds={stage: spent.get(stage, 0.0) for stage in stages}
+        | {"forward": sum(run.seconds for run in runs), "wall": time.monotonic() - began},
+        memory=setup.memory,
+        filled=unread_ids if policy == "fill" else (),
+        missing=unread_ids if policy != "fill" else (),
+    )
 
 
 def _member_run(member: PartStore, pipeline: Pipeline | RemotePipeline) -> MemberRun:
@@ -223,26 +232,21 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
 
 
 def _compute_in_turn(
-    members: Sequence[PartStore],
-    pipeline: Pipeline | RemotePipeline,
-    listing: Listing,
-    device: Device,
-    batch: int,
-    pace: Pace,
-    views: Sequence[View],
-    listener: Listener,
+    members: Sequence[PartStore], inputs: Inputs, setup: _Setup, listener: Listener
 ) -> dict[int, DataError]:
-    """Run what is pending: all members together, or as many at a time as a GPU's memory holds."""
+    """Compute what is pending: all members together, or as many at a time as the memory of a GPU holds."""
     faults, left = dict[int, DataError](), [member for member in members if member.pending]
     while left:
         models = {member.name: member.model for member in left}
         sessions: Mapping[str, Session]
-        if isinstance(pipeline, RemotePipeline):
-            sessions = {name: stand_in(model, device) for name, model in models.items()}
+        if isinstance(setup.pipeline, RemotePipeline):
+            sessions = {name: stand_in(model, setup.device) for name, model in models.items()}
         else:
-            sessions = start_sessions(models, device=device, rows=batch, views=views, in_turn=True, listener=listener)
+            sessions = start_sessions(
+                models, device=setup.device, rows=setup.rows, views=inputs.views, in_turn=True, listener=listener
+            )
         together = [member for member in left if member.name in sessions]
-        faults |= _compute(together, sessions, pipeline, listing, batch, pace, listener)
+        faults |= _compute(together, sessions, inputs.listing, setup, listener)
         for member in together:
             member.decisions = sessions[member.name].decisions
         left = left[len(together) :]
@@ -253,19 +257,18 @@ def _compute_in_turn(
 def _compute(
     members: Sequence[PartStore],
     sessions: Mapping[str, Session],
-    pipeline: Pipeline | RemotePipeline,
     listing: Listing,
-    batch: int,
-    pace: Pace,
+    setup: _Setup,
     listener: Listener,
 ) -> dict[int, DataError]:
     """Compute and write the pending parts of these members, and return the images that could not be read."""
+    pipeline = setup.pipeline
 
     def work(slices: Iterator[Slice]) -> Iterator[Work]:
         for piece in slices:
             asked = tuple(sessions[member.name] for member in members if piece.index in member.pending)
-            for start in range(piece.rows[0], piece.rows[-1] + 1, batch):
-                yield Work(range(start, min(start + batch, piece.rows[-1] + 1)), asked)
+            for start in range(piece.rows[0], piece.rows[-1] + 1, setup.rows):
+                yield Work(range(start, min(start + setup.rows, piece.rows[-1] + 1)), asked)
 
     def compute(slices: Iterator[Slice]) -> Generator[Answer, None, None]:
         return pipeline.run(work(slices))
@@ -276,7 +279,12 @@ def _compute(
         compute,
         stage="predict",
         watch=pipeline.watch,
-        detail=pace.tell,
+        detail=Pace(
+            pipeline.watch,
+            [member.name for member in members],
+            workers=setup.workers,
+            on_gpu=setup.device.is_gpu,
+        ).tell,
         # on a cluster all parts go out at once, and a decoder that crashes ends a worker and not this process
         crash_notes=isinstance(pipeline, Pipeline),
         listener=listener,

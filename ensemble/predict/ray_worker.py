@@ -1,4 +1,4 @@
-"""Cluster: the same batches on any number of machines, by Ray actors, with the answers back in their order.
+"""Cluster: the same batches on any number of machines, computed by Ray actors.
 
 A task is one part of the run. A worker holds the models and runs the `Pipeline` of a single machine over its part; what
 comes back is logits, and the caller writes them as it writes its own, so that a part is written once however often it
@@ -24,8 +24,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import PIL
 
 from ensemble.errors import DataError, DeviceError, EnsError, OptionError
 from ensemble.events import Notice, Recorder
@@ -35,6 +33,8 @@ from ensemble.images.storage import RemoteImage
 from ensemble.images.views import parse_views
 from ensemble.install import install_command
 from ensemble.predict.batch_size import Trial
+from ensemble.predict.fingerprint import library_versions
+from ensemble.predict.inputs import Inputs
 from ensemble.predict.pipeline import Answer, Pipeline, Work
 from ensemble.runtime.device import CPU, Device, parse_device
 from ensemble.runtime.machine import available_cores
@@ -48,8 +48,8 @@ _CORES = 4  # of a worker, by default: the models are in memory once for all of 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """What every worker must know: the ``models`` come apart. ``views`` by name, ``threads`` of one worker; ``sizes``
-    as in `Pipeline`.
+    """The settings of every worker; models are sent separately. ``views`` by name, ``threads`` per worker; ``sizes`` as
+    in `Pipeline`.
     """
 
     device: str
@@ -78,7 +78,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """The answers of a share, with the run's own numbers of rows, and what the worker has to tell."""
+    """The answers of a share, by rows of the whole run, with the worker's seconds and notices."""
 
     answers: tuple[Answer, ...]
     seconds: dict[str, float]
@@ -86,10 +86,10 @@ class Done:
 
 
 class PartWorker:
-    """One worker: an actor on some machine of the cluster, with every model started."""
+    """A worker: an actor on some machine of the cluster, with every model started."""
 
     def start(self, job: Job, *models: ModelFile) -> tuple[Notice, ...] | EnsError:
-        """Start the models; an error is given back, as Ray would wrap it into one of its own."""
+        """Start the models; errors are returned, since Ray would wrap a raised one."""
         recorder = Recorder()
         try:
             if versions() != job.versions:
@@ -107,14 +107,12 @@ class PartWorker:
         return tuple(recorder.notices)
 
     def run(self, share: Share) -> Done | EnsError:
-        """The answers of one part."""
+        """Compute one part."""
         recorder = Recorder()
         pipeline = Pipeline(
-            share.listing,
-            parse_views(",".join(self._job.views)),
+            Inputs(share.listing, share.boxes, parse_views(",".join(self._job.views))),
             on_gpu=self._device.is_gpu,
             workers=self._job.threads,
-            boxes=share.boxes,
             sizes=self._job.sizes,
             listener=recorder,
         )
@@ -130,13 +128,13 @@ class PartWorker:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cluster:
-    """A connection to Ray, and the signals that came meanwhile: what waits for Ray is not told which it was."""
+    """A connection to Ray, and the signals ``stopped`` that arrived meanwhile: Ray does not say which it was."""
 
     ray: Any
     stopped: list[int] = field(default_factory=list)
 
     def choose_device(self, text: str) -> Device:
-        """The device of every worker: it need not start here. ``auto`` is CUDA where the cluster has GPUs.
+        """Choose the device of every worker; it need not exist here. ``auto`` is CUDA where the cluster has GPUs.
 
         Raises:
             OptionError: E203 when the name is not known, E204 when it names one GPU of several.
@@ -149,7 +147,7 @@ class Cluster:
         return device
 
     def places(self, device: Device, threads: int | None) -> tuple[int, int]:
-        """How many workers the machines have room for, and how many threads each has.
+        """Return how many workers the machines have room for, and the threads of each.
 
         Raises:
             DeviceError: E611 when there is no room for one.
@@ -171,8 +169,8 @@ class Cluster:
             )
         return sum(rooms), threads
 
-    def hire(self, device: Device, threads: int) -> Any:
-        """A new worker, somewhere."""
+    def start_worker(self, device: Device, threads: int) -> Any:
+        """Start a worker on any machine."""
         actor = self.ray.remote(PartWorker)
         return actor.options(num_cpus=threads, num_gpus=int(device.is_gpu), max_restarts=0).remote()
 
@@ -231,15 +229,12 @@ def connect(address: str | None, *, store: int = 0) -> Iterator[Cluster]:
 
 
 def versions() -> str:
-    """What the bits of an answer depend on, beside the device's own."""
-    return (
-        f"ens {importlib.metadata.version('ens-onnx')}, onnxruntime {onnxruntime.__version__}, "
-        f"Pillow {PIL.__version__}, numpy {np.__version__}"
-    )
+    """Return the versions that the bits of an answer depend on."""
+    return f"ens {importlib.metadata.version('ens-onnx')}, {library_versions()}, numpy {np.__version__}"
 
 
 def shift(answer: Answer, start: int) -> Answer:
-    """The answer with ``start`` added to its numbers of rows."""
+    """Return the answer with ``start`` added to its rows."""
     return Answer(
         range(answer.asked.start + start, answer.asked.stop + start),
         tuple(row + start for row in answer.rows),
@@ -250,5 +245,5 @@ def shift(answer: Answer, start: int) -> Answer:
 
 
 def stand_in(model: ModelFile, device: Device) -> Session:
-    """A session that only says which model is meant; those that run are on the workers."""
+    """Return a session that only names its model; the workers hold those that run."""
     return Session(model.card, model.sha256, device, None)

@@ -40,8 +40,8 @@ def write_chunk(path: Path, chunk: Chunk) -> None:
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
-    count, cells, classes = chunk.logits.shape
-    values = iter(chunk.logits.reshape(count, cells * classes).tolist())
+    count, passes, classes = chunk.logits.shape
+    values = iter(chunk.logits.reshape(count, passes * classes).tolist())
     table = pa.table(
         {
             "id": pa.array(chunk.ids, pa.string()),

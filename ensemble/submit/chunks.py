@@ -1,24 +1,23 @@
-"""Images x cells with early exit: one decode for all cells, and only the rows still open go on; resumable.
+"""Images x passes with early exit: one decode for all passes, each of which runs on the rows still open; resumable.
 
-A chunk's resized pixels stay in memory while the cells run one after the other, each on
-the rows whose answer is still open. A finished chunk appears by rename as ``chunk-00000.parquet``: the class of each
-row that left early, the logits of each row that saw every cell, and how many cells each row saw. Images that could not
-be read have no row in it.
+A chunk is what `predict` calls a part: consecutive images that are computed and written together. Its resized pixels
+stay in memory while the passes run one after the other. ``chunk-00000.parquet`` holds the class of each row that left
+early, the logits of each row that needed all passes, and the number of passes of each row. Images that could not be
+read have no row in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble import files
-from ensemble.arrays import Classes, Logits, Mask
+from ensemble.arrays import Classes, Logits
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import DataError
@@ -39,26 +38,32 @@ from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
 from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
-from ensemble.submit.early_exit import Cell, Running
+from ensemble.submit.early_exit import ForwardPass, Running, Settled, keep_members, passes_of
 
-CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core has a chunk of its own
+CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 256, "tensorrt": 256}  # on a CPU each core computes a chunk of its own
 _ROW_BYTES = 64 + 8 + 8  # an id, generously; the class and the number of passes
 _FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """The plan of a run: ``cells`` in their order, by ``models`` of their members, through ``views`` by name.
+    """The ``passes`` to run, in order, with the ``models`` of their members and the ``views``, by name.
 
-    ``stops`` says after how many cells a row may leave, and how far its answer must lead; None leaves it to the bound.
+    ``stops`` is the lead that an answer needs to leave after so many passes; None requires certainty.
     """
 
     recipe: Recipe
-    cells: tuple[Cell, ...]
+    passes: tuple[ForwardPass, ...]
     models: Mapping[str, ModelFile]
     views: Mapping[str, View]
     stops: Mapping[int, float] | None = None
     boxes: Boxes | None = None
+
+    def keep(self, members: Collection[str]) -> Plan:
+        """Return the plan of some of the members."""
+        recipe = keep_members(self.recipe, set(members))
+        models = {name: self.models[name] for name in members}
+        return replace(self, recipe=recipe, passes=passes_of(recipe), models=models)
 
     def fingerprint(self, listing: Listing, device: Device) -> Fingerprint:
         """Return what the answers depend on."""
@@ -67,7 +72,7 @@ class Plan:
         values = {
             "recipe": hashlib.sha256(json.dumps(recipe).encode()).hexdigest(),
             "models": {name: model.sha256 for name, model in sorted(self.models.items())},
-            "cells": [[cell.member, cell.view, cell.weight] for cell in self.cells],
+            "cells": [[one.member, one.view, one.weight] for one in self.passes],
             "stops": None if self.stops is None else [[k, repr(lead)] for k, lead in sorted(self.stops.items())],
             "ids": listing.sha256,
             "provider": device.provider,
@@ -104,7 +109,7 @@ class ChunkStore(SliceFolder[ChunkAnswer, Chunk]):
     def __init__(self, plan: Plan, folder: Path, listing: Listing, device: Device) -> None:
         super().__init__(folder, plan.fingerprint(listing, device), listing, size=rows_of_chunk(device))
         self.chunks: dict[int, Chunk] = {}
-        self._row_bytes = _ROW_BYTES + 4 * len(plan.cells) * len(plan.recipe.labels)
+        self._row_bytes = _ROW_BYTES + 4 * len(plan.passes) * len(plan.recipe.labels)
 
     def read(self, path: Path) -> Chunk:
         """See `SliceFolder.read`."""
@@ -156,7 +161,7 @@ def run_chunks(
                 sessions = start_sessions(plan.models, device=device, rows=batch, listener=listener)
 
             def answer(work: Work, read: Batch) -> ChunkAnswer:
-                chunk = _run_cells(plan, listing, read, sessions, pipeline, batch)
+                chunk = _run_passes(plan, listing, read, sessions, pipeline, batch)
                 return ChunkAnswer(work.rows, chunk, read.faults, read.oddities)
 
             def compute(slices: Iterator[Slice]) -> Generator[ChunkAnswer, None, None]:
@@ -176,62 +181,64 @@ def run_chunks(
     return Chunks([store.chunks[index] for index in sorted(store.chunks)], faults, decisions)
 
 
-def _run_cells(
+def _run_passes(
     plan: Plan, listing: Listing, read: Batch, sessions: Mapping[str, Session], pipeline: Pipeline, batch: int
 ) -> Chunk:
-    """Ask cell after cell about the rows that are still open, gathered into full batches."""
+    """Run pass after pass on the rows that are still open, gathered into full batches."""
     count, classes = len(read.rows), len(plan.recipe.labels)
     decided = np.full(count, OPEN, dtype=np.intp)
-    passes = np.zeros(count, dtype=np.intp)
+    counts = np.zeros(count, dtype=np.intp)
     left = np.arange(count)
-    running = Running(plan.recipe, plan.cells, count)
+    running = Running(plan.recipe, plan.passes, count)
     seen = np.zeros((count, 0, classes), dtype=np.float32)
-    for cell in plan.cells:
+    for one in plan.passes:
         if not len(left):
             break
-        session, look = sessions[cell.member], plan.views[cell.view].apply
+        session, look = sessions[one.member], plan.views[one.view].apply
         pixels = read.pixels[session.card.preprocess]
         pieces = (left[start : start + batch] for start in range(0, len(left), batch))
         logits = np.concatenate([pipeline.ask(session, look(pixels[piece])) for piece in pieces])
         seen = np.concatenate([seen, logits[:, np.newaxis]], axis=1)
-        running.add(logits[:, plan.recipe.labels.permutation(session.card.labels, owner=cell.member)])
-        passes[left] += 1
-        if running.seen == len(plan.cells):
+        running.add(logits[:, plan.recipe.labels.permutation(session.card.labels, owner=one.member)])
+        counts[left] += 1
+        if running.seen == len(plan.passes):
             break
-        done, answers = _leaving(plan, running)
-        decided[left[done]] = answers[done]
+        settled = _settle(plan, running)
+        done = settled.rows
+        decided[left[done]] = settled.classes[done]
         left, seen = left[~done], seen[~done]
         running.keep(~done)
     if not len(left):
-        seen = np.zeros((0, len(plan.cells), classes), dtype=np.float32)
-    return Chunk(tuple(listing.ids[row] for row in read.rows), decided, passes, seen)
+        seen = np.zeros((0, len(plan.passes), classes), dtype=np.float32)
+    return Chunk(tuple(listing.ids[row] for row in read.rows), decided, counts, seen)
 
 
-def _leaving(plan: Plan, running: Running) -> tuple[Mask, NDArray[np.intp]]:
+def _settle(plan: Plan, running: Running) -> Settled:
+    """Return the rows that need no further pass, by the thresholds or else by the bound."""
     if plan.stops is None:
         return running.certain()
-    leads, answers = running.leaders()
-    return leads >= plan.stops.get(running.seen, np.inf), answers
+    found = running.leaders()
+    return Settled(found.leads >= plan.stops.get(running.seen, np.inf), found.classes)
 
 
 def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> Classes:
-    """The class of each row of the chunks, in their order: the early answers, and `blend` for the rows still open.
+    """Return the class of each row of the chunks, in order: the early answers, and `blend` for the rows still open.
 
-    Rows that left early take part in the blend with zeros, so that each other row stands where it would stand in a
-    blend of all: a vectorised exp() may round a row by its place.
+    Rows that left early take part in the blend with zeros, so that each other row keeps its place: a vectorised exp()
+    may round a row differently at another place.
     """
     ids = tuple(name for chunk in chunks for name in chunk.ids)
     classes = np.concatenate([chunk.classes for chunk in chunks])
     left = np.flatnonzero(classes == OPEN)
     logits = np.concatenate([chunk.logits for chunk in chunks])
     by_member: dict[str, dict[str, Logits]] = {}
-    for k, cell in enumerate(plan.cells):
+    for k, one in enumerate(plan.passes):
         values = np.zeros((len(ids), logits.shape[2]), dtype=np.float32)
         values[left] = logits[:, k]
-        by_member.setdefault(cell.member, {})[cell.view] = values
+        by_member.setdefault(one.member, {})[one.view] = values
     members = [
-        Predictions(name, cell.group, None, plan.models[name].card.labels, ids, by_member[name], sha256="")
-        for name, cell in {cell.member: cell for cell in plan.cells}.items()
+        Predictions(name, one.group, None, plan.models[name].card.labels, ids, by_member[name], sha256="")
+        for name, one in {one.member: one for one in plan.passes}.items()
     ]
     # silent: among so many zeros, what is said about odd members would be wrong
     classes[left] = blend(members, plan.recipe, ids=ids).classes[left]
@@ -239,19 +246,19 @@ def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> Classes:
 
 
 def filled_chunk(plan: Plan, ids: Sequence[str]) -> Chunk:
-    """Images that could not be read, for which every cell says the class prior of its member."""
+    """Return a chunk for images that could not be read: each pass gives the class prior of its member."""
     count = len(ids)
-    prior = np.stack([log_prior(plan.models[cell.member].card) for cell in plan.cells])
+    prior = np.stack([log_prior(plan.models[one.member].card) for one in plan.passes])
     nothing = np.zeros(count, dtype=np.intp)
     return Chunk(tuple(ids), np.full(count, OPEN, dtype=np.intp), nothing, np.tile(prior, (count, 1, 1)))
 
 
 def rows_of_chunk(device: Device) -> int:
-    """Return the number of rows per chunk, but for the last one."""
+    """Return the rows of every chunk but the last."""
     return CHUNK_ROWS[device.kind]
 
 
-def rows_of_cells(chunks: Sequence[Chunk], cells: int) -> list[int]:
-    """Return the number of rows that ran each cell."""
-    passes = np.concatenate([chunk.passes for chunk in chunks])
-    return [int((passes > k).sum()) for k in range(cells)]
+def rows_per_pass(chunks: Sequence[Chunk], passes: int) -> list[int]:
+    """Return how many rows needed each of the passes."""
+    counts = np.concatenate([chunk.passes for chunk in chunks])
+    return [int((counts > k).sum()) for k in range(passes)]

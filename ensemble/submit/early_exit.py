@@ -1,7 +1,7 @@
-"""Early exit: when the forward passes that are still to come can no longer change an image's answer.
+"""Early exit: detect when the remaining forward passes can no longer change the answer of an image.
 
-A cell is one member's look at one view. In a linear pool the ensemble's probabilities are ``p = sum_i w_i q_i`` over
-the cells, each q_i a point of the simplex. Once some cells have run, ``p = P + R s``: P is their weighted sum, R the
+A pass is one member on one view. In a linear pool the ensemble's probabilities are ``p = sum_i w_i q_i`` over the
+passes, each q_i a point of the simplex. Once some passes have run, ``p = P + R s``: P is their weighted sum, R the
 weight of the others, and s can be any point of the simplex. An answer that is the same for every s is certain.
 """
 
@@ -26,8 +26,8 @@ _TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One member's look at one view, with its share ``weight`` of the whole ensemble."""
+class ForwardPass:
+    """One member on one view, with its share ``weight`` of the whole ensemble."""
 
     member: str
     view: str
@@ -37,7 +37,7 @@ class Cell:
 
 
 def used_part(recipe: Recipe) -> Recipe:
-    """The recipe without groups and views of weight zero: it blends to the same bits."""
+    """Return the recipe without groups and views of weight zero: it blends to the same bits."""
     groups = {
         name: replace(group, views=None if group.views is None else _above_zero(group.views))
         for name, group in recipe.groups.items()
@@ -46,11 +46,11 @@ def used_part(recipe: Recipe) -> Recipe:
     return replace(recipe, views=_above_zero(recipe.views), groups=groups)
 
 
-def cells_of(recipe: Recipe) -> tuple[Cell, ...]:
-    """The cells that a recipe weighs, in the order of its groups, members and views; their weights are together one."""
+def passes_of(recipe: Recipe) -> tuple[ForwardPass, ...]:
+    """Return the passes that a recipe weighs, by group, member and view; their weights add up to one."""
     shares = normalise({name: group.weight for name, group in recipe.groups.items()})
     return tuple(
-        Cell(member, view, shares[name] * share / len(group.members), name, group.temperature or 1.0)
+        ForwardPass(member, view, shares[name] * share / len(group.members), name, group.temperature or 1.0)
         for name, group in recipe.groups.items()
         for member in group.members
         for view, share in normalise(recipe.views_of(group)).items()
@@ -58,35 +58,37 @@ def cells_of(recipe: Recipe) -> tuple[Cell, ...]:
     )
 
 
-def in_order(cells: Sequence[Cell], cost: Mapping[str, float], *, whole_groups: bool = False) -> tuple[Cell, ...]:
-    """The cells, most weight for its cost first; ``cost`` is that of one look by each member.
+def in_order(
+    passes: Sequence[ForwardPass], cost: Mapping[str, float], *, whole_groups: bool = False
+) -> tuple[ForwardPass, ...]:
+    """Sort passes by weight per cost, highest first; ``cost`` is that of one pass, by member.
 
-    What certainty needs is weight, and among equals all look at one view before any looks at the next. With
-    ``whole_groups``, for answers that need not be certain, they do so in any case, since two members have more to say
-    than two views of one; and the folds of a group look at a view one after the other.
+    Certainty needs weight; on ties all members run on one view before any runs on the next. With ``whole_groups``, for
+    answers that need not be certain, they always do, since two members differ more than two views of one; and the folds
+    of a group run on a view one after the other.
     """
-    worth: dict[Cell, float] = {cell: cell.weight / cost[cell.member] for cell in cells}
+    worth: dict[ForwardPass, float] = {one: one.weight / cost[one.member] for one in passes}
     if whole_groups:
-        for cell in cells:
-            fellows = [other for other in cells if (other.group, other.view) == (cell.group, cell.view)]
-            worth[cell] = sum(other.weight for other in fellows) / sum(cost[other.member] for other in fellows)
+        for one in passes:
+            fellows = [other for other in passes if (other.group, other.view) == (one.group, one.view)]
+            worth[one] = sum(other.weight for other in fellows) / sum(cost[other.member] for other in fellows)
 
-    def place(cell: Cell) -> tuple[tuple[float, ...], str, float, str, str]:
-        other = float(cell.view != "identity")
-        first = (other,) if whole_groups else (-worth[cell], other)
-        return first, cell.view, -worth[cell], cell.group, cell.member
+    def place(one: ForwardPass) -> tuple[tuple[float, ...], str, float, str, str]:
+        other = float(one.view != "identity")
+        first = (other,) if whole_groups else (-worth[one], other)
+        return first, one.view, -worth[one], one.group, one.member
 
-    return tuple(sorted(cells, key=place))
+    return tuple(sorted(passes, key=place))
 
 
-def ends_of_units(cells: Sequence[Cell]) -> tuple[int, ...]:
-    """Return the number of cells that have run when each group has finished a view, for cells in `in_order`."""
-    ends = [k for k, (a, b) in enumerate(pairwise(cells), 1) if (a.group, a.view) != (b.group, b.view)]
-    return (*ends, len(cells))
+def ends_of_units(passes: Sequence[ForwardPass]) -> tuple[int, ...]:
+    """Return the number of passes that have run when each group has finished a view, for passes from `in_order`."""
+    ends = [k for k, (a, b) in enumerate(pairwise(passes), 1) if (a.group, a.view) != (b.group, b.view)]
+    return (*ends, len(passes))
 
 
 def require_early_exit(recipe: Recipe, *, exact: bool) -> None:
-    """Check that a recipe's answers can be known early.
+    """Check that the answers of a recipe can be known early.
 
     Raises:
         OptionError: E207 when they cannot: each depends on all images, or on every single member.
@@ -100,40 +102,56 @@ def require_early_exit(recipe: Recipe, *, exact: bool) -> None:
         raise OptionError("E207", f"there is no early exit for a {recipe.pool.name} pool")
 
 
-class Running:
-    """The weighted sum of the cells so far over the rows of a chunk, in float64."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """The mask ``rows`` ``(n,)`` of those whose answer is certain, and the answer ``classes`` ``(n,)`` of every row."""
 
-    def __init__(self, recipe: Recipe, cells: Sequence[Cell], rows: int) -> None:
+    rows: Mask
+    classes: Classes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaders:
+    """The answer ``classes`` ``(n,)`` of each row, and by how much each ``leads`` ``(n,)`` the second."""
+
+    leads: Floats
+    classes: Classes
+
+
+class Running:
+    """The weighted sum of the passes so far over the rows of a chunk, in float64."""
+
+    def __init__(self, recipe: Recipe, passes: Sequence[ForwardPass], rows: int) -> None:
         self._recipe = recipe
         self._geometric = recipe.pool.order == 0
-        self._weights = [cell.weight for cell in cells]
-        self._temperatures = [cell.temperature for cell in cells]
+        self._weights = [one.weight for one in passes]
+        self._temperatures = [one.temperature for one in passes]
         self.seen = 0
         self.total: Floats = np.zeros((rows, len(recipe.labels)))
 
     def add(self, logits: ArrayLike) -> None:
-        """Add the next cell's logits ``(n, C)``."""
+        """Add the logits ``(n, C)`` of the next pass."""
         log_p = log_softmax(np.asarray(logits, dtype=np.float64) / self._temperatures[self.seen])
         self.total += self._weights[self.seen] * (log_p if self._geometric else np.exp(log_p))
         self.seen += 1
 
     def keep(self, rows: Mask) -> None:
-        """Keep only some of the rows."""
+        """Continue with some of the rows."""
         self.total = self.total[rows]
 
-    def certain(self) -> tuple[Mask, Classes]:
-        """Which rows' answers no cell to come can change, ``(n,)``, and those answers; for linear pools."""
+    def certain(self) -> Settled:
+        """Return the rows whose answer no pass to come can change; for linear pools."""
         return certain(self.total, float(np.sum(self._weights[self.seen :])), self._recipe)
 
-    def leaders(self) -> tuple[Floats, Classes]:
-        """The answers ``(n,)`` if the cells so far were all, and by how much each leads."""
+    def leaders(self) -> Leaders:
+        """Return the answers as if the passes so far were all."""
         share = float(np.sum(self._weights[: self.seen]))
         log_p = self.total / share if self._geometric else np.log(np.maximum(self.total / share, _TINY))
         return _lead(log_p, self._recipe)
 
 
-def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
-    """Which rows ``(n,)`` of ``total`` ``(n, C)``, the sums of the cells so far, have one answer whatever comes.
+def certain(total: Floats, rest: float, recipe: Recipe) -> Settled:
+    """Return which rows of ``total`` ``(n, C)``, the sums of the passes so far, have one answer whatever comes.
 
     For the likeliest class and the prior rule, the leader's floor must be above every rival's ceiling, where all the
     ``rest`` goes to that rival. For the macro-F1 and the axis rule see `_certain_contest`. The bounds are exact, but
@@ -141,7 +159,7 @@ def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
     """
     answers = decide(np.exp(_lead_log(total, recipe)), recipe.rule)
     if recipe.sharpness == 0:
-        return np.zeros(len(total), dtype=np.bool_), answers
+        return Settled(np.zeros(len(total), dtype=np.bool_), answers)
     rule = recipe.rule
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if isinstance(rule, AxisRule):
@@ -150,18 +168,19 @@ def certain(total: Floats, rest: float, recipe: Recipe) -> tuple[Mask, Classes]:
             for chosen, place, count in zip(np.unravel_index(answers, rule.shape), places, rule.shape, strict=True):
                 parts = (place == np.arange(count)[:, np.newaxis]).astype(np.float64)
                 sure &= _certain_contest(total, rest, recipe, parts, parts, chosen)
-            return sure, answers
+            return Settled(sure, answers)
         if isinstance(rule, MacroF1Rule):
             gain, loss = np.diag(2 / rule.occurrences), (rule.f1 / rule.occurrences)[:, np.newaxis]
-            return _certain_contest(total, rest, recipe, gain - loss, gain + np.abs(loss), answers), answers
+            sure = _certain_contest(total, rest, recipe, gain - loss, gain + np.abs(loss), answers)
+            return Settled(sure, answers)
         floor, ceiling = _range(total, rest, recipe)
         sound = _at(floor, answers) - np.logaddexp.reduce(ceiling, axis=1) > _UNDERFLOW
         if isinstance(rule, PriorRule):
             factor = -rule.tau * np.log(rule.prior)
             if not (np.abs(factor) < -_UNDERFLOW).all():
-                return np.zeros(len(total), dtype=np.bool_), answers
+                return Settled(np.zeros(len(total), dtype=np.bool_), answers)
             floor, ceiling = floor + factor, ceiling + factor
-        return sound & _beats_all(floor - _slack(recipe), ceiling, answers), answers
+        return Settled(sound & _beats_all(floor - _slack(recipe), ceiling, answers), answers)
 
 
 def _lead_log(total: Floats, recipe: Recipe) -> Floats:
@@ -177,18 +196,18 @@ def _bias(recipe: Recipe) -> Floats:
 
 
 def _slack(recipe: Recipe) -> float:
-    """Return a generous bound on the rounding error of a sharpened and shifted log-probability."""
+    """Return a generous bound on the rounding error of a log-probability that was sharpened and shifted."""
     return float(_SLACK * (1 + recipe.sharpness + np.abs(_bias(recipe)).max()))
 
 
 def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
-    """The least and the greatest of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
+    """Return the bounds of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
     shift = _bias(recipe)
     return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
 
 
 def _certain_contest(total: Floats, rest: float, recipe: Recipe, scores: Floats, size: Floats, chosen: Classes) -> Mask:
-    """Return a mask ``(n,)``: the chosen score of the row stays the greatest of ``scores @ p`` ``(K,)`` in any case.
+    """Return whether each row's chosen score stays the greatest of ``scores @ p`` ``(K,)``, whatever comes, ``(n,)``.
 
     Of ``p proportional to y``, ``y_j = (P_j + R s_j) ** sharpness * exp(bias_j)``, only the sign of a difference of two
     scores matters, and the sum of y that divides both does not change it. What is left is ``sum_j a_j y_j``, and least
@@ -223,14 +242,14 @@ def _at(scores: Floats, answers: Classes) -> Floats:
 
 
 def _beats_all(floor: Floats, ceiling: Floats, answers: Classes) -> Mask:
-    """Return a mask ``(n,)``: the floor of the answer is above the ceiling of every other class."""
+    """Return whether the answer's floor is above every other class's ceiling, ``(n,)``."""
     rivals = ceiling.copy()
     rivals[np.arange(len(rivals)), answers] = -np.inf
     return np.asarray(_at(floor, answers) > rivals.max(axis=1))
 
 
-def _lead(log_p: Floats, recipe: Recipe) -> tuple[Floats, Classes]:
-    """By how much the best score leads the second, ``(n,)``, and the answers, for pooled log-probabilities."""
+def _lead(log_p: Floats, recipe: Recipe) -> Leaders:
+    """Return the answers of pooled log-probabilities ``(n, C)``."""
     probabilities = np.exp(_shaped(log_p, recipe))
     rule = recipe.rule
     answers = decide(probabilities, rule)
@@ -238,13 +257,13 @@ def _lead(log_p: Floats, recipe: Recipe) -> tuple[Floats, Classes]:
         cube = probabilities.reshape(-1, *rule.shape)
         axes = range(1, cube.ndim)
         parts = [cube.sum(axis=tuple(k for k in axes if k != axis)) for axis in axes]
-        return np.min([_gap(part) for part in parts], axis=0), answers
+        return Leaders(np.min([_gap(part) for part in parts], axis=0), answers)
     if isinstance(rule, MacroF1Rule):
-        return _gap((2 * probabilities - rule.f1) / rule.occurrences), answers
+        return Leaders(_gap((2 * probabilities - rule.f1) / rule.occurrences), answers)
     if isinstance(rule, PriorRule):
         scores = probabilities * rule.prior**-rule.tau
-        return _gap(scores / np.maximum(scores.sum(axis=1, keepdims=True), _TINY)), answers
-    return _gap(probabilities), answers
+        return Leaders(_gap(scores / np.maximum(scores.sum(axis=1, keepdims=True), _TINY)), answers)
+    return Leaders(_gap(probabilities), answers)
 
 
 def _gap(scores: Floats) -> Floats:
@@ -259,7 +278,7 @@ def _above_zero(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def keep_members(recipe: Recipe, kept: set[str]) -> Recipe:
-    """The recipe of some of its members; what a group loses of its members it loses of its weight."""
+    """Return the recipe of some of its members; a group loses weight in proportion to the members it loses."""
     groups = {}
     for name, group in recipe.groups.items():
         members = {member: sha256 for member, sha256 in group.members.items() if member in kept}

@@ -1,7 +1,7 @@
 """Calibrated early exit: how far an answer must lead before the rest of the ensemble may be skipped.
 
-The thresholds come from out-of-fold predictions. Those of a group stand for each of its folds, so a row leaves only
-when a whole group has looked: between the folds of one group the out-of-fold rows know of no disagreement.
+The thresholds come from out-of-fold predictions. Those of a group represent each of its folds, so a row leaves only
+after a whole group: out-of-fold rows hold no disagreement between the folds of one group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ensemble.metrics import bootstrap
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
-from ensemble.submit.early_exit import Cell, Running, ends_of_units
+from ensemble.submit.early_exit import ForwardPass, Running, ends_of_units
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 500
@@ -57,7 +57,7 @@ Goal: TypeAlias = Keep | Lose
 
 
 def parse_goal(text: str) -> Goal:
-    """A goal from a share such as ``0.999``, or from a metric and what it may lose, such as ``macro-f1:0.003``.
+    """Parse a share such as ``0.999``, or a metric with the loss it may have, such as ``macro-f1:0.003``.
 
     Raises:
         OptionError: E204 when the text has another form, the share is not of 0.5 to below 1, or the loss not above 0
@@ -81,7 +81,7 @@ def parse_goal(text: str) -> Goal:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``stops``: after how many cells a row may leave, and how far its answer must lead then.
+    """``stops``: the lead that an answer needs to leave, by the number of passes so far.
 
     ``kept`` and ``saved`` are shares of rows that keep the whole ensemble's answer and of forward passes not run;
     ``score`` of ``metric`` is the whole ensemble's and that with early exit, where the truth is known. Each is measured
@@ -99,12 +99,12 @@ class Calibration:
     score: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values; a threshold that nothing reaches is null."""
+        """Return JSON-ready values; a threshold that nothing reaches is null."""
         stops = {str(k): lead if np.isfinite(lead) else None for k, lead in self.stops.items()}
         return asdict(self) | {"stops": stops}
 
     def render(self) -> str:
-        """One line for people."""
+        """Return one line of text."""
         score = "" if self.score is None else f", {self.metric} {self.score[0]:.4f} -> {self.score[1]:.4f}"
         return (
             f"on {self.rows:,} out-of-fold rows, each half with the thresholds of the other (asked: {self.goal}): "
@@ -112,9 +112,25 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ExitThresholds:
+    """``stops``: the lead that an answer needs to leave after so many passes; ``certified``: see `Calibration`."""
+
+    stops: dict[int, float]
+    certified: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Course:
-    """The intermediate results of the ensemble: after ``ends[j]`` cells ``leads[j]`` and ``answers[j]``, each ``(N,)``.
+class EarlyAnswers:
+    """The answers ``classes`` ``(N,)`` under some thresholds, and the ``passes`` ``(N,)`` that each row needs."""
+
+    classes: Classes
+    passes: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningAnswers:
+    """The ensemble's answers while its passes run: ``answers[j]`` and ``leads[j]`` ``(N,)`` after ``ends[j]`` passes.
 
     ``scale`` ``(len(ends) - 1,)`` is how large a lead there has to be in proportion, at each end but the last.
     """
@@ -124,21 +140,21 @@ class Course:
     leads: Floats
     answers: Classes
 
-    def of(self, rows: NDArray[np.intp]) -> Course:
-        """The same for some rows."""
-        return Course(self.ends, self.scale, self.leads[:, rows], self.answers[:, rows])
+    def of(self, rows: NDArray[np.intp]) -> RunningAnswers:
+        """Return the same for some rows."""
+        return RunningAnswers(self.ends, self.scale, self.leads[:, rows], self.answers[:, rows])
 
 
 def calibrate(
     recipe: Recipe,
-    cells: Sequence[Cell],
+    passes: Sequence[ForwardPass],
     oof: Sequence[Predictions],
     goal: Goal,
     *,
     truth: Path | None = None,
     listener: Listener = SILENT,
 ) -> Calibration:
-    """Thresholds with which the answers of all ``cells``, those of `in_order`, are kept as well as the goal asks.
+    """Choose thresholds under which the answers of all ``passes``, in the order of `in_order`, meet the goal.
 
     ``truth`` has the class of each out-of-fold image, which a goal about a metric needs, and the person on it, so that
     the halves of the check share no person.
@@ -152,17 +168,17 @@ def calibrate(
     if isinstance(goal, Lose) and truth is None:
         raise OptionError("E204", f"--early-exit {goal} needs --truth with the classes of the out-of-fold images")
     gathered, known = _gather(recipe, oof, truth, listener)
-    path = _walk(recipe, cells, gathered)
+    path = _walk(recipe, passes, gathered)
     people = np.array(known.ids if known.persons is None else known.persons)
 
-    def choose(rows: NDArray[np.intp]) -> tuple[dict[int, float], bool]:
+    def choose(rows: NDArray[np.intp]) -> ExitThresholds:
         if isinstance(goal, Keep):
             allowed, certified = _allowed(goal.share, len(rows))
-            return choose_stops(path.of(rows), allowed), certified
+            return ExitThresholds(choose_stops(path.of(rows), allowed), certified)
         return choose_by_score(path.of(rows), known.classes[rows], people[rows].tolist(), measure, goal.most)
 
     rows = len(known.ids)
-    stops, certified = choose(np.arange(rows))
+    chosen = choose(np.arange(rows))
     answers, saved = _cross_validate(path, choose, np.unique(people, return_inverse=True)[1])
     kept = float((answers == path.answers[-1]).mean())
     score = None
@@ -170,13 +186,13 @@ def calibrate(
         whole, early = (measure.score_classes(known.classes, found) for found in (path.answers[-1], answers))
         score = (whole, early)
     title = None if truth is None else measure.title
-    found = Calibration(str(goal), rows, stops, kept, saved, certified, title, score)
+    found = Calibration(str(goal), rows, chosen.stops, kept, saved, chosen.certified, title, score)
     _warn(found, goal, listener)
     return found
 
 
 def _warn(found: Calibration, goal: Goal, listener: Listener) -> None:
-    """Say where the out-of-fold rows cannot hold what was asked."""
+    """Give W533 where the out-of-fold rows cannot certify the goal."""
     text = ""
     if isinstance(goal, Keep):
         if not found.certified:
@@ -193,8 +209,8 @@ def _warn(found: Calibration, goal: Goal, listener: Listener) -> None:
         listener.notice(Notice("W533", text))
 
 
-def choose_stops(course: Course, allowed: int) -> dict[int, float]:
-    """The lowest leads with which no more than ``allowed`` rows ever lead that far with another answer than the last.
+def choose_stops(course: RunningAnswers, allowed: int) -> dict[int, float]:
+    """Return the lowest leads that no more than ``allowed`` rows reach with another answer than the final one.
 
     One number is fitted, not one a stop, or each stop would add an error of its own on other rows: the lead that is
     asked for is that number times ``course.scale``, so that it falls with the weight still outstanding. The numbers
@@ -211,9 +227,9 @@ def choose_stops(course: Course, allowed: int) -> dict[int, float]:
 
 
 def choose_by_score(
-    course: Course, truth: Classes, people: Sequence[str], measure: Metric, most: float
-) -> tuple[dict[int, float], bool]:
-    """The lowest leads with which the score falls by at most ``most``, and whether any are that low.
+    course: RunningAnswers, truth: Classes, people: Sequence[str], measure: Metric, most: float
+) -> ExitThresholds:
+    """Return the lowest leads with which the score falls by at most ``most``, certified if any are that low.
 
     The fall and one standard error of it must not be more (the rule of Breiman et al., "Classification and Regression
     Trees", 1984), by a bootstrap over ``people``, those on the images of the classes ``truth`` ``(N,)``. Ever
@@ -223,7 +239,7 @@ def choose_by_score(
     """
     best = dict.fromkeys(course.ends[:-1], np.inf)
     if not _allowed(1 - most, len(truth))[1]:
-        return best, False
+        return ExitThresholds(best, certified=False)
 
     def draw(answers: Classes) -> Floats:
         counts = bootstrap(
@@ -239,26 +255,26 @@ def choose_by_score(
     whole = draw(course.answers[-1])
     for rate in _RATES:
         stops = choose_stops(course, int(rate * len(truth)))
-        gain = draw(replay(course, stops)[0]) - whole
+        gain = draw(replay(course, stops).classes) - whole
         if gain.mean() - gain.std() < -most:
             break
         best = stops
-    return best, bool(np.isfinite(list(best.values())).any())
+    return ExitThresholds(best, certified=bool(np.isfinite(list(best.values())).any()))
 
 
-def replay(path: Course, stops: dict[int, float]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The answers ``(N,)`` that these thresholds lead to, and how many cells each row needs."""
+def replay(path: RunningAnswers, stops: dict[int, float]) -> EarlyAnswers:
+    """Apply thresholds to the running answers."""
     answers, passes = path.answers[-1].copy(), np.full(path.leads.shape[1], path.ends[-1])
     left = np.ones(len(answers), dtype=np.bool_)
     for j, end in enumerate(path.ends[:-1]):
         gone = left & (path.leads[j] >= stops[end])
         answers[gone], passes[gone] = path.answers[j, gone], end
         left &= ~gone
-    return answers, passes
+    return EarlyAnswers(answers, passes)
 
 
 def _allowed(share: float, rows: int) -> tuple[int, bool]:
-    """Return how many of ``rows`` may change so that the share holds with 95 % confidence, and False if not even 0 may.
+    """Return how many of ``rows`` may change so that the share holds with 95 % confidence, and whether any number does.
 
     The limit is Poisson's: none of n seen bounds the rate by 3 / n (Garwood, "Fiducial limits for the Poisson
     distribution", Biometrika 1936).
@@ -269,44 +285,44 @@ def _allowed(share: float, rows: int) -> tuple[int, bool]:
 
 
 def _cross_validate(
-    path: Course, choose: Callable[[NDArray[np.intp]], tuple[dict[int, float], bool]], owner: NDArray[np.intp]
+    path: RunningAnswers, choose: Callable[[NDArray[np.intp]], ExitThresholds], owner: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], float]:
-    """The answers ``(N,)`` of each half of the people with the thresholds of the other, and the passes saved."""
+    """Return the answers ``(N,)`` of each half of the people by the thresholds of the other, and the passes saved."""
     order = np.random.default_rng(_SEED).permutation(int(owner.max()) + 1)
     first = order[owner] < len(order) / 2
     answers, passes = np.empty_like(path.answers[-1]), np.empty(len(owner), dtype=np.intp)
     for train, test in ((first, ~first), (~first, first)):
-        stops, _ = choose(np.flatnonzero(train))
-        answers[test], passes[test] = replay(path.of(np.flatnonzero(test)), stops)
+        early = replay(path.of(np.flatnonzero(test)), choose(np.flatnonzero(train)).stops)
+        answers[test], passes[test] = early.classes, early.passes
     return answers, float(1 - passes.mean() / path.ends[-1])
 
 
-def scale_of(cells: Sequence[Cell], ends: Sequence[int]) -> Floats:
-    """Return the scale of the leads that can be undone at each end but the last: the standard error of a mean.
+def scale_of(passes: Sequence[ForwardPass], ends: Sequence[int]) -> Floats:
+    """Return the scale of the lead that can be undone at each end but the last: the standard error of a mean.
 
-    The whole ensemble's lead is the mean over all cells of each one's. After a share f of them it is known to within
+    The lead of the whole ensemble is the mean of the leads of all passes. After a share f of them it is known to within
     ``sqrt((1 - f) / f)`` times a constant: Cochran, "Sampling Techniques" (3rd edition, 1977), chapter 2, with
     weights for counts.
     """
-    seen = np.cumsum([cell.weight for cell in cells])[np.array(ends[:-1], dtype=np.intp) - 1]
+    seen = np.cumsum([one.weight for one in passes])[np.array(ends[:-1], dtype=np.intp) - 1]
     return np.asarray(np.sqrt(np.maximum(1 - seen, 0) / seen))
 
 
-def _walk(recipe: Recipe, cells: Sequence[Cell], gathered: Sequence[Predictions]) -> Course:
+def _walk(recipe: Recipe, passes: Sequence[ForwardPass], gathered: Sequence[Predictions]) -> RunningAnswers:
     by_group = {member.group: member for member in gathered}
-    ends = ends_of_units(cells)
-    running = Running(recipe, cells, len(gathered[0]))
+    ends = ends_of_units(passes)
+    running = Running(recipe, passes, len(gathered[0]))
     leads, answers = [], []
-    for cell in cells:
-        member = by_group[cell.group]
-        if cell.view not in member.logits:
-            raise PredictionError("E516", f"{member.member} has no out-of-fold predictions of the view {cell.view}")
-        running.add(member.logits[cell.view][:, recipe.labels.permutation(member.labels, owner=member.member)])
+    for one in passes:
+        member = by_group[one.group]
+        if one.view not in member.logits:
+            raise PredictionError("E516", f"{member.member} has no out-of-fold predictions of the view {one.view}")
+        running.add(member.logits[one.view][:, recipe.labels.permutation(member.labels, owner=member.member)])
         if running.seen in ends:
-            lead, answer = running.leaders()
-            leads.append(lead)
-            answers.append(answer)
-    return Course(ends, scale_of(cells, ends), np.stack(leads), np.stack(answers))
+            now = running.leaders()
+            leads.append(now.leads)
+            answers.append(now.classes)
+    return RunningAnswers(ends, scale_of(passes, ends), np.stack(leads), np.stack(answers))
 
 
 def _gather(

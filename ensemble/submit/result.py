@@ -1,4 +1,4 @@
-"""What a finished run of `ensemble.submit.submit` tells."""
+"""The result of `ensemble.submit.submit`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ from typing import Any
 
 from ensemble.predict.result import render_unread
 from ensemble.submit.exit_thresholds import Calibration
-from ensemble.submit.time_budget import Fit
+from ensemble.submit.time_budget import BudgetFit
 from ensemble.text_table import render_columns
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
-    """A submission and what it took: ``passes`` forward passes of the ``whole`` number that all cells would be.
+class PassCount:
+    """The forward passes of one member over one view: the ``rows`` that needed it, and its ``weight`` of the whole."""
 
-    ``cells`` are member, view, weight and the rows that saw it, in the order they ran. ``stages`` are seconds of
+    member: str
+    view: str
+    weight: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A submission and what it took: ``passes`` forward passes of the ``whole`` number without an early exit.
+
+    ``cells`` count the passes by member and view, in the order they ran. ``stages`` are seconds of
     ``read``, ``decode``, ``resize``, ``copy`` (on GPUs) and of each member, summed over threads; ``saved_time`` is the
-    share of all members' time that was not needed, by what each look took in this run, and None where a member had
+    share of all members' time that was not needed, by what each pass took in this run, and None where a member had
     nothing to do. ``decisions`` say how each member ran, where it did, by what was chosen. ``filled`` and
     ``missing`` are images that could not be read: those with the class prior, and those without a row.
     """
@@ -30,12 +40,12 @@ class Submitted:
     early_exit: str | None
     passes: int
     whole: int
-    cells: tuple[tuple[str, str, float, int], ...]
+    cells: tuple[PassCount, ...]
     seconds: float
     stages: Mapping[str, float]
     saved_time: float | None
     calibration: Calibration | None = None
-    fit: Fit | None = None
+    fit: BudgetFit | None = None
     decisions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -46,18 +56,18 @@ class Submitted:
         return 1 - self.passes / self.whole
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return asdict(self) | {
             "path": str(self.path),
             "saved": self.saved,
-            "cells": [dict(zip(("member", "view", "weight", "rows"), cell, strict=True)) for cell in self.cells],
+            "cells": [asdict(one) for one in self.cells],
             "calibration": None if self.calibration is None else self.calibration.as_dict(),
             "fit": None if self.fit is None else self.fit.as_dict(),
         }
 
     def render(self) -> str:
-        """The cells with the rows they saw, what was saved and what was given up, for people."""
-        rows = [(member, view, f"{weight:.4f}", f"{seen:,}") for member, view, weight, seen in self.cells]
+        """Return a table of the passes, what was saved and which members were left out."""
+        rows = [(one.member, one.view, f"{one.weight:.4f}", f"{one.rows:,}") for one in self.cells]
         stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.stages.items())
         lines = [
             f"{self.rows:,} images on {self.device}, {self.seconds:.1f} s",

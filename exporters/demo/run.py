@@ -22,6 +22,7 @@ from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import read_truth
@@ -122,9 +123,7 @@ def demo(folder: Path, *, members: tuple[DemoMember, ...] = MEMBERS, listener: L
         folder / "preds",
         views=parse_views("hflip"),
         ids=sample.ids,
-        device="cpu",
-        fresh=True,
-        listener=listener,
+        options=RunOptions(device="cpu", fresh=True, listener=listener),
     )
     for run in predicted.members:
         seconds[run.member] += run.seconds

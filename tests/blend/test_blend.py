@@ -22,7 +22,7 @@ from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.external import read_external
-from ensemble.submit.early_exit import Running, cells_of
+from ensemble.submit.early_exit import Running, passes_of
 from tests.support.members import draw_logits, make_member, reorder
 
 POOLS = ["linear", "logit", "geometric", "power:-1", "hard"]
@@ -358,7 +358,7 @@ def test_a_groups_temperature_divides_its_logits() -> None:
         with pytest.raises(EnsError) as caught:
             replace(plain, groups={**groups, "a": replace(groups["a"], temperature=wrong)})
         assert caught.value.code == "E518"
-    running = Running(recipe, cells_of(recipe), 40)
-    for cell in cells_of(recipe):
-        running.add(next(m for m in members if m.member == cell.member).logits["identity"])
+    running = Running(recipe, passes_of(recipe), 40)
+    for one in passes_of(recipe):
+        running.add(next(m for m in members if m.member == one.member).logits["identity"])
     np.testing.assert_allclose(running.total[order], blended.probabilities, rtol=1e-12)

@@ -17,6 +17,7 @@ from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import Truth
@@ -142,7 +143,13 @@ def test_an_int8_model_predicts_the_same_bytes_for_any_batch(exported: Exported,
     toys.write_pictures(tmp_path / "images", [f"{i}.jpg" for i in range(7)])
     found = []
     for batch in (1, 3, 7):
-        done = predict([exported.path], tmp_path / "images", tmp_path / f"preds{batch}", views=IDENTITY, batch=batch)
+        done = predict(
+            [exported.path],
+            tmp_path / "images",
+            tmp_path / f"preds{batch}",
+            views=IDENTITY,
+            options=RunOptions(batch=batch),
+        )
         found.append(read_predictions(done.members[0].folder).logits["identity"])
     assert np.isfinite(found[0]).all()
     assert all(np.array_equal(one, found[0]) for one in found)

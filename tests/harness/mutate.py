@@ -436,7 +436,7 @@ GUARDS = (
     ),
     Guard(
         "ensemble/submit/submit.py",
-        "    if not allow_missing:",
+        "    if not destination.allow_missing:",
         "    if False:",
         "predict/test_bad_images.py::test_submit_fills_as_predict",
     ),

@@ -12,11 +12,12 @@ from ensemble.blend.recipe import make_recipe, read_recipe
 from ensemble.errors import FileError
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.submission.format import write_submission
 from ensemble.submit import chunks
-from ensemble.submit.submit import EarlyExit, submit
+from ensemble.submit.submit import Destination, EarlyExit, submit
 from tests.harness.kills import contents, is_temporary, kill_often, require_whole
 from tests.support import toys
 from tests.support.disk import FAULTS, Died, Disk, Fault, through
@@ -56,7 +57,13 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_predict(contest: Path, out: Path) -> None:
     """Predict with both models."""
     models = sorted((contest / "models").iterdir())
-    predict(models, contest / "images", out, views=parse_views("hflip"), device="cpu", workers=1, batch=5)
+    predict(
+        models,
+        contest / "images",
+        out,
+        views=parse_views("hflip"),
+        options=RunOptions(device="cpu", workers=1, batch=5),
+    )
 
 
 def run_blend(contest: Path, out: Path) -> None:
@@ -72,11 +79,9 @@ def run_submit(contest: Path, out: Path) -> None:
         read_recipe(contest / "blend.json"),
         contest / "images",
         [contest / "models"],
-        out / "submission.csv",
-        work=out / "work",
+        Destination(out / "submission.csv", out / "work"),
         early_exit=EarlyExit(),
-        device="cpu",
-        workers=1,
+        options=RunOptions(device="cpu", workers=1),
     )
 
 

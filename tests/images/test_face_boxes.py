@@ -18,6 +18,7 @@ from ensemble.images.face_boxes import Box, Boxes, Face, FaceFile, read_boxes, r
 from ensemble.images.face_crop import face_square, prepare_image
 from ensemble.images.resize import resize_image
 from ensemble.images.views import parse_views
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from tests.support import toys
@@ -147,7 +148,9 @@ def test_a_model_with_a_face_crop_sees_the_crop(tmp_path: Path) -> None:
     with pytest.raises(DataError) as missing:
         predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=Boxes({"a.jpg": None}))
     assert missing.value.code == "E351"
-    done = predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=boxes, device="cpu")
+    done = predict(
+        [model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=boxes, options=RunOptions(device="cpu")
+    )
     found = read_predictions(done.members[0].folder).logits["identity"]
     weights = toys.linear_weights(FACE_CARD, 0)
     for row, name in enumerate(names):
@@ -163,7 +166,7 @@ def test_other_boxes_are_another_run(tmp_path: Path) -> None:
     for box in (None, Box(1, 1, 9, 9)):
         arguments = [model], tmp_path / "images", tmp_path / "preds"
         if box is None:
-            predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")
+            predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), options=RunOptions(device="cpu"))
         else:
             with pytest.raises(FileError, match="differs in face boxes"):
-                predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), device="cpu")
+                predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), options=RunOptions(device="cpu"))

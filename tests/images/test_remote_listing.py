@@ -25,6 +25,7 @@ from ensemble.images.remote_listing import is_remote, list_images_at
 from ensemble.images.views import parse_views
 from ensemble.install import install_command
 from ensemble.predict import parts
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from tests.support import toys
@@ -113,7 +114,13 @@ def test_predictions_do_not_depend_on_where_the_images_are(
         (tmp_path / "images" / name).write_bytes(data)
     model = toys.write_model(tmp_path / "models")
     for images, out in ((str(tmp_path / "images"), "files"), (place(memory), "stored")):
-        predict([model], images, tmp_path / out, views=parse_views("hflip"), device="cpu", workers=3, batch=3)
+        predict(
+            [model],
+            images,
+            tmp_path / out,
+            views=parse_views("hflip"),
+            options=RunOptions(device="cpu", workers=3, batch=3),
+        )
     files, found = (read_predictions(tmp_path / out / "toy") for out in ("files", "stored"))
     assert files.sha256 == found.sha256
     if place in {in_a_folder, in_shards}:
@@ -203,7 +210,13 @@ def test_an_image_that_is_gone_is_a_fault_of_its_own(tmp_path: Path, memory: Any
         read_image(listing.place(4))
     memory.pipe("/bucket/images/04.jpg", b"no image")
     with pytest.raises(DataError, match="E326"):
-        predict([toys.write_model(tmp_path)], url, tmp_path / "out", views=parse_views("hflip"), device="cpu")
+        predict(
+            [toys.write_model(tmp_path)],
+            url,
+            tmp_path / "out",
+            views=parse_views("hflip"),
+            options=RunOptions(device="cpu"),
+        )
     assert "04.jpg,E303" in (tmp_path / "out" / "errors.csv").read_text()
 
 

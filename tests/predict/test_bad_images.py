@@ -25,6 +25,7 @@ from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
 from ensemble.predict.bad_images import OnBadImage, log_prior
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import RUN, predict
 from ensemble.predict.result import Predicted
 from ensemble.predictions.dataset import COMPLETE, FILLED, hash_ids, part_path, read_part, read_predictions
@@ -32,9 +33,10 @@ from ensemble.predictions.members import CommonImages, common_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
 from ensemble.submission.format import SubmissionFormat
-from ensemble.submit.submit import EarlyExit, submit
+from ensemble.submit.submit import Destination, EarlyExit, submit
 from tests.support import toys
 from tests.support.members import draw_logits, make_member
+from tests.support.runs import run_submit
 
 predict_module = importlib.import_module("ensemble.predict.predict")
 
@@ -76,9 +78,7 @@ def run(tmp_path: Path, policy: OnBadImage, *, to: str = "out", listener: Record
         tmp_path / "images",
         tmp_path / to,
         views=parse_views("hflip"),
-        device="cpu",
-        on_bad_image=policy,
-        listener=listener or Recorder(),
+        options=RunOptions(device="cpu", on_bad_image=policy, listener=listener or Recorder()),
     )
 
 
@@ -199,12 +199,25 @@ def test_where_nothing_can_be_read_no_policy_helps(
     with pytest.raises(DataError, match=r"E326.*21 of 21"):
         run(tmp_path, policy)
     with pytest.raises(DataError, match=r"E326.*21 of 21"):
-        submit(RECIPE, images, models, tmp_path / "x.csv", work=tmp_path, early_exit=EarlyExit(), on_bad_image=policy)
+        submit(
+            RECIPE,
+            images,
+            models,
+            Destination(tmp_path / "x.csv", tmp_path),
+            early_exit=EarlyExit(),
+            options=RunOptions(on_bad_image=policy),
+        )
 
 
 def test_a_member_that_is_added_knows_what_the_others_know(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """Predicted later beside a finished member, it lacks the same images, and the first is not computed again."""
-    predict(models[:1], images, tmp_path / "out", views=parse_views("hflip"), device="cpu", on_bad_image="skip")
+    predict(
+        models[:1],
+        images,
+        tmp_path / "out",
+        views=parse_views("hflip"),
+        options=RunOptions(device="cpu", on_bad_image="skip"),
+    )
     assert [member.computed for member in run(tmp_path, "skip").members] == [0, len(GOOD)]
     run(tmp_path, "skip", to="together")
     assert contents(tmp_path / "out") == contents(tmp_path / "together")
@@ -318,7 +331,7 @@ def test_submit_fills_as_predict_and_blend_do(
     options: dict[str, Any] = {"work": tmp_path / "work", "device": "cpu", "workers": 2, "early_exit": early_exit}
 
     def again(**more: Any) -> Any:
-        return submit(RECIPE, images, models, tmp_path / "out.csv", **options | more)
+        return run_submit(RECIPE, images, models, tmp_path / "out.csv", **options | more)
 
     with pytest.raises(DataError, match="E326"):
         again()
@@ -357,13 +370,9 @@ def test_submit_leaves_out_rows_of_the_sample(tmp_path: Path, images: Path, mode
             RECIPE,
             images,
             models,
-            tmp_path / "out.csv",
-            work=tmp_path / "work",
-            like=like,
-            device="cpu",
+            Destination(tmp_path / "out.csv", tmp_path / "work", like, allow_missing=True),
             early_exit=early_exit,
-            on_bad_image="skip",
-            allow_missing=True,
+            options=RunOptions(device="cpu", on_bad_image="skip"),
         )
         rows = [line.partition(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
         assert rows == list(reversed(GOOD))

@@ -36,6 +36,7 @@ from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 from tests.support.limits import HANG
+from tests.support.runs import run_predict
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_parts")]
 
@@ -101,7 +102,7 @@ def predict_command(*more: str) -> list[str]:
 
 def run(tmp_path: Path, to: str = "out", **options: Any) -> Predicted:
     settings: dict[str, Any] = {"views": parse_views("identity"), "device": "cpu", "batch": 2, "workers": 2}
-    return predict([tmp_path / "models" / "a.onnx"], tmp_path / "images", tmp_path / to, **settings | options)
+    return run_predict([tmp_path / "models" / "a.onnx"], tmp_path / "images", tmp_path / to, **settings | options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
-from ensemble.predict import predict
+from ensemble.predict import RunOptions, predict
 from ensemble.predictions import read_predictions
 from tests.support import toys
 from tests.support.gpus import fake_gpus
@@ -57,7 +57,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_logits_are_those_of_predict_bit_for_bit(path: Path, images: Path, tmp_path: Path) -> None:
     """By path, alone or in a list of more than one batch, and as PIL image: the logits of each view are predict's."""
-    run = predict([path], images, tmp_path / "out", views=parse_views(VIEWS), device="cpu").members[0]
+    run = predict([path], images, tmp_path / "out", views=parse_views(VIEWS), options=RunOptions(device="cpu")).members[
+        0
+    ]
     expected = read_predictions(run.folder)
     model = ensemble.load(path, device="cpu")
     files = [images / name for name in expected.ids]
@@ -86,7 +88,9 @@ def test_pixels_of_opencvs_kind_are_an_image(path: Path, images: Path) -> None:
 
 def test_the_probabilities_are_those_of_a_blend_of_the_views(path: Path, images: Path, tmp_path: Path) -> None:
     """With views, probabilities and label are those of `ens blend` on what `ens predict` wrote; they sum to one."""
-    run = predict([path], images, tmp_path / "out", views=parse_views(VIEWS), device="cpu").members[0]
+    run = predict([path], images, tmp_path / "out", views=parse_views(VIEWS), options=RunOptions(device="cpu")).members[
+        0
+    ]
     member = read_predictions(run.folder)
     expected = blend([member], make_recipe([member]))
     found = ensemble.load(path, device="cpu")([images / name for name in expected.ids], views=VIEWS)
@@ -131,7 +135,15 @@ def test_a_model_of_face_crops_takes_boxes(images: Path, tmp_path: Path) -> None
     names = NAMES[:3]
     boxes = [Box(3, 4, 20, 25), None, Box(-2, 10, 12, 30)]
     known = Boxes(dict(zip(names, boxes, strict=True)))
-    run = predict([path], images, tmp_path / "out", views=parse_views("identity"), ids=names, boxes=known, device="cpu")
+    run = predict(
+        [path],
+        images,
+        tmp_path / "out",
+        views=parse_views("identity"),
+        ids=names,
+        boxes=known,
+        options=RunOptions(device="cpu"),
+    )
     expected = read_predictions(run.members[0].folder)
     model = ensemble.load(path, device="cpu")
     listed = model(tuple(images / name for name in names), box=boxes)
@@ -182,8 +194,8 @@ PIXELS = np.zeros((20, 30, 3), np.uint8)
         (PIXELS[np.newaxis], r"uint8 and shape \(1, 20, 30, 3\)", "list(array)"),
         (PIXELS / 255.0, r"float64 and shape \(20, 30, 3\)", "(array * 255).round()"),
         (PIXELS.astype(np.int32), r"int32 and shape \(20, 30, 3\)", "astype(numpy.uint8)"),
-        (PIXELS[:0], r"uint8 and shape \(0, 30, 3\)", "uint8 RGB array of shape (height, width, 3)"),
-        (np.zeros(5, np.uint8), r"uint8 and shape \(5,\)", "uint8 RGB array of shape (height, width, 3)"),
+        (PIXELS[:0], r"uint8 and shape \(0, 30, 3\)", "uint8 RGB array (height, width, 3)"),
+        (np.zeros(5, np.uint8), r"uint8 and shape \(5,\)", "uint8 RGB array (height, width, 3)"),
         (b"\xff\xd8\xff", "bytes", "a PIL image"),
         (None, "NoneType", "a PIL image"),
         (iter([PIXELS]), "list_iterator", "a PIL image"),

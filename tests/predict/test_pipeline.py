@@ -21,6 +21,7 @@ from ensemble.images.listing import Listing, list_images
 from ensemble.images.resize import plain_preprocess
 from ensemble.images.views import View, parse_views
 from ensemble.predict import pipeline as pipeline_module
+from ensemble.predict.inputs import Inputs
 from ensemble.predict.pipeline import Batch, Pipeline, Work
 from ensemble.runtime.device import CPU
 from ensemble.runtime.gpu_sessions import start_gpu_sessions
@@ -77,7 +78,7 @@ def test_each_preprocessing_is_resized_once(
         looked.append(len(batch))
         return views[1].apply(batch)
 
-    pipeline = Pipeline(listing, (views[0], View("hflip", look)), on_gpu=False, workers=1)
+    pipeline = Pipeline(Inputs(listing, views=(views[0], View("hflip", look))), on_gpu=False, workers=1)
     members = sessions(tmp_path, SQUASH, other, SQUASH)
     (answer,) = pipeline.run([Work(range(6), members)])
     assert len(resized) == 6 * (1 if alike else 2)
@@ -139,7 +140,7 @@ def test_few_batches_are_in_memory(tmp_path: Path, listing: Listing, on_gpu: boo
 
     A consumer that is slower than all of them does not change that.
     """
-    pipeline = Counting(listing, parse_views("hflip"), on_gpu=on_gpu, workers=3, ahead=ahead)
+    pipeline = Counting(Inputs(listing, views=parse_views("hflip")), on_gpu=on_gpu, workers=3, ahead=ahead)
     members = sessions(tmp_path, SQUASH)
     if on_gpu:
         fixed = start_gpu_sessions(
@@ -164,14 +165,14 @@ def test_work_is_asked_for_as_it_is_needed(tmp_path: Path, listing: Listing) -> 
             assert planned - answered <= 4
             yield Work(range(i, i + 1), members)
 
-    for _ in Pipeline(listing, parse_views("identity"), on_gpu=False, workers=2, ahead=4).run(work()):
+    for _ in Pipeline(Inputs(listing, views=parse_views("identity")), on_gpu=False, workers=2, ahead=4).run(work()):
         answered += 1
     assert planned == 24
 
 
 def test_the_stopwatch_tells_the_stages_apart(tmp_path: Path, listing: Listing) -> None:
     """Reading, decoding, resizing and each model have seconds of their own; images count once, and once a view."""
-    pipeline = Pipeline(listing, parse_views("hflip"), on_gpu=False, workers=2)
+    pipeline = Pipeline(Inputs(listing, views=parse_views("hflip")), on_gpu=False, workers=2)
     list(pipeline.run([Work(range(5), sessions(tmp_path, SQUASH))]))
     assert set(pipeline.watch.seconds) == {"read", "decode", "resize", "m0"}
     assert set(pipeline.watch.elapsed) == {"read", "decode", "resize", "m0"}

@@ -32,7 +32,9 @@ from ensemble.images.listing import list_images
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
 from ensemble.predict import pipeline as pipeline_module
+from ensemble.predict.inputs import Inputs
 from ensemble.predict.memory_budget import need_of
+from ensemble.predict.options import RunOptions
 from ensemble.predict.pipeline import Pipeline, Work
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import COMPLETE, Part, part_path, read_predictions, write_part
@@ -41,6 +43,7 @@ from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session, start_session
 from tests.support import toys
+from tests.support.runs import run_predict
 
 predict_module = importlib.import_module("ensemble.predict.predict")
 
@@ -76,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_logits_are_those_of_each_model_for_each_view(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """Logits equal an independent decode, resize, flip and matrix product for every member, view and image."""
-    predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     for seed, (member, size) in enumerate((("a", (16, 12)), ("b", (16, 12)), ("c", (20, 24)))):
         found = read_predictions(tmp_path / "out" / member)
         assert found.ids == tuple(NAMES)
@@ -94,8 +97,10 @@ def test_batch_size_and_workers_do_not_change_a_byte(
     tmp_path: Path, images: Path, models: list[Path], batch: int, workers: int
 ) -> None:
     """Any batch size and number of workers give the files that the defaults give."""
-    predict(models, images, tmp_path / "one", views=TTA, device="cpu")
-    predict(models, images, tmp_path / "other", views=TTA, device="cpu", batch=batch, workers=workers)
+    predict(models, images, tmp_path / "one", views=TTA, options=RunOptions(device="cpu"))
+    predict(
+        models, images, tmp_path / "other", views=TTA, options=RunOptions(device="cpu", batch=batch, workers=workers)
+    )
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
@@ -112,15 +117,15 @@ def test_convolutions_give_the_same_bytes_however_they_are_run(
         for kind, card in cards.items()
     ]
     models.append(toys.write_model(tmp_path / "models", toys.card("linear")))
-    predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "usual", views=TTA, options=RunOptions(device="cpu"))
     usual = contents(tmp_path / "usual")
     for batch, workers in itertools.product((1, 3, 16), (1, 2, 3)):
         options: dict[str, Any] = {"views": TTA, "device": "cpu", "batch": batch, "workers": workers, "fresh": True}
-        predict(models, images, tmp_path / "all", **options)
+        run_predict(models, images, tmp_path / "all", **options)
         assert contents(tmp_path / "all") == usual
         if (batch, workers) in {(1, 3), (3, 2), (16, 1)}:
             for model in models:
-                predict([model], images, tmp_path / "alone", **options)
+                run_predict([model], images, tmp_path / "alone", **options)
             assert contents(tmp_path / "alone") == usual
 
 
@@ -130,9 +135,9 @@ def test_how_many_go_at_once_is_found_by_a_trial_that_changes_no_byte(
     """Each member is tried with several sizes, the record says what was found, and the files are the usual ones; who
     says how many, has them without a trial.
     """
-    asked = predict(models, images, tmp_path / "usual", views=TTA, device="cpu", batch=5)
+    asked = predict(models, images, tmp_path / "usual", views=TTA, options=RunOptions(device="cpu", batch=5))
     assert [(run.at_once, run.trial) for run in asked.members] == [(None, ())] * len(models)
-    done = predict(models, images, tmp_path / "tried", views=TTA, device="cpu", workers=1)
+    done = predict(models, images, tmp_path / "tried", views=TTA, options=RunOptions(device="cpu", workers=1))
     for run in done.members:
         sizes = [sample.size for sample in run.trial]
         assert sizes in ([1, 2], [1, 2, 4])
@@ -144,7 +149,7 @@ def test_how_many_go_at_once_is_found_by_a_trial_that_changes_no_byte(
 
 def test_few_images_are_shared_by_all_cores(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """Of 23 images, each of four workers has a batch of six rather than one of them sixteen."""
-    done = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", workers=4)
+    done = predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", workers=4))
     assert (done.batch, done.workers) == (6, 4)
 
 
@@ -152,20 +157,20 @@ def test_little_memory_means_fewer_workers_and_says_so(tmp_path: Path, images: P
     """Room for two images is two workers of the eight asked for, with W603; room for none is E603 with status 6,
     and what was to be done afresh is still there.
     """
-    predict(models, images, tmp_path / "usual", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "usual", views=TTA, options=RunOptions(device="cpu"))
     need = need_of([read_model(path) for path in models], list_images(images), CPU)
     image = need.photo + need.pixels + need.layers
     recorder = Recorder()
     options: dict[str, Any] = {"views": TTA, "device": "cpu", "workers": 8, "batch": 16, "listener": recorder}
-    done = predict(models, images, tmp_path / "out", memory=need.fixed + 2 * image, **options)
+    done = run_predict(models, images, tmp_path / "out", memory=need.fixed + 2 * image, **options)
     assert (done.workers, done.batch) == (2, 1)
     assert [notice.code for notice in recorder.notices] == ["W603"]
     assert contents(tmp_path / "usual") == contents(tmp_path / "out")
     with pytest.raises(DeviceError, match=r"E603.*one image needs 1 MB beside 201 MB") as caught:
-        predict(models, images, tmp_path / "none", memory=need.fixed, **options)
+        run_predict(models, images, tmp_path / "none", memory=need.fixed, **options)
     assert caught.value.exit_status == 6
     with pytest.raises(DeviceError, match="E603"):
-        predict(models, images, tmp_path / "out", memory=need.fixed, fresh=True, **options)
+        run_predict(models, images, tmp_path / "out", memory=need.fixed, fresh=True, **options)
     assert contents(tmp_path / "usual") == contents(tmp_path / "out")
 
 
@@ -183,19 +188,19 @@ def test_a_part_that_cannot_be_written_ends_the_run(
 
     monkeypatch.setattr(parts, "write_part", fail)
     with pytest.raises(FileError, match="E701"):
-        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=2)
+        predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", batch=2))
     assert written == ["part-00000.parquet", "part-00001.parquet"]
     monkeypatch.undo()
     monkeypatch.setattr(parts, "PART_ROWS", 8)
-    again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    again = predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert again.members[0].computed == 15
 
 
 def test_members_do_not_change_one_another(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """A member predicted alone leaves the files that it leaves beside others."""
-    predict(models, images, tmp_path / "all", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "all", views=TTA, options=RunOptions(device="cpu"))
     for model in models:
-        predict([model], images, tmp_path / "alone", views=TTA, device="cpu")
+        predict([model], images, tmp_path / "alone", views=TTA, options=RunOptions(device="cpu"))
     assert contents(tmp_path / "all") == contents(tmp_path / "alone")
 
 
@@ -210,7 +215,7 @@ def test_every_image_is_decoded_once_for_all_members_and_views(
         return decode_file(data, path)
 
     monkeypatch.setattr(pipeline_module, "decode_file", count)
-    predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert sorted(read) == NAMES
 
 
@@ -231,10 +236,16 @@ def test_fault_69_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     """Stopped anywhere and run again, the files are those of an undisturbed run, and finished parts are not redone."""
     with pytest.raises(Interrupted, match=f"{stop // 8 * 8} of 23"):
-        predict(models, images, tmp_path / "out", views=TTA, device="cpu", batch=4, listener=StopAfter(stop))
-    again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+        predict(
+            models,
+            images,
+            tmp_path / "out",
+            views=TTA,
+            options=RunOptions(device="cpu", batch=4, listener=StopAfter(stop)),
+        )
+    again = predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert {run.computed for run in again.members} == {23 - stop // 8 * 8}
-    predict(models, images, tmp_path / "whole", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "whole", views=TTA, options=RunOptions(device="cpu"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -244,11 +255,11 @@ def test_a_finished_run_is_not_done_again(
     """Running a finished command again computes nothing, starts no model, looks into no image and changes nothing, the
     record of what ran included.
     """
-    predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     before, record = contents(tmp_path / "out"), (tmp_path / "out" / "a" / "_run.json").read_bytes()
     for needless in ("start_sessions", "need_of"):
         monkeypatch.setattr(predict_module, needless, None)
-    again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    again = predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert [run.computed for run in again.members] == [0, 0, 0]
     assert contents(tmp_path / "out") == before
     assert (tmp_path / "out" / "a" / "_run.json").read_bytes() == record
@@ -256,15 +267,15 @@ def test_a_finished_run_is_not_done_again(
 
 def test_a_member_can_be_added_later(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """With two members there, a third one is computed alone."""
-    predict(models[:2], images, tmp_path / "out", views=TTA, device="cpu")
-    done = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:2], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
+    done = predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert [run.computed for run in done.members] == [0, 0, 23]
 
 
 def test_fault_70_a_second_writer_is_turned_away(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """While one run holds a member's folder, another one for the same member is refused with status 75."""
     with locked(tmp_path / "out" / "a"), pytest.raises(LockedError, match=r"E703.*pid") as caught:
-        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+        predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert caught.value.exit_status == 75
 
 
@@ -294,22 +305,24 @@ def test_fault_72_a_folder_of_another_run_is_refused(
     named: str,
 ) -> None:
     """Another model, other views or another image list are E704 and named; `fresh` starts over."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     options: dict[str, Any] = {"views": TTA, "device": "cpu"} | change(models, images)
     with pytest.raises(FileError, match=f"E704.*{named}"):
-        predict(models[:1], images, tmp_path / "out", **options)
-    done = predict(models[:1], images, tmp_path / "out", fresh=True, **options)
+        run_predict(models[:1], images, tmp_path / "out", **options)
+    done = run_predict(models[:1], images, tmp_path / "out", fresh=True, **options)
     assert done.members[0].computed == done.images
 
 
 def test_fault_73_a_damaged_part_is_done_again(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """A part that was cut short between runs is noticed, redone alone, and ends with the same bytes."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     before = contents(tmp_path / "out")
     part = part_path(tmp_path / "out" / "a", 1)
     part.write_bytes(part.read_bytes()[:100])
     recorder = Recorder()
-    again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", listener=recorder)
+    again = predict(
+        models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", listener=recorder)
+    )
     assert [notice.code for notice in recorder.notices] == ["W705"]
     assert again.members[0].computed == 8
     assert contents(tmp_path / "out") == before
@@ -319,29 +332,31 @@ def test_one_bad_image_loses_nothing(tmp_path: Path, images: Path, models: list[
     """All other images are predicted, every fault is listed at once, and nothing passes for finished; mended, only
     the parts concerned are done again and the result is that of good files from the start.
     """
-    predict(models, images, tmp_path / "good", views=TTA, device="cpu")
+    predict(models, images, tmp_path / "good", views=TTA, options=RunOptions(device="cpu"))
     kept = {name: (images / name).read_bytes() for name in ("03.jpg", "21.jpg")}
     (images / "03.jpg").write_bytes(kept["03.jpg"][:200])
     (images / "21.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"E326.*2 of 23") as caught:
-        predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+        predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert caught.value.exit_status == 3
     listed = (tmp_path / "out" / "errors.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in listed[1:]] == [["03.jpg", "E301"], ["21.jpg", "E302"]]
     assert not list((tmp_path / "out").rglob(COMPLETE))
     for name, data in kept.items():
         (images / name).write_bytes(data)
-    again = predict(models, images, tmp_path / "out", views=TTA, device="cpu")
+    again = predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert {run.computed for run in again.members} == {15}
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
 
 
 def test_an_image_that_changed_since_is_predicted_again(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """A file of another size makes its part, and only its part, be done again, with a notice."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     (images / "05.jpg").write_bytes(toys.encode(toys.picture(99)))
     recorder = Recorder()
-    again = predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", listener=recorder)
+    again = predict(
+        models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", listener=recorder)
+    )
     assert again.members[0].computed == 8
     assert [notice.code for notice in recorder.notices] == ["W705"]
 
@@ -351,14 +366,14 @@ def test_oddities_of_images_are_told_once_a_kind(tmp_path: Path, images: Path, m
     for name in NAMES[:2]:
         (images / name).write_bytes(toys.encode(toys.picture(1), "PNG"))
     recorder = Recorder()
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", listener=recorder)
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", listener=recorder))
     assert [(notice.code, notice.message[:8]) for notice in recorder.notices] == [("I304", "2 images")]
 
 
 def test_ids_decide_which_images_and_in_which_order(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """With an id list, exactly its images are predicted, in its order."""
     chosen = [NAMES[9], NAMES[2], NAMES[5]]
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", ids=chosen)
+    predict(models[:1], images, tmp_path / "out", views=TTA, ids=chosen, options=RunOptions(device="cpu"))
     assert read_predictions(tmp_path / "out" / "a").ids == tuple(chosen)
 
 
@@ -382,14 +397,14 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     """An empty folder and two models of one name are errors that leave no predictions behind."""
     chosen, root = change(tmp_path, models)
     with pytest.raises(error):
-        predict(chosen, root, tmp_path / "out", views=TTA, device="cpu")
+        predict(chosen, root, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert not list((tmp_path / "out").rglob("part-*"))
 
 
 def test_a_turned_view_needs_square_images(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """rot90 on a model of 16 x 12 px is E201."""
     with pytest.raises(OptionError, match=r"E201.*16x12"):
-        predict(models[:1], images, tmp_path / "out", views=parse_views("rot90"), device="cpu")
+        predict(models[:1], images, tmp_path / "out", views=parse_views("rot90"), options=RunOptions(device="cpu"))
 
 
 class Small:
@@ -408,7 +423,7 @@ def test_fault_62_a_full_device_halves_the_batch_and_says_so(
     tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory halves the batch until it fits, with a notice a step, and the answers stay the same."""
-    predict(models[:1], images, tmp_path / "whole", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "whole", views=TTA, options=RunOptions(device="cpu"))
 
     def start_small(*args: Any, **options: Any) -> Session:
         session = start_session(*args, **options)
@@ -416,7 +431,13 @@ def test_fault_62_a_full_device_halves_the_batch_and_says_so(
 
     monkeypatch.setattr("ensemble.runtime.start.start_session", start_small)
     recorder = Recorder()
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=8, workers=1, listener=recorder)
+    predict(
+        models[:1],
+        images,
+        tmp_path / "out",
+        views=TTA,
+        options=RunOptions(device="cpu", batch=8, workers=1, listener=recorder),
+    )
     assert [notice.code for notice in recorder.notices] == ["W602", "W602"]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -432,13 +453,13 @@ def test_fault_62_a_device_too_small_for_one_image_is_an_error(
 
     monkeypatch.setattr("ensemble.runtime.start.start_session", start_small)
     with pytest.raises(DeviceError, match="E602") as caught:
-        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", workers=1)
+        predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", workers=1))
     assert caught.value.exit_status == 6
 
 
 def test_what_really_ran_is_kept_beside_the_predictions(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """_run.json names the device, the views, the rows computed and the notices of this run."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu", batch=5, workers=2)
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu", batch=5, workers=2))
     record = json.loads((tmp_path / "out" / "a" / "_run.json").read_text())
     assert (record["device"], record["batch"], record["workers"]) == ("cpu", 5, 2)
     assert (record["views"], record["computed"], record["notices"]) == (["identity", "hflip"], 23, [])
@@ -446,7 +467,7 @@ def test_what_really_ran_is_kept_beside_the_predictions(tmp_path: Path, images: 
 
 def test_parquet_readers_open_what_a_run_leaves(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """pyarrow reads a member's folder as it is, its other files notwithstanding: one row an image."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     table = pq.read_table(tmp_path / "out" / "a")
     assert table.column_names == ["id", "identity", "hflip"]
     assert table.column("id").to_pylist() == NAMES
@@ -462,7 +483,7 @@ def test_a_gpus_pipeline_gives_the_same_answers(images: Path, models: list[Path]
         (False, tuple(start_session(read_model(path)) for path in models)),
     ):
         work = [Work(range(start, min(start + 5, 23)), sessions) for start in range(0, 23, 5)]
-        pipeline = Pipeline(listing, TTA, on_gpu=on_gpu, workers=3)
+        pipeline = Pipeline(Inputs(listing, views=TTA), on_gpu=on_gpu, workers=3)
         both.append(list(pipeline.run(work)))
         assert ({"copy", "idle", "full"} <= pipeline.watch.elapsed.keys()) == on_gpu
         assert [answer.asked for answer in both[-1]] == [one.rows for one in work]
@@ -474,18 +495,18 @@ def test_a_gpus_pipeline_gives_the_same_answers(images: Path, models: list[Path]
 @pytest.mark.parametrize("stray", ["part-00000 (1).parquet", "part-00007.parquet"])
 def test_a_stray_part_is_refused(tmp_path: Path, images: Path, models: list[Path], stray: str) -> None:
     """A copy of a part under another name is E704: Parquet readers would take its rows for more images."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     part = part_path(tmp_path / "out" / "a", 0)
     (part.parent / stray).write_bytes(part.read_bytes())
     with pytest.raises(FileError, match=r"E704.*is not a part of this run"):
-        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+        predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
 
 
 def test_parts_of_other_versions_are_not_mixed(
     tmp_path: Path, images: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an upgrade of Pillow, a folder of the version before is E704."""
-    predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+    predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     monkeypatch.setattr("PIL.__version__", "99.0")
     with pytest.raises(FileError, match=r"E704.*versions of onnxruntime or Pillow"):
-        predict(models[:1], images, tmp_path / "out", views=TTA, device="cpu")
+        predict(models[:1], images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))

@@ -25,6 +25,7 @@ from ensemble.install import install_command
 from ensemble.predict import parts
 from ensemble.predict.bad_images import OnBadImage
 from ensemble.predict.batch_size import Trial
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predict.ray_worker import Cluster, PartWorker, connect
 from ensemble.predict.result import Predicted
@@ -33,6 +34,7 @@ from ensemble.runtime.session import Session
 from tests.support import toys
 from tests.support.cluster_run import contents
 from tests.support.limits import HANG
+from tests.support.runs import run_predict
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +148,8 @@ def run(root: Path, ray: FakeRay | None, name: str, *, listener: Recorder | None
     model = toys.write_model(root / "models", toys.card("a"))
     cluster = None if ray is None else Cluster(ray)
     settings: dict[str, Any] = {"views": parse_views("hflip"), "device": "cpu", "workers": 1} | options
-    return predict([model], root / "images", root / name, cluster=cluster, listener=listener or Recorder(), **settings)
+    settings |= {"cluster": cluster, "listener": listener or Recorder()}
+    return run_predict([model], root / "images", root / name, **settings)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -273,8 +276,8 @@ def test_a_signal_that_ray_swallows_is_told_all_the_same(tmp_path: Path) -> None
             tmp_path / "images",
             tmp_path / "out",
             views=parse_views("hflip"),
-            device="cpu",
             cluster=Cluster(ray, [15]),
+            options=RunOptions(device="cpu"),
         )
     assert isinstance(caught.value, Interrupted)
     assert (caught.value.status, ray.alive) == (143, 0)

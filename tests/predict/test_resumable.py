@@ -24,11 +24,11 @@ from ensemble.events import Listener, Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
 from ensemble.predict.fingerprint import Fingerprint, Origin
-from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_part, write_part
 from ensemble.submit.chunk_file import read_chunk, write_chunk
-from ensemble.submit.submit import EarlyExit, submit
+from ensemble.submit.submit import EarlyExit
 from tests.support import toys
+from tests.support.runs import run_predict, run_submit
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -49,9 +49,9 @@ class Run:
         settings: dict[str, Any] = {"device": "cpu", "workers": 2, "listener": recorder} | options
         models, images = [self.root / "models/a.onnx"], self.root / "images"
         if self.prefix == "part":
-            predict(models, images, self.root / "preds", views=parse_views("identity"), **settings)
+            run_predict(models, images, self.root / "preds", views=parse_views("identity"), **settings)
         else:
-            submit(
+            run_submit(
                 RECIPE,
                 images,
                 models,

@@ -18,6 +18,7 @@ from ensemble.arrays import Pixels
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import gpu_sessions, io_binding
@@ -204,13 +205,13 @@ def test_models_that_do_not_fit_together_run_in_turn(
 ) -> None:
     """With memory for two of three models, the third runs afterwards, W608 says so, and the parts are the same."""
     paths = [model.path for model in models.values()]
-    done = predict(paths, images, tmp_path / "whole", views=TTA, device="cuda", batch=4)
+    done = predict(paths, images, tmp_path / "whole", views=TTA, options=RunOptions(device="cuda", batch=4))
     assert list(done.seconds) == ["read", "decode", "resize", "copy", "forward", "write", "wall"]
     assert done.seconds["copy"] > 0
     gc.collect()
     assert gpus.alive == 0
     gpus.models, recorder = 2, Recorder()
-    predict(paths, images, tmp_path / "turns", views=TTA, device="cuda", batch=4, listener=recorder)
+    predict(paths, images, tmp_path / "turns", views=TTA, options=RunOptions(device="cuda", batch=4, listener=recorder))
     assert codes(recorder) == ["W608"]
     for name in models:
         parts = [(tmp_path / run / name / "part-00000.parquet").read_bytes() for run in ("whole", "turns")]
@@ -223,9 +224,9 @@ def test_two_gpus_give_the_bytes_of_one(
     """The batches go to both devices, and the folders are the same; the CPU's logits are the same but for rounding."""
     paths = [model.path for model in models.values()]
     for run, where in (("one", "cuda:0"), ("two", "cuda:1,0")):
-        predict(paths, images, tmp_path / run, views=VIEWS, device=where, batch=4, workers=2)
+        predict(paths, images, tmp_path / run, views=VIEWS, options=RunOptions(device=where, batch=4, workers=2))
     assert {device.index for device, _ in gpus.started} == {0, 1}
-    predict(paths, images, tmp_path / "cpu", views=VIEWS, device="cpu", workers=1)
+    predict(paths, images, tmp_path / "cpu", views=VIEWS, options=RunOptions(device="cpu", workers=1))
     for name in models:
         one, two = (tmp_path / where / name for where in ("one", "two"))
         assert (one / "part-00000.parquet").read_bytes() == (two / "part-00000.parquet").read_bytes()
@@ -240,7 +241,13 @@ def test_what_was_decided_is_in_the_record(
     """_run.json says what was measured, what was chosen, where the views were cut and that no memory is page-locked."""
     gpus.broken = frozenset({"EXHAUSTIVE"})
     recorder = Recorder()
-    predict([models["a"].path], images, tmp_path / "out", views=VIEWS, device="cuda", batch=4, listener=recorder)
+    predict(
+        [models["a"].path],
+        images,
+        tmp_path / "out",
+        views=VIEWS,
+        options=RunOptions(device="cuda", batch=4, listener=recorder),
+    )
     record = json.loads((tmp_path / "out" / "a" / "_run.json").read_text())
     decisions = record["decisions"]
     assert decisions["use_tf32"] == "0"
@@ -317,7 +324,13 @@ def test_a_real_gpu_never_answers_for_the_batch_before(
     toys.write_pictures(tmp_path / "many", names)
     for device in ("cuda", "cpu"):
         paths = [model.path for model in models.values()]
-        predict(paths, tmp_path / "many", tmp_path / device, views=VIEWS, device=device, batch=2, workers=4)
+        predict(
+            paths,
+            tmp_path / "many",
+            tmp_path / device,
+            views=VIEWS,
+            options=RunOptions(device=device, batch=2, workers=4),
+        )
     for name in models:
         ours, cpus = (read_predictions(tmp_path / device / name) for device in ("cuda", "cpu"))
         for view in VIEWS:

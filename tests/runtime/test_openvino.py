@@ -21,6 +21,7 @@ from ensemble.errors import DeviceError, ModelError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.install import install_command
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import parity
@@ -180,9 +181,7 @@ def test_batch_size_and_workers_do_not_change_a_byte(tmp_path: Path, device: str
             tmp_path / "images",
             out,
             views=parse_views("hflip"),
-            device=device,
-            batch=batch,
-            workers=workers,
+            options=RunOptions(device=device, batch=batch, workers=workers),
         )
         parts.append((out / "conv" / "part-00000.parquet").read_bytes())
     assert parts[0] == parts[1] == parts[2]

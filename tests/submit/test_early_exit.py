@@ -17,13 +17,13 @@ from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import OptionError
 from ensemble.labels import LabelSpace
 from ensemble.submit.early_exit import (
-    Cell,
+    ForwardPass,
     Running,
-    cells_of,
     certain,
     ends_of_units,
     in_order,
     keep_members,
+    passes_of,
     require_early_exit,
     used_part,
 )
@@ -61,7 +61,7 @@ def draw_recipe(rule: str, seed: int, *, shaped: bool, pool: str = "linear") -> 
 
 
 def completed(total: np.ndarray, rest: float, points: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The answers ``(S, N)`` when the cells to come say each of ``points`` ``(S, C)``: the recipe's definition."""
+    """The answers ``(S, N)`` when the passes to come say each of ``points`` ``(S, C)``: the recipe's definition."""
     pooled = total[np.newaxis] + rest * points[:, np.newaxis]
     bias = 0 if recipe.bias is None else np.array(recipe.bias)
     shaped = np.exp(log_softmax(recipe.sharpness * np.log(np.maximum(pooled, 1e-300)) + bias))
@@ -80,11 +80,11 @@ def test_no_completion_changes_an_answer_that_is_certain(seed: int, rule: str, s
     rng = np.random.default_rng(seed)
     recipe = draw_recipe(rule, seed, shaped=shaped)
     total = (1 - rest) * rng.dirichlet(np.full(C, 0.15), size=60)
-    sure, answers = certain(total, rest, recipe)
+    settled = certain(total, rest, recipe)
     edges = (np.eye(C)[:, np.newaxis] + np.eye(C)) / 2
     points = np.concatenate([edges.reshape(-1, C), rng.dirichlet(np.full(C, 0.3), size=40)])
     found = completed(total, rest, points, recipe)
-    assert (found[:, sure] == answers[sure]).all()
+    assert (found[:, settled.rows] == settled.classes[settled.rows]).all()
 
 
 @pytest.mark.parametrize("sharpness", [None, 0.8, 1.6])
@@ -95,7 +95,7 @@ def test_the_bound_is_exact_where_it_is_said_to_be(rule: str, sharpness: float |
     shaped = sharpness is not None
     recipe = replace(draw_recipe(rule, 5, shaped=shaped), sharpness=sharpness or 1.0)
     total = 0.6 * rng.dirichlet(np.full(C, 0.2), size=4000)
-    sure, _ = certain(total, 0.4, recipe)
+    sure = certain(total, 0.4, recipe).rows
     found = completed(total, 0.4, np.eye(C), recipe)
     truly = (found == found[0]).all(axis=0)
     assert (sure <= truly).all()
@@ -109,20 +109,20 @@ def test_a_tie_to_the_last_bit_is_never_certain() -> None:
     """A leader whose lead is just what is outstanding can still be met, and argmax would take the first class."""
     total = np.array([[0.25, 0.5, 0.0, 0.0, 0.0, 0.0]])
     recipe = draw_recipe("argmax", 0, shaped=False)
-    assert not certain(total, 0.25, recipe)[0].any()
-    assert certain(total / 0.75 * 0.76, 0.24, recipe)[0].all()
+    assert not certain(total, 0.25, recipe).rows.any()
+    assert certain(total / 0.75 * 0.76, 0.24, recipe).rows.all()
 
 
 def test_without_sharpness_nothing_is_certain() -> None:
     """Sharpness 0 makes all probabilities equal: the answer is decided by rounding alone."""
     recipe = replace(draw_recipe("argmax", 0, shaped=False), sharpness=0.0)
-    assert not certain(np.array([[0.9, 0, 0, 0, 0, 0]]), 0.1, recipe)[0].any()
+    assert not certain(np.array([[0.9, 0, 0, 0, 0, 0]]), 0.1, recipe).rows.any()
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), rule=st.sampled_from(RULES), shaped=st.booleans())
 def test_rows_that_leave_have_the_answer_of_the_blend(seed: int, rule: str, shaped: bool) -> None:
-    """Cell after cell, in the order of worth, each certain answer is the one that `blend` gives."""
+    """Pass after pass, in order of weight per cost, each certain answer is the one that `blend` gives."""
     recipe = draw_recipe(rule, seed, shaped=shaped)
     truth = 3 * np.eye(C)[np.arange(50) % C]
     members = {
@@ -134,29 +134,29 @@ def test_rows_that_leave_have_the_answer_of_the_blend(seed: int, rule: str, shap
         for k, name in enumerate(recipe.inputs)
     }
     expected = blend(list(members.values()), recipe).classes
-    cells = in_order(cells_of(recipe), {name: 1.0 + k for k, name in enumerate(members)})
-    running = Running(recipe, cells, 50)
-    for cell in cells:
-        running.add(members[cell.member].logits[cell.view])
-        if running.seen < len(cells):
-            sure, answers = running.certain()
-            assert (answers[sure] == expected[sure]).all()
-    assert (running.leaders()[1] == expected).mean() > 0.97  # of the same sums in another order
+    passes = in_order(passes_of(recipe), {name: 1.0 + k for k, name in enumerate(members)})
+    running = Running(recipe, passes, 50)
+    for one in passes:
+        running.add(members[one.member].logits[one.view])
+        if running.seen < len(passes):
+            settled = running.certain()
+            assert (settled.classes[settled.rows] == expected[settled.rows]).all()
+    assert (running.leaders().classes == expected).mean() > 0.97  # of the same sums in another order
 
 
 def test_the_running_mean_of_a_log_linear_pool_ends_at_the_blend() -> None:
-    """All cells of a logit pool together answer as `blend` does, bias included."""
+    """All passes of a logit pool together answer as `blend` does, bias included."""
     recipe = draw_recipe("argmax", 3, shaped=True, pool="logit")
     members = [
         make_member(n, {v: draw_logits(7 * k + j, 50, C) for j, v in enumerate(("identity", "hflip"))}, group=n[0])
         for k, n in enumerate(recipe.inputs)
     ]
     by_name = {member.member: member for member in members}
-    cells = cells_of(recipe)
-    running = Running(recipe, cells, 50)
-    for cell in cells:
-        running.add(by_name[cell.member].logits[cell.view])
-    np.testing.assert_array_equal(running.leaders()[1], blend(members, recipe).classes)
+    passes = passes_of(recipe)
+    running = Running(recipe, passes, 50)
+    for one in passes:
+        running.add(by_name[one.member].logits[one.view])
+    np.testing.assert_array_equal(running.leaders().classes, blend(members, recipe).classes)
 
 
 def test_the_cells_weigh_what_the_blend_weighs() -> None:
@@ -168,7 +168,7 @@ def test_the_cells_weigh_what_the_blend_weighs() -> None:
             "b": Group(1.0, {"b": ""}, {"identity": 1.0, "hflip": 0.0}),
         },
     )
-    found = {(cell.member, cell.view): cell.weight for cell in cells_of(recipe)}
+    found = {(one.member, one.view): one.weight for one in passes_of(recipe)}
     assert found == pytest.approx(
         {
             ("a-f0", "identity"): 0.25,
@@ -181,21 +181,21 @@ def test_the_cells_weigh_what_the_blend_weighs() -> None:
 
 
 def test_cells_run_by_weight_for_their_cost_and_folds_together_where_asked() -> None:
-    """A cheap member goes before a heavier one, and of equals every view has its turn; with whole groups no other cell
+    """A cheap member goes before a heavier one, and of equals every view has its turn; with whole groups no other pass
     comes between two folds, and no group looks twice before all have looked once.
     """
     recipe = draw_recipe("argmax", 1, shaped=False)
-    cells = cells_of(recipe)
+    passes = passes_of(recipe)
     cost = {"a-f0": 1.0, "a-f1": 100.0, "b": 1.0, "c": 10.0}
-    worth = [cell.weight / cost[cell.member] for cell in in_order(cells, cost)]
+    worth = [one.weight / cost[one.member] for one in in_order(passes, cost)]
     assert worth == sorted(worth, reverse=True)
-    units = [(cell.group, cell.view) for cell in in_order(cells, cost, whole_groups=True)]
+    units = [(one.group, one.view) for one in in_order(passes, cost, whole_groups=True)]
     seen = [unit for k, unit in enumerate(units) if k == 0 or units[k - 1] != unit]
-    assert len(seen) == len(set(seen)) == len(ends_of_units(in_order(cells, cost, whole_groups=True)))
+    assert len(seen) == len(set(seen)) == len(ends_of_units(in_order(passes, cost, whole_groups=True)))
     views = [view for _, view in seen]
     assert views == sorted(views, key=lambda view: (view != "identity", view))
-    alike = tuple(Cell(member, view, 0.25, member) for member in "ab" for view in ("hflip", "identity"))
-    places = [(cell.view, cell.member) for cell in in_order(alike, {"a": 1.0, "b": 1.0})]
+    alike = tuple(ForwardPass(member, view, 0.25, member) for member in "ab" for view in ("hflip", "identity"))
+    places = [(one.view, one.member) for one in in_order(alike, {"a": 1.0, "b": 1.0})]
     assert places == [("identity", "a"), ("identity", "b"), ("hflip", "a"), ("hflip", "b")]
 
 
@@ -221,9 +221,9 @@ def test_the_used_part_blends_to_the_same_bits() -> None:
 def test_a_group_that_loses_a_fold_loses_its_weight() -> None:
     """What is kept of a recipe weighs in the same proportions as before."""
     recipe = draw_recipe("argmax", 4, shaped=False)
-    before = {(cell.member, cell.view): cell.weight for cell in cells_of(recipe)}
-    after = {(cell.member, cell.view): cell.weight for cell in cells_of(keep_members(recipe, {"a-f1", "c"}))}
-    ratios = [weight / before[cell] for cell, weight in after.items()]
+    before = {(one.member, one.view): one.weight for one in passes_of(recipe)}
+    after = {(one.member, one.view): one.weight for one in passes_of(keep_members(recipe, {"a-f1", "c"}))}
+    ratios = [weight / before[one] for one, weight in after.items()]
     assert {member for member, _ in after} == {"a-f1", "c"}
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
 

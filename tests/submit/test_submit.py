@@ -22,6 +22,7 @@ from ensemble.images.listing import list_images
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
 from ensemble.predict.memory_budget import need_of
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predict.timing import Stopwatch
 from ensemble.predictions.dataset import read_predictions
@@ -31,13 +32,14 @@ from ensemble.runtime.session import Session
 from ensemble.submission.format import write_submission
 from ensemble.submit import chunks as chunks_module
 from ensemble.submit.chunk_file import Chunk, read_chunk, write_chunk
-from ensemble.submit.early_exit import Cell
+from ensemble.submit.early_exit import ForwardPass
 from ensemble.submit.exit_thresholds import Keep
 from ensemble.submit.result import Submitted
-from ensemble.submit.submit import EarlyExit, share_of_time, submit
-from ensemble.submit.time_budget import fit_members, parse_budget
+from ensemble.submit.submit import EarlyExit, share_of_time
+from ensemble.submit.time_budget import Speed, fit_members, parse_budget
 from tests.support import toys
 from tests.support.gpus import fake_gpus
+from tests.support.runs import run_submit
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -76,7 +78,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def expected(tmp_path: Path, images: Path, models: list[Path]) -> bytes:
     """The file that predict and blend make with every view of every member."""
     folder = tmp_path / "expected"
-    predict(models, images, folder, views=parse_views("hflip"), device="cpu")
+    predict(models, images, folder, views=parse_views("hflip"), options=RunOptions(device="cpu"))
     used = replace(RECIPE, groups={name: g for name, g in RECIPE.groups.items() if g.weight})
     blended = blend([read_predictions(folder / name) for name in used.inputs], used)
     return write_submission(tmp_path / "expected.csv", blended.ids, blended.classes).read_bytes()
@@ -85,7 +87,7 @@ def expected(tmp_path: Path, images: Path, models: list[Path]) -> bytes:
 def run(tmp_path: Path, models: Sequence[Path], recipe: Recipe = RECIPE, **options: Any) -> Submitted:
     """Submit the pictures on the CPU to ``out.csv``, with the work in ``work``."""
     settings: dict[str, Any] = {"work": tmp_path / "work", "device": "cpu", "workers": 2}
-    return submit(recipe, tmp_path / "images", models, tmp_path / "out.csv", **settings | options)
+    return run_submit(recipe, tmp_path / "images", models, tmp_path / "out.csv", **settings | options)
 
 
 @pytest.mark.parametrize("early_exit", [None, EarlyExit()])
@@ -137,7 +139,7 @@ def test_little_memory_is_kept_to(
 def test_exact_gives_the_same_file_with_fewer_passes(
     tmp_path: Path, models: list[Path], expected: bytes, batch: int
 ) -> None:
-    """The same bytes though rows left early, for any size of batch; the cells' rows are the passes that ran."""
+    """The same bytes though rows left early, for any size of batch; the passes' rows are the passes that ran."""
     counted = []
     original = Session.run
 
@@ -150,7 +152,7 @@ def test_exact_gives_the_same_file_with_fewer_passes(
         done = run(tmp_path, models, early_exit=EarlyExit(), batch=batch)
     assert done.path.read_bytes() == expected
     assert done.passes == sum(counted) - 3  # each session runs once to prove itself
-    assert done.passes == sum(rows for *_, rows in done.cells)
+    assert done.passes == sum(one.rows for one in done.cells)
     assert 0 < done.saved < 1
     assert 0 < (done.saved_time or 0) < 1
     assert max(counted) == min(batch, 8)
@@ -193,7 +195,7 @@ def test_a_damaged_chunk_is_done_again_and_another_run_refused(
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_a_chunk_that_all_rows_left_early_is_kept(tmp_path: Path, rows: int) -> None:
-    """Where no row needed every cell, or none could be read, there are no logits, and the chunk reads as written."""
+    """Where no row needed all passes, or none could be read, there are no logits, and the chunk reads as written."""
     ids, settled = tuple(NAMES[:rows]), np.full(rows, 7)
     path = tmp_path / "chunk-00000.parquet"
     write_chunk(path, Chunk(ids, settled, settled, np.zeros((0, 5, 18), dtype=np.float32), "{}"))
@@ -252,7 +254,7 @@ def test_a_share_is_calibrated_and_its_thresholds_are_kept_to(
     assert done.calibration is not None
     assert not done.calibration.certified
     assert done.early_exit == "0.999"
-    folds = [rows for member, view, _, rows in done.cells if (member, view) in (("a0", "hflip"), ("a1", "hflip"))]
+    folds = [one.rows for one in done.cells if (one.member, one.view) in (("a0", "hflip"), ("a1", "hflip"))]
     assert folds[0] == folds[1]
     shown = json.loads((tmp_path / "work/_run.json").read_text())
     assert shown["calibration"]["rows"] == 21
@@ -265,8 +267,8 @@ def test_a_budget_keeps_the_heaviest_members_and_the_choice(
     """What does not fit is left out, said and written down; a later run keeps the choice without measuring again."""
     from ensemble.submit import time_budget as budget_module
 
-    def slow(plan: Any, *_: Any) -> tuple[dict[str, float], float]:
-        return {"a0": 1.0, "a1": 1.0, "b": 10.0}, 0.5
+    def slow(plan: Any, *_: Any) -> Speed:
+        return Speed({"a0": 1.0, "a1": 1.0, "b": 10.0}, 0.5)
 
     monkeypatch.setattr(budget_module, "_measure", slow)
     heard = Recorder()
@@ -280,7 +282,7 @@ def test_a_budget_keeps_the_heaviest_members_and_the_choice(
     monkeypatch.setattr(budget_module, "_measure", None)
     again = run(tmp_path, models, budget=100.0, early_exit=EarlyExit())
     assert again.path.read_bytes() == done.path.read_bytes()
-    assert {member for member, *_ in again.cells} == {"a0", "a1"}
+    assert {one.member for one in again.cells} == {"a0", "a1"}
 
 
 def test_a_budget_that_fits_all_changes_nothing(tmp_path: Path, models: list[Path], expected: bytes) -> None:
@@ -295,8 +297,8 @@ def test_a_budget_that_fits_all_changes_nothing(tmp_path: Path, models: list[Pat
 def test_the_first_member_is_kept_even_where_it_does_not_fit() -> None:
     """One member is the least there is; that it will take longer is said."""
     heard = Recorder()
-    cells = [Cell("a", "identity", 0.75, "a"), Cell("b", "identity", 0.25, "b")]
-    fit = fit_members(cells, {"a": 1.0, "b": 0.1}, decoding=0, images=100, workers=1, budget=10, listener=heard)
+    passes = [ForwardPass("a", "identity", 0.75, "a"), ForwardPass("b", "identity", 0.25, "b")]
+    fit = fit_members(passes, Speed({"a": 1.0, "b": 0.1}, 0), images=100, workers=1, budget=10, listener=heard)
     assert fit.kept == ("a",)
     assert [notice.code for notice in heard.notices] == ["W532", "W532"]
 
@@ -332,7 +334,7 @@ def test_the_time_that_was_saved_is_weighed_by_what_each_member_took() -> None:
     """100 rows; ``a`` takes 3 s a row and ``b``, seen by 40 of them, 1 s: 60 of 400 s are saved."""
     watch = Stopwatch()
     watch.seconds, watch.rows = {"decode": 9.0, "a": 300.0, "b": 40.0}, {"decode": 0, "a": 100, "b": 40}
-    cells = (Cell("a", "identity", 0.6, "a"), Cell("b", "identity", 0.4, "b"))
-    assert share_of_time(cells, [100, 40], 100, watch) == pytest.approx(0.15)
+    passes = (ForwardPass("a", "identity", 0.6, "a"), ForwardPass("b", "identity", 0.4, "b"))
+    assert share_of_time(passes, [100, 40], 100, watch) == pytest.approx(0.15)
     watch.rows["b"] = 0
-    assert share_of_time(cells, [100, 40], 100, watch) is None
+    assert share_of_time(passes, [100, 40], 100, watch) is None

@@ -20,6 +20,7 @@ from ensemble.errors import DataError, DeviceError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
+from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predict.ray_worker import Cluster, connect
 from ensemble.predict.result import Predicted
@@ -82,11 +83,8 @@ def main(root: Path) -> dict[str, Any]:
                 root / images,
                 root / folder,
                 views=parse_views("hflip"),
-                device="cpu",
-                batch=3,
-                workers=1,
                 cluster=cluster,
-                listener=listener,
+                options=RunOptions(device="cpu", batch=3, workers=1, listener=listener),
             )
         except DataError as err:
             faults.append(str(err))

@@ -1,0 +1,34 @@
+"""`predict` and `submit` with the fields of `RunOptions`, and of `Destination`, as keywords of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ensemble.blend.recipe import Recipe
+from ensemble.predict.options import RunOptions
+from ensemble.predict.predict import predict
+from ensemble.predict.result import Predicted
+from ensemble.submit.result import Submitted
+from ensemble.submit.submit import Destination, submit
+
+
+def run_predict(models: Sequence[Path], images: Path | str, folder: Path, **options: Any) -> Predicted:
+    """Call `predict`."""
+    return predict(models, images, folder, options=_take(RunOptions, options), **options)
+
+
+def run_submit(recipe: Recipe, images: Path, models: Sequence[Path], path: Path, **options: Any) -> Submitted:
+    """Call `submit`."""
+    run = _take(RunOptions, options)
+    return submit(recipe, images, models, _take(Destination, options | {"path": path}, options), options=run, **options)
+
+
+def _take(kind: Any, options: dict[str, Any], rest: dict[str, Any] | None = None) -> Any:
+    """Make a value of those options that are its fields, and take them out of the rest."""
+    taken = {field.name: options[field.name] for field in fields(kind) if field.name in options}
+    for name in taken:
+        (options if rest is None else rest).pop(name, None)
+    return kind(**taken)
