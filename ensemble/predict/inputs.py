@@ -15,7 +15,7 @@ from ensemble.runtime.model_file import ModelFile
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a run predicts: every view of every listed image.
+    """The inputs of a run: every view of every listed image.
 
     ``boxes[i]`` is the face in image i, for models with a face crop; None where no model has one.
     """

@@ -54,7 +54,7 @@ BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Setup:
-    """How the members are computed: ``rows`` images per batch; ``memory`` in bytes, None on a cluster."""
+    """The resources for the members: ``rows`` images per batch; ``memory`` in bytes, None on a cluster."""
 
     pipeline: Pipeline | RemotePipeline
     device: Device

@@ -59,7 +59,7 @@ class EarlyExit:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a submission goes: the file ``path``, with the header, order and ids of ``like`` where it is given.
+    """The destination of a submission: the file ``path``, with the header, order and ids of ``like`` where it is given.
 
     ``work`` is the folder of what is computed, from which a run that was stopped resumes. With ``allow_missing`` the
     submission may lack images that could not be read.
