@@ -191,6 +191,32 @@ def test_every_class_and_type_alias_has_a_name_of_its_own() -> None:
     assert {found_name: paths for found_name, paths in owners.items() if len(paths) > 1} == {}
 
 
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function and method of the packages, by its file and name."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name(path)}: {node.name}", node
+
+
+def test_functions_stay_short() -> None:
+    """No function has more than 80 lines, or more than 60 without its signature and docstring."""
+    for place, node in functions():
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        last = node.end_lineno or 0
+        assert last - node.lineno < 80, place
+        assert not body or last - body[0].lineno < 60, place
+
+
+def test_functions_take_few_parameters() -> None:
+    """No function takes more than eight parameters, apart from the bodies of commands, whose options click gives."""
+    for place, node in functions():
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        own = [argument for argument in given if argument.arg not in {"self", "cls"}]
+        command = any("command(" in ast.unparse(decorator) for decorator in node.decorator_list)
+        assert command or len(own) <= 8, f"{place} takes {len(own)}"
+
+
 def test_no_lock_file_is_kept() -> None:
     """uv.lock is ignored by git: it would record where every package was fetched from."""
     assert "uv.lock" in (ROOT / ".gitignore").read_text().split()
