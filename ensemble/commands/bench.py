@@ -36,7 +36,7 @@ from ensemble.terminal import TERMINAL, show
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:N or tensorrt; there is no fallback to another device.",
+    help="auto, cpu, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
 )
 @click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Batch size of ens, as in ens predict.")
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads of ens.")

@@ -35,7 +35,10 @@ from ensemble.terminal import TERMINAL, show
     help="Thresholds of a second pass over the images without a face, or none.",
 )
 @click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>; never replaced by another."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:<index>; only auto falls back to the CPU.",
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
 @click.option("--fresh", is_flag=True, help="Discard the boxes of an earlier run.")

@@ -24,7 +24,7 @@ from ensemble.terminal import TERMINAL, show
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:N or tensorrt; there is no fallback to another device.",
+    help="auto, cpu, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
 )
 @json_option
 def explain(

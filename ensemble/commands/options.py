@@ -26,7 +26,7 @@ bad_image_option = click.option(
 missing_option = click.option(
     "--allow-missing",
     is_flag=True,
-    help="Allow a submission to lack images that could not be read, and list them.",
+    help="Accept a submission without the images that could not be read, and list them.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _NEEDS_TORCH = {
@@ -46,7 +46,7 @@ _RUN_OPTIONS = (
         "--device",
         default="auto",
         show_default=True,
-        help="Device: auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; no silent fallback.",
+        help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16; only auto falls back to the CPU.",
     ),
     click.option(
         "-b",

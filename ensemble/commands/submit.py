@@ -16,19 +16,26 @@ if TYPE_CHECKING:
     from ensemble.submit.exit_thresholds import Goal
 
 
-@click.command(short_help="Turn images into a submission by a recipe")
+@click.command(short_help="Apply a saved recipe to images")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
 @click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
-@click.option("--early-exit", help="exact, a share of answers to keep: 0.999, or a loss to allow: macro-f1:0.003.")
-@click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, for all but exact; may be repeated.")
-@click.option("--truth", type=PATH, help="A CSV of the class of each out-of-fold image, and of the person on it.")
-@click.option("--budget", help="The time there is: 90m, 2h, 5400s. Members that do not fit are left out, and named.")
+@click.option(
+    "--early-exit", help="Stop early: exact, a share of predictions to keep (0.999), or a metric loss (macro-f1:0.003)."
+)
+@click.option(
+    "--oof",
+    type=PATH,
+    multiple=True,
+    help="Out-of-fold predictions; required unless --early-exit is exact; may be repeated.",
+)
+@click.option("--truth", type=PATH, help="Ground-truth CSV of --oof (columns ImageID, ans, optional person).")
+@click.option("--budget", help="Time budget, such as 90m, 2h or 5400s. Members that exceed it are left out, and named.")
 @click.option("--boxes", type=PATH, help="Face boxes written by ens crop, for models trained on face crops.")
 @click.option(
-    "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="The folder of what is computed."
+    "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
 )
 @run_options
 @missing_option
@@ -51,7 +58,8 @@ def submit(
 ) -> None:
     """Apply a saved recipe to images and write the submission; run the same command again to resume.
 
-    With --early-exit exact, members that can no longer change an image's answer do not see it; the file is the same.
+    With --early-exit exact, members that cannot change an image's predicted class are skipped; the submission is
+    the same.
 
     \b
     Example: ens submit blend.json --images eval/images --models models --like eval/info.csv -o submission.csv
@@ -96,5 +104,5 @@ def parse_early_exit(text: str | None, oof: Sequence[Path], truth: Path | None) 
 
     goal = None if text in (None, EXACT) else parse_goal(str(text))
     if (goal is not None) != bool(oof) or (truth is not None and not oof):
-        raise conflict("--early-exit, unless exact, and --oof need each other, and --truth needs both")
+        raise conflict("--early-exit needs --oof (unless it is exact), and --oof and --truth need --early-exit")
     return goal
