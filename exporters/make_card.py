@@ -32,43 +32,8 @@ _FOLD = re.compile(r"(?P<group>.+)[-_](?:f(?=\d$)|fold)(?P<fold>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
-
-    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1. ``features`` adds the
-    output that class-activation maps are made from.
-
-    Raises:
-        OptionError: E204 when mean or std is out of range.
-    """
-
-    labels: LabelSpace | None = None
-    size: tuple[int, int] | None = None
-    resize: Resize | None = None
-    interpolation: Interpolation | None = None
-    crop_pct: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    member: str | None = None
-    group: str | None = None
-    fold: int | None = None
-    precision: Precision = "fp32"
-    features: bool = False
-
-    def __post_init__(self) -> None:
-        hint = "give them for RGB in 0..1: values for 0..255 divided by 255"
-        if self.mean is not None and not (len(self.mean) == 3 and all(0 <= value <= 1 for value in self.mean)):
-            raise OptionError("E204", f"mean must be three values of 0 to 1, got {self.mean}", hint=hint)
-        if self.std is not None and not (len(self.std) == 3 and all(0 < value <= 1 for value in self.std)):
-            raise OptionError("E204", f"std must be three values above 0 and up to 1, got {self.std}", hint=hint)
-
-
-DEFAULTS = ExportOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The settings of one source; None where it has none."""
+class CardSettings:
+    """The card's settings as one source gives them; None where it gives none."""
 
     labels: LabelSpace | None = None
     size: tuple[int, int] | None = None
@@ -82,7 +47,7 @@ class _Known:
     fold: int | None = None
 
     @classmethod
-    def sources(cls, layers: Mapping[str, _Known]) -> dict[str, str]:
+    def sources(cls, layers: Mapping[str, CardSettings]) -> dict[str, str]:
         """Name the last of ``layers`` that knows each setting."""
         found: dict[str, str] = {}
         for field in fields(cls):
@@ -91,10 +56,35 @@ class _Known:
                 found[field.name] = knowing[-1]
         return found
 
-    def updated(self, other: _Known) -> _Known:
+    def updated(self, other: CardSettings) -> CardSettings:
         """Return these settings, overridden by those of ``other`` that are set."""
-        given = {field.name: getattr(other, field.name) for field in fields(other)}
+        given = {field.name: getattr(other, field.name) for field in fields(CardSettings)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions(CardSettings):
+    """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
+
+    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1. ``features`` adds the
+    output that class-activation maps are made from.
+
+    Raises:
+        OptionError: E204 when mean or std is out of range.
+    """
+
+    precision: Precision = "fp32"
+    features: bool = False
+
+    def __post_init__(self) -> None:
+        hint = "give them for RGB in 0..1: values for 0..255 divided by 255"
+        if self.mean is not None and not (len(self.mean) == 3 and all(0 <= value <= 1 for value in self.mean)):
+            raise OptionError("E204", f"mean must be three values of 0 to 1, got {self.mean}", hint=hint)
+        if self.std is not None and not (len(self.std) == 3 and all(0 < value <= 1 for value in self.std)):
+            raise OptionError("E204", f"std must be three values above 0 and up to 1, got {self.std}", hint=hint)
+
+
+DEFAULTS = ExportOptions()
 
 
 def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOptions) -> ModelCard:
@@ -114,11 +104,11 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
         "default": _from_convention(checkpoint),
         "timm": _from_timm(model),
         "name": _from_name(member),
-        "checkpoint": _from_card(card) if card else _Known(),
+        "checkpoint": _from_card(card) if card else CardSettings(),
         "option": _from_options(options),
     }
-    known = functools.reduce(_Known.updated, layers.values())
-    sources = _Known.sources(layers)
+    known = functools.reduce(CardSettings.updated, layers.values())
+    sources = CardSettings.sources(layers)
     assert known.labels is not None, "known by convention, as all but the fold"
     assert known.size is not None
     assert known.resize is not None
@@ -160,17 +150,16 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
     )
 
 
-def _from_options(options: ExportOptions) -> _Known:
-    known = _Known(**{field.name: getattr(options, field.name) for field in fields(_Known)})
+def _from_options(options: ExportOptions) -> CardSettings:
     if options.crop_pct is None and options.resize in {"squash", "pad"}:
         # these modes keep the whole image; timm's percentage belongs to its centre crop
-        return replace(known, crop_pct=1.0)
-    return known
+        return replace(options, crop_pct=1.0)
+    return options
 
 
-def _from_card(card: ModelCard) -> _Known:
+def _from_card(card: ModelCard) -> CardSettings:
     own, wanted = card, card.preprocess
-    return _Known(
+    return CardSettings(
         labels=own.labels,
         size=wanted.size,
         resize=wanted.resize,
@@ -184,16 +173,20 @@ def _from_card(card: ModelCard) -> _Known:
     )
 
 
-def _from_name(member: str) -> _Known:
+def _from_name(member: str) -> CardSettings:
     parts = _FOLD.fullmatch(member)
-    return _Known(member=member, group=parts["group"], fold=int(parts["fold"])) if parts else _Known(member=member)
+    return (
+        CardSettings(member=member, group=parts["group"], fold=int(parts["fold"]))
+        if parts
+        else CardSettings(member=member)
+    )
 
 
-def _from_timm(model: torch.nn.Module) -> _Known:
+def _from_timm(model: torch.nn.Module) -> CardSettings:
     network: Any = model
     found: Mapping[str, Any] = network.pretrained_cfg
     interpolation, resize = found.get("interpolation"), _CROP_MODES.get(found.get("crop_mode") or "")
-    return _Known(
+    return CardSettings(
         size=tuple(found["input_size"][1:]) if found.get("input_size") else None,
         resize=resize,
         # timm also has "random", and predicts with bicubic then
@@ -204,9 +197,9 @@ def _from_timm(model: torch.nn.Module) -> _Known:
     )
 
 
-def _from_convention(checkpoint: Checkpoint) -> _Known:
+def _from_convention(checkpoint: Checkpoint) -> CardSettings:
     """Number the classes, and assume what timm assumes where an architecture has no pretrained configuration."""
-    return _Known(
+    return CardSettings(
         labels=LabelSpace.flat(checkpoint.num_classes),
         size=(224, 224),
         resize="center",
