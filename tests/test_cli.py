@@ -156,6 +156,7 @@ def parts(folder: Path) -> dict[str, bytes]:
     return {f"{path.relative_to(folder)}": path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
 
 
+@pytest.mark.slow
 def test_fault_69_a_terminated_run_says_how_to_go_on(long_contest: Path) -> None:
     """SIGTERM ends the run with 143 and a message that says what is done; finished parts are there."""
     process = start(predict(long_contest, "-o", f"{long_contest / 'preds'}"))

@@ -151,6 +151,7 @@ def test_fault_90_a_logger_that_hangs_is_given_up(tmp_path: Path, monkeypatch: p
     assert "no response" in heard.notices[0].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "inputs"), [("image", 400), ("onnx", 400), ("csv", 150), ("checkpoint", 8)])
 def test_mutated_files_raise_nothing_but_our_errors(tmp_path: Path, name: str, inputs: int) -> None:
     """The readers' corpora and some mutations are read or refused; `tests.harness.fuzz` does it for longer."""

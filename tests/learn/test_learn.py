@@ -131,6 +131,7 @@ def test_auto_selects_a_gain_only_beyond_one_standard_error() -> None:
     assert chosen == {True, False}
 
 
+@pytest.mark.slow
 def test_no_order_changes_the_result() -> None:
     """Any order of members, rows and ground truth gives the same table, weights and bias."""
     members, truth = contest()
@@ -331,6 +332,7 @@ def test_on_new_people_auto_does_no_harm_where_the_mean_is_good(seed: int) -> No
     assert outcome("C", seed).gain > -0.3
 
 
+@pytest.mark.slow
 def test_the_table_predicts_the_gain() -> None:
     """The nested gain of the selected candidate is within three standard errors of the gain on new people."""
     for scenario, seed in (("A", 0), ("B", 0), ("C", 0), ("C", 1)):

@@ -86,6 +86,7 @@ print(held() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what a process holds")
 def test_more_models_need_no_more_memory_for_their_layers(tmp_path: Path) -> None:
     """Six networks that run one after the other hold less than twice what one of them does."""

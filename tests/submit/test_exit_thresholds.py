@@ -157,6 +157,7 @@ def draw_course(seed: int, rows: int) -> tuple[RunningAnswers, np.ndarray[tuple[
     return RunningAnswers((1, 2), np.array([1.0]), np.stack([lead, lead]), np.stack([first, last])), truth
 
 
+@pytest.mark.slow
 def test_a_metric_may_lose_what_is_allowed_and_no_more() -> None:
     """Answers that change and are as good as before cost nothing, so that nearly all rows leave early though one in
     eight changes. Where what changes is always wrong, only so many leave as cost what is allowed.
