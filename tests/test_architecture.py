@@ -61,7 +61,7 @@ def test_imports_keep_their_layers() -> None:
 def test_checkpoints_are_loaded_in_one_place_and_safely() -> None:
     """torch.load is called once, with weights_only=True written out."""
     found = [(name(path), call) for path in SOURCES for called, call in calls(path) if called == "torch.load"]
-    assert [place for place, _ in found] == ["checkpoints/loading/open.py"]
+    assert [place for place, _ in found] == ["checkpoints/loading/read.py"]
     options = {keyword.arg: keyword.value for keyword in found[0][1].keywords}
     assert isinstance(options["weights_only"], ast.Constant)
     assert options["weights_only"].value is True

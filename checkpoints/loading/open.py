@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
 from checkpoints.loading.architectures import find_architecture, resolve_architecture
-from checkpoints.loading.container import Container, detect_container, format_size, list_checkpoint_globals
 from checkpoints.loading.network import count_outputs, make_network
-from checkpoints.loading.pickle_allowlist import INERT_NAMES, InertObject, refusal, refuse_programs
+from checkpoints.loading.read import read_content
 from checkpoints.loading.state_dicts import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
 from checkpoints.loading.torchvision_names import Renamed, absorb_epsilon, timm_names
 from checkpoints.loading.weight_checks import (
@@ -25,7 +21,7 @@ from checkpoints.loading.weight_checks import (
     warn_if_untrained,
 )
 from ensemble.card import METADATA_KEY, ModelCard, Weights
-from ensemble.errors import FileError, ModelError, enumerate_some
+from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import sha256_file, write_atomic
 
@@ -48,14 +44,6 @@ class Checkpoint:
     card: ModelCard | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Content:
-    """The content of a file, before the architecture is known."""
-
-    payload: object
-    card: ModelCard | None = None
-
-
 def open_checkpoint(
     path: Path, *, arch: str | None = None, weights: Weights | None = None, listener: Listener = SILENT
 ) -> Checkpoint:
@@ -72,10 +60,7 @@ def open_checkpoint(
             cannot be determined, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read,
             E444 for a pickle that takes too much memory or time.
     """
-    container = detect_container(path)
-    if container == "legacy":
-        listener.notice(Notice("W406", f"{path.name} is in torch.save's old format, without checksums", path))
-    content = _read(path, container)
+    content = read_content(path, listener=listener)
     state = _choose(find_state_dicts(content.payload, path), content.card, weights, path, listener)
     require_plausible_sizes(state.tensors, path)
     renamed = _rename_to_timm(state, path, listener)
@@ -129,55 +114,6 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: Mo
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
     }
     return write_atomic(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: card.to_json()}))
-
-
-def _read(path: Path, container: Container) -> _Content:
-    try:
-        return _read_safetensors(path) if container == "safetensors" else _Content(_unpickle(path, container))
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
-
-
-def _read_safetensors(path: Path) -> _Content:
-    try:
-        with safetensors.safe_open(path, framework="pt") as f:
-            card = (f.metadata() or {}).get(METADATA_KEY)
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a mapping, it only has keys()
-    except safetensors.SafetensorError as err:
-        size = format_size(path.stat().st_size)
-        raise ModelError("E403", f"{path.name} ({size}) cannot be read: {err}", path=path) from err
-    return _Content(tensors, None if card is None else ModelCard.from_json(card))
-
-
-def _unpickle(path: Path, container: Container) -> object:
-    """Read a file of torch.save with weights_only=True, which runs no code; there is no fallback."""
-    names = list_checkpoint_globals(path, container)
-    refuse_programs(names, path)
-    try:
-        with (
-            open(path, "rb") as f,  # an open file: given a path, torch decides by the suffix
-            torch.serialization.safe_globals([(InertObject, name) for name in INERT_NAMES]),
-            warnings.catch_warnings(action="ignore"),  # torch asks to report unusual pickles
-        ):
-            content: object = torch.load(f, map_location="cpu", weights_only=True)
-            return content
-    except OSError:
-        raise
-    except Exception as err:  # a hostile or damaged pickle can raise anything
-        if (refused := refusal(names, path)) is not None:
-            raise refused from err
-        # the old format has no checksums: damage shows up here
-        code = "E403" if container == "legacy" else "E417" if isinstance(err, pickle.UnpicklingError) else "E405"
-        size = format_size(path.stat().st_size)
-        raise ModelError(code, f"{path.name} ({size}) cannot be read: {_reason(err)}", path=path) from err
-
-
-def _reason(err: Exception) -> str:
-    """Return torch's message without its advice to load the file with weights_only=False."""
-    _, mark, cause = str(err).partition("WeightsUnpickler error: ")
-    if isinstance(err, pickle.UnpicklingError) and not mark:
-        return "its pickle is not one of weights"
-    return (cause or str(err)).strip().partition("\n")[0] or type(err).__name__
 
 
 def _choose(

@@ -356,13 +356,13 @@ GUARDS = (
         "checkpoints/loading/test_hostile.py::test_fault_35_no_hostile",
     ),
     Guard(
-        "checkpoints/loading/open.py",
+        "checkpoints/loading/read.py",
         "    refuse_programs(names, path)\n",
         "",
         "checkpoints/loading/test_hostile.py::test_fault_35_a_command_beside",
     ),
     Guard(
-        "checkpoints/loading/open.py",
+        "checkpoints/loading/read.py",
         "weights_only=True)",
         "weights_only=False)",
         "test_architecture.py::test_checkpoints_are",
