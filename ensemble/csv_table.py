@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.errors import DataError, FileError
+from ensemble.errors import DataError, FileError, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 
 
@@ -20,6 +22,19 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
+    delimiter: str = ","
+
+    def place(self, name: str) -> int:
+        """Return the place of a column; spaces around its name do not count.
+
+        Raises:
+            DataError: E322 when the header lacks the column.
+        """
+        for header in (self.header, tuple(cell.strip() for cell in self.header)):
+            if header.count(name) == 1:
+                return header.index(name)
+        have = ", ".join(show_spaces(cell) for cell in self.header)
+        raise DataError("E322", f'{self.path.name}: column "{name}" not found; have: {have}', path=self.path)
 
     def column(self, name: str) -> tuple[str, ...]:
         """Return the cells of a column, as text.
@@ -27,11 +42,7 @@ class Table:
         Raises:
             DataError: E322 when the header lacks the column.
         """
-        if name not in self.header:
-            raise DataError(
-                "E322", f'{self.path.name}: column "{name}" not found; have: {", ".join(self.header)}', path=self.path
-            )
-        position = self.header.index(name)
+        position = self.place(name)
         return tuple(row[position] for row in self.rows)
 
     def without_duplicates(self, name: str) -> tuple[str, ...]:
@@ -60,7 +71,10 @@ class Table:
 
 
 def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
-    """Read a CSV file in UTF-8 (with or without BOM) or else, with a notice, in cp949; empty lines are skipped.
+    """Read a CSV file in UTF-8 (with or without BOM), or else, with a notice, in UTF-16 or cp949.
+
+    Cells are separated by commas; or by semicolons, tabs or ``|``, with a notice, if the header has no comma but these.
+    Empty lines are skipped.
 
     Raises:
         FileError: E707 when the file cannot be read.
@@ -79,17 +93,14 @@ def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Tabl
     Raises:
         DataError: E322, as `read_table`.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        try:
-            text = data.decode("cp949")
-        except UnicodeDecodeError as err:
-            raise DataError("E322", f"{path.name}: neither UTF-8 nor cp949 text", path=path) from err
-        listener.notice(Notice("I328", f"{path.name} is not UTF-8; it was read as cp949", path))
+    text = _decode(data, path, listener)
     if "\0" in text:
         raise DataError("E322", f"{path.name}: not a text file", path=path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = delimiter_of(text)
+    if delimiter != ",":
+        named = {";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
+        listener.notice(Notice("I380", f"{path.name}: the cells are separated by {named}", path))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines: list[int] = []
     rows: list[tuple[str, ...]] = []
     try:
@@ -109,7 +120,37 @@ def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Tabl
             raise DataError(
                 "E322", f"{path.name}: line {line} has {len(row)} cells, the header has {len(header)}", path=path
             )
-    return Table(path, header, tuple(rows[1:]), tuple(lines[1:]))
+    return Table(path, header, tuple(rows[1:]), tuple(lines[1:]), delimiter)
+
+
+def _decode(data: bytes, path: Path, listener: Listener) -> str:
+    """Return the text of a table, with a notice if it is not UTF-8.
+
+    Raises:
+        DataError: E322 when it is no text in a known encoding.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp949"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding != "utf-8-sig":
+            shown = encoding.upper() if wide else encoding
+            listener.notice(Notice("I328", f"{path.name} is not UTF-8; it was read as {shown}", path))
+        return text
+    raise DataError("E322", f"{path.name}: neither UTF-8 nor cp949 text", path=path)
+
+
+def delimiter_of(text: str) -> str:
+    """Return the delimiter of a table: a comma, or else the one of ``;``, tab and ``|`` that its header has most of."""
+    header = next((line for line in text.lstrip("\ufeff").splitlines() if line), "")
+    outside = re.sub(r'"(?:[^"]|"")*"', "", header)
+    most = max(_DELIMITERS, key=outside.count)
+    return most if "," not in outside and most in outside else ","
+
+
+_DELIMITERS = (";", "\t", "|")
 
 
 FORMULA = ("=", "+", "-", "@")
@@ -121,13 +162,15 @@ def defuse(cell: str) -> str:
     return f"'{cell}" if cell.startswith((*FORMULA, "\t", "\r")) else cell
 
 
-def render_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, newline: str = "\n") -> bytes:
+def render_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, newline: str = "\n", delimiter: str = ","
+) -> bytes:
     """Return the bytes of a CSV file in UTF-8, quoted where needed."""
-    return "".join(_render_row(row) + newline for row in (header, *rows)).encode()
+    return "".join(_render_row(row, delimiter) + newline for row in (header, *rows)).encode()
 
 
-def _render_row(cells: Sequence[object]) -> str:
+def _render_row(cells: Sequence[object], delimiter: str) -> str:
     line = io.StringIO(newline="")
     # a writer quotes those line breaks that its own terminator has: so it is both, whichever ends the lines of the file
-    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    csv.writer(line, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n")

@@ -102,7 +102,9 @@ CODES: dict[str, Code] = {
     ),
     "W326": Code("Images could not be read; they are left out or filled.", "fix the files in errors.csv and run again"),
     "E327": Code("An image's name is not valid Unicode.", "rename the file: ids are written as UTF-8"),
-    "I328": Code("A table is not UTF-8; it was read as cp949 (Korean).", "nothing to do if the names look right"),
+    "I328": Code(
+        "A table is not UTF-8; it was read as cp949 (Korean) or UTF-16.", "nothing to do if the names look right"
+    ),
     "E329": Code(
         "A Python value is not an image that a model takes.",
         "give a path, a PIL image, or a uint8 RGB array of shape (height, width, 3)",
@@ -146,6 +148,11 @@ CODES: dict[str, Code] = {
         "run ens crop on the folder that contains them; names are relative to that folder",
     ),
     "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),
+    "I380": Code("The cells of a table are not separated by commas.", "nothing to do if the columns look right"),
+    "I381": Code(
+        "Ids matched without regard to spaces, ./, folders or the suffix.", "nothing to do if the example looks right"
+    ),
+    "I382": Code("The column of ids was chosen by its place.", "--id-column names another one"),
     # 4xx: checkpoints and ONNX files
     "E401": Code(
         "Loading a checkpoint would run code; it was refused.",
@@ -298,6 +305,26 @@ CODES: dict[str, Code] = {
     "W535": Code(
         "Images that could not be read have the class prior instead of a prediction.",
         "fix the files in errors.csv and predict again: filled rows are then computed",
+    ),
+    "E540": Code(
+        "It cannot be told how a sample submission wants its answers.",
+        "state it with --answers: number, name, probabilities, probability, label-columns, decisions, label-cells, "
+        "ranking or long",
+    ),
+    "E541": Code(
+        "The columns of a table are not the classes.",
+        "name each column after its class, or by the class's number; --labels gives the classes",
+    ),
+    "E542": Code(
+        "It is unknown which of two classes a single probability is of.", "name the class with --positive NAME"
+    ),
+    "I543": Code(
+        "What a sample submission asks for was chosen among several possibilities.",
+        "nothing to do if the line says what you want; else state it with --answers",
+    ),
+    "I544": Code(
+        "Columns were matched with classes by number, or despite another spelling.",
+        "nothing to do if the example looks right",
     ),
     # 6xx: devices and memory
     "E601": Code("The requested device cannot be used.", "ens doctor shows what is missing and how to install it"),

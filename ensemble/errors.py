@@ -6,7 +6,8 @@ EnsError
 │   └── UnreadableImagesError     E326   exit 3   images could not be read, all others are done
 ├── ModelError         E4xx   exit 4    checkpoints and ONNX files
 ├── PredictionError    E5xx   exit 5    predictions, recipes, submissions
-│   └── TooLittleTruthError       E525   exit 5   too little ground truth to learn from
+│   ├── TooLittleTruthError       E525   exit 5   too little ground truth to learn from
+│   └── ColumnsError              E541   exit 5   the columns of a table are not the classes
 ├── DeviceError        E6xx   exit 6    devices and memory
 │   ├── DeviceMemoryError         E602   exit 6   the device is out of memory
 │   └── ModelRunError             E605   exit 6   a model failed while running
@@ -101,6 +102,10 @@ class TooLittleTruthError(PredictionError):
     """There is too little ground truth to learn from: E525."""
 
 
+class ColumnsError(PredictionError):
+    """The columns of a table are not the classes: E541."""
+
+
 class DeviceError(EnsError):
     """Devices and memory."""
 
@@ -153,6 +158,21 @@ def _restore(kind: type[EnsError], args: tuple[object, ...], state: dict[str, ob
 
 
 def enumerate_some(names: list[str], *, limit: int = 5) -> str:
-    """Return the first names of a long list, and the number of the others."""
-    shown = ", ".join(names[:limit])
+    """Return the first names of a long list, and the number of the others; spaces at their ends are visible."""
+    shown = ", ".join(map(show_spaces, names[:limit]))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+
+
+def show_spaces(text: str) -> str:
+    """Return a text for a message: in quotes if spaces at its ends, or characters that cannot be seen, are in it.
+
+    Characters that cannot be seen, such as no-break spaces, become escapes such as ``\\xa0``.
+    """
+    if text and text == text.strip() and all(map(_is_seen, text)):
+        return text
+    return "'" + "".join(c if _is_seen(c) else c.encode("unicode_escape").decode("ascii") for c in text) + "'"
+
+
+def _is_seen(character: str) -> bool:
+    # a lone surrogate stands for a byte of a name that is not Unicode: it is shown elsewhere, by ascii()
+    return character == " " or character.isprintable() or "\ud800" <= character <= "\udfff"

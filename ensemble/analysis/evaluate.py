@@ -28,7 +28,7 @@ from ensemble.metrics import (
 )
 from ensemble.predictions.dataset import Predictions, require_finite, require_none_missing
 from ensemble.predictions.truth import Truth, predictions_mismatch
-from ensemble.submission.format import Submission
+from ensemble.submission.sheet import Submission
 from ensemble.text_table import render_columns
 
 _MOST_BY_CLASS = 3

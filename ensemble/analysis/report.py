@@ -26,7 +26,7 @@ from ensemble.predictions.dataset import Predictions, find_predictions, read_pre
 from ensemble.predictions.members import common_images, members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
-from ensemble.submission.format import notice_missing
+from ensemble.submission.write import notice_missing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

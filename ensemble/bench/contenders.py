@@ -34,7 +34,7 @@ from ensemble.runtime.gpu_sessions import model_inputs, shared_batch_size, start
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.session import start_session
-from ensemble.submission.format import SubmissionFormat
+from ensemble.submission.sheet import AnswerSheet
 from ensemble.submit.exit_thresholds import Goal
 from ensemble.submit.submit import Destination, EarlyExit, submit
 
@@ -196,7 +196,7 @@ class RunSubmit:
                     recipe,
                     job.images,
                     job.models,
-                    Destination(output, Path(folder, name), SubmissionFormat(ids)),
+                    Destination(output, Path(folder, name), AnswerSheet(ids)),
                     early_exit=early,
                     boxes=job.read_boxes(),
                     options=RunOptions(

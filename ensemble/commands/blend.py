@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option
+from ensemble.commands.sheet_options import sheet_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.learn.choose_recipe import GivenWeights, LearnFrom
+    from ensemble.submission.sheet_options import SheetOptions
 
 _WEIGHTS = ("pool_name", "weights", "views", "rule_name")
 _LEARNING = ("method", "metric", "transductive", "seed")
@@ -67,6 +69,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--save", type=PATH, help="Write the recipe to this file.")
 @click.option("--apply", "recipe_path", type=PATH, help="Apply a saved recipe instead of the options above.")
+@sheet_options
 @missing_option
 @json_option
 def blend(
@@ -87,6 +90,7 @@ def blend(
     seed: int,
     save: Path | None,
     recipe_path: Path | None,
+    sheet: SheetOptions,
     allow_missing: bool,
     as_json: bool,
 ) -> None:
@@ -108,13 +112,17 @@ def blend(
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
-    from ensemble.submission.format import read_format, write_submission
+    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.sheet import Submission
+    from ensemble.submission.sheet_options import default_sheet
+    from ensemble.submission.write import write_submission
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
     _require_one_source(recipe_path, oof, truth)
-    sample = None if like is None else read_format(like, listener=TERMINAL)
     space = parse_labels(labels)
     common = common_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
+    names = common.members[0].labels
+    sample = None if like is None else read_sheet(like, names, options=sheet, listener=TERMINAL)
     source: GivenWeights | LearnFrom | Path
     if recipe_path is not None:
         source = recipe_path
@@ -125,7 +133,9 @@ def blend(
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
     ids = None if sample is None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
-    write_submission(output, blended.ids, blended.classes, like=sample, missing=common.missing, listener=TERMINAL)
+    form = default_sheet(blended.ids, names, options=sheet) if sample is None else sample
+    answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities)
+    write_submission(output, answers, sheet=form, missing=common.missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
     unread = {"filled": list(blended.filled), "missing": list(common.missing)}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, json_option, missing_option
+from ensemble.commands.sheet_options import sheet_options
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.submission.sheet_options import SheetOptions
 
 
 @click.command(short_help="List all problems of a submission")
@@ -20,10 +25,17 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--labels", default="mask18", show_default=True, help="Label space: mask18, a number of classes, or a JSON file."
 )
+@sheet_options
 @missing_option
 @json_option
 def check(
-    submission: Path, like: Path | None, others: tuple[Path, ...], labels: str, allow_missing: bool, as_json: bool
+    submission: Path,
+    like: Path | None,
+    others: tuple[Path, ...],
+    labels: str,
+    sheet: SheetOptions,
+    allow_missing: bool,
+    as_json: bool,
 ) -> None:
     """List all problems of a submission in one pass.
 
@@ -31,7 +43,6 @@ def check(
     """
     from ensemble.labels import parse_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
-    from ensemble.submission.format import read_format
     from ensemble.submission.lint import (
         check_submission,
         invalid_submission,
@@ -39,19 +50,20 @@ def check(
         render_faults,
         without_missing,
     )
+    from ensemble.submission.recognise import read_sheet
 
     space = parse_labels(labels)
-    sample = None if like is None else read_format(like, listener=TERMINAL)
+    sample = None if like is None else read_sheet(like, space, options=sheet, listener=TERMINAL)
     if allow_missing and sample is not None:
         sample = without_missing(submission, sample, space, listener=TERMINAL)
-    faults = check_submission(submission, sample, space, listener=TERMINAL)
+    faults = check_submission(submission, sample, space, options=sheet, listener=TERMINAL)
     if faults:
         error = invalid_submission(submission, faults)
         if not as_json:
             show(None, render_faults(faults), as_json=False)
             error.details = ()
         raise error
-    answers = read_submission(submission, space, like=sample)
+    answers = read_submission(submission, space, like=sample, options=sheet)
     if not others:
         show(
             {"path": str(submission), "rows": len(answers), "faults": []},
@@ -59,7 +71,10 @@ def check(
             as_json=as_json,
         )
         return
-    diffs = {str(path): diff_submissions(answers, read_submission(path, space, like=sample)) for path in others}
+    diffs = {
+        str(path): diff_submissions(answers, read_submission(path, space, like=sample, options=sheet))
+        for path in others
+    }
     only = next(iter(diffs.values())) if len(diffs) == 1 else None
     if only is not None:
         show(asdict(only), render_diff(only), as_json=as_json)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, run_options
+from ensemble.commands.sheet_options import sheet_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.predict.options import RunOptions
+    from ensemble.submission.sheet_options import SheetOptions
     from ensemble.submit.exit_thresholds import Goal
 
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
 )
+@sheet_options
 @run_options
 @missing_option
 @json_option
@@ -52,6 +55,7 @@ def submit(
     budget: str | None,
     boxes: Path | None,
     work: Path,
+    sheet: SheetOptions,
     options: RunOptions,
     allow_missing: bool,
     as_json: bool,
@@ -68,7 +72,7 @@ def submit(
     from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.external import read_members
-    from ensemble.submission.format import read_format
+    from ensemble.submission.recognise import read_sheet
     from ensemble.submit.submit import Destination, EarlyExit
     from ensemble.submit.submit import submit as run_submit
     from ensemble.submit.time_budget import parse_budget
@@ -77,6 +81,7 @@ def submit(
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
+    form = None if like is None else read_sheet(like, recipe.labels, options=sheet, listener=TERMINAL)
     leaving = None
     if early_exit is not None:
         leaving = EarlyExit(goal, read_members(oof, recipe.labels, kind=None), truth)
@@ -84,7 +89,7 @@ def submit(
         recipe,
         images,
         models,
-        Destination(output, work, None if like is None else read_format(like, listener=TERMINAL), allow_missing),
+        Destination(output, work, form, allow_missing),
         early_exit=leaving,
         budget=seconds,
         boxes=None if boxes is None else read_boxes(boxes),

@@ -9,7 +9,7 @@ import numpy as np
 
 from ensemble.errors import PredictionError
 from ensemble.ids import join_rows
-from ensemble.submission.format import Submission
+from ensemble.submission.sheet import Submission
 from ensemble.text_table import render_columns
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -13,12 +12,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from ensemble.errors import FileError, PredictionError
+from ensemble.errors import ColumnsError, EnsError, FileError, PredictionError
 from ensemble.events import SILENT, Listener
+from ensemble.ids import COMPARISONS
 from ensemble.labels import LabelSpace
-from ensemble.submission.format import Submission, SubmissionFormat, notice_missing, notice_single_class
+from ensemble.submission.lint_answers import answer_faults, looks_like_answers
+from ensemble.submission.read import read_answers
+from ensemble.submission.recognise import read_sheet
+from ensemble.submission.sheet import AnswerSheet, Submission
+from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
+from ensemble.submission.write import notice_missing, notice_single_class
 from ensemble.text_table import render_rows
 
 MEANING = {
@@ -33,18 +36,24 @@ MEANING = {
     "extra": "an image is not in the sample",
     "duplicate": "an image has more than one row",
     "order": "an image is in another row than in the sample",
-    "spelling": "an id has another Unicode normalization than in the sample",
+    "spelling": "an id is spelled otherwise than in the sample",
     "spaces": "a cell has leading or trailing spaces",
     "empty": "an answer is empty",
     "nan": "an answer is NaN, infinite or null",
     "float": "an answer is a number, but not written as a plain integer",
     "text": "an answer is not a number",
     "range": "an answer is not a class",
+    "name": "an answer is not the name of a class",
+    "probability": "a probability is below 0 or above 1",
+    "sum": "the probabilities of an image do not sum to one",
+    "decision": "a decision is neither 0 nor 1",
+    "repeated": "an answer names a class twice",
+    "count": "an answer names more classes than those of the sample",
 }
 """All kinds of faults, in the order in which they are reported."""
 
-_NAN = {"none", "null", "na", "n/a", "<na>"}
 _EXAMPLES = 5
+_LOOSE = tuple(one.key for one in COMPARISONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +69,15 @@ class Fault:
 class _SubmissionRow:
     line: int
     id: str
-    answer: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Inspection:
-    """The rows that could be read, and all faults of the file."""
+    """The rows that could be read, the sheet by which they were read, and all faults of the file."""
 
     rows: list[_SubmissionRow]
+    sheet: AnswerSheet
     faults: tuple[Fault, ...]
 
 
@@ -76,50 +86,62 @@ _Cases = defaultdict[str, list[str]]
 
 
 def check_submission(
-    path: Path, like: SubmissionFormat | None, labels: LabelSpace, *, listener: Listener = SILENT
+    path: Path,
+    like: AnswerSheet | None,
+    labels: LabelSpace,
+    *,
+    options: SheetOptions = NO_OPTIONS,
+    listener: Listener = SILENT,
 ) -> tuple[Fault, ...]:
-    """Return all faults of a submission, compared with the sample ``like``; without a sample any ids are valid.
+    """Return all faults of a submission, compared with the sample's sheet ``like``.
 
-    Answers must be plain integers from 0 to C-1. W521 reports a valid submission with one class for all images.
+    Without a sample any ids are valid, and the submission itself says, with ``options``, how its answers are written.
+    W521 reports a valid submission with one answer for all images.
 
     Raises:
         FileError: E707 when the file cannot be read.
+        PredictionError: E541 when there is no sample, and columns of the submission are no classes.
     """
-    found = _inspect(path, like, labels)
+    found = _inspect(path, like, labels, options)
     if not found.faults:
-        notice_single_class([int(row.answer) for row in found.rows], listener)
+        notice_single_class([" ".join(row.answers) for row in found.rows], listener)
     return found.faults
 
 
-def without_missing(
-    path: Path, like: SubmissionFormat, labels: LabelSpace, *, listener: Listener = SILENT
-) -> SubmissionFormat:
-    """Return the sample without the images that have no row in a submission; W534 names them.
+def without_missing(path: Path, like: AnswerSheet, labels: LabelSpace, *, listener: Listener = SILENT) -> AnswerSheet:
+    """Return the sheet without the images that have no row in a submission; W534 names them.
 
     Raises:
         FileError: E707 when the file cannot be read.
     """
-    sample_ids = _SampleIds(like.ids)
-    present = {sample_ids.match(row.id).id for row in _inspect(path, like, labels).rows}
-    missing = [name for name in like.ids if name not in present]
-    if missing and present.intersection(like.ids):
-        notice_missing(missing, listener)
+    sample_ids = _SampleIds(like.keys)
+    present = {sample_ids.match(row.id).id for row in _inspect(path, like, labels, NO_OPTIONS).rows}
+    missing = [name for name in like.keys if name not in present]
+    if not missing or not present.intersection(like.keys):
+        return like
+    notice_missing(missing, listener)
+    if like.kind != "long":
         return replace(like, ids=tuple(name for name in like.ids if name in present))
-    return like
+    return replace(like, rows=tuple(row for row, key in zip(like.rows, like.keys, strict=True) if key in present))
 
 
-def read_submission(path: Path, labels: LabelSpace, *, like: SubmissionFormat | None = None) -> Submission:
-    """Read a valid submission.
+def read_submission(
+    path: Path,
+    labels: LabelSpace,
+    *,
+    like: AnswerSheet | None = None,
+    options: SheetOptions = NO_OPTIONS,
+) -> Submission:
+    """Read a valid submission; see `check_submission`.
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E520 when it has faults; the details list all of them.
+        PredictionError: E520 when it has faults; the details list all of them. E541 as `check_submission`.
     """
-    found = _inspect(path, like, labels)
+    found = _inspect(path, like, labels, options)
     if found.faults:
         raise invalid_submission(path, found.faults)
-    classes = np.array([int(row.answer) for row in found.rows], dtype=np.intp)
-    return Submission(tuple(row.id for row in found.rows), classes, labels)
+    return read_answers(found.sheet, [(row.id, row.answers) for row in found.rows], labels)
 
 
 def invalid_submission(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
@@ -142,22 +164,43 @@ def render_faults(faults: tuple[Fault, ...]) -> str:
     return "\n".join([header, *(f"{line}\n{case}" for line, case in zip(lines, cases, strict=True))]) + "\n"
 
 
-def _inspect(path: Path, like: SubmissionFormat | None, labels: LabelSpace) -> _Inspection:
+def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions) -> AnswerSheet:
+    """Return the sheet by which a submission without a sample is read: its own, or else that of class numbers.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        PredictionError: E541 when columns of the submission are no classes.
+    """
+    try:
+        return read_sheet(path, labels, options=options)
+    except (FileError, ColumnsError):
+        raise
+    except EnsError:
+        # what is wrong with the file is for the check to report, all at once
+        if options.answers is not None:
+            raise
+        return AnswerSheet(())
+
+
+def _inspect(path: Path, like: AnswerSheet | None, labels: LabelSpace, options: SheetOptions) -> _Inspection:
     cases: _Cases = defaultdict(list)
-    rows = _read_rows(path, like, cases)
+    sheet = own_sheet(path, labels, options) if like is None else like
+    rows = _read_rows(path, sheet, labels, cases, bom=like is not None and like.bom)
     _check_ids(rows, like, cases)
-    _check_answers(rows, len(labels), cases)
+    for row in rows:
+        for fault, case in answer_faults(sheet, labels, row.answers):
+            cases[fault].append(f"line {row.line}: {case}")
     faults = (Fault(what, len(cases[what]), tuple(cases[what][:_EXAMPLES])) for what in MEANING if what in cases)
-    return _Inspection(rows, tuple(faults))
+    return _Inspection(rows, sheet, tuple(faults))
 
 
-def _read_rows(path: Path, like: SubmissionFormat | None, cases: _Cases) -> list[_SubmissionRow]:
+def _read_rows(path: Path, sheet: AnswerSheet, labels: LabelSpace, cases: _Cases, *, bom: bool) -> list[_SubmissionRow]:
     """Read the rows as far as possible, and record faults of encoding, line endings, quoting and header."""
     try:
         data = path.read_bytes()
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    if data.startswith(b"\xef\xbb\xbf") and not (like and like.bom):
+    if data.startswith(b"\xef\xbb\xbf") and not bom:
         cases["bom"].append("line 1")
     try:
         text = data.decode("utf-8-sig")
@@ -166,9 +209,7 @@ def _read_rows(path: Path, like: SubmissionFormat | None, cases: _Cases) -> list
         cases["encoding"].append(f"line {line}: byte 0x{data[err.start]:02x}")
         text = data.decode("utf-8-sig", errors="replace")
     _check_line_ends(text, cases)
-    lines = list(_parse(text, cases))
-    columns = ("ImageID", "ans") if like is None else like.columns
-    return list(_rows(lines, columns, cases))
+    return list(_rows(list(_parse(text, sheet.delimiter, cases)), sheet, labels, cases))
 
 
 def _check_line_ends(text: str, cases: _Cases) -> None:
@@ -183,9 +224,9 @@ def _check_line_ends(text: str, cases: _Cases) -> None:
         cases["line-ends"].append(", ".join(kinds))
 
 
-def _parse(text: str, cases: _Cases) -> Iterator[tuple[int, list[str]]]:
+def _parse(text: str, delimiter: str, cases: _Cases) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the cells of each row."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:
         for cells in reader:
@@ -198,23 +239,31 @@ def _parse(text: str, cases: _Cases) -> Iterator[tuple[int, list[str]]]:
         cases["quoting"].append(f"line {start}: {err}")
 
 
-def _rows(lines: list[tuple[int, list[str]]], columns: tuple[str, str], cases: _Cases) -> Iterator[_SubmissionRow]:
+def _rows(
+    lines: list[tuple[int, list[str]]], sheet: AnswerSheet, labels: LabelSpace, cases: _Cases
+) -> Iterator[_SubmissionRow]:
     """Yield the rows below the header; with a wrong header, those that can still be interpreted."""
-    header = lines[0][1] if lines else []
+    header, columns = lines[0][1] if lines else [], sheet.columns
     if header != list(columns):
-        cases["header"].append(f"line 1: {','.join(header)!r} instead of {','.join(columns)!r}")
-    # find the two columns by name, else by position; a first line that ends in a number is data, not a header
-    places = (header.index(columns[0]), header.index(columns[1])) if set(columns) <= set(header) else (0, 1)
-    headless = bool(header) and _fault_of(header[-1].strip(), None) is None
+        comma = sheet.delimiter
+        cases["header"].append(f"line 1: {comma.join(header)!r} instead of {comma.join(columns)!r}")
+    # find the columns by name, else by position; a first line that ends in an answer is data, not a header
+    named = set(columns) <= set(header)
+    places = [header.index(name) for name in columns] if named else list(range(len(columns)))
+    answers = [places[place] for place in sheet.answer_places]
+    keys = [place for place in places if place not in answers]
+    headless = not named and bool(header) and looks_like_answers(sheet, labels, header[-len(answers) :])
     for line, cells in islice(lines, 0 if headless else 1, None):
         if len(cells) != len(header):
             cases["cells"].append(f"line {line}: {len(cells)} instead of {len(header)}")
         if len(cells) > max(places):
-            yield _SubmissionRow(line, cells[places[0]], cells[places[1]])
+            key = sheet.delimiter.join(cells[place] for place in keys)
+            yield _SubmissionRow(line, key, tuple(cells[place] for place in answers))
 
 
-def _check_ids(rows: list[_SubmissionRow], like: SubmissionFormat | None, cases: _Cases) -> None:
-    sample_ids = _SampleIds(() if like is None else like.ids)
+def _check_ids(rows: list[_SubmissionRow], like: AnswerSheet | None, cases: _Cases) -> None:
+    wanted = () if like is None else like.keys
+    sample_ids = _SampleIds(wanted)
     first_line: dict[str, int] = {}
     for row in rows:
         match = _Match(row.id, None) if like is None else sample_ids.match(row.id)
@@ -225,13 +274,13 @@ def _check_ids(rows: list[_SubmissionRow], like: SubmissionFormat | None, cases:
         first_line.setdefault(match.id, row.line)
     if like is not None:
         actual = [name for name in first_line if name in sample_ids.exact]
-        expected = [name for name in like.ids if name in first_line]
-        for name in like.ids:
-            if name not in first_line:
-                cases["missing"].append(name)
-        for name, wanted in zip(actual, expected, strict=True):
-            if name != wanted:
-                cases["order"].append(f"line {first_line[name]}: {name}, where the sample has {wanted}")
+        expected = [name for name in wanted if name in first_line]
+        cases_missing = [name for name in wanted if name not in first_line]
+        if cases_missing:
+            cases["missing"] += cases_missing
+        for name, other in zip(actual, expected, strict=True):
+            if name != other:
+                cases["order"].append(f"line {first_line[name]}: {name}, where the sample has {other}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +292,14 @@ class _Match:
 
 
 class _SampleIds:
-    """The sample's ids, found despite surrounding spaces or another Unicode normalization."""
+    """The sample's ids, found despite surrounding spaces, another Unicode normalization, suffix or folder."""
 
     def __init__(self, ids: tuple[str, ...]) -> None:
         self.exact = set(ids)
         self._normal = {unicodedata.normalize("NFC", name): name for name in ids}
+        # a key that two ids share tells neither
+        found = [{key(name): name for name in ids} for key in _LOOSE]
+        self._loose = [names if len(names) == len(self.exact) else {} for names in found]
 
     def match(self, cell: str) -> _Match:
         """Find the id that a cell refers to."""
@@ -256,29 +308,9 @@ class _SampleIds:
         if cell.strip() in self.exact:
             return _Match(cell.strip(), "spaces")
         normal = unicodedata.normalize("NFC", cell.strip())
-        return _Match(self._normal[normal], "spelling") if normal in self._normal else _Match(cell, "extra")
-
-
-def _check_answers(rows: list[_SubmissionRow], classes: int, cases: _Cases) -> None:
-    for row in rows:
-        answer = row.answer.strip()
-        if answer != row.answer:
-            cases["spaces"].append(f"line {row.line}: {row.answer!r}")
-        fault = _fault_of(answer, classes)
-        if fault:
-            cases[fault].append(f"line {row.line}: {answer!r}")
-
-
-def _fault_of(answer: str, classes: int | None) -> str | None:
-    """Return the fault of an answer, or None; without ``classes`` any integer is valid."""
-    if not answer:
-        return "empty"
-    if answer.lower() in _NAN:
-        return "nan"
-    # ASCII digits, no leading zero, no plus sign: int() accepts more than other CSV readers do
-    if re.fullmatch(r"-?[1-9][0-9]*|0", answer):
-        return None if classes is None or (len(answer) < 10 and 0 <= int(answer) < classes) else "range"
-    try:
-        return "float" if math.isfinite(float(answer)) else "nan"
-    except ValueError:
-        return "text"
+        if normal in self._normal:
+            return _Match(self._normal[normal], "spelling")
+        for key, loose in zip(_LOOSE, self._loose, strict=True):
+            if key(cell) in loose:
+                return _Match(loose[key(cell)], "spelling")
+        return _Match(cell, "extra")

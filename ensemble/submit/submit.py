@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble import files
-from ensemble.arrays import Classes
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import DataError, ModelError, PredictionError, UnreadableImagesError, enumerate_some
@@ -35,7 +35,8 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
 from ensemble.runtime.providers import choose_device
-from ensemble.submission.format import SubmissionFormat, write_submission
+from ensemble.submission.sheet import AnswerSheet, Submission
+from ensemble.submission.write import require_probabilities, write_submission
 from ensemble.submit.chunks import Plan, answers_of, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
 from ensemble.submit.early_exit import ForwardPass, in_order, passes_of, require_early_exit, used_part
 from ensemble.submit.exit_thresholds import Calibration, Goal, calibrate
@@ -67,13 +68,16 @@ class Destination:
 
     path: Path
     work: Path
-    like: SubmissionFormat | None = None
+    like: AnswerSheet | None = None
     allow_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answered:
-    """The ``classes`` ``(N,)`` of ``ids``, and what they took; see `Submitted`. ``seen`` is by pass of the plan."""
+    """The ``classes`` ``(N,)`` of ``ids``, and what they took; see `Submitted`.
+
+    ``probabilities`` ``(N, C)`` are not known after an early exit. ``seen`` is by pass of the plan.
+    """
 
     plan: Plan
     ids: tuple[str, ...]
@@ -85,6 +89,7 @@ class _Answered:
     decisions: Mapping[str, Mapping[str, str]]
     saved_time: float | None = 0.0
     calibration: Calibration | None = None
+    probabilities: Floats | None = None
 
 
 def submit(
@@ -116,6 +121,8 @@ def submit(
     recorder = Recorder(options.listener)
     like, work = destination.like, destination.work
     files.require_writable(work)
+    if like is not None:
+        require_probabilities(like, known=early_exit is None)
     recipe = used_part(recipe)
     if early_exit is not None:
         require_early_exit(recipe, exact=early_exit.goal is None)
@@ -135,7 +142,11 @@ def submit(
     else:
         answered = _with_exit(plan, inputs, early_exit, destination, device, options)
     write_submission(
-        destination.path, answered.ids, answered.classes, like=like, missing=answered.missing, listener=recorder
+        destination.path,
+        Submission(answered.ids, answered.classes, recipe.labels, answered.probabilities),
+        sheet=like,
+        missing=answered.missing,
+        listener=recorder,
     )
     passes = answered.plan.passes
     done = Submitted(
@@ -193,6 +204,7 @@ def _without_exit(
         plan=plan,
         ids=ids,
         classes=blended.classes,
+        probabilities=blended.probabilities,
         seen=(len(listing) - len(blended.filled) - len(common.missing),) * len(plan.passes),
         filled=blended.filled,
         missing=common.missing,

@@ -26,8 +26,10 @@ from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import read_truth
-from ensemble.submission.format import read_format, write_submission
 from ensemble.submission.lint import check_submission, invalid_submission
+from ensemble.submission.recognise import read_sheet
+from ensemble.submission.sheet import Submission
+from ensemble.submission.write import write_submission
 from ensemble.text_table import render_columns
 from exporters.demo.contest import draw_contest
 from exporters.export import export
@@ -116,7 +118,7 @@ def demo(folder: Path, *, members: tuple[DemoMember, ...] = MEMBERS, listener: L
         exported = export(open_checkpoint(trained.path, listener=listener), folder / "models", listener=listener)
         models.append(exported.path)
         seconds[exported.card.member] = trained.seconds + exported.seconds
-    sample = read_format(contest.info)
+    sample = read_sheet(contest.info, MASK18)
     predicted = predict(
         models,
         contest.eval_images,
@@ -131,7 +133,10 @@ def demo(folder: Path, *, members: tuple[DemoMember, ...] = MEMBERS, listener: L
     recipe = make_recipe(found)
     blended = blend(found, recipe, ids=sample.ids, listener=listener)
     submission = write_submission(
-        folder / "submission.csv", blended.ids, blended.classes, like=sample, listener=listener
+        folder / "submission.csv",
+        Submission(blended.ids, blended.classes, blended.labels, blended.probabilities),
+        sheet=sample,
+        listener=listener,
     )
     write_atomic(folder / "blend.json", recipe.to_json().encode())
     faults = check_submission(submission, sample, MASK18, listener=listener)

@@ -19,7 +19,7 @@ from ensemble.blend.recipe import make_recipe
 from ensemble.errors import DataError, EnsError, PredictionError
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.predictions.truth import Truth, read_truth
-from ensemble.submission.format import Submission
+from ensemble.submission.sheet import Submission
 from tests.support.members import draw_logits, make_member, reorder
 
 COUNT = 60

@@ -237,10 +237,11 @@ def csv_target(folder: Path) -> Target:
     from ensemble.errors import EnsError
     from ensemble.images.listing import read_ids
     from ensemble.labels import MASK18
-    from ensemble.submission.format import SubmissionFormat, read_format
     from ensemble.submission.lint import check_submission, read_submission
+    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.sheet import AnswerSheet
 
-    like = SubmissionFormat(("a.jpg", "한글.jpg", "c.jpg"))
+    like = AnswerSheet(("a.jpg", "한글.jpg", "c.jpg"))
     text = "ImageID,ans\na.jpg,0\n한글.jpg,17\nc.jpg,3\n"
     corpus = [text.encode(), text.encode("utf-8-sig"), text.encode("cp949"), text.replace("\n", "\r\n").encode()]
     corpus += [b"", b"\n\n", b'ImageID,ans\n"a.jpg,0\n', b"ans,ImageID\n0,a.jpg\n", b",ImageID,ans\n0,a.jpg,3.0\n"]
@@ -250,9 +251,14 @@ def csv_target(folder: Path) -> Target:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         check_submission(path, like, MASK18)
-        check_submission(path, None, MASK18)
         errors = []
-        for read in (read_table, read_ids, read_format, lambda p: read_submission(p, MASK18)):
+        for read in (
+            read_table,
+            read_ids,
+            lambda p: read_sheet(p, MASK18),
+            lambda p: check_submission(p, None, MASK18),
+            lambda p: read_submission(p, MASK18),
+        ):
             try:
                 read(path)
             except EnsError as err:

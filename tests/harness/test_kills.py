@@ -15,7 +15,8 @@ from ensemble.predict import parts
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
-from ensemble.submission.format import write_submission
+from ensemble.submission.sheet import Submission
+from ensemble.submission.write import write_submission
 from ensemble.submit import chunks
 from ensemble.submit.submit import Destination, EarlyExit, submit
 from tests.harness.kills import contents, is_temporary, kill_often, require_whole
@@ -70,7 +71,7 @@ def run_blend(contest: Path, out: Path) -> None:
     """Blend the predictions over an older submission."""
     members = [read_predictions(contest / "preds" / member) for member in "ab"]
     blended = blend(members, read_recipe(contest / "blend.json"))
-    write_submission(out / "submission.csv", blended.ids, blended.classes)
+    write_submission(out / "submission.csv", Submission(blended.ids, blended.classes, blended.labels))
 
 
 def run_submit(contest: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ from ensemble.predictions.dataset import COMPLETE, FILLED, hash_ids, part_path, 
 from ensemble.predictions.members import CommonImages, common_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
-from ensemble.submission.format import SubmissionFormat
+from ensemble.submission.sheet import AnswerSheet
 from ensemble.submit.submit import Destination, EarlyExit, submit
 from tests.support import toys
 from tests.support.members import draw_logits, make_member
@@ -364,7 +364,7 @@ def test_submit_fills_as_predict_and_blend_do(
 
 def test_submit_leaves_out_rows_of_the_sample(tmp_path: Path, images: Path, models: list[Path]) -> None:
     """In the sample's order, with the ids as the sample writes them."""
-    like = SubmissionFormat(tuple(reversed(NAMES)))
+    like = AnswerSheet(tuple(reversed(NAMES)))
     for early_exit in (None, EarlyExit()):
         submit(
             RECIPE,

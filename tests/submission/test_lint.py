@@ -10,16 +10,14 @@ from hypothesis import strategies as st
 
 from ensemble.errors import FileError, PredictionError
 from ensemble.labels import MASK18
-from ensemble.submission.format import SubmissionFormat
 from ensemble.submission.lint import MEANING, Fault, check_submission, read_submission, render_faults
+from ensemble.submission.sheet import AnswerSheet
 
-FORM = SubmissionFormat(("a", "b", "c", "d"))
+FORM = AnswerSheet(("a", "b", "c", "d"))
 GOOD = "ImageID,ans\na,0\nb,17\nc,3\nd,3\n"
 
 
-def faults_of(
-    path: Path, text: str | bytes, like: SubmissionFormat | None = FORM
-) -> dict[str, tuple[int, tuple[str, ...]]]:
+def faults_of(path: Path, text: str | bytes, like: AnswerSheet | None = FORM) -> dict[str, tuple[int, tuple[str, ...]]]:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return {fault.what: (fault.count, fault.examples) for fault in check_submission(path, like, MASK18)}
 
@@ -70,7 +68,7 @@ def test_fault_88_each_fault_by_itself(tmp_path: Path, text: str, what: str, cou
 def test_fault_88_all_faults_at_once(tmp_path: Path) -> None:
     """A file with fifteen kinds of faults gets all of them, in the order of the table, with their counts."""
     text = "\ufeffimage,ans\r\nb,1\na,NaN\n\nb,2.0\nc ,18\ne,worn\nf,\ng,1,2\nd,3"  # and the order of b and a
-    found = faults_of(tmp_path / "s.csv", text, SubmissionFormat(("a", "b", "c", "d", "z")))
+    found = faults_of(tmp_path / "s.csv", text, AnswerSheet(("a", "b", "c", "d", "z")))
     assert {what: count for what, (count, _) in found.items()} == {
         "bom": 1,
         "line-ends": 1,
@@ -128,20 +126,20 @@ def test_fault_88_an_empty_file(tmp_path: Path) -> None:
 
 def test_fault_88_many_cases_are_counted_and_five_shown(tmp_path: Path) -> None:
     """A thousand missing rows are counted, and the first five are named."""
-    form = SubmissionFormat(tuple(f"{i:04d}" for i in range(1004)))
+    form = AnswerSheet(tuple(f"{i:04d}" for i in range(1004)))
     text = "ImageID,ans\n" + "".join(f"{i:04d},0\n" for i in range(4))
     assert faults_of(tmp_path / "s.csv", text, form) == {"missing": (1000, ("0004", "0005", "0006", "0007", "0008"))}
 
 
 def test_fault_18_another_unicode_form_is_a_spelling(tmp_path: Path) -> None:
     """An id in decomposed Unicode is reported as spelling, not as missing and extra."""
-    form = SubmissionFormat(("é",))
+    form = AnswerSheet(("é",))
     assert list(faults_of(tmp_path / "s.csv", "ImageID,ans\ne\u0301,1\n", form)) == ["spelling"]
 
 
 def test_a_byte_order_mark_like_the_samples_is_valid(tmp_path: Path) -> None:
     """If the sample begins with a byte-order mark, the submission may too."""
-    form = SubmissionFormat(FORM.ids, bom=True)
+    form = AnswerSheet(FORM.ids, bom=True)
     assert faults_of(tmp_path / "s.csv", "\ufeff" + GOOD, form) == {}
 
 

@@ -29,7 +29,8 @@ from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.device import CPU
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session
-from ensemble.submission.format import write_submission
+from ensemble.submission.sheet import Submission
+from ensemble.submission.write import write_submission
 from ensemble.submit import chunks as chunks_module
 from ensemble.submit.chunk_file import Chunk, read_chunk, write_chunk
 from ensemble.submit.early_exit import ForwardPass
@@ -81,7 +82,9 @@ def expected(tmp_path: Path, images: Path, models: list[Path]) -> bytes:
     predict(models, images, folder, views=parse_views("hflip"), options=RunOptions(device="cpu"))
     used = replace(RECIPE, groups={name: g for name, g in RECIPE.groups.items() if g.weight})
     blended = blend([read_predictions(folder / name) for name in used.inputs], used)
-    return write_submission(tmp_path / "expected.csv", blended.ids, blended.classes).read_bytes()
+    return write_submission(
+        tmp_path / "expected.csv", Submission(blended.ids, blended.classes, blended.labels)
+    ).read_bytes()
 
 
 def run(tmp_path: Path, models: Sequence[Path], recipe: Recipe = RECIPE, **options: Any) -> Submitted:

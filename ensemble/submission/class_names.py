@@ -1,0 +1,134 @@
+"""Match the columns of a table, and the names in its cells, with classes: by name or number, never by position."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ensemble.errors import show_spaces
+
+_PREFIX = re.compile(
+    r"^(?:probability|proba|prob|predicted|prediction|pred|class|label|logits?|score|target|output|cls|is|has|p|c|y)"
+    r"(?:[\s_.:\-(\[]+|(?=\d))",
+    re.IGNORECASE,
+)
+_SUFFIX = re.compile(
+    r"[\s_.:\-]+(?:probability|proba|prob|prediction|pred|logits?|score|p)$|(?<=[^\s(])[)\]]$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnMatch:
+    """The class of each column, and ``how`` they matched where it was not by their exact names; None if they did."""
+
+    classes: tuple[int, ...]
+    how: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The columns that are no class (with the class that each resembles, if any), and the classes without a column."""
+
+    unknown: tuple[str, ...]
+    resembles: tuple[str | None, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"column {_quoted(name)} is no class" + (f" (did you mean {_quoted(near)}?)" if near else "")
+            for name, near in list(zip(self.unknown, self.resembles, strict=True))[:5]
+        ]
+        if len(self.unknown) > 5:
+            parts.append(f"nor are {len(self.unknown) - 5:,} more columns")
+        # a class whose column is misspelled is not missing as well
+        missing = [name for name in self.missing if name not in self.resembles]
+        if missing:
+            more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+            some = ", ".join(map(_quoted, missing[:5]))
+            parts.append(f"no column for the class{'es' * (len(missing) > 1)} {some}{more}")
+        return "; ".join(parts)
+
+
+def _quoted(name: str) -> str:
+    shown = show_spaces(name)
+    return shown if shown != name else f"'{name}'"
+
+
+def fold_name(name: str) -> str:
+    """Return a name without regard to letter case, Unicode form, blanks, underscores, hyphens and slashes."""
+    return re.sub(r"[\s_\-/]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return True if all names are whole numbers."""
+    return all(re.fullmatch(r"-?[0-9]+", name) for name in names)
+
+
+def are_class_numbers(names: Sequence[str]) -> bool:
+    """Return True if each class is named by its own number."""
+    return list(names) == [str(i) for i in range(len(names))]
+
+
+def match_columns(columns: Sequence[str], names: Sequence[str]) -> ColumnMatch | Mismatch:
+    """Find the class of each column; every class needs one column, and every column must be a class.
+
+    A column is the class of its exact name; or that of its name but for letter case and blanks; or but for a prefix or
+    suffix such as ``class_``, ``p_`` or ``_prob``; or the class of its number, unless the classes themselves are named
+    by numbers. All columns are matched in the same one of these ways.
+    """
+    best: dict[int, int] = {}
+    for reading in _readings(names):
+        found = {place: label for place, column in enumerate(columns) if (label := reading.find(column)) is not None}
+        if len(found) == len(columns) == len(names) == len(set(found.values())):
+            return ColumnMatch(tuple(found[place] for place in range(len(columns))), reading.how)
+        if len(set(found.values())) > len(best):
+            best = found
+    return _mismatch(columns, names, best)
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnReading:
+    how: str | None
+    find: Callable[[str], int | None]
+
+
+def _readings(names: Sequence[str]) -> Iterator[_ColumnReading]:
+    exact = {name: label for label, name in enumerate(names)}
+    folded = _unique({fold_name(name): label for label, name in enumerate(names)}, names)
+    numbers = {str(label): label for label in range(len(names))}
+    yield _ColumnReading(None, exact.get)
+    yield _ColumnReading("but for letter case and spaces", lambda column: folded.get(fold_name(column)))
+    bare = "but for a prefix or suffix"
+    yield _ColumnReading(bare, lambda column: folded.get(fold_name(_strip(column))))
+    if not are_numbers(names):
+        yield _ColumnReading("by the number of the class", lambda column: numbers.get(column.strip()))
+        yield _ColumnReading("by the number of the class", lambda column: numbers.get(_strip(column).strip()))
+
+
+def _unique(folded: dict[str, int], names: Sequence[str]) -> dict[str, int]:
+    return folded if len(folded) == len(names) else {}
+
+
+def _strip(column: str) -> str:
+    text = unicodedata.normalize("NFKC", column).strip()
+    return _SUFFIX.sub("", _PREFIX.sub("", text, count=1))
+
+
+def _mismatch(columns: Sequence[str], names: Sequence[str], best: dict[int, int]) -> Mismatch:
+    first: dict[int, int] = {}
+    for place, label in best.items():
+        first.setdefault(label, place)
+    known = set(first.values())
+    unknown = tuple(column for place, column in enumerate(columns) if place not in known)
+    missing = tuple(name for label, name in enumerate(names) if label not in first)
+    return Mismatch(unknown, tuple(nearest(column, missing) for column in unknown), missing)
+
+
+def nearest(text: str, names: Sequence[str]) -> str | None:
+    """Return the name that a misspelled text most resembles, if any does."""
+    by_fold = {fold_name(name): name for name in reversed(names)}
+    found = difflib.get_close_matches(fold_name(text), list(by_fold), n=1, cutoff=0.75)
+    return by_fold[found[0]] if found else None

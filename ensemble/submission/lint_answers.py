@@ -1,0 +1,114 @@
+"""The faults of an answer, by the kind of answers that the sample asks for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from ensemble.labels import LabelSpace
+from ensemble.submission.class_names import nearest
+from ensemble.submission.sheet import AnswerSheet
+
+_NAN = {"none", "null", "na", "n/a", "<na>"}
+_LEAST_TOLERANCE = 1e-6
+
+
+def answer_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each fault in the cells of one image's answer, and the text that has it."""
+    stripped = [cell.strip() for cell in cells]
+    for cell, text in zip(cells, stripped, strict=True):
+        if cell != text:
+            yield "spaces", repr(cell)
+    if sheet.kind == "number":
+        fault = _number_fault(stripped[0], len(labels))
+        if fault:
+            yield fault, repr(stripped[0])
+    elif sheet.kind in {"name", "label-cells", "ranking"}:
+        yield from _name_faults(sheet, labels, stripped[0])
+    else:
+        yield from _probability_faults(sheet, stripped)
+
+
+def looks_like_answers(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> bool:
+    """Return True if cells in the place of the header are an image's answer."""
+    if sheet.kind == "number":
+        return _number_fault(cells[-1].strip(), None) is None
+    if sheet.kind in {"name", "label-cells", "ranking"}:
+        return bool(cells[-1].strip()) and not any(_name_faults(sheet, labels, cells[-1].strip()))
+    return len(cells) == len(sheet.answer_places) and all(_numeric_fault(sheet, cell.strip()) is None for cell in cells)
+
+
+def _number_fault(answer: str, classes: int | None) -> str | None:
+    """Return the fault of a class number, or None; without ``classes`` any integer is valid."""
+    if not answer:
+        return "empty"
+    if answer.lower() in _NAN:
+        return "nan"
+    # ASCII digits, no leading zero, no plus sign: int() accepts more than other CSV readers do
+    if re.fullmatch(r"-?[1-9][0-9]*|0", answer):
+        return None if classes is None or (len(answer) < 10 and 0 <= int(answer) < classes) else "range"
+    try:
+        return "float" if math.isfinite(float(answer)) else "nan"
+    except ValueError:
+        return "text"
+
+
+def _name_faults(sheet: AnswerSheet, labels: LabelSpace, answer: str) -> Iterator[tuple[str, str]]:
+    names = sheet.spelling or tuple(map(str, range(len(labels))))
+    if not answer:
+        if not sheet.empty_cells or sheet.kind == "name":
+            yield "empty", repr(answer)
+        return
+    one = sheet.kind == "name"
+    parts = [answer] if one else [part.strip() for part in answer.split(sheet.separator.strip() or None)]
+    for part in parts:
+        if part not in names:
+            near = nearest(part, names)
+            yield "name", repr(part) if near is None else f"{part!r} (did you mean {near!r}?)"
+    if len(set(parts)) < len(parts):
+        yield "repeated", repr(answer)
+    if sheet.kind == "ranking" and sheet.at_most is not None and len(parts) > sheet.at_most:
+        yield "count", f"{len(parts)} instead of at most {sheet.at_most}"
+
+
+def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
+    values = []
+    for cell in cells:
+        fault = _numeric_fault(sheet, cell)
+        if fault is not None:
+            yield fault, repr(cell)
+            continue
+        value = float(cell.replace(sheet.decimal, "."))
+        values.append(value)
+        if not 0 <= value <= 1:
+            yield "probability", repr(cell)
+        elif sheet.decisions and value not in {0, 1}:
+            yield "decision", repr(cell)
+    if sheet.kind == "probabilities" and len(values) == len(cells):
+        # each of the values may be off by half a unit of its last digit
+        unit = max((_last_digit(cell) for cell in cells), default=1.0)
+        if abs(sum(values) - 1) > max(_LEAST_TOLERANCE, len(values) * unit / 2):
+            yield "sum", f"{sum(values):.6g}"
+
+
+def _numeric_fault(sheet: AnswerSheet, cell: str) -> str | None:
+    if not cell:
+        return "empty"
+    if cell.lower() in _NAN:
+        return "nan"
+    text = cell.replace(sheet.decimal, ".") if sheet.decimal != "." and "." not in cell else cell
+    try:
+        return None if math.isfinite(float(text)) else "nan"
+    except ValueError:
+        return "text"
+
+
+def _last_digit(cell: str) -> float:
+    """Return the value of one unit of the last digit of a number, or 0 where it is whole."""
+    mantissa, _, power = cell.lower().replace(",", ".").partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    try:
+        return 10.0 ** (int(power or 0) - decimals) if decimals else 0.0
+    except (ValueError, OverflowError):
+        return 0.0

@@ -1,0 +1,71 @@
+"""Read the answers of a valid submission back as classes, probabilities or decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ensemble.arrays import Floats
+from ensemble.labels import LabelSpace
+from ensemble.submission.sheet import AnswerSheet, Submission
+
+
+def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], labels: LabelSpace) -> Submission:
+    """Return the answers of rows of id and cells that have no faults, see `check_submission`.
+
+    Names in a ranking get probabilities that halve from one to the next: they have no others.
+    """
+    ids = tuple(name for name, _ in rows)
+    if sheet.kind in {"number", "name"}:
+        classes = [_label(sheet, cells[0].strip()) for _, cells in rows]
+        return Submission(ids, np.array(classes, dtype=np.intp), labels)
+    if sheet.kind == "long":
+        return _read_long(sheet, rows, labels)
+    if sheet.kind in {"label-cells", "ranking"}:
+        return _read_cells(sheet, ids, [cells[0] for _, cells in rows], labels)
+    values = np.array([[_value(sheet, cell) for cell in cells] for _, cells in rows], dtype=np.float64)
+    values = values.reshape(len(rows), -1)
+    found = np.zeros((len(rows), len(labels)))
+    if sheet.kind == "probability":
+        found[:, sheet.positive or 0] = values[:, 0]
+        if len(labels) == 2:
+            found[:, 1 - (sheet.positive or 0)] = 1 - values[:, 0]
+    else:
+        found[:, list(sheet.classes)] = values
+    return _of_probabilities(ids, found, labels, decisions=sheet.decisions)
+
+
+def _of_probabilities(ids: tuple[str, ...], found: Floats, labels: LabelSpace, *, decisions: bool) -> Submission:
+    return Submission(ids, found.argmax(axis=1), labels, found, found > 0.5 if decisions else None)
+
+
+def _read_long(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], labels: LabelSpace) -> Submission:
+    place = dict(zip(sheet.keys, sheet.rows, strict=True))
+    found = np.zeros((len(sheet.ids), len(labels)))
+    for key, cells in rows:
+        row = place[key]
+        found[row.image, row.label] = _value(sheet, cells[0])
+    return _of_probabilities(sheet.ids, found, labels, decisions=False)
+
+
+def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], labels: LabelSpace) -> Submission:
+    named = np.zeros((len(ids), len(labels)), dtype=bool)
+    weights = np.zeros((len(ids), len(labels)))
+    for row, cell in enumerate(cells):
+        for rank, part in enumerate(cell.strip().split(sheet.separator.strip() or None)):
+            label = _label(sheet, part.strip())
+            named[row, label] = True
+            weights[row, label] = 0.5**rank
+    classes = weights.argmax(axis=1)
+    if sheet.kind == "ranking":
+        return Submission(ids, classes, labels, weights / weights.sum(axis=1, keepdims=True))
+    return Submission(ids, classes, labels, named.astype(np.float64), named)
+
+
+def _label(sheet: AnswerSheet, text: str) -> int:
+    return sheet.spelling.index(text) if sheet.spelling else int(text)
+
+
+def _value(sheet: AnswerSheet, cell: str) -> float:
+    return float(cell.strip().replace(sheet.decimal, "."))

@@ -1,0 +1,334 @@
+"""Read an answer sheet: the contest's sample submission says how answers are written."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ensemble.csv_table import Table, parse_table
+from ensemble.errors import (
+    ColumnsError,
+    DataError,
+    FileError,
+    OptionError,
+    PredictionError,
+    enumerate_some,
+    show_spaces,
+)
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.ids import find_id_column
+from ensemble.labels import LabelSpace
+from ensemble.submission.class_names import (
+    Mismatch,
+    are_class_numbers,
+    are_numbers,
+    match_columns,
+    nearest,
+)
+from ensemble.submission.long_format import find_long_rows
+from ensemble.submission.positive import find_positive
+from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet
+from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
+
+_SEPARATORS = (" ", ",", ";", "|")
+_SUM_TOLERANCE = 1e-3
+
+
+def read_sheet(
+    path: Path,
+    labels: LabelSpace,
+    *,
+    options: SheetOptions = NO_OPTIONS,
+    independent: bool | None = None,
+    listener: Listener = SILENT,
+) -> AnswerSheet:
+    """Read how a sample submission wants its answers for classes ``labels``.
+
+    ``independent`` says whether several labels may apply to an image (sigmoid members), if it is known. Whatever is
+    chosen among several possibilities is said (I543).
+
+    Raises:
+        FileError: E707 when the sample cannot be read.
+        DataError: E313 when an id is repeated, E322 when the sample is not a table with ids and answers.
+        OptionError: E202 or E204 when an option is unknown or does not fit the sample.
+        PredictionError: E540 when the kind of answers cannot be told, E541 when columns are not the classes, E542 when
+            it is unknown which class a probability is of.
+    """
+    kind = options.kind
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    table = parse_table(data, path, listener=listener)
+    if len(table.header) < 2:
+        raise DataError(
+            "E322", f"{path.name}: a sample submission has ids and answers, got {', '.join(table.header)}", path=path
+        )
+    if not table.rows:
+        raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
+    reader = _Reader(table, labels, options, independent, listener)
+    sheet = reader.read(kind)
+    newline = "\r\n" if data.partition(b"\n")[0].rstrip(b"\0").endswith(b"\r") else "\n"
+    sheet = replace(sheet, newline=newline, bom=data.startswith(codecs.BOM_UTF8), delimiter=table.delimiter)
+    return apply_options(sheet, options, path.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """The names in the cells of a column, all of them known: their separator, spelling, and number per cell."""
+
+    separator: str
+    spelling: tuple[str, ...]
+    counts: tuple[int, ...]
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A sample, and what is known besides."""
+
+    table: Table
+    labels: LabelSpace
+    options: SheetOptions
+    independent: bool | None
+    listener: Listener
+
+    def read(self, kind: AnswerKind | None) -> AnswerSheet:
+        """Return the sheet; ``kind`` is the one asked for, or None to find it."""
+        id_column = find_id_column(self.table, named=self.options.id_column, listener=self.listener)
+        place = self.table.header.index(id_column)
+        rest = [i for i in range(len(self.table.header)) if i != place]
+        if self.options.label_column is not None:
+            wanted = self.table.place(self.options.label_column)
+            rest = [wanted] if wanted in rest else rest
+        sheet = AnswerSheet((), self.table.header, id_place=place, independent=self.independent)
+        if kind == "long" or kind is None:
+            long = find_long_rows(self.table, place, rest, self.labels.names, asked=kind == "long")
+            if long is not None:
+                sheet = replace(sheet, ids=long.ids, kind="long", rows=long.rows, answer_place=long.answer_place)
+                return self._with_decimal_mark(sheet, [row[long.answer_place] for row in self.table.rows])
+            if kind == "long":
+                raise self._unclear("its rows are not one per image and class", ["probabilities", "label-columns"])
+        if len(rest) + 1 < len(self.table.header):
+            raise DataError(
+                "E322",
+                f"{self.table.path.name}: only {id_column} and {self.options.label_column} can be filled",
+                path=self.table.path,
+            )
+        sheet = replace(sheet, ids=self.table.without_duplicates(id_column))
+        columns = [self.table.header[i] for i in rest]
+        if kind in {"probabilities", "label-columns"} or (kind is None and len(rest) > 1):
+            return self._read_columns(sheet, kind, columns, rest)
+        if len(rest) > 1:
+            raise self._unclear(f"it has {len(rest)} columns of answers", ["probabilities", "label-columns"])
+        cells = [row[rest[0]].strip() for row in self.table.rows]
+        return self._read_one_column(sheet, kind, columns[0], cells)
+
+    def _read_columns(
+        self, sheet: AnswerSheet, kind: AnswerKind | None, columns: list[str], places: list[int]
+    ) -> AnswerSheet:
+        """Return the sheet of a sample with one column per class."""
+        match = match_columns(columns, self.labels.names)
+        if isinstance(match, Mismatch):
+            count = f"{len(columns)} columns of answers for {len(self.labels)} classes"
+            raise ColumnsError("E541", f"{self.table.path.name}: {count}: {match}", path=self.table.path)
+        if match.how is not None:
+            example = f"column {show_spaces(columns[0])} is {self.labels.names[match.classes[0]]}"
+            self.listener.notice(Notice("I544", f"{self.table.path.name}: columns matched {match.how}: {example}"))
+        cells = [[row[place] for place in places] for row in self.table.rows]
+        ones = all(_sums_to_one(row) for row in cells)
+        found = kind or self._kind_of_columns(ones=ones)
+        sheet = replace(sheet, kind=found, classes=match.classes, decisions=self.options.answers == DECISIONS)
+        whole = (
+            found == "label-columns" and not sheet.decisions and all(c.strip() in {"0", "1"} for r in cells for c in r)
+        )
+        if whole and kind is None and self.independent:
+            self._say("its cells are 0 and 1: probabilities are written", f"--answers {DECISIONS} writes 0 and 1")
+        return self._with_decimal_mark(sheet, [cell for row in cells for cell in row])
+
+    def _kind_of_columns(self, *, ones: bool) -> AnswerKind:
+        if self.independent:
+            return "label-columns"
+        if self.independent is None:
+            return "probabilities" if ones else "label-columns"
+        if not ones:
+            self._say("its rows do not sum to one: the probabilities of exclusive classes are written, which do")
+        return "probabilities"
+
+    def _read_one_column(
+        self, sheet: AnswerSheet, kind: AnswerKind | None, column: str, cells: list[str]
+    ) -> AnswerSheet:
+        """Return the sheet of a sample with a single column of answers."""
+        found = kind or self._kind_of_cells(column, cells)
+        names = self.labels.names
+        sheet = replace(sheet, kind=found)
+        if found == "number":
+            return sheet
+        if found == "name":
+            return replace(sheet, spelling=names)
+        if found == "probability":
+            positive = find_positive(names, column, self.options.positive)
+            self._say(f"a single probability is written, that of {names[positive]}")
+            return self._with_decimal_mark(replace(sheet, positive=positive), cells)
+        several = self._split_cells(cells)
+        if several is None:
+            by_number = kind is not None and _whole(cells) and not are_numbers(names)
+            several = _Cells(self.options.separator or " ", () if by_number else names, (1,), repeated=False)
+        sheet = replace(sheet, separator=several.separator, spelling=several.spelling, empty_cells="" in cells)
+        self._require_separable(several)
+        if found == "ranking":
+            at_most = self.options.ranks or max(several.counts)
+            return replace(sheet, at_most=min(at_most, len(names)), empty_cells=False)
+        return sheet
+
+    def _kind_of_cells(self, column: str, cells: list[str]) -> AnswerKind:
+        """Return the kind of answers in a single column.
+
+        Raises:
+            PredictionError: E540 when it cannot be told.
+        """
+        names, filled = self.labels.names, [cell for cell in cells if cell]
+        two = len(names) == 2
+        if not filled:
+            possible = ["number", "name", *(["probability"] if two else []), "label-cells", "ranking"]
+            raise self._unclear(f"its column {show_spaces(column)} is empty", possible)
+        known, constant = set(names), len(set(filled)) == 1
+        if set(filled) <= known and not are_class_numbers(names):
+            return self._one_or_several("name", filled)
+        if _whole(filled) and (are_class_numbers(names) or not are_numbers(names)):
+            outside = [cell for cell in filled if not 0 <= int(cell) < len(names)]
+            if outside:
+                raise self._unclear(
+                    f"it has the answer {outside[0]}, but the classes are 0 to {len(names) - 1}", ["number", "name"]
+                )
+            kind = self._one_or_several("number", filled)
+            if kind == "number" and (constant or two):
+                other = "--answers probability writes a probability" if two else "--answers name writes names"
+                self._say(f"its answers are {_values(filled)}: class numbers are written", other)
+            return kind
+        if all(_is_number(cell) for cell in filled) and not _whole(filled):
+            if two:
+                return "probability"
+            raise self._unclear(
+                f"its answers are numbers such as {filled[0]}, and there are {len(names)} classes", ["number", "name"]
+            )
+        several = self._split_cells(cells)
+        if several is not None:
+            return self._kind_of_several(several)
+        unknown = [cell for cell in dict.fromkeys(filled) if cell not in known]
+        near = nearest(unknown[0], names)
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise self._unclear(
+            f"its answer {unknown[0]!r} is neither a class{meant} nor a number nor a list of classes",
+            ["number", "name", "label-cells", "ranking"],
+        )
+
+    def _one_or_several(self, kind: AnswerKind, filled: list[str]) -> AnswerKind:
+        """Return ``kind``, or `label-cells` for members of independent labels."""
+        if not self.independent:
+            return kind
+        what = "numbers" if kind == "number" else "names"
+        self._say(
+            f"its answers are {_values(filled)}, and several labels may apply: the {what} of all of them are written "
+            "in one cell, separated by a space",
+            "--sep sets what separates them",
+        )
+        return "label-cells"
+
+    def _kind_of_several(self, cells: _Cells) -> AnswerKind:
+        """Return the kind of cells of several names: the members say whether several labels can apply."""
+        ranks = len(set(cells.counts)) == 1 and cells.counts[0] > 1 and not cells.repeated
+        if self.independent or not ranks:
+            if self.independent is False:
+                self._say("its cells name several labels: the members give one each, which is written")
+            return "label-cells"
+        if self.independent is None:
+            self._say(f"its cells have {cells.counts[0]} names each: it may be a ranking, or the labels that apply")
+            return "label-cells"
+        self._say(
+            f"its cells have {cells.counts[0]} names each: the {cells.counts[0]} most probable classes are written"
+        )
+        return "ranking"
+
+    def _split_cells(self, cells: Sequence[str]) -> _Cells | None:
+        """Split the cells into names or class numbers; None when some part is neither, or nothing is to be split."""
+        names = self.labels.names
+        spellings = [names] if are_numbers(names) else [names, ()]
+        given = self.options.separator
+        for separator in _SEPARATORS if given is None else (given,):
+            if not any(separator in cell for cell in cells):
+                continue
+            parts = [[part.strip() for part in cell.split(separator.strip() or None)] for cell in cells if cell]
+            for spelling in spellings:
+                known = set(spelling or map(str, range(len(names))))
+                if all(part in known for row in parts for part in row):
+                    wide = separator != " " and all(f"{separator} " in c or separator not in c for c in cells)
+                    repeated = any(len(set(row)) < len(row) for row in parts)
+                    return _Cells(
+                        f"{separator} " if wide and given is None else separator,
+                        tuple(spelling),
+                        tuple(len(row) for row in parts),
+                        repeated,
+                    )
+        return None
+
+    def _require_separable(self, cells: _Cells) -> None:
+        mixed = [name for name in cells.spelling if cells.separator.strip(" ") == "" and " " in name]
+        mixed += [name for name in cells.spelling if cells.separator.strip() and cells.separator.strip() in name]
+        if mixed:
+            raise OptionError(
+                "E204",
+                f"the names in a cell are separated by {cells.separator!r}, which is in the class {mixed[0]!r}",
+                hint="name another separator with --sep",
+            )
+
+    def _with_decimal_mark(self, sheet: AnswerSheet, cells: Sequence[str]) -> AnswerSheet:
+        """Write numbers with a decimal comma if the sample does."""
+        comma = sheet and self.table.delimiter != "," and any(re.fullmatch(r"\s*\d+,\d+\s*", cell) for cell in cells)
+        return replace(sheet, decimal=",") if comma else sheet
+
+    def _say(self, what: str, option: str | None = None) -> None:
+        text = f"{self.table.path.name}: {what}" + (f" ({option})" if option else "")
+        self.listener.notice(Notice("I543", text, self.table.path))
+
+    def _unclear(self, seen: str, possible: Sequence[str]) -> PredictionError:
+        options = ", ".join(f"--answers {kind}" for kind in possible)
+        return PredictionError(
+            "E540",
+            f"{self.table.path.name}: it cannot be told how answers are written: {seen}",
+            hint=f"state it: {options}; the classes are {enumerate_some(list(self.labels.names))} (--labels)",
+            path=self.table.path,
+        )
+
+
+def _values(filled: Sequence[str]) -> str:
+    values = list(dict.fromkeys(filled))
+    return f"all {values[0]}" if len(values) == 1 else enumerate_some(sorted(values), limit=3)
+
+
+def _whole(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell]
+    return bool(filled) and all(re.fullmatch(r"-?(0|[1-9][0-9]{0,8})", cell) for cell in filled)
+
+
+def parse_number(cell: str) -> float | None:
+    """Return the finite number in a cell, with a point or comma as decimal mark; None if there is none."""
+    try:
+        value = float(cell.strip().replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _is_number(cell: str) -> bool:
+    return parse_number(cell) is not None
+
+
+def _sums_to_one(cells: Sequence[str]) -> bool:
+    values = [parse_number(cell) for cell in cells]
+    numbers = [value for value in values if value is not None]
+    return len(numbers) == len(values) and abs(sum(numbers) - 1) < _SUM_TOLERANCE * max(1, len(numbers) / 10)

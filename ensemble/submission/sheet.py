@@ -1,0 +1,125 @@
+"""AnswerSheet: the format of a submission, as the contest's sample gives it; and Submission: what is written in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.arrays import Classes, Floats
+from ensemble.labels import LabelSpace
+
+Decisions: TypeAlias = NDArray[np.bool_]
+AnswerKind = Literal[
+    "number", "name", "probabilities", "probability", "label-columns", "label-cells", "ranking", "long"
+]
+
+KINDS: dict[str, str] = {
+    "number": "the class's number",
+    "name": "the class's name",
+    "probabilities": "a probability per class, one column each, that sum to one",
+    "probability": "the probability of one of two classes",
+    "label-columns": "a probability per label, one column each",
+    "label-cells": "the names of all labels that apply, in one cell",
+    "ranking": "the most probable classes, best first, in one cell",
+    "long": "a row per image and class, with a probability",
+}
+"""All kinds of answers, and how an image's answer is written."""
+
+DECISIONS = "decisions"
+"""As a value of --answers: label columns that hold 0 and 1 instead of probabilities."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Submission:
+    """The answers for images ``ids``: class ``classes[i]``, ``(N,)``, of ``labels``, is the one decided for image i.
+
+    ``probabilities`` ``(N, C)`` are needed for most kinds of answers. Where several labels may apply, each column is
+    the probability of one label, and ``decisions`` ``(N, C)`` says which of them apply (by default those above 0.5).
+    """
+
+    ids: tuple[str, ...]
+    classes: Classes
+    labels: LabelSpace
+    probabilities: Floats | None = None
+    decisions: Decisions | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class LongRow:
+    """A row of a sample with one row per image and class: its cells, and the image's place in ``ids`` and the class."""
+
+    cells: tuple[str, ...]
+    image: int
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSheet:
+    """The format of a sample submission: header, ids in order and spelling, line ending, and the kind of answers.
+
+    ``columns`` is the header. The ids are in column ``id_place``; all others hold answers: number j that of class
+    ``classes[j]`` for `probabilities` and `label-columns`, a single one for the other kinds. ``spelling`` has the text
+    of each class in a cell: empty for their numbers. ``positive`` is the class of a single `probability`;
+    ``separator`` is between the names in a cell, of which a ranking has ``at_most``; without ``empty_cells`` a
+    cell has at least one.
+    ``rows`` are those of a `long` sample, whose answers are in column ``answer_place``; its ``ids`` are the images.
+
+    The probabilities of ``independent`` labels do not sum to one; None if that is not known. With ``decisions``,
+    label columns hold 0 and 1. Probabilities are written with ``digits`` decimals, by default nine significant digits,
+    and ``decimal`` as decimal mark.
+    """
+
+    ids: tuple[str, ...]
+    columns: tuple[str, ...] = ("ImageID", "ans")
+    newline: str = "\n"
+    bom: bool = False
+    kind: AnswerKind = "number"
+    id_place: int = 0
+    delimiter: str = ","
+    classes: tuple[int, ...] = ()
+    spelling: tuple[str, ...] = ()
+    positive: int | None = None
+    separator: str = " "
+    at_most: int | None = None
+    empty_cells: bool = False
+    rows: tuple[LongRow, ...] = ()
+    answer_place: int = 1
+    independent: bool | None = None
+    decisions: bool = False
+    digits: int | None = None
+    decimal: str = "."
+
+    @property
+    def id_column(self) -> str:
+        """The name of the column of ids."""
+        return self.columns[self.id_place]
+
+    @property
+    def answer_places(self) -> tuple[int, ...]:
+        """The places of the columns that hold answers."""
+        if self.kind == "long":
+            return (self.answer_place,)
+        return tuple(place for place in range(len(self.columns)) if place != self.id_place)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key of each row: its id; in a `long` sample all of its cells but the answer."""
+        if self.kind != "long":
+            return self.ids
+        place = self.answer_place
+        return tuple(self.delimiter.join(cell for i, cell in enumerate(row.cells) if i != place) for row in self.rows)
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """True if the class decided for an image is not enough to write its answer."""
+        return self.kind not in {"number", "name"}
+
+    def spell(self, label: int) -> str:
+        """Return the text of a class in a cell."""
+        return self.spelling[label] if self.spelling else str(label)
