@@ -83,10 +83,15 @@ def through_lanes(
         # in this order: whoever waits for a lane gets one from those who compute
         readers.shutdown(wait=True, cancel_futures=True)
         loader.shutdown(wait=True, cancel_futures=True)
+        for loaded in begun:
+            if not loaded.cancelled() and loaded.exception() is None:
+                loaded.result().cancel()
+        # CUDA graphs belong to the thread that captured them
+        closed = [computing[lane.device].submit(lane.close) for lane in lanes]
         for pool in computing.values():
-            pool.shutdown(wait=True, cancel_futures=True)
-        for lane in lanes:
-            lane.close()
+            pool.shutdown(wait=True)
+        for one in closed:
+            one.result()
 
 
 def load_ahead(lane: DeviceBuffers, inputs: ModelInputs, *, rows: int) -> None:

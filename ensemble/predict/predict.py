@@ -19,7 +19,6 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
 from ensemble.images.remote_listing import list_images_at
 from ensemble.images.views import View
-from ensemble.predict import parts
 from ensemble.predict.bad_images import (
     ERRORS,
     OnBadImage,
@@ -160,7 +159,7 @@ def _set_up_cluster(
         inputs,
         device=device,
         workers=options.workers,
-        part_rows=parts.PART_ROWS,
+        rows=options.batch or BATCH[device.kind],
         sizes=() if options.batch else SIZES,
         listener=options.listener,
     )

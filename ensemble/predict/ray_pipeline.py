@@ -10,6 +10,7 @@ from typing import Any
 
 from ensemble.errors import DataError, DeviceError, EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.predict import parts
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.inputs import Inputs
 from ensemble.predict.pipeline import Answer, Work
@@ -32,7 +33,10 @@ class _Task:
 
 
 class RemotePipeline:
-    """As `Pipeline`, on the workers of a cluster: each takes ``part_rows`` rows at a time, with ``workers`` threads."""
+    """As `Pipeline`, on the workers of a cluster: each takes a part at a time, with ``workers`` threads.
+
+    ``rows`` is the batch size, for which models on GPUs are started.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class RemotePipeline:
         *,
         device: Device,
         workers: int | None,
-        part_rows: int,
+        rows: int,
         sizes: Sequence[int] = (),
         listener: Listener = SILENT,
     ) -> None:
@@ -54,13 +58,14 @@ class RemotePipeline:
         self._models = models
         self._device = device
         self._listing, self._boxes = inputs.listing, inputs.boxes
-        self._part_rows = part_rows
+        self._part_rows = parts.PART_ROWS
         self._listener = listener
         self._job = Job(
             device=str(device) if not device.is_gpu else device.kind,
             provider=device.provider,
             views=tuple(view.name for view in inputs.views),
             threads=self.workers,
+            rows=rows,
             sizes=tuple(sizes),
             image=inputs.listing.cut(0, 1).place(0),
             versions=versions(),

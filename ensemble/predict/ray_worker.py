@@ -40,7 +40,8 @@ from ensemble.runtime.device import CPU, Device, parse_device
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.providers import choose_device
-from ensemble.runtime.session import Session, start_session
+from ensemble.runtime.session import Session
+from ensemble.runtime.start import start_sessions
 
 _SMALLEST_STORE = 80 << 20  # bytes; Ray refuses less than 78 MB
 _CORES = 4  # of a worker, by default: the models are in memory once for all of them
@@ -48,14 +49,16 @@ _CORES = 4  # of a worker, by default: the models are in memory once for all of 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """The settings of every worker; models are sent separately. ``views`` by name, ``threads`` per worker; ``sizes`` as
-    in `Pipeline`.
+    """The settings of every worker; models are sent separately.
+
+    ``views`` by name, ``threads`` per worker, ``rows`` per batch; ``sizes`` as in `Pipeline`.
     """
 
     device: str
     provider: str
     views: tuple[str, ...]
     threads: int
+    rows: int
     sizes: tuple[int, ...]
     image: Path | RemoteImage
     versions: str
@@ -101,7 +104,14 @@ class PartWorker:
                 raise DeviceError("E611", f"{platform.node()} has {device.provider}, but asked for is {job.provider}")
             self._job, self._device = job, device
             self._trials: dict[str, Trial] = {}
-            self._sessions = {m.card.member: start_session(m, device=device, listener=recorder) for m in models}
+            self._views = parse_views(",".join(job.views))
+            self._sessions = start_sessions(
+                {model.card.member: model for model in models},
+                device=device,
+                rows=job.rows,
+                views=self._views,
+                listener=recorder,
+            )
         except EnsError as err:
             return err
         return tuple(recorder.notices)
@@ -110,7 +120,7 @@ class PartWorker:
         """Compute one part."""
         recorder = Recorder()
         pipeline = Pipeline(
-            Inputs(share.listing, share.boxes, parse_views(",".join(self._job.views))),
+            Inputs(share.listing, share.boxes, self._views),
             on_gpu=self._device.is_gpu,
             workers=self._job.threads,
             sizes=self._job.sizes,

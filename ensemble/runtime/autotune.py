@@ -6,6 +6,7 @@ The result is cached by network, GPU, shape and versions, so that a resumed run 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,16 +15,22 @@ import numpy as np
 
 from ensemble import files
 from ensemble.arrays import Logits
-from ensemble.errors import EnsError, FileError
+from ensemble.errors import EnsError, FileError, ModelRunError
 from ensemble.events import Listener, Notice
 
 _MARGIN = 0.98  # a gain below 2 % is noise
 _TOLERANCE = 0.02  # of the largest logit: another order of summation, in half precision
+# The names of the options are in onnxruntime-gpu 1.31.1's libonnxruntime_providers_cuda.so. EXHAUSTIVE searches nothing
+# any more: conv.cc maps it to cuDNN's HeurMode B, HEURISTIC to A and DEFAULT to FALLBACK. Channels last goes first: the
+# others are then measured with the layout that tensor cores like best.
 _CANDIDATES: Mapping[str, Mapping[str, str]] = {
-    "cuDNN's exhaustive search": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
     "channels last": {"prefer_nhwc": "1"},
+    "fused bias": {"fuse_conv_bias": "1"},
+    "cuDNN's heuristics B": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
     "CUDA graphs": {"enable_cuda_graph": "1"},
 }
+# what a convolution that no engine of the heuristics computes may still run with
+_LAST_RESORT: Mapping[str, str] = {"cudnn_conv_algo_search": "DEFAULT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +48,11 @@ class TuningResult:
 
 
 def candidate_options(*, fp16: bool, several: bool) -> dict[str, Mapping[str, str]]:
-    """Return the options worth trying: channels last for half precision; on several GPUs neither a search nor graphs.
+    """Return the options worth trying: channels last for half precision alone, CUDA graphs on a single GPU alone.
 
-    A search may choose different algorithms on each GPU, whose results differ in the last bits; and while one GPU
-    captures a graph, CUDA lets no thread of another one allocate or copy.
+    While one GPU captures a graph, CUDA lets no thread of another one allocate or copy.
     """
-    left_out = ({"channels last"} if not fp16 else set()) | (
-        {"cuDNN's exhaustive search", "CUDA graphs"} if several else set()
-    )
+    left_out = ({"channels last"} if not fp16 else set()) | ({"CUDA graphs"} if several else set())
     return {name: options for name, options in _CANDIDATES.items() if name not in left_out}
 
 
@@ -62,13 +66,22 @@ def tune(
 ) -> TuningResult:
     """Return the fastest options; ``measure`` returns the seconds per batch with given options, and the logits.
 
-    A candidate that fails, or whose logits differ, is left out with a notice.
+    A candidate that fails, or whose logits differ, is left out with a notice. So is ``base`` itself, for cuDNN's
+    fallback engines, when a convolution fails with the engines of the heuristics.
 
     Raises:
-        EnsError: whatever ``measure`` raises for ``base``.
+        EnsError: whatever ``measure`` raises for ``base`` and for the fallback.
     """
-    best, (fastest, expected) = dict(base), measure(base)
-    seconds, unusable = {"plain": fastest}, dict[str, str]()
+    best, unusable = dict(base), dict[str, str]()
+    try:
+        fastest, expected = measure(best)
+    except ModelRunError as err:
+        if "cudnn_conv_algo_search" not in base or not re.search("cudnn", err.message, re.IGNORECASE):
+            raise
+        best, unusable = best | _LAST_RESORT, {"cuDNN's heuristics": err.message}
+        fastest, expected = measure(best)
+        tried = {name: options for name, options in tried.items() if "cudnn_conv_algo_search" not in options}
+    seconds = {"plain": fastest}
     for name, options in tried.items():
         try:
             spent, logits = measure({**best, **options})

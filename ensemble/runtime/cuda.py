@@ -14,6 +14,7 @@ from ensemble.arrays import Pixels
 
 _DRIVER = ("libcuda.so.1", "nvcuda.dll")
 _RUNTIME = ("libcudart.so.13", "libcudart.so.12")
+_CUDNN = ("libcudnn.so.9", "cudnn64_9.dll")
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute: the compute capability
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every GPU of the process
 
@@ -49,6 +50,45 @@ def describe_gpu(index: int) -> Gpu | None:
     return Gpu(name.value.decode("utf-8", "replace"), f"{major.value}.{minor.value}")
 
 
+@dataclass(frozen=True, slots=True)
+class CudaVersions:
+    """The CUDA that the driver supports, and the CUDA and cuDNN that are loaded; None is what is not there."""
+
+    driver: str | None
+    runtime: str | None
+    cudnn: str | None
+
+    def __str__(self) -> str:
+        return (
+            f"CUDA {self.runtime or 'not found'}, cuDNN {self.cudnn or 'not found'}, "
+            f"driver for CUDA {self.driver or 'not found'}"
+        )
+
+
+def cuda_versions() -> CudaVersions:
+    """Return the versions of CUDA's libraries; those of pip are found once a device was tried, which loads them."""
+    driver, runtime, cudnn = _load(_DRIVER), _load(_RUNTIME), _load(_CUDNN)
+    found = [
+        None if library is None else _cuda_version(library, name)
+        for library, name in (
+            (driver, "cuDriverGetVersion"),
+            (runtime, "cudaRuntimeGetVersion"),
+        )
+    ]
+    if cudnn is None:
+        return CudaVersions(found[0], found[1], None)
+    cudnn.cudnnGetVersion.restype = ctypes.c_size_t
+    number = int(cudnn.cudnnGetVersion())
+    return CudaVersions(found[0], found[1], f"{number // 10000}.{number // 100 % 100}.{number % 100}")
+
+
+def _cuda_version(library: ctypes.CDLL, name: str) -> str | None:
+    number = ctypes.c_int()
+    if getattr(library, name)(ctypes.byref(number)) != 0:
+        return None
+    return f"{number.value // 1000}.{number.value // 10 % 100}"
+
+
 def lock_pages(array: Pixels, *, index: int) -> bool:
     """Page-lock an array's memory for direct transfer to the GPU; return whether that worked.
 
@@ -72,11 +112,15 @@ def unlock_pages(array: Pixels) -> None:
         runtime.cudaHostUnregister(ctypes.c_void_p(array.ctypes.data))
 
 
-@functools.cache
 def _load(names: Sequence[str]) -> ctypes.CDLL | None:
     for name in names:
         try:
-            return ctypes.CDLL(name)
-        except OSError:
+            return _open(name)
+        except OSError:  # not cached: it may be loaded later, from pip's folder
             continue
     return None
+
+
+@functools.cache
+def _open(name: str) -> ctypes.CDLL:
+    return ctypes.CDLL(name)

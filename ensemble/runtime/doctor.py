@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass
 
 from ensemble.install import install_command
-from ensemble.runtime.cuda import describe_gpu
+from ensemble.runtime.cuda import CudaVersions, cuda_versions, describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
 from ensemble.runtime.providers import Start, try_device
@@ -59,6 +59,7 @@ class Diagnosis:
     machine: str
     cores: int
     gpus: tuple[str, ...]
+    cuda: CudaVersions
     devices: tuple[Start, ...]
     packages: tuple[Package, ...]
 
@@ -80,7 +81,8 @@ class Diagnosis:
                 missing.setdefault(package.cure, []).append(package.name)
         return "\n".join(
             (
-                wrap_text(f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}") + "\n",
+                wrap_text(f"Python {self.python} on {self.machine}, {self.cores} cores; GPUs: {gpus}; {self.cuda}")
+                + "\n",
                 render_columns(("device", "state", "GPU"), devices),
                 *(_render_failure(start) for start in self.devices if not start.works),
                 render_columns(("package", "version"), [(p.name, p.version or "missing") for p in self.packages]),
@@ -95,6 +97,7 @@ def doctor() -> Diagnosis:
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
     openvino = [Device("openvino"), Device("openvino", bf16=True)]
     devices = [Device("cpu"), *openvino, *cuda, *(Device("tensorrt", one.index) for one in cuda)]
+    starts = tuple(try_device(device) for device in devices)
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
         # macOS and plain CPU installations have the package without -gpu
@@ -106,7 +109,8 @@ def doctor() -> Diagnosis:
         machine=platform.platform(terse=True),
         cores=available_cores(),
         gpus=gpus,
-        devices=tuple(try_device(device) for device in devices),
+        cuda=cuda_versions(),  # now that trying the devices has loaded what there is
+        devices=starts,
         packages=tuple(packages),
     )
 

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ensemble.arrays import Pixels
 from ensemble.images.views import View
 from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.symmetric_pads import split_asymmetric_pads
 
 HOST_VIEWS = "ens.views_made"
 _OURS = "ens."
@@ -52,12 +53,14 @@ def pixel_sources(view: View, size: tuple[int, int]) -> NDArray[np.int64] | None
     return table if np.array_equal(moved, view.apply(noise)) else None
 
 
-def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int, int]) -> bytes:
+def fuse_views(
+    data: bytes, views: Sequence[View], *, rows: int, size: tuple[int, int], for_cudnn: bool = False
+) -> bytes:
     """Return the model with a fixed batch of ``rows`` images and all views inside.
 
     ``logits`` become ``(rows * views, C)``, all views of the first image before those of the second, in the order of
     `split_views`: the device's views, then the host's. ``image`` stays ``(rows, H, W, 3)`` uint8; the input
-    `HOST_VIEWS` is added if the host makes any.
+    `HOST_VIEWS` is added if the host makes any. ``for_cudnn`` splits asymmetric padding, see `split_asymmetric_pads`.
     """
     model = onnx.ModelProto()
     model.ParseFromString(data)
@@ -75,7 +78,16 @@ def fuse_views(data: bytes, views: Sequence[View], *, rows: int, size: tuple[int
         _insert(graph, _front(graph, cut, made, rows=rows, height=height, width=width))
     else:
         _cast(graph)
+    if for_cudnn:
+        split_asymmetric_pads(model)
     return bytes(model.SerializeToString())
+
+
+def fit_for_cudnn(data: bytes) -> bytes:
+    """Return the model with symmetric padding in every convolution; the model itself if it has no other."""
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    return bytes(model.SerializeToString()) if split_asymmetric_pads(model) else data
 
 
 def cast_first(data: bytes) -> bytes:

@@ -17,6 +17,7 @@ from ensemble.errors import DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.autotune import TuningResult, candidate_options, tune, tune_cached
+from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.fused_views import HOST_VIEWS, fuse_views, split_views, stack_views
@@ -26,7 +27,7 @@ from ensemble.runtime.model_file import INPUT, ModelFile
 from ensemble.runtime.parity import ON_GPUS, notify_parity, require_parity
 from ensemble.runtime.providers import BindableRuntime, require_on_device
 from ensemble.runtime.session import Session, build_network, provider_options, report_start_failure, start_session
-from ensemble.runtime.tensorrt import announce_build, cache_folder, digest, engine_options, versions
+from ensemble.runtime.tensorrt import announce_build, digest, engine_options, versions
 
 T = TypeVar("T")
 _RUNS = 5  # timed, after two warm-up runs
@@ -123,7 +124,8 @@ def start_gpu_session(
     placed: dict[str, str] = {}
 
     def build(options: Mapping[str, str], one: Device, rows: int) -> BoundSession:
-        data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size)
+        cuda = one.kind == "cuda"
+        data = fuse_views(model.data, views, rows=rows, size=card.preprocess.size, for_cudnn=cuda)
         if one.kind == "tensorrt":
             options = engine_options(card, model.sha256, one, rows=rows, views=views)
         with announce_build(options, card.member, listener):
@@ -147,13 +149,14 @@ def start_gpu_session(
         if device.kind == "cuda":
             several = len(device.each) > 1
             network = (card.arch, card.precision, card.preprocess.size, len(card.labels), [view.name for view in views])
-            key = digest(describe_gpu(device.index), versions(), network, shape.rows, several)
+            tried = candidate_options(fp16=card.precision == "fp16", several=several)
+            key = digest(describe_gpu(device.index), versions(), network, shape.rows, sorted(options.items()), tried)
             tuned = tune_cached(
                 cache_folder() / "tuning" / f"{key}.json",
                 lambda: tune(
                     options,
-                    candidate_options(fp16=card.precision == "fp16", several=several),
-                    lambda tried: _measure(session_of(tried), noise),
+                    tried,
+                    lambda chosen: _measure(session_of(chosen), noise),
                     member=card.member,
                     listener=listener,
                 ),

@@ -170,6 +170,15 @@ def buffers_on(device: Device) -> Iterator[DeviceBuffers]:
         buffers.close()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Binding:
+    """An ``onnxruntime.IOBinding``, the options of its runs, and the number of the CUDA graph that it replays."""
+
+    binding: Any
+    options: Any = None
+    graph: int | None = None
+
+
 class BoundSession:
     """A network of fixed batch size: inputs bound to `DeviceBuffers`, logits to an output buffer of its own."""
 
@@ -183,7 +192,7 @@ class BoundSession:
         self._shape = (rows, views, classes)
         with CUDA_LOCK:
             self._logits = allocate(device, (rows * views, classes), np.float32)
-        self._bindings: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._bindings: dict[tuple[int, ...], _Binding] = {}
         self._numbers = count_up(1)
 
     def run(self, inputs: Mapping[str, Any]) -> Logits:
@@ -192,20 +201,28 @@ class BoundSession:
         first = key not in self._bindings
         if first:
             self._bindings[key] = self._bind(inputs)
-        binding, options = self._bindings[key]
+        bound = self._bindings[key]
         with CUDA_LOCK if first else nullcontext():
             # CUDA's default stream copied the inputs; the network's own stream does not wait for it
-            binding.synchronize_inputs()
-            self._runtime.run_with_iobinding(binding, options)
-            binding.synchronize_outputs()
+            bound.binding.synchronize_inputs()
+            self._runtime.run_with_iobinding(bound.binding, bound.options)
+            bound.binding.synchronize_outputs()
         with CUDA_LOCK:
             return np.array(self._logits.numpy(), dtype=np.float32).reshape(self._shape)
 
     def forget(self) -> None:
-        """Drop the bindings to all buffers it has run with."""
+        """Drop the bindings to all buffers it has run with, and the CUDA graphs captured for them.
+
+        onnxruntime keeps a graph per thread that captured one: so the thread that ran the model calls this.
+        """
+        release = getattr(self._runtime, "release_captured_graph", None)  # since onnxruntime 1.31
+        for bound in self._bindings.values():
+            if bound.graph is not None and release is not None:
+                with CUDA_LOCK:
+                    release(bound.graph)
         self._bindings.clear()
 
-    def _bind(self, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def _bind(self, inputs: Mapping[str, Any]) -> _Binding:
         import onnxruntime
 
         binding = self._runtime.io_binding()
@@ -213,11 +230,12 @@ class BoundSession:
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(LOGITS, self._logits)
         if not self._graphs:
-            return binding, None
+            return _Binding(binding)
         options = onnxruntime.RunOptions()
         # a CUDA graph replays the addresses it was captured with: one graph per binding
-        options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
-        return binding, options
+        graph = next(self._numbers)
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return _Binding(binding, options, graph)
 
 
 @dataclass(slots=True, eq=False)

@@ -17,6 +17,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.install import install_command
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import CPU, PROVIDERS, Device, DeviceKind, parse_device
+from ensemble.runtime.error_text import explain_error, keep_text
 
 
 class Runtime(Protocol):
@@ -75,20 +76,34 @@ def choose_device(text: str, *, listener: Listener = SILENT) -> Device:
 
 @functools.cache
 def try_device(device: Device) -> Start:
-    """Start the device on a model of one addition and check the result; CUDA's libraries are loaded first."""
-    import numpy as np
+    """Start the device on networks whose answers are known, see `proofs_of`; CUDA's libraries are loaded first."""
+    from ensemble.runtime.proof import proofs_of
 
-    model = _smallest_model()
-    try:
-        session, log = start_runtime(model, device)
-        answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})[0]
-    except NotStartedError as err:
-        return Start(device, False, str(err), _cure(device.kind))
-    except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
-        return Start(device, False, explain_log(str(err)), _cure(device.kind))
-    if float(answer[0]) != 2.0:
-        return Start(device, False, f"1 + 1 gave {float(answer[0])} ({explain_log(log)})", _cure(device.kind))
+    for proof in proofs_of(device):
+        try:
+            session, log = start_runtime(proof.model, device, _options(device), proof.provider_options)
+            answer = session.run(None, proof.inputs)[0]
+        except NotStartedError as err:
+            return Start(device, False, str(err), _cure(device.kind))
+        except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
+            kept = keep_text(err) if device.is_gpu else ""
+            return Start(device, False, explain_log(str(err)) + kept, _cure(device.kind))
+        if fault := proof.fault(answer):
+            return Start(device, False, f"{fault} ({explain_log(log)})", _cure(device.kind))
     return Start(device, True)
+
+
+def _options(device: Device) -> Any:
+    """Return the session options of a proof; None for onnxruntime's own."""
+    if not device.is_gpu:
+        return None
+    import onnxruntime
+
+    from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("optimization.disable_specified_optimizers", DISABLED_OPTIMIZERS)
+    return options
 
 
 def create_session(model: bytes, device: Device, *, options: Any, provider_options: Mapping[str, str]) -> Runtime:
@@ -137,7 +152,11 @@ def _cure(kind: DeviceKind) -> str:
             command = install_command(extra="gpu")
             return f"{command} (CUDA and cuDNN for onnxruntime), and an NVIDIA driver; or --device cpu"
         case "tensorrt":
-            return f"{install_command('tensorrt', extra='gpu')}; or --device cuda"
+            from ensemble.runtime.tensorrt import REQUIREMENT
+
+            # the files on PyPI are placeholders that fetch the libraries from NVIDIA's own index
+            command = install_command(REQUIREMENT, extra="gpu")
+            return f"{command} (with access to NVIDIA's package index), or NVIDIA's installer; or --device cuda"
         case "openvino":
             return f"{install_command(extra='openvino')}; on a CPU without bf16, --device openvino"
 
@@ -164,12 +183,11 @@ def explain_log(log: str) -> str:
         (r"no CUDA-capable device|cudaErrorNoDevice|CUDA failure 100", "no NVIDIA GPU is visible"),
         (r"invalid device ordinal|cudaErrorInvalidDevice|CUDA failure 101", "there is no GPU of that index"),
         (r"TensorRT libraries", "the TensorRT libraries are missing"),
-        (r"cudnn", "cuDNN cannot be used"),
+        (r"cuDNN is not available|libcudnn\S* (?:is )?missing", "cuDNN is missing"),
     ):
         if re.search(pattern, text, re.IGNORECASE):
             return cause
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "onnxruntime fell back to the CPU without a reason"
+    return explain_error(text) if text.strip() else "onnxruntime fell back to the CPU without a reason"
 
 
 class NotStartedError(Exception):
@@ -194,6 +212,8 @@ def start_runtime(
             raise NotStartedError(str(err)) from err
     import onnxruntime
 
+    from ensemble.runtime.tensorrt import explain_missing, load_libraries
+
     if device.provider not in onnxruntime.get_available_providers():
         raise NotStartedError(f"this onnxruntime ({onnxruntime.__version__}) was built without {device.provider}")
     if device.kind == "cpu":
@@ -201,15 +221,16 @@ def start_runtime(
     requested = [(device.provider, {"device_id": str(device.index), **(provider_options or {})})]
     if device.kind == "tensorrt":
         # what TensorRT does not support runs on the same GPU
-        requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": "0"}))
+        half = (provider_options or {}).get("trt_fp16_enable", "0")
+        requested.append((PROVIDERS["cuda"], {"device_id": str(device.index), "use_tf32": half}))
         # onnxruntime has no option that turns off TF32 in TensorRT
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with _captured_output() as captured:
         onnxruntime.preload_dlls()
         if device.kind == "tensorrt":
-            from ensemble.runtime.tensorrt import load_libraries
-
             load_libraries()
+            if missing := explain_missing():
+                raise NotStartedError(missing)
         session = onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=0)
     log = captured.getvalue()
     wanted = [name for name, _ in requested]
@@ -234,18 +255,3 @@ def _captured_output() -> Iterator[io.StringIO]:
                 os.close(copy)
             sink.seek(0)
             captured.write(sink.read().decode("utf-8", "replace"))
-
-
-@functools.cache
-def _smallest_model() -> bytes:
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "x"], ["y"])],
-        "one_addition",
-        [value("x", TensorProto.FLOAT, [1])],
-        [value("y", TensorProto.FLOAT, [1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return bytes(model.SerializeToString())

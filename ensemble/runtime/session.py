@@ -15,16 +15,20 @@ from ensemble.card import ModelCard
 from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.device import CPU, Device
-from ensemble.runtime.fused_views import cast_first
+from ensemble.runtime.error_text import explain_error, keep_text
+from ensemble.runtime.fused_views import cast_first, fit_for_cudnn
 from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, FixedBatchModel, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
 from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity
-from ensemble.runtime.providers import Runtime, create_session, explain_log, require_on_device, start_error
+from ensemble.runtime.providers import Runtime, create_session, require_on_device, start_error
+from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
 from ensemble.runtime.tensorrt import announce_build, engine_options
 
 _OUT_OF_MEMORY = re.compile(
-    r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|ALLOC_FAILED|CUDA failure 2:",
+    r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|CUDA failure 2:"
+    # cuDNN's *_ALLOC_FAILED and *_DEVICE_ALLOCATION_FAILED; TensorRT
+    r"|ALLOC_FAILED|ALLOCATION_FAILED|could not be allocated",
     re.IGNORECASE,
 )
 
@@ -117,7 +121,13 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     """
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
-    data = cast_first(model.data) if device.kind == "tensorrt" else model.data
+    match device.kind:
+        case "tensorrt":
+            data = cast_first(model.data)
+        case "cuda":
+            data = fit_for_cudnn(model.data)
+        case _:
+            data = model.data
     with announce_build(options, model.card.member, listener):
         runtime = build_network(model, data, device, options, threads, listener)
     session = Session(model.card, model.sha256, device, runtime)
@@ -163,6 +173,8 @@ def build_network(
         settings.add_session_config_entry("session.use_env_allocators", "1")
     if device.is_gpu:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # else the pads that `split_asymmetric_pads` took out of the convolutions would come back
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", DISABLED_OPTIMIZERS)
     try:
         if device.kind == "cpu" and model.card.precision == "int8" and may_saturate(data):
             # the kernels of uint8 by uint8, which add in 32 bits
@@ -179,7 +191,7 @@ def build_network(
             raise DeviceMemoryError("E602", f"{device} has too little memory to load {model.card.member}") from err
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
         runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
-        message = f"{model.path.name}: {runtime} cannot build it: {_last_line(err)}"
+        message = f"{model.path.name}: {runtime} cannot build it: {_explain(err, device)}"
         raise ModelError(code, message, path=model.path) from err
 
 
@@ -206,17 +218,26 @@ def report_start_failure(device: Device) -> Iterator[None]:
         yield
     except ModelRunError as err:
         if device.is_gpu:
-            raise start_error(device, explain_log(str(err.__cause__))) from err
+            raise start_error(device, err.message) from err
         raise
 
 
 def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int | None = None) -> Mapping[str, str]:
-    """Return the provider options: no TF32 for float32 models; TensorRT engines are built for ``rows`` images."""
+    """Return the provider options; TensorRT engines are built for ``rows`` images.
+
+    ``use_tf32`` is on for float16 alone. onnxruntime's convolutions take "0" as "no engine that uses tensor cores",
+    without a look at the type (``deselect_numeric_notes`` in conv.cc), so float16 would lose them too. TF32 itself
+    rounds as float16 does, so what a float16 model keeps in float32 is no less exact than the rest.
+    """
     match device.kind:
         case "cpu" | "openvino":
             return {}
         case "cuda":
-            return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+            return {
+                "use_tf32": str(int(card.precision == "fp16")),
+                "cudnn_conv_algo_search": "HEURISTIC",
+                "arena_extend_strategy": "kSameAsRequested",
+            }
         case "tensorrt":
             return engine_options(card, sha256, device, rows=rows)
 
@@ -226,7 +247,7 @@ def _run_error(err: Exception, member: str, device: Device, batch: int) -> Devic
         if not device.is_gpu and batch <= 1:
             return _host_is_full(f"for one image in {member}")
         return DeviceMemoryError("E602", f"{device} has too little memory for {member} at a batch of {batch}")
-    return ModelRunError("E605", f"{member} failed on {device}: {_last_line(err)}")
+    return ModelRunError("E605", f"{member} failed on {device}: {_explain(err, device)}")
 
 
 def _is_out_of_memory(err: Exception) -> bool:
@@ -241,6 +262,6 @@ def _host_is_full(what: str) -> DeviceError:
     )
 
 
-def _last_line(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[-1][:300] if lines else type(err).__name__
+def _explain(err: Exception, device: Device) -> str:
+    """Return the error in one line; of a GPU's, the whole text is kept in a file that the line names."""
+    return explain_error(err) + (keep_text(err) if device.is_gpu else "")

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,17 +17,16 @@ from ensemble.card import ModelCard
 from ensemble.errors import DeviceError
 from ensemble.events import Listener, Notice
 from ensemble.images.views import View
+from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.fused_views import HOST_VIEWS, split_views
 from ensemble.runtime.model_file import INPUT
 
-_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
-
-
-def cache_folder() -> Path:
-    """Return the folder of caches that outlive a run."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ens"
+# the provider of onnxruntime-gpu 1.31.1 is linked against libnvinfer.so.10 and libnvonnxparser.so.10 (readelf -d)
+MAJOR = 10
+REQUIREMENT = f"tensorrt-cu13>={MAJOR}.13,<{MAJOR + 1}"
+_LIBRARIES = tuple(f"{name}.so.{MAJOR}" for name in ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser"))
 
 
 def versions() -> str:
@@ -95,8 +93,7 @@ def announce_build(options: Mapping[str, str], member: str, listener: Listener) 
 @functools.cache
 def load_libraries() -> None:
     """Load TensorRT's libraries from pip's folder, so that onnxruntime finds them; others are the system's to find."""
-    found = importlib.util.find_spec("tensorrt_libs")
-    for place in (found.submodule_search_locations or ()) if found else ():
+    for place in _pip_folders():
         for name in _LIBRARIES:
             if Path(place, name).is_file():
                 # onnxruntime reports a library that does not load
@@ -104,15 +101,46 @@ def load_libraries() -> None:
                     ctypes.CDLL(str(Path(place, name)))
 
 
+def explain_missing() -> str:
+    """Return which of TensorRT's libraries is missing, and the version that is there instead; empty if none is."""
+    load_libraries()
+    missing = [name for name in (_LIBRARIES[0], _LIBRARIES[2]) if not _loads(name)]
+    if not missing:
+        return ""
+    names = [f"libnvinfer.so.{major}" for major in (MAJOR + 1, MAJOR + 2, MAJOR - 1)]
+    places = [*names, *(str(Path(folder, name)) for folder in _pip_folders() for name in names)]
+    others = [found for place in places if (found := _version(place))]
+    instead = f"; TensorRT {others[0]} is installed instead" if others else ""
+    return f"{missing[0]} is missing (this onnxruntime needs TensorRT {MAJOR}{instead})"
+
+
+def _pip_folders() -> Sequence[str]:
+    found = importlib.util.find_spec("tensorrt_libs")
+    return (found.submodule_search_locations or ()) if found else ()
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _version(library: str) -> str:
+    """Return the version that a library reports, such as ``11.4.0``; empty if it does not load."""
+    try:
+        number = int(ctypes.CDLL(library).getInferLibVersion())
+    except (OSError, AttributeError):
+        return ""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
 @functools.cache
 def tensorrt_version() -> str:
     """Return the TensorRT library's version, such as ``10.9.0``, or ``none``."""
     load_libraries()
-    try:
-        number = int(ctypes.CDLL(_LIBRARIES[0]).getInferLibVersion())
-    except (OSError, AttributeError):
-        return "none"
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return _version(_LIBRARIES[0]) or "none"
 
 
 def digest(*parts: object) -> str:

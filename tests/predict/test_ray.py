@@ -33,6 +33,7 @@ from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.session import Session
 from tests.support import toys
 from tests.support.cluster_run import contents
+from tests.support.gpus import fake_gpus
 from tests.support.limits import HANG
 from tests.support.runs import run_predict
 
@@ -318,6 +319,17 @@ def test_a_device_that_a_worker_lacks_is_its_error(tmp_path: Path, monkeypatch: 
     with pytest.raises(DeviceError, match=r"E601.*cuda"):
         run(tmp_path, ray, "out", device="cuda", workers=None)
     assert ray.hired == [{"num_cpus": 4, "num_gpus": 1, "max_restarts": 0}] * 2
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_workers_with_gpus_give_the_bytes_of_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int | None
+) -> None:
+    """Workers start models of one batch size with the run's views, as this machine does, and write the same parts."""
+    with fake_gpus(monkeypatch, tmp_path):
+        run(tmp_path, None, "local", device="cuda", batch=batch)
+        run(tmp_path, FakeRay(cpus=4, gpus=2), "cluster", device="cuda", batch=batch, workers=None)
+    assert contents(tmp_path / "cluster") == contents(tmp_path / "local")
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ensemble.arrays import Logits
 from ensemble.errors import DeviceMemoryError, ModelRunError
 from ensemble.events import Recorder
 from ensemble.runtime.autotune import TuningResult, candidate_options, tune, tune_cached
+from ensemble.runtime.device import Device
+from ensemble.runtime.session import provider_options
+from tests.support import toys
 
 BASE = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 EXPECTED = np.array([[3.0, -4.0]], dtype=np.float32)
@@ -32,18 +36,47 @@ def clock(**seconds: float) -> Measure:
 
 def test_what_is_faster_is_kept_and_the_rest_is_not() -> None:
     """Each way is tried on top of the best so far; a way that is slower, or faster by a hair, is not taken."""
-    measure = clock(EXHAUSTIVE=0.8, prefer_nhwc=0.99, enable_cuda_graph=1.2)
+    measure = clock(EXHAUSTIVE=0.8, prefer_nhwc=0.99, fuse_conv_bias=0.9, enable_cuda_graph=1.2)
     tuned = tune(BASE, candidate_options(fp16=True, several=False), measure, member="a", listener=Recorder())
-    assert tuned.options == {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
-    assert list(tuned.seconds) == ["plain", "cuDNN's exhaustive search", "channels last", "CUDA graphs"]
-    assert "800.00 ms" in tuned.render()
+    assert tuned.options == {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE", "fuse_conv_bias": "1"}
+    assert list(tuned.seconds) == ["plain", "channels last", "fused bias", "cuDNN's heuristics B", "CUDA graphs"]
+    assert "720.00 ms" in tuned.render()
 
 
-def test_float32_does_not_try_channels_last_and_several_gpus_search_nothing() -> None:
-    """Channels last is for half precision; a search on each GPU could find other algorithms, and other bits."""
-    assert list(candidate_options(fp16=False, several=False)) == ["cuDNN's exhaustive search", "CUDA graphs"]
-    assert list(candidate_options(fp16=True, several=True)) == ["channels last"]
-    assert not candidate_options(fp16=False, several=True)
+def test_float32_does_not_try_channels_last_and_several_gpus_capture_nothing() -> None:
+    """Channels last is for half precision, and tried first there; several GPUs try all but CUDA graphs."""
+    assert list(candidate_options(fp16=False, several=False)) == ["fused bias", "cuDNN's heuristics B", "CUDA graphs"]
+    assert list(candidate_options(fp16=True, several=True)) == ["channels last", "fused bias", "cuDNN's heuristics B"]
+
+
+def test_the_names_of_all_options_are_in_the_installed_provider() -> None:
+    """onnxruntime's CUDA provider has every option that is tried or set, and every value of the algorithm search."""
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.exists():
+        pytest.skip("this onnxruntime was built without CUDA")
+    binary = library.read_bytes()
+    given = provider_options(toys.card("a"), "", Device("cuda"))
+    names = {*given, *(name for options in candidate_options(fp16=True, several=False).values() for name in options)}
+    values = {"HEURISTIC", "EXHAUSTIVE", "DEFAULT", given["arena_extend_strategy"]}
+    missing = {name for name in names | values if name.encode() + b"\0" not in binary}
+    assert not missing
+
+
+def test_a_convolution_without_an_engine_runs_with_cudnns_fallback() -> None:
+    """HEURISTIC_QUERY_FAILED with the plain options is W609, and everything is measured with DEFAULT from then on."""
+    asked: list[Mapping[str, str]] = []
+
+    def measure(options: Mapping[str, str]) -> tuple[float, Logits]:
+        asked.append(options)
+        if options["cudnn_conv_algo_search"] == "HEURISTIC":
+            raise ModelRunError("E605", "Conv node '/conv': CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED")
+        return 0.5 if "fuse_conv_bias" in options else 1.0, EXPECTED
+
+    recorder = Recorder()
+    tuned = tune(BASE, candidate_options(fp16=False, several=False), measure, member="a", listener=recorder)
+    assert tuned.options == {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT", "fuse_conv_bias": "1"}
+    assert all(options["cudnn_conv_algo_search"] == "DEFAULT" for options in asked[1:])
+    assert ["a runs without cuDNN's heuristics: Conv node '/conv'" in one.message for one in recorder.notices] == [True]
 
 
 def test_a_way_that_fails_or_computes_otherwise_is_left_out_with_a_notice() -> None:

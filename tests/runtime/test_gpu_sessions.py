@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from ensemble.arrays import Pixels
@@ -275,10 +276,42 @@ def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gp
     """Three folds of one network try the candidates once: the other two start with the first one's result."""
     start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
     first = len(gpus.started)
-    assert first == 3 + len(models)  # plain, two candidates for float32, and the three models
+    assert first == 4 + len(models)  # plain, three candidates for float32, and the three models
     other = read_model(toys.write_model(models["a"].path.parent, replace(toys.card("d"), arch="other")))
     start_gpu_sessions({"d": other}, device=CUDA, rows=4, views=TTA)
-    assert len(gpus.started) == first + 4
+    assert len(gpus.started) == first + 5
+
+
+def test_float16_keeps_the_tensor_cores(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """use_tf32=0, which onnxruntime takes as "no tensor cores" for every type, goes to float32 models alone."""
+    half = replace(models["a"], card=replace(models["a"].card, precision="fp16"))
+    for model, expected in ((half, "1"), (models["b"], "0")):
+        gpus.started.clear()
+        session = start_gpu_sessions({"m": model}, device=CUDA, rows=4, views=TTA)["m"]
+        start_session(model, device=CUDA)
+        assert session.decisions["use_tf32"] == expected
+        assert {options["use_tf32"] for _, options in gpus.started} == {expected}
+
+
+def test_graphs_of_buffers_that_are_freed_are_released(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """Every CUDA graph that was captured while options were measured and logits compared is released by its number."""
+    session = start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=4, views=TTA)["a"]
+    captured = [one for one in gpus.graphs if one[1] == "captured"]
+    assert captured
+    assert {one[0] for one in captured} == {one[0] for one in gpus.graphs if one[1] == "released"}
+    assert session.card.member == "a"
+
+
+def test_asymmetric_padding_reaches_no_convolution(tmp_path: Path, gpus: FakeGpus) -> None:
+    """A graph for CUDA has Pad nodes for a ``tf_`` network's padding and answers as before; TensorRT's is unchanged."""
+    model = read_model(toys.write_model(tmp_path, toys.card(), proto=toys.convolutional_proto(asymmetric=True)))
+    for device, expected in ((CUDA, True), (Device("tensorrt"), False)):
+        gpus.models_started.clear()
+        session = start_gpu_sessions({"a": model}, device=device, rows=4, views=TTA)["a"]
+        kinds = [{node.op_type for node in onnx.load_from_string(data).graph.node} for data in gpus.models_started]
+        assert {"Pad" in found for found in kinds} == {expected}
+        plain = start_session(model).run(pixels(3))
+        np.testing.assert_allclose(look(session, pixels(3), TTA)["identity"], plain, rtol=1e-4, atol=1e-5)
 
 
 def test_tensorrt_gets_the_fused_graph_and_a_notice(models: dict[str, ModelFile], gpus: FakeGpus) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -17,6 +18,7 @@ from ensemble.runtime import providers
 from ensemble.runtime.cuda import Gpu
 from ensemble.runtime.device import CPU, PROVIDERS, Device, parse_device
 from ensemble.runtime.machine import available_cores
+from ensemble.runtime.proof import proofs_of
 from ensemble.runtime.providers import choose_device, explain_log, try_device
 from tests.support.gpus import fake_gpus
 
@@ -76,12 +78,13 @@ class FallenBack:
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_fault_60_a_silent_fallback_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """When the session's own providers lack the device, asking for it is E601, although onnxruntime lists it."""
+    monkeypatch.setattr("ensemble.runtime.tensorrt.explain_missing", lambda: "")
     monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     with pytest.raises(DeviceError, match=f"E601.*{name}:0") as caught:
         choose_device(name)
-    packages = ["tensorrt"] if name == "tensorrt" else []
+    packages = ["tensorrt-cu13>=10.13,<11"] if name == "tensorrt" else []
     assert install_command(*packages, extra="gpu") in caught.value.hint
 
 
@@ -153,12 +156,67 @@ def test_a_device_that_computes_wrongly_does_not_count_as_started(monkeypatch: p
         ("CUDA failure 100: no CUDA-capable device is detected ; GPU=-1", "no NVIDIA GPU is visible"),
         ("CUDA failure 101: invalid device ordinal ; GPU=7", "no GPU of that index"),
         ("Please install TensorRT libraries as mentioned", "the TensorRT libraries are missing"),
+        # of 1.31.1's libonnxruntime_providers_cuda.so
+        ("cuDNN is not available. Install cuDNN, update the system library search path, or", "cuDNN is missing"),
+        ("CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED ; GPU=0", "CUDNN failure 1001: CUDNN_STATUS_NOT_INITIAL"),
         ("", "without a reason"),
     ],
 )
 def test_fault_61_the_cause_is_read_from_the_log(log: str, cause: str) -> None:
     """The missing library, the old driver and the missing GPU are distinguished."""
     assert cause in explain_log(log)
+
+
+class Dim(FallenBack):
+    """A GPU on which everything works but convolutions in ``broken``."""
+
+    broken = ""
+
+    def __init__(self, model: bytes, options: Any = None, **rest: Any) -> None:
+        self._session = REAL_SESSION(model, options, providers=["CPUExecutionProvider"])
+        self._fails = self.broken.encode() in model if self.broken else False
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def run(self, outputs: None, feed: dict[str, Any]) -> list[Any]:
+        if self._fails:
+            raise RuntimeError(f"{CUDNN_FAILED}Name:'3x3 convolution in {self.broken}' Status Message: {CUDNN_MISSING}")
+        answer: list[Any] = self._session.run(outputs, feed)
+        return answer
+
+
+REAL_SESSION = onnxruntime.InferenceSession
+CUDNN_FAILED = "[ONNXRuntimeError] : 11 : EP_FAIL : Non-zero status code returned while running Conv node. "
+CUDNN_MISSING = "cuDNN is not available. Install cuDNN, update the system library search path, or set enable_cudnn=0"
+
+
+@pytest.mark.parametrize(("broken", "works"), [("", True), ("in float32", False), ("in float16", False)])
+def test_a_gpu_without_convolutions_does_not_count_as_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str, works: bool
+) -> None:
+    """CUDA that adds and has no cuDNN, for float32 or float16, does not start: its first convolution says why."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Dim, "broken", broken)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Dim)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    start = try_device(Device("cuda"))
+    assert start.works is works
+    assert start.cause.startswith("cuDNN is missing" if broken else "")
+
+
+def test_a_convolution_that_computes_wrongly_is_found_out() -> None:
+    """The expected values are onnxruntime's own on the CPU; another answer, or NaN, is named with its precision."""
+    for proof in proofs_of(Device("cuda")):
+        session = REAL_SESSION(proof.model, providers=["CPUExecutionProvider"])
+        answer = session.run(None, dict(proof.inputs))[0]
+        assert proof.fault(answer) == ""
+        assert proof.name in proof.fault(answer * 1.01)
+        assert proof.name in proof.fault(answer * np.nan)
+    assert [proof.name for proof in proofs_of(CPU)] == ["1 + 1"]
+    assert "Pad" in str(onnx.load_from_string(proofs_of(Device("cuda"))[1].model).graph)
+    assert "Pad" not in str(onnx.load_from_string(proofs_of(Device("tensorrt"))[1].model).graph)
 
 
 def test_cores_are_those_this_process_may_use() -> None:

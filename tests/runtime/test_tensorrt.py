@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 
 from ensemble.errors import DeviceError
@@ -78,3 +80,40 @@ def test_a_build_is_announced_and_a_kept_engine_is_not(tmp_path: Path) -> None:
     with announce_build(options, "r18", recorder), announce_build({}, "r18", recorder):
         pass
     assert len(recorder.notices) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ((), "libnvinfer.so.10 is missing (this onnxruntime needs TensorRT 10)"),
+        (("libnvinfer.so.11",), "libnvinfer.so.10 is missing (this onnxruntime needs TensorRT 10; TensorRT 11.4.0 is"),
+        (("libnvinfer.so.10",), "libnvonnxparser.so.10 is missing"),
+        (("libnvinfer.so.10", "libnvonnxparser.so.10"), ""),
+    ],
+)
+def test_the_missing_library_and_the_wrong_version_are_named(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], said: str
+) -> None:
+    """The provider's own libraries are TensorRT 10's; a newer TensorRT is named as what is there instead."""
+
+    def load(name: str) -> SimpleNamespace:
+        if name not in there:
+            raise OSError(name)
+        return SimpleNamespace(getInferLibVersion=lambda: 110400 if name.endswith("11") else 101600)
+
+    monkeypatch.setattr(tensorrt, "ctypes", SimpleNamespace(CDLL=load))
+    assert tensorrt.explain_missing().startswith(said)
+    assert bool(tensorrt.explain_missing()) == bool(said)
+
+
+def test_the_installed_provider_is_linked_against_the_libraries_that_are_looked_for() -> None:
+    """The names and the version in the cure are those in onnxruntime's own TensorRT provider."""
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+    if not library.exists():
+        pytest.skip("this onnxruntime was built without TensorRT")
+    binary = library.read_bytes()
+    for name in ("libnvinfer.so.", "libnvonnxparser.so."):
+        assert f"{name}{tensorrt.MAJOR}\0".encode() in binary
+    options = engine_options(SQUARE, "0" * 64, DEVICE, rows=8)
+    assert not {name for name in options if name.encode() + b"\0" not in binary}
+    assert f"<{tensorrt.MAJOR + 1}" in tensorrt.REQUIREMENT

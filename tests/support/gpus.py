@@ -20,7 +20,8 @@ from ensemble.runtime.device import CPU, Device
 class FakeGpus:
     """``rows`` is the largest batch that fits into memory, ``models`` how many networks; ``started`` lists them all.
 
-    Options with a ``broken`` value do not start, and ``refused`` operators run on the CPU.
+    Options with a ``broken`` value do not start, and ``refused`` operators run on the CPU. ``models_started`` are the
+    graphs of networks, ``graphs`` the CUDA graphs, by number, that were captured and released.
     """
 
     rows: int = 10**6
@@ -29,6 +30,8 @@ class FakeGpus:
     broken: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     started: list[tuple[Device, Mapping[str, str]]] = field(default_factory=list)
+    models_started: list[bytes] = field(default_factory=list)
+    graphs: list[tuple[int, str]] = field(default_factory=list)
 
     def start(
         self, model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
@@ -41,6 +44,7 @@ class FakeGpus:
             if self.alive >= self.models:
                 raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
             self.started.append((device, dict(asked)))
+            self.models_started.append(model)
         return _Network(model, options, self, device.provider, counted=bool(asked)), ""
 
 
@@ -67,7 +71,12 @@ class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         if self.get_inputs()[0].shape[0] > self._gpus.rows:
             raise RuntimeError("CUDA failure 2: out of memory")
+        if run_options is not None and (number := run_options.get_run_config_entry("gpu_graph_id")):
+            self._gpus.graphs.append((int(number), "captured"))
         super().run_with_iobinding(iobinding, run_options)
+
+    def release_captured_graph(self, graph_annotation_id: int = 0) -> None:
+        self._gpus.graphs.append((graph_annotation_id, "released"))
 
 
 @contextmanager

@@ -63,9 +63,11 @@ def model_proto(card: ModelCard = CARD, *, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def convolutional_proto(card: ModelCard = CARD, *, kind: str = "resnet", seed: int = 0) -> onnx.ModelProto:
+def convolutional_proto(
+    card: ModelCard = CARD, *, kind: str = "resnet", seed: int = 0, asymmetric: bool = False
+) -> onnx.ModelProto:
     """As `model_proto`, with the layers of a ResNet (a residual block), or of an EfficientNet (SiLU, a depthwise layer,
-    squeeze and excite).
+    squeeze and excite). With ``asymmetric`` the first convolution has stride and padding of timm's ``tf_`` networks.
     """
     generator = np.random.default_rng(seed)
     weights: dict[str, NDArray[np.float32]] = {}
@@ -79,11 +81,13 @@ def convolutional_proto(card: ModelCard = CARD, *, kind: str = "resnet", seed: i
         nodes.append(helper.make_node(op, inputs, [name := f"t{len(nodes)}"], **options))
         return name
 
-    def conv(x: str, out: int, into: int, size: int, groups: int = 1) -> str:
-        return add("Conv", x, draw(out, into // groups, size, size), draw(out), pads=[size // 2] * 4, group=groups)
+    def conv(x: str, out: int, into: int, size: int, groups: int = 1, **options: Any) -> str:
+        given = {"pads": [size // 2] * 4, "group": groups} | options
+        return add("Conv", x, draw(out, into // groups, size, size), draw(out), **given)
 
     x = add("Transpose", add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
-    x = conv(add("Mul", x, draw(1)), 24, 3, 3)
+    first = {"pads": [0, 0, 1, 1], "strides": [2, 2]} if asymmetric else {}
+    x = conv(add("Mul", x, draw(1)), 24, 3, 3, **first)
     if kind == "resnet":
         x = add("Relu", x)
         x = add("Relu", add("Add", x, conv(add("Relu", conv(x, 24, 24, 3)), 24, 24, 3)))
