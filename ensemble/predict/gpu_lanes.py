@@ -87,11 +87,11 @@ def through_lanes(
             if not loaded.cancelled() and loaded.exception() is None:
                 loaded.result().cancel()
         # CUDA graphs belong to the thread that captured them
-        closed = [computing[lane.device].submit(lane.close) for lane in lanes]
+        closing = [computing[lane.device].submit(lane.close) for lane in lanes]
         for pool in computing.values():
             pool.shutdown(wait=True)
-        for one in closed:
-            one.result()
+        for closed in closing:
+            closed.result()
 
 
 def load_ahead(lane: DeviceBuffers, inputs: ModelInputs, *, rows: int) -> None:

@@ -78,7 +78,7 @@ def tune(
     except ModelRunError as err:
         if "cudnn_conv_algo_search" not in base or not re.search("cudnn", err.message, re.IGNORECASE):
             raise
-        best, unusable = best | _LAST_RESORT, {"cuDNN's heuristics": err.message}
+        best, unusable = {**best, **_LAST_RESORT}, {"cuDNN's heuristics": err.message}
         fastest, expected = measure(best)
         tried = {name: options for name, options in tried.items() if "cudnn_conv_algo_search" not in options}
     seconds = {"plain": fastest}

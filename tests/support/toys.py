@@ -86,7 +86,7 @@ def convolutional_proto(
         return add("Conv", x, draw(out, into // groups, size, size), draw(out), **given)
 
     x = add("Transpose", add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
-    first = {"pads": [0, 0, 1, 1], "strides": [2, 2]} if asymmetric else {}
+    first: dict[str, Any] = {"pads": [0, 0, 1, 1], "strides": [2, 2]} if asymmetric else {}
     x = conv(add("Mul", x, draw(1)), 24, 3, 3, **first)
     if kind == "resnet":
         x = add("Relu", x)
