@@ -243,6 +243,14 @@ CODES: dict[str, Code] = {
         "A training process lost contact with the others.",
         "look for the error of the process that ended first, then run again: training resumes after the last epoch",
     ),
+    "I480": Code(
+        "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",
+        "nothing to do",
+    ),
+    "W481": Code(
+        "Values of a checkpoint were left out: only code of its own could make them.",
+        "where the model was trained, save its state dict as plain tensors: torch.save(model.state_dict(), ...)",
+    ),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),
     "E502": Code(

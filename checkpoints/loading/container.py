@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import struct
 import zipfile
@@ -9,25 +10,19 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from checkpoints.loading.pickle_allowlist import list_globals, refusal
+from checkpoints.loading.other_files import describe_archive, describe_file
+from checkpoints.loading.pickle_allowlist import list_globals
+from checkpoints.loading.pickle_objects import Name
+from checkpoints.loading.pickle_reader import LEGACY_PICKLES
 from ensemble.errors import FileError, ModelError
 
-Container = Literal["safetensors", "zip", "legacy"]
+Container = Literal["safetensors", "zip", "legacy", "plain", "npz"]
 
 # the magic number of torch.save's format before 1.6, a pickled integer
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the format
-_OTHER_FILES = {
-    b"version https://git-lfs": "a Git-LFS pointer, not the file it points to",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"7z\xbc\xaf": "a 7z archive; unpack it first",
-    b"Rar!": "a RAR archive; unpack it first",
-    b"\x89HDF": "an HDF5 file (Keras?)",
-    b"\x93NUMPY": "a numpy array",
-    b"\x08": "probably an ONNX model, which needs no export",
-}
+# the beginning of a pickle of protocols 0 and 1, which have no mark of their own
+_OLD_PICKLE = re.compile(rb"\((dp?|lp?|i)[\w.]*\n|c[A-Za-z_][\w.]*\n\w+\n|[}\]](q|\.|\()|\((d|l)(q|\.)")
 
 
 def detect_container(path: Path) -> Container:
@@ -50,18 +45,18 @@ def detect_container(path: Path) -> Container:
         if _starts_safetensors(head):
             return "safetensors"
         if head.startswith(b"PK") or _is_zip(path):
-            _check_zip(path, status.st_size)
+            found = _check_zip(path, status.st_size)
             if not head.startswith(b"PK\x03\x04"):  # torch would read the data before the archive
                 raise ModelError("E417", f"{path.name} is a zip archive behind something else", path=path)
-            return "zip"
+            return found
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
     if _LEGACY_MAGIC in head[:32]:
         return "legacy"
-    if head.startswith(b"\x80"):
-        plain = ModelError("E417", f"{path.name} is a pickle that torch.save did not write", path=path)
-        raise refusal(list_checkpoint_globals(path, "plain"), path) or plain
-    raise ModelError("E404", f"{path.name} is not a checkpoint but {_describe(head)}", path=path)
+    if re.match(rb"\x80[\x02-\x05][^\x80-\xff]|\x80[\x04\x05]\x95", head) or _OLD_PICKLE.match(head):
+        return "plain"
+    other = describe_file(path, head)
+    raise ModelError("E404", f"{path.name} is not a checkpoint but {other.description}", hint=other.hint, path=path)
 
 
 def format_size(size: int) -> str:
@@ -69,11 +64,11 @@ def format_size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
-def list_checkpoint_globals(path: Path, container: Container | Literal["plain"]) -> list[str]:
+def list_checkpoint_globals(path: Path, container: Container) -> list[Name]:
     """Return the globals that a checkpoint's pickles refer to, without importing them.
 
     Raises:
-        ModelError: E401, E402 or E444, as `list_globals`.
+        ModelError: E401 or E444, as `list_globals`.
     """
     if container == "zip":
         with zipfile.ZipFile(path) as archive:
@@ -81,8 +76,9 @@ def list_checkpoint_globals(path: Path, container: Container | Literal["plain"])
             parts = [part for part in archive.infolist() if part.filename.lower().rpartition("/")[2] == "data.pkl"]
             return [name for part in parts for name in list_globals(archive.read(part), 1, path)]
     with open(path, "rb") as f:
-        # torch.save writes its magic number, a version, the system, the content and the keys of the storages
-        return list_globals(f, 5 if container == "legacy" else 1, path)
+        if container == "legacy":
+            return list_globals(f, LEGACY_PICKLES, path)
+        return list_globals(f, 1, path, size=path.stat().st_size)
 
 
 def _starts_safetensors(head: bytes) -> bool:
@@ -98,14 +94,15 @@ def _is_zip(path: Path) -> bool:
         return True
 
 
-def _check_zip(path: Path, size: int) -> None:
-    """Read every entry of the archive and compare its checksum, which torch does not do."""
+def _check_zip(path: Path, size: int) -> Container:
+    """Read every entry of the archive and compare its checksum, which torch does not do; return what it holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
+            is_npz = _require_known_archive(path, [part.filename for part in parts])
             unpacked = sum(part.file_size for part in parts)
-            # torch does not compress; a compressed entry could exhaust the memory
-            if unpacked > size:
+            # torch does not compress; a compressed entry could exhaust the memory. numpy may, and weights hardly shrink
+            if unpacked > size * (100 if is_npz else 1):
                 raise ModelError(
                     "E417",
                     f"{path.name} is a compressed archive ({format_size(unpacked)} in {format_size(size)}), "
@@ -124,30 +121,31 @@ def _check_zip(path: Path, size: int) -> None:
         raise ModelError("E405", f"{path.name} is damaged: {err}", path=path) from err
     if damaged is not None:
         raise ModelError("E405", f"{path.name} is damaged: CRC error in {damaged}", path=path)
-    names = {part.filename.rpartition("/")[2] for part in parts}
-    if "constants.pkl" in names:
+    return "npz" if is_npz else "zip"
+
+
+def _require_known_archive(path: Path, names: list[str]) -> bool:
+    """Return True for an archive of numpy arrays, False for one of torch.save.
+
+    Raises:
+        ModelError: E402 for a program, E417 for any other archive.
+    """
+    last = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in last or any("/code/" in f"/{name}" and name.endswith(".py") for name in names):
         raise ModelError(
             "E402",
             f"{path.name} is a TorchScript program, not its weights",
-            hint="torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pth')",
+            hint=f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')",
             path=path,
         )
-    if "data.pkl" not in names:
-        raise ModelError("E417", f"{path.name} is a zip archive that torch.save did not write", path=path)
+    if names and all(name.endswith(".npy") for name in names):
+        return True
+    if (other := describe_archive(names)) is not None:
+        code = "E402" if "program" in other.description else "E417"
+        raise ModelError(code, f"{path.name} is {other.description}", hint=other.hint, path=path)
+    return False
 
 
 def _is_hollow(part: zipfile.ZipInfo) -> bool:
     """Return True if an entry with content is marked as a folder: torch would return uninitialized memory."""
     return part.file_size > 0 and bool(part.external_attr & 0x10)
-
-
-def _describe(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if text.startswith(b"<"):
-        return "a web page (a download that asked for a login or ran into a quota?)"
-    for start, description in _OTHER_FILES.items():
-        if head.startswith(start):
-            return description
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it first"
-    return f"a file that starts with {head[:16]!r}"

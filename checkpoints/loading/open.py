@@ -23,7 +23,7 @@ from checkpoints.loading.weight_checks import (
 from ensemble.card import METADATA_KEY, ModelCard, Weights
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.files import sha256_file, write_atomic
+from ensemble.files import write_atomic
 
 __all__ = ["Checkpoint", "build_model", "open_checkpoint", "save_checkpoint"]
 
@@ -85,7 +85,7 @@ def open_checkpoint(
         arch=fit.arch,
         state_dict=tensors,
         num_classes=len(content.card.labels) if content.card and content.card.head == "axes" else fit.num_classes,
-        sha256=sha256_file(path),
+        sha256=content.sha256,
         weights=state.weights,
         card=content.card,
     )

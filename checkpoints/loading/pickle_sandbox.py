@@ -1,42 +1,38 @@
-"""Scan a pickle in a sandboxed subprocess, with placeholders for all objects, before torch reads it.
+"""Scan a pickle in a sandboxed subprocess, before this process interprets it in the same way.
 
-torch's weights_only unpickler runs no code from the file, but it has no limits: three hundred bytes that nest a tuple
-sixty times and use it as a key keep it busy forever, and others exhaust the memory or overflow the stack. The child
-process here executes the same instructions under limits of memory and time, and cannot open a file or socket. It does
-not import torch, so it takes a fraction of a second. It uses the pure-Python unpickler, which is about as slow as
-torch's: a pickle that ends in time here ends in time there.
+The interpreter calls nothing that a file names, but it has no limits: three hundred bytes that nest a tuple sixty times
+and use it as a key keep it busy forever, and others exhaust the memory or overflow the stack. The child process here
+executes the same instructions under limits of memory and time, and cannot open a file or socket. It does not import
+torch, so it takes a fraction of a second. A pickle that ends in time there ends in time here.
 
-Run as a program, this file is the child: ``pickle_sandbox.py COUNT MEMORY SECONDS`` reads COUNT pickles from standard
-input, and writes one JSON list ``[module, name]`` per line for each global, and a last line with how it ended.
+The child reads COUNT pickles from standard input, and writes one JSON list ``[module, name]`` per line for each global,
+and a last line with how it ended.
 """
 
 from __future__ import annotations
 
-import codecs
-import collections
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
+
+from checkpoints.loading.pickle_reader import PickleReader
 
 _MEMORY = 1 << 30  # bytes of address space; the interpreter itself takes 5 %
 _SECONDS = 10  # of CPU time; a normal checkpoint needs hundredths
 _WALL_SECONDS = 120  # for a busy machine, and for systems without a limit on CPU time
 _NO_MEMORY = "no memory"
-
-# the functions that torch itself calls; all others that it knows take time and memory in proportion to the file
-_REAL = {
-    ("builtins", "set"): set,
-    ("builtins", "bytearray"): bytearray,
-    ("builtins", "complex"): complex,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "Counter"): collections.Counter,
-    ("_codecs", "encode"): codecs.encode,
-}
+_ROOT = Path(__file__).parents[2]
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from checkpoints.loading.pickle_sandbox import run_child
+run_child(*map(int, sys.argv[2:5]))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +43,13 @@ class PickleScan:
     exceeded: str | None
 
 
-def scan_pickles(pickles: BinaryIO | bytes, count: int) -> PickleScan:
-    """Scan ``count`` pickles in a child process; a damaged pickle ends the scan without an error."""
-    command = [sys.executable, "-I", "-S", __file__, str(count), str(_MEMORY), str(_SECONDS)]
+def scan_pickles(pickles: BinaryIO | bytes, count: int, *, size: int = 0) -> PickleScan:
+    """Scan ``count`` pickles in a child process; a damaged pickle ends the scan without an error.
+
+    ``size`` are the bytes of weights in the pickles themselves, which come on top of the limit of memory.
+    """
+    limits = [str(_MEMORY + 4 * size), str(_SECONDS + size // 50_000_000)]
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_ROOT), str(count), *limits]
     try:
         if isinstance(pickles, bytes):
             done = subprocess.run(command, input=pickles, capture_output=True, timeout=_WALL_SECONDS, check=False)
@@ -78,29 +78,6 @@ def _parse_output(output: bytes) -> tuple[tuple[tuple[str, str], ...], str | Non
             return tuple(names), value
         names[value[0], value[1]] = None
     return tuple(names), None
-
-
-class _Placeholder:
-    """An object that accepts every operation of a pickle and ignores it."""
-
-    def __new__(cls, *_: object, **__: object) -> _Placeholder:
-        return object.__new__(cls)
-
-    def _ignore(self, *_: object, **__: object) -> _Placeholder:
-        return self
-
-    __call__ = append = extend = add = __setitem__ = __setstate__ = _ignore
-
-
-class _Scanner(pickle._Unpickler):
-    """An unpickler that imports nothing: each global is recorded and replaced."""
-
-    def find_class(self, module: str, name: str) -> object:
-        _write_line([module, name])
-        return _REAL.get((module, name), _Placeholder)
-
-    def persistent_load(self, _: object) -> object:
-        return _Placeholder()
 
 
 class _Input:
@@ -142,18 +119,16 @@ def _limit_process(memory: int, seconds: int) -> None:
                 raise
 
 
-def _scan(count: int, memory: int, seconds: int) -> None:
+def run_child(count: int, memory: int, seconds: int) -> None:
+    """Interpret the pickles on standard input under the limits: the main function of the child process."""
     _limit_process(memory, seconds)
     ending = "done"
+    reader = PickleReader(_Input(), on_name=lambda name: _write_line([name.module, name.name]))
     try:
         for _ in range(count):
-            _Scanner(_Input()).load()
+            reader.load()
     except MemoryError:
         ending = _NO_MEMORY
-    except Exception as err:  # noqa: BLE001 - a damaged pickle can raise anything, and torch will report it
+    except Exception as err:  # noqa: BLE001 - a damaged pickle can raise anything, and the parent will report it
         ending = type(err).__name__
     _write_line(ending)
-
-
-if __name__ == "__main__":
-    _scan(*map(int, sys.argv[1:4]))

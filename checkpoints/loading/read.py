@@ -1,84 +1,125 @@
-"""Read the content of a checkpoint file, in any common format, without running code from the file."""
+"""Read the content of a checkpoint, whatever its files, without running code from them."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
+import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import torch
+import numpy as np
 
-from checkpoints.loading.container import Container, detect_container, format_size, list_checkpoint_globals
-from checkpoints.loading.pickle_allowlist import INERT_NAMES, InertObject, refusal, refuse_programs
+from checkpoints.loading.container import Container, detect_container, format_size
+from checkpoints.loading.pickle_file import array_tensor, read_pickle, row_strides
+from checkpoints.loading.pickle_objects import Storage, StoredTensor
+from checkpoints.loading.shards import Files, find_files
 from ensemble.card import METADATA_KEY, ModelCard
-from ensemble.errors import FileError, ModelError
+from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.files import sha256_file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """The content of a checkpoint file: ``payload`` is what was saved, ``card`` the one that `ens train` wrote."""
+    """The content of a checkpoint: ``payload`` is what was saved, ``card`` the one that `ens train` wrote.
+
+    The payload consists of tensors, plain Python values and containers, and `InertObject` for everything else. No
+    container is inside itself. ``files`` are those that were read; ``sha256`` is that of the file, or of the hashes of
+    several.
+    """
 
     payload: object
-    card: ModelCard | None = None
+    card: ModelCard | None
+    container: Container
+    files: tuple[Path, ...]
+    sha256: str
 
 
-def read_content(path: Path, *, listener: Listener = SILENT) -> Content:
-    """Return the content of a checkpoint file, whatever its format, without running code from it.
+def read_content(path: Path, *, with_values: bool = True, listener: Listener = SILENT) -> Content:
+    """Return the content of a checkpoint: a file of any common format, or the index or folder of a sharded one.
+
+    Without ``with_values`` tensors remain `StoredTensor`, which have a shape and a type; torch is not imported then.
 
     Raises:
-        FileError: E707 when the file cannot be read.
+        FileError: E707 when a file cannot be read.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E417 when it has no weights,
             E427 for a card that cannot be read, E444 for a pickle that takes too much memory or time.
     """
+    files = find_files(path, listener)
+    contents = [_read_file(part, with_values, listener) for part in files.paths]
+    if len(contents) == 1:
+        return contents[0]
+    return Content(
+        payload=_merge(files, contents),
+        card=next((content.card for content in contents if content.card is not None), None),
+        container=contents[0].container,
+        files=files.paths,
+        sha256=hashlib.sha256("".join(content.sha256 for content in contents).encode()).hexdigest(),
+    )
+
+
+def _merge(files: Files, contents: list[Content]) -> dict[object, object]:
+    """Return the tensors of all shards in one dictionary, after checking them against the index."""
+    merged: dict[object, object] = {}
+    for content in contents:
+        if not isinstance(content.payload, dict):
+            raise ModelError("E417", f"{content.files[0].name} is no part of a state dict", path=content.files[0])
+        merged |= content.payload
+    missing = [name for name in files.names if name not in merged]
+    if missing:
+        raise ModelError(
+            "E403", f"{files.path.name}: the files lack {enumerate_some(missing)} of its index", path=files.path
+        )
+    return merged
+
+
+def _read_file(path: Path, with_values: bool, listener: Listener) -> Content:
     container = detect_container(path)
     if container == "legacy":
         listener.notice(Notice("W406", f"{path.name} is in torch.save's old format, without checksums", path))
     try:
-        return _read_safetensors(path) if container == "safetensors" else Content(_unpickle(path, container))
+        card: ModelCard | None = None
+        payload: object
+        if container == "safetensors":
+            payload, card = _read_safetensors(path, with_values)
+        elif container == "npz":
+            payload = _read_npz(path, with_values)
+        else:
+            payload = read_pickle(path, container, with_values=with_values, listener=listener)
+        return Content(payload, card, container, (path,), sha256_file(path))
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
 
 
-def _read_safetensors(path: Path) -> Content:
+def _read_safetensors(path: Path, with_values: bool) -> tuple[dict[str, object], ModelCard | None]:
+    import safetensors
+
     try:
-        with safetensors.safe_open(path, framework="pt") as f:
+        with safetensors.safe_open(path, framework="pt" if with_values else "np") as f:
             card = (f.metadata() or {}).get(METADATA_KEY)
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a mapping, it only has keys()
+            tensors = {key: f.get_tensor(key) if with_values else _outline(f, key) for key in f.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as err:
         size = format_size(path.stat().st_size)
         raise ModelError("E403", f"{path.name} ({size}) cannot be read: {err}", path=path) from err
-    return Content(tensors, None if card is None else ModelCard.from_json(card))
+    return tensors, None if card is None else ModelCard.from_json(card)
 
 
-def _unpickle(path: Path, container: Container) -> object:
-    """Read a file of torch.save with weights_only=True, which runs no code; there is no fallback."""
-    names = list_checkpoint_globals(path, container)
-    refuse_programs(names, path)
+_SAFETENSORS_TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
+
+
+def _outline(file: object, key: str) -> StoredTensor:
+    """Return a tensor of safetensors without its values."""
+    part = file.get_slice(key)  # type: ignore[attr-defined]
+    shape, kind = tuple(part.get_shape()), str(part.get_dtype())
+    letters = kind.rstrip("0123456789")
+    known = f"{_SAFETENSORS_TYPES[letters]}{kind[len(letters) :]}" if letters in _SAFETENSORS_TYPES else kind.lower()
+    return StoredTensor(Storage(key, known, 0), known, 0, shape, row_strides(shape))
+
+
+def _read_npz(path: Path, with_values: bool) -> dict[str, object]:
     try:
-        with (
-            open(path, "rb") as f,  # an open file: given a path, torch decides by the suffix
-            torch.serialization.safe_globals([(InertObject, name) for name in INERT_NAMES]),
-            warnings.catch_warnings(action="ignore"),  # torch asks to report unusual pickles
-        ):
-            content: object = torch.load(f, map_location="cpu", weights_only=True)
-            return content
-    except OSError:
-        raise
-    except Exception as err:  # a hostile or damaged pickle can raise anything
-        if (refused := refusal(names, path)) is not None:
-            raise refused from err
-        # the old format has no checksums: damage shows up here
-        code = "E403" if container == "legacy" else "E417" if isinstance(err, pickle.UnpicklingError) else "E405"
-        size = format_size(path.stat().st_size)
-        raise ModelError(code, f"{path.name} ({size}) cannot be read: {_reason(err)}", path=path) from err
-
-
-def _reason(err: Exception) -> str:
-    """Return torch's message without its advice to load the file with weights_only=False."""
-    _, mark, cause = str(err).partition("WeightsUnpickler error: ")
-    if isinstance(err, pickle.UnpicklingError) and not mark:
-        return "its pickle is not one of weights"
-    return (cause or str(err)).strip().partition("\n")[0] or type(err).__name__
+        with np.load(path, allow_pickle=False) as arrays:
+            found: dict[str, object] = dict(arrays.items())
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+        raise ModelError("E405", f"{path.name} cannot be read: {err}", path=path) from err
+    return {name: array_tensor(value, with_values=with_values) for name, value in found.items()}

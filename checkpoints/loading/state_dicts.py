@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.loading.pickle_allowlist import InertObject
+from checkpoints.loading.pickle_objects import InertObject
 from ensemble.card import Weights
 from ensemble.errors import ModelError, enumerate_some
 

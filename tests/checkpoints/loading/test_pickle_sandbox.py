@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
 import re
 import subprocess
@@ -12,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
 from checkpoints.loading import pickle_sandbox
 from checkpoints.loading.pickle_allowlist import list_globals
@@ -34,7 +31,10 @@ ENDLESS = {
         b"\x80\x02ccollections\nCounter\n]K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60 + b"a\x85R.",
         "1 s",
     ),
-    "600 MB of zeros": (b"\x80\x02cbuiltins\nbytearray\nI600000000\n\x85R.", "0.25 GB"),
+    "a thousand copies of a list": (
+        b"\x80\x02]((" + b"K\x01" * 200_000 + b"lq\x01e" + b"(" + b"cbuiltins\nlist\nh\x01\x85R" * 1000 + b"e.",
+        "0.25 GB",
+    ),
     "a key 300,000 levels deep": (b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.", "a deeper stack"),
     "four million lists": (
         b"\x80\x02" + b"]" * 4_000_000 + b".",
@@ -43,7 +43,9 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize(("name", "form"), [*((name, "zip") for name in ENDLESS), ("600 MB of zeros", "legacy")])
+@pytest.mark.parametrize(
+    ("name", "form"), [*((name, "zip") for name in ENDLESS), ("a thousand copies of a list", "legacy")]
+)
 def test_fault_35_what_would_never_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str
 ) -> None:
@@ -105,31 +107,13 @@ def test_a_rehearsal_names_what_weights_need(tmp_path: Path) -> None:
         "torch.LongStorage",
     ]
     with zipfile.ZipFile(save(tmp_path / "a.pth", state)) as opened:
-        assert list_globals(opened.read("a/data.pkl"), 1, tmp_path) == expected
+        assert [*map(str, list_globals(opened.read("a/data.pkl"), 1, tmp_path))] == expected
     with open(save(tmp_path / "b.pth", state, _use_new_zipfile_serialization=False), "rb") as f:
-        assert list_globals(f, 5, tmp_path) == expected
+        assert [*map(str, list_globals(f, 5, tmp_path))] == expected
 
 
 def test_odd_pickles_cause_no_warnings(tmp_path: Path) -> None:
-    """torch's warning about the protocol of a pickle, with its advice to report it, is not shown."""
+    """A pickle of a protocol that torch.save does not write is read without torch's advice to report it."""
     path = tmp_path / "a.pth"
     path.write_bytes(archive(b"\x80\x05" + pickle.dumps({"a": 1}, protocol=2)[2:]))
     assert refused(path, arch=TINY).message.endswith("it is a dictionary of a")
-    with pytest.warns(UserWarning, match="protocol 5"), open(path, "rb") as f:
-        torch.load(f, weights_only=True)
-
-
-def test_nobody_else_unpickles() -> None:
-    """The only unpickler returns six harmless functions, and placeholders for everything else."""
-    scanner = pickle_sandbox._Scanner(io.BytesIO())
-    real, other = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(other, 1)
-    try:
-        found = {
-            scanner.find_class(module, name) for module, name in [*pickle_sandbox._REAL, ("os", "system"), ("x", "y")]
-        }
-    finally:
-        os.dup2(real, 1)
-        os.close(real)
-        os.close(other)
-    assert found == {*pickle_sandbox._REAL.values(), pickle_sandbox._Placeholder}
