@@ -87,8 +87,10 @@ def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
     return parse_table(data, path, listener=listener)
 
 
-def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Table:
+def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Listener = SILENT) -> Table:
     """Parse a CSV file that has been read already, as `read_table`; ``path`` is for the messages.
+
+    A ``headless`` table has no header line: its columns are called ``0``, ``1`` and so on.
 
     Raises:
         DataError: E322, as `read_table`.
@@ -112,6 +114,9 @@ def parse_table(data: bytes, path: Path, *, listener: Listener = SILENT) -> Tabl
         raise DataError("E322", f"{path.name}: line {reader.line_num}: {err}", path=path) from err
     if not rows:
         raise DataError("E322", f"{path.name}: the file is empty", path=path)
+    if headless:
+        rows.insert(0, tuple(map(str, range(len(rows[0])))))
+        lines.insert(0, 0)
     header = rows[0]
     if len(set(header)) != len(header):
         raise DataError("E322", f"{path.name}: a column name is repeated: {', '.join(header)}", path=path)

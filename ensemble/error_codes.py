@@ -152,7 +152,15 @@ CODES: dict[str, Code] = {
     "I381": Code(
         "Ids matched without regard to spaces, ./, folders or the suffix.", "nothing to do if the example looks right"
     ),
-    "I382": Code("The column of ids was chosen by its place.", "--id-column names another one"),
+    "I382": Code("A column was chosen by its place or name.", "--id-column and --label-column name another one"),
+    "E383": Code(
+        "An id is several images once its suffix or folder is left out.",
+        "write the ids with suffix and folder, or remove the other images",
+    ),
+    "E384": Code(
+        "A map of images to rows is not valid.",
+        "columns image,row and, if wanted, weight: finite weights, none negative, and one above 0 for each row",
+    ),
     # 4xx: checkpoints and ONNX files
     "E401": Code(
         "Loading a checkpoint would run code; it was refused.",
@@ -334,6 +342,8 @@ CODES: dict[str, Code] = {
         "Columns were matched with classes by number, or despite another spelling.",
         "nothing to do if the example looks right",
     ),
+    "I545": Code("Columns that are no classes were not read.", "nothing to do"),
+    "I547": Code("Several images were combined into one row.", "nothing to do"),
     # 6xx: devices and memory
     "E601": Code("The requested device cannot be used.", "ens doctor shows what is missing and how to install it"),
     "W601": Code("No GPU could be used; running on the CPU.", "ens doctor shows what is missing and how to install it"),

@@ -35,14 +35,19 @@ def find_id_column(table: Table, *, named: str | None = None, listener: Listener
     """
     if named is not None:
         return table.header[table.place(named)]
-    by_name = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(table.header)}
-    found = next((by_name[name] for name in _ID_COLUMNS if name in by_name), None)
+    found = usual_id_column(table.header)
     if found is not None:
         return found
     if len(table.header) > 1:
         first = show_spaces(table.header[0])
         listener.notice(Notice("I382", f"{table.path.name}: the ids are taken from the first column, {first}"))
     return table.header[0]
+
+
+def usual_id_column(header: Sequence[str]) -> str | None:
+    """Return the column that is called as columns of ids usually are, if there is one."""
+    by_name = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(header)}
+    return next((by_name[name] for name in _ID_COLUMNS if name in by_name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,29 @@ def join_rows(
     if loose is None:
         raise complain(_difference(wanted, found))
     return loose
+
+
+def find_rows(
+    wanted: Sequence[str],
+    found: Sequence[str],
+    *,
+    complain: Callable[[str], EnsError],
+    listener: Listener = SILENT,
+) -> NDArray[np.intp]:
+    """Return row numbers as `join_rows`, where ``found`` may have other ids besides, and ``wanted`` repeat one.
+
+    Raises:
+        EnsError: the error that ``complain`` returns for the difference, which reads "lacks 2 of 30 ids: ...".
+    """
+    distinct = list(dict.fromkeys(wanted))
+    for one in (_IdReading("exactly", str), *COMPARISONS):
+        by_key = {one.key(name): i for i, name in enumerate(found)}
+        keys = [one.key(name) for name in distinct]
+        if len(by_key) == len(found) and len(set(keys)) == len(keys) and by_key.keys() >= set(keys):
+            notice_loose(distinct, [found[by_key[k]] for k in keys], one.what, listener)
+            return np.array([by_key[one.key(name)] for name in wanted], dtype=np.intp)
+    lacking = sorted(set(distinct) - set(found))
+    raise complain(f"lacks {len(lacking):,} of {len(distinct):,} ids: {enumerate_some(lacking)}")
 
 
 def _join_loosely(wanted: Sequence[str], found: Sequence[str], listener: Listener) -> NDArray[np.intp] | None:

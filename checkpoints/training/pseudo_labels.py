@@ -75,7 +75,7 @@ def read_pseudo_labels(
         PredictionError: the codes of `read_members` and `blend`; E501 when their classes differ from ``labels``.
         DataError: E346 when one of the images is in ``rows``; the codes of `list_images`.
     """
-    members = read_members(source.predictions, labels, kind=None)
+    members = read_members(source.predictions, labels)
     blended = blend(members, make_recipe(members), listener=listener)
     columns = labels.permutation(blended.labels, owner=members[0].member)
     probabilities = blended.probabilities[:, columns]

@@ -186,7 +186,7 @@ class RunSubmit:
     def __call__(self, job: BenchJob, timer: PassTimer) -> PassResult:
         """Submit the images of the job with its models; the recipe decides which views."""
         recipe = read_recipe(self.recipe)
-        oof = read_members(self.oof, recipe.labels, kind=None)
+        oof = read_members(self.oof, recipe.labels)
         early = EarlyExit(self.goal, oof, self.truth) if self.early else None
         with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
 

@@ -23,7 +23,15 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 @click.command(short_help="Blend predictions into a submission")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
-@click.option("--like", type=PATH, help="Sample submission: header, order and spelling of the ids.")
+@click.option("--like", type=PATH, help="Sample submission: header, ids in order and spelling, kind of answers.")
+@click.option("--rows", type=PATH, help="CSV image,row[,weight]: combine several images into each row.")
+@click.option(
+    "--combine",
+    type=click.Choice(["mean", "max", "noisy-or"]),
+    default="mean",
+    show_default=True,
+    help="How --rows combines the probabilities of a row's images.",
+)
 @click.option(
     "--pool", "pool_name", default="linear", show_default=True, help="linear, logit, geometric, power:<p> or hard."
 )
@@ -43,13 +51,15 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     "--as",
     "kind",
     type=click.Choice(["logits", "probabilities", "classes"]),
-    help="Content of CSV/NPZ inputs (logits, probabilities or class labels).",
+    help="Content of tables and arrays: logits, probabilities, or classes (a submission).",
 )
+@click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels.")
+@click.option("--ids", "npy_ids", type=PATH, help="List of the ids of the rows of .npy files.")
 @click.option(
     "--labels",
     default="mask18",
     show_default=True,
-    help="Label space of CSV/NPZ inputs: mask18, a number of classes, or a JSON file.",
+    help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.",
 )
 @click.option("--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions; repeatable.")
 @click.option("--truth", type=PATH, help="Ground-truth CSV for --oof (columns ImageID, ans, optional person).")
@@ -76,11 +86,15 @@ def blend(
     predictions: tuple[Path, ...],
     output: Path,
     like: Path | None,
+    rows: Path | None,
+    combine: Literal["mean", "max", "noisy-or"],
     pool_name: str,
     weights: str | None,
     views: str | None,
     rule_name: str,
     kind: Literal["logits", "probabilities", "classes"] | None,
+    in_order: bool,
+    npy_ids: Path | None,
     labels: str,
     oof: tuple[Path, ...],
     truth: Path | None,
@@ -103,6 +117,7 @@ def blend(
     Example: ens blend runs/preds/* --like eval/info.csv -o submission.csv --save blend.json
     """
     from ensemble.blend.blend import blend as run_blend
+    from ensemble.blend.combine import combine_answers
     from ensemble.blend.recipe import render_recipe
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
@@ -110,9 +125,10 @@ def blend(
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
     from ensemble.learn.table import render_learned
     from ensemble.predict.result import render_unread
-    from ensemble.predictions.external import read_members
+    from ensemble.predictions.external import ExternalOptions, read_members
     from ensemble.predictions.members import common_images
     from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.rows import read_row_map
     from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
@@ -120,26 +136,36 @@ def blend(
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
     _require_one_source(recipe_path, oof, truth)
     space = parse_labels(labels)
-    common = common_images(read_members(predictions, space, kind=kind), allow_missing=allow_missing)
+    external = ExternalOptions(kind, in_order, npy_ids, sheet.id_column)
+    found = read_members(predictions, space, options=external, listener=TERMINAL)
+    common = common_images(found, allow_missing=allow_missing)
     names = common.members[0].labels
     sample = None if like is None else read_sheet(like, names, options=sheet, listener=TERMINAL)
     source: GivenWeights | LearnFrom | Path
     if recipe_path is not None:
         source = recipe_path
     elif truth is not None:
-        source = LearnFrom(read_members(oof, space, kind=kind), truth, method, metric, seed, transductive)
+        source = LearnFrom(
+            read_members(oof, space, options=external, listener=TERMINAL), truth, method, metric, seed, transductive
+        )
     else:
         source = _parse_weights(pool_name, weights, views, rule_name)
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
-    ids = None if sample is None else without_ids(sample.ids, common.missing)
+    row_map = None if rows is None else read_row_map(rows, how=combine, listener=TERMINAL)
+    ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
-    form = default_sheet(blended.ids, names, options=sheet) if sample is None else sample
     answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities)
-    write_submission(output, answers, sheet=form, missing=common.missing, listener=TERMINAL)
+    missing = common.missing
+    if row_map is not None:
+        present = row_map.without(common.missing)
+        answers = combine_answers(answers, present, chosen.recipe, sheet=sample, listener=TERMINAL)
+        missing = tuple(sorted(set(row_map.ids) - set(present.ids)))
+    form = default_sheet(answers.ids, names, options=sheet) if sample is None else sample
+    write_submission(output, answers, sheet=form, missing=missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
     unread = {"filled": list(blended.filled), "missing": list(common.missing)}
-    summary = {"path": str(output), "rows": len(blended), **unread, "recipe": json.loads(chosen.recipe.to_json())}
+    summary = {"path": str(output), "rows": len(answers), **unread, "recipe": json.loads(chosen.recipe.to_json())}
     table = "" if chosen.learned is None else f"{render_learned(chosen.learned)}\n"
     lines = f"{table}{render_recipe(chosen.recipe)}\n{render_unread(blended.filled, common.missing)}"
     show(summary, f"{lines}{output}", as_json=as_json)

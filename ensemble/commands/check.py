@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, json_option, missing_option
-from ensemble.commands.sheet_options import sheet_options
+from ensemble.commands.sheet_options import reading_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--labels", default="mask18", show_default=True, help="Label space: mask18, a number of classes, or a JSON file."
 )
-@sheet_options
+@reading_options
 @missing_option
 @json_option
 def check(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ensemble.commands.options import PATH, json_option
+from ensemble.commands.sheet_options import reading_options
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.analysis.evaluate import Evaluation
+    from ensemble.labels import LabelSpace
+    from ensemble.predictions.external import ExternalOptions
+    from ensemble.predictions.truth import TruthOptions
+    from ensemble.submission.sheet_options import SheetOptions
 
 
 @click.command(short_help="Score predictions or submissions")
@@ -17,16 +25,36 @@ from ensemble.terminal import TERMINAL, show
     "--truth",
     type=PATH,
     required=True,
-    help="Ground-truth CSV (columns ImageID, ans and, for correct intervals, person).",
+    help="Ground-truth CSV: ids, classes and, for correct intervals, person.",
 )
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["logits", "probabilities"]),
+    help="Content of tables and arrays of predictions; without it a CSV file is a submission.",
+)
+@click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels.")
+@click.option("--ids", type=PATH, help="List of the ids of the rows of .npy files.")
+@click.option("--like", type=PATH, help="Sample submission, which says how answers are written.  [default: the file]")
 @click.option(
     "--labels",
     default="mask18",
     show_default=True,
-    help="Label space of CSV files: mask18, a number of classes, or a JSON file.",
+    help="Label space of files: mask18, a number of classes, or a JSON file.",
 )
+@reading_options
 @json_option
-def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool) -> None:
+def evaluate(
+    answers: tuple[Path, ...],
+    truth: Path,
+    kind: Literal["logits", "probabilities"] | None,
+    in_order: bool,
+    ids: Path | None,
+    like: Path | None,
+    labels: str,
+    sheet: SheetOptions,
+    as_json: bool,
+) -> None:
     """Score predictions (each view and their mean) or submissions, with 95 % bootstrap intervals.
 
     Example: ens evaluate runs/preds/r18 submission.csv --truth eval_truth.csv
@@ -35,22 +63,49 @@ def evaluate(answers: tuple[Path, ...], truth: Path, labels: str, as_json: bool)
     from ensemble.analysis.evaluate import side_by_side
     from ensemble.labels import parse_labels
     from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
-    from ensemble.predictions.truth import read_truth
-    from ensemble.submission.lint import read_submission
+    from ensemble.predictions.external import ExternalOptions
+    from ensemble.predictions.truth import TruthOptions, read_truth
 
-    found: dict[str, Any] = {}
+    columns = TruthOptions(sheet.id_column, sheet.label_column)
+    external = ExternalOptions(kind, in_order, ids, sheet.id_column)
+    found: dict[str, Evaluation] = {}
     for path in answers:
         if path.is_file():
-            space = parse_labels(labels)
-            found[str(path) if path.name in found else path.name] = run_evaluate(
-                read_submission(path, space), read_truth(truth, space, listener=TERMINAL)
-            )
+            name = str(path) if path.name in found else path.name
+            found[name] = _evaluate_file(path, parse_labels(labels), truth, external, columns, like, sheet)
         else:
             for folder in find_predictions(path):
                 member = read_predictions(folder)
                 notice_filled([member], TERMINAL)
-                found[str(folder) if member.member in found else member.member] = run_evaluate(
-                    member, read_truth(truth, member.labels, listener=TERMINAL)
-                )
+                known = read_truth(truth, member.labels, options=columns, listener=TERMINAL)
+                found[str(folder) if member.member in found else member.member] = run_evaluate(member, known)
     result = side_by_side(found)
     show(result.as_dict(), result.render(), as_json=as_json)
+
+
+def _evaluate_file(
+    path: Path,
+    labels: LabelSpace,
+    truth: Path,
+    external: ExternalOptions,
+    columns: TruthOptions,
+    like: Path | None,
+    sheet: SheetOptions,
+) -> Evaluation:
+    """Score a table or array of predictions, or else a submission."""
+    from ensemble.analysis.evaluate import evaluate as run_evaluate
+    from ensemble.blend.blend import Blended
+    from ensemble.predictions.external import read_external
+    from ensemble.predictions.truth import read_truth
+    from ensemble.submission.lint import read_submission
+    from ensemble.submission.recognise import read_sheet
+
+    known = read_truth(truth, labels, options=columns, listener=TERMINAL)
+    if external.kind is not None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
+        return run_evaluate(read_external(path, labels, options=external, listener=TERMINAL), known)
+    form = None if like is None else read_sheet(like, labels, options=sheet, listener=TERMINAL)
+    submission = read_submission(path, labels, like=form, options=sheet)
+    if submission.probabilities is None:
+        return run_evaluate(submission, known)
+    blended = Blended(submission.ids, submission.probabilities, submission.classes, labels)
+    return run_evaluate(blended, known)

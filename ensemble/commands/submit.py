@@ -84,7 +84,7 @@ def submit(
     form = None if like is None else read_sheet(like, recipe.labels, options=sheet, listener=TERMINAL)
     leaving = None
     if early_exit is not None:
-        leaving = EarlyExit(goal, read_members(oof, recipe.labels, kind=None), truth)
+        leaving = EarlyExit(goal, read_members(oof, recipe.labels), truth)
     done = run_submit(
         recipe,
         images,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ensemble.csv_table import read_table
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
 from ensemble.images.decode import SUFFIXES, read_error
 from ensemble.images.storage import RemoteImage
 
@@ -47,16 +48,14 @@ class Listing:
         return hashlib.sha256("\0".join(self.ids).encode()).hexdigest()
 
 
-def read_ids(path: Path, *, listener: Listener = SILENT) -> tuple[str, ...]:
-    """Read the ids of a sample submission or list: the column ``ImageID``, else ``id``, else the only column.
+def read_ids(path: Path, *, id_column: str | None = None, listener: Listener = SILENT) -> tuple[str, ...]:
+    """Read the ids of a sample submission or list: the column that is named or usual, else the first one.
 
     Raises:
         DataError: E313 when an id is repeated, E322 when the column or the header line is missing.
     """
     table = read_table(path, listener=listener)
-    by_lower = {name.lower(): name for name in table.header}
-    found = [by_lower[name] for name in ("imageid", "image_id", "id") if name in by_lower]
-    name = found[0] if found else table.header[0] if len(table.header) == 1 else "ImageID"
+    name = find_id_column(table, named=id_column, listener=listener)
     if _is_image(name):  # without a header the first image would be lost
         raise DataError("E322", f"{path.name}: the first line must name the columns, got {name!r}", path=path)
     return table.without_duplicates(name)
@@ -66,13 +65,15 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     """Find the images below ``root``: those of ``ids`` in their order, or all of them, sorted by name.
 
     An id is a path relative to ``root`` with ``/`` between folders. It matches a file exactly, or else after Unicode
-    normalisation (file names from macOS are decomposed); the id's own spelling is kept. Files and folders whose names
+    normalisation (file names from macOS are decomposed), or else, with a notice, the only image that it is without
+    surrounding spaces, ``./``, its suffix or its folder; the id's own spelling is kept. Files and folders whose names
     begin with a dot are ignored. No file is opened.
 
     Raises:
         DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
             are missing, E316 there are no images, E318 a folder may not be read, E320 not a regular file, E321 the path
-            is too long, E323 an id leaves ``root``, E327 a name is not valid Unicode.
+            is too long, E323 an id leaves ``root``, E327 a name is not valid Unicode, E383 an id without suffix or
+            folder is several images.
     """
     files = set(_walk(root, listener))
     images = sorted(name for name in files if _is_image(name))
@@ -110,7 +111,7 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
     by_normal: dict[str, list[str]] = {}
     for name in files:
         by_normal.setdefault(unicodedata.normalize("NFC", name), []).append(name)
-    found: list[str] = []
+    by_id: list[str | None] = []
     missing: list[str] = []
     for i in ids:
         candidates = by_normal.get(unicodedata.normalize("NFC", i), [])
@@ -118,11 +119,13 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
             raise DataError(
                 "E311", f"two files are {i!r} after normalisation: {', '.join(map(ascii, sorted(candidates)))}"
             )
-        if candidates:
-            found.append(candidates[0])
-        else:
+        by_id.append(candidates[0] if candidates else None)
+        if not candidates:
             missing.append(i)
     if missing:
+        loose = _match_loosely(missing, files - set(filter(None, by_id)), root, listener)
+        if loose is not None:
+            return tuple(name or loose[i] for i, name in zip(ids, by_id, strict=True))
         by_fold = {_fold(name): name for name in sorted(files)}
         cased = [(i, by_fold[_fold(i)]) for i in missing if _fold(i) in by_fold]
         if cased:
@@ -134,10 +137,41 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
         raise DataError(
             "E314", f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}", path=root
         )
+    found = tuple(name for name in by_id if name is not None)
     normalised = sum(i != name for i, name in zip(ids, found, strict=True))
     if normalised:
         listener.notice(Notice("I310", f"{normalised:,} names matched after Unicode normalisation", root))
-    return tuple(found)
+    return found
+
+
+def _match_loosely(ids: Sequence[str], files: Set[str], root: Path | None, listener: Listener) -> dict[str, str] | None:
+    """Return the images of ids that are spelled otherwise, by the strictest comparison that finds all, if one does.
+
+    Raises:
+        DataError: E383 when an id is several images.
+    """
+    images = sorted(name for name in files if _is_image(name))
+    for comparison in COMPARISONS:
+        if comparison.drops_suffix and any(map(has_image_suffix, ids)):
+            continue
+        by_key: dict[str, list[str]] = {}
+        for name in images:
+            by_key.setdefault(comparison.key(name), []).append(name)
+        found = {i: by_key.get(comparison.key(i), []) for i in ids}
+        if not all(found.values()):
+            continue
+        several = next((i for i, names in found.items() if len(names) > 1), None)
+        if several is not None:
+            names = enumerate_some(found[several])
+            raise DataError("E383", f"{show_spaces(several)} is several images {comparison.what}: {names}", path=root)
+        matched = {i: names[0] for i, names in found.items()}
+        taken = Counter(matched.values())
+        twice = next((name for name, count in taken.items() if count > 1), None)
+        if twice is not None:
+            raise DataError("E383", f"{twice} is the image of several ids {comparison.what}", path=root)
+        notice_loose(list(matched), list(matched.values()), comparison.what, listener)
+        return matched
+    return None
 
 
 def _fold(name: str) -> str:

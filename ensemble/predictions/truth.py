@@ -1,4 +1,4 @@
-"""Read the ground truth: the class of each image and, if known, the person on it."""
+"""Read the ground truth: the class of each image, or all labels that apply, and if known the person on it."""
 
 from __future__ import annotations
 
@@ -7,50 +7,187 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble.arrays import Classes
-from ensemble.csv_table import read_table
-from ensemble.errors import DataError
-from ensemble.events import SILENT, Listener
-from ensemble.ids import join_rows
+from ensemble.csv_table import Table, read_table
+from ensemble.errors import DataError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
+from ensemble.submission.class_names import Mismatch, are_numbers, fold_name, match_columns, nearest
+
+_ANSWERS = (
+    *("ans", "answer", "label", "labels", "target", "targets", "class", "class name", "class id", "category"),
+    *("truth", "ground truth", "gt", "true label", "y true", "y", "diagnosis", "tags", "species", "breed"),
+)
+_GROUPS = ("person", "person id", "patient", "patient id", "subject", "subject id", "group", "group id")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The ground truth: ``classes[i]``, ``(N,)``, is the class of image ``ids[i]``, ``persons[i]`` the person on it."""
+    """The ground truth: ``classes[i]``, ``(N,)``, is the class of image ``ids[i]``, ``persons[i]`` the person on it.
+
+    Where several labels may apply, ``applies`` ``(N, C)`` has them, and ``classes`` the first of each image (0 where
+    none applies).
+    """
 
     ids: tuple[str, ...]
     classes: Classes
     persons: tuple[str, ...] | None
     labels: LabelSpace
+    applies: NDArray[np.bool_] | None = None
 
 
-def read_truth(path: Path, labels: LabelSpace, *, listener: Listener = SILENT) -> Truth:
-    """Read a CSV with the columns ``ImageID``, ``ans`` (a class index of ``labels``) and optionally ``person``.
+@dataclass(frozen=True, slots=True)
+class TruthOptions:
+    """The columns of a ground truth, where their names do not tell them."""
+
+    id_column: str | None = None
+    label_column: str | None = None
+
+
+NO_COLUMNS = TruthOptions()
+
+
+def read_truth(
+    path: Path,
+    labels: LabelSpace,
+    *,
+    options: TruthOptions = NO_COLUMNS,
+    independent: bool = False,
+    listener: Listener = SILENT,
+) -> Truth:
+    """Read a CSV of ids and answers: a column of class numbers or names, or one column of 0 and 1 per class.
+
+    The columns are found by usual names, such as ``ImageID`` and ``ans``; a column of persons or other groups is
+    called ``person``, ``patient_id``, ``group`` and the like. With ``independent`` labels several may apply to an
+    image: a cell may hold several names, and a row several ones.
 
     Raises:
         FileError: E707 when the file cannot be read.
         DataError: E313 when an id is repeated, E322 when a column is missing, E330 when an answer is not a class.
     """
     table = read_table(path, listener=listener)
-    ids = table.without_duplicates("ImageID")
-    known = {str(number): number for number in range(len(labels))}
-    answers = table.column("ans")
-    for answer, line in zip(answers, table.lines, strict=True):
-        if answer not in known:
-            raise DataError(
-                "E330", f"{path.name}: line {line}: {answer!r} is not a class of 0 to {len(labels) - 1}", path=path
-            )
+    id_column = find_id_column(table, named=options.id_column, listener=listener)
+    ids = table.without_duplicates(id_column)
+    applies = _read_answers(table, id_column, labels, options, independent)
     if not ids:
         raise DataError("E330", f"{path.name}: the ground truth has a header but no rows", path=path)
-    persons = table.column("person") if "person" in table.header else None
-    if persons is not None and "" in persons:
+    if not independent:
+        _require_one_each(table, applies)
+    classes = applies.argmax(axis=1).astype(np.intp)
+    return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None)
+
+
+def _read_answers(
+    table: Table, id_column: str, labels: LabelSpace, options: TruthOptions, independent: bool
+) -> NDArray[np.bool_]:
+    """Return which classes ``(N, C)`` each row names."""
+    rest = [name for name in table.header if name != id_column]
+    if options.label_column is None and "ans" not in rest:
+        beside = [name for name in rest if fold_name(name) not in (*_GROUPS, *_ANSWERS, "fold")]
+        for columns in (rest, beside):
+            match = match_columns(columns, labels.names)
+            if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
+                ordered = [columns[match.classes.index(label)] for label in range(len(labels))]
+                return np.stack([np.array([float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
+    column = _answer_column(table, rest, options)
+    known = _known_answers(table.column(column), labels)
+    applies = np.zeros((len(table.rows), len(labels)), dtype=bool)
+    for row, (answer, line) in enumerate(zip(table.column(column), table.lines, strict=True)):
+        parts = [answer] if answer in known or not independent else _parts(answer)
+        for part in parts:
+            if part not in known:
+                raise _not_a_class(table, line, part, labels)
+            applies[row, known[part]] = True
+    return applies
+
+
+def _are_flags(table: Table, columns: Sequence[str]) -> bool:
+    return all(set(map(str.strip, table.column(name))) <= {"0", "1", "0.0", "1.0"} for name in columns)
+
+
+def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> str:
+    """Return the column of answers: the one that is named, called as usual, or the only one that is no group.
+
+    Raises:
+        DataError: E322 when there is none, or more than one may be it.
+    """
+    if options.label_column is not None:
+        return table.header[table.place(options.label_column)]
+    by_name = {fold_name(name): name for name in reversed(rest)}
+    usual = next((by_name[name] for name in _ANSWERS if name in by_name), None)
+    others = [name for name in rest if fold_name(name) not in (*_GROUPS, "fold")]
+    if usual is not None or len(others) == 1:
+        return usual or others[0]
+    raise DataError(
+        "E322",
+        f'{table.path.name}: column "ans" not found; have: {", ".join(table.header)}',
+        path=table.path,
+        hint="name the column of the classes with --label-column",
+    )
+
+
+def _known_answers(answers: Sequence[str], labels: LabelSpace) -> dict[str, int]:
+    """Return the class of each text: names, or class numbers where the classes are not named by other numbers."""
+    names = {name: label for label, name in enumerate(labels.names)}
+    numbers = {str(label): label for label in range(len(labels))}
+    if are_numbers(labels.names) and any(answer in names for answer in answers):
+        return names
+    return names | numbers if not are_numbers(labels.names) else numbers
+
+
+def _parts(answer: str) -> list[str]:
+    separator = next((mark for mark in (";", ",", "|") if mark in answer), None)
+    return [part for part in map(str.strip, answer.split(separator)) if part]
+
+
+def _not_a_class(table: Table, line: int, answer: str, labels: LabelSpace) -> DataError:
+    near = nearest(answer, labels.names)
+    meant = f" (did you mean {near!r}?)" if near else ""
+    return DataError(
+        "E330",
+        f"{table.path.name}: line {line}: {answer!r} is not a class of 0 to {len(labels) - 1}{meant}",
+        path=table.path,
+        hint=f"answers are class numbers or names, such as {enumerate_some(list(labels.names), limit=3)}; "
+        "--labels gives the classes",
+    )
+
+
+def _require_one_each(table: Table, applies: NDArray[np.bool_]) -> None:
+    counts = applies.sum(axis=1)
+    bad = np.flatnonzero(counts != 1)
+    if len(bad):
+        line = table.lines[int(bad[0])]
+        raise DataError(
+            "E330",
+            f"{table.path.name}: line {line} names {int(counts[bad[0]])} classes, and each image has one",
+            path=table.path,
+        )
+
+
+def _read_groups(table: Table, listener: Listener) -> tuple[str, ...] | None:
+    """Return the person, or other group, of each row, if a column has it.
+
+    Raises:
+        DataError: E330 when one is empty.
+    """
+    by_name = {fold_name(name): name for name in reversed(table.header)}
+    column = next((by_name[name] for name in _GROUPS if name in by_name), None)
+    if column is None:
+        return None
+    if column != "person":
+        listener.notice(Notice("I382", f"{table.path.name}: the column {column} says which images belong together"))
+    persons = table.column(column)
+    if "" in persons:
         line = table.lines[persons.index("")]
         raise DataError(
-            "E330", f"{path.name}: line {line}: the person is empty; fill in all or drop the column", path=path
+            "E330",
+            f"{table.path.name}: line {line}: the {column} is empty; fill in all or drop the column",
+            path=table.path,
         )
-    return Truth(ids, np.array([known[answer] for answer in answers], dtype=np.intp), persons, labels)
+    return persons
 
 
 def true_classes(ids: Sequence[str], truth: Truth) -> Classes:

@@ -130,5 +130,5 @@ def _mismatch(columns: Sequence[str], names: Sequence[str], best: dict[int, int]
 def nearest(text: str, names: Sequence[str]) -> str | None:
     """Return the name that a misspelled text most resembles, if any does."""
     by_fold = {fold_name(name): name for name in reversed(names)}
-    found = difflib.get_close_matches(fold_name(text), list(by_fold), n=1, cutoff=0.75)
+    found = difflib.get_close_matches(fold_name(text), list(by_fold), n=1, cutoff=0.6)
     return by_fold[found[0]] if found else None

@@ -33,11 +33,17 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
             found[:, 1 - (sheet.positive or 0)] = 1 - values[:, 0]
     else:
         found[:, list(sheet.classes)] = values
-    return _of_probabilities(ids, found, labels, decisions=sheet.decisions)
+    return _of_probabilities(ids, found, labels, sheet)
 
 
-def _of_probabilities(ids: tuple[str, ...], found: Floats, labels: LabelSpace, *, decisions: bool) -> Submission:
-    return Submission(ids, found.argmax(axis=1), labels, found, found > 0.5 if decisions else None)
+def _of_probabilities(ids: tuple[str, ...], found: Floats, labels: LabelSpace, sheet: AnswerSheet) -> Submission:
+    sums = np.abs(found.sum(axis=1) - 1)
+    independent = sheet.kind == "label-columns" or (sheet.kind == "long" and bool((sums > _TOLERANCE).any()))
+    decisions = found > 0.5 if sheet.decisions else None
+    return Submission(ids, found.argmax(axis=1), labels, found, decisions, independent)
+
+
+_TOLERANCE = 1e-2
 
 
 def _read_long(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], labels: LabelSpace) -> Submission:
@@ -46,7 +52,7 @@ def _read_long(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], 
     for key, cells in rows:
         row = place[key]
         found[row.image, row.label] = _value(sheet, cells[0])
-    return _of_probabilities(sheet.ids, found, labels, decisions=False)
+    return _of_probabilities(sheet.ids, found, labels, sheet)
 
 
 def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], labels: LabelSpace) -> Submission:
@@ -60,7 +66,7 @@ def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], 
     classes = weights.argmax(axis=1)
     if sheet.kind == "ranking":
         return Submission(ids, classes, labels, weights / weights.sum(axis=1, keepdims=True))
-    return Submission(ids, classes, labels, named.astype(np.float64), named)
+    return Submission(ids, classes, labels, named.astype(np.float64), named, independent=True)
 
 
 def _label(sheet: AnswerSheet, text: str) -> int:

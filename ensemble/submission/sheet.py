@@ -38,6 +38,7 @@ class Submission:
 
     ``probabilities`` ``(N, C)`` are needed for most kinds of answers. Where several labels may apply, each column is
     the probability of one label, and ``decisions`` ``(N, C)`` says which of them apply (by default those above 0.5).
+    They are ``independent`` then: the probabilities of an image do not sum to one.
     """
 
     ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Submission:
     labels: LabelSpace
     probabilities: Floats | None = None
     decisions: Decisions | None = None
+    independent: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -160,8 +160,7 @@ def test_a_truth_is_read_with_and_without_persons(tmp_path: Path) -> None:
             "t.csv: line 3: the person is empty; fill in all or drop the column",
         ),
         ("ImageID,ans\na,0\na,0\n", "E313", "t.csv: 1 duplicate ids: a (lines 2, 3)"),
-        ("ImageID,label\na,0\n", "E322", 't.csv: column "ans" not found; have: ImageID, label'),
-        ("name,ans\na,0\n", "E322", 't.csv: column "ImageID" not found; have: name, ans'),
+        ("ImageID,x,y2\na,0,0\n", "E322", 't.csv: column "ans" not found; have: ImageID, x, y2'),
     ],
 )
 def test_a_truth_that_is_none_is_refused(tmp_path: Path, text: str, code: str, message: str) -> None:

@@ -21,7 +21,7 @@ from ensemble.errors import EnsError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.predictions.dataset import Predictions
-from ensemble.predictions.external import read_external
+from ensemble.predictions.external import ExternalOptions, read_external
 from ensemble.submit.early_exit import Running, passes_of
 from tests.support.members import draw_logits, make_member, reorder
 
@@ -316,7 +316,7 @@ def test_per_axis_votes_of_submissions(tmp_path: Path) -> None:
     answers = {"a": 0, "b": 7, "c": 4}  # worn male young, incorrect male adult, worn female adult
     for name, answer in answers.items():
         (tmp_path / f"{name}.csv").write_text(f"ImageID,ans\nx.jpg,{answer}\n")
-    members = [read_external(tmp_path / f"{name}.csv", MASK18, kind="classes") for name in answers]
+    members = [read_external(tmp_path / f"{name}.csv", MASK18, options=ExternalOptions("classes")) for name in answers]
     recipe = make_recipe(members, per_axis=True)
     assert blend(members, recipe).classes.tolist() == [1]  # worn, male, adult
     assert Recipe.from_json(recipe.to_json()) == recipe

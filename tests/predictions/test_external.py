@@ -11,11 +11,14 @@ import pytest
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import EnsError, PredictionError
 from ensemble.labels import LabelSpace
-from ensemble.predictions.external import ContentKind, read_external
+from ensemble.predictions.external import ContentKind, ExternalOptions, read_external
 
 PETS = LabelSpace.flat(["cat", "dog", "fox"])
 IDS = ["b.jpg", "a.jpg"]
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.0, 0.1, 0.9]])
+
+
+LOGITS, SHARES = ExternalOptions("logits"), ExternalOptions("probabilities")
 
 
 def write_csv(path: Path, values: Any, header: str = "id,cat,dog,fox") -> Path:
@@ -26,7 +29,7 @@ def write_csv(path: Path, values: Any, header: str = "id,cat,dog,fox") -> Path:
 
 def test_a_csv_of_probabilities_is_the_softmax_of_its_logits(tmp_path: Path) -> None:
     """The softmax of the logits is the file's probabilities, zeros included; the member has the file's name."""
-    found = read_external(write_csv(tmp_path / "mate.csv", PROBABILITIES), PETS, kind="probabilities")
+    found = read_external(write_csv(tmp_path / "mate.csv", PROBABILITIES), PETS, options=SHARES)
     assert (found.member, found.group, found.ids) == ("mate", "mate", ("b.jpg", "a.jpg"))
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), PROBABILITIES, atol=1e-7)
 
@@ -35,7 +38,7 @@ def test_columns_are_matched_by_class_name(tmp_path: Path) -> None:
     """Columns named like the classes may be in any order; other columns are in class order."""
     swapped = write_csv(tmp_path / "a.csv", PROBABILITIES[:, [2, 0, 1]], "id,fox,cat,dog")
     plain = write_csv(tmp_path / "b.csv", PROBABILITIES, "id,0,1,2")
-    one, other = (read_external(path, PETS, kind="probabilities") for path in (swapped, plain))
+    one, other = (read_external(path, PETS, options=SHARES) for path in (swapped, plain))
     assert np.array_equal(one.logits["identity"], other.logits["identity"])
 
 
@@ -43,7 +46,7 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
     """Logits are read unchanged, one array per view."""
     views = {"identity": np.array([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0]]), "hflip": np.zeros((2, 3))}
     np.savez(tmp_path / "mate.npz", ids=np.array(IDS), **views)  # type: ignore[arg-type]
-    found = read_external(tmp_path / "mate.npz", PETS, kind="logits")
+    found = read_external(tmp_path / "mate.npz", PETS, options=LOGITS)
     assert {name: values.tolist() for name, values in found.logits.items()} == {
         name: values.tolist() for name, values in views.items()
     }
@@ -61,7 +64,7 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
 def test_fault_77_the_kind_is_stated_and_never_guessed(tmp_path: Path, values: Any, kind: ContentKind | None) -> None:
     """No kind, probabilities stated as logits, and values stated as probabilities that are not are E502."""
     with pytest.raises(PredictionError, match="E502"):
-        read_external(write_csv(tmp_path / "a.csv", values), PETS, kind=kind)
+        read_external(write_csv(tmp_path / "a.csv", values), PETS, options=ExternalOptions(kind))
 
 
 def test_fault_80_nan_names_its_image(tmp_path: Path) -> None:
@@ -69,11 +72,11 @@ def test_fault_80_nan_names_its_image(tmp_path: Path) -> None:
     values = PROBABILITIES.copy()
     values[1, 0] = np.nan
     with pytest.raises(PredictionError, match=r"E505.*a\.jpg"):
-        read_external(write_csv(tmp_path / "a.csv", values), PETS, kind="logits")
+        read_external(write_csv(tmp_path / "a.csv", values), PETS, options=LOGITS)
 
 
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """Two columns for three classes, text, repeated ids, missing ids and pickled objects are E514."""
+    """Text, repeated ids, missing ids and pickled objects are E514; two columns for three classes are E541."""
     np.savez(tmp_path / "no_ids.npz", identity=np.zeros((2, 3)))
     np.savez(tmp_path / "wide.npz", ids=np.array(IDS), identity=np.zeros((2, 4)))
     np.savez(tmp_path / "twice.npz", ids=np.array(["a", "a"]), identity=np.zeros((2, 3)))
@@ -82,18 +85,18 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "narrow.csv", PROBABILITIES[:, :2], "id,cat,dog")
     write_csv(tmp_path / "words.csv", [["x", "y", "z"]] * 2)
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(EnsError, match="E514"):
-            read_external(path, PETS, kind="logits")
+        with pytest.raises(EnsError, match="E541" if path.stem == "narrow" else "E514"):
+            read_external(path, PETS, options=LOGITS)
 
 
 def test_a_submission_votes_with_its_classes(tmp_path: Path) -> None:
     """With kind classes a submission is one-hot; an invalid submission is E520."""
     path = tmp_path / "mate.csv"
     path.write_text("ImageID,ans\nb.jpg,2\na.jpg,0\n")
-    found = read_external(path, PETS, kind="classes")
+    found = read_external(path, PETS, options=ExternalOptions("classes"))
     assert found.ids == ("b.jpg", "a.jpg")
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), [[0, 0, 1], [1, 0, 0]], atol=1e-30)
     path.write_text("ImageID,ans\nb.jpg,3\n")
     with pytest.raises(EnsError) as caught:
-        read_external(path, PETS, kind="classes")
+        read_external(path, PETS, options=ExternalOptions("classes"))
     assert caught.value.code == "E520"

@@ -59,7 +59,7 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
         assert (whole.folder / name).read_bytes() == (rest.folder / name).read_bytes()
 
     assert whole.oof is not None
-    found = read_members([whole.oof], MASK18, kind=None)
+    found = read_members([whole.oof], MASK18)
     assert [(m.member, m.group, m.fold, set(m.logits)) for m in found] == [
         ("m_f0", "m", 0, {"identity", "hflip"}),
         ("m_f1", "m", 1, {"identity", "hflip"}),
