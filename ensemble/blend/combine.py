@@ -1,9 +1,11 @@
-"""Combine the answers for several images into one row, and decide its class anew."""
+"""The answers of a blend, with several images combined into one row where a map says so."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from ensemble.blend.blend import Blended
 from ensemble.blend.decision_rules import decide
 from ensemble.blend.recipe import Recipe
 from ensemble.events import SILENT, Listener
@@ -11,23 +13,41 @@ from ensemble.submission.rows import RowMap, combine_rows
 from ensemble.submission.sheet import AnswerSheet, Submission
 
 
-def combine_answers(
-    answers: Submission, row_map: RowMap, recipe: Recipe, *, sheet: AnswerSheet | None, listener: Listener = SILENT
-) -> Submission:
-    """Return the answers for the map's rows: their probabilities combined, and classes decided by the recipe's rule.
+@dataclass(frozen=True, slots=True, eq=False)
+class BlendedAnswers:
+    """The answers for all rows of a submission but those ``missing``, which could not be predicted."""
 
-    Images that could not be read are left out of their row; a row all of whose images are left out is an error.
+    submission: Submission
+    missing: tuple[str, ...]
+
+
+def answers_of(
+    blended: Blended,
+    recipe: Recipe,
+    *,
+    row_map: RowMap | None = None,
+    missing: Sequence[str] = (),
+    sheet: AnswerSheet | None = None,
+    listener: Listener = SILENT,
+) -> BlendedAnswers:
+    """Return the answers of a blend; with a map of rows, those of its rows, decided by the recipe's rule.
+
+    Images that are ``missing`` are left out of their row, and a row of no others is missing as well.
 
     Raises:
         PredictionError: E504 when images of the map were not predicted.
     """
-    assert answers.probabilities is not None
+    answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities)
+    if row_map is None:
+        return BlendedAnswers(answers, tuple(missing))
+    present = row_map.without(missing)
     found = combine_rows(
         answers.ids,
-        answers.probabilities,
-        row_map,
+        blended.probabilities,
+        present,
         positive=None if sheet is None else sheet.positive,
         independent=answers.independent,
         listener=listener,
     )
-    return replace(answers, ids=row_map.ids, probabilities=found, classes=decide(found, recipe.rule), decisions=None)
+    combined = Submission(present.ids, decide(found, recipe.rule), answers.labels, found)
+    return BlendedAnswers(combined, tuple(sorted(set(row_map.ids) - set(present.ids))))

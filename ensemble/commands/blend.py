@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option
-from ensemble.commands.sheet_options import sheet_options
+from ensemble.commands.sheet_options import rows_options, sheet_options, table_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.learn.choose_recipe import GivenWeights, LearnFrom
+    from ensemble.predictions.external import ExternalOptions
+    from ensemble.submission.rows import RowMap
     from ensemble.submission.sheet_options import SheetOptions
 
 _WEIGHTS = ("pool_name", "weights", "views", "rule_name")
@@ -24,14 +27,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="Sample submission: header, ids in order and spelling, kind of answers.")
-@click.option("--rows", type=PATH, help="CSV image,row[,weight]: combine several images into each row.")
-@click.option(
-    "--combine",
-    type=click.Choice(["mean", "max", "noisy-or"]),
-    default="mean",
-    show_default=True,
-    help="How --rows combines the probabilities of a row's images.",
-)
+@rows_options
 @click.option(
     "--pool", "pool_name", default="linear", show_default=True, help="linear, logit, geometric, power:<p> or hard."
 )
@@ -47,14 +43,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     show_default=True,
     help="Decide for the most probable class, or per axis of the label space.",
 )
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["logits", "probabilities", "classes"]),
-    help="Content of tables and arrays: logits, probabilities, or classes (a submission).",
-)
-@click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels.")
-@click.option("--ids", "npy_ids", type=PATH, help="List of the ids of the rows of .npy files.")
+@table_options("logits", "probabilities", "classes")
 @click.option(
     "--labels",
     default="mask18",
@@ -86,15 +75,12 @@ def blend(
     predictions: tuple[Path, ...],
     output: Path,
     like: Path | None,
-    rows: Path | None,
-    combine: Literal["mean", "max", "noisy-or"],
+    row_map: RowMap | None,
     pool_name: str,
     weights: str | None,
     views: str | None,
     rule_name: str,
-    kind: Literal["logits", "probabilities", "classes"] | None,
-    in_order: bool,
-    npy_ids: Path | None,
+    tables: ExternalOptions,
     labels: str,
     oof: tuple[Path, ...],
     truth: Path | None,
@@ -117,7 +103,7 @@ def blend(
     Example: ens blend runs/preds/* --like eval/info.csv -o submission.csv --save blend.json
     """
     from ensemble.blend.blend import blend as run_blend
-    from ensemble.blend.combine import combine_answers
+    from ensemble.blend.combine import answers_of
     from ensemble.blend.recipe import render_recipe
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
@@ -125,47 +111,37 @@ def blend(
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
     from ensemble.learn.table import render_learned
     from ensemble.predict.result import render_unread
-    from ensemble.predictions.external import ExternalOptions, read_members
+    from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
     from ensemble.submission.recognise import read_sheet
-    from ensemble.submission.rows import read_row_map
-    from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
 
     require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
     _require_one_source(recipe_path, oof, truth)
     space = parse_labels(labels)
-    external = ExternalOptions(kind, in_order, npy_ids, sheet.id_column)
+    external = replace(tables, id_column=sheet.id_column)
     found = read_members(predictions, space, options=external, listener=TERMINAL)
     common = common_images(found, allow_missing=allow_missing)
     names = common.members[0].labels
     sample = None if like is None else read_sheet(like, names, options=sheet, listener=TERMINAL)
-    source: GivenWeights | LearnFrom | Path
-    if recipe_path is not None:
-        source = recipe_path
-    elif truth is not None:
-        source = LearnFrom(
-            read_members(oof, space, options=external, listener=TERMINAL), truth, method, metric, seed, transductive
-        )
-    else:
-        source = _parse_weights(pool_name, weights, views, rule_name)
+    source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(pool_name, weights, views, rule_name)
+    if truth is not None:
+        held_out = read_members(oof, space, options=external, listener=TERMINAL)
+        source = LearnFrom(held_out, truth, method, metric, seed, transductive)
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
-    row_map = None if rows is None else read_row_map(rows, how=combine, listener=TERMINAL)
     ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
-    answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities)
-    missing = common.missing
-    if row_map is not None:
-        present = row_map.without(common.missing)
-        answers = combine_answers(answers, present, chosen.recipe, sheet=sample, listener=TERMINAL)
-        missing = tuple(sorted(set(row_map.ids) - set(present.ids)))
-    form = default_sheet(answers.ids, names, options=sheet) if sample is None else sample
-    write_submission(output, answers, sheet=form, missing=missing, listener=TERMINAL)
+    answers = answers_of(
+        blended, chosen.recipe, row_map=row_map, missing=common.missing, sheet=sample, listener=TERMINAL
+    )
+    sample = sample or default_sheet(answers.submission.ids, names, options=sheet)
+    write_submission(output, answers.submission, sheet=sample, missing=answers.missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
-    unread = {"filled": list(blended.filled), "missing": list(common.missing)}
-    summary = {"path": str(output), "rows": len(answers), **unread, "recipe": json.loads(chosen.recipe.to_json())}
+    summary = {"path": str(output), "rows": len(answers.submission)}
+    summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
+    summary["recipe"] = json.loads(chosen.recipe.to_json())
     table = "" if chosen.learned is None else f"{render_learned(chosen.learned)}\n"
     lines = f"{table}{render_recipe(chosen.recipe)}\n{render_unread(blended.filled, common.missing)}"
     show(summary, f"{lines}{output}", as_json=as_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, json_option
-from ensemble.commands.sheet_options import reading_options
+from ensemble.commands.sheet_options import reading_options, table_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -27,14 +28,7 @@ if TYPE_CHECKING:
     required=True,
     help="Ground-truth CSV: ids, classes and, for correct intervals, person.",
 )
-@click.option(
-    "--as",
-    "kind",
-    type=click.Choice(["logits", "probabilities"]),
-    help="Content of tables and arrays of predictions; without it a CSV file is a submission.",
-)
-@click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels.")
-@click.option("--ids", type=PATH, help="List of the ids of the rows of .npy files.")
+@table_options("logits", "probabilities")
 @click.option("--like", type=PATH, help="Sample submission, which says how answers are written.  [default: the file]")
 @click.option(
     "--labels",
@@ -47,9 +41,7 @@ if TYPE_CHECKING:
 def evaluate(
     answers: tuple[Path, ...],
     truth: Path,
-    kind: Literal["logits", "probabilities"] | None,
-    in_order: bool,
-    ids: Path | None,
+    tables: ExternalOptions,
     like: Path | None,
     labels: str,
     sheet: SheetOptions,
@@ -63,11 +55,10 @@ def evaluate(
     from ensemble.analysis.evaluate import side_by_side
     from ensemble.labels import parse_labels
     from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
-    from ensemble.predictions.external import ExternalOptions
     from ensemble.predictions.truth import TruthOptions, read_truth
 
     columns = TruthOptions(sheet.id_column, sheet.label_column)
-    external = ExternalOptions(kind, in_order, ids, sheet.id_column)
+    external = replace(tables, id_column=sheet.id_column)
     found: dict[str, Evaluation] = {}
     for path in answers:
         if path.is_file():

@@ -1,11 +1,16 @@
-"""The options about how answers are written, which overrule what is read from a sample."""
+"""The options of several commands about the tables that they read, and how answers are written."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
+
+from ensemble.commands.options import PATH
+from ensemble.terminal import TERMINAL
 
 _OPTIONS = {
     "answer_kind": click.option(
@@ -65,4 +70,57 @@ def _add_options(command: Callable[..., None], names: Sequence[str]) -> Callable
     wrapped: Callable[..., None] = with_options
     for name in reversed(names):
         wrapped = _OPTIONS[name](wrapped)
+    return wrapped
+
+
+def table_options(*kinds: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the options of `ExternalOptions`, which the command gets as ``tables``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(*, kind: Any, in_order: bool, row_ids: Path | None, **parameters: object) -> None:
+            from ensemble.predictions.external import ExternalOptions
+
+            command(tables=ExternalOptions(kind, in_order, row_ids), **parameters)
+
+        submission = "classes (a submission)" if "classes" in kinds else "by default a CSV file is a submission"
+        wrapped: Callable[..., None] = with_options
+        for option in (
+            click.option("--ids", "row_ids", type=PATH, help="List of the ids of the rows of .npy files."),
+            click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels."),
+            click.option(
+                "--as",
+                "kind",
+                type=click.Choice(kinds),
+                help=f"Content of tables and arrays: logits, probabilities, {submission}.",
+            ),
+        ):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def rows_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options about rows of several images, which a command gets as the map ``row_map`` or None."""
+
+    @functools.wraps(command)
+    def with_options(*, rows: Path | None, combine: Any, **parameters: object) -> None:
+        from ensemble.submission.rows import read_row_map
+
+        row_map = None if rows is None else read_row_map(rows, how=combine, listener=TERMINAL)
+        command(row_map=row_map, **parameters)
+
+    wrapped: Callable[..., None] = with_options
+    for option in (
+        click.option(
+            "--combine",
+            type=click.Choice(["mean", "max", "noisy-or"]),
+            default="mean",
+            show_default=True,
+            help="How --rows combines the probabilities of a row's images.",
+        ),
+        click.option("--rows", type=PATH, help="CSV image,row[,weight]: combine several images into each row."),
+    ):
+        wrapped = option(wrapped)
     return wrapped

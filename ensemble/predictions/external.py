@@ -28,7 +28,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class ExternalOptions:
-    """How files of other tools are read: the content ``kind``, and what they do not say themselves.
+    """The content ``kind`` of files of other tools, and what else they do not say themselves.
 
     ``in_order`` takes the columns of a table in the order of the classes, whatever their names. ``ids`` is the list of
     ids for the rows of ``.npy`` files. ``id_column`` names the column of ids.

@@ -1,0 +1,81 @@
+"""The codes of devices, files and interruptions, which `ensemble.error_codes` lists with all others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """One entry: the cause as a sentence, and the cure as a phrase."""
+
+    cause: str
+    cure: str
+
+
+RUN_CODES: dict[str, Code] = {
+    # 6xx: devices and memory
+    "E601": Code("The requested device cannot be used.", "ens doctor shows what is missing and how to install it"),
+    "W601": Code("No GPU could be used; running on the CPU.", "ens doctor shows what is missing and how to install it"),
+    "E602": Code(
+        "The device is out of memory, even with a batch size of one.",
+        "close other programs on the device, or predict with fewer members at a time",
+    ),
+    "W602": Code("The device ran out of memory; the batch size was halved.", "use a smaller --batch to silence this"),
+    "E603": Code(
+        "The memory budget is too small for a single image, or the machine ran out of memory.",
+        "raise --memory, or predict with fewer members at a time; if the machine ran out of memory, lower --memory or --batch",
+    ),
+    "W603": Code(
+        "The memory budget is too small for the requested workers or batch size, which were reduced.",
+        "raise --memory to silence this",
+    ),
+    "E604": Code("A model returned NaN or infinite logits.", "export it with --precision fp32"),
+    "E605": Code(
+        "A model failed while running.", "run ens doctor; then try --device cpu to see if the device is the cause"
+    ),
+    "E607": Code(
+        "The GPUs of a run are different models, which would not give the same outputs.",
+        "choose GPUs of the same model",
+    ),
+    "E608": Code(
+        "The device does not support some of a model's layers; they would run on the CPU.",
+        "try --device cuda or --device cpu, or export the model again",
+    ),
+    "I608": Code("TensorRT builds an engine, which is cached for the next run.", "nothing to do"),
+    "W608": Code(
+        "The models do not fit in device memory together; they run one after another, and images are decoded each time.",
+        "use a smaller --batch to run them together",
+    ),
+    "W609": Code("An optimization is not available; the model runs without it.", "nothing to do"),
+    "E620": Code(
+        "A benchmark loop gives different outputs than ens predict, so comparing their speed is meaningless.",
+        "compare models with the checkpoints that they were exported from",
+    ),
+    "E621": Code("A benchmark loop crashed.", "give it more memory (-9: it was killed), or fewer --workers"),
+    "W622": Code("A loop is left out of the benchmark.", "provide what the message names to include it"),
+    "E606": Code(
+        "A GPU or OpenVINO gave different outputs than onnxruntime on the CPU.",
+        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO or of the GPU's libraries",
+    ),
+    "I606": Code("The differences between a GPU or OpenVINO and onnxruntime on the CPU.", "nothing to do"),
+    "E610": Code(
+        "Workers of the cluster keep dying.", "find the cause, such as too little memory; finished parts are kept"
+    ),
+    "W610": Code("A worker of the cluster died; its part is computed again.", "nothing to do"),
+    "E611": Code(
+        "A worker of the cluster cannot run this job.",
+        "install the same versions on every machine, and keep the images on storage that all of them share",
+    ),
+    # 7xx: the file system
+    "E701": Code("The disk is full; finished parts are kept.", "free some space and run the same command again"),
+    "E702": Code("A file or folder cannot be written.", "choose another path with -o, or grant write permission"),
+    "E703": Code("Another run is writing to the same folder.", "wait for it, or choose another folder"),
+    "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),
+    "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
+    "E707": Code("A file does not exist or cannot be read.", "check the path"),
+    # 8xx: stopped from outside
+    "E801": Code(
+        "The command was stopped by a signal; finished parts are kept.",
+        "run the same command again; ens crop, train, predict and submit resume",
+    ),
+}
