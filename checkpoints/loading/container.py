@@ -44,7 +44,8 @@ def detect_container(path: Path) -> Container:
             raise ModelError("E403", f"{path.name} is empty (0 bytes)", path=path)
         if _starts_safetensors(head):
             return "safetensors"
-        if head.startswith(b"PK") or _is_zip(path):
+        # a tar archive may end like the zip archive inside it
+        if head.startswith(b"PK") or (head[257:262] != b"ustar" and _is_zip(path)):
             found = _check_zip(path, status.st_size)
             if not head.startswith(b"PK\x03\x04"):  # torch would read the data before the archive
                 raise ModelError("E417", f"{path.name} is a zip archive behind something else", path=path)

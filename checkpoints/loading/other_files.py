@@ -64,6 +64,7 @@ _STARTS: tuple[tuple[int, bytes, OtherFile], ...] = (
     (0, b"\x12\x01\0\0\0\0\0\0", OtherFile("MXNet weights", "convert the model to ONNX, then: ens adopt model.onnx")),
     (0, b"ZF0x", OtherFile("a joblib dump", "torch.save(joblib.load('file'), 'weights.pth')")),
 )
+_OLDEST = {b"", b"sys_info", b"pickle", b"storages", b"tensors"}
 _SUFFIXES: dict[str, OtherFile] = {
     ".h5": OtherFile("an HDF5 file: weights or a model of Keras", _KERAS.hint),
     ".keras": _KERAS,
@@ -94,6 +95,11 @@ def describe_file(path: Path, head: bytes) -> OtherFile:
         return OtherFile(
             "a web page (a download that asked for a login or ran into a quota?)", "download the file in a browser"
         )
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0").lstrip(b"./") in _OLDEST:
+        return OtherFile(
+            "a checkpoint of torch 0.1 from 2016, a tar archive of pickles",
+            "where you trust it, load it with an old torch, and save its state dict again",
+        )
     for offset, start, found in _STARTS:
         if head[offset:].startswith(start):
             return found
@@ -105,7 +111,7 @@ def describe_file(path: Path, head: bytes) -> OtherFile:
         return _FLAX
     if head[:1] == b"\x0a" and b"Placeholder" in head:
         return _TENSORFLOW
-    if head[:1] == b"\x78" and head[1:2] in {b"\x01", b"\x9c", b"\xda"}:
+    if head[:1] == b"\x78" and head[1:2] in {b"\x01", b"\x5e", b"\x9c", b"\xda"}:
         return OtherFile("zlib data, as joblib compresses", "torch.save(joblib.load('file'), 'weights.pth')")
     if path.suffix.lower() == ".bin" and path.with_suffix(".xml").is_file():
         return _OPENVINO

@@ -165,6 +165,8 @@ def _whole(values: object) -> tuple[int, ...]:
 def storage_of(identity: object) -> object:
     """Return the storage that torch's persistent id names; any other id becomes a record."""
     match identity:
+        case ("module", Name() as made, *_):  # the class of a whole module, with its source code
+            return made
         case ("storage", Name() as kind, str() | int() as key, _, int() as count, *rest):
             dtype = _STORAGE_DTYPES.get(kind.name.removesuffix("Storage"))
             match rest:  # the format before torch 1.6 has views: key, first element, number of elements

@@ -39,6 +39,8 @@ def read_pickle(path: Path, container: Container, *, with_values: bool, listener
     except (OSError, MemoryError):
         raise
     except Exception as err:  # damage can raise anything
+        if any(name.module.startswith("joblib.") for name in names):
+            raise _joblib(path) from err
         # an archive has checksums: its bytes are right, and no pickle
         raise _damaged(path, "E417" if container == "zip" else "E403", err) from err
     _require_weights(pickled.value, found, names, path)
@@ -78,19 +80,22 @@ def _damaged(path: Path, code: str, err: Exception) -> ModelError:
     return ModelError(code, f"{path.name} ({size}) cannot be read: {reason}", path=path)
 
 
+def _joblib(path: Path) -> ModelError:
+    """Return the error for a dump of joblib, which writes the bytes of arrays between the pickle's instructions."""
+    return ModelError(
+        "E404",
+        f"{path.name} is not a checkpoint but a joblib dump",
+        hint=f"torch.save(joblib.load({path.name!r}), 'weights.pth')",
+        path=path,
+    )
+
+
 def _require_weights(value: object, found: Findings, names: list[Name], path: Path) -> None:
     """Refuse a file whose content is made by code of its own, or whose tensors cannot be used.
 
     Raises:
         ModelError: E401, E404 or E417.
     """
-    if any(name.module.startswith("joblib.") for name in names) and not found.tensors:
-        raise ModelError(
-            "E404",
-            f"{path.name} is not a checkpoint but a joblib dump",
-            hint=f"torch.save(joblib.load({path.name!r}), 'weights.pth')",
-            path=path,
-        )
     if found.quantized:
         raise ModelError(
             "E417",

@@ -124,7 +124,7 @@ class _Converter:
             type_name,
             attributes=self._texts(attributes.items(), place),
             items=self._entries(entries.items(), place),
-            arguments=tuple(self.convert(item, place) for item in record.arguments),
+            arguments=tuple(item for item in record.arguments if isinstance(item, _PLAIN)),
         )
 
     def _weights(self, module: Record, place: str) -> dict[str, object]:

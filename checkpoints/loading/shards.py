@@ -69,11 +69,13 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
     found = [folder / name for name in _WEIGHT_FILES if name in names]
     if not found:
         found = sorted(folder / name for name in names if name.endswith(".index.json"))
-    if not found:
+    if not found and not {"data.pkl", "version"} <= names:
         others = sorted(folder / name for name in names if name.endswith(_SUFFIXES))
         others = [
             path for path in others if not path.name.startswith(("optimizer", "scheduler", "training_args", "rng_"))
         ]
+        if any(path.name.endswith(".safetensors") for path in others):
+            others = [path for path in others if path.name.endswith(".safetensors")]
         shards = {parts["stem"] for path in others if (parts := _SHARD.fullmatch(path.name)) is not None}
         if len(others) > 1 and not (len(shards) == 1 and all(_SHARD.fullmatch(path.name) for path in others)):
             listed = enumerate_some([path.name for path in others])
