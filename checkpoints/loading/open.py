@@ -62,7 +62,7 @@ def open_checkpoint(
     """
     content = read_content(path, listener=listener)
     state = _choose(find_state_dicts(content.payload, path), content.card, weights, path, listener)
-    require_plausible_sizes(state.tensors, path)
+    require_plausible_sizes(state.tensors, content.size, path)
     renamed = _rename_to_timm(state, path, listener)
     named = arch or (content.card.arch if content.card else None)
     fit = find_architecture(

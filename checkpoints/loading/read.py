@@ -24,14 +24,15 @@ class Content:
     """The content of a checkpoint: ``payload`` is what was saved, ``card`` the one that `ens train` wrote.
 
     The payload consists of tensors, plain Python values and containers, and `InertObject` for everything else. No
-    container is inside itself. ``files`` are those that were read; ``sha256`` is that of the file, or of the hashes of
-    several.
+    container is inside itself. ``files`` are those that were read, and ``size`` is their number of bytes, unpacked;
+    ``sha256`` is that of the file, or of the hashes of several.
     """
 
     payload: object
     card: ModelCard | None
     container: Container
     files: tuple[Path, ...]
+    size: int
     sha256: str
 
 
@@ -54,6 +55,7 @@ def read_content(path: Path, *, with_values: bool = True, listener: Listener = S
         card=next((content.card for content in contents if content.card is not None), None),
         container=contents[0].container,
         files=files.paths,
+        size=sum(content.size for content in contents),
         sha256=hashlib.sha256("".join(content.sha256 for content in contents).encode()).hexdigest(),
     )
 
@@ -86,9 +88,16 @@ def _read_file(path: Path, with_values: bool, listener: Listener) -> Content:
             payload = _read_npz(path, with_values)
         else:
             payload = read_pickle(path, container, with_values=with_values, listener=listener)
-        return Content(payload, card, container, (path,), sha256_file(path))
+        return Content(payload, card, container, (path,), _size(path, container), sha256_file(path))
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
+
+
+def _size(path: Path, container: Container) -> int:
+    if container != "npz":
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:  # which numpy may compress
+        return sum(part.file_size for part in archive.infolist())
 
 
 def _read_safetensors(path: Path, with_values: bool) -> tuple[dict[str, object], ModelCard | None]:

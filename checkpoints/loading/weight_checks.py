@@ -12,13 +12,12 @@ from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import Listener, Notice
 
 
-def require_plausible_sizes(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse a tensor that takes more memory than the file has bytes, before its values are read.
+def require_plausible_sizes(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
+    """Refuse a tensor that takes more memory than the ``size`` bytes of the files, before its values are read.
 
     Raises:
         ModelError: E403 for such a tensor, E417 for tensors that are sparse, quantized or without values.
     """
-    size = path.stat().st_size
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ModelError("E417", f"{path.name}: {key} is sparse, quantized or without values", path=path)
