@@ -110,7 +110,7 @@ def with_attributes(made: Any, **attributes: object) -> Any:
     return made
 
 
-def metadata() -> dict[str, Any]:
+def metadata() -> dict[Any, Any]:
     node = with_attributes(Node(), _val="resnet18", _metadata=None)
     names = with_attributes(ListConfig(), _content=[with_attributes(Node(), _val="mask")], _parent=None)
     config = with_attributes(DictConfig(), _content={"arch": node, "names": names}, _parent=None)
@@ -221,7 +221,7 @@ def test_a_stand_in_does_nothing_when_it_is_used(tmp_path: Path) -> None:
     assert found == found
     assert found != {}
     assert (repr(found), f"{found}", len(found), found.get("x", 1)) == ("<mine.Thing>", "<mine.Thing>", len(names), 1)
-    assert sorted(found) == sorted(names)
+    assert set(found) == set(names)
     assert "mine" not in sys.modules
 
 
