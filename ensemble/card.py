@@ -21,6 +21,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
+Activation = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,11 @@ class ModelCard:
     ``mean`` and ``std`` are those of RGB in 0..1; they are applied inside the graph, and recorded here for reference.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
     was not trained on. ``head`` is the layout of the weights' last layer: one output per class, or (``axes``) per value
-    of each axis, from which the network computes the log-probabilities of the classes. ``class_counts`` is the number
-    of training images per class, if known. ``sources`` records for each setting if it comes from an option, the
-    checkpoint or timm. ``checks`` has the results of the verification, and ``tools`` the versions that wrote the file.
+    of each axis, from which the network computes the log-probabilities of the classes. ``activation`` is that which
+    turns the logits into probabilities: softmax for one class per image, sigmoid for any number of labels.
+    ``class_counts`` is the number of training images per class or label, if known. ``sources`` records for each setting
+    if it comes from an option, the checkpoint or timm. ``checks`` has the results of the verification, and ``tools``
+    the versions that wrote the file.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -114,6 +117,7 @@ class ModelCard:
     precision: Precision = "fp32"
     weights: Weights = "raw"
     head: Head = "flat"
+    activation: Activation = "softmax"
     class_counts: tuple[int, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +130,12 @@ class ModelCard:
             validate_member(self.group)
         if not all(len(values) == 3 and all(map(_is_finite, values)) for values in (self.mean, self.std)):
             raise OptionError("E204", f"mean and std must be three numbers each, got {self.mean} and {self.std}")
-        for name, kinds in (("precision", Precision), ("weights", Weights), ("head", Head)):
+        for name, kinds in (
+            ("precision", Precision),
+            ("weights", Weights),
+            ("head", Head),
+            ("activation", Activation),
+        ):
             if getattr(self, name) not in get_args(kinds):
                 raise OptionError("E204", f"{name} {getattr(self, name)!r} is not known")
         counts = self.class_counts
@@ -134,17 +143,21 @@ class ModelCard:
             len(counts) == len(self.labels) and all(isinstance(count, int) and count >= 0 for count in counts)
         ):
             raise OptionError("E204", f"class_counts must be {len(self.labels)} whole numbers, got {counts}")
+        if self.activation == "sigmoid" and (self.head == "axes" or len(self.labels.axes) > 1):
+            raise OptionError("E204", "labels that exclude nothing have no axes")
         if self.head == "axes" and len(self.labels.axes) < 2:
             raise OptionError("E204", "a head for each axis needs labels with two axes or more")
 
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys; equal cards give equal text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
-        # cards from before there were face crops, other heads or counts keep their bytes
+        # cards from before there were face crops, other heads, activations or counts keep their bytes
         if self.preprocess.face is None:
             del value["preprocess"]["face"]
         if self.head == "flat":
             del value["head"]
+        if self.activation == "softmax":
+            del value["activation"]
         if self.class_counts is None:
             del value["class_counts"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

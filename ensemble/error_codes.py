@@ -335,6 +335,10 @@ CODES: dict[str, Code] = {
         "nothing to do if the example looks right",
     ),
     "I545": Code("Columns that are no classes were not read.", "nothing to do"),
+    "E548": Code(
+        "This is only possible for classes that exclude each other.",
+        "blend members of several labels with given weights, and score them with ens evaluate",
+    ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }
 CODES |= RUN_CODES

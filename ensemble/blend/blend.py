@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import decide, fit_macro_f1_rule
@@ -30,7 +31,8 @@ class Blended:
     """The ensemble's ``probabilities`` ``(N, C)`` and decided ``classes`` ``(N,)``.
 
     Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only. ``filled`` lists the unreadable
-    images for which at least one member has the class prior.
+    images for which at least one member has the class prior. The probabilities of ``independent`` labels do not sum to
+    one.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +40,7 @@ class Blended:
     classes: Classes
     labels: LabelSpace
     filled: tuple[str, ...] = ()
+    independent: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,9 +73,14 @@ def blend(
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
     log_p = pool(groups, [group.weight for group in recipe.groups.values()], kind=recipe.pool)
-    if recipe.sharpness != 1 or recipe.bias is not None:
-        log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
-    probabilities = np.exp(log_p)
+    independent = recipe.activation == "sigmoid"
+    if independent:
+        odds = log_p[..., 1] - log_p[..., 0]
+        probabilities = expit(recipe.sharpness * odds + (0 if recipe.bias is None else np.array(recipe.bias)))
+    else:
+        if recipe.sharpness != 1 or recipe.bias is not None:
+            log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
+        probabilities = np.exp(log_p)
     # fitted before rows are selected, so that all images count
     rule = fit_macro_f1_rule(probabilities) if recipe.transductive else recipe.rule
     if ids is not None:
@@ -80,7 +88,8 @@ def blend(
         probabilities = probabilities[join_rows(ids, sorted_ids, complain=complain, listener=listener)]
     classes = decide(probabilities, rule)
     probabilities.flags.writeable = classes.flags.writeable = False
-    return Blended(sorted_ids if ids is None else tuple(ids), probabilities, classes, recipe.labels, filled)
+    order = sorted_ids if ids is None else tuple(ids)
+    return Blended(order, probabilities, classes, recipe.labels, filled, independent)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,10 +103,14 @@ class _Aligned:
     columns: NDArray[np.intp]
 
     def logits(self, view: str, *, subset: NDArray[np.intp] | None = None) -> NDArray[np.floating]:
-        """Return a view's logits ``(N, C)`` divided by the temperature, of all rows or some rows of the blend."""
+        """Return a view's logits ``(N, C)`` divided by the temperature, of all rows or some rows of the blend.
+
+        Each of C independent labels is a choice of its own: its logits are 0 and the log-odds, ``(N, C, 2)``.
+        """
         rows = self.rows if subset is None else self.rows[subset]
         found = self.member.logits[view][rows[:, np.newaxis], self.columns]
-        return found if self.temperature is None else found.astype(np.float64) / self.temperature
+        scaled = found if self.temperature is None else found.astype(np.float64) / self.temperature
+        return np.stack([np.zeros_like(scaled), scaled], axis=-1) if self.member.independent else scaled
 
     def pooled(self, kind: Pool) -> Floats:
         """Return the pooled log-probabilities ``(N, C)`` of the member's views."""
@@ -130,6 +143,9 @@ def _align(member: Predictions, group: Group, recipe: Recipe, ids: Sequence[str]
 def _require_recipe_fits(members: Mapping[str, Predictions], recipe: Recipe, listener: Listener) -> None:
     missing = sorted(recipe.inputs.keys() - members.keys())
     extra = sorted(members.keys() - recipe.inputs.keys())
+    other = [name for name, member in members.items() if member.activation != recipe.activation]
+    if other:
+        raise PredictionError("E517", f"{other[0]} has {members[other[0]].activation} outputs, unlike the recipe")
     if missing or extra:
         parts = [f"the members are not the {len(recipe.inputs)} of the recipe"]
         parts += [f"missing: {enumerate_some(missing)}"] * bool(missing)
@@ -166,6 +182,7 @@ def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp],
     view = min(common)
     sample = rows[:: max(1, count // _SAMPLE)]
     seen = np.stack([log_softmax(aligned[name].logits(view, subset=sample)) for name in names])
+    seen = seen.reshape(len(names), len(sample), -1)
     constant = np.ptp(np.exp(seen), axis=1).max(axis=-1) < 1e-6
     seen -= seen.mean(axis=-1, keepdims=True)
     flat = seen.reshape(len(names), -1)

@@ -37,7 +37,7 @@ def answers_of(
     Raises:
         PredictionError: E504 when images of the map were not predicted.
     """
-    answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities)
+    answers = Submission(blended.ids, blended.classes, blended.labels, blended.probabilities, None, blended.independent)
     if row_map is None:
         return BlendedAnswers(answers, tuple(missing))
     present = row_map.without(missing)
@@ -49,5 +49,6 @@ def answers_of(
         independent=answers.independent,
         listener=listener,
     )
-    combined = Submission(present.ids, decide(found, recipe.rule), answers.labels, found)
+    classes = decide(found, recipe.rule)
+    combined = Submission(present.ids, classes, answers.labels, found, None, answers.independent)
     return BlendedAnswers(combined, tuple(sorted(set(row_map.ids) - set(present.ids))))

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, Rule, require_rule_fits, rule_from_json, rule_to_json
 from ensemble.blend.pooling import LINEAR, Pool, normalise, parse_pool
+from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Predictions
@@ -62,9 +63,14 @@ class Recipe:
     bias: tuple[float, ...] | None = None
     learned: Mapping[str, Any] | None = None
     transductive: bool = False
+    activation: Activation = "softmax"
 
     def __post_init__(self) -> None:
         require_rule_fits(self.rule, len(self.labels))
+        if self.activation not in get_args(Activation):
+            raise PredictionError("E518", f"the activation {self.activation!r} is not known")
+        if self.activation == "sigmoid" and self.rule != "argmax":
+            raise PredictionError("E518", "a rule decides for one class, and several labels may apply to an image")
         if self.transductive and not isinstance(self.rule, MacroF1Rule):
             raise PredictionError("E518", "only the macro-F1 rule can be transductive")
         if not 0 <= self.sharpness <= _MAX_SCALE:  # NaN is not
@@ -108,6 +114,7 @@ class Recipe:
             "bias": self.bias,
             "learned": self.learned,
             "transductive": self.transductive or None,
+            "activation": None if self.activation == "softmax" else self.activation,
         }
         return json.dumps(_without_none(value), ensure_ascii=False, indent=2) + "\n"
 
@@ -171,6 +178,7 @@ def make_recipe(
         },
         labels=labels,
         rule=AxisRule(labels.shape) if per_axis else "argmax",
+        activation=next(iter(by_name.values())).activation,
     )
 
 

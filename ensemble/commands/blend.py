@@ -124,7 +124,11 @@ def blend(
     found = read_members(predictions, space, options=external, listener=TERMINAL)
     common = common_images(found, allow_missing=allow_missing)
     names = common.members[0].labels
-    sample = None if like is None else read_sheet(like, names, options=sheet, listener=TERMINAL)
+    sample = (
+        None
+        if like is None
+        else read_sheet(like, names, options=sheet, independent=common.independent, listener=TERMINAL)
+    )
     source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(pool_name, weights, views, rule_name)
     if truth is not None:
         held_out = read_members(oof, space, options=external, listener=TERMINAL)
@@ -135,7 +139,7 @@ def blend(
     answers = answers_of(
         blended, chosen.recipe, row_map=row_map, missing=common.missing, sheet=sample, listener=TERMINAL
     )
-    sample = sample or default_sheet(answers.submission.ids, names, options=sheet)
+    sample = sample or default_sheet(answers.submission.ids, names, options=sheet, independent=common.independent)
     write_submission(output, answers.submission, sheet=sample, missing=answers.missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())

@@ -14,9 +14,12 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.analysis.evaluate import Evaluation
+    from ensemble.analysis.evaluate_labels import LabelEvaluation
+    from ensemble.blend.blend import Blended
     from ensemble.labels import LabelSpace
+    from ensemble.predictions.dataset import Predictions
     from ensemble.predictions.external import ExternalOptions
-    from ensemble.predictions.truth import TruthOptions
+    from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import SheetOptions
 
 
@@ -53,50 +56,76 @@ def evaluate(
     """
     from ensemble.analysis.evaluate import evaluate as run_evaluate
     from ensemble.analysis.evaluate import side_by_side
+    from ensemble.analysis.evaluate_labels import evaluate_labels
+    from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
-    from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
     from ensemble.predictions.truth import TruthOptions, read_truth
+    from ensemble.submission.sheet import Submission
 
     columns = TruthOptions(sheet.id_column, sheet.label_column)
-    external = replace(tables, id_column=sheet.id_column)
-    found: dict[str, Evaluation] = {}
-    for path in answers:
-        if path.is_file():
-            name = str(path) if path.name in found else path.name
-            found[name] = _evaluate_file(path, parse_labels(labels), truth, external, columns, like, sheet)
-        else:
-            for folder in find_predictions(path):
-                member = read_predictions(folder)
-                notice_filled([member], TERMINAL)
-                known = read_truth(truth, member.labels, options=columns, listener=TERMINAL)
-                found[str(folder) if member.member in found else member.member] = run_evaluate(member, known)
-    result = side_by_side(found)
+    read = _read_answers(answers, parse_labels(labels), replace(tables, id_column=sheet.id_column), like, sheet)
+    several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
+    if several and len(several) < len(read):
+        raise PredictionError(
+            "E501",
+            f"{next(iter(several))} has several labels per image, {next(iter(read.keys() - several.keys()))} one",
+        )
+    spaces = {name: one.labels for name, one in read.items()}
+    truths = {
+        name: read_truth(truth, space, options=columns, independent=bool(several), listener=TERMINAL)
+        for name, space in spaces.items()
+    }
+    result: Evaluation | LabelEvaluation
+    if several:
+        result = evaluate_labels(several, next(iter(truths.values())))
+    else:
+        result = side_by_side({name: run_evaluate(one, truths[name]) for name, one in read.items()})
     show(result.as_dict(), result.render(), as_json=as_json)
 
 
-def _evaluate_file(
-    path: Path,
-    labels: LabelSpace,
-    truth: Path,
-    external: ExternalOptions,
-    columns: TruthOptions,
-    like: Path | None,
-    sheet: SheetOptions,
-) -> Evaluation:
-    """Score a table or array of predictions, or else a submission."""
-    from ensemble.analysis.evaluate import evaluate as run_evaluate
-    from ensemble.blend.blend import Blended
+def _read_answers(
+    paths: tuple[Path, ...], labels: LabelSpace, tables: ExternalOptions, like: Path | None, sheet: SheetOptions
+) -> dict[str, Predictions | Blended | Submission]:
+    """Read members' folders, tables and arrays of predictions, and submissions, by name."""
+    from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
     from ensemble.predictions.external import read_external
-    from ensemble.predictions.truth import read_truth
+
+    found: dict[str, Predictions | Blended | Submission] = {}
+    for path in paths:
+        if not path.is_file():
+            for folder in find_predictions(path):
+                member = read_predictions(folder)
+                notice_filled([member], TERMINAL)
+                found[str(folder) if member.member in found else member.member] = _independent(member)
+            continue
+        name = str(path) if path.name in found else path.name
+        if tables.kind is not None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
+            found[name] = _independent(read_external(path, labels, options=tables, listener=TERMINAL))
+        else:
+            found[name] = _read_submission(path, labels, like, sheet)
+    return found
+
+
+def _independent(member: Predictions) -> Predictions | Submission:
+    """Return a member of independent labels as the mean of its views' probabilities; others as they are."""
+    from ensemble.blend.blend import blend
+    from ensemble.blend.recipe import make_recipe
+    from ensemble.submission.sheet import Submission
+
+    if not member.independent:
+        return member
+    found = blend([member], make_recipe([member]))
+    return Submission(found.ids, found.classes, found.labels, found.probabilities, independent=True)
+
+
+def _read_submission(path: Path, labels: LabelSpace, like: Path | None, sheet: SheetOptions) -> Blended | Submission:
+    """Read a submission; one of probabilities of exclusive classes is scored like a blend."""
+    from ensemble.blend.blend import Blended
     from ensemble.submission.lint import read_submission
     from ensemble.submission.recognise import read_sheet
 
-    known = read_truth(truth, labels, options=columns, listener=TERMINAL)
-    if external.kind is not None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
-        return run_evaluate(read_external(path, labels, options=external, listener=TERMINAL), known)
     form = None if like is None else read_sheet(like, labels, options=sheet, listener=TERMINAL)
-    submission = read_submission(path, labels, like=form, options=sheet)
-    if submission.probabilities is None:
-        return run_evaluate(submission, known)
-    blended = Blended(submission.ids, submission.probabilities, submission.classes, labels)
-    return run_evaluate(blended, known)
+    found = read_submission(path, labels, like=form, options=sheet)
+    if found.probabilities is None or found.independent or found.ranked:
+        return found
+    return Blended(found.ids, found.probabilities, found.classes, labels)

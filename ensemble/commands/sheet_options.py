@@ -78,14 +78,23 @@ def table_options(*kinds: str) -> Callable[[Callable[..., None]], Callable[..., 
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def with_options(*, kind: Any, in_order: bool, row_ids: Path | None, **parameters: object) -> None:
+        def with_options(
+            *, kind: Any, in_order: bool, row_ids: Path | None, activation: Any, **parameters: object
+        ) -> None:
             from ensemble.predictions.external import ExternalOptions
 
-            command(tables=ExternalOptions(kind, in_order, row_ids), **parameters)
+            command(tables=ExternalOptions(kind, in_order, row_ids, activation=activation), **parameters)
 
         submission = "classes (a submission)" if "classes" in kinds else "by default a CSV file is a submission"
         wrapped: Callable[..., None] = with_options
         for option in (
+            click.option(
+                "--activation",
+                type=click.Choice(["softmax", "sigmoid"]),
+                default="softmax",
+                show_default=True,
+                help="Of tables and arrays: one class per image (softmax), or any number of labels (sigmoid).",
+            ),
             click.option("--ids", "row_ids", type=PATH, help="List of the ids of the rows of .npy files."),
             click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels."),
             click.option(

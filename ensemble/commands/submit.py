@@ -81,7 +81,13 @@ def submit(
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
-    form = None if like is None else read_sheet(like, recipe.labels, options=sheet, listener=TERMINAL)
+    form = (
+        None
+        if like is None
+        else read_sheet(
+            like, recipe.labels, options=sheet, independent=recipe.activation == "sigmoid", listener=TERMINAL
+        )
+    )
     leaving = None
     if early_exit is not None:
         leaving = EarlyExit(goal, read_members(oof, recipe.labels), truth)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemble.arrays import Logits
-from ensemble.card import METADATA_KEY, ModelCard
+from ensemble.card import METADATA_KEY, Activation, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
@@ -43,7 +43,7 @@ class Predictions:
     read-only. ``group`` is the name under which the folds of one model are averaged (the member's own name if it has no
     folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the ids held out from training, if
     the card has it (see `hash_ids`). ``filled`` lists unreadable images whose rows are the class prior, ``missing``
-    unreadable images without a row.
+    unreadable images without a row. ``activation`` turns the logits into probabilities.
     """
 
     member: str
@@ -56,9 +56,15 @@ class Predictions:
     holdout_sha256: str | None = None
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    activation: Activation = "softmax"
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def independent(self) -> bool:
+        """True if several labels may apply to an image: their probabilities do not sum to one."""
+        return self.activation == "sigmoid"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,6 +179,7 @@ def read_predictions(folder: Path) -> Predictions:
         holdout_sha256=card.holdout_sha256,
         filled=tuple(name for part in parts for name in part.filled),
         missing=complete.missing,
+        activation=card.activation,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ensemble.arrays import Floats, Logits
-from ensemble.card import validate_member
+from ensemble.card import Activation, validate_member
 from ensemble.errors import PredictionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
@@ -31,13 +31,15 @@ class ExternalOptions:
     """The content ``kind`` of files of other tools, and what else they do not say themselves.
 
     ``in_order`` takes the columns of a table in the order of the classes, whatever their names. ``ids`` is the list of
-    ids for the rows of ``.npy`` files. ``id_column`` names the column of ids.
+    ids for the rows of ``.npy`` files. ``id_column`` names the column of ids. With the activation ``sigmoid`` several
+    labels may apply to an image.
     """
 
     kind: ContentKind | None = None
     in_order: bool = False
     ids: Path | None = None
     id_column: str | None = None
+    activation: Activation = "softmax"
 
 
 def read_external(
@@ -78,10 +80,11 @@ def read_external(
     ids = found.ids
     if len(set(ids)) != len(ids) or not ids:
         raise PredictionError("E514", f"{path.name} must contain each image once, got {len(ids)} rows", path=path)
-    logits = {view: _as_logits(values, ids, kind, path) for view, values in found.views.items()}
+    convert = _as_logits if options.activation == "softmax" else _as_log_odds
+    logits = {view: convert(values, ids, kind, path) for view, values in found.views.items()}
     member = validate_member(path.stem)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Predictions(member, member, None, labels, ids, logits, digest)
+    return Predictions(member, member, None, labels, ids, logits, digest, activation=options.activation)
 
 
 def _read_classes(path: Path, labels: LabelSpace, options: ExternalOptions) -> Predictions:
@@ -94,12 +97,35 @@ def _read_classes(path: Path, labels: LabelSpace, options: ExternalOptions) -> P
     return Predictions(member, member, None, labels, answers.ids, {"identity": logits}, digest)
 
 
-def _as_logits(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Path) -> Logits:
+def _require_numbers(values: Floats, ids: tuple[str, ...], path: Path) -> None:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         raise PredictionError(
             "E505", f"{path.name}: {bad.size} rows are NaN or infinite, such as {ids[bad[0]]}", path=path
         )
+
+
+def _as_log_odds(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Path) -> Logits:
+    """Return the log-odds of independent labels; probabilities of 0 and 1 become very small and large ones."""
+    _require_numbers(values, ids, path)
+    if kind == "probabilities":
+        outside = np.flatnonzero(((values < 0) | (values > 1)).any(axis=1))
+        if outside.size:
+            raise PredictionError(
+                "E502",
+                f"{path.name}: stated as probabilities, but the row of {ids[outside[0]]} has values outside 0 and 1",
+                path=path,
+            )
+        least = np.finfo(np.float32).tiny
+        # 1 - p loses the digits of a tiny p, but log1p does not
+        values = np.log(np.maximum(values, least)) - np.log1p(-np.minimum(values, 1 - np.finfo(np.float64).epsneg))
+    logits = values.astype(np.float32)
+    logits.flags.writeable = False
+    return logits
+
+
+def _as_logits(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Path) -> Logits:
+    _require_numbers(values, ids, path)
     are_probabilities = (values >= 0).all(axis=1) & (abs(values.sum(axis=1) - 1) < _TOLERANCE)
     if kind == "logits" and are_probabilities.all():
         raise PredictionError("E502", f"{path.name}: stated as logits, but every row sums to one", path=path)
@@ -109,7 +135,11 @@ def _as_logits(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Pa
             low, total = values[row].min(), f"{values[row].sum():.4g}"
             problem = f"has the value {low:.4g}" if low < 0 else f"sums to {total}"
             raise PredictionError(
-                "E502", f"{path.name}: stated as probabilities, but the row of {ids[row]} {problem}", path=path
+                "E502",
+                f"{path.name}: stated as probabilities, but the row of {ids[row]} {problem}",
+                path=path,
+                hint="state them with --as logits; or, if several labels may apply to an image, with --activation "
+                "sigmoid",
             )
         values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     logits = values.astype(np.float32)

@@ -13,7 +13,8 @@ def members_by_name(members: Sequence[Predictions]) -> dict[str, Predictions]:
     """Return the members by name, sorted by name.
 
     Raises:
-        PredictionError: E515 when two have the same name, E517 when there are none.
+        PredictionError: E501 when classes exclude each other for some members and not for others, E515 when two have
+            the same name, E517 when there are none.
     """
     if not members:
         raise PredictionError("E517", "there are no members to blend")
@@ -22,6 +23,12 @@ def members_by_name(members: Sequence[Predictions]) -> dict[str, Predictions]:
         names = [member.member for member in members]
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise PredictionError("E515", f"{enumerate_some(repeated)} occurs more than once among {len(names)} members")
+    several = [member.member for member in members if member.independent]
+    one = [member.member for member in members if not member.independent]
+    if several and one:
+        raise PredictionError(
+            "E501", f"{enumerate_some(several)} have a probability per label, {enumerate_some(one)} exclusive classes"
+        )
     return by_name
 
 
@@ -51,6 +58,11 @@ class CommonImages:
 
     members: tuple[Predictions, ...]
     missing: tuple[str, ...]
+
+    @property
+    def independent(self) -> bool:
+        """True if several labels may apply to an image."""
+        return self.members[0].independent
 
 
 def common_images(members: Sequence[Predictions], *, allow_missing: bool) -> CommonImages:

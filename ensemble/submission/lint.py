@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 from ensemble.errors import ColumnsError, EnsError, FileError, PredictionError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS
 from ensemble.labels import LabelSpace
-from ensemble.submission.lint_answers import answer_faults, looks_like_answers
+from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_several
 from ensemble.submission.read import read_answers
 from ensemble.submission.recognise import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
@@ -102,7 +102,7 @@ def check_submission(
         FileError: E707 when the file cannot be read.
         PredictionError: E541 when there is no sample, and columns of the submission are no classes.
     """
-    found = _inspect(path, like, labels, options)
+    found = _inspect(path, like, labels, options, listener)
     if not found.faults:
         notice_single_class([" ".join(row.answers) for row in found.rows], listener)
     return found.faults
@@ -182,10 +182,22 @@ def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions) -> AnswerSh
         return AnswerSheet(())
 
 
-def _inspect(path: Path, like: AnswerSheet | None, labels: LabelSpace, options: SheetOptions) -> _Inspection:
+def _inspect(
+    path: Path,
+    like: AnswerSheet | None,
+    labels: LabelSpace,
+    options: SheetOptions,
+    listener: Listener = SILENT,
+) -> _Inspection:
     cases: _Cases = defaultdict(list)
     sheet = own_sheet(path, labels, options) if like is None else like
     rows = _read_rows(path, sheet, labels, cases, bom=like is not None and like.bom)
+    if sheet.independent is None and (sheet.constant or sheet.kind == "ranking"):
+        settled = settle_several(sheet, labels, [row.answers for row in rows])
+        if settled.kind != sheet.kind:
+            text = f"its answers have several labels per image, so it is read as {settled.kind}"
+            listener.notice(Notice("I543", f"{path.name}: {text} (--answers {sheet.kind} permits one class)"))
+        sheet = settled
     _check_ids(rows, like, cases)
     for row in rows:
         for fault, case in answer_faults(sheet, labels, row.answers):

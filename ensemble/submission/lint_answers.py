@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ensemble.labels import LabelSpace
 from ensemble.submission.class_names import nearest
@@ -39,6 +40,31 @@ def looks_like_answers(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[s
     return len(cells) == len(sheet.answer_places) and all(_numeric_fault(sheet, cell.strip()) is None for cell in cells)
 
 
+def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Sequence[str]]) -> AnswerSheet:
+    """Return the sheet by which answers are read where a sample's do not tell whether several labels may apply.
+
+    Cells with several names or numbers, all of them known, are label cells. Columns whose probabilities sum to one in
+    fewer than half of the rows are labels of their own. Cells are no ranking if more than half of them have another
+    number of names than the sample's.
+    """
+    if sheet.kind in {"number", "name"}:
+        for separator in (" ", ",", ";", "|"):
+            several = replace(sheet, kind="label-cells", separator=separator, empty_cells=True)
+            if not any(separator in cells[0].strip() for cells in answers):
+                continue
+            if not any(fault for cells in answers for fault in _name_faults(several, labels, cells[0].strip())):
+                return several
+    if sheet.kind == "ranking":
+        several = replace(sheet, kind="label-cells")
+        counts = [len(_parts(sheet, cells[0].strip())) for cells in answers]
+        return several if sum(count != sheet.at_most for count in counts) > len(answers) / 2 else sheet
+    if sheet.kind == "probabilities":
+        wrong = sum(any(fault == "sum" for fault, _ in _probability_faults(sheet, cells)) for cells in answers)
+        if wrong > len(answers) / 2:
+            return replace(sheet, kind="label-columns")
+    return sheet
+
+
 def _number_fault(answer: str, classes: int | None) -> str | None:
     """Return the fault of a class number, or None; without ``classes`` any integer is valid."""
     if not answer:
@@ -60,8 +86,7 @@ def _name_faults(sheet: AnswerSheet, labels: LabelSpace, answer: str) -> Iterato
         if not sheet.empty_cells or sheet.kind == "name":
             yield "empty", repr(answer)
         return
-    one = sheet.kind == "name"
-    parts = [answer] if one else [part.strip() for part in answer.split(sheet.separator.strip() or None)]
+    parts = [answer] if sheet.kind == "name" else _parts(sheet, answer)
     for part in parts:
         if part not in names:
             near = nearest(part, names)
@@ -70,6 +95,10 @@ def _name_faults(sheet: AnswerSheet, labels: LabelSpace, answer: str) -> Iterato
         yield "repeated", repr(answer)
     if sheet.kind == "ranking" and sheet.at_most is not None and len(parts) > sheet.at_most:
         yield "count", f"{len(parts)} instead of at most {sheet.at_most}"
+
+
+def _parts(sheet: AnswerSheet, answer: str) -> list[str]:
+    return [part.strip() for part in answer.split(sheet.separator.strip() or None)]
 
 
 def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tuple[str, str]]:

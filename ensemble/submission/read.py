@@ -65,7 +65,7 @@ def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], 
             weights[row, label] = 0.5**rank
     classes = weights.argmax(axis=1)
     if sheet.kind == "ranking":
-        return Submission(ids, classes, labels, weights / weights.sum(axis=1, keepdims=True))
+        return Submission(ids, classes, labels, weights / weights.sum(axis=1, keepdims=True), ranked=True)
     return Submission(ids, classes, labels, named.astype(np.float64), named, independent=True)
 
 

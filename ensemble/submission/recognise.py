@@ -142,7 +142,14 @@ class _Reader:
         cells = [[row[place] for place in places] for row in self.table.rows]
         ones = all(_sums_to_one(row) for row in cells)
         found = kind or self._kind_of_columns(ones=ones)
-        sheet = replace(sheet, kind=found, classes=match.classes, decisions=self.options.answers == DECISIONS)
+        constant = len({cell.strip() for row in cells for cell in row}) == 1 and kind is None
+        sheet = replace(
+            sheet,
+            kind=found,
+            classes=match.classes,
+            decisions=self.options.answers == DECISIONS,
+            constant=constant,
+        )
         whole = (
             found == "label-columns" and not sheet.decisions and all(c.strip() in {"0", "1"} for r in cells for c in r)
         )
@@ -165,7 +172,7 @@ class _Reader:
         """Return the sheet of a sample with a single column of answers."""
         found = kind or self._kind_of_cells(column, cells)
         names = self.labels.names
-        sheet = replace(sheet, kind=found)
+        sheet = replace(sheet, kind=found, constant=len(set(cells)) == 1 and kind is None)
         if found == "number":
             return sheet
         if found == "name":
@@ -176,7 +183,7 @@ class _Reader:
             return self._with_decimal_mark(replace(sheet, positive=positive), cells)
         several = self._split_cells(cells)
         if several is None:
-            by_number = kind is not None and _whole(cells) and not are_numbers(names)
+            by_number = _whole(cells) and not are_numbers(names)
             several = _Cells(self.options.separator or " ", () if by_number else names, (1,), repeated=False)
         sheet = replace(sheet, separator=several.separator, spelling=several.spelling, empty_cells="" in cells)
         self._require_separable(several)
@@ -245,9 +252,6 @@ class _Reader:
         if self.independent or not ranks:
             if self.independent is False:
                 self._say("its cells name several labels: the members give one each, which is written")
-            return "label-cells"
-        if self.independent is None:
-            self._say(f"its cells have {cells.counts[0]} names each: it may be a ranking, or the labels that apply")
             return "label-cells"
         self._say(
             f"its cells have {cells.counts[0]} names each: the {cells.counts[0]} most probable classes are written"

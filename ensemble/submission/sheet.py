@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -38,7 +38,8 @@ class Submission:
 
     ``probabilities`` ``(N, C)`` are needed for most kinds of answers. Where several labels may apply, each column is
     the probability of one label, and ``decisions`` ``(N, C)`` says which of them apply (by default those above 0.5).
-    They are ``independent`` then: the probabilities of an image do not sum to one.
+    They are ``independent`` then: the probabilities of an image do not sum to one. Those of a ranking that was read are
+    only ``ranked``: they have an order, and no meaning.
     """
 
     ids: tuple[str, ...]
@@ -47,6 +48,7 @@ class Submission:
     probabilities: Floats | None = None
     decisions: Decisions | None = None
     independent: bool = False
+    ranked: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,7 +75,8 @@ class AnswerSheet:
     ``rows`` are those of a `long` sample, whose answers are in column ``answer_place``; its ``ids`` are the images.
 
     The probabilities of ``independent`` labels do not sum to one; None if that is not known. With ``decisions``,
-    label columns hold 0 and 1. Probabilities are written with ``digits`` decimals, by default nine significant digits,
+    label columns hold 0 and 1. The answers of a ``constant`` sample are all the same: they do not tell whether several
+    labels may apply. Probabilities are written with ``digits`` decimals, by default nine significant digits,
     and ``decimal`` as decimal mark.
     """
 
@@ -94,6 +97,7 @@ class AnswerSheet:
     answer_place: int = 1
     independent: bool | None = None
     decisions: bool = False
+    constant: bool = field(default=False, compare=False)
     digits: int | None = None
     decimal: str = "."
 
