@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.bench.agreement import Agreement, Limit, compare, compare_classes, loosest
+from ensemble.bench.agreement import Agreement, Limit, MemberLogits, compare, compare_classes, loosest
 from ensemble.bench.contenders import BenchJob, RunSubmit, run_bound, run_predict
 from ensemble.bench.process_meter import Pass, PassCost, PassFunction, PassResult, measure
 from ensemble.bench.results import Benchmark, ModelInfo, Ratio, Timing, ratio, this_machine
@@ -28,6 +28,21 @@ CHECKED = 32  # images on which the contenders must agree
 ENS, BOUND, SUBMIT = "ens", "bound", "submit"
 # Shares of the few checked images whose class an early exit may change. Its goal was certified on many more images.
 _CHANGED, _CHANGED_BY_LOSS = 0.1, 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """How much of a benchmark runs: the first ``limit`` images, ``rounds`` times, with the contenders in ``arms``.
+
+    ``arms`` are names such as ``ens`` or ``bound``, or one with a set of models such as ``ens int8``; none means all.
+    ``quick`` leaves out the passes that only check: the outputs of the first round are compared instead, on all images
+    that both contenders predicted, and a difference is an error after it was timed.
+    """
+
+    limit: int | None = None
+    rounds: int = 5
+    arms: tuple[str, ...] = ()
+    quick: bool = False
 
 
 @dataclass(slots=True)
@@ -51,12 +66,11 @@ def bench(
     baselines: Mapping[str, PassFunction[BenchJob]],
     also: Mapping[str, Sequence[Path]] | None = None,
     recipe: RunSubmit | None = None,
-    limit: int | None = None,
-    rounds: int = 5,
+    plan: BenchPlan = BenchPlan(),
     left_out: Sequence[str] = (),
     listener: Listener = SILENT,
 ) -> Benchmark:
-    """Time `predict`, its bound and the ``baselines`` on the same images, ``rounds`` times in turn.
+    """Time `predict`, its bound and the ``baselines`` on the same images, several rounds in turn.
 
     Every other round runs in the opposite order, so that a machine that slows down affects all contenders alike.
 
@@ -65,29 +79,36 @@ def bench(
         baselines: Other implementations of the same job, by name.
         also: Further models of the same members, such as int8 ones, which run through `predict` in the same rounds.
         recipe: Also time `submit`, with each set of models.
-        limit: Use only the first ``limit`` images.
-        rounds: How often each contender is timed.
+        plan: Which contenders run, how often and on how many images.
         left_out: What the caller could not include, and why.
         listener: Hears notices and progress.
 
     Raises:
-        OptionError: E204 when another set has other members.
+        OptionError: E204 when another set has other members, or an arm of the plan is not one of the contenders.
         DeviceError: E620 when the predictions of a contender differ from those of `predict`, E621 when one dies.
         EnsError: as `read_model`, `list_images`, `choose_device` and `predict`.
     """
     device = choose_device(job.device, listener=listener)
-    ids = list_images(job.images, job.ids or None, listener=listener).ids[:limit]
+    ids = list_images(job.images, job.ids or None, listener=listener).ids[: plan.limit]
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
         first = replace(job, ids=ids, device=str(device), scratch=Path(scratch))
-        contenders = list(_contenders(first, baselines, also or {}, recipe))
-        passes = _Passes(len(contenders) * (rounds + 1), device.index if device.is_gpu else None, listener)
-        agreements = _check(contenders, passes, exact_device=device.kind == "cpu")
+        contenders = _choose(list(_contenders(first, baselines, also or {}, recipe)), plan.arms)
+        extra = 0 if plan.quick else 1
+        passes = _Passes(len(contenders) * (plan.rounds + extra), device.index if device.is_gpu else None, listener)
+        exact = device.kind == "cpu"
+        agreements = () if plan.quick else _check(contenders, passes, exact_device=exact)
         costs: dict[str, list[PassCost]] = {one.name: [] for one in contenders}
-        for number in range(rounds):
+        results: dict[str, PassResult] = {}
+        for number in range(plan.rounds):
             for one in contenders if number % 2 == 0 else reversed(contenders):
-                warm_up = min(len(ids), max(CHECKED, passes.layout[one.name].batch))
-                costs[one.name].append(passes.run(one, replace(one.job, warm_up=warm_up)).cost)
+                batch = passes.layout[one.name].batch if one.name in passes.layout else 0
+                done = passes.run(one, replace(one.job, warm_up=min(len(ids), max(CHECKED, batch))))
+                costs[one.name].append(done.cost)
+                if number == 0 and plan.quick:
+                    results[one.name] = done.result
         passes.finish()
+        if plan.quick:
+            agreements = _compare_all(contenders, results, contenders[0].job, exact_device=exact)
     timings = tuple(Timing(one.name, len(ids), tuple(costs[one.name])) for one in reversed(contenders))
     return Benchmark(
         images=len(ids),
@@ -126,6 +147,25 @@ def _contenders(
         yield _Contender(name, name, baseline, first, cards, ENS)
 
 
+def _choose(contenders: list[_Contender], arms: Sequence[str]) -> list[_Contender]:
+    """Return the contenders of these names, in the order they run.
+
+    Raises:
+        OptionError: E204 when a name is not one of theirs, or the bound is asked for without `predict`, whose batch
+            size it takes over.
+    """
+    names = [one.name for one in contenders]
+    unknown = [arm for arm in arms if arm not in names]
+    if unknown:
+        raise OptionError("E204", f"{unknown[0]!r} is no contender here; there are {', '.join(names)}")
+    chosen = [one for one in contenders if not arms or one.name in arms]
+    for one in chosen:
+        if one.ours and one.ours not in [other.name for other in chosen]:
+            hint = f"add {one.ours} to --arms"
+            raise OptionError("E204", f"{one.name} is compared with {one.ours}, which is not among the arms", hint=hint)
+    return chosen
+
+
 def _cards(models: Sequence[Path]) -> dict[str, ModelCard]:
     cards = [read_model(path).card for path in models]
     return {card.member: card for card in cards}
@@ -162,12 +202,20 @@ def _check(contenders: Sequence[_Contender], passes: _Passes, *, exact_device: b
     ids = contenders[0].job.ids
     sample = tuple(ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, CHECKED).round().astype(int)))
     results = {one.name: passes.run(one, replace(one.job, ids=sample)).result for one in contenders}
+    return _compare_all(contenders, results, replace(contenders[0].job, ids=sample), exact_device=exact_device)
+
+
+def _compare_all(
+    contenders: Sequence[_Contender], results: Mapping[str, PassResult], job: BenchJob, *, exact_device: bool
+) -> tuple[Agreement, ...]:
+    """Compare what the contenders predicted for the images of ``job``, each with its reference, or raise E620."""
     found = []
     for one in contenders:
         if one.kind == SUBMIT:
             assert isinstance(one.function, RunSubmit)
             if one.function.early:  # without an early exit there is nothing that could change a class
-                found.append(_check_early_exit(one, one.function, replace(one.job, ids=sample), results[one.name]))
+                own = replace(one.job, ids=job.ids)
+                found.append(_check_early_exit(one, one.function, own, results[one.name]))
         elif one.name != ENS:
             reference = ENS if one.kind == ENS else one.ours
             found.append(
@@ -175,11 +223,19 @@ def _check(contenders: Sequence[_Contender], passes: _Passes, *, exact_device: b
                     one.name,
                     results[one.name].logits,
                     reference,
-                    results[reference].logits,
+                    _first_rows(results[reference].logits, results[one.name].logits),
                     limits=_limits(one, contenders[0], exact_device=exact_device),
                 )
             )
     return tuple(found)
+
+
+def _first_rows(logits: MemberLogits, like: MemberLogits) -> MemberLogits:
+    """Return the logits of as many images as ``like`` has: the bound keeps only some."""
+    return {
+        member: {view: values[: len(like[member][view])] for view, values in views.items()}
+        for member, views in logits.items()
+    }
 
 
 def _check_early_exit(contender: _Contender, function: RunSubmit, job: BenchJob, result: PassResult) -> Agreement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of runs of each contender."
 )
+@click.option("--arms", help="Only these contenders, such as ens,bound: names as in the result, comma-separated.")
+@click.option(
+    "--quick", is_flag=True, help="One round, whose own outputs are compared; without the torch loop on a GPU."
+)
 @click.option("-o", "output", type=PATH, help="Also write the result as JSON.")
 @json_option
 def bench(
@@ -62,6 +67,8 @@ def bench(
     batch: int | None,
     workers: int | None,
     rounds: int,
+    arms: str | None,
+    quick: bool,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -72,12 +79,14 @@ def bench(
     \b
     Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
     """
+    from ensemble.bench.bench import BenchPlan
     from ensemble.bench.bench import bench as run_bench
     from ensemble.bench.contenders import BenchJob, RunSubmit
     from ensemble.events import Notice
     from ensemble.files import require_different, write_atomic
     from ensemble.images.listing import read_ids
     from ensemble.runtime.model_file import find_models
+    from ensemble.runtime.providers import choose_device
     from exporters.bench_baselines import TorchLoop, find_weights, onnxruntime_loop
 
     goal = parse_early_exit(early_exit, oof, truth)
@@ -90,20 +99,23 @@ def bench(
     found = tuple(find_models(models))
     baselines: dict[str, Any] = {"onnxruntime": onnxruntime_loop}
     left_out = []
+    asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
+    where = str(choose_device(device, listener=TERMINAL))
     weights = find_weights(found, checkpoints)
-    if weights.problem:
+    if quick and not where.startswith("cpu") and "torch" not in asked:
+        weights = replace(weights, problem="torch.compile takes minutes; --arms can name it")
+    if weights.problem and (not asked or "torch" in asked):
         left_out.append(f"torch: {weights.problem}")
         TERMINAL.notice(Notice("W622", left_out[0]))
-    else:
+    if not weights.problem:
         baselines["torch"] = TorchLoop(weights.checkpoints)
     named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
-        BenchJob(found, images, named, tta, device, boxes, batch, workers),
+        BenchJob(found, images, named, tta, where, boxes, batch, workers),
         baselines=baselines,
         also={name: find_models([path]) for name, path in sets.items()},
         recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth),
-        limit=limit,
-        rounds=rounds,
+        plan=BenchPlan(limit, 1 if quick else rounds, asked, quick),
         left_out=left_out,
         listener=TERMINAL,
     )

@@ -18,7 +18,7 @@ from ensemble.__main__ import run
 from ensemble.arrays import Pixels
 from ensemble.bench import bench as module
 from ensemble.bench.agreement import LIMITS, Agreement, Limit, compare, compare_classes, loosest
-from ensemble.bench.bench import bench
+from ensemble.bench.bench import BenchPlan, bench
 from ensemble.bench.contenders import BenchJob, RunSubmit, run_bound, run_predict
 from ensemble.bench.process_meter import Pass, PassCost, PassFunction, PassResult, PassTimer, measure, sample_gpu
 from ensemble.bench.results import Benchmark, Machine, ModelInfo, Timing, ratio
@@ -242,8 +242,7 @@ def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passe
     done = bench(
         job(contest, ids=(), batch=3, workers=None),
         baselines={"onnxruntime": onnxruntime_loop},
-        limit=10,
-        rounds=2,
+        plan=BenchPlan(limit=10, rounds=2),
     )
     order = ["ens", "bound", "onnxruntime"]
     assert [name for name, _ in passes] == [*order, *order, *reversed(order)]
@@ -254,6 +253,49 @@ def test_rounds_alternate_and_the_bound_does_as_predict_did(contest: Path, passe
     assert [timing.name for timing in done.timings] == ["onnxruntime", "bound", "ens"]
     assert [(one.of, one.over) for one in done.ratios] == [("ens", "onnxruntime"), ("ens", "bound")]
     assert {one.contender: one.changed for one in done.agreements} == {"bound": 0, "onnxruntime": 0}
+
+
+def test_only_the_named_contenders_run(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
+    """With arms ens and bound the loop does not run; a name that is none of theirs, or a bound without ens, is E204."""
+    plan = BenchPlan(rounds=1, arms=("bound", "ens"))
+    done = bench(job(contest), baselines={"onnxruntime": onnxruntime_loop}, plan=plan)
+    assert [name for name, _ in passes] == ["ens", "bound"] * 2
+    assert [timing.name for timing in done.timings] == ["bound", "ens"]
+    with pytest.raises(OptionError, match=r"E204.*'onnx' is no contender here; there are ens, bound, onnxruntime"):
+        bench(job(contest), baselines={"onnxruntime": onnxruntime_loop}, plan=BenchPlan(arms=("ens", "onnx")))
+    with pytest.raises(OptionError, match=r"E204.*bound is compared with ens") as caught:
+        bench(job(contest), baselines={}, plan=BenchPlan(arms=("bound",)))
+    assert caught.value.hint == "add ens to --arms"
+
+
+def test_a_quick_run_compares_what_it_timed(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
+    """No pass only checks: one round is run, all its outputs are compared, and other weights are E620 all the same."""
+    baselines = {"onnxruntime": onnxruntime_loop}
+    done = bench(job(contest), baselines=baselines, plan=BenchPlan(rounds=1, quick=True))
+    assert [name for name, _ in passes] == ["ens", "bound", "onnxruntime"]
+    assert {one.contender: (one.answers, one.changed) for one in done.agreements} == {
+        "bound": (44, 0),
+        "onnxruntime": (44, 0),
+    }
+    for seed, (member, size) in enumerate((("a", (16, 12)), ("b", (24, 24)))):
+        toys.write_model(contest / "other", toys.card(member, size=size), seed=seed + 7)
+    with pytest.raises(DeviceError, match="E620"):
+        bench(
+            job(contest),
+            baselines={},
+            also={"other": models(contest, "other")},
+            plan=BenchPlan(rounds=1, arms=("ens", "ens other"), quick=True),
+        )
+
+
+def test_on_a_gpu_predict_is_not_run_twice(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of a GPU are warm once they have started: a pass starts each of them once, not again for a warm-up."""
+    with fake_gpus(monkeypatch, contest) as gpus:
+        run_predict(job(contest, device="cuda:0"), PassTimer())  # measures the provider options
+        gpus.started.clear()
+        run_predict(job(contest, device="cuda:0", warm_up=5), PassTimer())
+        # two models, and the convolutions that prove the device, if it was not tried before in this process
+        assert len([one for one in gpus.started if "arena_extend_strategy" in one[1]]) == 2
 
 
 def test_other_weights_are_not_compared(contest: Path, passes: list[tuple[str, BenchJob]]) -> None:
