@@ -32,7 +32,7 @@ _CHANGED, _CHANGED_BY_LOSS = 0.1, 0.4
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """How much of a benchmark runs: the first ``limit`` images, ``rounds`` times, with the contenders in ``arms``.
+    """The extent of a benchmark: the first ``limit`` images, ``rounds`` times, with the contenders in ``arms``.
 
     ``arms`` are names such as ``ens`` or ``bound``, or one with a set of models such as ``ens int8``; none means all.
     ``quick`` leaves out the passes that only check: the outputs of the first round are compared instead, on all images

@@ -30,10 +30,11 @@ from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.external import read_members
 from ensemble.runtime.device import Device, parse_device
-from ensemble.runtime.gpu_sessions import model_inputs, shared_batch_size, start_gpu_sessions
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
+from ensemble.runtime.gpu_start import model_inputs, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.model_file import ModelFile, read_model
-from ensemble.runtime.session import start_session
+from ensemble.runtime.session import run_together, start_session
 from ensemble.submission.sheet import AnswerSheet
 from ensemble.submit.exit_thresholds import Goal
 from ensemble.submit.submit import Destination, EarlyExit, submit
@@ -294,6 +295,6 @@ def _on_gpus(
     def predict_batch(i: int, _: int) -> MemberLogits:  # the last batch of a GPU is padded
         of_devices = buffers[i % len(buffers)]
         filled = of_devices[i % len(of_devices)]
-        return {name: session.run_views(filled) for name, session in sessions.items()}
+        return run_together(tuple(sessions.values()), filled)
 
     return predict_batch

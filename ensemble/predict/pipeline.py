@@ -30,9 +30,9 @@ from ensemble.predict.batch_size import Trial
 from ensemble.predict.gpu_lanes import ModelInputs, load_ahead, through_lanes
 from ensemble.predict.inputs import Inputs
 from ensemble.predict.timing import Stopwatch
-from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, shared_batch_size
+from ensemble.runtime.gpu_start import model_inputs, relative_costs, retry_on_oom, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
-from ensemble.runtime.session import Session
+from ensemble.runtime.session import Session, run_together
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -137,10 +137,11 @@ class Pipeline:
         def compute(lane: DeviceBuffers, item: tuple[Work, Batch, ModelInputs]) -> Answer:
             one, batch, _ = item
             logits: dict[str, Mapping[str, Logits]] = {session.card.member: {} for session in one.sessions}
-            for session in one.sessions if batch.rows else ():
-                with self.watch.timing(session.card.member, clock=time.perf_counter, rows=len(batch.rows)):
-                    found = retry_on_oom(session, partial(session.run_views, lane), self._listener)
-                logits[session.card.member] = {view.name: found[view.name] for view in self._views}
+            if batch.rows:
+                with self.watch.sharing(relative_costs(one.sessions), rows=len(batch.rows)):
+                    ask = partial(run_together, one.sessions, lane)
+                    found = retry_on_oom(one.sessions[0], ask, self._listener)
+                logits = {name: {view.name: views[view.name] for view in self._views} for name, views in found.items()}
             return Answer(one.rows, batch.rows, logits, batch.faults, batch.oddities)
 
         return self._through(work, read, load, compute)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 _WINDOW = 5.0  # seconds
@@ -96,6 +96,21 @@ class Stopwatch:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
                 self.elapsed[stage] = self.elapsed.get(stage, 0.0) + elapsed
                 self.rows[stage] = self.rows.get(stage, 0) + rows
+
+    @contextmanager
+    def sharing(self, costs: Mapping[str, float], *, rows: int) -> Iterator[None]:
+        """Add the time of the block to several stages by their ``costs``, where it cannot be told which took it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent, whole = time.perf_counter() - began, sum(costs.values())
+            with self._lock:
+                for stage, cost in costs.items():
+                    share = spent * cost / whole
+                    self.seconds[stage] = self.seconds.get(stage, 0.0) + share
+                    self.elapsed[stage] = self.elapsed.get(stage, 0.0) + share
+                    self.rows[stage] = self.rows.get(stage, 0) + rows
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:

@@ -100,14 +100,16 @@ def tune(
     return TuningResult(best, seconds, unusable)
 
 
-def tune_cached(path: Path, find: Callable[[], TuningResult]) -> TuningResult:
-    """Return the result cached in ``path``; if there is none, call ``find`` and cache its result."""
+def tune_cached(path: Path, find: Callable[[], TuningResult], *, write: bool = True) -> TuningResult:
+    """Return the result cached in ``path``; if there is none, call ``find`` and, with ``write``, cache its result."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         return TuningResult(dict(value["options"]), dict(value["seconds"]), dict(value["unusable"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing, or not written by us
     tuned = find()
+    if not write:
+        return tuned
     try:
         files.require_writable(path.parent)
         files.write_atomic(path, json.dumps(asdict(tuned), indent=1).encode() + b"\n")

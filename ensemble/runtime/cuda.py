@@ -16,6 +16,7 @@ _DRIVER = ("libcuda.so.1", "nvcuda.dll")
 _RUNTIME = ("libcudart.so.13", "libcudart.so.12")
 _CUDNN = ("libcudnn.so.9", "cudnn64_9.dll")
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute: the compute capability
+_NON_BLOCKING = 1  # cudaStreamNonBlocking
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every GPU of the process
 
 
@@ -103,6 +104,38 @@ def lock_pages(array: Pixels, *, index: int) -> bool:
     if done != 0:
         runtime.cudaGetLastError()  # clear it, or onnxruntime would report the failure as its own
     return done == 0
+
+
+@functools.cache
+def create_stream(index: int) -> int | None:
+    """Return a ``cudaStream_t`` on a GPU, which lives as long as the process; None where CUDA is not loaded.
+
+    It does not wait for CUDA's default stream, nor that one for it: so the next batch is copied while one is computed.
+    """
+    runtime = _load(_RUNTIME)
+    stream = ctypes.c_void_p()
+    if runtime is None or runtime.cudaSetDevice(index) != 0:
+        return None
+    if runtime.cudaStreamCreateWithFlags(ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING)) != 0:
+        runtime.cudaGetLastError()
+        return None
+    return stream.value
+
+
+def synchronize(stream: int, *, index: int) -> None:
+    """Wait until everything on a stream has been computed.
+
+    Raises:
+        RuntimeError: in onnxruntime's words, when something on the stream failed.
+    """
+    runtime = _load(_RUNTIME)
+    assert runtime is not None, "it created the stream"
+    runtime.cudaSetDevice(index)
+    status = int(runtime.cudaStreamSynchronize(ctypes.c_void_p(stream)))
+    if status != 0:
+        runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        said = (runtime.cudaGetErrorString(status) or b"").decode("utf-8", "replace")
+        raise RuntimeError(f"CUDA failure {status}: {said} ; GPU={index} ; expr=cudaStreamSynchronize")
 
 
 def unlock_pages(array: Pixels) -> None:

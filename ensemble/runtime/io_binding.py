@@ -8,9 +8,9 @@ buffers, `DeviceBuffers`, belong to a device and not to a model: ten members tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count as count_up
 from typing import Any
 from weakref import WeakSet
@@ -19,14 +19,17 @@ import numpy as np
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
-from ensemble.runtime.cuda import lock_pages, unlock_pages
+from ensemble.runtime.cuda import lock_pages, synchronize, unlock_pages
 from ensemble.runtime.device import Device
+from ensemble.runtime.front import TENSOR
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.providers import BindableRuntime
 
 # while a CUDA graph is captured, no other thread may copy or allocate on a GPU
 CUDA_LOCK = threading.RLock()
 _HERE = threading.local()
+_NUMBERS = count_up(1)
+_ALIGNED = 64  # floats: 256 bytes, as CUDA aligns what it allocates
 
 
 class SharedBatchSize:
@@ -74,6 +77,7 @@ class DeviceBuffers:
         self.page_locked = True
         # weak references: a model that is rebuilt for a smaller batch frees its memory at once
         self.users: WeakSet[BoundSession] = WeakSet()
+        self.outputs = OutputBuffer(device)
         self._places: dict[tuple[Preprocess, str], list[_Buffer]] = {}
         self._loaded: dict[Preprocess, _LoadedBatch] = {}
 
@@ -120,6 +124,7 @@ class DeviceBuffers:
         for bound in self.users:
             bound.forget()
         self.users.clear()
+        self.outputs.clear()
         for places in self._places.values():
             self._drop(places)
         self._places.clear()
@@ -179,36 +184,76 @@ class _Binding:
     graph: int | None = None
 
 
-class BoundSession:
-    """A network of fixed batch size: inputs bound to `DeviceBuffers`, logits to an output buffer of its own."""
+class FrontSession:
+    """The nodes that several networks begin with, run once per piece of a batch; ``value`` is what they all take."""
 
     def __init__(
-        self, runtime: BindableRuntime, device: Device, *, rows: int, views: int, classes: int, graphs: bool
+        self, runtime: BindableRuntime, device: Device, *, shape: Sequence[int], kind: Any, stream: int | None
     ) -> None:
-        self.rows = rows
+        self.nodes = ""  # where they run, for the record of a run
         self._runtime = runtime
-        self._device = device
-        self._graphs = graphs
-        self._shape = (rows, views, classes)
+        self._stream = stream
         with CUDA_LOCK:
-            self._logits = allocate(device, (rows * views, classes), np.float32)
+            self.value = allocate(device, shape, kind)
+        self._bindings: dict[tuple[int, ...], _Binding] = {}
+
+    def run(self, inputs: Mapping[str, Any]) -> None:
+        """Compute ``value``; with a stream of our own, return before the device has."""
+        key = tuple(value.data_ptr() for value in inputs.values())
+        if key not in self._bindings:
+            binding = self._runtime.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(TENSOR, self.value)
+            self._bindings[key] = _Binding(binding, run_options(stream=self._stream))
+        run_bound(self._runtime, self._bindings[key], stream=self._stream)
+
+    def forget(self) -> None:
+        """Drop the bindings to all buffers it has run with."""
+        self._bindings.clear()
+
+
+class BoundSession:
+    """A network of fixed batch size on a device: inputs bound to `DeviceBuffers` or a front, logits to their outputs.
+
+    With a ``front`` it takes that one's tensor instead of the images. With a ``stream``, a ``cudaStream_t`` that all
+    networks of the device share, `enqueue` returns at once, and `OutputBuffer.fetch` waits.
+    """
+
+    def __init__(
+        self,
+        runtime: BindableRuntime,
+        *,
+        shape: tuple[int, int, int],
+        graphs: bool = False,
+        front: FrontSession | None = None,
+        stream: int | None = None,
+    ) -> None:
+        self.shape = shape  # rows, views, classes
+        self.front = front
+        self.number = next(_NUMBERS)
+        self._runtime = runtime
+        self._graphs = graphs
+        self._stream = stream
         self._bindings: dict[tuple[int, ...], _Binding] = {}
         self._numbers = count_up(1)
 
-    def run(self, inputs: Mapping[str, Any]) -> Logits:
-        """Return the logits ``(rows, views, C)`` of one piece of a batch."""
-        key = tuple(value.data_ptr() for value in inputs.values())
+    @property
+    def rows(self) -> int:
+        """The number of images of a batch."""
+        return self.shape[0]
+
+    def enqueue(self, inputs: Mapping[str, Any], outputs: OutputBuffer, number: int) -> None:
+        """Run the network on piece ``number`` of a batch, into its place in ``outputs``."""
+        inputs = inputs if self.front is None else {TENSOR: self.front.value}
+        place = outputs.place(self, number)
+        key = (place, *(value.data_ptr() for value in inputs.values()))
         first = key not in self._bindings
         if first:
-            self._bindings[key] = self._bind(inputs)
-        bound = self._bindings[key]
-        with CUDA_LOCK if first else nullcontext():
-            # CUDA's default stream copied the inputs; the network's own stream does not wait for it
-            bound.binding.synchronize_inputs()
-            self._runtime.run_with_iobinding(bound.binding, bound.options)
-            bound.binding.synchronize_outputs()
-        with CUDA_LOCK:
-            return np.array(self._logits.numpy(), dtype=np.float32).reshape(self._shape)
+            self._bindings[key] = self._bind(inputs, outputs, place)
+        # only the run that captures a graph must be alone
+        with CUDA_LOCK if first and self._graphs else nullcontext():
+            run_bound(self._runtime, self._bindings[key], stream=self._stream)
 
     def forget(self) -> None:
         """Drop the bindings to all buffers it has run with, and the CUDA graphs captured for them.
@@ -221,66 +266,92 @@ class BoundSession:
                 with CUDA_LOCK:
                     release(bound.graph)
         self._bindings.clear()
+        if self.front is not None:
+            self.front.forget()
 
-    def _bind(self, inputs: Mapping[str, Any]) -> _Binding:
-        import onnxruntime
-
+    def _bind(self, inputs: Mapping[str, Any], outputs: OutputBuffer, place: int) -> _Binding:
         binding = self._runtime.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(LOGITS, self._logits)
-        if not self._graphs:
-            return _Binding(binding)
-        options = onnxruntime.RunOptions()
+        rows, views, classes = self.shape
+        # the buffer's own name for its device, as onnxruntime has it
+        where = (outputs.device_name, outputs.device.index if outputs.device_name != "cpu" else 0)
+        binding.bind_output(LOGITS, *where, np.float32, [rows * views, classes], place)
         # a CUDA graph replays the addresses it was captured with: one graph per binding
-        graph = next(self._numbers)
+        graph = next(self._numbers) if self._graphs else None
+        return _Binding(binding, run_options(stream=self._stream, graph=graph), graph)
+
+
+def run_options(*, stream: int | None, graph: int | None = None) -> Any:
+    """Return the options of a binding's runs; None for onnxruntime's own."""
+    if stream is None and graph is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if stream is not None:
+        # onnxruntime then neither waits for the stream at the end of a run nor, since 1.28, of a graph's replay
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    if graph is not None:
         options.add_run_config_entry("gpu_graph_id", str(graph))
-        return _Binding(binding, options, graph)
+    return options
 
 
-@dataclass(slots=True, eq=False)
-class FixedBatchModel:
-    """One model on its devices: one `BoundSession` per device, rebuilt when the shared batch size has shrunk.
+def run_bound(runtime: BindableRuntime, bound: _Binding, *, stream: int | None) -> None:
+    """Run a binding, whose inputs are on the device: a copy to it has ended when `DeviceBuffers.load` returns."""
+    runtime.run_with_iobinding(bound.binding, bound.options)
+    if stream is None:
+        bound.binding.synchronize_outputs()
 
-    ``views`` are the views' names in the order of the graph's output, ``build`` starts the network on a device.
-    """
 
-    preprocess: Preprocess
-    classes: int
-    views: Sequence[str]
-    shape: SharedBatchSize
-    device: Device
-    build: Callable[[Device, int], BoundSession]
-    bound: dict[Device, BoundSession] = field(default_factory=dict)
+class OutputBuffer:
+    """The logits of all networks and pieces of a batch, in one buffer on the device: one copy brings them back."""
 
-    def run_views(self, buffers: DeviceBuffers) -> dict[str, Logits]:
-        """Return the logits ``(n, C)`` of each view of the loaded batch."""
-        logits = self._run(buffers)
-        return {name: np.ascontiguousarray(logits[:, place]) for place, name in enumerate(self.views)}
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._value: Any = None
+        self._places: dict[tuple[int, int], int] = {}  # by session and piece: the first float
+        self._end = 0
 
-    def run(self, buffers: DeviceBuffers, pixels: Pixels) -> Logits:
-        """Return the logits ``(n, C)`` of a batch in host memory, for a graph of one view."""
-        assert len(self.views) == 1
-        buffers.load(self.preprocess, {INPUT: pixels}, rows=self.shape.rows)
-        return self._run(buffers)[:, 0]
+    @property
+    def device_name(self) -> str:
+        """The name of the buffer's device in onnxruntime, such as ``cuda``."""
+        return str(self._value.device_name())
 
-    def _run(self, buffers: DeviceBuffers) -> Logits:
-        rows = self.shape.rows
-        bound = self.on(buffers.device, rows)
-        buffers.users.add(bound)
-        logits = np.concatenate([bound.run(piece) for piece in buffers.pieces(self.preprocess, rows=rows)])
-        return logits[: buffers.count(self.preprocess)]
+    def reserve(self, sessions: Sequence[BoundSession], pieces: Sequence[int]) -> bool:
+        """Make room for so many pieces of each session; return True if the buffer moved, and no binding holds."""
+        for session, count in zip(sessions, pieces, strict=True):
+            for number in range(count):
+                if (session.number, number) not in self._places:
+                    self._places[session.number, number] = self._end
+                    self._end += -(-int(np.prod(session.shape)) // _ALIGNED) * _ALIGNED
+        if self._value is not None and self._value.shape()[0] >= self._end:
+            return False
+        moved, self._value = self._value is not None, None  # free the old one first
+        with CUDA_LOCK:
+            self._value = allocate(self.device, (self._end,), np.float32)
+        return moved
 
-    def on(self, device: Device, rows: int) -> BoundSession:
-        """Return the model on one of the devices for a batch of ``rows``."""
-        found = self.bound.get(device)
-        if found is None or found.rows != rows:
-            self.bound.pop(device, None)
-            found = None  # free its memory before the next one is built
-            with CUDA_LOCK:
-                found = self.build(device, rows)
-            self.bound[device] = found
-        return found
+    def place(self, session: BoundSession, number: int) -> int:
+        """Return the address of a session's logits for piece ``number``."""
+        return int(self._value.data_ptr()) + 4 * self._places[session.number, number]
+
+    def fetch(self, stream: int | None) -> Logits:
+        """Wait for the device, once, and return a copy of the whole buffer, once."""
+        if stream is not None:
+            synchronize(stream, index=self.device.index)
+        with CUDA_LOCK:
+            return np.array(self._value.numpy(), dtype=np.float32)
+
+    def logits(self, fetched: Logits, session: BoundSession, number: int) -> Logits:
+        """Return the logits ``(rows, views, C)`` of a session's piece from what `fetch` returned."""
+        start = self._places[session.number, number]
+        return fetched[start : start + int(np.prod(session.shape))].reshape(session.shape)
+
+    def clear(self) -> None:
+        """Free the buffer."""
+        self._value, self._end = None, 0
+        self._places.clear()
 
 
 def allocate(device: Device, shape: Sequence[int], kind: Any) -> Any:

@@ -57,7 +57,16 @@ def require_parity(
         DeviceError: E606 when the logits differ by more than the limit of ``precision``.
     """
     pictures = draw_pictures(size)
-    parity = compare_logits(reference(pictures), run(pictures), limit=limits[precision])
+    return require_close(reference(pictures), run(pictures), who=who, limit=limits[precision])
+
+
+def require_close(expected: Logits, found: Logits, *, who: str, limit: float) -> Parity:
+    """Compare logits ``(N, C)`` of a device with those of onnxruntime on the CPU.
+
+    Raises:
+        DeviceError: E606 when they differ by more than ``limit``.
+    """
+    parity = compare_logits(expected, found, limit=limit)
     if not parity.holds:
         raise DeviceError("E606", f"{who} differs from onnxruntime on the CPU: {parity}; {parity.limit:g} is allowed")
     return parity

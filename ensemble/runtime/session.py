@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +16,10 @@ from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.error_text import explain_error, keep_text
+from ensemble.runtime.fixed_batch import FixedBatchModel, run_models
 from ensemble.runtime.fused_views import cast_first, fit_for_cudnn
 from ensemble.runtime.int8_weights import may_saturate
-from ensemble.runtime.io_binding import DeviceBuffers, FixedBatchModel, buffers_on
+from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
 from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity
 from ensemble.runtime.providers import Runtime, create_session, require_on_device, start_error
@@ -56,15 +57,18 @@ class Session:
                 too small for a single image, E604 when a logit is NaN or infinite, E605 when the device fails in
                 another way.
         """
-        with self._explained(len(batch)):
+        with self.explained(len(batch)):
             if self.fixed_batch is not None:
                 assert output == LOGITS
+                assert len(self.fixed_batch.views) == 1
                 with buffers_on(self.device) as buffers:
-                    answers = self.fixed_batch.run(buffers, batch)
+                    rows = self.fixed_batch.shape.rows
+                    buffers.load(self.card.preprocess, {INPUT: batch}, rows=rows)
+                    answers = run_models([self.fixed_batch], buffers)[0][:, 0]
             else:
                 assert self.runtime is not None
                 answers = self.runtime.run([output], {INPUT: batch})[0]
-        self._require_finite(answers)
+        self.require_finite(answers)
         return answers
 
     def run_in_pieces(self, batch: Pixels, size: int) -> Logits:
@@ -83,15 +87,11 @@ class Session:
         Raises:
             DeviceError: as `run`.
         """
-        assert self.fixed_batch is not None
-        with self._explained(self.fixed_batch.shape.rows):
-            answers = self.fixed_batch.run_views(buffers)
-        for logits in answers.values():
-            self._require_finite(logits)
-        return answers
+        return run_together([self], buffers)[self.card.member]
 
     @contextmanager
-    def _explained(self, batch: int) -> Iterator[None]:
+    def explained(self, batch: int) -> Iterator[None]:
+        """Raise an error of onnxruntime inside the block as one of ours, for a batch of this size."""
         try:
             yield
         except EnsError:
@@ -99,12 +99,35 @@ class Session:
         except Exception as err:
             raise _run_error(err, self.card.member, self.device, batch) from err
 
-    def _require_finite(self, answers: Logits) -> None:
+    def require_finite(self, answers: Logits) -> None:
+        """Check logits ``(B, ...)``.
+
+        Raises:
+            DeviceError: E604 when a value is NaN or infinite.
+        """
         bad = int(np.count_nonzero(~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)))
         if bad:
             raise DeviceError(
                 "E604", f"{bad} of {len(answers)} answers of {self.card.member} ({self.card.precision}) are not finite"
             )
+
+
+def run_together(sessions: Sequence[Session], buffers: DeviceBuffers) -> dict[str, dict[str, Logits]]:
+    """Return ``logits[member][view]`` of ``fixed_batch`` models that were started together, for one loaded batch.
+
+    Raises:
+        DeviceError: as `Session.run`.
+    """
+    by_model = {one.fixed_batch: one for one in sessions if one.fixed_batch is not None}
+
+    def guard(model: FixedBatchModel) -> AbstractContextManager[None]:
+        return by_model[model].explained(model.shape.rows)
+
+    found: dict[str, dict[str, Logits]] = {}
+    for (model, session), logits in zip(by_model.items(), run_models(list(by_model), buffers, guard), strict=True):
+        session.require_finite(logits)
+        found[session.card.member] = model.split(logits)
+    return found
 
 
 def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, listener: Listener = SILENT) -> Session:

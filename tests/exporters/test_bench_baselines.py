@@ -88,7 +88,7 @@ def test_the_torch_loop_answers_as_predict_does(made: Bench) -> None:
 def test_other_weights_in_the_torch_loop_are_found_out(made: Bench) -> None:
     """A torch loop with weights that the model did not come from is E620, and nothing is timed."""
     with pytest.raises(DeviceError) as caught:
-        module.bench(made.job, baselines={"torch": TorchLoop({"r0": made.others})}, rounds=1)
+        module.bench(made.job, baselines={"torch": TorchLoop({"r0": made.others})}, plan=module.BenchPlan(rounds=1))
     assert caught.value.code == "E620"
     assert caught.value.message == "the predictions of torch differ from those of ens"
     assert len(caught.value.details) == 2

@@ -22,14 +22,19 @@ from ensemble.images.views import parse_views
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
-from ensemble.runtime import gpu_sessions, io_binding
+from ensemble.runtime import gpu_start, io_binding
+from ensemble.runtime import session as session_module
 from ensemble.runtime.autotune import TuningResult
 from ensemble.runtime.device import CPU, Device
-from ensemble.runtime.gpu_sessions import model_inputs, retry_on_oom, start_gpu_sessions
-from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, SharedBatchSize
+from ensemble.runtime.fixed_batch import run_models
+from ensemble.runtime.fused_views import fuse_views
+from ensemble.runtime.gpu_parity import compare_kinds, expect_later
+from ensemble.runtime.gpu_sessions import start_gpu_sessions
+from ensemble.runtime.gpu_start import model_inputs, retry_on_oom
+from ensemble.runtime.io_binding import DeviceBuffers, SharedBatchSize
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.providers import try_device
-from ensemble.runtime.session import Session, start_session
+from ensemble.runtime.session import Session, run_together, start_session
 from tests.support import toys
 from tests.support.gpus import FakeGpus, fake_gpus
 
@@ -187,8 +192,7 @@ def test_a_gpu_that_answers_otherwise_is_found_out(
     start_gpu_sessions({"a": models["a"]}, device=device, rows=4, views=VIEWS, listener=recorder)
     figures = [notice.message for notice in recorder.notices if notice.code == "I606"]
     assert [text.split(" against ")[0] for text in figures] == [f"a on {one}" for one in device.each]
-    run = BoundSession.run
-    monkeypatch.setattr(BoundSession, "run", lambda self, inputs: run(self, inputs)[::-1])
+    monkeypatch.setattr(session_module, "run_models", lambda *given: [logits[::-1] for logits in run_models(*given)])
     with pytest.raises(DeviceError, match=f"E606.*a on {device.each[0]} differs"):
         start_gpu_sessions({"a": models["a"]}, device=device, rows=4, views=VIEWS)
 
@@ -266,7 +270,7 @@ def test_fault_60_layers_on_the_cpu_are_an_error(models: dict[str, ModelFile], g
     with pytest.raises(DeviceError, match=r"E608.*cuda:0 was requested, but MatMul of a would run elsewhere"):
         start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
     gpus.refused = frozenset({"Cast"})
-    nodes = start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)["a"].decisions["nodes"]
+    nodes = start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)["a"].decisions["front"]
     assert nodes.startswith("C")
     assert "CPU" in nodes
     assert nodes.endswith("(Cast)")
@@ -280,6 +284,90 @@ def test_networks_of_one_kind_are_measured_once(models: dict[str, ModelFile], gp
     other = read_model(toys.write_model(models["a"].path.parent, replace(toys.card("d"), arch="other")))
     start_gpu_sessions({"d": other}, device=CUDA, rows=4, views=TTA)
     assert len(gpus.started) == first + 5
+
+
+def test_a_batch_is_waited_for_once(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """Three models of one preprocessing share the front and the stream: per piece four runs, per batch one wait."""
+    sessions = start_gpu_sessions(models, device=CUDA, rows=4, views=VIEWS)
+    batch, buffers, card = pixels(3), DeviceBuffers(CUDA), sessions["a"].card
+    buffers.load(card.preprocess, model_inputs({card.preprocess: batch}, VIEWS)[card.preprocess], rows=4)
+    gpus.runs = gpus.waits = 0
+    found = run_together(tuple(sessions.values()), buffers)
+    pieces = -(-3 // int(sessions["a"].decisions["rows"]))
+    assert (gpus.runs, gpus.waits) == (4 * pieces, 1)
+    assert sessions["a"].decisions["stream"] == "one for all models"
+    for name, model in models.items():
+        for view in VIEWS:
+            expected = start_session(model).run(view.apply(batch))
+            np.testing.assert_allclose(found[name][view.name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_stream_every_run_is_waited_for(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where CUDA's runtime cannot be called, each run ends before the next begins, and the logits are the same."""
+    monkeypatch.setattr(gpu_start, "create_stream", lambda index: None)
+    monkeypatch.setattr(io_binding, "synchronize", None)
+    sessions = start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
+    gpus.runs = gpus.waits = 0
+    found = look(sessions["b"], pixels(3), TTA)
+    assert (gpus.runs, gpus.waits) == (2, 2)
+    np.testing.assert_allclose(found["identity"], start_session(models["b"]).run(pixels(3)), rtol=1e-5, atol=1e-6)
+
+
+def test_all_networks_get_the_stream_of_their_gpu(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """On two GPUs there are two streams, and the address is not in the record, which is compared between runs."""
+    device = Device("cuda", 0, others=(1,))
+    sessions = start_gpu_sessions(models, device=device, rows=4, views=TTA)
+    assert {(one.index, options["user_compute_stream"]) for one, options in gpus.started} == {(0, "4096"), (1, "4097")}
+    assert "user_compute_stream" not in sessions["a"].decisions
+
+
+def test_two_preprocessings_have_two_fronts(tmp_path: Path, gpus: FakeGpus) -> None:
+    """Models of another size or another normalisation do not share a front, and all are right in one batch."""
+    cards = [toys.card("a"), toys.card("b"), toys.card("c", size=(24, 24))]
+    made = {card.member: read_model(toys.write_model(tmp_path, card, seed=i)) for i, card in enumerate(cards)}
+    sessions = start_gpu_sessions(made, device=CUDA, rows=4, views=TTA)
+    images = {made["a"].card.preprocess: pixels(6), made["c"].card.preprocess: np.full((6, 24, 24, 3), 90, np.uint8)}
+    buffers = DeviceBuffers(CUDA)
+    for preprocess, inputs in model_inputs(images, TTA).items():
+        buffers.load(preprocess, inputs, rows=4)
+    gpus.runs = gpus.waits = 0
+    found = run_together(tuple(sessions.values()), buffers)
+    assert (gpus.runs, gpus.waits) == (2 * 5, 1)
+    for name, model in made.items():
+        expected = start_session(model).run(images[model.card.preprocess])
+        np.testing.assert_allclose(found[name]["identity"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_fold_of_each_kind_is_compared_in_full(
+    models: dict[str, ModelFile], gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three folds the first is compared with the CPU; one whose logits are a hundred times as large is compared too,
+    and found to be wrong.
+    """
+    recorder = Recorder()
+    start_gpu_sessions(models, device=CUDA, rows=4, views=TTA, listener=recorder)
+    compared = [notice.message.split(" ")[0] for notice in recorder.notices if notice.code == "I606"]
+    assert compared == ["a"]
+
+    def too_large(ran: Any, *given: Any) -> list[Any]:
+        logits = run_models(ran, *given)
+        (model,) = ran
+        return [100 * logits[0]] if model is wrong else logits
+
+    sessions = start_gpu_sessions(models, device=CUDA, rows=4, views=TTA)
+    wrong = sessions["b"].fixed_batch
+    monkeypatch.setattr(session_module, "run_models", too_large)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DeviceError, match=r"E606.*b on cuda:0 differs"):
+        compare_kinds(sessions, models, expect_later(pool, models, TTA), TTA, Recorder())
+
+
+def test_pixels_are_moved_as_bytes(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
+    """The front of a graph for CUDA gathers and reshapes uint8, without a Concat of one part, before its one Cast."""
+    start_gpu_sessions({"a": models["a"]}, device=CUDA, rows=4, views=TTA)
+    graph = onnx.load_from_string(fuse_views(models["a"].data, TTA, rows=4, size=(16, 12), for_cudnn=True)).graph
+    assert [node.op_type for node in graph.node][:4] == ["Reshape", "Gather", "Reshape", "Cast"]
 
 
 def test_float16_keeps_the_tensor_cores(models: dict[str, ModelFile], gpus: FakeGpus) -> None:
@@ -352,7 +440,7 @@ def test_a_real_gpu_never_answers_for_the_batch_before(
     if not start.works:
         pytest.skip(f"no cuda device here: {start.cause}")
     options = {"use_tf32": "0", "enable_cuda_graph": graphs}
-    monkeypatch.setattr(gpu_sessions, "tune_cached", lambda *_: TuningResult(options, {}, {}))
+    monkeypatch.setattr(gpu_start, "tune_cached", lambda *_, **__: TuningResult(options, {}, {}))
     names = [f"{i:03d}.jpg" for i in range(400)]
     toys.write_pictures(tmp_path / "many", names)
     for device in ("cuda", "cpu"):

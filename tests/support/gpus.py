@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 
-from ensemble.runtime import cuda, io_binding, providers
+from ensemble.runtime import cuda, gpu_start, io_binding, providers
 from ensemble.runtime.device import CPU, Device
+from ensemble.runtime.model_file import INPUT, LOGITS
 
 
 @dataclass
@@ -21,7 +23,8 @@ class FakeGpus:
     """``rows`` is the largest batch that fits into memory, ``models`` how many networks; ``started`` lists them all.
 
     Options with a ``broken`` value do not start, and ``refused`` operators run on the CPU. ``models_started`` are the
-    graphs of networks, ``graphs`` the CUDA graphs, by number, that were captured and released.
+    graphs of networks, ``graphs`` the CUDA graphs, by number, that were captured and released. ``runs`` counts the
+    runs of networks and fronts, ``waits`` how often the host waited for the device.
     """
 
     rows: int = 10**6
@@ -32,6 +35,12 @@ class FakeGpus:
     started: list[tuple[Device, Mapping[str, str]]] = field(default_factory=list)
     models_started: list[bytes] = field(default_factory=list)
     graphs: list[tuple[int, str]] = field(default_factory=list)
+    waits: int = 0
+    runs: int = 0
+
+    def wait(self) -> None:
+        """Count a wait for the device."""
+        self.waits += 1
 
     def start(
         self, model: bytes, device: Device, options: Any = None, provider_options: Mapping[str, str] | None = None
@@ -40,12 +49,14 @@ class FakeGpus:
         asked = provider_options or {}
         if self.broken & set(asked.values()):
             raise RuntimeError(f"not supported: {min(self.broken)}")
-        if asked:
+        # the front that networks share is not counted
+        counted = bool(asked) and onnx.load_from_string(model).graph.output[0].name == LOGITS
+        if counted:
             if self.alive >= self.models:
                 raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
             self.started.append((device, dict(asked)))
             self.models_started.append(model)
-        return _Network(model, options, self, device.provider, counted=bool(asked)), ""
+        return _Network(model, options, self, device.provider, counted=counted), ""
 
 
 class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -69,14 +80,26 @@ class _Network(onnxruntime.InferenceSession):  # type: ignore[misc]
         ]
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
-        if self.get_inputs()[0].shape[0] > self._gpus.rows:
+        (first, *_) = self.get_inputs()  # of a network behind a front, not the images
+        if first.name == INPUT and first.shape[0] > self._gpus.rows:
             raise RuntimeError("CUDA failure 2: out of memory")
-        if run_options is not None and (number := run_options.get_run_config_entry("gpu_graph_id")):
+        if number := _entry(run_options, "gpu_graph_id"):
             self._gpus.graphs.append((int(number), "captured"))
+        self._gpus.runs += 1
         super().run_with_iobinding(iobinding, run_options)
+        if not _entry(run_options, "disable_synchronize_execution_providers"):
+            self._gpus.waits += 1
 
     def release_captured_graph(self, graph_annotation_id: int = 0) -> None:
         self._gpus.graphs.append((graph_annotation_id, "released"))
+
+
+def _entry(options: Any, name: str) -> str:
+    """Return a configuration entry of a run; empty where there is none."""
+    try:
+        return str(options.get_run_config_entry(name))
+    except (AttributeError, RuntimeError):
+        return ""
 
 
 @contextmanager
@@ -86,8 +109,10 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeGpus]
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setattr(providers, "start_runtime", fake.start)
     monkeypatch.setattr(io_binding, "allocate", lambda _, shape, kind: on_device(CPU, shape, kind))
+    monkeypatch.setattr(io_binding, "synchronize", lambda *_, **__: fake.wait())
+    monkeypatch.setattr(gpu_start, "create_stream", lambda index: 4096 + index)
     monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: False)
-    for module in (providers, cuda):
+    for module in (providers, cuda, gpu_start):
         monkeypatch.setattr(module, "describe_gpu", lambda _: cuda.Gpu("NVIDIA Test", "9.0"))
     providers.try_device.cache_clear()
     yield fake
