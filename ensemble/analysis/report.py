@@ -25,7 +25,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_none_missing
 from ensemble.predictions.members import common_images, members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
-from ensemble.predictions.truth import Truth, read_truth
+from ensemble.predictions.truth import NO_COLUMNS, Truth, TruthOptions, read_truth
 from ensemble.submission.write import notice_missing
 
 
@@ -71,17 +71,19 @@ def report(
     oof: Sequence[Path] = (),
     images: Path | None = None,
     commands: Sequence[str] = (),
+    columns: TruthOptions = NO_COLUMNS,
     listener: Listener = SILENT,
 ) -> Report:
     """Gather the facts about test predictions and their blend, with equal weights if there is no ``recipe``.
 
     ``truth`` is the ground truth of the out-of-fold predictions if there are any, else of the test predictions.
-    ``commands`` are shown as the way to reproduce the page.
+    ``commands`` are shown as the way to reproduce the page, and ``columns`` are those of the ground truth.
 
     Raises:
         OptionError: E204 when ``oof`` comes without ``truth``.
         EnsError: as `read_predictions`, `read_recipe`, `read_truth`, `gather_folds`, `blend`, `evaluate` and
-            `list_images`; E514 when the record of a run is damaged, E518 when that of a learned recipe is.
+            `list_images`; E514 when the record of a run is damaged, E518 when that of a learned recipe is, E548 when
+            several labels may apply to an image.
     """
     if oof and truth is None:
         raise OptionError("E204", "--oof needs --truth, the ground truth of the out-of-fold images")
@@ -89,13 +91,15 @@ def report(
     folders = [folder for path in predictions for folder in find_predictions(path)]
     read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
     common = common_images(read, allow_missing=True)
+    if common.independent:
+        raise PredictionError("E548", "the report is about one class per image, and the members have several labels")
     members = common.members
     if common.missing:
         notice_missing(common.missing, recorder)
     used = make_recipe(members) if recipe is None else read_recipe(recipe)
     choice = LearnedChoice.of(used)
     test = _Blend(members, used, blend(members, used, listener=recorder))
-    known = None if truth is None else read_truth(truth, used.labels, listener=recorder)
+    known = None if truth is None else read_truth(truth, used.labels, options=columns, listener=recorder)
     if known is not None and not oof:
         require_none_missing(read, known.ids)
     scored = _blend_out_of_fold(used, oof, known, recorder) if oof and known is not None else test

@@ -36,8 +36,9 @@ from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.session import run_together, start_session
 from ensemble.submission.sheet import AnswerSheet
+from ensemble.submit.destination import Destination
 from ensemble.submit.exit_thresholds import Goal
-from ensemble.submit.submit import Destination, EarlyExit, submit
+from ensemble.submit.submit import EarlyExit, submit
 
 _PREPARED = 256  # images that the bound keeps in memory and cycles through
 

@@ -103,7 +103,7 @@ def blend(
     Example: ens blend runs/preds/* --like eval/info.csv -o submission.csv --save blend.json
     """
     from ensemble.blend.blend import blend as run_blend
-    from ensemble.blend.combine import answers_of
+    from ensemble.blend.combine import answers_of, combine_answers
     from ensemble.blend.recipe import render_recipe
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
@@ -113,6 +113,7 @@ def blend(
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
+    from ensemble.predictions.truth import truth_columns
     from ensemble.submission.recognise import read_sheet
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
@@ -132,18 +133,19 @@ def blend(
     source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(pool_name, weights, views, rule_name)
     if truth is not None:
         held_out = read_members(oof, space, options=external, listener=TERMINAL)
-        source = LearnFrom(held_out, truth, method, metric, seed, transductive)
+        source = LearnFrom(held_out, truth, method, metric, seed, transductive, truth_columns(sheet))
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
     ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
-    answers = answers_of(
-        blended, chosen.recipe, row_map=row_map, missing=common.missing, sheet=sample, listener=TERMINAL
-    )
-    sample = sample or default_sheet(answers.submission.ids, names, options=sheet, independent=common.independent)
-    write_submission(output, answers.submission, sheet=sample, missing=answers.missing, listener=TERMINAL)
+    answers, missing = answers_of(blended), common.missing
+    if row_map is not None:
+        rows = combine_answers(answers, chosen.recipe, row_map, missing=missing, sheet=sample, listener=TERMINAL)
+        answers, missing = rows.submission, rows.missing
+    sample = sample or default_sheet(answers.ids, names, options=sheet, independent=common.independent)
+    write_submission(output, answers, sheet=sample, missing=missing, listener=TERMINAL)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
-    summary = {"path": str(output), "rows": len(answers.submission)}
+    summary = {"path": str(output), "rows": len(answers)}
     summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
     summary["recipe"] = json.loads(chosen.recipe.to_json())
     table = "" if chosen.learned is None else f"{render_learned(chosen.learned)}\n"

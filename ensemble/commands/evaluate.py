@@ -59,10 +59,10 @@ def evaluate(
     from ensemble.analysis.evaluate_labels import evaluate_labels
     from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
-    from ensemble.predictions.truth import TruthOptions, read_truth
+    from ensemble.predictions.truth import read_truth, truth_columns
     from ensemble.submission.sheet import Submission
 
-    columns = TruthOptions(sheet.id_column, sheet.label_column)
+    columns = truth_columns(sheet)
     read = _read_answers(answers, parse_labels(labels), replace(tables, id_column=sheet.id_column), like, sheet)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
     if several and len(several) < len(read):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--images", required=True, help="The folder of the images; or a URL, tar shards, Parquet.")
 @click.option("--ids", type=PATH, help="A CSV that lists the images, such as info.csv; by default all in the folder.")
+@click.option("--id-column", metavar="NAME", help="Column of the ids in --ids.  [default: by its name]")
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
 @click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
@@ -39,6 +40,7 @@ def predict(
     models: tuple[Path, ...],
     images: str,
     ids: Path | None,
+    id_column: str | None,
     boxes: Path | None,
     tta: bool,
     views: str | None,
@@ -71,7 +73,7 @@ def predict(
         images,
         folder,
         views=parse_views(wanted),
-        ids=None if ids is None else read_ids(ids, listener=TERMINAL),
+        ids=None if ids is None else read_ids(ids, id_column=id_column, listener=TERMINAL),
         boxes=None if boxes is None else read_boxes(boxes),
         options=options,
     )

@@ -17,6 +17,8 @@ from ensemble.terminal import TERMINAL, show
 @click.option(
     "--truth", type=PATH, help="Ground-truth CSV of --oof, or else of PREDICTIONS (ImageID, ans, optional person)."
 )
+@click.option("--id-column", metavar="NAME", help="Column of the ids in --truth.  [default: by its name]")
+@click.option("--label-column", metavar="NAME", help="Column of the classes in --truth.  [default: by its name]")
 @click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions to score; repeatable.")
 @click.option("--images", type=PATH, help="Folder of the test images, to show those that members disagree on.")
 @click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
@@ -25,6 +27,8 @@ def report(
     predictions: tuple[Path, ...],
     recipe: Path | None,
     truth: Path | None,
+    id_column: str | None,
+    label_column: str | None,
     oof: tuple[Path, ...],
     images: Path | None,
     output: Path,
@@ -39,10 +43,12 @@ def report(
     from ensemble.analysis.report import report as gather
     from ensemble.analysis.report import summary_of
     from ensemble.files import require_different, write_atomic
+    from ensemble.predictions.truth import TruthOptions
 
     require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
     words = ["ens", "report", *map(str, predictions)]
-    for option, value in (("--recipe", recipe), ("--truth", truth), *(("--oof", path) for path in oof)):
+    given = {"--recipe": recipe, "--truth": truth, "--id-column": id_column, "--label-column": label_column}
+    for option, value in (*given.items(), *(("--oof", path) for path in oof)):
         words += [] if value is None else [option, str(value)]
     words += ([] if images is None else ["--images", str(images)]) + ["-o", str(output)]
     found = gather(
@@ -52,6 +58,7 @@ def report(
         oof=oof,
         images=images,
         commands=(shlex.join(words),),
+        columns=TruthOptions(id_column, label_column),
         listener=TERMINAL,
     )
     page = render_page(found).encode()

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, run_options
-from ensemble.commands.sheet_options import sheet_options
+from ensemble.commands.sheet_options import rows_options, sheet_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.predict.options import RunOptions
+    from ensemble.submission.rows import RowMap
     from ensemble.submission.sheet_options import SheetOptions
     from ensemble.submit.exit_thresholds import Goal
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
 )
+@rows_options
 @sheet_options
 @run_options
 @missing_option
@@ -55,6 +57,7 @@ def submit(
     budget: str | None,
     boxes: Path | None,
     work: Path,
+    row_map: RowMap | None,
     sheet: SheetOptions,
     options: RunOptions,
     allow_missing: bool,
@@ -73,7 +76,8 @@ def submit(
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.external import read_members
     from ensemble.submission.recognise import read_sheet
-    from ensemble.submit.submit import Destination, EarlyExit
+    from ensemble.submit.destination import Destination
+    from ensemble.submit.submit import EarlyExit
     from ensemble.submit.submit import submit as run_submit
     from ensemble.submit.time_budget import parse_budget
 
@@ -95,7 +99,7 @@ def submit(
         recipe,
         images,
         models,
-        Destination(output, work, form, allow_missing),
+        Destination(output, work, form, allow_missing, row_map, sheet),
         early_exit=leaving,
         budget=seconds,
         boxes=None if boxes is None else read_boxes(boxes),

@@ -13,6 +13,7 @@ from ensemble.learn.learn import AUTO
 from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
 from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.truth import NO_COLUMNS, TruthOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class LearnFrom:
     metric: str = "macro-f1"
     seed: int = 0
     transductive: bool = False
+    columns: TruthOptions = NO_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def choose_recipe(
                 method=source.method,
                 metric=source.metric,
                 seed=source.seed,
+                columns=source.columns,
                 listener=listener,
             )
             return ChosenRecipe(learned_recipe(learned, members, transductive=source.transductive), learned)

@@ -15,7 +15,7 @@ from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
-from ensemble.predictions.truth import read_truth
+from ensemble.predictions.truth import NO_COLUMNS, TruthOptions, read_truth
 
 
 def learn_from_folds(
@@ -25,6 +25,7 @@ def learn_from_folds(
     method: str = AUTO,
     metric: str = "macro-f1",
     seed: int = 0,
+    columns: TruthOptions = NO_COLUMNS,
     listener: Listener = SILENT,
 ) -> Learned:
     """Learn from the folds' out-of-fold predictions and a CSV of the ground truth, as `learn`.
@@ -35,7 +36,7 @@ def learn_from_folds(
         EnsError: as `gather_folds`, `learn` and `read_truth`.
     """
     labels = next(iter(members_by_name(oof).values())).labels
-    answers = read_truth(truth, labels, listener=listener)
+    answers = read_truth(truth, labels, options=columns, listener=listener)
     gathered = gather_folds(oof, answers)
     return learn(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
 

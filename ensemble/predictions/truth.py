@@ -16,6 +16,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
 from ensemble.submission.class_names import Mismatch, are_numbers, fold_name, match_columns, nearest
+from ensemble.submission.sheet_options import SheetOptions
 
 _ANSWERS = (
     *("ans", "answer", "label", "labels", "target", "targets", "class", "class name", "class id", "category"),
@@ -48,6 +49,11 @@ class TruthOptions:
 
 
 NO_COLUMNS = TruthOptions()
+
+
+def truth_columns(options: SheetOptions) -> TruthOptions:
+    """Return the columns that the options of a sheet name: they are those of the ground truth as well."""
+    return TruthOptions(options.id_column, options.label_column)
 
 
 def read_truth(

@@ -76,15 +76,15 @@ def match_columns(columns: Sequence[str], names: Sequence[str]) -> ColumnMatch |
     """Find the class of each column; every class needs one column, and every column must be a class.
 
     A column is the class of its exact name; or that of its name but for letter case and blanks; or but for a prefix or
-    suffix such as ``class_``, ``p_`` or ``_prob``; or the class of its number, unless the classes themselves are named
-    by numbers. All columns are matched in the same one of these ways.
+    suffix such as ``class_``, ``p_`` or ``_prob``; or the class of its number (from 0, or all of 1 to C), unless
+    the classes themselves are named by numbers. All columns are matched in the same one of these ways.
     """
     best: dict[int, int] = {}
     for reading in _readings(names):
         found = {place: label for place, column in enumerate(columns) if (label := reading.find(column)) is not None}
         if len(found) == len(columns) == len(names) == len(set(found.values())):
             return ColumnMatch(tuple(found[place] for place in range(len(columns))), reading.how)
-        if len(set(found.values())) > len(best):
+        if len(set(found.values())) > len(best) and not reading.from_one:
             best = found
     return _mismatch(columns, names, best)
 
@@ -93,6 +93,11 @@ def match_columns(columns: Sequence[str], names: Sequence[str]) -> ColumnMatch |
 class _ColumnReading:
     how: str | None
     find: Callable[[str], int | None]
+
+    @property
+    def from_one(self) -> bool:
+        """True if numbers are counted from 1, which only counts where it explains all columns."""
+        return self.how is not None and self.how.endswith("from 1")
 
 
 def _readings(names: Sequence[str]) -> Iterator[_ColumnReading]:
@@ -106,6 +111,9 @@ def _readings(names: Sequence[str]) -> Iterator[_ColumnReading]:
     if not are_numbers(names):
         yield _ColumnReading("by the number of the class", lambda column: numbers.get(column.strip()))
         yield _ColumnReading("by the number of the class", lambda column: numbers.get(_strip(column).strip()))
+        # all of 1 to C: counted from 1, as there is no class C when counted from 0
+        ones = {str(label + 1): label for label in range(len(names))}
+        yield _ColumnReading("by the number of the class, counted from 1", lambda column: ones.get(_strip(column)))
 
 
 def _unique(folded: dict[str, int], names: Sequence[str]) -> dict[str, int]:

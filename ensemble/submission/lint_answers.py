@@ -44,8 +44,8 @@ def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Seq
     """Return the sheet by which answers are read where a sample's do not tell whether several labels may apply.
 
     Cells with several names or numbers, all of them known, are label cells. Columns whose probabilities sum to one in
-    fewer than half of the rows are labels of their own. Cells are no ranking if more than half of them have another
-    number of names than the sample's.
+    fewer than half of the rows are labels of their own. Cells are no ranking if more than a tenth of them have
+    another number of names than the sample's.
     """
     if sheet.kind in {"number", "name"}:
         for separator in (" ", ",", ";", "|"):
@@ -57,7 +57,7 @@ def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Seq
     if sheet.kind == "ranking":
         several = replace(sheet, kind="label-cells")
         counts = [len(_parts(sheet, cells[0].strip())) for cells in answers]
-        return several if sum(count != sheet.at_most for count in counts) > len(answers) / 2 else sheet
+        return several if sum(count != sheet.at_most for count in counts) > len(answers) / 10 else sheet
     if sheet.kind == "probabilities":
         wrong = sum(any(fault == "sum" for fault, _ in _probability_faults(sheet, cells)) for cells in answers)
         if wrong > len(answers) / 2:

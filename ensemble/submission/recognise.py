@@ -72,6 +72,8 @@ def read_sheet(
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
     reader = _Reader(table, labels, options, independent, listener)
     sheet = reader.read(kind)
+    if not _is_utf8(data):
+        listener.notice(Notice("I543", f"{path.name}: it is not UTF-8; the submission is written in UTF-8", path))
     newline = "\r\n" if data.partition(b"\n")[0].rstrip(b"\0").endswith(b"\r") else "\n"
     sheet = replace(sheet, newline=newline, bom=data.startswith(codecs.BOM_UTF8), delimiter=table.delimiter)
     return apply_options(sheet, options, path.name)
@@ -307,6 +309,14 @@ class _Reader:
             hint=f"state it: {options}; the classes are {enumerate_some(list(self.labels.names))} (--labels)",
             path=self.table.path,
         )
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _values(filled: Sequence[str]) -> str:

@@ -35,9 +35,9 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
 from ensemble.runtime.providers import choose_device
-from ensemble.submission.sheet import AnswerSheet, Submission
-from ensemble.submission.write import require_probabilities, write_submission
+from ensemble.submission.sheet import Submission
 from ensemble.submit.chunks import Plan, answers_of, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
+from ensemble.submit.destination import Destination, require_answers_known, write_answers
 from ensemble.submit.early_exit import ForwardPass, in_order, passes_of, require_early_exit, used_part
 from ensemble.submit.exit_thresholds import Calibration, Goal, calibrate
 from ensemble.submit.result import PassCount, Submitted
@@ -58,20 +58,6 @@ class EarlyExit:
     truth: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """The destination of a submission: the file ``path``, with the header, order and ids of ``like`` where it is given.
-
-    ``work`` is the folder of what is computed, from which a run that was stopped resumes. With ``allow_missing`` the
-    submission may lack images that could not be read.
-    """
-
-    path: Path
-    work: Path
-    like: AnswerSheet | None = None
-    allow_missing: bool = False
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answered:
     """The ``classes`` ``(N,)`` of ``ids``, and what they took; see `Submitted`.
@@ -90,6 +76,11 @@ class _Answered:
     saved_time: float | None = 0.0
     calibration: Calibration | None = None
     probabilities: Floats | None = None
+
+    def submission(self, recipe: Recipe) -> Submission:
+        """Return the answers for the images."""
+        independent = recipe.activation == "sigmoid"
+        return Submission(self.ids, self.classes, recipe.labels, self.probabilities, independent=independent)
 
 
 def submit(
@@ -119,16 +110,15 @@ def submit(
     """
     began = time.monotonic()
     recorder = Recorder(options.listener)
-    like, work = destination.like, destination.work
+    work = destination.work
     files.require_writable(work)
-    if like is not None:
-        require_probabilities(like, known=early_exit is None)
+    require_answers_known(recipe, destination, early_exit=early_exit is not None)
     recipe = used_part(recipe)
     if early_exit is not None:
         require_early_exit(recipe, exact=early_exit.goal is None)
     found = find_members(recipe, models, recorder)
     plan = Plan(recipe, passes_of(recipe), found, _views_of(recipe, found))
-    listing = list_images(images, None if like is None else like.ids, listener=recorder)
+    listing = list_images(images, destination.images, listener=recorder)
     device = choose_device(options.device, listener=recorder)
     options = replace(options, device=str(device), workers=options.workers or available_cores(), listener=recorder)
     inputs = Inputs(listing, select_boxes(list(found.values()), boxes, listing, recorder))
@@ -141,17 +131,12 @@ def submit(
         answered = _without_exit(plan, listing, images, destination, options)
     else:
         answered = _with_exit(plan, inputs, early_exit, destination, device, options)
-    write_submission(
-        destination.path,
-        Submission(answered.ids, answered.classes, recipe.labels, answered.probabilities),
-        sheet=like,
-        missing=answered.missing,
-        listener=recorder,
-    )
+    answers = answered.submission(recipe)
+    rows = write_answers(destination, answers, recipe, missing=answered.missing, listener=recorder)
     passes = answered.plan.passes
     done = Submitted(
         path=destination.path,
-        rows=len(answered.ids),
+        rows=rows,
         device=str(device),
         early_exit=None if early_exit is None else str(early_exit.goal or EXACT),
         passes=sum(answered.seen),

@@ -18,7 +18,8 @@ from ensemble.predictions.dataset import read_predictions
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import write_submission
 from ensemble.submit import chunks
-from ensemble.submit.submit import Destination, EarlyExit, submit
+from ensemble.submit.destination import Destination
+from ensemble.submit.submit import EarlyExit, submit
 from tests.harness.kills import contents, is_temporary, kill_often, require_whole
 from tests.support import toys
 from tests.support.disk import FAULTS, Died, Disk, Fault, through

@@ -33,7 +33,8 @@ from ensemble.predictions.members import CommonImages, common_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
 from ensemble.submission.sheet import AnswerSheet
-from ensemble.submit.submit import Destination, EarlyExit, submit
+from ensemble.submit.destination import Destination
+from ensemble.submit.submit import EarlyExit, submit
 from tests.support import toys
 from tests.support.members import draw_logits, make_member
 from tests.support.runs import run_submit

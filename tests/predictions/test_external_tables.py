@@ -44,6 +44,7 @@ def shares(found: Predictions) -> list[list[float]]:
         "id,cat_prob,wild dog_prob,fox_prob",
         'id,"P(cat)","P(wild dog)","P(fox)"',
         "id,logit_0,logit_1,logit_2",
+        "id,Class_1,Class_2,Class_3",
     ],
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -60,7 +61,7 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, header: str, ord
     [
         ("id,cat,wild dog,fux", "column 'fux' is no class (did you mean 'fox'?)"),
         ("id,0,1,3", "column '3' is no class; no column for the class 'fox'"),
-        ("id,1,2,3", "column '3' is no class; no column for the class 'cat'"),
+        ("id,1,2,4", "column '4' is no class; no column for the class 'cat'"),
         ("id,cat,class_1,fox", "column 'class_1' is no class; no column for the class 'wild dog'"),
     ],
 )

@@ -11,8 +11,9 @@ from ensemble.blend.recipe import Recipe
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predict.result import Predicted
+from ensemble.submit.destination import Destination
 from ensemble.submit.result import Submitted
-from ensemble.submit.submit import Destination, submit
+from ensemble.submit.submit import submit
 
 
 def run_predict(models: Sequence[Path], images: Path | str, folder: Path, **options: Any) -> Predicted:
