@@ -34,11 +34,11 @@ _DECODED = 3_000
 Keep = Callable[..., None]
 
 
-def repeat_images(folder: Path, target: Path, *, count: int = COUNT) -> Path:
-    """Fill a folder with hard links to the images until there are ``count``; links that are there are kept."""
+def repeat_images(folder: Path, target: Path, *, count: int | None = None) -> Path:
+    """Fill a folder with hard links to the images until there are ``count``, by default 12,600."""
     listing = list_images(folder, None)
     target.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
+    for i in range(COUNT if count is None else count):
         source = listing.paths[i % len(listing)]
         link = target / f"{i:06d}{source.suffix}"
         if not link.exists():
@@ -114,7 +114,8 @@ def time_contenders(
 def bound_of(job: BenchJob, ours: Pass) -> Pass:
     """Time the forward passes alone, in the batches that `predict` chose."""
     result = ours.result
-    asked = replace(job, batch=result.batch, workers=result.workers, at_once=result.at_once, warm_up=result.batch)
+    warm_up = min(result.batch, len(job.ids))
+    asked = replace(job, batch=result.batch, workers=result.workers, at_once=result.at_once, warm_up=warm_up)
     return measure(run_bound, asked, name="bound", gpu=0)
 
 
@@ -128,10 +129,10 @@ def time_loops(models: Sequence[ModelFile], images: Path, keep: Keep, *, ours: f
     part = replace(job, ids=job.ids[: max(1, len(job.ids) // 10)])
     loops: list[tuple[str, Any, BenchJob]] = []
     if importlib.util.find_spec("timm") is not None:
-        loops.append(("torch", UntrainedTorchLoop({}), replace(job, warm_up=256)))
+        loops.append(("torch", UntrainedTorchLoop({}), replace(job, warm_up=min(256, len(job.ids)))))
     else:
         found["torch"] = "left out: timm is not installed"
-    loops.append(("onnxruntime", onnxruntime_loop, replace(part, warm_up=128)))
+    loops.append(("onnxruntime", onnxruntime_loop, replace(part, warm_up=min(128, len(part.ids)))))
     for name, loop, asked in loops:
         seconds = measure(loop, asked, name=name, gpu=0).cost.seconds * scale * len(job.ids) / len(asked.ids)
         found |= {f"seconds_of_{name}": seconds, f"over_{name}": seconds / ours}

@@ -20,6 +20,7 @@ from ensemble.runtime.providers import start_runtime, try_device
 
 CUDA = Device("cuda")
 COMPARED = 64  # images of the parity step
+ROWS = (128, 256)  # batch sizes of the options step
 ROOT = Path(__file__).parents[2]
 
 
@@ -152,9 +153,9 @@ def options(step: Step) -> None:
     kernels: dict[str, Any] = {}
     for model in one_per_network(step.read_models()):
         name = f"{model.card.arch} {model.card.precision}"
-        for rows in (128, 256):
+        for rows in ROWS:
             found = measure_options(model, rows)
-            if rows == 128:
+            if rows == ROWS[0]:
                 cores[name], kernels[name] = found.tensor_cores, found.kernels
             rates[f"{name}, {rows}"] = found.passes_per_second
             step.keep(rates=rates, tensor_cores=cores, kernels=kernels)
