@@ -109,12 +109,28 @@ CODES: dict[str, Code] = {
         "A label space is not valid.",
         'write a JSON list of class names, or {"axes": [{"name": ..., "values": [...]}, ...]}',
     ),
+    "E336": Code(
+        "The columns or cells of a table of training labels are not understood.",
+        "name them with --id-column, --label-column (repeatable), --group-column, --label-separator and --images",
+    ),
+    "E337": Code(
+        "Rows of one image in a table of training labels contradict each other.",
+        "keep one row per image; or, if an image may have several labels, add --activation sigmoid",
+    ),
+    "I338": Code(
+        "How training data was read, where it does not say so itself.",
+        "nothing to do if it is right; or see the option",
+    ),
+    "W338": Code("A part of the training data is not used, or cannot be balanced over the folds.", "see the message"),
     "E340": Code(
         "A training folder does not have one of the supported layouts.",
-        "train.csv with the columns id, gender, race, age, path, and images/<path>/<stem>.jpg; or one folder per class; "
-        "or a CSV with the columns path, label and, if known, person",
+        "one folder per class; or a table (CSV, Parquet) of images and labels; or the mask contest's train.csv with the "
+        "columns id, gender, race, age, path, and images/<path>/<stem>.jpg",
     ),
-    "E341": Code("A class has fewer people than there are folds.", "use fewer folds, or add people of that class"),
+    "E341": Code(
+        "A class has fewer images or groups than there are folds, or a table's folds cannot be used.",
+        "use fewer folds, or add images of that class",
+    ),
     "E342": Code(
         "A label fix is not valid.",
         "columns id,field,value,source; fields gender, age, swap, label and drop; the id is a person or an image",

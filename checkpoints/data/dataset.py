@@ -1,20 +1,27 @@
 """Training data in any of three layouts, with label fixes and the age cut applied.
 
 the mask contest    train.csv and images/<path>/<stem>.jpg, see `checkpoints.data.mask_contest`
-a folder per class  <class>/**/<name>.jpg; the sorted names of the folders are the classes
-a CSV               path,label and, if known, person; paths are relative to the folder of the CSV
+a folder per class  <class>/**/<name>.jpg, also below train/ and valid/, see `checkpoints.data.folder_layout`
+a table             of images and labels, and possibly groups and folds, see `checkpoints.data.table_layout`
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from checkpoints.data.class_names import ClassNames
+from checkpoints.data.columns import IMAGES, PEOPLE, Activation, TableOptions, Unit, find_image_column
+from checkpoints.data.folder_layout import read_folders
+from checkpoints.data.folds import Folds
+from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, unmatched_ids
 from checkpoints.data.mask_contest import Row, read_contest
-from ensemble.csv_table import read_table
-from ensemble.errors import DataError, OptionError, enumerate_some
+from checkpoints.data.table_file import TABLE_SUFFIXES, read_training_table
+from checkpoints.data.table_layout import read_table_layout
+from ensemble.errors import DataError, EnsError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
 from ensemble.labels import MASK18, LabelSpace
@@ -27,7 +34,8 @@ class Dataset:
     """The training images and their label space.
 
     ``images`` is the folder that the ids of the rows are relative to; ``applied`` are the label fixes. With
-    ``is_contest`` the rows have mask, gender and age.
+    ``is_contest`` the rows have mask, gender and age. With the activation sigmoid an image has any number of labels,
+    `Row.present`. ``unit`` is the noun for the groups that no two folds share, and ``folds`` are the table's own.
     """
 
     rows: tuple[Row, ...]
@@ -36,6 +44,9 @@ class Dataset:
     is_contest: bool
     applied: tuple[AppliedFix, ...] = ()
     age_cut: int = 60
+    activation: Activation = "softmax"
+    unit: Unit = IMAGES
+    folds: Folds | None = None
 
 
 def read_dataset(
@@ -44,25 +55,28 @@ def read_dataset(
     fixes: Sequence[Path | str] = (),
     without: Collection[str] = (),
     age_cut: int = 60,
-    labels: LabelSpace | None = None,
+    labels: LabelSpace | ClassNames | None = None,
+    table: TableOptions | None = None,
     listener: Listener = SILENT,
 ) -> Dataset:
     """Read a training folder or CSV, and apply ``fixes`` as described in `checkpoints.data.label_fixes`.
 
     ``age_cut`` changes the border of the oldest group for training only: with 59, people of 59 are trained as 60 and
     over (`Row.target`), while `Row.label`, and with it every score, keeps the true border. ``labels`` gives the order
-    of the classes if the layout does not; by default they are sorted by name.
+    of the classes if the layout does not; by default they are sorted by name. ``table`` has the options for a table.
 
     Raises:
         OptionError: E204 when the age cut is not 58, 59 or 60, the data has no ages, or a source in ``without`` is
             unknown.
-        DataError: E340 when the layout is unknown; E322, E313, E323, E342, E343.
+        DataError: E340 when the layout is unknown; E342 and E343; the codes of `read_contest`, `read_table_layout` and
+            `read_folders`.
         FileError: E707 when a file cannot be read.
     """
     if age_cut not in AGE_CUTS:
         raise OptionError("E204", f"the age cut must be 58, 59 or 60, got {age_cut}")
     wanted = read_fixes(fixes, without=without, listener=listener)
-    data = _read(train_dir, labels, listener)
+    names = ClassNames.of(labels) if isinstance(labels, LabelSpace) else labels
+    data = _read(train_dir, names, table or TableOptions(), listener)
     if age_cut != 60 and not data.is_contest:
         raise OptionError("E204", f"{train_dir} has no ages, which --age-cut needs")
     rows, applied = apply_fixes(data.rows, wanted, data.labels)
@@ -80,60 +94,99 @@ def read_dataset(
     return replace(data, rows=tuple(_with_age_cut(row, age_cut) for row in rows), applied=applied, age_cut=age_cut)
 
 
-def _read(place: Path, labels: LabelSpace | None, listener: Listener) -> Dataset:
-    if place.is_file():
-        return _read_table(place, labels, listener)
-    if (place / "train.csv").is_file() or (place / "images").is_dir():
-        if labels is not None and labels != MASK18:
+def _read(place: Path, names: ClassNames | None, table: TableOptions, listener: Listener) -> Dataset:
+    if place.is_dir() and _is_mask_contest(place):
+        if names is not None and names.space != MASK18:
             raise OptionError("E204", f"{place} is in the mask contest's layout, whose classes are mask18")
-        return Dataset(read_contest(place), MASK18, place / "images", is_contest=True)
-    return _read_folders(place, labels, listener)
+        _require_no_options(place, table)
+        return Dataset(read_contest(place), MASK18, place / "images", is_contest=True, unit=PEOPLE)
+    file = place if place.is_file() else _find_table(place, listener) if place.is_dir() else None
+    if file is not None:
+        found = read_table_layout(file, table, names, listener=listener)
+        folds = None if found.folds is None else _checked_folds(file, found.folds)
+        return Dataset(
+            found.rows,
+            found.labels,
+            found.images,
+            is_contest=False,
+            activation=found.activation,
+            unit=found.unit,
+            folds=folds,
+        )
+    _require_no_options(place, table)
+    if table.activation == "sigmoid":
+        raise OptionError("E204", f"{place} has a folder per class, so each image has one class, not several labels")
+    folders = read_folders(place, names, listener=listener)
+    return Dataset(folders.rows, folders.labels, folders.images, is_contest=False)
 
 
-def _read_folders(place: Path, labels: LabelSpace | None, listener: Listener) -> Dataset:
-    listing = list_images(place, listener=listener)
-    loose = [name for name in listing.ids if "/" not in name]
-    if loose:
-        message = f"{place} has no train.csv, and {len(loose)} images are in no class's folder: {enumerate_some(loose)}"
-        raise DataError("E340", message, path=place)
-    space, numbers = _number([name.partition("/")[0] for name in listing.ids], labels, place, indices=False)
-    rows = (  # the people are unknown, so each image counts as its own person
-        Row(name, name, None, None, None, number, path)
-        for name, number, path in zip(listing.ids, numbers, listing.paths, strict=True)
-    )
-    return Dataset(tuple(rows), space, place, is_contest=False)
+def _is_mask_contest(place: Path) -> bool:
+    file = place / "train.csv"
+    if not file.is_file():  # its images without its table would otherwise be one class per person
+        return any((place / "images").glob("*/incorrect_mask.*"))
+    with file.open("rb") as stream:
+        head = stream.readline(4096).decode("utf-8-sig", "replace").lower()
+    return {"id", "gender", "age", "path"} <= {re.sub("[^a-z]", "", name) for name in head.split(",")}
 
 
-def _read_table(file: Path, labels: LabelSpace | None, listener: Listener) -> Dataset:
-    table = read_table(file, listener=listener)
-    names = table.without_duplicates("path")
-    persons = table.column("person") if "person" in table.header else names
-    if not names:
-        raise DataError("E340", f"{file.name} lists no images", path=file)
-    space, numbers = _number(table.column("label"), labels, file, indices=True)
-    listing = list_images(file.parent, names, listener=listener)
-    rows = (
-        Row(name, person, None, None, None, number, path)
-        for name, person, number, path in zip(names, persons, numbers, listing.paths, strict=True)
-    )
-    return Dataset(tuple(rows), space, file.parent, is_contest=False)
+def _find_table(place: Path, listener: Listener) -> Path | None:
+    """Return the table of the labels in a folder: one named like training data, or the only one that lists images."""
+    tables = sorted(path for path in place.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    tables = [path for path in tables if not path.name.startswith(".")]
+    usual = [
+        path for path in tables if not re.search("sample|submission|test|eval|requirements|readme", path.stem.lower())
+    ]
+    named = [path for path in usual if re.search("train|label|metadata|answer|solution|truth", path.stem.lower())]
+    best = [path for path in named if path.stem.lower() == "train"] or named
+    if len(best) > 1:
+        some = enumerate_some([path.name for path in best])
+        raise DataError("E340", f"{place} has several tables: {some}", path=place, hint="give the table itself")
+    if best:
+        others = [path.name for path in tables if path != best[0]]
+        if others or best[0].name != "train.csv":
+            rest = f"; not read: {enumerate_some(others)}" if others else ""
+            listener.notice(Notice("I338", f"the labels are those in {best[0].name}{rest}", place))
+        return best[0]
+    listing = [path for path in usual if path.suffix.lower() != ".txt" and _lists_images(path, place)]
+    if len(listing) > 1:
+        some = enumerate_some([path.name for path in listing])
+        raise DataError(
+            "E340", f"{place} has several tables of images: {some}", path=place, hint="give the table itself"
+        )
+    for path in usual:
+        what = "the labels are those in" if path in listing else "no labels are read from"
+        listener.notice(Notice("I338", f"{what} {path.name}", place))
+    return listing[0] if listing else None
 
 
-def _number(
-    names: Sequence[str], labels: LabelSpace | None, place: Path, *, indices: bool
-) -> tuple[LabelSpace, list[int]]:
-    """Return the label space and the class of each image; if ``indices``, whole numbers are class indices."""
-    numeric = all(name.isdecimal() for name in names)
-    if indices and numeric:
-        labels = labels or LabelSpace.flat(max(map(int, names)) + 1)
-        position = {name: int(name) for name in set(names) if int(name) < len(labels)}
-    else:
-        labels = labels or LabelSpace.flat(sorted(set(names), key=int if numeric else None))
-        position = {name: i for i, name in enumerate(labels.names)}
-    unknown = sorted(set(names) - set(position))
-    if unknown:
-        raise DataError("E340", f"{place}: {unknown[0]!r} is none of the {len(labels)} classes", path=place)
-    return labels, [position[name] for name in names]
+def _lists_images(path: Path, place: Path) -> bool:
+    try:
+        table = read_training_table(path)
+        return (
+            bool(table.rows)
+            and find_image_column(table, ImageIndex(list_images(place).ids), TableOptions()) is not None
+        )
+    except EnsError:
+        return False
+
+
+def _require_no_options(place: Path, table: TableOptions) -> None:
+    given = [option for option in table.given() if option != "--images"]
+    if given or table.images is not None:
+        names = ", ".join(table.given())
+        raise OptionError("E204", f"{place} is read without a table, so {names} has no meaning")
+
+
+def _checked_folds(file: Path, of_group: dict[str, int]) -> Folds:
+    count = max(of_group.values()) + 1
+    if count < 2 or len(set(of_group.values())) != count:
+        raise DataError(
+            "E341",
+            f"{file.name}: folds must be numbers without a gap, at least two",
+            path=file,
+            hint="--fold-column none makes the folds",
+        )
+    return Folds(count, of_group)
 
 
 def _with_age_cut(row: Row, age_cut: int) -> Row:

@@ -11,15 +11,19 @@ from ensemble.images.decode import SUFFIXES
 
 _MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
 GENDERS = {"male": 0, "female": 1}
+NO_CLASS = -1
+"""The class of an image that may have several labels, see `Row.present`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One training image.
 
-    ``id`` is its path below the image folder, as in `ensemble.images.listing`. ``mask`` is 0 worn,
+    ``id`` is its path below the image folder, as in `ensemble.images.listing`. ``person`` is the group that no two
+    folds may share: the person, patient or site, and the image itself where there are none. ``mask`` is 0 worn,
     1 incorrect, 2 none; ``gender`` 0 male, 1 female; ``age`` in years; all None outside the mask contest. ``label`` is
-    the true class; ``moved`` is the class to train on if it differs, see `target`.
+    the true class; ``moved`` is the class to train on if it differs, see `target`. Where an image may have several
+    labels, ``present`` has their indices in ascending order, and ``label`` is `NO_CLASS`.
     """
 
     id: str
@@ -30,6 +34,7 @@ class Row:
     label: int
     path: Path
     moved: int | None = None
+    present: tuple[int, ...] | None = None
 
     @property
     def target(self) -> int:

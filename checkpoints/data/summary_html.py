@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from checkpoints.data.columns import IMAGES, Unit
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.mask_contest import Row
 from checkpoints.data.summary import Count, DatasetSummary
@@ -37,16 +38,20 @@ def write_summary_page(path: Path, data: Dataset, summary: DatasetSummary) -> Pa
     """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Training data</title><style>{_STYLE}</style>",
-        f"<h1>{summary.images:,} images of {summary.people:,} people</h1>",
-        "<h2>Classes</h2>",
-        _bars(summary.classes),
-        *(f"<h2>{escape(axis)}</h2>{_bars(counts)}" for axis, counts in summary.axes.items() if len(summary.axes) > 1),
+        f"<h1>{escape(summary.title())}</h1>",
+        "<h2>Labels</h2>" if summary.label_counts else "<h2>Classes</h2>",
+        _bars(summary.classes, summary.unit),
+        *(
+            f"<h2>{escape(axis)}</h2>{_bars(counts, summary.unit)}"
+            for axis, counts in summary.axes.items()
+            if len(summary.axes) > 1
+        ),
         _ages(summary),
         *(
             f"<h2>{escape(title)}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines[:100])}</ul>"
             for title, lines in (
                 ("Unreadable", list(summary.unreadable)),
-                ("The same image in several classes", [" = ".join(group) for group in summary.contradictions]),
+                (_capital(summary.contradictions_title()), [" = ".join(group) for group in summary.contradictions]),
                 ("Label fixes", list(summary.fixes)),
             )
             if lines
@@ -58,13 +63,18 @@ def write_summary_page(path: Path, data: Dataset, summary: DatasetSummary) -> Pa
     return write_atomic(path, "\n".join(parts).encode())
 
 
-def _bars(counts: tuple[Count, ...]) -> str:
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _bars(counts: tuple[Count, ...], unit: Unit) -> str:
     most = max((count.images for count in counts), default=0) or 1
     rows = []
     for count in counts:
         face = "" if count.with_face is None else f"<td class=n>{count.with_face:.1%} with a face"
+        groups = "" if unit == IMAGES else f"<td class=n>{count.people:,} {escape(unit.plural)}"
         rows.append(
-            f"<tr><td>{escape(count.name)}<td class=n>{count.people:,} people<td class=n>{count.images:,} images{face}"
+            f"<tr><td>{escape(count.name)}{groups}<td class=n>{count.images:,} images{face}"
             f"<td style='width:24rem'><div class=bar style='width:{100 * count.images / most:.1f}%'></div>"
         )
     return f"<table>{''.join(rows)}</table>"
@@ -92,8 +102,9 @@ def _ages(summary: DatasetSummary) -> str:
 def _sheets(data: Dataset) -> list[str]:
     by_class: dict[int, list[Row]] = defaultdict(list)
     for row in data.rows:
-        by_class[row.label].append(row)
-    each = max(1, min(_PER_CLASS, _THUMBNAILS // len(by_class)))
+        for label in (row.label,) if row.present is None else row.present:
+            by_class[label].append(row)
+    each = max(1, min(_PER_CLASS, _THUMBNAILS // max(1, len(by_class))))
     sheets = []
     for label in sorted(by_class)[:_THUMBNAILS]:
         rows = by_class[label]
