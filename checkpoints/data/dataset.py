@@ -162,10 +162,9 @@ def _find_table(place: Path, listener: Listener) -> Path | None:
 def _lists_images(path: Path, place: Path) -> bool:
     try:
         table = read_training_table(path)
-        return (
-            bool(table.rows)
-            and find_image_column(table, ImageIndex(list_images(place).ids), TableOptions()) is not None
-        )
+        index = ImageIndex(list_images(place).ids)
+        column = find_image_column(table, index, TableOptions()) if table.rows else None
+        return column is not None and index.count(table.column(column)) > 0
     except EnsError:
         return False
 

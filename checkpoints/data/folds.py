@@ -1,4 +1,4 @@
-"""Folds grouped by person and stratified by class: no person is in two folds."""
+"""Folds grouped by person and stratified by class or by label: no person, or other group, is in two folds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from checkpoints.data.columns import PEOPLE, Unit
 from checkpoints.data.mask_contest import Row
+from checkpoints.data.stratify import stratify
 from ensemble.arrays import Mask
 from ensemble.csv_table import read_table
 from ensemble.errors import DataError, OptionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.labels import MASK18, LabelSpace
 
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """The fold in which each person is held out: ``of_person[person]`` is 0 to ``count - 1``."""
+    """The fold in which each person (or other group) is held out: ``of_person[person]`` is 0 to ``count - 1``."""
 
     count: int
     of_person: Mapping[str, int]
@@ -30,8 +33,18 @@ class Folds:
         return np.array([self.of_person[row.person] == fold for row in rows], dtype=np.bool_)
 
 
-def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelSpace = MASK18) -> Folds:
-    """Split people into folds; the same rows and seed give the same folds, in any order of the rows.
+def make_folds(
+    rows: Sequence[Row],
+    *,
+    folds: int = 5,
+    seed: int,
+    labels: LabelSpace = MASK18,
+    unit: Unit = PEOPLE,
+    listener: Listener = SILENT,
+) -> Folds:
+    """Split people, or the groups that ``unit`` names, into folds; the same rows and seed give the same, in any order.
+
+    Rows with several labels are stratified over the labels, and a label that is too rare for every fold is a notice.
 
     Raises:
         OptionError: E204 when there are fewer than two folds.
@@ -39,6 +52,8 @@ def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelS
     """
     if folds < 2:
         raise OptionError("E204", f"folds must be 2 or more, got {folds}")
+    if any(row.present is not None for row in rows):
+        return _make_multilabel_folds(rows, folds, seed, labels, unit, listener)
     people: dict[int, set[str]] = defaultdict(set)
     for row in rows:
         people[row.label].add(row.person)
@@ -46,7 +61,8 @@ def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelS
     if len(people[rarest]) < folds:
         raise DataError(
             "E341",
-            f"{folds} folds need {folds} people of every class; {labels.names[rarest]!r} has {len(people[rarest])}",
+            f"{folds} folds need {folds} {unit.plural} of every class; "
+            f"{labels.names[rarest]!r} has {len(people[rarest])}",
         )
     ordered = sorted(rows, key=lambda row: row.id)
     classes = [row.label for row in ordered]
@@ -56,6 +72,27 @@ def make_folds(rows: Sequence[Row], *, folds: int = 5, seed: int, labels: LabelS
     for fold, (_, held_out) in enumerate(splitter.split(classes, classes, persons)):
         of_person |= {persons[i]: fold for i in held_out.tolist()}
     return Folds(folds, of_person)
+
+
+def _make_multilabel_folds(
+    rows: Sequence[Row], folds: int, seed: int, labels: LabelSpace, unit: Unit, listener: Listener
+) -> Folds:
+    persons = sorted({row.person for row in rows})
+    if len(persons) < folds:
+        raise DataError("E341", f"{folds} folds need {folds} {unit.plural}; there are {len(persons)}")
+    position = {person: i for i, person in enumerate(persons)}
+    counts = np.zeros((len(persons), len(labels)), dtype=np.int64)
+    sizes = np.zeros(len(persons), dtype=np.int64)
+    for row in rows:
+        counts[position[row.person], list(row.present or ())] += 1
+        sizes[position[row.person]] += 1
+    rare = [i for i, having in enumerate((counts > 0).sum(axis=0).tolist()) if having < folds]
+    if rare:
+        some = enumerate_some([f"{labels.names[i]} ({int(counts[:, i].sum())})" for i in rare])
+        message = f"{len(rare)} labels are on fewer than {folds} {unit.plural}, so some folds hold out none: {some}"
+        listener.notice(Notice("W338", message))
+    fold = stratify(counts, sizes, folds=folds, seed=seed).tolist()
+    return Folds(folds, dict(zip(persons, fold, strict=True)))
 
 
 def write_folds(path: Path, folds: Folds) -> Path:

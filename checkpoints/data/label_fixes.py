@@ -23,7 +23,8 @@ class Fix:
     """One correction; ``id`` is a person or an image.
 
     ``gender`` (male, female) and ``age`` (years) set the value; ``swap`` exchanges a person's image without a mask and
-    the one with an incorrectly worn mask; ``label`` sets the class of one image, by index or name; ``drop`` removes
+    the one with an incorrectly worn mask; ``label`` sets the class of one image, by index or name, or
+    its labels by their names with ``|`` between them; ``drop`` removes
     the images.
     """
 
@@ -148,6 +149,8 @@ def _fixed(row: Row, fix: Fix, labels: LabelSpace) -> Row | None:
 
 
 def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
+    if row.present is not None:
+        return _with_labels(row, fix, labels)
     if fix.value in labels.names:
         label = labels.names.index(fix.value)
     elif fix.value.isdecimal() and int(fix.value) < len(labels):
@@ -159,3 +162,12 @@ def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
     # the annotated age belongs to another class, so the age is unknown now
     years = row.age if label % 3 == row.label % 3 else None
     return replace(row, label=label, mask=label // 6, gender=label // 3 % 2, age=years)
+
+
+def _with_labels(row: Row, fix: Fix, labels: LabelSpace) -> Row:
+    """Set the labels of an image to those of the fix, which are divided by ``|``; an empty value removes all."""
+    names = [name.strip() for name in fix.value.split("|") if name.strip()]
+    unknown = [name for name in names if name not in labels.names]
+    if unknown:
+        raise DataError("E342", f"{fix.id}: {unknown[0]!r} is none of the {len(labels)} labels (divided by |)")
+    return replace(row, present=tuple(sorted({labels.names.index(name) for name in names})))

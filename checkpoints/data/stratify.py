@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 def stratify(counts: NDArray[np.int64], sizes: NDArray[np.int64], *, folds: int, seed: int) -> NDArray[np.intp]:
     """Return the fold ``(G,)`` of each group.
 
-    ``counts`` ``(G, L)`` is the number of a group's images with each label, ``sizes`` ``(G,)`` its number of images. The
+    ``counts`` ``(G, L)`` is the number of a group's images with each label, ``sizes`` ``(G,)`` that of its images. The
     label with the fewest images left is divided first, and each of its groups, the largest first, goes to the fold that
     lacks the most images of it, then to the one that lacks the most images at all, then to a random one.
     """

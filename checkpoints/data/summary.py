@@ -44,7 +44,8 @@ class ScannedImage:
 class Count:
     """Counts of one class or one value of an axis; ``trained`` counts images by their training target.
 
-    ``people`` counts the groups that no two folds share, such as people or patients. ``with_face`` is the share of images with a face box, and None without boxes.
+    ``people`` counts the groups that no two folds share, such as people or patients. ``with_face`` is the share of
+    images with a face box, and None without boxes.
     """
 
     name: str
