@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.data.class_names import ClassNames
-from checkpoints.data.columns import IMAGES, PEOPLE, Activation, TableOptions, Unit, find_image_column
+from checkpoints.data.columns import IMAGES, PEOPLE, Unit, find_image_column
 from checkpoints.data.folder_layout import read_folders
 from checkpoints.data.folds import Folds
 from checkpoints.data.image_match import ImageIndex
@@ -21,6 +21,7 @@ from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, un
 from checkpoints.data.mask_contest import Row, read_contest
 from checkpoints.data.table_file import TABLE_SUFFIXES, read_training_table
 from checkpoints.data.table_layout import read_table_layout
+from checkpoints.data.table_options import Activation, TableOptions
 from ensemble.errors import DataError, EnsError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images

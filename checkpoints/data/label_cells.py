@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints.data.class_names import ClassNames, find_class_names
-from checkpoints.data.columns import NONE, SEPARATORS, Activation, Columns, TableOptions, truth_of, whole
+from checkpoints.data.columns import Columns, truth_of, whole
+from checkpoints.data.table_options import NONE, SEPARATORS, Activation, TableOptions
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.labels import LabelSpace

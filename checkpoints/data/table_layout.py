@@ -8,22 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.data.class_names import ClassNames
-from checkpoints.data.columns import (
-    IMAGES,
-    Activation,
-    Columns,
-    TableOptions,
-    Unit,
-    choose_columns,
-    find_image_column,
-    unit_of,
-    whole,
-)
+from checkpoints.data.columns import IMAGES, Columns, Unit, choose_columns, find_image_column, unit_of, whole
 from checkpoints.data.image_match import ImageIndex, Matched, normalize, without_zeros
 from checkpoints.data.label_cells import read_labels
 from checkpoints.data.long_table import widen_ids, widen_rows
 from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.data.table_file import read_training_table
+from checkpoints.data.table_options import Activation, TableOptions
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice

@@ -21,7 +21,10 @@ _EVAL_BATCH = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabeledImages:
-    """Decoded images and, for each, the class to train on and the class to score on, both ``(N,)`` int64."""
+    """Decoded images and, for each, the class to train on and the class to score on, both ``(N,)`` int64.
+
+    Where an image may have several labels, both are ``(N, L)``, 1 for the labels that it has and 0 for the others.
+    """
 
     decoded: DecodedImages
     targets: NDArray[np.int64]
@@ -51,7 +54,7 @@ class LabeledImages:
 def make_batches(
     images: LabeledImages, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
 ) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-    """Yield one epoch's batches, pixels ``(B, H, W, 3)`` and classes ``(B,)``; the next one is made meanwhile."""
+    """Yield one epoch's batches, pixels ``(B, H, W, 3)`` and rows of the targets; the next one is made meanwhile."""
 
     def make(batch: Order) -> tuple[Pixels, NDArray[np.int64]]:
         chosen, decoded = batch.images, images.decoded

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from checkpoints.training.augment import Policy, Simple, cutmix, erase, image_seed, mixup, parse_policy
@@ -17,14 +18,22 @@ from checkpoints.training.batches import LabeledImages, make_batches, normalize,
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
 from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
-from checkpoints.training.losses import Loss, class_weights, parse_loss
+from checkpoints.training.losses import (
+    Asymmetry,
+    Loss,
+    MultiLabelWeights,
+    class_weights,
+    parse_loss,
+    parse_multilabel_loss,
+    positive_weights,
+)
 from checkpoints.training.optimizer import make_optimizer, make_schedule
-from checkpoints.training.sampler import count_steps, cut_steps, draw_order
+from checkpoints.training.sampler import balanced_classes, count_steps, cut_steps, draw_order
+from checkpoints.training.scores import Scores, score_classes, score_labels
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.training_state import Epoch, TrainingState, restore_state, save_state
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
-from ensemble.metrics import confusion_matrix, macro_f1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,8 +124,7 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
             f"a step needs {per_step} images, and the training part of a fold has {len(targets)}",
             hint="lower --batch or --accumulate, or train in one process",
         )
-    counts = torch.from_numpy(np.bincount(targets, minlength=len(settings.labels)))
-    weights = class_weights(settings.class_weights, counts).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
     frozen = freeze(model, settings.freeze)
     return _Loop(
         data=data,
@@ -124,9 +132,44 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
         forward=distributed.prepare(model),
         distributed=distributed,
         steps=count_steps(len(targets), batch=settings.batch, accumulate=settings.accumulate),
-        loss=parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing),
+        loss=_make_loss(targets, settings, device),
         policy=parse_policy(settings.augment),
         frozen=frozen,
+    )
+
+
+def require_valid_loss(settings: TrainSettings) -> None:
+    """Check the settings of the loss, and those that depend on the number of labels per image, before any image is read.
+
+    Raises:
+        OptionError: E204 when one is not understood or does not fit.
+    """
+    count = len(settings.labels)
+    one, several = np.arange(count), np.eye(count, dtype=np.int64)
+    _make_loss(one if settings.activation == "softmax" else several, settings, torch.device("cpu"))
+    if settings.activation == "sigmoid" and settings.head == "axes":
+        raise OptionError("E204", "--head axes needs images of one class each, not several labels")
+
+
+def _make_loss(targets: NDArray[np.int64], settings: TrainSettings, device: torch.device) -> Loss:
+    """Return the loss with the weights that the counts in the targets ``(N,)`` or ``(N, L)`` give."""
+    if settings.activation == "softmax":
+        if settings.pos_weight != "none":
+            hint = "for one class per image there is --class-weights"
+            raise OptionError("E204", "--pos-weight needs images with several labels", hint=hint)
+        counts = torch.from_numpy(np.bincount(targets, minlength=len(settings.labels)))
+        weights = class_weights(settings.class_weights, counts).to(device)
+        return parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing)
+    counts = torch.from_numpy(targets.sum(axis=0))
+    return parse_multilabel_loss(
+        settings.loss,
+        weights=MultiLabelWeights(
+            class_weights(settings.class_weights, counts).to(device),
+            positive_weights(settings.pos_weight, counts, len(targets)).to(device),
+        ),
+        gamma=settings.gamma,
+        smoothing=settings.label_smoothing,
+        asymmetry=Asymmetry(settings.gamma_negative, settings.gamma_positive, settings.clip_negative),
     )
 
 
@@ -154,14 +197,16 @@ def _run_epoch(state: TrainingState, loop: _Loop) -> None:
         raise ModelError("E440", f"{loop.data.name}: the loss of epoch {number} is {loss}")
     speed = loop.steps * settings.batch * settings.accumulate / (time.perf_counter() - start)
     scored = state.model if state.averaged is None else state.averaged
-    score, accuracy = _score(scored, loop.data.holdout, settings, loop.distributed)
+    scores = _score(scored, loop.data.holdout, settings, loop.distributed)
+    score = scores.main
     if score >= state.best_score:
         state.best_epoch, state.best_score = number, score
     if settings.keep == "last" or state.best_epoch == number:
         state.kept = Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
     state.done = number
     learning_rate = max(group["lr"] for group in state.optimizer.param_groups)
-    state.log.append(LogRow(number, loss, learning_rate, score, accuracy, speed))
+    row = LogRow(number, loss, learning_rate, scores.macro_f1, scores.accuracy, speed, scores.average_precision)
+    state.log.append(row)
 
 
 def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
@@ -172,7 +217,7 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
     for module in loop.frozen:
         module.eval()
     generator = torch.Generator().manual_seed(image_seed(data.seed, number, 0))
-    order = draw_order(data.training.targets, balanced=settings.balanced, generator=generator)
+    order = draw_order(balanced_classes(data.training.targets), balanced=settings.balanced, generator=generator)
     steps = cut_steps(order, batch=settings.batch, accumulate=settings.accumulate)
     if not distributed.is_main:  # from here on each process draws its own random numbers
         own = image_seed(data.seed, number, 0, distributed.rank)
@@ -184,12 +229,19 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
     for step in steps:
         for part, (pixels, labels) in enumerate(islice(batches, len(step)), 1):
             images = normalize(torch.from_numpy(pixels).to(device), settings)
-            targets = functional.one_hot(torch.from_numpy(labels), len(settings.labels)).float().to(device)
+            targets = _soft_targets(torch.from_numpy(labels), settings).to(device)
             images, targets = _mix(images, targets, settings, generator)
             with distributed.gradient_sync(loop.forward, enabled=part == len(step)):
                 total += _backward(state, images, targets, loop, share=1 / len(step)) / len(step)
         _step(state, settings)
     return total.item() / loop.steps
+
+
+def _soft_targets(labels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
+    """Return the targets of a batch as float32 ``(B, C)``, from classes ``(B,)`` or 0 and 1 per label."""
+    if settings.activation == "sigmoid":
+        return labels.float()
+    return functional.one_hot(labels, len(settings.labels)).float()
 
 
 def _mix(
@@ -244,11 +296,13 @@ def _update_average(averaged: torch.nn.Module, model: torch.nn.Module, decay: fl
 
 def _score(
     model: torch.nn.Module, images: LabeledImages, settings: TrainSettings, distributed: DistributedContext
-) -> tuple[float, float]:
-    """Return macro F1 and accuracy."""
+) -> Scores:
+    """Return the scores of the hold-out part, of which each process predicts its share."""
     distributed.broadcast_buffers(model)
     pixels = images.decoded.pixels[distributed.shard(len(images.labels))]
-    own = predict_pixels(model, pixels, settings).argmax(axis=1).tolist() if len(pixels) else []
-    predicted = np.array(distributed.gather_objects(own))
-    confusion = confusion_matrix(images.labels, predicted, classes=len(settings.labels))
-    return float(macro_f1(confusion)), float(np.mean(predicted == images.labels))
+    logits = predict_pixels(model, pixels, settings) if len(pixels) else None
+    if settings.activation == "sigmoid":
+        every = distributed.gather_objects([] if logits is None else logits.tolist())
+        return score_labels(images.labels, np.array(every, dtype=np.float32))
+    own = [] if logits is None else logits.argmax(axis=1).tolist()
+    return score_classes(images.labels, np.array(distributed.gather_objects(own)), classes=len(settings.labels))

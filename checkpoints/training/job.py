@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from checkpoints.data.folds import Folds
 from checkpoints.data.image_cache import DecodedImages, decode_images
@@ -67,7 +68,7 @@ class TrainJob:
         Raises:
             FileError: E707 when one of the files cannot be read.
         """
-        people = [(row.id, row.label, row.target, self.folds.of_person[row.person]) for row in self.rows]
+        people = [(row.id, *_classes(row), self.folds.of_person[row.person]) for row in self.rows]
         value = settings_dict(self.settings) | {
             "seed": self.seed,
             "boxes": None if self.boxes is None else self.boxes.sha256,
@@ -77,7 +78,7 @@ class TrainJob:
             boxes = self.pseudo_labels.boxes
             value["pseudo"] = {
                 "boxes": None if boxes is None else boxes.sha256,
-                "rows": _hash([(row.id, row.target) for row in self.pseudo_labels.rows]),
+                "rows": _hash([(row.id, _classes(row)[-1]) for row in self.pseudo_labels.rows]),
             }
         return json.dumps(value, sort_keys=True)
 
@@ -97,12 +98,11 @@ def load_job_images(job: TrainJob, *, listener: Listener = SILENT) -> JobImages:
         OptionError: E206 when there is a face crop and no boxes.
         DataError: E351 when an image has no entry in the boxes; the codes of `decode_images`.
     """
-    targets = np.array([row.target for row in job.rows], dtype=np.int64)
-    labels = np.array([row.label for row in job.rows], dtype=np.int64)
+    targets, labels = true_labels(job.rows, job.settings, trained=True), true_labels(job.rows, job.settings)
     labeled = LabeledImages(_load(job.rows, job.boxes, job, listener), targets, labels)
     if job.pseudo_labels is None:
         return JobImages(labeled, None)
-    predicted = np.array([row.target for row in job.pseudo_labels.rows], dtype=np.int64)
+    predicted = true_labels(job.pseudo_labels.rows, job.settings, trained=True)
     decoded = _load(job.pseudo_labels.rows, job.pseudo_labels.boxes, job, listener)
     return JobImages(labeled, LabeledImages(decoded, predicted, predicted))
 
@@ -121,6 +121,21 @@ def _load(rows: Sequence[Row], boxes: Boxes | None, job: TrainJob, listener: Lis
         seed=job.seed,
         listener=listener,
     )
+
+
+def true_labels(rows: Sequence[Row], settings: TrainSettings, *, trained: bool = False) -> NDArray[np.int64]:
+    """Return the classes ``(N,)``, or with several labels per image 0 and 1 as ``(N, L)``; ``trained``: the targets."""
+    if settings.activation == "softmax":
+        return np.array([row.target if trained else row.label for row in rows], dtype=np.int64)
+    found = np.zeros((len(rows), len(settings.labels)), dtype=np.int64)
+    for i, row in enumerate(rows):
+        assert row.present is not None, "the rows have several labels each"
+        found[i, list(row.present)] = 1
+    return found
+
+
+def _classes(row: Row) -> tuple[Any, ...]:
+    return (row.label, row.target) if row.present is None else (list(row.present),)
 
 
 def _hash(value: Any) -> str:

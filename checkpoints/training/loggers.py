@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,10 @@ _CLOSE_FACTOR = 4  # times the timeout, as there may be much left to send
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """One epoch: the mean loss of its batches, the highest learning rate of its last step, the hold-out scores."""
+    """One epoch: the mean loss of its batches, the highest learning rate of its last step, the hold-out scores.
+
+    ``average_precision`` is the mean over the labels, where an image may have several.
+    """
 
     epoch: int
     loss: float
@@ -29,18 +32,23 @@ class LogRow:
     macro_f1: float
     accuracy: float
     images_per_second: float
+    average_precision: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, without those that are None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def write_log(path: Path, rows: Sequence[LogRow]) -> Path:
-    """Write one line per epoch, with the fields of `LogRow` as columns.
+    """Write one line per epoch, with the values of `LogRow` as columns.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, [field.name for field in fields(LogRow)], lineterminator="\n")
+    writer = csv.DictWriter(sink, list(rows[0].as_dict()), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(row.as_dict() for row in rows)
     return write_atomic(path, sink.getvalue().encode())
 
 
@@ -87,7 +95,7 @@ class ExperimentLogger:
         return SummaryWriter(str(folder / "tensorboard" / name))
 
     def _send(self, run: Any, row: LogRow) -> None:
-        values = {key: value for key, value in asdict(row).items() if key != "epoch"}
+        values = {key: value for key, value in row.as_dict().items() if key != "epoch"}
         if self._kind == "wandb":
             run.log(values, step=row.epoch)
             return

@@ -24,6 +24,18 @@ class Order:
         return Order(self.images[chosen], self.repeats[chosen])
 
 
+def balanced_classes(targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class ``(N,)`` by which images are balanced: the class, or the rarest of the labels ``(N, L)``.
+
+    Images without a label are a class of their own.
+    """
+    if targets.ndim == 1:
+        return targets
+    counts = np.where(targets > 0, targets.sum(axis=0), np.iinfo(np.int64).max)
+    rarest: NDArray[np.int64] = np.where(targets.any(axis=1), counts.argmin(axis=1), targets.shape[1])
+    return rarest
+
+
 def draw_order(targets: NDArray[np.int64], *, balanced: bool, generator: torch.Generator) -> Order:
     """Return all images of ``targets`` ``(N,)`` once or, if ``balanced``, N images with each class equally often.
 

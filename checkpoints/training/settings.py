@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from checkpoints.data.table_options import Activation
 from ensemble.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class TrainSettings:
     average per step (None: no average). ``freeze`` counts the frozen layer groups. ``patience`` is the number of epochs
     without a better score before the training stops (None: never), and ``keep`` selects the weights: those of the epoch
     with the best macro F1 on the hold-out part, or of the last. ``fp16`` scales the gradients, unlike ``bf16``.
+
+    With the activation ``sigmoid`` an image has any number of labels: the loss ``ce`` is then the binary cross-entropy
+    per label, ``pos_weight`` weights an image with a label against one without it, and ``gamma_negative``,
+    ``gamma_positive`` and ``clip_negative`` are the parameters of the asymmetric loss. The best epoch is then the one
+    with the highest mean average precision.
 
     Augmentation: ``augment`` is a policy of `augment.parse_policy`, ``cutmix`` the region that `augment.cutmix` pastes,
     ``mixup`` the alpha of `augment.mixup` (None: off), and ``erasing`` the share of images with an erased rectangle.
@@ -89,6 +95,11 @@ class TrainSettings:
     balanced: bool = False
     accumulate: int = 1
     fp16: bool = False
+    activation: Activation = "softmax"
+    pos_weight: str = "none"
+    gamma_negative: float = 4.0
+    gamma_positive: float = 0.0
+    clip_negative: float = 0.05
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.accumulate) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
@@ -114,6 +125,11 @@ _ADDED_LATER: Mapping[str, Any] = {
     "balanced": False,
     "accumulate": 1,
     "fp16": False,
+    "activation": "softmax",
+    "pos_weight": "none",
+    "gamma_negative": 4.0,
+    "gamma_positive": 0.0,
+    "clip_negative": 0.05,
 }
 
 

@@ -25,11 +25,11 @@ from ensemble.predictions.dataset import hash_ids
 
 @dataclass(frozen=True, slots=True)
 class TrainedFold:
-    """The weights' file and card; ``macro_f1`` is that of the hold-out part after the epoch that was kept."""
+    """The weights' file and card; ``score`` is the `Scores.main` of the hold-out part after the epoch that was kept."""
 
     path: Path
     card: ModelCard
-    macro_f1: float
+    score: float
     epoch: int
     seconds: float
 
@@ -43,7 +43,7 @@ def train_fold(
     distributed: DistributedContext = SINGLE_PROCESS,
     listener: Listener = SILENT,
 ) -> TrainedFold:
-    """Train on everyone but the people of ``fold``, and write ``fold<k>.safetensors`` in the member's folder.
+    """Train on all images but those that ``fold`` holds out, and write ``fold<k>.safetensors`` in the member's folder.
 
     ``images`` are those of `load_job_images`, which are decoded here when they are not given. On the CPU the same job
     and number of torch threads give the same bytes. A ``resumable`` training writes its state after every epoch and
@@ -92,13 +92,14 @@ def train_fold(
     path = job.folder / f"fold{fold}.safetensors"
     if distributed.is_main:
         save_checkpoint(path, kept.weights, card)
-    return TrainedFold(path, card, kept.macro_f1, kept.number, time.perf_counter() - start)
+    return TrainedFold(path, card, kept.score, kept.number, time.perf_counter() - start)
 
 
 def _make_card(job: TrainJob, fold: int, arch: str, images: JobImages) -> ModelCard:
     settings = job.settings
     held_out = job.folds.holdout(job.rows, fold)
-    counts = np.bincount(images.labeled.labels, minlength=len(settings.labels))
+    labels = images.labeled.labels
+    counts = np.bincount(labels, minlength=len(settings.labels)) if labels.ndim == 1 else labels.sum(axis=0)
     return ModelCard(
         member=job.fold_name(fold),
         group=job.member,

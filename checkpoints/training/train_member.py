@@ -1,10 +1,9 @@
-"""Train one member over its folds, and write each fold's predictions for the people it never saw."""
+"""Train one member over its folds, and write each fold's predictions for the images it never saw."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
-from checkpoints.training.job import JobImages, TrainJob, load_job_images
+from checkpoints.training.epochs import require_valid_loss
+from checkpoints.training.job import JobImages, TrainJob, load_job_images, true_labels
+from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
+from checkpoints.training.settings import Activation
 from checkpoints.training.train_fold import TrainedFold, train_fold
+from ensemble.arrays import Logits
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, write_atomic
 from ensemble.images.views import parse_views
-from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions.dataset import (
     COMPLETE,
     Part,
@@ -42,30 +43,34 @@ _SETTINGS = "settings.json"
 class TrainedMember:
     """The folds trained by this call, those that were finished before, and the folder of out-of-fold predictions.
 
-    ``oof`` and ``macro_f1``, that of the identity view on all people, are None while folds are missing.
+    ``oof`` and ``score``, that of the identity view on all images, are None while folds are missing. It is the macro F1
+    or, with several labels per image, the mean average precision.
     """
 
     folder: Path
     trained: tuple[TrainedFold, ...]
     kept: tuple[int, ...]
     oof: Path | None
-    macro_f1: float | None
+    score: float | None
+    activation: Activation = "softmax"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
+        """Return JSON-ready values; the score is called ``macro_f1`` or ``average_precision``."""
+        key = KEY[self.activation]
         return {
             "folder": str(self.folder),
-            "folds": [{"path": str(t.path), "macro_f1": t.macro_f1, "epoch": t.epoch} for t in self.trained],
+            "folds": [{"path": str(t.path), key: t.score, "epoch": t.epoch} for t in self.trained],
             "kept": list(self.kept),
             "oof": None if self.oof is None else str(self.oof),
-            "macro_f1": self.macro_f1,
+            key: self.score,
         }
 
     def render(self) -> str:
         """Return one line per fold, and one for the out-of-fold predictions."""
-        lines = [f"{t.path}  macro F1 {t.macro_f1:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in self.trained]
+        name = NAME[self.activation]
+        lines = [f"{t.path}  {name} {t.score:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in self.trained]
         lines += [f"fold {fold} was already finished" for fold in self.kept]
-        lines += [f"{self.oof}  out-of-fold macro F1 {self.macro_f1:.4f}"] if self.oof is not None else []
+        lines += [f"{self.oof}  out-of-fold {name} {self.score:.4f}"] if self.oof is not None else []
         return "\n".join(lines)
 
 
@@ -81,8 +86,8 @@ def train_member(
 
     Finished folds are kept, and an interrupted one resumes after its last epoch, unless ``fresh``. Each folder in
     ``oof`` has one fold's logits, in the views identity and hflip, of its hold-out images; ``truth.csv`` has their
-    classes. Every process of a ``distributed`` training calls this function; the main one writes the files, and it
-    alone returns ``oof`` and ``macro_f1``.
+    classes, or a column of 0 and 1 per label. Every process of a ``distributed`` training calls this function; the main
+    one writes the files, and it alone returns ``oof`` and its score.
 
     Raises:
         EnsError: as `train_fold` does.
@@ -90,7 +95,8 @@ def train_member(
         ModelError: E442 when the folder holds a training with other settings; E446 when the processes do not see the
             same data or folder, E447 when one of them has ended.
     """
-    processes = distributed.world_size
+    require_valid_loss(job.settings)
+    processes, activation = distributed.world_size, job.settings.activation
     if job.settings.batch % processes:
         raise OptionError("E204", f"--batch must be a multiple of the {processes} processes, got {job.settings.batch}")
     with locked(job.folder) if distributed.is_main else nullcontext(), distributed.detecting_lost_processes():
@@ -99,7 +105,7 @@ def train_member(
         kept: tuple[int, ...] = ()
         if distributed.is_main:
             _require_same_job(job, fingerprint, fresh=fresh)
-            _write_truth(job.folder / "truth.csv", job.rows)
+            _write_truth(job.folder / "truth.csv", job)
             kept = tuple(fold for fold in wanted if _is_finished(job, fold, fingerprint))
         distributed.require_same(fingerprint, "images, labels, folds and settings")
         kept = distributed.broadcast(kept)
@@ -115,16 +121,21 @@ def train_member(
                     _write_holdout(job, trained[-1], images, fingerprint, distributed.device)
                     remove(job.state_path(fold))
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):
-            return TrainedMember(job.folder, tuple(trained), kept, None, None)
-        return TrainedMember(job.folder, tuple(trained), kept, job.folder / OOF, _score(job))
+            return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
+        return TrainedMember(job.folder, tuple(trained), kept, job.folder / OOF, _score(job), activation)
 
 
-def _write_truth(path: Path, rows: Sequence[Row]) -> None:
+def _write_truth(path: Path, job: TrainJob) -> None:
     """Write the ground truth of the out-of-fold predictions, for ``--truth`` of `ens blend` and `ens evaluate`."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(("ImageID", "ans", "person"))
-    writer.writerows((row.id, row.label, row.person) for row in rows)
+    if job.settings.activation == "sigmoid":
+        writer.writerow(("ImageID", *job.settings.labels.names, "person"))
+        present = true_labels(job.rows, job.settings).tolist()
+        writer.writerows((row.id, *labels, row.person) for row, labels in zip(job.rows, present, strict=True))
+    else:
+        writer.writerow(("ImageID", "ans", "person"))
+        writer.writerows((row.id, row.label, row.person) for row in job.rows)
     write_atomic(path, sink.getvalue().encode())
 
 
@@ -169,11 +180,13 @@ def _write_holdout(job: TrainJob, trained: TrainedFold, images: JobImages, finge
 
 
 def _score(job: TrainJob) -> float:
-    """Return the macro F1 of the identity view on all people, each image predicted by the fold that never saw it."""
-    predicted: dict[str, int] = {}
+    """Return the score of the identity view on all images, each predicted by the fold that never saw it."""
+    predicted: dict[str, Logits] = {}
     for fold in range(job.folds.count):
         part = read_predictions(_holdout_folder(job, fold))
-        predicted |= dict(zip(part.ids, part.logits["identity"].argmax(axis=1).tolist(), strict=True))
-    truth = np.array([row.label for row in job.rows])
-    classes = np.array([predicted[row.id] for row in job.rows])
-    return float(macro_f1(confusion_matrix(truth, classes, classes=len(job.settings.labels))))
+        predicted |= dict(zip(part.ids, part.logits["identity"], strict=True))
+    truth = true_labels(job.rows, job.settings)
+    logits = np.stack([predicted[row.id] for row in job.rows])
+    if job.settings.activation == "sigmoid":
+        return score_labels(truth, logits).main
+    return score_classes(truth, logits.argmax(axis=1), classes=len(job.settings.labels)).main

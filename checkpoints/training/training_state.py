@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ _KEY = "ens.course"  # the name in files of all versions
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Epoch:
-    """The weights after an epoch (counted from 1), and their macro F1 on the hold-out part."""
+    """The weights after an epoch (counted from 1), and their score on the hold-out part, see `scores.Scores.main`."""
 
     number: int
-    macro_f1: float
+    score: float
     weights: Mapping[str, torch.Tensor]
 
 
@@ -32,7 +32,7 @@ class Epoch:
 class TrainingState:
     """A training after ``done`` epochs; ``kept`` is the epoch whose weights would be written now.
 
-    ``best_epoch`` has the highest macro F1 so far, ``best_score``; ``kept`` may be another epoch. ``averaged`` holds
+    ``best_epoch`` has the highest score so far, ``best_score``; ``kept`` may be another epoch. ``averaged`` holds
     the exponential moving average of the weights.
     """
 
@@ -59,9 +59,9 @@ def save_state(path: Path, state: TrainingState, *, fingerprint: str) -> None:
     numbers = {
         "origin": fingerprint,
         "done": state.done,
-        "kept": (state.kept.number, state.kept.macro_f1),
+        "kept": (state.kept.number, state.kept.score),
         "best": (state.best_epoch, state.best_score),
-        "log": [asdict(row) for row in state.log],
+        "log": [row.as_dict() for row in state.log],
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in groups],
         "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),

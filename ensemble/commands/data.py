@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from checkpoints.data.table_options import TableOptions
+from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.commands.table_group import TABLE
 from ensemble.terminal import TERMINAL, show
 
 
-@click.command(short_help="Check and describe training data")
+@grouped_command(TABLE, collect={"table": TableOptions}, short_help="Check and describe training data")
 @click.argument("train_dir", type=PATH)
 @click.option("-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Output table.")
 @click.option("--html", type=PATH, help="Also write an HTML page with images of every class.")
@@ -23,7 +26,6 @@ from ensemble.terminal import TERMINAL, show
     show_default=True,
     help="Train people of this age or older as 60 and over; scores keep the true border.",
 )
-@click.option("--labels", help="Label space: mask18, a number, or a JSON file.  [default: sorted names]")
 @click.option("--boxes", type=PATH, help="Face boxes written by ens crop: also count the images with a face.")
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
 @json_option
@@ -37,25 +39,29 @@ def data(
     labels: str | None,
     boxes: Path | None,
     workers: int | None,
+    table: TableOptions,
     as_json: bool,
 ) -> None:
-    """Check and describe training data: the mask contest's folder, a folder per class, or a CSV of path,label.
+    """Check and describe training data: a folder per class, a table of images and labels, or the mask contest's folder.
 
-    Example: ens data train --fixes contest --html data.html
+    A table may have any column names, several labels per image, groups and folds; what is recognised is said.
+
+    Example: ens data train.csv --html data.html
     """
     with torch_extra("data"):
+        from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
     from ensemble.images.face_boxes import read_boxes
-    from ensemble.labels import parse_labels
 
     found = read_dataset(
         train_dir,
         fixes=fixes,
         without=without,
         age_cut=int(age_cut),
-        labels=None if labels is None else parse_labels(labels),
+        labels=None if labels is None else parse_class_names(labels),
+        table=table,
         listener=TERMINAL,
     )
     faces = None if boxes is None else read_boxes(boxes)

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from checkpoints.data.table_options import TableOptions
 from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, torch_extra
+from ensemble.commands.table_group import TABLE
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from checkpoints.data.dataset import Dataset
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
@@ -103,13 +106,13 @@ _DATA = OptionGroup(
         field_option(DataOptions, "boxes", "Train on face crops, with the boxes written by ens crop.", type=PATH),
         field_option(DataOptions, "margin", "Margin around a face box, as a share of its longer side."),
         _setting("fallback_share", "Share of the detected faces to crop as if none had been detected."),
-        _setting("balanced", "Sample all classes equally often."),
+        _setting("balanced", "Sample all classes equally often; of several labels, the rarest of an image counts."),
     ),
 )
 _FOLDS = OptionGroup(
     "Folds",
     (
-        field_option(FoldOptions, "folds", "Number of folds, or a CSV of id,fold with one line per person."),
+        field_option(FoldOptions, "folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
         field_option(FoldOptions, "only_fold", "Train only this fold, counted from 0.", type=click.IntRange(min=0)),
     ),
 )
@@ -152,11 +155,15 @@ _OPTIMIZATION = OptionGroup(
         _setting("layer_decay", "Learning rate factor from each layer group to the one below, e.g. 0.75.", type=float),
         _setting("clip", "Maximum norm of the gradient.", type=float),
         _setting("ema", "Decay of an exponential moving average of the weights, e.g. 0.998.", type=float),
-        _setting("loss", "ce, focal, f1 or a sum such as 0.6*focal+0.4*f1."),
+        _setting("loss", "ce, focal, f1 or a sum such as 0.6*focal+0.4*f1; for several labels bce, asl and so on."),
         _setting("gamma", "Gamma of the focal loss."),
+        _setting("gamma_negative", "Gamma of the absent labels in asl, the asymmetric loss.", type=float),
+        _setting("gamma_positive", "Gamma of the present labels in asl.", type=float),
+        _setting("clip_negative", "Probability below which an absent label does not count in asl.", type=float),
         _setting("label_smoothing", "Label smoothing.", flag="--smoothing"),
         _setting("class_weights", "Class weights in the loss: none, ins, isns or ens:<beta>."),
-        _setting("patience", "Stop after this many epochs without a better macro F1.", type=_AT_LEAST_1),
+        _setting("pos_weight", "Weight of present against absent labels: none, balanced, sqrt or a number."),
+        _setting("patience", "Stop after this many epochs without a better score.", type=_AT_LEAST_1),
         _setting(
             "keep",
             "Epoch to keep; the scores of best are optimistic, as the hold-out part chooses it.",
@@ -205,6 +212,7 @@ _RUN = OptionGroup(
 )
 _COLLECTED = {
     "data": DataOptions,
+    "table": TableOptions,
     "split": FoldOptions,
     "input_": InputOptions,
     "settings": TrainSettings,
@@ -214,15 +222,17 @@ _COLLECTED = {
 
 
 @grouped_command(
-    *(_DATA, _FOLDS, _MODEL, _OPTIMIZATION, _AUGMENTATION, _PSEUDO_LABELS, _OUTPUT, _RUN),
+    *(_DATA, TABLE, _FOLDS, _MODEL, _OPTIMIZATION, _AUGMENTATION, _PSEUDO_LABELS, _OUTPUT, _RUN),
     collect=_COLLECTED,
-    short_help="Train a member over folds, by person",
+    short_help="Train a member over folds",
 )
 @click.argument("train_dir", type=PATH)
 @json_option
 def train(
     train_dir: Path,
     data: DataOptions,
+    table: TableOptions,
+    labels: str | None,
     split: FoldOptions,
     input_: InputOptions,
     settings: TrainSettings,
@@ -232,12 +242,16 @@ def train(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train a member over folds by person: one checkpoint per fold, and out-of-fold predictions.
+    """Train a member over folds: one checkpoint per fold, and out-of-fold predictions.
+
+    TRAIN_DIR is a folder per class, a table of images and labels (see ens data), or the mask contest's folder. No two
+    folds share a person, or another group that the table names.
 
     \b
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
     with torch_extra("train"):
+        from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.image_cache import fallback_crop
         from checkpoints.training.distributed import init_distributed
@@ -251,17 +265,25 @@ def train(
     listener = TERMINAL if distributed.is_main else SILENT
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     crop = None if faces is None else fallback_crop(faces, data.margin)
-    dataset = read_dataset(train_dir, fixes=data.fixes, without=data.without, age_cut=data.age_cut, listener=listener)
+    dataset = read_dataset(
+        train_dir,
+        fixes=data.fixes,
+        without=data.without,
+        age_cut=data.age_cut,
+        labels=None if labels is None else parse_class_names(labels),
+        table=table,
+        listener=listener,
+    )
     preprocess = Preprocess(parse_size(input_.size), input_.resize, input_.interpolation, face=crop)
     with distributed.detecting_lost_processes(), distributed.main_first():
-        folds = _read_or_make_folds(split.folds, output.folder, dataset.rows, dataset.labels)
+        folds = _read_or_make_folds(split.folds, output.folder, dataset, listener)
     if split.only_fold is not None and split.only_fold >= folds.count:
         raise OptionError("E204", f"--only-fold must be below {folds.count}, got {split.only_fold}")
     job = TrainJob(
         rows=dataset.rows,
         folds=folds,
         member=output.member,
-        settings=replace(settings, preprocess=preprocess, labels=dataset.labels),
+        settings=replace(settings, preprocess=preprocess, labels=dataset.labels, activation=dataset.activation),
         out=output.folder,
         seed=seed,
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
@@ -294,15 +316,28 @@ def _read_pseudo_labels(
     return read_pseudo_labels(source, rows, folds, labels, listener=listener)
 
 
-def _read_or_make_folds(folds: str, folder: Path, rows: Sequence[Row], labels: LabelSpace) -> Folds:
-    """Return the folds of a file or those that all members in the folder share, which the first of them makes."""
+def _read_or_make_folds(folds: str, folder: Path, dataset: Dataset, listener: Listener) -> Folds:
+    """Return the folds of a file, of the table, or those that all members in the folder share.
+
+    The first member of a folder writes its folds there, wherever they are from.
+    """
     from checkpoints.data.folds import make_folds, read_folds, write_folds
 
     shared = folder / "folds.csv"
+    rows = dataset.rows
     if not folds.isdecimal():
         return read_folds(Path(folds), rows)
+    if dataset.folds is not None:
+        made = dataset.folds
+        if not shared.exists():
+            write_folds(shared, made)
+        elif read_folds(shared, rows) != made:
+            message = f"{shared} has other folds than the table"
+            hint = "all members in a folder share its folds.csv: choose another folder with -o, or --fold-column none"
+            raise OptionError("E204", message, hint=hint)
+        return made
     if not shared.exists():
-        made = make_folds(rows, folds=int(folds), seed=0, labels=labels)
+        made = make_folds(rows, folds=int(folds), seed=0, labels=dataset.labels, unit=dataset.unit, listener=listener)
         write_folds(shared, made)
         return made
     found = read_folds(shared, rows)

@@ -23,6 +23,7 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.distributed import DistributedContext
 from checkpoints.training.job import TrainJob
+from checkpoints.training.scores import Scores
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Preprocess
@@ -80,7 +81,7 @@ def answers(path: Path, rows: Sequence[Row]) -> list[int]:
 
 def test_training_learns(trained: TrainedFold) -> None:
     """Six epochs on striped images score far above chance (1 of 18) on the hold-out part."""
-    assert trained.macro_f1 > 0.4
+    assert trained.score > 0.4
 
 
 def test_the_card_knows_the_mix_of_classes(trained: TrainedFold, rows: tuple[Row, ...]) -> None:
@@ -98,7 +99,7 @@ def test_the_best_epoch_is_written(trained: TrainedFold, rows: tuple[Row, ...], 
         average="macro",
         zero_division=0,
     )
-    assert trained.macro_f1 == pytest.approx(score, abs=1e-12)
+    assert trained.score == pytest.approx(score, abs=1e-12)
 
 
 def test_an_earlier_epoch_wins_when_it_is_better(
@@ -106,9 +107,9 @@ def test_an_earlier_epoch_wins_when_it_is_better(
 ) -> None:
     """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later one on ties."""
     scores = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: (next(scores), 0.0))
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: Scores(next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=4))
-    assert (found.epoch, found.macro_f1) == (3, 0.5)
+    assert (found.epoch, found.score) == (3, 0.5)
 
 
 def test_the_last_epoch_is_kept_when_that_is_asked_for(
@@ -116,9 +117,9 @@ def test_the_last_epoch_is_kept_when_that_is_asked_for(
 ) -> None:
     """With ``keep="last"`` the scores 0.5, 0.2 keep the second epoch, and patience still counts from the best."""
     scores = iter([0.5, 0.2, 0.3])
-    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: (next(scores), 0.0))
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: Scores(next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=3, patience=1, keep="last"))
-    assert (found.epoch, found.macro_f1) == (2, 0.2)
+    assert (found.epoch, found.score) == (2, 0.2)
 
 
 class Killed(Exception):
@@ -198,7 +199,7 @@ def test_a_logger_never_ends_a_training(
         ears = Recorder()
         found = train_fold(TrainJob(rows, folds, "b", SETTINGS, tmp_path, logger=kind), 1, listener=ears)
         assert [notice.code for notice in ears.notices] == ["W443"]
-        assert heard == ([(found.macro_f1, 1)] if works else [])
+        assert heard == ([(found.score, 1)] if works else [])
 
 
 def test_the_card_says_what_the_export_needs(trained: TrainedFold, rows: tuple[Row, ...], folds: Folds) -> None:
