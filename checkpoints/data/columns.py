@@ -98,10 +98,11 @@ def find_image_column(table: Table, index: ImageIndex, options: TableOptions) ->
         step = max(1, len(cells) // _SAMPLE)
         some = cells[::step]
         matched = index.count(some)
-        if matched and (2 * matched >= len(some) or _rank(name, _IMAGES) < len(_IMAGES)):
-            distinct = len(set(cells))
-            full = matched == len(some)
-            ranked.append((not full and 2 * matched < len(some), _rank(name, _IMAGES), -distinct, place, name))
+        distinct, is_named = len(set(cells)), _names_images(name)
+        few = 2 * matched < len(some)
+        # numbers of classes can be names of files by chance, but there are few of them
+        if matched and (is_named or not (few or 2 * distinct < len(table.rows))):
+            ranked.append((few, _rank(name, _IMAGES), not is_named, -distinct, place, name))
     if ranked:
         return min(ranked)[-1]
     # none of the files is there: the names alone say which column it is
@@ -199,6 +200,10 @@ def _is_fold(cells: Sequence[str]) -> bool:
 
 def _is_group(cells: Sequence[str]) -> bool:
     return len({cell for cell in cells if cell.strip()}) > 1
+
+
+def _names_images(column: str) -> bool:
+    return bool(_rank(column, _IMAGES) < len(_IMAGES) or re.search("image|img|file|path|photo|pic|id$", plain(column)))
 
 
 def _is_image_name(cell: str) -> bool:

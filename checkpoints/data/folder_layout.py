@@ -17,6 +17,7 @@ from ensemble.labels import LabelSpace
 _TRAINING = {"train", "training", "train_set", "training_set", "trn"}
 _VALIDATION = {"val", "valid", "validation", "dev", "validation_set"}
 _TEST = {"test", "testing", "test_set", "eval", "holdout"}
+_TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".ods"}
 _SPLITS = _TRAINING | _VALIDATION | _TEST
 
 
@@ -62,12 +63,21 @@ def read_folders(place: Path, names: ClassNames | None = None, *, listener: List
     if loose:
         message = f"{place} has no train.csv, and {len(loose)} images are in no class's folder: {enumerate_some(loose)}"
         raise DataError("E340", message, path=place, hint=_hint(place))
+    _require_classes(place, {classes[i][0] for i in kept})
     deep = {classes[i][0] for i in kept if len(classes[i]) > 1}
     if deep:
         some = enumerate_some(sorted(deep))
         message = f"the classes are the top folders; the folders below {some} are not told apart"
         listener.notice(Notice("I338", message, place))
     return _rows(place, prefix, listing, kept, [classes[i][0] for i in kept], names)
+
+
+def _require_classes(place: Path, classes: set[str]) -> None:
+    if len(classes) < 2:
+        tables = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.suffix.lower() in _TABLES)
+        hint = f"give the table with the labels, such as {place / tables[0]}" if tables else None
+        message = f"{place}: all images are in one folder, {', '.join(classes) or place.name}, so there is one class"
+        raise DataError("E340", message, path=place, hint=hint)
 
 
 def _enter(ids: Sequence[str]) -> str:
@@ -102,7 +112,7 @@ def _read_splits(place: Path, below: Sequence[str], listener: Listener) -> tuple
 
 
 def _hint(place: Path) -> str | None:
-    tables = sorted(path.name for path in place.iterdir() if path.suffix.lower() in {".csv", ".tsv", ".parquet"})
+    tables = sorted(path.name for path in place.iterdir() if path.suffix.lower() in _TABLES)
     if not tables:
         return None
     return f"give the table instead of the folder, such as {place / tables[0]} (tables here: {enumerate_some(tables)})"

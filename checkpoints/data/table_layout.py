@@ -158,6 +158,17 @@ def _expand_folders(table: Table, column: str, index: ImageIndex) -> tuple[Table
 
 def _no_images(table: Table, root: Path, index: ImageIndex) -> DataError:
     first = ", ".join(f"{name} ({cell!r})" for name, cell in zip(table.header, table.rows[0], strict=True))
+    stems = {without_zeros(name): name for name in index.files}
+    for name in table.header:
+        cells = table.column(name)
+        if len(set(cells)) == len(cells) and all(without_zeros(cell) in stems for cell in cells):
+            found = stems[without_zeros(cells[0])]
+            return DataError(
+                "E314",
+                f"{table.path.name}: the images of column {name!r} are missing; {cells[0]!r} may be {found!r}",
+                path=table.path,
+                hint="the ids have lost their leading zeros: read the column as text when you write the table",
+            )
     return DataError(
         "E336",
         f"{table.path.name}: no column has names of images below {root}, such as {index.files[0]!r}; columns: {first}",

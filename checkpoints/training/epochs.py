@@ -139,7 +139,7 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
 
 
 def require_valid_loss(settings: TrainSettings) -> None:
-    """Check the settings of the loss, and those that depend on the number of labels per image, before any image is read.
+    """Check the settings of the loss, and those that depend on the labels per image, before images are read.
 
     Raises:
         OptionError: E204 when one is not understood or does not fit.
