@@ -45,7 +45,7 @@ def parse_class_names(text: str) -> ClassNames:
         if len(table.header) != 2:
             message = f"{path.name}: names of classes need two columns, number and name; have {', '.join(table.header)}"
             raise DataError("E331", message, path=path)
-        pairs = dict(table.rows)
+        pairs: dict[str, str] = dict(zip(*map(table.column, table.header), strict=True))
         return _from_pairs(pairs) or _from_pairs({name: number for number, name in pairs.items()}) or _fail(path)
     if suffix == ".txt" and path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

@@ -101,7 +101,7 @@ def find_image_column(table: Table, index: ImageIndex, options: TableOptions) ->
         distinct, is_named = len(set(cells)), _names_images(name)
         few = 2 * matched < len(some)
         # numbers of classes can be names of files by chance, but there are few of them
-        if matched and (is_named or not (few or 2 * distinct < len(table.rows))):
+        if matched and (is_named or not (few or 2 * distinct <= len(table.rows))):
             ranked.append((few, _rank(name, _IMAGES), not is_named, -distinct, place, name))
     if ranked:
         return min(ranked)[-1]

@@ -168,7 +168,7 @@ def _require_one_each(
         some = enumerate_some([str(line) for line in empty])
         raise DataError(
             "E336",
-            f"{table.path.name}: {len(empty):,} rows have no label in {enumerate_some(columns.labels)}: line {some}",
+            f"{table.path.name}: {len(empty):,} rows have no label in {', '.join(columns.labels[:3])}: line {some}",
             path=table.path,
             hint="fill them in, remove the rows, or, if an image may have no label, add --activation sigmoid",
         )
@@ -183,7 +183,7 @@ def _require_one_each(
         )
         raise DataError(
             "E337",
-            f"{table.path.name}: {len(odd):,} images have several labels: {enumerate_some(details, limit=3)}",
+            f"{table.path.name}: {len(odd):,} images have several labels: {enumerate_some(list(details), limit=3)}",
             path=table.path,
             hint="keep one row per image; or, if an image may have several labels, add --activation sigmoid",
             details=details,

@@ -68,11 +68,11 @@ def read_table_layout(
     for guess in (*found.columns.guesses, *labelling.guesses):
         listener.notice(Notice("I338", f"{file.name}: {guess}", file))
     if found.columns.unused:
-        message = f"{file.name}: columns that are not used: {enumerate_some(found.columns.unused)}"
+        message = f"{file.name}: columns that are not used: {enumerate_some(list(found.columns.unused))}"
         listener.notice(Notice("I338", message, file))
     first: dict[str, int] = {}
-    for row, name in enumerate(found.files):
-        first.setdefault(name, row)
+    for place, name in enumerate(found.files):
+        first.setdefault(name, place)
     repeated = len(found.files) - len(first)
     if repeated:
         how = "have the same label" if labelling.activation == "softmax" else "are joined"
@@ -118,8 +118,9 @@ def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -
             raise _no_images(table, root, index)
         table, image, files = _expand_folders(table, folders, index)
         message = f"the images are those in the folders in column {folders!r}, which no two folds share"
+        options = replace(options, id_column=image, group_column=options.group_column or folders)
         columns = choose_columns(table, image, options)
-        columns = replace(columns, guesses=(message, *columns.guesses), group=columns.group or folders)
+        columns = replace(columns, guesses=(message, *columns.guesses))
         return _Found(table, columns, files, root)
     columns = choose_columns(table, image, options)
     columns = replace(columns, guesses=(*guesses, *columns.guesses))
@@ -195,7 +196,9 @@ def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex)
             if similar is not None:
                 hint = f"{cell!r} may be {similar!r}: they differ in letter case"
                 break
-    message = f"{table.path.name}: {len(missing):,} of {len(cells):,} images are missing: {enumerate_some(details)}"
+    message = (
+        f"{table.path.name}: {len(missing):,} of {len(cells):,} images are missing: {enumerate_some(list(details))}"
+    )
     raise DataError("E314", message, path=table.path, hint=hint, details=details)
 
 

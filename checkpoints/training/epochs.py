@@ -147,8 +147,8 @@ def require_valid_loss(settings: TrainSettings) -> None:
     count = len(settings.labels)
     one, several = np.arange(count), np.eye(count, dtype=np.int64)
     _make_loss(one if settings.activation == "softmax" else several, settings, torch.device("cpu"))
-    if settings.activation == "sigmoid" and settings.head == "axes":
-        raise OptionError("E204", "--head axes needs images of one class each, not several labels")
+    if settings.activation == "sigmoid" and (settings.head == "axes" or len(settings.labels.axes) > 1):
+        raise OptionError("E204", "labels with axes (--labels, --head axes) need images of one class each")
 
 
 def _make_loss(targets: NDArray[np.int64], settings: TrainSettings, device: torch.device) -> Loss:

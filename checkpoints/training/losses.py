@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from checkpoints.training.settings import Activation
+from checkpoints.data.table_options import Activation
 from ensemble.errors import OptionError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -173,10 +173,10 @@ def soft_macro_f1(logits: torch.Tensor, targets: torch.Tensor, *, activation: Ac
     """
     p = torch.sigmoid(logits) if activation == "sigmoid" else functional.softmax(logits, dim=1)
     present = targets.sum(dim=0) > 0
-    f1 = 2 * (p * targets).sum(dim=0) / (p.sum(dim=0) + targets.sum(dim=0))
+    f1 = 2 * (p * targets).sum(dim=0)[present] / (p.sum(dim=0) + targets.sum(dim=0))[present]
     if activation == "sigmoid" and not present.any():
         return logits.sum() * 0  # a batch of images without labels
-    return 1 - f1[present].mean()
+    return 1 - f1.mean()
 
 
 def class_weights(kind: str, counts: torch.Tensor) -> torch.Tensor:

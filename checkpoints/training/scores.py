@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
-from checkpoints.training.settings import Activation
+from checkpoints.data.table_options import Activation
 from ensemble.arrays import Logits
 from ensemble.metrics import confusion_matrix, macro_f1
 

@@ -112,5 +112,6 @@ def _make_card(job: TrainJob, fold: int, arch: str, images: JobImages) -> ModelC
         checkpoint_sha256="",  # a file cannot contain its own hash; the export fills it in
         holdout_sha256=hash_ids(row.id for row, held in zip(job.rows, held_out, strict=True) if held),
         head=settings.head,
+        activation=settings.activation,
         class_counts=tuple(counts.tolist()),
     )

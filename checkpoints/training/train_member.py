@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints.data.table_options import Activation
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.epochs import require_valid_loss
 from checkpoints.training.job import JobImages, TrainJob, load_job_images, true_labels
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
-from checkpoints.training.settings import Activation
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.arrays import Logits
 from ensemble.errors import ModelError, OptionError

@@ -169,7 +169,7 @@ def test_a_table_lists_images_and_classes(tmp_path: Path) -> None:
 def test_what_does_not_fit_a_layout_is_refused(tmp_path: Path) -> None:
     """Loose images, missing files, unknown classes, ages that do not exist and fields that do not apply."""
     touch(tmp_path / "loose", "1.jpg", "cat/2.jpg")
-    touch(tmp_path / "pets", "cat/2.jpg")
+    touch(tmp_path / "pets", "cat/2.jpg", "dog/3.jpg")
     (tmp_path / "pets" / "gone.csv").write_text("path,label\nnone.jpg,1\n")
     fixes = [write_fixes(tmp_path, "cat/2.jpg,gender,male,s")]
     cases: list[tuple[str, dict[str, object], str]] = [
@@ -179,7 +179,7 @@ def test_what_does_not_fit_a_layout_is_refused(tmp_path: Path) -> None:
         ("pets", {"age_cut": 59}, "E204"),
         ("pets", {"age_cut": 57}, "E204"),
         ("pets", {"fixes": fixes}, "E342"),
-        ("pets", {"fixes": [write_fixes(tmp_path, "cat/2.jpg,drop,,s", name="drop.csv")]}, "E340"),
+        ("pets", {"fixes": [write_fixes(tmp_path, "cat/2.jpg,drop,,s", "dog/3.jpg,drop,,s", name="drop.csv")]}, "E340"),
     ]
     for place, arguments, code in cases:
         with pytest.raises(EnsError) as caught:
