@@ -94,19 +94,11 @@ class ModelCard:
     ``mean`` and ``std`` are those of RGB in 0..1; they are applied inside the graph, and recorded here for reference.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
     was not trained on. ``head`` is the layout of the weights' last layer: one output per class, or (``axes``) per value
-<<<<<<< HEAD
     of each axis, from which the network computes the log-probabilities of the classes. ``activation`` is that which
     turns the logits into probabilities: softmax for one class per image, sigmoid for any number of labels.
     ``class_counts`` is the number of training images per class or label, if known. ``sources`` records for each setting
     if it comes from an option, the checkpoint or timm. ``checks`` has the results of the verification, and ``tools``
     the versions that wrote the file.
-=======
-    of each axis, from which the network computes the log-probabilities of the classes. ``activation`` turns the logits
-    into probabilities: softmax for one class per image, sigmoid for any number of labels. ``class_counts`` is the
-    number of training images per class or label, if known. ``sources`` records for each setting if it comes from an
-    option, the checkpoint or timm. ``checks`` has the results of the verification, and ``tools`` the versions that
-    wrote the file.
->>>>>>> e78de89 (Docs and tests of tables of labels and of several labels per image; the soft F1 has no NaN gradient where a label is absent)
 
     Raises:
         OptionError: E204 when a value is out of range.
