@@ -123,11 +123,11 @@ def test_the_command_line_starts_light() -> None:
     light = {f"ensemble.{module}" for module in ("cli", "error_codes", "errors", "events", "run_codes", "terminal")} | {
         "click"
     }
-    light.add("checkpoints.training.settings")  # for the defaults of `ens train`
+    light |= {"checkpoints.training.settings", "checkpoints.data.table_options"}  # for the defaults of `ens train`
     modules = [ROOT / "ensemble" / module for module in ("cli.py", "__main__.py", "terminal.py", "errors.py")]
     modules += [ROOT / "ensemble" / "events.py", ROOT / "ensemble" / "error_codes.py"]
     modules.append(ROOT / "ensemble" / "run_codes.py")
-    modules.append(ROOT / "checkpoints" / "training" / "settings.py")
+    modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

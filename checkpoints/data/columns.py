@@ -1,4 +1,4 @@
-"""Which columns of a training table have the image, its labels, its group and its fold: by option, or recognised."""
+"""The columns of a training table that have the image, its labels, its group and its fold: given, or recognised."""
 
 from __future__ import annotations
 

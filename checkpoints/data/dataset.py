@@ -21,7 +21,8 @@ from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, un
 from checkpoints.data.mask_contest import Row, read_contest
 from checkpoints.data.table_file import TABLE_SUFFIXES, read_training_table
 from checkpoints.data.table_layout import read_table_layout
-from checkpoints.data.table_options import Activation, TableOptions
+from checkpoints.data.table_options import TableOptions
+from ensemble.card import Activation
 from ensemble.errors import DataError, EnsError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images

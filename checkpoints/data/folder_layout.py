@@ -101,7 +101,7 @@ def _read_splits(place: Path, below: Sequence[str], listener: Listener) -> tuple
     kept = [i for i, name in enumerate(split) if name in _TRAINING | _VALIDATION]
     used = sorted({below[i].partition("/")[0] for i in kept})
     if len(used) > 1:
-        message = f"{' and '.join(used)} are read as one data set, which is divided into folds anew"
+        message = f"{' and '.join(used)} are read as one data set, which is divided into folds again"
         listener.notice(Notice("I338", f"{message} (give {place / used[0]} to read it alone)", place))
     others = sorted({name.partition("/")[0] for i, name in enumerate(below) if i not in set(kept)})
     if others:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from checkpoints.data.class_names import ClassNames, find_class_names
 from checkpoints.data.columns import Columns, truth_of, whole
-from checkpoints.data.table_options import NONE, SEPARATORS, Activation, TableOptions
+from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
+from ensemble.card import Activation
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.labels import LabelSpace
@@ -29,7 +30,7 @@ class Labelling:
 
 
 @dataclass(slots=True)
-class _Cells:
+class _LabelCells:
     """The labels in each row of a table, as text; ``several`` if a row may have any number of them."""
 
     rows: list[tuple[str, ...]]
@@ -61,7 +62,7 @@ def read_labels(
     return Labelling(space, activation, of_image, tuple(found.guesses))
 
 
-def _from_columns(table: Table, columns: Columns) -> _Cells:
+def _from_columns(table: Table, columns: Columns) -> _LabelCells:
     rows: list[list[str]] = [[] for _ in table.rows]
     for name in columns.labels:
         for row, (cell, line) in enumerate(zip(table.column(name), table.lines, strict=True)):
@@ -75,7 +76,7 @@ def _from_columns(table: Table, columns: Columns) -> _Cells:
             if is_true:
                 rows[row].append(name)
     once = all(len(row) == 1 for row in rows)
-    found = _Cells([tuple(row) for row in rows], several=not once, names=columns.labels)
+    found = _LabelCells([tuple(row) for row in rows], several=not once, names=columns.labels)
     if once:
         found.guesses.append(
             "each row has exactly one 1, so an image has one class (--activation sigmoid: any number of labels)"
@@ -83,15 +84,15 @@ def _from_columns(table: Table, columns: Columns) -> _Cells:
     return found
 
 
-def _from_cells(table: Table, column: str, options: TableOptions) -> _Cells:
+def _from_cells(table: Table, column: str, options: TableOptions) -> _LabelCells:
     cells = [cell.strip().strip("\u00a0").strip() for cell in table.column(column)]
     lists = [cell for cell in cells if cell]
     if lists and all(cell.startswith("[") and cell.endswith("]") for cell in lists) and options.separator is None:
         rows = [_items(cell, table, line) for cell, line in zip(cells, table.lines, strict=True)]
-        return _Cells(rows, several=True, guesses=[f"{column!r} has lists of labels"])
+        return _LabelCells(rows, several=True, guesses=[f"{column!r} has lists of labels"])
     separator = options.separator or _guess_separator(cells)
     if separator == NONE:
-        found = _Cells([(cell,) if cell else () for cell in cells], several=False)
+        found = _LabelCells([(cell,) if cell else () for cell in cells], several=False)
         half = _recurring(cells, " ")
         if options.separator is None and half is not None and half >= 0.5:
             found.guesses.append(
@@ -99,7 +100,7 @@ def _from_cells(table: Table, column: str, options: TableOptions) -> _Cells:
             )
         return found
     rows = [_split(cell, SEPARATORS[separator]) for cell in cells]
-    found = _Cells(rows, several=True)
+    found = _LabelCells(rows, several=True)
     if options.separator is None:
         found.guesses.append(
             f"the cells of {column!r} have several labels, divided by a {separator} (--label-separator none: one class)"
@@ -143,7 +144,7 @@ def _recurring(cells: Sequence[str], separator: str) -> float | None:
 
 
 def _activation(
-    images: Sequence[str], found: _Cells, joined: Mapping[str, Mapping[str, None]], options: TableOptions
+    images: Sequence[str], found: _LabelCells, joined: Mapping[str, Mapping[str, None]], options: TableOptions
 ) -> Activation:
     if options.activation is not None:
         return options.activation
@@ -161,7 +162,7 @@ def _activation(
 
 
 def _require_one_each(
-    table: Table, columns: Columns, images: Sequence[str], found: _Cells, joined: Mapping[str, Mapping[str, None]]
+    table: Table, columns: Columns, images: Sequence[str], found: _LabelCells, joined: Mapping[str, Mapping[str, None]]
 ) -> None:
     empty = [line for tokens, line in zip(found.rows, table.lines, strict=True) if not tokens]
     if empty:
@@ -190,7 +191,7 @@ def _require_one_each(
         )
 
 
-def _number(table: Table, found: _Cells, names: ClassNames | None) -> tuple[LabelSpace, dict[str, int]]:
+def _number(table: Table, found: _LabelCells, names: ClassNames | None) -> tuple[LabelSpace, dict[str, int]]:
     """Return the classes, and the class of each text in the cells."""
     tokens = sorted({token for row in found.rows for token in row})
     if not tokens:
@@ -217,7 +218,7 @@ def _number(table: Table, found: _Cells, names: ClassNames | None) -> tuple[Labe
     return names.space, position
 
 
-def _number_by_value(path: Path, numbers: Mapping[str, int], found: _Cells) -> tuple[LabelSpace, dict[str, int]]:
+def _number_by_value(path: Path, numbers: Mapping[str, int], found: _LabelCells) -> tuple[LabelSpace, dict[str, int]]:
     named = find_class_names(path.parent, set(numbers.values()))
     if named is not None:
         file, names = named

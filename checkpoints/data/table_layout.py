@@ -14,7 +14,8 @@ from checkpoints.data.label_cells import read_labels
 from checkpoints.data.long_table import widen_ids, widen_rows
 from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.data.table_file import read_training_table
-from checkpoints.data.table_options import Activation, TableOptions
+from checkpoints.data.table_options import TableOptions
+from ensemble.card import Activation
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -232,7 +233,7 @@ def _require_files(root: Path, names: tuple[str, ...], listener: Listener) -> tu
 
 
 def _groups(found: _Found, first: dict[str, int], listener: Listener) -> dict[str, str]:
-    """Return the group of each image; images without one are a group by themselves.
+    """Return the group of each image; an image without one is its own group.
 
     Raises:
         DataError: E337 when rows of one image have different groups.
@@ -247,7 +248,7 @@ def _groups(found: _Found, first: dict[str, int], listener: Listener) -> dict[st
             raise DataError("E337", f"{found.table.path.name}: {message}", path=found.table.path)
     groups = {name: cells[row] for name, row in first.items() if cells[row]}
     if len(groups) < len(first):
-        message = f"{len(first) - len(groups):,} images have no {column}, and count as one of their own each"
+        message = f"{len(first) - len(groups):,} images have no {column}, and each counts as its own group"
         listener.notice(Notice("W338", f"{found.table.path.name}: {message}", found.table.path))
     return groups
 

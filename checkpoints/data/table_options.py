@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from ensemble.errors import OptionError
 
-Activation = Literal["softmax", "sigmoid"]
+if TYPE_CHECKING:
+    from ensemble.card import Activation
+
 NONE = "none"
 SEPARATORS = {"space": " ", "comma": ",", "semicolon": ";", "bar": "|", "tab": "\t"}
 

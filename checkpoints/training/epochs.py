@@ -29,7 +29,7 @@ from checkpoints.training.losses import (
 )
 from checkpoints.training.optimizer import make_optimizer, make_schedule
 from checkpoints.training.sampler import balanced_classes, count_steps, cut_steps, draw_order
-from checkpoints.training.scores import Scores, score_classes, score_labels
+from checkpoints.training.scores import HoldoutScores, score_classes, score_labels
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.training_state import Epoch, TrainingState, restore_state, save_state
 from ensemble.errors import ModelError, OptionError
@@ -296,7 +296,7 @@ def _update_average(averaged: torch.nn.Module, model: torch.nn.Module, decay: fl
 
 def _score(
     model: torch.nn.Module, images: LabeledImages, settings: TrainSettings, distributed: DistributedContext
-) -> Scores:
+) -> HoldoutScores:
     """Return the scores of the hold-out part, of which each process predicts its share."""
     distributed.broadcast_buffers(model)
     pixels = images.decoded.pixels[distributed.shard(len(images.labels))]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from checkpoints.data.table_options import Activation
+from ensemble.card import Activation
 from ensemble.errors import OptionError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from checkpoints.data.table_options import Activation
 from ensemble.errors import OptionError
 
 if TYPE_CHECKING:
-    from ensemble.card import Head, Preprocess
+    from ensemble.card import Activation, Head, Preprocess
     from ensemble.labels import LabelSpace
 
 CutMix = Literal["none", "plain", "half"]

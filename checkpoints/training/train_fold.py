@@ -25,7 +25,7 @@ from ensemble.predictions.dataset import hash_ids
 
 @dataclass(frozen=True, slots=True)
 class TrainedFold:
-    """The weights' file and card; ``score`` is the `Scores.main` of the hold-out part after the epoch that was kept."""
+    """The weights' file and card; ``score`` is the `HoldoutScores.main` after the epoch that was kept."""
 
     path: Path
     card: ModelCard

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoints.data.table_options import Activation
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -21,6 +20,7 @@ from checkpoints.training.job import JobImages, TrainJob, load_job_images, true_
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.arrays import Logits
+from ensemble.card import Activation
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, write_atomic

@@ -21,7 +21,7 @@ _KEY = "ens.course"  # the name in files of all versions
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Epoch:
-    """The weights after an epoch (counted from 1), and their score on the hold-out part, see `scores.Scores.main`."""
+    """The weights after an epoch (counted from 1), and their `HoldoutScores.main`."""
 
     number: int
     score: float

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import get_args
 
 import click
 
-from checkpoints.data.table_options import NONE, SEPARATORS, Activation, TableOptions
+from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
 from ensemble.commands.option_groups import OptionGroup, field_option
 from ensemble.commands.options import PATH
 
@@ -33,7 +32,7 @@ TABLE = OptionGroup(
         _field(
             "activation",
             "One class per image (softmax), or any number of labels (sigmoid).  [default: as the table has it]",
-            type=click.Choice(get_args(Activation)),
+            type=click.Choice(["softmax", "sigmoid"]),
         ),
         click.Option(
             ["--labels"],

@@ -23,7 +23,7 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.distributed import DistributedContext
 from checkpoints.training.job import TrainJob
-from checkpoints.training.scores import Scores
+from checkpoints.training.scores import HoldoutScores
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Preprocess
@@ -107,7 +107,7 @@ def test_an_earlier_epoch_wins_when_it_is_better(
 ) -> None:
     """Of the scores 0.2, 0.5, 0.5, 0.1 the third epoch is kept: the best, and the later one on ties."""
     scores = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: Scores(next(scores), 0.0))
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: HoldoutScores(next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=4))
     assert (found.epoch, found.score) == (3, 0.5)
 
@@ -117,7 +117,7 @@ def test_the_last_epoch_is_kept_when_that_is_asked_for(
 ) -> None:
     """With ``keep="last"`` the scores 0.5, 0.2 keep the second epoch, and patience still counts from the best."""
     scores = iter([0.5, 0.2, 0.3])
-    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: Scores(next(scores), 0.0))
+    monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: HoldoutScores(next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=3, patience=1, keep="last"))
     assert (found.epoch, found.score) == (2, 0.2)
 
