@@ -17,11 +17,24 @@ SCHEMA = 1
 METADATA_KEY = "ens.card"
 
 Resize = Literal["squash", "center", "pad"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
+Resizer = Literal["pillow", "opencv", "torch", "torch-antialias", "torch-uint8", "torch-uint8-antialias"]
+Channels = Literal["rgb", "bgr", "grey"]
 Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
 Activation = Literal["softmax", "sigmoid"]
+
+
+_FILTERS: Mapping[Resizer, tuple[Interpolation, ...]] = {
+    "pillow": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "opencv": ("nearest", "bilinear", "bicubic", "lanczos", "area"),
+    "torch": ("nearest", "bilinear", "bicubic"),
+    "torch-antialias": ("nearest", "bilinear", "bicubic"),
+    "torch-uint8": ("nearest", "bilinear", "bicubic"),
+    "torch-uint8-antialias": ("nearest", "bilinear", "bicubic"),
+}
+_PLANES: Mapping[Channels, int] = {"rgb": 3, "bgr": 3, "grey": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +72,13 @@ class Preprocess:
     - ``center``: the shorter side is set, the aspect ratio is kept, the longer side is cut;
     - ``pad``: the longer side is set, the aspect ratio is kept, the rest is filled with ``fill`` (R, G, B).
 
-    Interpolation is antialiased, as Pillow does it. With ``face`` all this happens to the square around the face.
+    ``resizer`` is the library whose arithmetic is used: ``pillow`` is antialiased, ``opencv`` is not; ``torch`` is
+    torchvision's resize of tensors, see `ensemble.images.torch_resize`. ``channels`` are those of the network's input,
+    which the graph makes from RGB: ``bgr`` reverses them, ``grey`` is Pillow's mode L. With ``face`` all this happens
+    to the square around the face.
 
     Raises:
-        OptionError: E204 when a value is out of range.
+        OptionError: E204 when a value is out of range, or the resizer does not have the interpolation.
     """
 
     size: tuple[int, int]
@@ -71,6 +87,13 @@ class Preprocess:
     crop_pct: float = 1.0
     fill: tuple[int, int, int] = (128, 128, 128)
     face: FaceCrop | None = None
+    resizer: Resizer = "pillow"
+    channels: Channels = "rgb"
+
+    @property
+    def planes(self) -> int:
+        """The number of channels of the network's input."""
+        return _PLANES[self.channels]
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and 8 <= side <= 4096 for side in self.size):
@@ -80,6 +103,18 @@ class Preprocess:
         if self.interpolation not in get_args(Interpolation):
             raise OptionError(
                 "E204", f"interpolation must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation!r}"
+            )
+        for name, kinds in (("resizer", Resizer), ("channels", Channels)):
+            if getattr(self, name) not in get_args(kinds):
+                raise OptionError(
+                    "E204", f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}"
+                )
+        if self.interpolation not in _FILTERS[self.resizer]:
+            raise OptionError(
+                "E204",
+                f"the resizer {self.resizer} has no interpolation {self.interpolation!r}, only "
+                f"{', '.join(_FILTERS[self.resizer])}",
+                hint="area is OpenCV's: --resizer opencv" if self.interpolation == "area" else None,
             )
         if not 0.1 <= self.crop_pct <= 1.0:
             raise OptionError("E204", f"crop-pct must be between 0.1 and 1, got {self.crop_pct}")
@@ -91,7 +126,8 @@ class Preprocess:
 class ModelCard:
     """The metadata of a model: what it is, its preprocessing, and the results of its verification.
 
-    ``mean`` and ``std`` are those of RGB in 0..1; they are applied inside the graph, and recorded here for reference.
+    ``mean`` and ``std`` are those of the network's input channels, in its order and in 0..1; they are applied inside
+    the graph, and recorded here for reference.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
     was not trained on. ``head`` is the layout of the weights' last layer: one output per class, or (``axes``) per value
     of each axis, from which the network computes the log-probabilities of the classes. ``activation`` is that which
@@ -108,8 +144,8 @@ class ModelCard:
     arch: str
     labels: LabelSpace
     preprocess: Preprocess
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     checkpoint_sha256: str
     group: str | None = None
     fold: int | None = None
@@ -128,8 +164,13 @@ class ModelCard:
         validate_member(self.member)
         if self.group is not None:
             validate_member(self.group)
-        if not all(len(values) == 3 and all(map(_is_finite, values)) for values in (self.mean, self.std)):
-            raise OptionError("E204", f"mean and std must be three numbers each, got {self.mean} and {self.std}")
+        planes = self.preprocess.planes
+        if not all(len(values) == planes and all(map(_is_finite, values)) for values in (self.mean, self.std)):
+            raise OptionError(
+                "E204",
+                f"mean and std must be {planes} numbers each, one per channel ({self.preprocess.channels}), got "
+                f"{self.mean} and {self.std}",
+            )
         for name, kinds in (
             ("precision", Precision),
             ("weights", Weights),
@@ -151,9 +192,10 @@ class ModelCard:
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys; equal cards give equal text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
-        # cards from before there were face crops, other heads, activations or counts keep their bytes
-        if self.preprocess.face is None:
-            del value["preprocess"]["face"]
+        # settings that came later are left out at their defaults: cards from before keep their bytes
+        for name, default in (("face", None), ("resizer", "pillow"), ("channels", "rgb")):
+            if value["preprocess"][name] == default:
+                del value["preprocess"][name]
         if self.head == "flat":
             del value["head"]
         if self.activation == "softmax":
@@ -259,14 +301,29 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def parse_channel_values(text: str, option: str) -> tuple[float, ...]:
+    """Parse ``R,G,B`` from the command line, or as many numbers as the network's input has channels.
+
+    Raises:
+        OptionError: E204 when the text is not one to four numbers.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as err:
+        raise OptionError("E204", f"{option} takes one number per channel, as R,G,B, got {text!r}") from err
+    if len(values) > 4:
+        raise OptionError("E204", f"{option} takes one number per channel, up to four, got {text!r}")
+    return values
+
+
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:
-    """Parse ``R,G,B`` from the command line.
+    """Parse three numbers from the command line.
 
     Raises:
         OptionError: E204 when the text has a different form.
     """
     try:
-        red, green, blue = (float(part) for part in text.split(","))
+        first, second, third = (float(part) for part in text.split(","))
     except ValueError as err:
-        raise OptionError("E204", f"{option} takes three numbers R,G,B, got {text!r}") from err
-    return red, green, blue
+        raise OptionError("E204", f"{option} takes three numbers, got {text!r}") from err
+    return first, second, third

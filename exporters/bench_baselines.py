@@ -23,7 +23,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.bench.agreement import MemberLogits
 from ensemble.bench.contenders import BenchJob, JobInputs
 from ensemble.bench.process_meter import PassResult, PassTimer
-from ensemble.card import ModelCard, Preprocess
+from ensemble.card import Channels, ModelCard, Preprocess
 from ensemble.errors import enumerate_some
 from ensemble.files import sha256_file
 from ensemble.images.decode import read_image
@@ -106,11 +106,13 @@ class TorchLoop:
             for model in inputs.models:
                 network = networks[model.card.member]
                 prepared: Any = PreparedImages(inputs, model.card.preprocess, count)
-                mean, std = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in (model.card.mean, model.card.std))
+                card = model.card
+                mean, std = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (card.mean, card.std))
+                channels = card.preprocess.channels
                 found: dict[str, list[torch.Tensor]] = {view: [] for view in job.views}
                 for pixels in DataLoader(prepared, batch, num_workers=workers, pin_memory=cuda):
                     rows = len(pixels)
-                    images = normalise(pad(pixels, batch) if cuda else pixels, mean, std)
+                    images = normalise(pad(pixels, batch) if cuda else pixels, mean, std, channels)
                     with torch.autocast(device.type, torch.float16, enabled=cuda):
                         found["identity"].append(network(images)[:rows])
                         if job.tta:
@@ -165,14 +167,18 @@ def find_weights(models: Sequence[Path], paths: Sequence[Path]) -> FoundWeights:
     return FoundWeights({card.member: by_sha256[card.checkpoint_sha256] for card in cards})
 
 
-def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Convert ``(B, H, W, 3)`` uint8 to normalised ``(B, 3, H, W)`` float32 on the device of ``mean``.
+def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, channels: Channels = "rgb") -> torch.Tensor:
+    """Convert ``(B, H, W, 3)`` uint8 to normalised ``(B, planes, H, W)`` float32 on the device of ``mean``.
 
     The result is contiguous on the CPU and in channels_last elsewhere.
     """
     planes = pixels.to(mean.device, non_blocking=True).permute(0, 3, 1, 2)
     if mean.device.type == "cpu":
         planes = planes.contiguous()  # as from torchvision's ToTensor
+    if channels != "rgb":
+        from checkpoints.loading.channels import network_channels
+
+        planes = network_channels(planes, channels)
     return planes.float().div_(255).sub_(mean).div_(std)
 
 

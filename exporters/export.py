@@ -16,6 +16,7 @@ import onnx
 import torch
 from google.protobuf.message import Message
 
+from checkpoints.loading.channels import network_channels
 from checkpoints.loading.open import Checkpoint, build_model
 from ensemble.arrays import Pixels
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
@@ -123,7 +124,8 @@ class Exportable(torch.nn.Module):
     """The network with transposition and normalisation in front and a cast to float32 behind.
 
     It maps ``(B, H, W, 3)`` uint8 RGB to logits ``(B, C)``, and with ``features`` also to the features before pooling
-    ``(B, F, h, w)``, both float32. With the card's precision fp16 the network in between computes in float16.
+    ``(B, F, h, w)``, both float32. The channels that the network takes are made from RGB first. With the card's
+    precision fp16 the network in between computes in float16.
     """
 
     scale: torch.Tensor
@@ -132,18 +134,19 @@ class Exportable(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, card: ModelCard, *, features: bool) -> None:
         super().__init__()
         half = card.precision == "fp16"
-        self.model: Any = to_half(model, card.preprocess.size) if half else model
+        self.model: Any = to_half(model, card.preprocess.size, card.preprocess.planes) if half else model
         self.dtype = torch.float16 if half else torch.float32
         self.features = features
         # (x / 255 - mean) / std in one multiplication and one addition, rounded once each
-        mean, std = (np.array(values, dtype=np.float64).reshape(1, 3, 1, 1) for values in (card.mean, card.std))
+        mean, std = (np.array(values, dtype=np.float64).reshape(1, -1, 1, 1) for values in (card.mean, card.std))
+        self.channels = card.preprocess.channels
         self.register_buffer("scale", torch.tensor(1 / (255 * std), dtype=torch.float32))
         self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the logits, and the features if wanted."""
         # contiguous: from a channels-last tensor torch exports global pooling as a gather over computed indices
-        planes = image.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        planes = network_channels(image.permute(0, 3, 1, 2).contiguous(), self.channels)
         planes = (planes * self.scale + self.shift).to(self.dtype)
         if not self.features:
             return (self.model(planes).to(torch.float32),)
@@ -204,7 +207,7 @@ def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
     height, width = card.preprocess.size
     try:
         with torch.inference_mode():
-            found = model.forward_features(torch.zeros(1, 3, height, width))
+            found = model.forward_features(torch.zeros(1, card.preprocess.planes, height, width))
     except (AssertionError, RuntimeError, ValueError) as err:
         # a wrong size raises any of the three, depending on the first layer that it does not fit
         raise OptionError(

@@ -13,19 +13,19 @@ from timm.layers.conv2d_same import Conv2dSame
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
-def to_half(model: torch.nn.Module, size: tuple[int, int]) -> torch.nn.Module:
-    """Return a float16 copy of a network that takes ``(B, 3, *size)``.
+def to_half(model: torch.nn.Module, size: tuple[int, int], planes: int = 3) -> torch.nn.Module:
+    """Return a float16 copy of a network that takes ``(B, planes, *size)``.
 
     The scale of every batch normalisation is folded into the preceding convolution first, in float64. The exporter
     would fold it in float16, with three times the error.
     """
     half = copy.deepcopy(model)
-    for conv, norm in _convs_before_norms(half, size):
+    for conv, norm in _convs_before_norms(half, (planes, *size)):
         _fold(conv, norm)
     return half.half()
 
 
-def _convs_before_norms(model: torch.nn.Module, size: tuple[int, int]) -> list[tuple[Any, Any]]:
+def _convs_before_norms(model: torch.nn.Module, shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
     """Return the pairs of a convolution and the normalisation that reads its output, traced with one image."""
     made: dict[
         int, tuple[torch.nn.Module, torch.Tensor]
@@ -47,7 +47,7 @@ def _convs_before_norms(model: torch.nn.Module, size: tuple[int, int]) -> list[t
         elif isinstance(module, torch.nn.BatchNorm2d) and module.affine:
             hooks.append(module.register_forward_pre_hook(before_norm))
     with torch.inference_mode():
-        model(torch.zeros(1, 3, *size))
+        model(torch.zeros(1, *shape))
     for hook in hooks:
         hook.remove()
     return pairs

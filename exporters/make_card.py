@@ -21,7 +21,7 @@ import timm
 import torch
 
 from checkpoints.loading.open import Checkpoint
-from ensemble.card import Interpolation, ModelCard, Precision, Preprocess, Resize
+from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
 from ensemble.labels import LabelSpace
 
@@ -40,8 +40,10 @@ class CardSettings:
     resize: Resize | None = None
     interpolation: Interpolation | None = None
     crop_pct: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    resizer: Resizer | None = None
+    channels: Channels | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     member: str | None = None
     group: str | None = None
     fold: int | None = None
@@ -66,8 +68,8 @@ class CardSettings:
 class ExportOptions(CardSettings):
     """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
-    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1. ``features`` adds the
-    output that class-activation maps are made from.
+    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
+    and in 0..1. ``features`` adds the output that class-activation maps are made from.
 
     Raises:
         OptionError: E204 when mean or std is out of range.
@@ -77,11 +79,13 @@ class ExportOptions(CardSettings):
     features: bool = False
 
     def __post_init__(self) -> None:
-        hint = "give them for RGB in 0..1: values for 0..255 divided by 255"
-        if self.mean is not None and not (len(self.mean) == 3 and all(0 <= value <= 1 for value in self.mean)):
-            raise OptionError("E204", f"mean must be three values of 0 to 1, got {self.mean}", hint=hint)
-        if self.std is not None and not (len(self.std) == 3 and all(0 < value <= 1 for value in self.std)):
-            raise OptionError("E204", f"std must be three values above 0 and up to 1, got {self.std}", hint=hint)
+        hint = "give them for channels in 0..1: values for 0..255 divided by 255"
+        if self.mean is not None and not (len(self.mean) in {1, 3} and all(0 <= value <= 1 for value in self.mean)):
+            raise OptionError("E204", f"mean must be three values of 0 to 1 (grey: one), got {self.mean}", hint=hint)
+        if self.std is not None and not (len(self.std) in {1, 3} and all(0 < value <= 1 for value in self.std)):
+            raise OptionError(
+                "E204", f"std must be three values above 0, up to 1 (grey: one), got {self.std}", hint=hint
+            )
 
 
 DEFAULTS = ExportOptions()
@@ -107,8 +111,8 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
         "checkpoint": _from_card(card) if card else CardSettings(),
         "option": _from_options(options),
     }
-    known = functools.reduce(CardSettings.updated, layers.values())
     sources = CardSettings.sources(layers)
+    known = _fit_grey(functools.reduce(CardSettings.updated, layers.values()), sources)
     assert known.labels is not None, "known by convention, as all but the fold"
     assert known.size is not None
     assert known.resize is not None
@@ -132,9 +136,11 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
             size=known.size,
             resize=known.resize,
             interpolation=known.interpolation,
+            resizer=known.resizer or "pillow",
+            channels=known.channels or "rgb",
             crop_pct=known.crop_pct,
             face=card.preprocess.face if card else None,
-            fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known.mean),
+            fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
         ),
         mean=known.mean,
         std=known.std,
@@ -165,6 +171,9 @@ def _from_card(card: ModelCard) -> CardSettings:
         size=wanted.size,
         resize=wanted.resize,
         interpolation=wanted.interpolation,
+        # a default is no setting: the sources in a card of before these settings keep their bytes
+        resizer=wanted.resizer if wanted.resizer != "pillow" else None,
+        channels=wanted.channels if wanted.channels != "rgb" else None,
         crop_pct=wanted.crop_pct,
         mean=own.mean,
         std=own.std,
@@ -220,9 +229,22 @@ def _member_of(path: Path) -> str:
     return re.sub(r'[\x00-\x1f/\\=,:*?"<>|]', "-", name).lstrip(".-")[:100]
 
 
-def _grey(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Return the colour that normalisation maps to zero, with which timm fills borders."""
-    red, green, blue = (round(255 * channel) for channel in mean)
+def _fit_grey(known: CardSettings, sources: Mapping[str, str]) -> CardSettings:
+    """Average timm's mean and std of RGB for a network that takes grey; those of an option are left alone."""
+    if known.channels != "grey":
+        return known
+    mean, std = (
+        (sum(values) / len(values),) if values is not None and sources[name] in {"timm", "default"} else values
+        for name, values in (("mean", known.mean), ("std", known.std))
+    )
+    return replace(known, mean=mean, std=std)
+
+
+def _grey(known: CardSettings) -> tuple[int, int, int]:
+    """Return the RGB colour that normalisation maps to zero, with which timm fills borders."""
+    mean = known.mean or ()
+    levels = [round(255 * channel) for channel in (mean[::-1] if known.channels == "bgr" else mean)]
+    red, green, blue = levels if len(levels) == 3 else levels[:1] * 3
     return red, green, blue
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from PIL import Image
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard, Precision
@@ -89,7 +90,7 @@ class Checks:
 def verify(
     model: torch.nn.Module, exported: bytes, pixels: Pixels, *, card: ModelCard, listener: Listener = SILENT
 ) -> Checks:
-    """Compare an exported model with its network ``(B, 3, H, W)`` to logits, on ``pixels`` ``(N, H, W, 3)`` uint8.
+    """Compare an exported model with its network, which takes ``(B, planes, H, W)``, on ``pixels`` ``(N, H, W, 3)``.
 
     The images run in batches of 1, 2 and 5 in turn. A float16 model has to pass twice: as onnxruntime computes it on
     the CPU, and with the rounding of a device that computes in float16 (see `with_rounding`), whose figures are
@@ -160,8 +161,12 @@ def _batches(count: int) -> Iterator[tuple[int, int]]:
 
 
 def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
-    """Return the outputs of the network itself, with a normalisation written independently."""
-    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (card.mean, card.std))
+    """Return the outputs of the network itself, with channels and a normalisation written independently."""
+    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (card.mean, card.std))
+    if card.preprocess.channels == "bgr":
+        batch = np.ascontiguousarray(batch[..., ::-1])
+    elif card.preprocess.channels == "grey":
+        batch = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in batch])[..., np.newaxis]
     network: Any = model
     with torch.inference_mode():
         image = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.card import SCHEMA, ModelCard, Preprocess, validate_member
+from ensemble.card import SCHEMA, Channels, Interpolation, ModelCard, Preprocess, Resizer, validate_member
+from ensemble.commands import options
 from ensemble.errors import ModelError, OptionError
 from ensemble.labels import MASK18, LabelSpace
 
@@ -175,3 +176,26 @@ def test_member_names_that_could_escape_are_refused(name: str) -> None:
     """Names that would leave the folder, look like an option or break ``--weights`` are E204."""
     with pytest.raises(OptionError, match=r"E204.*member"):
         validate_member(name)
+
+
+def test_resizer_and_channels_are_written_if_they_are_not_the_defaults() -> None:
+    """A card of before the resizers keeps its bytes; one with a resizer and grey input is read back as it was."""
+    assert not {"resizer", "channels"} & set(json.loads(CARD.to_json())["preprocess"])
+    grey = replace(CARD.preprocess, resizer="opencv", interpolation="area", channels="grey")
+    card = replace(CARD, preprocess=grey, mean=(0.45,), std=(0.23,))
+    assert {"resizer": "opencv", "channels": "grey"}.items() <= json.loads(card.to_json())["preprocess"].items()
+    assert ModelCard.from_json(card.to_json()) == card
+
+
+def test_mean_and_std_have_one_value_per_channel() -> None:
+    """Three values for a network that takes grey are refused, and so is one for RGB: E204 says how many it takes."""
+    with pytest.raises(OptionError, match=r"E204.*mean and std must be 1 numbers each, one per channel \(grey\)"):
+        replace(CARD, preprocess=replace(CARD.preprocess, channels="grey"))
+    with pytest.raises(OptionError, match=r"E204.*must be 3 numbers each"):
+        replace(CARD, mean=(0.5,))
+
+
+def test_the_options_offer_what_the_card_takes() -> None:
+    """The command line's lists, which do not import the card, are those of the card."""
+    assert (get_args(Interpolation), get_args(Resizer)) == (options.INTERPOLATIONS, options.RESIZERS)
+    assert get_args(Channels) == options.CHANNELS

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from checkpoints.data.image_cache import DecodedImages
+from checkpoints.loading.channels import network_channels
 from checkpoints.training.augment import Policy, Simple, image_seed
 from checkpoints.training.sampler import Order
 from checkpoints.training.settings import TrainSettings
@@ -76,7 +77,10 @@ def make_batches(
 
 
 def normalize(pixels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
-    """Return ``(B, H, W, 3)`` uint8 pixels as the model's input, ``(B, 3, H, W)`` float32."""
+    """Return ``(B, H, W, 3)`` uint8 pixels as the model's input, ``(B, planes, H, W)`` float32."""
+    channels = settings.preprocess.channels
+    if channels != "rgb":
+        pixels = network_channels(pixels.permute(0, 3, 1, 2), channels).permute(0, 2, 3, 1)
     images = pixels / 255
     mean, std = images.new_tensor(settings.mean), images.new_tensor(settings.std)
     return ((images - mean) / std).permute(0, 3, 1, 2)

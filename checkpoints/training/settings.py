@@ -38,9 +38,9 @@ def _mask18() -> LabelSpace:
 class TrainSettings:
     """The settings of a training run.
 
-    Data: ``mean`` and ``std`` are those of RGB in 0..1. ``fallback_share`` of the detected faces are trained with the
-    crop for images without a face, so that a missing box carries no information. ``balanced`` samples all classes
-    equally often.
+    Data: ``mean`` and ``std`` are those of the network's channels in 0..1. ``fallback_share`` of the detected faces are
+    trained with the crop for images without a face, so that a missing box carries no information. ``balanced`` samples
+    all classes equally often.
 
     Optimization: ``learning_rate`` is the highest one and ``warm_up`` a share of all steps. ``accumulate`` batches make
     one optimizer step, and the schedule and the weight average count these steps. ``ema`` is the decay of the weight
@@ -68,8 +68,8 @@ class TrainSettings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.0
     labels: LabelSpace = field(default_factory=_mask18)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     loss: str = "ce"
     gamma: float = 2.0
     class_weights: str = "none"
@@ -130,6 +130,7 @@ _ADDED_LATER: Mapping[str, Any] = {
     "gamma_positive": 0.0,
     "clip_negative": 0.05,
 }
+_PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb"}
 
 
 def settings_dict(settings: TrainSettings) -> dict[str, Any]:
@@ -140,6 +141,9 @@ def settings_dict(settings: TrainSettings) -> dict[str, Any]:
         "labels": settings.labels.to_dict(),
         "init": None if settings.init is None else sha256_file(settings.init),
     }
+    for name, default in _PREPROCESS_ADDED_LATER.items():
+        if value["preprocess"][name] == default:
+            del value["preprocess"][name]
     if settings.augment.endswith(".toml"):
         value["augment"] = sha256_file(Path(settings.augment))
     return {key: setting for key, setting in value.items() if key not in _ADDED_LATER or setting != _ADDED_LATER[key]}

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option, torch_extra
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from ensemble.card import Interpolation, Precision, Resize
+    from ensemble.card import Channels, Interpolation, Precision, Resize, Resizer
     from exporters.export import Exported
     from exporters.make_card import ExportOptions
     from exporters.request import ExportRequest
@@ -31,14 +31,20 @@ if TYPE_CHECKING:
 @click.option(
     "--resize", type=click.Choice(["squash", "center", "pad"]), help="How to resize images to the input size."
 )
+@click.option("--interpolation", type=InterpolationChoice(), help="Interpolation when resizing.")
 @click.option(
-    "--interpolation",
-    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-    help="Interpolation when resizing.",
+    "--resizer",
+    type=click.Choice(RESIZERS),
+    help="Library that resized the images in training.  [default: pillow]",
+)
+@click.option(
+    "--channels",
+    type=click.Choice(CHANNELS),
+    help="Channels of the network's input, made from RGB in the graph.  [default: rgb]",
 )
 @click.option("--crop-pct", type=float, help="Fraction of the resized image to keep, around its center.")
-@click.option("--mean", help="Normalization mean: R,G,B in 0..1.")
-@click.option("--std", help="Normalization standard deviation: R,G,B in 0..1.")
+@click.option("--mean", help="Normalization mean: one value per channel in 0..1.")
+@click.option("--std", help="Normalization standard deviation: one value per channel in 0..1.")
 @click.option("--member", help="Name of the member.  [default: the file name]")
 @click.option("--fold", type=click.IntRange(min=0), help="Fold that the checkpoint was not trained on.")
 @click.option(
@@ -65,6 +71,8 @@ def export(
     size: str | None,
     resize: Resize | None,
     interpolation: Interpolation | None,
+    resizer: Resizer | None,
+    channels: Channels | None,
     crop_pct: float | None,
     mean: str | None,
     std: str | None,
@@ -101,16 +109,18 @@ def export(
     )
     with torch_extra("export"):
         from exporters.make_card import ExportOptions
-    from ensemble.card import parse_size, parse_triple
+    from ensemble.card import parse_channel_values, parse_size
     from ensemble.labels import parse_labels
 
     options = ExportOptions(
         labels=None if labels is None else parse_labels(labels),
         size=None if size is None else parse_size(size),
-        mean=None if mean is None else parse_triple(mean, "--mean"),
-        std=None if std is None else parse_triple(std, "--std"),
+        mean=None if mean is None else parse_channel_values(mean, "--mean"),
+        std=None if std is None else parse_channel_values(std, "--std"),
         resize=resize,
         interpolation=interpolation,
+        resizer=resizer,
+        channels=channels,
         crop_pct=crop_pct,
         member=member,
         fold=fold,

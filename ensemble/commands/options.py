@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from ensemble.terminal import TERMINAL
 
 PATH = click.Path(path_type=Path)
 ROOT = "runs"
+# the values of `ensemble.card`, which the help needs without importing it
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
+RESIZERS = ("pillow", "opencv", "torch", "torch-antialias", "torch-uint8", "torch-uint8-antialias")
+CHANNELS = ("rgb", "bgr", "grey")
 bad_image_option = click.option(
     "--on-bad-image",
     type=click.Choice(["fail", "fill", "skip"]),
@@ -39,6 +43,19 @@ _NEEDS_TORCH = {
     "albumentations",
     "facenet_pytorch",
 }
+
+
+class InterpolationChoice(click.Choice[str]):
+    """An interpolation under timm's name, or under OpenCV's: ``linear``, ``cubic`` and ``lanczos4``."""
+
+    _ALIASES: Mapping[str, str] = {"linear": "bilinear", "cubic": "bicubic", "lanczos4": "lanczos"}
+
+    def __init__(self) -> None:
+        super().__init__(INTERPOLATIONS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return timm's name."""
+        return super().convert(self._ALIASES.get(value, value), param, ctx)
 
 
 _RUN_OPTIONS = (

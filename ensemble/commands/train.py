@@ -13,7 +13,16 @@ import click
 from checkpoints.data.table_options import TableOptions
 from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
-from ensemble.commands.options import PATH, ROOT, conflict, json_option, torch_extra
+from ensemble.commands.options import (
+    CHANNELS,
+    PATH,
+    RESIZERS,
+    ROOT,
+    InterpolationChoice,
+    conflict,
+    json_option,
+    torch_extra,
+)
 from ensemble.commands.table_group import TABLE
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
-    from ensemble.card import Interpolation, Resize
+    from ensemble.card import Channels, Interpolation, Resize, Resizer
     from ensemble.labels import LabelSpace
 
 
@@ -54,6 +63,8 @@ class InputOptions:
     size: str = "224"
     resize: Resize = "squash"
     interpolation: Interpolation = "bilinear"
+    resizer: Resizer = "pillow"
+    channels: Channels = "rgb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +97,11 @@ class OutputOptions:
     fresh: bool = False
 
 
-def _triple(option: str) -> Callable[[str], tuple[float, float, float]]:
-    def convert(text: str) -> tuple[float, float, float]:
-        from ensemble.card import parse_triple
+def _channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
+    def convert(text: str) -> tuple[float, ...]:
+        from ensemble.card import parse_channel_values
 
-        return parse_triple(text, option)
+        return parse_channel_values(text, option)
 
     return convert
 
@@ -131,14 +142,11 @@ _MODEL = OptionGroup(
             "How to resize an image to the input size.",
             type=click.Choice(["squash", "center", "pad"]),
         ),
-        field_option(
-            InputOptions,
-            "interpolation",
-            "Resampling filter.",
-            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
-        ),
-        _setting("mean", "Mean of the pixels, in 0..1.", type=_triple("--mean"), metavar="R,G,B"),
-        _setting("std", "Standard deviation of the pixels, in 0..1.", type=_triple("--std"), metavar="R,G,B"),
+        field_option(InputOptions, "interpolation", "Resampling filter.", type=InterpolationChoice()),
+        field_option(InputOptions, "resizer", "Library whose resizing is used.", type=click.Choice(RESIZERS)),
+        field_option(InputOptions, "channels", "Channels of the network's input.", type=click.Choice(CHANNELS[:2])),
+        _setting("mean", "Mean of the pixels, in 0..1.", type=_channel_values("--mean"), metavar="R,G,B"),
+        _setting("std", "Standard deviation of the pixels, in 0..1.", type=_channel_values("--std"), metavar="R,G,B"),
     ),
 )
 _OPTIMIZATION = OptionGroup(
@@ -274,7 +282,14 @@ def train(
         table=table,
         listener=listener,
     )
-    preprocess = Preprocess(parse_size(input_.size), input_.resize, input_.interpolation, face=crop)
+    preprocess = Preprocess(
+        parse_size(input_.size),
+        input_.resize,
+        input_.interpolation,
+        face=crop,
+        resizer=input_.resizer,
+        channels=input_.channels,
+    )
     with distributed.detecting_lost_processes(), distributed.main_first():
         folds = _read_or_make_folds(split.folds, output.folder, dataset, listener)
     if split.only_fold is not None and split.only_fold >= folds.count:
