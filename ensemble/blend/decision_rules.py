@@ -75,8 +75,11 @@ class AxisRule:
         return np.asarray(np.ravel_multi_index(parts, self.shape))
 
 
-def fit_macro_f1_rule(probabilities: Floats) -> MacroF1Rule:
+def fit_macro_f1_rule(probabilities: Floats, *, absent: NDArray[np.bool_] | None = None) -> MacroF1Rule:
     """Fit the rule to images with these calibrated probabilities ``(N, C)``; no labels are needed.
+
+    Classes that are ``absent`` ``(C,)`` from the ground truth get the average parameters of the others, weighted by
+    their frequencies: the rule then neither favors nor avoids a class about which nothing is known.
 
     Counts are expected counts: ``n_c = sum p_c``, ``TP_c = sum of p_c over the images decided as c``. F and m depend on
     the decisions, and these on F and m. The fixed-point iteration starts from argmax, is damped by one half against
@@ -96,16 +99,23 @@ def fit_macro_f1_rule(probabilities: Floats) -> MacroF1Rule:
             break
         change = found.occurrences - rule.occurrences
         rule = MacroF1Rule(rule.f1 + _DAMPING * step, rule.occurrences + _DAMPING * change)
-    return best
+    if absent is None or not absent.any():
+        return best
+    weights = np.where(absent, 0, n)
+    f1, occurrences = (np.average(values, weights=weights) for values in (best.f1, best.occurrences))
+    return MacroF1Rule(np.where(absent, f1, best.f1), np.where(absent, occurrences, best.occurrences))
 
 
 def fit_prior_rule(probabilities: Floats, truth: Classes, score: Callable[[Classes], float]) -> PriorRule:
     """Return the rule with the best ``score`` for tau from -0.5 to 1.5 in steps of 0.05; ties go to the tau nearest 0.
 
-    The prior is the fraction of each true class ``(N,)``, with one image added per class so that none is 0.
+    The prior is the fraction of each true class ``(N,)``, with one image added per class. A class without images gets
+    the geometric mean of the others, weighted by their frequencies: the rule neither favors nor avoids it.
     """
     classes = probabilities.shape[1]
-    prior = (np.bincount(truth, minlength=classes) + 1) / (len(truth) + classes)
+    images = np.bincount(truth, minlength=classes)
+    prior = (images + 1) / (len(truth) + classes)
+    prior[images == 0] = np.exp(np.average(np.log(prior), weights=images))
     rules = [PriorRule(round(float(tau), 2), prior) for tau in sorted(_TAUS, key=abs)]
     return max(rules, key=lambda rule: score(rule.decide(probabilities)))
 

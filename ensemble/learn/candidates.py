@@ -120,7 +120,8 @@ def fit_candidates(names: Iterable[str], options: FitOptions, log_p: Floats, tru
 
 def _fit_rule(name: str, probabilities: Floats, truth: Classes, score: Callable[[Classes], float] | None) -> Rule:
     if name == "f1":
-        return fit_macro_f1_rule(probabilities)
+        absent = np.bincount(truth, minlength=probabilities.shape[1]) == 0
+        return fit_macro_f1_rule(probabilities, absent=absent)
     assert score is not None, "the likelihood does not depend on the decided classes, so there is nothing to tune"
     return fit_prior_rule(probabilities, truth, score)
 

@@ -27,12 +27,14 @@ def select_bagged(
     """Return the weights ``(M,)`` of members ``(M, N, C)``, averaged over the `select` results of several bags.
 
     A bag is a random half of the members, pruned to its ten best ("Getting the most out of ensemble selection", ICDM
-    2006, prunes likewise): a member that is only lucky on these images is in half of the bags.
+    2006, prunes likewise): a member that is only lucky on these images is in half of the bags. Ten members or fewer
+    are not bagged: among few, each bag would lack members that the ensemble needs.
     """
     rng = np.random.default_rng(seed)
     members = len(log_p)
-    # half of three members or fewer is no ensemble
-    size = min(members, max(3, (members + 1) // 2))
+    if members <= _BAG:
+        return select(log_p, truth, score=score, rounds=rounds)
+    size = (members + 1) // 2
     alone = [_rank(np.exp(one), 1, truth, score) for one in log_p]
     weights = np.zeros(members)
     for _ in range(bags):

@@ -46,6 +46,7 @@ def learn(
     metric: str = "macro-f1",
     repeats: int = 2,
     seed: int = 0,
+    applied_to: Sequence[Predictions] = (),
     listener: Listener = SILENT,
 ) -> Learned:
     """Learn how to blend members from their out-of-fold predictions and the ground truth.
@@ -87,6 +88,7 @@ def learn(
         method=selected,
         metric=parsed,
         fitted=fitted[selected],
+        candidates=fitted,
         member_views=member_views,
         labels=truth.labels,
         table=table,

@@ -52,8 +52,8 @@ class CandidateScore:
 class Learned:
     """The candidate ``method``, fitted to all images, and the comparison of all candidates.
 
-    ``fitted`` refers to ``member_views`` and to the classes of ``labels``, in their order. ``table`` has the mean
-    first. ``expected_gain`` is the gain over the mean that `auto` is expected to have on other people (see
+    ``fitted`` refers to ``member_views`` and to the classes of ``labels``, in their order; ``candidates`` are all that
+    were compared, fitted to all images. ``table`` has the mean first. ``expected_gain`` is the gain over the mean that `auto` is expected to have on other people (see
     `ensemble.learn.selection`): less than the gain of the selected candidate, which was selected for its gain.
     ``view_gains`` measures each view beside the first in the plain mean. ``reason`` explains the selection.
     """
@@ -61,6 +61,7 @@ class Learned:
     method: str
     metric: Metric
     fitted: Fitted
+    candidates: Mapping[str, Fitted]
     member_views: tuple[MemberView, ...]
     labels: LabelSpace
     table: tuple[CandidateScore, ...]

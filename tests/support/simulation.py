@@ -9,14 +9,19 @@ every class.
 - ``A``: eight members of somewhat unequal quality, trained on the classes as they are;
 - ``B``: the same, very unequal;
 - ``C``: as A, but trained with a partly balanced loss: 0.2 to 0.8 of the prior is gone from their answers.
+
+`Contest.draw_folds` has every member trained on several folds: the folds share half of the variance of the member's
+blur, and each has a bias of its own. Out of fold a photograph has one fold's answer; a test photograph has all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
 from ensemble.labels import MASK18
@@ -25,6 +30,7 @@ from ensemble.predictions.truth import Truth
 from tests.support.members import make_member
 
 Scenario = Literal["A", "B", "C"]
+Counts: TypeAlias = NDArray[np.integer[Any]]
 
 PEOPLE = np.array([[549, 410, 83], [732, 817, 109]])
 """How many people there are of each gender and age group; the contest's class counts are these times 5, 1 and 1."""
@@ -54,8 +60,26 @@ class Contest:
 
     def draw(self, people: int, *, seed: int) -> tuple[list[Predictions], Truth]:
         """The members' predictions of seven photographs each of fresh people, and the truth."""
-        rng = np.random.default_rng(seed)
-        group = rng.choice(6, size=people, p=PEOPLE.ravel() / PEOPLE.sum())
+        return self._draw(people, np.random.default_rng(seed), PEOPLE, folds=0)
+
+    def draw_folds(
+        self, people: int, *, seed: int, folds: int, mix: Counts = PEOPLE
+    ) -> tuple[list[Predictions], Truth]:
+        """Every fold's predictions of fresh people, drawn with the proportions of ``mix`` ``(2, 3)``, and the truth."""
+        return self._draw(people, np.random.default_rng(seed), mix, folds=folds)
+
+    def draw_out_of_fold(
+        self, people: int, *, seed: int, folds: int, mix: Counts = PEOPLE
+    ) -> tuple[list[Predictions], Truth]:
+        """As `draw_folds`, with each person predicted by one fold of every member alone, as out-of-fold files are."""
+        members, truth = self._draw(people, np.random.default_rng(seed), mix, folds=folds)
+        fold_of = np.random.default_rng(seed + 1).integers(folds, size=people)[np.arange(len(truth.ids)) // len(_MASKS)]
+        return [take_rows(one, np.flatnonzero(fold_of == one.fold)) for one in members], truth
+
+    def _draw(
+        self, people: int, rng: np.random.Generator, mix: Counts, *, folds: int
+    ) -> tuple[list[Predictions], Truth]:
+        group = rng.choice(6, size=people, p=mix.ravel() / mix.sum())
         person = np.repeat(np.arange(people), len(_MASKS))
         mask = np.tile(_MASKS, people)
         gender, age = group[person] // 3, group[person] % 3
@@ -65,12 +89,33 @@ class Contest:
         made = []
         for number, member in enumerate(self.members):
             seen_mask = np.eye(3)[mask] + _MASK_BLUR * rng.normal(size=(len(person), 3))
-            seen_gender = shown_gender + member.blur * rng.normal(size=len(person))
-            seen_age = shown_age + member.blur * rng.normal(size=len(person))
-            logits = _posterior(seen_mask, seen_gender, seen_age, member)
-            made.append(make_member(f"m{number}", logits, ids=ids, labels=MASK18))
+            blur_gender, blur_age = (member.blur * rng.normal(size=len(person)) for _ in range(2))
+            if not folds:
+                logits = _posterior(seen_mask, shown_gender + blur_gender, shown_age + blur_age, member)
+                made.append(make_member(f"m{number}", logits, ids=ids, labels=MASK18))
+            for fold in range(folds):
+                own = replace(member, bias=member.bias + np.random.default_rng((number, fold)).normal(size=18) * 0.15)
+                of_fold = [member.blur * rng.normal(size=len(person)) for _ in range(2)]
+                seen = [
+                    shown + math.sqrt(0.5) * (common + alone)
+                    for shown, common, alone in zip(
+                        (shown_gender, shown_age), (blur_gender, blur_age), of_fold, strict=True
+                    )
+                ]
+                logits = _posterior(seen_mask, *seen, own)
+                one = make_member(f"m{number}_f{fold}", logits, ids=ids, labels=MASK18, group=f"m{number}")
+                made.append(replace(one, fold=fold))
         classes = np.asarray(mask * 6 + group[person], dtype=np.intp)
         return made, Truth(ids, classes, tuple(f"p{i}" for i in person), MASK18)
+
+
+def take_rows(member: Predictions, rows: NDArray[np.intp]) -> Predictions:
+    """The predictions of some images of a member."""
+    return replace(
+        member,
+        ids=tuple(member.ids[row] for row in rows),
+        logits={view: values[rows] for view, values in member.logits.items()},
+    )
 
 
 def make_contest(scenario: Scenario, *, seed: int, members: int = 8) -> Contest:
