@@ -307,6 +307,7 @@ CODES: dict[str, Code] = {
         "add a column person to the ground truth",
     ),
     "I524": Code("Classes with few images: parameters learned for them are shrunk.", "nothing to do"),
+    "I526": Code("Out-of-fold predictions were turned into predictions like the mean of the folds.", "nothing to do"),
     "E525": Code("There is too little ground truth to learn from.", "blend with --method mean, or label more images"),
     "E530": Code(
         "There is no model for some members of a recipe.",

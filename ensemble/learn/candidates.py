@@ -70,8 +70,13 @@ class Fitted:
     rule: Rule = "argmax"
     temperatures: Floats | None = None
 
-    def apply(self, log_p: Floats) -> Floats:
-        """Return the log-probabilities ``(N, C)`` of the pooled member views ``(V, N, C)``."""
+    def apply(self, log_p: Floats, log_g: Floats | None = None) -> Floats:
+        """Return the log-probabilities ``(N, C)`` of the pooled member views ``(V, N, C)``.
+
+        ``log_g`` are the member views for the geometric mean, if they differ (see `LearningData`).
+        """
+        if self.space == "logit" and log_g is not None:
+            log_p = log_g
         used = np.flatnonzero(self.weights)
         if self.temperatures is not None:
             log_p = np.stack([log_softmax(one / t) for one, t in zip(log_p, self.temperatures, strict=True)])
@@ -103,18 +108,24 @@ class FitOptions:
     member_of: Classes | None = None
 
 
-def fit_candidates(names: Iterable[str], options: FitOptions, log_p: Floats, truth: Classes) -> dict[str, Fitted]:
-    """Fit candidates to member views ``(V, N, C)`` and true classes ``(N,)``; rules of one pool share its fit."""
+def fit_candidates(
+    names: Iterable[str], options: FitOptions, log_p: Floats, truth: Classes, log_g: Floats | None = None
+) -> dict[str, Fitted]:
+    """Fit candidates to member views ``(V, N, C)`` and true classes ``(N,)``; rules of one pool share its fit.
+
+    ``log_g`` are the member views for pools of logits, if they differ.
+    """
     score = None if options.score is None else partial(options.score, truth)
     pools: dict[str, Fitted] = {}
     fitted: dict[str, Fitted] = {}
     for name in names:
         pool, _, rule = name.partition("+")
         if pool not in pools:
-            pools[pool] = _fit_pool(pool, options, log_p, truth)
+            pools[pool] = _fit_pool(pool, options, log_p, truth, log_g)
         fitted[name] = pools[pool]
         if rule:
-            fitted[name] = replace(pools[pool], rule=_fit_rule(rule, np.exp(pools[pool].apply(log_p)), truth, score))
+            probabilities = np.exp(pools[pool].apply(log_p, log_g))
+            fitted[name] = replace(pools[pool], rule=_fit_rule(rule, probabilities, truth, score))
     return fitted
 
 
@@ -126,7 +137,7 @@ def _fit_rule(name: str, probabilities: Floats, truth: Classes, score: Callable[
     return fit_prior_rule(probabilities, truth, score)
 
 
-def _fit_pool(name: str, options: FitOptions, log_p: Floats, truth: Classes) -> Fitted:
+def _fit_pool(name: str, options: FitOptions, log_p: Floats, truth: Classes, log_g: Floats | None) -> Fitted:
     mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(log_p.shape[-1]))
     if name == "mean":
         return mean
@@ -143,7 +154,7 @@ def _fit_pool(name: str, options: FitOptions, log_p: Floats, truth: Classes) -> 
         found = fit_log_linear(mean.apply(log_p)[np.newaxis], truth)
         return replace(mean, sharpness=float(found.weights[0]), bias=found.bias)
     design = axis_design(options.labels) if name == "factored" else None
-    found = fit_log_linear(log_p, truth, bias=name != "log-linear", design=design)
+    found = fit_log_linear(log_p if log_g is None else log_g, truth, bias=name != "log-linear", design=design)
     sharpness = float(found.weights.sum())
     # if all member views are uninformative, all weights are 0 and any proportions are equally good
     weights = found.weights / sharpness if sharpness > 0 else options.mean_weights

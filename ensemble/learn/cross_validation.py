@@ -27,16 +27,20 @@ _RESAMPLES = 500
 class LearningData:
     """Out-of-fold log-probabilities ``(V, N, C)`` of all member views, with the true classes ``(N,)``.
 
-    ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown.
+    ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown. Where
+    the folds of a model are averaged, ``log_p`` are logarithms of their mean probabilities, and ``log_g`` their mean
+    log-probabilities, for the pools of logits; without it the two are the same.
     """
 
     log_p: Floats
     truth: Classes
     person: Classes
+    log_g: Floats | None = None
 
     def take(self, rows: NDArray[np.intp]) -> LearningData:
         """Return the data of some images."""
-        return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows])
+        log_g = None if self.log_g is None else self.log_g[:, rows]
+        return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows], log_g)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +53,13 @@ class CandidateAnswers:
 
 def apply_candidate(fitted: Fitted, data: LearningData) -> CandidateAnswers:
     """Return a candidate's answers to all images, as one repeat."""
-    pooled = fitted.apply(data.log_p)
+    pooled = fitted.apply(data.log_p, data.log_g)
     log_p_true = pooled[np.arange(len(data.truth)), data.truth]
     return CandidateAnswers(fitted.decide(pooled)[np.newaxis], log_p_true[np.newaxis])
 
 
 def cross_validate(
-    fit: Callable[[Floats, Classes], Mapping[str, Fitted]],
+    fit: Callable[[LearningData], Mapping[str, Fitted]],
     data: LearningData,
     *,
     repeats: int,
@@ -64,7 +68,7 @@ def cross_validate(
 ) -> dict[str, CandidateAnswers]:
     """Return each candidate's out-of-fold answers to all images, ``repeats`` times with other folds.
 
-    ``fit`` fits all candidates to log-probabilities ``(V, n, C)`` and true classes ``(n,)``.
+    ``fit`` fits all candidates to the data of some images.
     """
     found: dict[str, list[CandidateAnswers]] = {}
     for repeat in range(repeats):
@@ -73,7 +77,7 @@ def cross_validate(
         for fold, (train, test) in enumerate(split_by_person(data.truth, data.person, seed=seed + repeat)):
             listener.progress("learn", repeat * FOLDS + fold, repeats * FOLDS)
             holdout = data.take(test)
-            for name, fitted in fit(data.log_p[:, train], data.truth[train]).items():
+            for name, fitted in fit(data.take(train)).items():
                 parts.setdefault(name, []).append(apply_candidate(fitted, holdout))
             tested.append(test)
         order = np.argsort(np.concatenate(tested))

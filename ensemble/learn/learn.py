@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,9 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from ensemble.arrays import Floats
 from ensemble.blend.pooling import log_softmax
-from ensemble.errors import DataError, OptionError, TooLittleTruthError, enumerate_some
+from ensemble.errors import DataError, OptionError, PredictionError, TooLittleTruthError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
+from ensemble.labels import LabelSpace
 from ensemble.learn.candidates import FitOptions, Fitted, candidates_for, fit_candidates
 from ensemble.learn.cross_validation import (
     FOLDS,
@@ -24,6 +25,7 @@ from ensemble.learn.cross_validation import (
     cross_validate,
     score_answers,
 )
+from ensemble.learn.fold_average import simulate_fold_average
 from ensemble.learn.likelihood import FEW_IMAGES
 from ensemble.learn.objective import Metric, parse_metric
 from ensemble.learn.result import CandidateScore, Learned, MemberView
@@ -67,6 +69,7 @@ def learn(
     by_name = members_by_name(members)
     member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     data = _stack(by_name, member_views, truth)
+    data = _average_folds(data, member_views, applied_to, truth.labels, seed, listener)
     _notice_weak_truth(truth, listener)
     options = FitOptions(
         mean_weights=_mean_weights(by_name, member_views),
@@ -75,11 +78,14 @@ def learn(
         seed=seed,
         member_of=np.unique([one.member for one in member_views], return_inverse=True)[1],
     )
-    fit = partial(fit_candidates, names, options)
+
+    def fit(part: LearningData) -> dict[str, Fitted]:
+        return fit_candidates(names, options, part.log_p, part.truth, part.log_g)
+
     # with matrices of this size, more BLAS threads are slower, use three times the CPU time, and round differently
     with threadpool_limits(limits=1, user_api="blas"):
         nested = cross_validate(fit, data, repeats=repeats, seed=seed, listener=listener)
-        fitted = fit(data.log_p, data.truth)
+        fitted = fit(data)
         comparison = _compare(nested, fitted, data, member_views, parsed, seed)
     table, expected_gain = comparison.table, comparison.expected_gain
     selected = _select(table).candidate if method == AUTO else method
@@ -129,6 +135,51 @@ def _stack(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView
         require_finite(member, one.view)
         log_p[i] = log_softmax(member.logits[one.view][rows[:, np.newaxis], columns])
     return LearningData(log_p, truth.classes[order], person)
+
+
+def _average_folds(
+    data: LearningData,
+    member_views: Sequence[MemberView],
+    members: Sequence[Predictions],
+    labels: LabelSpace,
+    seed: int,
+    listener: Listener,
+) -> LearningData:
+    """Return the data as if the folds of each group had been averaged, as they are in the members' blend."""
+    groups: dict[str, list[Predictions]] = {}
+    for member in sorted(members, key=lambda one: one.member):
+        groups.setdefault(member.group, []).append(member)
+    if all(len(groups.get(one.member, ())) < 2 for one in member_views):
+        return data
+    log_p, log_g, factors = data.log_p.copy(), data.log_p.copy(), {}
+    for i, one in enumerate(member_views):
+        folds = groups.get(one.member, [])
+        if len(folds) > 1:
+            stacked = _stack_folds(folds, one.view, labels)
+            found = simulate_fold_average(data.log_p[i], data.truth, stacked, seed=seed)
+            log_p[i], log_g[i], factors[one.member] = found.of_probabilities, found.of_logits, found.factor
+    shrunk = enumerate_some([f"{name} x{factor:.2f}" for name, factor in factors.items()])
+    message = f"learned for the mean of the folds, whose errors are smaller than those of one fold: {shrunk}"
+    listener.notice(Notice("I526", message))
+    return replace(data, log_p=log_p, log_g=log_g)
+
+
+def _stack_folds(folds: Sequence[Predictions], view: str, labels: LabelSpace) -> Floats:
+    """Return the folds' log-probabilities ``(k, M, C)`` of the images that they are applied to."""
+    ids = sorted(folds[0].ids)
+    stacked = []
+    for fold in folds:
+        if view not in fold.logits:
+            raise PredictionError("E516", f"{fold.member} has no view {view}; it has {', '.join(sorted(fold.logits))}")
+        rows = join_rows(ids, fold.ids, complain=partial(_not_the_images, fold.member))
+        columns = labels.permutation(fold.labels, owner=fold.member)
+        require_finite(fold, view)
+        stacked.append(log_softmax(fold.logits[view][rows[:, np.newaxis], columns]))
+    return np.stack(stacked)
+
+
+def _not_the_images(owner: str, difference: str) -> PredictionError:
+    return PredictionError("E504", f"{owner} has predictions of other images: it {difference}")
 
 
 def _mean_weights(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView]) -> Floats:

@@ -53,9 +53,10 @@ class Learned:
     """The candidate ``method``, fitted to all images, and the comparison of all candidates.
 
     ``fitted`` refers to ``member_views`` and to the classes of ``labels``, in their order; ``candidates`` are all that
-    were compared, fitted to all images. ``table`` has the mean first. ``expected_gain`` is the gain over the mean that `auto` is expected to have on other people (see
-    `ensemble.learn.selection`): less than the gain of the selected candidate, which was selected for its gain.
-    ``view_gains`` measures each view beside the first in the plain mean. ``reason`` explains the selection.
+    were compared, fitted to all images. ``table`` has the mean first. ``expected_gain`` is the gain over the mean that
+    `auto` is expected to have on other people (see `ensemble.learn.selection`): less than the gain of the selected
+    candidate, which was selected for its gain. ``view_gains`` measures each view beside the first in the plain mean.
+    ``reason`` explains the selection.
     """
 
     method: str

@@ -147,9 +147,20 @@ def test_tau_is_the_best_of_its_grid_and_ties_stay_near_0() -> None:
 
 
 def test_a_class_without_images_has_a_prior_above_0() -> None:
-    """The prior counts every class once more than it occurs, so that no prior is 0."""
+    """A class without images has the weighted geometric mean of the other priors: it is neither favored nor avoided."""
     found = fit_prior_rule(draw(0, 6, 3), np.array([0, 0, 0, 0, 1, 1]), lambda answers: 0.0)
-    np.testing.assert_allclose(found.prior, [5 / 9, 3 / 9, 1 / 9])
+    np.testing.assert_allclose(found.prior, [5 / 9, 3 / 9, (5 / 9) ** (4 / 6) * (3 / 9) ** (2 / 6)])
+
+
+def test_the_macro_f1_rule_neither_favors_nor_avoids_an_absent_class() -> None:
+    """A class that is absent from the truth has the average parameters of the others, weighted by frequency."""
+    p = draw(3, 500, 4)
+    absent = np.array([False, False, True, False])
+    plain, rule = fit_macro_f1_rule(p), fit_macro_f1_rule(p, absent=absent)
+    weights = np.where(absent, 0, p.mean(axis=0))
+    np.testing.assert_array_equal(rule.f1[~absent], plain.f1[~absent])
+    assert rule.f1[2] == pytest.approx(np.average(plain.f1, weights=weights))
+    assert rule.occurrences[2] == pytest.approx(np.average(plain.occurrences, weights=weights))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -101,7 +101,9 @@ def _permuted(member: Predictions) -> Predictions:
 SETTINGS = ("A", "B", "C", "folds", "folds-C", "shift", "absent", "few", "noise", "constant", "permuted")
 
 
-def take_people(members: Sequence[Predictions], truth: Truth, rows: NDArray[np.intp]) -> tuple[list[Predictions], Truth]:
+def take_people(
+    members: Sequence[Predictions], truth: Truth, rows: NDArray[np.intp]
+) -> tuple[list[Predictions], Truth]:
     """Return the members' predictions of some images of the truth, and their truth."""
     kept = {truth.ids[row] for row in rows}
     taken = [take_rows(one, np.flatnonzero([name in kept for name in one.ids])) for one in members]
@@ -190,9 +192,7 @@ def _hillclimbers(p: Sequence[NDArray[np.float64]], truth: Truth) -> Sequence[fl
     best = int(np.argmax(alone))
     pooled, top, weights = p[best], alone[best], np.eye(len(p))[best]
     while True:
-        tried = [
-            (value((1 - w) * pooled + w * p[i]), w, i) for i in range(len(p)) for w in np.arange(0.01, 0.51, 0.01)
-        ]
+        tried = [(value((1 - w) * pooled + w * p[i]), w, i) for i in range(len(p)) for w in np.arange(0.01, 0.51, 0.01)]
         found, w, i = max(tried)
         if found <= top:
             return weights.tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.arrays import Classes, Floats
 from ensemble.blend.pooling import log_softmax
 from ensemble.labels import LabelSpace
 from ensemble.learn.candidates import Fitted
@@ -53,9 +52,9 @@ def test_answers_come_from_fits_that_have_not_seen_the_image() -> None:
     numbered[0, :, 0] = np.arange(ROWS)
     seen: list[set[int]] = []
 
-    def fit(log_p: Floats, truth: Classes) -> dict[str, Fitted]:
-        rows = log_p[0, :, 0].astype(int)
-        np.testing.assert_array_equal(truth, data.truth[rows])
+    def fit(part: LearningData) -> dict[str, Fitted]:
+        rows = part.log_p[0, :, 0].astype(int)
+        np.testing.assert_array_equal(part.truth, data.truth[rows])
         seen.append(set(rows.tolist()))
         # the bias makes the class certain that has the number of this fit
         return {"memory": Fitted("logit", np.zeros(3), 1.0, 50.0 * np.eye(5)[(len(seen) - 1) % 5][:CLASSES])}
