@@ -276,6 +276,10 @@ CODES: dict[str, Code] = {
     "E504": Code("Members predict different images.", "predict the same list of images with every member"),
     "E505": Code("A prediction is NaN or infinite.", "predict again; for an fp16 model, export with --precision fp32"),
     "W506": Code("A member predicts the same for every image.", "leave it out, or check its preprocessing"),
+    "W508": Code(
+        "A member agrees with the ground truth, or with the other members, no more than chance, or only after its classes are reordered.",
+        "check its labels and preprocessing, or leave it out",
+    ),
     "W507": Code("Two members are identical.", "leave out one of them, or its vote counts twice"),
     "E508": Code(
         "Weights are not valid.",
@@ -308,6 +312,10 @@ CODES: dict[str, Code] = {
     ),
     "I524": Code("Classes with few images: parameters learned for them are shrunk.", "nothing to do"),
     "I526": Code("Out-of-fold predictions were turned into predictions like the mean of the folds.", "nothing to do"),
+    "W527": Code(
+        "The class mix of the predictions to be blended differs from the out-of-fold one, and the choice depends on it.",
+        "see if the two sets of images should have the same mix; name a method with --method to decide yourself",
+    ),
     "E525": Code("There is too little ground truth to learn from.", "blend with --method mean, or label more images"),
     "E530": Code(
         "There is no model for some members of a recipe.",

@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import decide, fit_macro_f1_rule
+from ensemble.blend.odd_members import find_odd
 from ensemble.blend.pooling import Pool, log_softmax, pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
@@ -69,7 +70,7 @@ def blend(
     group_of = {name: group for group in recipe.groups.values() for name in group.members}
     aligned = {name: _align(member, group_of[name], recipe, sorted_ids, listener) for name, member in by_name.items()}
     filled = notice_filled(list(by_name.values()), listener)
-    _notice_odd_members(aligned, _rows_without(sorted_ids, filled), listener)
+    _notice_odd_members(aligned, _rows_without(sorted_ids, filled), recipe, listener)
 
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
     log_p = pool(groups, [group.weight for group in recipe.groups.values()], kind=recipe.pool)
@@ -166,8 +167,10 @@ def _not_the_images(owner: str, difference: str) -> PredictionError:
     return PredictionError("E504", f"{owner} has predictions of other images: it {difference}")
 
 
-def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp], listener: Listener) -> None:
-    """Report members that are constant (W506) or copies of another (W507).
+def _notice_odd_members(
+    aligned: Mapping[str, _Aligned], rows: NDArray[np.intp], recipe: Recipe, listener: Listener
+) -> None:
+    """Report members that are constant (W506), copies of another (W507) or at odds with the others (W508).
 
     They are compared on about a thousand of ``rows`` (the images that were not filled), in the first view that all
     members use; if there is none, nothing is reported. Logits are centred over the classes, which changes no decision.
@@ -183,6 +186,8 @@ def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp],
     sample = rows[:: max(1, count // _SAMPLE)]
     seen = np.stack([log_softmax(aligned[name].logits(view, subset=sample)) for name in names])
     seen = seen.reshape(len(names), len(sample), -1)
+    if recipe.learned is None:  # otherwise they were compared with the ground truth, which knows better
+        _notice_disagreeing(np.exp(seen), names, recipe.labels, listener)
     constant = np.ptp(np.exp(seen), axis=1).max(axis=-1) < 1e-6
     seen -= seen.mean(axis=-1, keepdims=True)
     flat = seen.reshape(len(names), -1)
@@ -196,3 +201,18 @@ def _notice_odd_members(aligned: Mapping[str, _Aligned], rows: NDArray[np.intp],
             if same_file or (count >= _MIN_IMAGES and correlation[i, j] > _IDENTICAL):
                 listener.notice(Notice("W507", f"{name} is a copy of {names[j]} (correlation {correlation[i, j]:.6f})"))
                 break
+
+
+def _notice_disagreeing(p: Floats, names: Sequence[str], labels: LabelSpace, listener: Listener) -> None:
+    """Report members ``(M, N, C)`` that agree with the mean of the others by chance only, or after a permutation.
+
+    Of two members nobody can say which one is right.
+    """
+    if len(names) < 3:
+        return
+    total = p.sum(axis=0)
+    for name, one in zip(names, p, strict=True):
+        odd = find_odd((total - one).argmax(axis=1), one.argmax(axis=1), classes=len(labels))
+        if odd is not None:
+            message = f"{name} {odd.describe(labels.names, reference='the other members')}"
+            listener.notice(Notice("W508", message))

@@ -66,6 +66,7 @@ def choose_recipe(
                 metric=source.metric,
                 seed=source.seed,
                 columns=source.columns,
+                applied_to=members,
                 listener=listener,
             )
             return ChosenRecipe(learned_recipe(learned, members, transductive=source.transductive), learned)

@@ -17,7 +17,7 @@ from ensemble.arrays import Classes, Floats
 from ensemble.events import SILENT, Listener
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.objective import Metric
-from ensemble.metrics import bootstrap
+from ensemble.metrics import bootstrap, confusion_matrix
 
 FOLDS = 5
 _RESAMPLES = 500
@@ -97,34 +97,63 @@ def split_by_person(
     yield from StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(strata, strata, person)
 
 
-def score_answers(metric: Metric, data: LearningData, answers: CandidateAnswers) -> float:
-    """Return the score of the answers, averaged over the repeats; for the likelihood, the mean log-likelihood."""
+def score_answers(
+    metric: Metric, data: LearningData, answers: CandidateAnswers, *, class_weights: Floats | None = None
+) -> float:
+    """Return the score of the answers, averaged over the repeats; for the likelihood, the mean log-likelihood.
+
+    With ``class_weights`` ``(C,)`` an image of class c counts that many times.
+    """
     if metric.score is None:
         return float(answers.log_p_true.mean())
-    return float(np.mean([metric.score_classes(data.truth, classes) for classes in answers.classes]))
+    counted = [
+        _weighted(metric, confusion_matrix(data.truth, classes, classes=data.log_p.shape[-1]), class_weights)
+        for classes in answers.classes
+    ]
+    return float(np.mean(metric.score_confusion(np.stack(counted))))
+
+
+def _weighted(metric: Metric, confusion: Floats, weights: Floats | None) -> Floats:
+    """Return confusion matrices ``(..., values, values)`` of the metric's values, from those of classes."""
+    if weights is not None:
+        confusion = confusion * weights[:, np.newaxis]
+    if metric.values == confusion.shape[-1]:
+        return confusion
+    to_value = np.eye(metric.values)[metric.value_of_class]
+    return np.asarray(to_value.T @ confusion @ to_value)
 
 
 def bootstrap_scores(
-    metric: Metric, data: LearningData, answers: CandidateAnswers, *, seed: int, out_of_bag: bool = False
+    metric: Metric,
+    data: LearningData,
+    answers: CandidateAnswers,
+    *,
+    seed: int,
+    out_of_bag: bool = False,
+    class_weights: Floats | None = None,
 ) -> Floats:
     """Return the score in each of 500 bootstrap resamples of people; one seed gives all answers the same resamples.
 
-    With ``out_of_bag`` the scores are those on the people left out of each resample.
+    With ``out_of_bag`` the scores are those on the people left out of each resample. With ``class_weights`` ``(C,)`` an
+    image of class c counts that many times.
     """
     if metric.score is None:
         return _bootstrap_mean(answers.log_p_true.mean(axis=0), data.person, seed, out_of_bag=out_of_bag)
     persons = data.person.tolist()
-    truth = metric.value_of_class[data.truth]
     of_repeats = [
         metric.score_confusion(
-            bootstrap(
-                truth,
-                metric.value_of_class[classes],
-                classes=metric.values,
-                clusters=persons,
-                resamples=_RESAMPLES,
-                seed=seed,
-                left_out=out_of_bag,
+            _weighted(
+                metric,
+                bootstrap(
+                    data.truth,
+                    classes,
+                    classes=data.log_p.shape[-1],
+                    clusters=persons,
+                    resamples=_RESAMPLES,
+                    seed=seed,
+                    left_out=out_of_bag,
+                ),
+                class_weights,
             )
         )
         for classes in answers.classes

@@ -26,19 +26,27 @@ def learn_from_folds(
     metric: str = "macro-f1",
     seed: int = 0,
     columns: TruthOptions = NO_COLUMNS,
+    applied_to: Sequence[Predictions] = (),
     listener: Listener = SILENT,
 ) -> Learned:
     """Learn from the folds' out-of-fold predictions and a CSV of the ground truth, as `learn`.
+
+    What can be refused is refused before learning: ``applied_to``, the predictions that will be blended, must be of the
+    same groups.
 
     The class indices in the CSV are those of the first member by name.
 
     Raises:
         EnsError: as `gather_folds`, `learn` and `read_truth`.
+        PredictionError: E517 when the groups of ``applied_to`` are not those of ``oof``.
     """
     labels = next(iter(members_by_name(oof).values())).labels
     answers = read_truth(truth, labels, options=columns, listener=listener)
+    if applied_to:
+        groups = {member.group for member in members_by_name(oof).values()}
+        _require_same_groups(groups, {member.group for member in members_by_name(applied_to).values()})
     gathered = gather_folds(oof, answers)
-    return learn(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
+    return learn(gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener)
 
 
 def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transductive: bool = False) -> Recipe:

@@ -48,6 +48,16 @@ class CandidateScore:
         return self.in_sample - self.nested
 
 
+@dataclass(frozen=True, slots=True)
+class MemberScore:
+    """One member's own score, with its 95 % bootstrap interval."""
+
+    member: str
+    score: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """The candidate ``method``, fitted to all images, and the comparison of all candidates.
@@ -55,7 +65,8 @@ class Learned:
     ``fitted`` refers to ``member_views`` and to the classes of ``labels``, in their order; ``candidates`` are all that
     were compared, fitted to all images. ``table`` has the mean first. ``expected_gain`` is the gain over the mean that
     `auto` is expected to have on other people (see `ensemble.learn.selection`): less than the gain of the selected
-    candidate, which was selected for its gain. ``view_gains`` measures each view beside the first in the plain mean.
+    candidate, which was selected for its gain, and 0 where the mean is kept. ``members`` are the members' own scores,
+    of one fold where a model has several. ``view_gains`` measures each view beside the first in the plain mean.
     ``reason`` explains the selection.
     """
 
@@ -67,6 +78,7 @@ class Learned:
     labels: LabelSpace
     table: tuple[CandidateScore, ...]
     expected_gain: float
+    members: tuple[MemberScore, ...]
     view_gains: tuple[ViewGain, ...]
     reason: str
     images: int

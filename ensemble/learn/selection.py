@@ -1,5 +1,11 @@
 """Select a candidate only if its gain is clear, and correct the gain for having selected the best of many.
 
+The pool is selected by its likelihood, which is less noisy than a metric of decided classes: of the calibrated pools
+the simplest within one standard error of the best. Then the rule of that pool is selected by the metric: the one that
+is derived for the metric, unless another is better by more than one standard error. The result is adopted if its gain
+over the mean exceeds one standard error. If it does not, the best of the pools without a bias per class is adopted
+where its likelihood is better than the mean's by more than one standard error and its score is not worse.
+
 The best of many candidates looks better than it is (the winner's curse). The selection is therefore repeated in every
 bootstrap resample of people and scored on the people left out of it: the bootstrap bias-corrected cross-validation of
 Tsamardinos, Greasidou and Borboudakis, "Bootstrapping the out-of-sample predictions for efficient and accurate
@@ -8,32 +14,99 @@ cross-validation", Machine Learning 107 (2018).
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ensemble.arrays import Floats
 
+CALIBRATED = ("calibrated", "factored", "pool")
+"""The pools with a bias per class, the simplest first."""
+UNBIASED = ("logit", "scaled", "log-linear", "linear", "greedy")
+"""The pools without one, the simplest first."""
+_RULES = ("f1", "tau", "")
+"""The decision rules, those derived for a metric first; the empty one is argmax."""
 _ROUNDING = 1e-9
 
 
-def select_candidate(gains: ArrayLike, errors: ArrayLike) -> int:
-    """Return the index of the selected candidate, given gains ``(K,)`` over the first and their standard errors.
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """One score of K candidates: its value ``(K,)``, and in each of R bootstrap resamples of people ``(K, R)``."""
 
-    It is the candidate with the largest gain minus one standard error, or the first if none of these is above 0.
+    value: Floats
+    resampled: Floats
+
+    def error(self, one: int, other: int) -> float:
+        """Return the standard error of the difference between two candidates."""
+        return float((self.resampled[one] - self.resampled[other]).std(ddof=1))
+
+    def at(self, resample: int) -> Scores:
+        """Return the scores with the values of one resample; the standard errors stay."""
+        return Scores(self.resampled[:, resample], self.resampled)
+
+
+def select_candidate(
+    names: Sequence[str], score: Scores, likelihood: Scores, *, elsewhere: Scores | None = None
+) -> int:
+    """Return the index of the selected candidate, the first of which is the mean; see this module for how.
+
+    ``score`` is the metric, ``likelihood`` the mean log-likelihood of the candidates' probabilities. ``elsewhere`` is
+    the metric on another class mix: a candidate is adopted only if it gains there too.
     """
-    margin = np.asarray(gains, np.float64) - np.asarray(errors, np.float64)
-    best = int(margin.argmax())
-    # identical members differ by rounding alone, and that difference has a tiny standard error
-    return best if margin[best] > _ROUNDING else 0
+    index = {name: i for i, name in enumerate(names)}
+
+    def is_adopted(one: int) -> bool:
+        # identical members differ by rounding alone, and that difference has a tiny standard error
+        situations = [score] if elsewhere is None else [score, elsewhere]
+        return all(s.value[one] - s.value[0] - s.error(one, 0) > _ROUNDING for s in situations)
+
+    calibrated = [index[name] for name in CALIBRATED if name in index]
+    if calibrated:
+        pool = _simplest(calibrated, likelihood)
+        with_rule = [f"{names[pool]}+{rule}" if rule else names[pool] for rule in _RULES]
+        options = [index[name] for name in with_rule if name in index]
+        chosen = options[0]
+        for option in options[1:]:
+            if score.value[option] - score.value[chosen] > score.error(option, chosen):
+                chosen = option
+        if is_adopted(chosen):
+            return chosen
+    unbiased = [index[name] for name in UNBIASED if name in index]
+    if unbiased:
+        best = max(unbiased, key=lambda one: likelihood.value[one])
+        likely = likelihood.value[best] - likelihood.value[0] > likelihood.error(best, 0) + _ROUNDING
+        harmless = score.value[best] >= score.value[0] and (
+            elsewhere is None or elsewhere.value[best] >= elsewhere.value[0]
+        )
+        if (likely and harmless) or is_adopted(best):
+            return best
+    others = [i for i, name in enumerate(names) if i and i not in (*calibrated, *unbiased) and "+" not in name]
+    adopted = [
+        i for i in (*others, *(index[name] for name in names if name.startswith(f"{names[0]}+"))) if is_adopted(i)
+    ]
+    return max(adopted, key=lambda one: score.value[one] - score.error(one, 0), default=0)
 
 
-def bias_corrected_gain(in_bag: Floats, out_of_bag: Floats) -> float:
+def bias_corrected_gain(
+    names: Sequence[str],
+    score: Scores,
+    likelihood: Scores,
+    out_of_bag: Floats,
+    *,
+    elsewhere: Scores | None = None,
+) -> float:
     """Return the expected gain of selecting among K candidates over always keeping the first.
 
-    ``in_bag`` and ``out_of_bag`` ``(K, R)`` are the candidates' scores on the people drawn in each of R bootstrap
-    resamples, and on the people left out of it.
+    ``out_of_bag`` ``(K, R)`` is the metric on the people left out of each of the R resamples of ``score``.
     """
-    gains = in_bag - in_bag[0]
-    errors = gains.std(axis=1, ddof=1)
-    selected = [select_candidate(gain, errors) for gain in gains.T]
-    return float((out_of_bag[selected, np.arange(len(selected))] - out_of_bag[0]).mean())
+    resamples = range(out_of_bag.shape[1])
+    selected = [
+        select_candidate(names, score.at(r), likelihood.at(r), elsewhere=None if elsewhere is None else elsewhere.at(r))
+        for r in resamples
+    ]
+    return float((out_of_bag[selected, resamples] - out_of_bag[0]).mean())
+
+
+def _simplest(pools: Sequence[int], likelihood: Scores) -> int:
+    """Return the first pool whose likelihood is within one standard error of the best."""
+    best = max(pools, key=lambda one: likelihood.value[one])
+    return next(one for one in pools if likelihood.value[one] >= likelihood.value[best] - likelihood.error(one, best))

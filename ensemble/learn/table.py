@@ -18,7 +18,7 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render_learned(learned: Learned, *, width: int | None = None) -> str:
-    """Return the table of all candidates, their weights, the reason for the selection, and a table of the views.
+    """Return the members' own scores, the table of all candidates and their weights, the reason, and the views' gains.
 
     ``width`` defaults to that of the terminal; 80 columns are enough for the tables.
     """
@@ -39,7 +39,9 @@ def render_learned(learned: Learned, *, width: int | None = None) -> str:
         )
         for row in learned.table
     ]
+    members = [(f"  {one.member}", one.score, f"[{one.low:.4f}, {one.high:.4f}]") for one in learned.members]
     blocks = [
+        render_columns(("  member alone", "score", "95 % CI"), members, width=width),
         _wrap(heading, width) + render_columns(_HEADER, rows, width=width),
         _render_all_weights(learned.table, width),
         _wrap(learned.reason, width),
@@ -65,18 +67,19 @@ def explain_selection(
     elif is_mean:
         best = max(table[1:], key=lambda row: row.gain - row.error)
         text = (
-            f"The mean of probabilities is kept: no candidate's gain exceeds its standard error; the best, "
-            f"{best.candidate}, changes {metric.title} by {best.gain:+.4f} ± {best.error:.4f}"
+            f"The mean of probabilities is kept: no candidate clearly gains on other people; the best, "
+            f"{best.candidate}, changes {metric.title} by {best.gain:+.4f} ± {best.error:.4f} in cross-validation"
         )
     else:
         text = (
             f"{selected} is selected: compared with the mean of probabilities it changes the cross-validated "
-            f"{metric.title} by {gain}, more than one standard error"
+            f"{metric.title} by {gain}"
         )
     text = f"{text}{_explain_unused(row)}."
     if expected_gain is not None and not is_mean:
         text += (
-            f" Corrected for selection bias (bootstrap bias-corrected CV), the expected gain is {expected_gain:+.4f}."
+            f" Corrected for selection bias (bootstrap bias-corrected CV), the expected gain is {expected_gain:+.4f} "
+            f"± {row.error:.4f}."
         )
     return text
 

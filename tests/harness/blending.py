@@ -40,7 +40,7 @@ from ensemble.predictions.external import read_members
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth, true_classes
 from ensemble.text_table import render_columns
-from tests.support.simulation import PEOPLE, make_contest, take_rows
+from tests.support.simulation import PEOPLE, Contest, make_contest, take_rows
 
 EVEN = np.full((2, 3), 100)
 
@@ -71,8 +71,9 @@ def simulated(name: str, people: int, seed: int) -> Draw:
     if name.startswith("folds"):
         oof, truth = contest.draw_out_of_fold(people, seed=1000 + seed, folds=5)
         return Draw(oof, truth, *contest.draw_folds(1500, seed=5000 + seed, folds=5))
-    if name == "shift":
-        oof, truth = contest.draw_out_of_fold(people, seed=1000 + seed, folds=1)
+    if name == "shift":  # trained on even classes, learned from a long tail, applied to even classes
+        contest = Contest(tuple(replace(member, tau=1.0) for member in contest.members))
+        oof, truth = contest.draw_folds(people, seed=1000 + seed, folds=1)
         return Draw(oof, truth, *contest.draw_folds(1500, seed=5000 + seed, folds=1, mix=EVEN))
     contest = make_contest("C" if name == "C" else "B" if name == "B" else "A", seed=seed % 5)
     mix = PEOPLE * (np.arange(6).reshape(2, 3) != 2) if name == "absent" else PEOPLE
@@ -176,7 +177,7 @@ def _autogluon(p: Sequence[NDArray[np.float64]], truth: Truth) -> Sequence[float
         ensemble_size=100, problem_type="multiclass", metric=metrics.get_metric("f1_macro")
     )
     ensemble.fit(list(p), truth.classes)
-    return list(ensemble.weights_)
+    return [float(weight) for weight in ensemble.weights_]
 
 
 def _hillclimbers(p: Sequence[NDArray[np.float64]], truth: Truth) -> Sequence[float] | None:

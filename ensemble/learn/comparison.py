@@ -1,0 +1,147 @@
+"""Score all candidates and all members on the same images, and select a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ensemble.arrays import Floats
+from ensemble.learn.candidates import FitOptions, Fitted
+from ensemble.learn.class_mix import ClassMix, compare_class_mix
+from ensemble.learn.cross_validation import (
+    CandidateAnswers,
+    LearningData,
+    apply_candidate,
+    bootstrap_scores,
+    score_answers,
+)
+from ensemble.learn.objective import Metric
+from ensemble.learn.result import CandidateScore, MemberScore, MemberView
+from ensemble.learn.selection import Scores, bias_corrected_gain, select_candidate
+from ensemble.metrics import interval
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The scores of all candidates, and the one that `auto` selects.
+
+    ``expected_gain`` is the gain over the mean that is expected of it on other people: 0 where the mean is kept.
+    ``without_mix`` is what would be selected if the class mix of the images to be blended were not regarded;
+    ``elsewhere`` has the gain of each candidate on that mix, and is empty where it does not differ.
+    """
+
+    table: tuple[CandidateScore, ...]
+    selected: str
+    expected_gain: float
+    without_mix: str
+    elsewhere: Mapping[str, float]
+
+    def gains_of(self, name: str) -> tuple[float, float]:
+        """Return the gain of a candidate over the mean: on the images learned from, and on the other class mix."""
+        gain = next(row.gain for row in self.table if row.candidate == name)
+        return gain, self.elsewhere.get(name, gain)
+
+
+def compare_candidates(
+    nested: Mapping[str, CandidateAnswers],
+    fitted: Mapping[str, Fitted],
+    data: LearningData,
+    member_views: Sequence[MemberView],
+    metric: Metric,
+    *,
+    mix: ClassMix | None,
+    seed: int,
+) -> Comparison:
+    """Score every candidate, the mean first as the baseline of the gains, and select one."""
+    names = list(nested)
+    score = _scores(nested, metric, data, seed)
+    likelihood = _scores(nested, replace(metric, score=None), data, seed)
+    weights = mix.weights if mix is not None and mix.differs and metric.score is not None else None
+    elsewhere = None if weights is None else _scores(nested, metric, data, seed, class_weights=weights)
+    table = [
+        CandidateScore(
+            candidate=name,
+            nested=float(score.value[i]),
+            low=interval(score.resampled[i])[0],
+            high=interval(score.resampled[i])[1],
+            gain=float(score.value[i] - score.value[0]),
+            error=score.error(i, 0),
+            in_sample=score_answers(metric, data, apply_candidate(fitted[name], data)),
+            weights={str(v): float(w) for v, w in zip(member_views, fitted[name].weights, strict=True)},
+        )
+        for i, name in enumerate(names)
+    ]
+    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere)
+    expected = 0.0
+    if selected:
+        left_out = np.stack(
+            [bootstrap_scores(metric, data, answers, seed=seed, out_of_bag=True) for answers in nested.values()]
+        )
+        expected = bias_corrected_gain(names, score, likelihood, left_out, elsewhere=elsewhere)
+        if expected <= 0:
+            selected, expected = 0, 0.0
+    return Comparison(
+        table=tuple(table),
+        selected=names[selected],
+        expected_gain=expected,
+        without_mix=names[select_candidate(names, score, likelihood)],
+        elsewhere={}
+        if elsewhere is None
+        else {name: float(elsewhere.value[i] - elsewhere.value[0]) for i, name in enumerate(names)},
+    )
+
+
+def score_members(
+    data: LearningData, member_views: Sequence[MemberView], metric: Metric, *, seed: int
+) -> tuple[MemberScore, ...]:
+    """Score each member alone: the mean of its views' probabilities, with a 95 % bootstrap interval over people."""
+    found = []
+    for name in dict.fromkeys(one.member for one in member_views):
+        used = np.array([one.member == name for one in member_views])
+        alone = Fitted("linear", used / used.sum(), 1.0, np.zeros(data.log_p.shape[-1]))
+        answers = apply_candidate(alone, data)
+        low, high = interval(bootstrap_scores(metric, data, answers, seed=seed))
+        found.append(MemberScore(name, score_answers(metric, data, answers), low, high))
+    return tuple(found)
+
+
+def mix_of(
+    data: LearningData, new: Sequence[Floats], fitted: Mapping[str, Fitted], options: FitOptions, *, seed: int
+) -> ClassMix:
+    """Compare the class mix of the plain mean on the images learned from with that on the images to be blended.
+
+    ``new`` are the folds' log-probabilities ``(k, M, C)`` of each member view.
+    """
+    log_p = np.stack([np.log(np.maximum(np.exp(folds).mean(axis=0), np.finfo(np.float64).tiny)) for folds in new])
+    log_g = np.stack([folds.mean(axis=0) for folds in new])
+    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(log_p.shape[-1]))
+    calibrated = next((fitted[name] for name in ("calibrated", "pool", "mean") if name in fitted), mean)
+    return compare_class_mix(
+        np.exp(mean.apply(data.log_p)),
+        data.person,
+        data.truth,
+        np.exp(mean.apply(log_p)),
+        calibrated=np.exp(calibrated.apply(log_p, log_g)),
+        seed=seed,
+    )
+
+
+def _scores(
+    nested: Mapping[str, CandidateAnswers],
+    metric: Metric,
+    data: LearningData,
+    seed: int,
+    *,
+    class_weights: Floats | None = None,
+) -> Scores:
+    return Scores(
+        np.array([score_answers(metric, data, answers, class_weights=class_weights) for answers in nested.values()]),
+        np.stack(
+            [
+                bootstrap_scores(metric, data, answers, seed=seed, class_weights=class_weights)
+                for answers in nested.values()
+            ]
+        ),
+    )
