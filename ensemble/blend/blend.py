@@ -186,9 +186,11 @@ def _notice_odd_members(
     sample = rows[:: max(1, count // _SAMPLE)]
     seen = np.stack([log_softmax(aligned[name].logits(view, subset=sample)) for name in names])
     seen = seen.reshape(len(names), len(sample), -1)
-    if recipe.learned is None:  # otherwise they were compared with the ground truth, which knows better
-        _notice_disagreeing(np.exp(seen), names, recipe.labels, listener)
     constant = np.ptp(np.exp(seen), axis=1).max(axis=-1) < 1e-6
+    # a learned recipe's members were compared with the ground truth, which knows better
+    if recipe.learned is None and recipe.activation == "softmax":
+        varied = np.flatnonzero(~constant)
+        _notice_disagreeing(np.exp(seen[varied]), [names[i] for i in varied], recipe.labels, listener)
     seen -= seen.mean(axis=-1, keepdims=True)
     flat = seen.reshape(len(names), -1)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.finfo(np.float64).tiny)

@@ -4,8 +4,8 @@ A weight, a bias or a rule that gains on one mix of classes may lose on another.
 compared, as the second is unknown; the mixes of the pooled predictions can. Where they differ by more than chance, the
 mix of the new images is estimated by expectation maximization (Saerens, Latinne and Decaestecker, "Adjusting the
 outputs of a classifier to new a priori probabilities", Neural Computation 14, 2002), and every candidate is scored once
-more with the images of each class weighted accordingly. The estimate serves that comparison alone: predictions are never
-re-weighted by it, because it loses more than it gains where the probabilities are not calibrated.
+more with the images of each class weighted accordingly. The estimate serves that comparison alone: predictions are
+never re-weighted by it, because it loses more than it gains where the probabilities are not calibrated.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def render_learned(learned: Learned, *, width: int | None = None) -> str:
     ]
     members = [(f"  {one.member}", one.score, f"[{one.low:.4f}, {one.high:.4f}]") for one in learned.members]
     blocks = [
-        render_columns(("  member alone", "score", "95 % CI"), members, width=width),
         _wrap(heading, width) + render_columns(_HEADER, rows, width=width),
         _render_all_weights(learned.table, width),
+        render_columns(("  member alone", "score", "95 % CI"), members, width=width),
         _wrap(learned.reason, width),
     ]
     if learned.view_gains:

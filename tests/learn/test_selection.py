@@ -1,6 +1,8 @@
-"""Selecting a candidate by the one-standard-error rule, and the bias-corrected gain of the selection."""
+"""Selecting a candidate by likelihood and score, and the bias-corrected gain of the selection."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -8,31 +10,68 @@ import pytest
 from ensemble.labels import LabelSpace
 from ensemble.learn.cross_validation import CandidateAnswers, LearningData, bootstrap_scores
 from ensemble.learn.objective import parse_metric
-from ensemble.learn.selection import bias_corrected_gain, select_candidate
+from ensemble.learn.selection import Scores, bias_corrected_gain, select_candidate
 
 RESAMPLES = 400
 
 
+NAMES = ("mean", "log-linear", "calibrated", "pool", "pool+tau", "calibrated+f1", "pool+f1")
+
+
+def scores(values: Mapping[str, float], error: float = 0.01) -> Scores:
+    """Scores of `NAMES` around 0.8, each with an error of its own that is independent of the others."""
+    value = np.array([0.8 + values.get(name, 0.0) for name in NAMES])
+    noise = np.random.default_rng(0).normal(size=(len(NAMES), RESAMPLES)) * error / np.sqrt(2)
+    return Scores(value, value[:, np.newaxis] + noise)
+
+
 @pytest.mark.parametrize(
-    ("gain", "error", "taken"),
+    ("gains", "likelihoods", "taken"),
     [
-        ([0.0, 0.02, 0.03], [0.0, 0.01, 0.025], 1),
-        ([0.0, 0.02, 0.06], [0.0, 0.01, 0.025], 2),
-        ([0.0, 0.01, -0.1], [0.0, 0.02, 0.01], 0),
-        ([0.0, 1e-12], [0.0, 0.0], 0),
+        # the pool with the better likelihood, though another has the better score
+        ({"pool+f1": 0.02, "calibrated+f1": 0.03}, {"pool": 0.1, "calibrated": 0.05}, "pool+f1"),
+        # of two pools within one standard error the simpler
+        ({"pool+f1": 0.03, "calibrated+f1": 0.02}, {"pool": 0.055, "calibrated": 0.05}, "calibrated+f1"),
+        # another rule only if it is clearly better
+        ({"pool+f1": 0.02, "pool+tau": 0.025}, {"pool": 0.1}, "pool+f1"),
+        ({"pool+f1": 0.02, "pool+tau": 0.05}, {"pool": 0.1}, "pool+tau"),
+        # a gain within its standard error is none
+        ({"pool+f1": 0.005}, {"pool": 0.1}, "mean"),
+        # a pool without a bias is adopted for its likelihood, unless its score is worse
+        ({"log-linear": 0.001}, {"log-linear": 0.1, "pool": 0.1}, "log-linear"),
+        ({"log-linear": -0.001}, {"log-linear": 0.1, "pool": 0.1}, "mean"),
+        ({}, {}, "mean"),
     ],
 )
-def test_a_candidate_is_selected_for_a_gain_beyond_its_error(gain: list[float], error: list[float], taken: int) -> None:
-    """The largest gain minus one standard error wins, if it is above 0 by more than rounding."""
-    assert select_candidate(gain, error) == taken
+def test_the_likelihood_selects_the_pool_and_the_score_the_rule(
+    gains: dict[str, float], likelihoods: dict[str, float], taken: str
+) -> None:
+    """The pool is selected by likelihood, its rule by score, and both only for a gain beyond its error."""
+    assert NAMES[select_candidate(NAMES, scores(gains), scores(likelihoods))] == taken
+
+
+def test_a_gain_on_one_class_mix_alone_is_not_adopted() -> None:
+    """A candidate that gains on the images learned from and loses on another class mix is left alone."""
+    score, likelihood = scores({"pool+f1": 0.05}), scores({"pool": 0.1})
+    assert NAMES[select_candidate(NAMES, score, likelihood, elsewhere=scores({"pool+f1": 0.03}))] == "pool+f1"
+    assert NAMES[select_candidate(NAMES, score, likelihood, elsewhere=scores({"pool+f1": -0.03}))] == "mean"
+
+
+def test_members_that_differ_by_rounding_are_not_selected() -> None:
+    """A difference of 1e-12 without any error is rounding, not a gain."""
+    value = np.array([0.8, 0.8 + 1e-12])
+    same = Scores(value, np.repeat(value[:, np.newaxis], RESAMPLES, axis=1))
+    assert select_candidate(("mean", "logit"), same, same) == 0
 
 
 def test_a_gain_that_is_real_is_expected_whole() -> None:
-    """A candidate that is better by 0.1 in every bootstrap_scores is always selected, and its gain is expected."""
+    """A candidate that is better by 0.1 in every resample is always selected, and its gain is expected."""
     noise = np.random.default_rng(0).normal(0.5, 0.001, size=(2, RESAMPLES))
     in_bag = np.stack([noise[0], noise[0] + 0.1, noise[0] + 0.02])
     out_of_bag = np.stack([noise[1], noise[1] + 0.08, noise[1] + 0.3])
-    assert bias_corrected_gain(in_bag, out_of_bag) == pytest.approx(0.08, abs=1e-12)
+    score = Scores(in_bag.mean(axis=1), in_bag)
+    names = ("mean", "log-linear", "greedy")
+    assert bias_corrected_gain(names, score, score, out_of_bag) == pytest.approx(0.08, abs=1e-12)
 
 
 @pytest.mark.slow
@@ -54,7 +93,9 @@ def test_the_best_of_many_equal_candidates_has_no_expected_gain() -> None:
             np.stack([bootstrap_scores(metric, data, one, seed=0, out_of_bag=out) for one in answers])
             for out in (False, True)
         )
+        score = Scores(in_bag.mean(axis=1), in_bag)
+        names = ("mean", *(f"other{i}" for i in range(13)))
         apparent.append(max((one == truth).mean() for one in classes) - (classes[0] == truth).mean())
-        expected.append(bias_corrected_gain(in_bag, out_of_bag))
+        expected.append(bias_corrected_gain(names, score, score, out_of_bag))
     assert np.mean(apparent) > 0.04
     assert abs(np.mean(expected)) < np.mean(apparent) / 2

@@ -44,9 +44,10 @@ def test_the_table_fits_80_columns(metric: str) -> None:
 def test_weights_reason_and_views_follow_the_table() -> None:
     """Below the table are the weights once per pool, the whole reason, and a line for each added view."""
     learned = learned_of("macro-f1")
-    _, weights, reason, views = render_learned(learned, width=80).split("\n\n")
+    _, weights, members, reason, views = render_learned(learned, width=80).split("\n\n")
     assert "  mean, logit, scaled, calibrated, " in weights
     assert "\n  linear: tf_efficientnetv2_" in weights
+    assert [line.split()[0] for line in members.splitlines()[1:]] == [one.member for one in learned.members]
     assert " ".join(reason.split()) == learned.reason
     assert [line.split()[0] for line in views.splitlines()[2:]] == ["hflip"]
 
@@ -56,8 +57,8 @@ def test_a_selection_is_explained_with_its_corrected_gain() -> None:
     table = [score("mean", 0), score("pool", 0.02), score("greedy", 0.01)]
     assert explain_selection(table, "pool", ACCURACY, expected_gain=0.0123) == (
         "pool is selected: compared with the mean of probabilities it changes the cross-validated accuracy by "
-        "+0.0200 ± 0.0100, more than one standard error. Corrected for selection bias (bootstrap bias-corrected CV), "
-        "the expected gain is +0.0123."
+        "+0.0200 ± 0.0100. Corrected for selection bias (bootstrap bias-corrected CV), the expected gain is "
+        "+0.0123 ± 0.0100."
     )
 
 
@@ -65,8 +66,8 @@ def test_a_kept_mean_is_explained_by_the_best_candidate() -> None:
     """Where the mean is kept, the reason names the candidate with the largest gain minus one standard error."""
     table = [score("mean", 0), score("pool", -0.02), score("greedy", 0.005)]
     assert explain_selection(table, "mean", ACCURACY, expected_gain=0.0) == (
-        "The mean of probabilities is kept: no candidate's gain exceeds its standard error; the best, greedy, "
-        "changes accuracy by +0.0050 ± 0.0100."
+        "The mean of probabilities is kept: no candidate clearly gains on other people; the best, greedy, "
+        "changes accuracy by +0.0050 ± 0.0100 in cross-validation."
     )
 
 
