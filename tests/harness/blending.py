@@ -196,7 +196,7 @@ def _hillclimbers(p: Sequence[NDArray[np.float64]], truth: Truth) -> Sequence[fl
         tried = [(value((1 - w) * pooled + w * p[i]), w, i) for i in range(len(p)) for w in np.arange(0.01, 0.51, 0.01)]
         found, w, i = max(tried)
         if found <= top:
-            return weights.tolist()
+            return [float(weight) for weight in weights]
         pooled, top, weights = (1 - w) * pooled + w * p[i], found, (1 - w) * weights + w * np.eye(len(p))[i]
 
 
@@ -276,11 +276,11 @@ def _say(title: str, kept: Mapping[str, list[Result]]) -> None:
 
 
 def _read(options: argparse.Namespace) -> Draw:
-    oof = read_members(options.oof, MASK18, kind=None)
+    oof = read_members(options.oof, MASK18)
     truth = read_truth(options.truth, oof[0].labels)
     if options.test is None:
         return Draw(oof, truth, [], truth)
-    test = read_members(options.test, MASK18, kind=None)
+    test = read_members(options.test, MASK18)
     return Draw(oof, truth, test, read_truth(options.test_truth, test[0].labels))
 
 

@@ -96,13 +96,9 @@ class Contest:
             for fold in range(folds):
                 own = replace(member, bias=member.bias + np.random.default_rng((number, fold)).normal(size=18) * 0.15)
                 of_fold = [member.blur * rng.normal(size=len(person)) for _ in range(2)]
-                seen = [
-                    shown + math.sqrt(0.5) * (common + alone)
-                    for shown, common, alone in zip(
-                        (shown_gender, shown_age), (blur_gender, blur_age), of_fold, strict=True
-                    )
-                ]
-                logits = _posterior(seen_mask, *seen, own)
+                seen_gender = shown_gender + math.sqrt(0.5) * (blur_gender + of_fold[0])
+                seen_age = shown_age + math.sqrt(0.5) * (blur_age + of_fold[1])
+                logits = _posterior(seen_mask, seen_gender, seen_age, own)
                 one = make_member(f"m{number}_f{fold}", logits, ids=ids, labels=MASK18, group=f"m{number}")
                 made.append(replace(one, fold=fold))
         classes = np.asarray(mask * 6 + group[person], dtype=np.intp)
