@@ -259,6 +259,14 @@ CODES: dict[str, Code] = {
         "A training process lost contact with the others.",
         "look for the error of the process that ended first, then run again: training resumes after the last epoch",
     ),
+    "E448": Code(
+        "A checkpoint contains several networks, and none of them is clearly the one to use.",
+        "choose one with --weights and a part of its name, such as --weights fold1",
+    ),
+    "E449": Code(
+        "The weights do not tell how the layers of a network's head work.",
+        "name them with --head-layers, such as --head-layers linear,relu,linear",
+    ),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",
         "nothing to do",

@@ -1,123 +1,96 @@
-"""Identify the architecture of a set of weights by the names and shapes of its tensors."""
+"""The architectures of timm: their tensors, and which of them a set of names and shapes fits."""
 
 from __future__ import annotations
 
+import csv
 import difflib
+import functools
+import math
+import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import timm
 import torch
 from timm.models import get_deprecated_models
 
-from checkpoints.loading.network import classifiers, size_options
-from checkpoints.loading.state_dicts import Claim
-from checkpoints.loading.torchvision_names import Renamed
-from ensemble.errors import ModelError, OptionError, enumerate_some
-from ensemble.events import Listener, Notice
+from checkpoints.loading.key_names import COUNTER
+from checkpoints.loading.network import ArchOptions, classifiers, size_options
+from ensemble.errors import OptionError, enumerate_some
 
-# Number of values outside the classifier (weights and running statistics) -> architectures with that number. A tf_
-# variant has the same names and shapes, but TensorFlow's padding and another epsilon.
-FAMILIES: dict[int, tuple[str, ...]] = {
-    11_186_112: ("resnet18",),
-    21_301_696: ("resnet34",),
-    23_561_152: ("resnet50",),
-    42_605_504: ("resnet101",),
-    58_295_232: ("resnet152",),
-    4_049_564: ("efficientnet_b0", "tf_efficientnet_b0"),
-    6_575_232: ("efficientnet_b1", "tf_efficientnet_b1"),
-    7_768_562: ("efficientnet_b2", "tf_efficientnet_b2"),
-    10_783_528: ("efficientnet_b3", "tf_efficientnet_b3"),
-    17_673_816: ("efficientnet_b4", "tf_efficientnet_b4"),
-    28_513_520: ("efficientnet_b5", "tf_efficientnet_b5"),
-    40_960_136: ("efficientnet_b6", "tf_efficientnet_b6"),
-    64_097_680: ("efficientnet_b7", "tf_efficientnet_b7"),
-    3_413_024: ("efficientnet_lite0", "tf_efficientnet_lite0"),
-    4_189_344: ("efficientnet_lite1", "tf_efficientnet_lite1"),
-    4_869_168: ("efficientnet_lite2", "tf_efficientnet_lite2"),
-    6_992_768: ("efficientnet_lite3", "tf_efficientnet_lite3"),
-    11_837_936: ("efficientnet_lite4", "tf_efficientnet_lite4"),
-    20_331_360: ("efficientnetv2_s", "tf_efficientnetv2_s"),
-    53_150_388: ("efficientnetv2_m", "tf_efficientnetv2_m"),
-    117_746_848: ("efficientnetv2_l", "tf_efficientnetv2_l"),
-    5_919_312: ("tf_efficientnetv2_b0",),
-    6_931_124: ("tf_efficientnetv2_b1",),
-    8_769_374: ("tf_efficientnetv2_b2",),
-    12_930_622: ("tf_efficientnetv2_b3",),
-}
-# the number of batches has no effect on predictions, and old versions of torch do not save it: never compared
-_COUNTER = ".num_batches_tracked"
+# Names of rare variants: strided convolutions followed by a blur, or copies of a pretraining.
+_RARE = re.compile(r".*(blur|_aa_|resnetaa|resnextaa|_pruned).*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArchitectureMatch:
-    """A comparison of weights with an architecture; ``wanted`` has its tensors in its order, on the meta device."""
+class Architecture:
+    """The tensors of an architecture in its order, on the meta device.
+
+    ``body`` are the shapes of all tensors outside the classifier that a file must have. ``first_conv`` is the weight
+    that the image's channels meet, ``features`` the number of values that the classifier takes.
+    """
 
     arch: str
-    num_classes: int
     classifier: tuple[str, ...]
-    wanted: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
+    body: Mapping[str, torch.Size]
+    buffers: frozenset[str]
+    children: tuple[str, ...]
+    first_conv: str | None
+    features: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BodyMatch:
+    """A comparison of tensors with an architecture's body; ``in_channels`` is that of the images."""
+
+    architecture: Architecture
     matching: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshaped: tuple[str, ...]
+    in_channels: int = 3
+    size: tuple[int, int] | None = None
+
+    @property
+    def arch(self) -> str:
+        """The name by which timm builds it."""
+        return self.architecture.arch
 
     @property
     def total(self) -> int:
-        """The number of keys of the architecture."""
+        """The number of keys of the body."""
         return len(self.matching) + len(self.missing) + len(self.misshaped)
 
     @property
     def is_full(self) -> bool:
-        """True if all keys are present with their shapes, and there are no others."""
-        return len(self.matching) == self.total and not self.unexpected
+        """True if every key of the body is there with its shape."""
+        return len(self.matching) == self.total
+
+    @property
+    def has_parameters(self) -> bool:
+        """True if nothing but buffers, such as running statistics, is missing."""
+        return not self.misshaped and bool(self.matching) and set(self.missing) <= self.architecture.buffers
 
     @property
     def percent(self) -> int:
         """Matching keys among the keys of both sides, 0 to 100; 100 only for a full match."""
-        return 100 * len(self.matching) // (self.total + len(self.unexpected))
+        return 100 * len(self.matching) // max(1, self.total + len(self.unexpected))
 
-
-def find_architecture(
-    renamed: Renamed,
-    *,
-    given: str | None,
-    claims: tuple[Claim, ...],
-    path: Path,
-    size: tuple[int, int] | None = None,
-    listener: Listener,
-) -> ArchitectureMatch:
-    """Return the architecture of weights: the given one, else the one in the file's metadata, else by the weights.
-
-    ``size`` is the ``(height, width)`` of the images that a given architecture was trained on, if it is known.
-
-    Raises:
-        ModelError: E410 when the given one does not fit, E415 when none fits, E416 when several do.
-    """
-    if given is not None:
-        fit = compare_architecture(given, renamed.tensors, size=size)
-        if fit.is_full and not _pads_differently(given, renamed):
-            return fit
-        raise _does_not_fit(fit, renamed, path)
-    claimed = [(current, claim.place) for claim in claims if (current := _current_name(claim.arch)) is not None]
-    for arch, place in claimed:
-        fit = compare_architecture(arch, renamed.tensors)
-        if fit.is_full and not _pads_differently(arch, renamed):
-            listener.notice(Notice("I419", f"{path.name} is {arch}, as {place} in the file says", path))
-            return fit
-    fit, names = _closest(renamed)
-    if not fit.is_full:
-        raise (
-            _does_not_fit(compare_architecture(claimed[0][0], renamed.tensors), renamed, path)
-            if claimed
-            else _unknown(fit, path)
+    def differences(self) -> tuple[str, ...]:
+        """Return one line for each kind of difference."""
+        return tuple(
+            f"{len(keys):,} {what}: {enumerate_some(list(keys))}"
+            for what, keys in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape", self.misshaped),
+            )
+            if keys
         )
-    if len(names) > 1:
-        raise _ambiguous(names, path)
-    listener.notice(Notice("I419", f"{path.name} is {fit.arch}: all {fit.total} keys and shapes fit", path))
-    return fit
 
 
 def resolve_architecture(name: str) -> str:
@@ -126,7 +99,7 @@ def resolve_architecture(name: str) -> str:
     Raises:
         OptionError: E204 when timm does not know it, with similar names in the hint.
     """
-    if (current := _current_name(name)) is not None:
+    if (current := current_name(name)) is not None:
         return current
     arch = name.partition(".")[0]
     known = timm.list_models()
@@ -138,102 +111,187 @@ def resolve_architecture(name: str) -> str:
     )
 
 
-def _current_name(name: str) -> str | None:
+def current_name(name: str) -> str | None:
+    """Return the name by which timm builds an architecture; None if timm does not know it."""
     name = get_deprecated_models().get(name) or name
     arch, _, tag = name.partition(".")
     is_known = arch in timm.list_models() and (not tag or name in timm.list_pretrained(arch))
     return name if is_known else None
 
 
-def compare_architecture(
-    arch: str, tensors: Mapping[str, torch.Tensor], *, size: tuple[int, int] | None = None
-) -> ArchitectureMatch:
-    """Compare weights with an architecture of timm that has the same number of classes."""
+def describe(
+    arch: str, *, size: tuple[int, int] | None = None, in_channels: int = 3, arch_options: ArchOptions | None = None
+) -> Architecture:
+    """Return the tensors of an architecture."""
+    options = tuple(sorted((arch_options or {}).items()))
+    return _describe(arch, size, in_channels, options)
+
+
+@functools.lru_cache(maxsize=64)
+def _describe(
+    arch: str, size: tuple[int, int] | None, in_channels: int, arch_options: tuple[tuple[str, Any], ...]
+) -> Architecture:
     classifier = classifiers(arch)
-    heads = [tensors[f"{name}.weight"] for name in classifier if f"{name}.weight" in tensors]
-    options: dict[str, Any] = {"num_classes": heads[0].shape[0]} if heads and heads[0].ndim else {}
-    options |= size_options(arch, size)
+    options = size_options(arch, size) | dict(arch_options)
+    if in_channels != 3:
+        options["in_chans"] = in_channels
     with torch.device("meta"):  # names and shapes only: nothing is allocated or drawn at random
         model: Any = timm.create_model(arch, pretrained=False, **options)
-    wanted = model.state_dict()
-    compared = {key: tensor.shape for key, tensor in wanted.items() if not key.endswith(_COUNTER)}
-    return ArchitectureMatch(
+    state = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters()}
+    own = tuple(f"{name}." for name in classifier)
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    first = config.first_conv if config else None
+    heads = [state[f"{name}.weight"] for name in classifier if f"{name}.weight" in state]
+    return Architecture(
         arch=arch,
-        num_classes=model.num_classes,
         classifier=classifier,
-        wanted=wanted,
-        matching=tuple(key for key, shape in compared.items() if key in tensors and tensors[key].shape == shape),
-        missing=tuple(key for key in compared if key not in tensors),
-        unexpected=tuple(key for key in tensors if key not in compared and not key.endswith(_COUNTER)),
-        misshaped=tuple(key for key, shape in compared.items() if key in tensors and tensors[key].shape != shape),
+        state=state,
+        body={
+            key: tensor.shape
+            for key, tensor in state.items()
+            if not key.startswith(own) and not key.endswith(COUNTER) or not own
+        },
+        buffers=frozenset(state.keys() - parameters),
+        children=tuple(name for name, _ in model.named_children()),
+        first_conv=f"{first}.weight" if isinstance(first, str) else None,
+        features=heads[0].shape[1] if heads and heads[0].ndim >= 2 else None,
     )
 
 
-def count_values(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Return the number of values outside the classifier."""
-    return sum(
-        tensor.numel()
-        for key, tensor in tensors.items()
-        if not key.endswith(_COUNTER) and not key.startswith(("fc.", "classifier."))
+def compare_body(
+    arch: str,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    size: tuple[int, int] | None = None,
+    arch_options: ArchOptions | None = None,
+) -> BodyMatch:
+    """Compare tensors with the body of an architecture, which may take images of any number of channels.
+
+    Without ``size``, that of a square image is taken from the number of position embeddings, if there are any.
+    """
+    plain = describe(arch, size=size, arch_options=arch_options)
+    in_channels = 3
+    first = plain.first_conv
+    if first is not None and first in tensors and first in plain.body:
+        found, wanted = tensors[first].shape, plain.body[first]
+        if len(found) == len(wanted) == 4 and found[1] != wanted[1] == 3 and found[2:] == wanted[2:]:
+            in_channels = found[1]
+    if size is None:
+        size = _square_size(plain, tensors)
+    architecture = plain
+    if in_channels != 3 or size is not None:
+        try:
+            architecture = describe(arch, size=size, in_channels=in_channels, arch_options=arch_options)
+        except (AssertionError, RuntimeError, TypeError, ValueError):  # it cannot be built so: the shapes differ
+            in_channels, size = 3, None
+    own = tuple(f"{name}." for name in architecture.classifier)
+    body = architecture.body
+    return BodyMatch(
+        architecture=architecture,
+        matching=tuple(key for key, shape in body.items() if key in tensors and tensors[key].shape == shape),
+        missing=tuple(key for key in body if key not in tensors),
+        unexpected=tuple(
+            key for key in tensors if key not in body and not key.endswith(COUNTER) and not key.startswith(own)
+        ),
+        misshaped=tuple(key for key, shape in body.items() if key in tensors and tensors[key].shape != shape),
+        in_channels=in_channels,
+        size=size,
     )
 
 
-def _closest(renamed: Renamed) -> tuple[ArchitectureMatch, tuple[str, ...]]:
-    """Return the known architecture of the nearest size, and the names of all with its keys and padding."""
-    size = count_values(renamed.tensors)
-    names = FAMILIES[min(FAMILIES, key=lambda known: abs(known - size))]
-    return compare_architecture(names[0], renamed.tensors), tuple(
-        name for name in names if not _pads_differently(name, renamed)
+def _square_size(plain: Architecture, tensors: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
+    """Return the sides of a square image by the number of position embeddings; None for the architecture's own."""
+    name, first = "pos_embed", plain.first_conv
+    if name not in plain.body or name not in tensors or first is None or first not in plain.body:
+        return None
+    wanted, found = plain.body[name], tensors[name].shape
+    if len(wanted) != 3 or len(found) != 3 or wanted == found:
+        return None
+    patch = plain.body[first][-1]
+    config = timm.get_pretrained_cfg(plain.arch, allow_unregistered=True)
+    extra = wanted[1] - (config.input_size[1] // patch) ** 2 if config else 0
+    side = math.isqrt(max(0, found[1] - extra))
+    return (side * patch, side * patch) if side and side * side == found[1] - extra else None
+
+
+# the table of all architectures
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Architectures with the same names and shapes outside the classifier."""
+
+    names: tuple[str, ...]
+    values: int
+    tops: tuple[str, ...]
+    classifier: tuple[str, ...]
+    first_conv: str | None
+
+    @property
+    def usual(self) -> str | None:
+        """The one that most networks with these names and shapes are; None if there is no such one."""
+        plain = [name for name in self.names if not _RARE.fullmatch(name)]
+        return plain[0] if len(plain) == 1 else self.names[0] if len(self.names) == 1 else None
+
+
+@dataclass(slots=True)
+class _Table:
+    groups: list[Twins] = field(default_factory=list)
+    by_layout: dict[tuple[tuple[str, ...], tuple[str, ...], str | None], list[Twins]] = field(
+        default_factory=lambda: defaultdict(list)
     )
 
 
-def _pads_differently(arch: str, renamed: Renamed) -> bool:
-    return renamed.is_torchvision and arch.startswith("tf_")
+@functools.cache
+def _table() -> _Table:
+    """Read the table of all architectures that timm knows; those that the installed timm lacks are left out."""
+    table, known = _Table(), set(timm.list_models())
+    text = files("checkpoints.loading").joinpath("timm_architectures.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        names = tuple(name for name in row["names"].split() if name in known)
+        if names:
+            twins = Twins(
+                names,
+                int(row["values"]),
+                tuple(row["tops"].split()),
+                tuple(row["classifier"].split()),
+                row["first_conv"] or None,
+            )
+            table.groups.append(twins)
+            table.by_layout[twins.tops, twins.classifier, twins.first_conv].append(twins)
+    return table
 
 
-def _does_not_fit(fit: ArchitectureMatch, renamed: Renamed, path: Path) -> ModelError:
-    near, names = _closest(renamed)
-    looks = f". Looks like {' or '.join(names)} ({near.percent} %)" if near.percent >= 50 and names else ""
-    if fit.is_full:
-        return ModelError(
-            "E410", f"{path.name} is torchvision's, which does not pad as {fit.arch} does{looks}", path=path
-        )
-    return ModelError(
-        "E410",
-        f"{path.name} is not {fit.arch}: {len(fit.matching)} of {fit.total} keys fit"
-        + ("" if fit.arch in names else looks),
-        path=path,
-        details=_differences(fit),
-    )
+def first_convolutions() -> tuple[str, ...]:
+    """Return the names that the first weight of an architecture can have."""
+    return tuple(dict.fromkeys(f"{twins.first_conv}.weight" for twins in _table().groups if twins.first_conv))
 
 
-def _unknown(fit: ArchitectureMatch, path: Path) -> ModelError:
-    if fit.percent < 50:
-        return ModelError("E415", f"{path.name} is no ResNet and no EfficientNet that is known by its keys", path=path)
-    return ModelError(
-        "E415",
-        f"{path.name} fits no known architecture; the closest is {fit.arch} ({fit.percent} %)",
-        path=path,
-        details=_differences(fit),
-    )
+def twins_of(arch: str) -> tuple[str, ...]:
+    """Return the architectures with the names and shapes of ``arch``, itself included."""
+    name = arch.partition(".")[0]
+    return next((twins.names for twins in _table().groups if name in twins.names), (name,))
 
 
-def _ambiguous(names: tuple[str, ...], path: Path) -> ModelError:
-    named = max((name for name in names if name in path.name), key=len, default=None)
-    hint = f"the file's name suggests --arch {named}, but a name proves nothing" if named else None
-    both = " and ".join(names)
-    return ModelError(
-        "E416", f"{path.name} fits {both}, which differ in padding and epsilon only", hint=hint, path=path
-    )
+def nearest_twins(tensors: Mapping[str, torch.Tensor], *, most: int = 3) -> tuple[Twins, ...]:
+    """Return the architectures with the names of ``tensors`` at the top, those of the nearest size first.
 
-
-def _differences(fit: ArchitectureMatch) -> tuple[str, ...]:
-    return tuple(
-        f"{len(keys):,} {what}: {enumerate_some(list(keys))}"
-        for what, keys in (
-            ("missing", fit.missing),
-            ("unexpected", fit.unexpected),
-            ("of another shape", fit.misshaped),
-        )
-        if keys
-    )
+    A full match is always among them: the size is the number of values outside the classifier.
+    """
+    present = {key.partition(".")[0] for key in tensors}
+    found: list[tuple[int, Twins]] = []
+    for (tops, classifier, first), groups in _table().by_layout.items():
+        if not present.issuperset(tops):
+            continue
+        own, wanted = tuple(f"{name}." for name in classifier), set(tops)
+        size = 0
+        for key, tensor in tensors.items():
+            if key.partition(".")[0] in wanted and not key.startswith(own) and not key.endswith(COUNTER):
+                values = tensor.numel()
+                if first is not None and key == f"{first}.weight" and tensor.ndim == 4 and tensor.shape[1] != 3:
+                    values = 3 * values // max(1, tensor.shape[1])  # the table counts three channels
+                size += values
+        found += [(abs(twins.values - size), twins) for twins in groups]
+    found.sort(key=lambda pair: pair[0])
+    return tuple(twins for _, twins in found[:most])

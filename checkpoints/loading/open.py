@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from checkpoints.loading.architectures import find_architecture, resolve_architecture
-from checkpoints.loading.network import count_outputs, make_network
-from checkpoints.loading.read import read_content
-from checkpoints.loading.state_dicts import StateDict, claimed_architectures, find_state_dicts, strip_prefixes
-from checkpoints.loading.torchvision_names import Renamed, absorb_epsilon, timm_names
+from checkpoints.loading.architectures import resolve_architecture
+from checkpoints.loading.bodies import Wanted, find_bodies
+from checkpoints.loading.head_options import HeadRequest
+from checkpoints.loading.heads import FoundHead, HeadFinder
+from checkpoints.loading.identify import identify, unknown_network
+from checkpoints.loading.network import (
+    ArchOptions,
+    HeadLayers,
+    add_zero_logit,
+    count_outputs,
+    fix_padding,
+    make_network,
+    set_head,
+)
+from checkpoints.loading.networks import Network, choose_network
+from checkpoints.loading.read import Content, read_content
+from checkpoints.loading.reparametrized import merge_parts
+from checkpoints.loading.state_dicts import AllTensors, claimed_architectures, collect_tensors
+from checkpoints.loading.torchvision_names import absorb_epsilon
 from checkpoints.loading.weight_checks import (
     cast_to_architecture,
     require_finite_weights,
@@ -25,7 +40,9 @@ from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 
-__all__ = ["Checkpoint", "build_model", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "HeadRequest", "build_model", "open_checkpoint", "save_checkpoint"]
+
+_ANY_HEAD = HeadRequest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +50,9 @@ class Checkpoint:
     """Weights that fit their architecture: float32 tensors under timm's key names.
 
     ``num_classes`` is the number of logits. ``card`` is the one that `ens train` wrote, and None for other checkpoints.
+    ``in_channels`` is the number of channels of an image. ``size`` is the ``(height, width)`` that the weights fit
+    alone, None where they fit any. ``head`` are the layers in place of the classifier. ``padded_for`` is the side of
+    square images for which a library fixes its padding.
     """
 
     path: Path
@@ -42,65 +62,118 @@ class Checkpoint:
     sha256: str
     weights: Weights
     card: ModelCard | None = None
+    in_channels: int = 3
+    size: tuple[int, int] | None = None
+    head: HeadLayers = field(default_factory=HeadLayers)
+    padded_for: int | None = None
+    arch_options: ArchOptions = field(default_factory=dict)
 
 
 def open_checkpoint(
-    path: Path, *, arch: str | None = None, weights: Weights | None = None, listener: Listener = SILENT
+    path: Path,
+    *,
+    arch: str | None = None,
+    weights: str | None = None,
+    head: HeadRequest = _ANY_HEAD,
+    listener: Listener = SILENT,
 ) -> Checkpoint:
     """Read a checkpoint of any common format, and check that its weights are complete, finite and fit one architecture.
 
     ``arch`` is a name of timm's; without it, the metadata of the file decides, then the names and shapes of the
-    weights. ``weights`` chooses between raw and averaged (EMA) ones if the file has both; the default is averaged.
+    weights. ``weights`` chooses between several networks in the file: ``raw``, ``ema``, or a part of a path such as
+    ``fold1``; the default are averaged (EMA) ones. ``head`` says what the weights do not tell about the head.
 
     Raises:
         FileError: E707 when the file cannot be read.
         OptionError: E204 when timm does not know ``arch``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
             E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture
-            cannot be determined, E417 and E430 when there are no (such) weights, E427 for a card that cannot be read,
-            E444 for a pickle that takes too much memory or time.
+            cannot be determined, E417, E430 and E448 when there are no (such) weights or several, E449 when the
+            weights do not tell the head, E427 for a card that cannot be read, E444 for a pickle that takes too much
+            memory or time.
     """
     content = read_content(path, listener=listener)
-    state = _choose(find_state_dicts(content.payload, path), content.card, weights, path, listener)
-    require_plausible_sizes(state.tensors, content.size, path)
-    renamed = _rename_to_timm(state, path, listener)
-    named = arch or (content.card.arch if content.card else None)
-    fit = find_architecture(
-        renamed,
-        given=None if named is None else resolve_architecture(named),
-        claims=claimed_architectures(content.payload),
-        path=path,
-        size=content.card.preprocess.size if content.card else None,
-        listener=listener,
+    card = content.card
+    found = _merge(collect_tensors(content.payload, path), path, listener)
+    named = arch or (card.arch if card else None)
+    wanted = Wanted(
+        arch=None if named is None else resolve_architecture(named), size=card.preprocess.size if card else None
     )
-    if content.card is not None and content.card.head == "axes":
-        _require_head(fit.num_classes, content.card, path)
-    tensors = cast_to_architecture(renamed.tensors, fit, path, listener)
+    search = find_bodies(found, wanted)
+    if not search.bodies:
+        raise unknown_network(search.nearest, wanted, found, path)
+    network = choose_network(found, search, weights, card, path, listener)
+    _say_names(network, found, path, listener)
+    network = replace(
+        network,
+        body=identify(network, wanted, claimed_architectures(content.payload), path, listener),
+    )
+    request = replace(head, labels=None) if card else head
+    behind = HeadFinder(network.body, network.rest, request, path).find()
+    _say_head(behind, path, listener)
+    return _assemble(network, behind, content, path, listener)
+
+
+def _merge(found: AllTensors, path: Path, listener: Listener) -> AllTensors:
+    require_plausible_sizes(found.tensors, path)
+    merged = merge_parts(found.tensors, path)
+    for note in merged.notes:
+        listener.notice(Notice("I418", note, path))
+    return replace(found, tensors=merged.tensors)
+
+
+def _assemble(
+    network: Network, behind: FoundHead, content: Content, path: Path, listener: Listener
+) -> Checkpoint:
+    body, match, card = network.body, network.body.match, content.card
+    axes = card.labels.shape if card is not None and card.head == "axes" else behind.layers.axes
+    if card is not None and card.head == "axes":
+        _require_head(behind.outputs, card, path)
+    named = {name: network.tensors[key] for name, key in body.sources.items() if name in match.architecture.state}
+    own = tuple(f"{name}." for name in match.architecture.classifier)
+    named = {name: tensor for name, tensor in named.items() if not (own and name.startswith(own))}
+    tensors = cast_to_architecture({**named, **behind.tensors}, match.architecture, behind.tensors, path, listener)
     require_finite_weights(tensors, path)
-    warn_if_untrained(tensors, fit, path, listener)
-    if renamed.is_torchvision:
-        tensors = absorb_epsilon(fit.arch, tensors)
+    warn_if_untrained(tensors, match.architecture.classifier, path, listener)
+    if body.layout.name == "torchvision":
+        tensors = absorb_epsilon(match.arch, tensors)
+    layers = replace(behind.layers, axes=axes)
+    classes = 2 if layers.one_logit else behind.outputs
     return Checkpoint(
         path=path,
-        arch=fit.arch,
+        arch=match.arch,
         state_dict=tensors,
-        num_classes=len(content.card.labels) if content.card and content.card.head == "axes" else fit.num_classes,
+        num_classes=math.prod(axes) if axes else classes,
         sha256=content.sha256,
-        weights=state.weights,
-        card=content.card,
+        weights=network.weights,
+        card=card,
+        in_channels=match.in_channels,
+        size=match.size,
+        head=layers,
+        padded_for=body.layout.padded_for(match.arch),
+        arch_options=dict(behind.arch_options),
     )
 
 
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    """Return the network with the checkpoint's weights: ``(B, 3, H, W)`` to logits, eval mode, float32, on the CPU."""
-    card = checkpoint.card
-    size = card.preprocess.size if card else None
-    if card is not None and card.head == "axes":
-        outputs, shape = count_outputs(card.labels, card.head), card.labels.shape
-        model: torch.nn.Module = make_network(checkpoint.arch, outputs=outputs, size=size, shape=shape)
-    else:
-        model = make_network(checkpoint.arch, outputs=checkpoint.num_classes, size=size)
+    """Return the network with the checkpoint's weights: ``(B, C, H, W)`` to logits, eval mode, float32, on the CPU."""
+    card, head = checkpoint.card, checkpoint.head
+    size = card.preprocess.size if card else checkpoint.size
+    outputs = checkpoint.num_classes if not head.axes else sum(head.axes)
+    model: torch.nn.Module = make_network(
+        checkpoint.arch,
+        outputs=1 if head.one_logit else outputs,
+        size=size,
+        shape=head.axes or None,
+        in_channels=checkpoint.in_channels,
+        arch_options=checkpoint.arch_options,
+    )
+    set_head(model, checkpoint.arch, head)
     model.load_state_dict(checkpoint.state_dict, strict=True)
+    if head.one_logit:
+        add_zero_logit(model, checkpoint.arch)
+    if checkpoint.padded_for is not None:
+        fix_padding(model, checkpoint.padded_for)
     return model.eval()
 
 
@@ -116,38 +189,34 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: Mo
     return write_atomic(path, safetensors.torch.save(tensors, metadata={METADATA_KEY: card.to_json()}))
 
 
-def _choose(
-    found: tuple[StateDict, ...], card: ModelCard | None, wanted: Weights | None, path: Path, listener: Listener
-) -> StateDict:
-    by_kind = {state.weights: state for state in found}
-    if card is not None:  # a file of ens train has one set of weights, and its card says which
-        by_kind = {card.weights: StateDict(found[0].tensors, card.weights, "")}
-    kind = wanted or ("ema" if "ema" in by_kind else "raw")
-    if kind not in by_kind:
-        (state,) = by_kind.values()
-        place = f" (in {state.place})" if state.place else ""
-        raise ModelError("E430", f"{path.name} holds no {kind} weights, only {state.weights} ones{place}", path=path)
-    if len(by_kind) > 1:
-        other = by_kind["raw" if kind == "ema" else "ema"]
-        message = f"{kind} weights ({by_kind[kind].place}) are used, not the {other.weights} ones ({other.place})"
-        listener.notice(Notice("I408", message, path))
-    return by_kind[kind]
-
-
 def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
     wanted = count_outputs(card.labels, card.head)
     if outputs != wanted:
         raise ModelError("E411", f"{path.name}: the heads have {outputs} outputs, the axes {wanted} values", path=path)
 
 
-def _rename_to_timm(state: StateDict, path: Path, listener: Listener) -> Renamed:
-    stripped = strip_prefixes(state.tensors)
-    if stripped.prefix:
-        listener.notice(Notice("I407", f"the prefix {stripped.prefix!r} was removed from every key", path))
-    if stripped.left_out:
-        message = f"keys that are not part of the model were left out: {enumerate_some(list(stripped.left_out))}"
+def _say_names(network: Network, found: AllTensors, path: Path, listener: Listener) -> None:
+    """Say which prefix was removed, and which names were changed."""
+    body = network.body
+    key = next(iter(body.sources.values()))
+    origin = found.origins.get(key)
+    if origin is not None:
+        tail = key.removeprefix(body.prefix)
+        prefix = origin.key.removesuffix(tail) if origin.key.endswith(tail) else body.prefix
+        marks = [mark for mark in found.marks if mark not in prefix]
+        if prefix:
+            listener.notice(Notice("I407", f"the prefix {prefix!r} was removed from every key", path))
+        if marks:
+            message = f"the marks of wrappers were removed from the keys: {', '.join(marks)}"
+            listener.notice(Notice("I407", message, path))
+    if body.layout.changes:
+        message = f"keys were renamed: {body.layout.changes} ({body.layout.name})"
+        listener.notice(Notice("I418", message, path))
+
+
+def _say_head(head: FoundHead, path: Path, listener: Listener) -> None:
+    for note in head.notes:
+        listener.notice(Notice("I418", note, path))
+    if head.left_out:
+        message = f"keys that are not part of the model were left out: {enumerate_some(list(head.left_out))}"
         listener.notice(Notice("I407", message, path))
-    renamed = timm_names(stripped.tensors)
-    if renamed.changes:
-        listener.notice(Notice("I418", f"keys were renamed: {', '.join(renamed.changes)}", path))
-    return renamed

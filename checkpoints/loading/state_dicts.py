@@ -1,40 +1,68 @@
-"""Find the state dict in a checkpoint, and strip the prefixes of wrappers from its keys."""
+"""Collect every tensor of a checkpoint under one dotted name, whatever dictionaries and lists it is in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from checkpoints.loading.key_names import remove_marks
 from checkpoints.loading.pickle_objects import InertObject
-from ensemble.card import Weights
 from ensemble.errors import ModelError, enumerate_some
 
-_RAW_PLACES = ("state_dict", "model_state_dict", "model", "net", "module")
-_EMA_PLACES = ("state_dict_ema", "model_ema", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-# saved in the same dictionary: the update counter of AveragedModel, and Lightning's class weights of the loss
-_NOT_THE_MODEL = ("n_averaged", "criterion.", "loss.", "loss_fn.")
+_DEEPEST = 12
+# states of the training, which hold tensors of the same shapes as the network
+_TRAINING = re.compile(r".*(optim|sched|scaler|rng|loops?$|lightning_sam|amp$).*", re.IGNORECASE)
+_AVERAGED = re.compile(
+    r"(^|.*[^a-z])(ema\d*|emas|swa|swag|avg|averaged?|averaging|moving_?average|shadow\w*|polyak|lookahead|slow|wma"
+    r"|mean_?teacher|ema(model|net|weights|params|parameters|state\w*)|(model|net|weights|params|parameters|sd)ema"
+    r"|average_?model\w*|averagedmodel)([^a-z].*|$)"
+)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StateDict:
-    """One dictionary of tensors in a checkpoint; ``place`` is its path, such as ``model_ema.module``."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The dictionary that a tensor was in, such as ``model_ema.module``, and its name there."""
 
-    tensors: Mapping[str, torch.Tensor]
-    weights: Weights
     place: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stripped:
-    """Tensors without the common prefix of their keys, and the keys that are not part of the model."""
+class TensorList:
+    """Tensors without names, such as ``shadow_params`` of torch_ema, and the path of their list."""
+
+    place: str
+    tensors: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AllTensors:
+    """All tensors of a checkpoint that may be weights.
+
+    ``tensors`` maps path and name, without the marks of wrappers, to each; ``averaged_at`` and ``raw_at`` are paths
+    that are known to be one or the other, whatever their names.
+    """
 
     tensors: Mapping[str, torch.Tensor]
-    prefix: str
-    left_out: tuple[str, ...]
+    origins: Mapping[str, Origin]
+    marks: tuple[str, ...]
+    lists: tuple[TensorList, ...] = ()
+    averaged_at: frozenset[str] = frozenset()
+    raw_at: frozenset[str] = frozenset()
+
+    def is_averaged(self, prefix: str) -> bool:
+        """Return True if a network at this path is an average over the training."""
+        for length in range(prefix.count(".") + 1, -1, -1):
+            start = ".".join(prefix.split(".")[:length]).rstrip(".")
+            if start in self.averaged_at:
+                return True
+            if start in self.raw_at:
+                return False
+        return is_averaged_name(prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,63 +73,86 @@ class Claim:
     place: str
 
 
-def find_state_dicts(payload: object, path: Path) -> tuple[StateDict, ...]:
-    """Return the sets of weights in a checkpoint: at most one raw and one averaged (EMA).
+def is_averaged_name(name: str) -> bool:
+    """Return True for the name of averaged weights, such as ``state_dict_ema`` or ``swa_model.module``."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return any(_AVERAGED.fullmatch(part) is not None for part in spaced.split("."))
+
+
+def collect_tensors(payload: object, path: Path) -> AllTensors:
+    """Return every tensor of a checkpoint that may be a weight; states of optimizers are left out.
 
     Raises:
-        ModelError: E417 when there is none, or when there are several of one kind.
+        ModelError: E417 when there is none.
     """
-    found = list(_search(payload, ()))
-    if not found and (tensors := _as_weights(payload)) is not None:
-        found = [StateDict(tensors, "raw", "")]
-    if not found:
+    named: dict[str, torch.Tensor] = {}
+    origins: dict[str, Origin] = {}
+    lists = []
+    for item in _search(payload, (), frozenset()):
+        if isinstance(item, TensorList):
+            lists.append(item)
+        else:
+            origin, tensor = item
+            whole = f"{origin.place}.{origin.key}" if origin.place else origin.key
+            named[whole] = tensor
+            origins[whole] = origin
+    if not any(tensor.ndim >= 2 for tensor in named.values()):
         raise ModelError("E417", f"{path.name} holds no weights: it is {_describe(payload)}", path=path)
-    for kind in ("raw", "ema"):
-        places = [state.place for state in found if state.weights == kind]
-        if len(places) > 1:
-            raise ModelError(
-                "E417",
-                f"{path.name} holds several sets of {kind} weights: {', '.join(places)}",
-                hint="save the one you mean on its own",
-                path=path,
-            )
-    return tuple(found)
+    cleaned = remove_marks(named)
+    averaged, raw = _known_kinds(payload, named)
+    renamed = dict(zip(cleaned.tensors, origins.values(), strict=True))
+    return AllTensors(cleaned.tensors, renamed, cleaned.marks, tuple(lists), averaged, raw)
 
 
-def _search(value: object, place: tuple[str, ...]) -> Iterator[StateDict]:
-    if not isinstance(value, dict) or len(place) > 3:
+def _search(
+    value: object, place: tuple[str, ...], above: frozenset[int]
+) -> Iterator[tuple[Origin, torch.Tensor] | TensorList]:
+    if id(value) in above or len(place) > _DEEPEST:
         return
-    for key in (*_RAW_PLACES, *_EMA_PLACES):
-        here = (*place, key)
-        inner = list(_search(value.get(key), here))
-        if not inner and (tensors := _as_weights(value.get(key))) is not None:
-            inner = [StateDict(tensors, "ema" if set(here) & set(_EMA_PLACES) else "raw", ".".join(here))]
-        yield from inner
+    above |= {id(value)}
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            name = str(key)
+            if isinstance(item, torch.Tensor):
+                yield Origin(".".join(place), name), item
+            elif is_averaged_name(name) or not _TRAINING.fullmatch(name):
+                yield from _search(item, (*place, name), above)
+    elif isinstance(value, (list, tuple)):
+        tensors = [item for item in value if isinstance(item, torch.Tensor)]
+        if tensors and len(tensors) == len(value):
+            yield TensorList(".".join(place), tensors)
+            return
+        for number, item in enumerate(value):
+            yield from _search(item, (*place, str(number)), above)
 
 
-def _as_weights(value: object) -> dict[str, torch.Tensor] | None:
-    """Return the tensors of a dictionary if at least one could be the weight of a layer."""
-    if not isinstance(value, dict):
-        return None
-    tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, torch.Tensor)}
-    return tensors if any(tensor.ndim >= 2 for tensor in tensors.values()) else None
+def _known_kinds(payload: object, named: Mapping[str, torch.Tensor]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the paths of averaged and of raw weights where a library puts them against their names.
+
+    torch's AveragedModel counts in ``n_averaged``. Lightning's WeightAveraging saves the average as ``state_dict`` and
+    the rest as ``current_model_state`` (lightning/pytorch/callbacks/weight_averaging.py). mmengine's EMAHook swaps both
+    before it saves (mmengine/hooks/ema_hook.py, before_save_checkpoint), and mmcv's keeps the raw weights in buffers.
+    """
+    counters = {key.rpartition("n_averaged")[0] for key in named if key.rpartition(".")[2] == "n_averaged"}
+    averaged = {
+        start.rstrip(".") for start in counters if any(key.startswith(f"{start}module.") for key in named)
+    }
+    raw: set[str] = set()
+    if not isinstance(payload, Mapping):
+        return frozenset(averaged), frozenset(raw)
+    meta = payload.get("meta")
+    if "averaging_state" in payload and "current_model_state" in payload:
+        averaged, raw = {"state_dict"}, {"current_model_state"}
+    is_mmengine = "message_hub" in payload or (isinstance(meta, Mapping) and "mmengine_version" in meta)
+    if is_mmengine and "ema_state_dict" in payload:
+        averaged, raw = {"state_dict"}, {"ema_state_dict"}
+    return frozenset(averaged), frozenset(raw)
 
 
 def _describe(payload: object) -> str:
     if isinstance(payload, dict):
         return f"a dictionary of {enumerate_some([str(key) for key in payload])}" if payload else "an empty dictionary"
     return f"a {type(payload).__name__}"
-
-
-def strip_prefixes(tensors: Mapping[str, torch.Tensor]) -> Stripped:
-    """Remove the chain of wrapper prefixes that all keys share."""
-    left_out = tuple(key for key in tensors if key.startswith(_NOT_THE_MODEL))
-    kept = {key: tensor for key, tensor in tensors.items() if key not in left_out}
-    prefix = ""
-    while kept and (shared := next((p for p in _PREFIXES if all(key.startswith(p) for key in kept)), None)):
-        prefix += shared
-        kept = {key.removeprefix(shared): tensor for key, tensor in kept.items()}
-    return Stripped(kept, prefix, left_out)
 
 
 def claimed_architectures(payload: object) -> tuple[Claim, ...]:

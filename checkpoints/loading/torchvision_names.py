@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -24,8 +23,6 @@ EPSILON_DIFFERENCE = 1e-3 - 1e-5
 
 _BLOCK_KEY = re.compile(r"features\.(\d+)\.(\d+)\.block\.(\d+)\.(\w+)\.(\w+)")
 _END_KEY = re.compile(r"features\.(\d+)\.([01])\.(\w+)")
-_HEAD_KEY = re.compile(r"(fc|classifier)\.(\d+)\.(weight|bias)")
-
 _SQUEEZE_EXCITE = {"fc1": "se.conv_reduce", "fc2": "se.conv_expand"}
 # number of parts in a torchvision block -> timm's name of each convolution ("0") and normalization ("1")
 _BLOCK_PARTS: dict[int, tuple[dict[str, str], ...]] = {
@@ -36,41 +33,19 @@ _BLOCK_PARTS: dict[int, tuple[dict[str, str], ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Renamed:
-    """Tensors under timm's names; ``is_torchvision`` if the names are those of a torchvision model."""
-
-    tensors: Mapping[str, torch.Tensor]
-    changes: tuple[str, ...]
-    is_torchvision: bool
-
-
-def timm_names(tensors: Mapping[str, torch.Tensor]) -> Renamed:
-    """Map torchvision's EfficientNet names, and a classifier inside a ``Sequential``, to timm's; keep all others."""
-    changes = []
-    is_torchvision = "features.0.0.weight" in tensors and any(_BLOCK_KEY.fullmatch(key) for key in tensors)
-    if is_torchvision:
-        tensors = _rename_efficientnet(tensors)
-        changes.append("features.* to conv_stem, blocks.* and conv_head")
-    heads = {match.group(1, 2) for key in tensors if (match := _HEAD_KEY.fullmatch(key))}
-    if len(heads) == 1:  # a dropout before it has no weights; with a second layer it would be another network
-        ((name, index),) = heads
-        tensors = {key.replace(f"{name}.{index}.", f"{name}."): tensor for key, tensor in tensors.items()}
-        changes.append(f"{name}.{index} to {name}")
-    return Renamed(tensors, tuple(changes), is_torchvision)
-
-
-def _rename_efficientnet(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rename_efficientnet(keys: Sequence[str]) -> dict[str, str]:
+    """Map the names of torchvision's EfficientNet to timm's; a name that is none of them is left out."""
     parts: dict[tuple[str, str], int] = defaultdict(int)
-    for key in tensors:
+    for key in keys:
         if match := _BLOCK_KEY.fullmatch(key):
             block = (match[1], match[2])
             parts[block] = max(parts[block], int(match[3]) + 1)
-    last = max(int(key.split(".")[1]) for key in tensors if _END_KEY.fullmatch(key))
-    return {_rename(key, parts, last): tensor for key, tensor in tensors.items()}
+    last = max((int(key.split(".")[1]) for key in keys if _END_KEY.fullmatch(key)), default=0)
+    renamed = {key: _rename(key, parts, last) for key in keys}
+    return {key: name for key, name in renamed.items() if name is not None}
 
 
-def _rename(key: str, parts: Mapping[tuple[str, str], int], last: int) -> str:
+def _rename(key: str, parts: Mapping[tuple[str, str], int], last: int) -> str | None:
     if match := _BLOCK_KEY.fullmatch(key):
         stage, block, part, layer, leaf = match.groups()
         names = _BLOCK_PARTS.get(parts[stage, block])
@@ -80,7 +55,7 @@ def _rename(key: str, parts: Mapping[tuple[str, str], int], last: int) -> str:
         ends = {0: ("conv_stem", "bn1"), last: ("conv_head", "bn2")}
         if int(match[1]) in ends:
             return f"{ends[int(match[1])][int(match[2])]}.{match[3]}"
-    return key  # not torchvision's after all: the comparison with the architecture will fail
+    return None
 
 
 def absorb_epsilon(arch: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

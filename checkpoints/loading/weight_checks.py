@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.loading.architectures import ArchitectureMatch
+from checkpoints.loading.architectures import Architecture
+from checkpoints.loading.key_names import COUNTER
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import Listener, Notice
 
@@ -28,26 +29,43 @@ def require_plausible_sizes(tensors: Mapping[str, torch.Tensor], size: int, path
 
 
 def cast_to_architecture(
-    tensors: Mapping[str, torch.Tensor], fit: ArchitectureMatch, path: Path, listener: Listener
+    tensors: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    head: Mapping[str, torch.Tensor],
+    path: Path,
+    listener: Listener,
 ) -> dict[str, torch.Tensor]:
-    """Return copies in the architecture's order and precision (float32); missing batch counters are zero.
+    """Return copies in the architecture's order and precision (float32), the head last; missing counters are zero.
 
     Raises:
         ModelError: E417 when a weight is not of a floating-point type.
     """
+    own = tuple(f"{name}." for name in architecture.classifier)
+    wanted = {key: tensor for key, tensor in architecture.state.items() if not (own and key.startswith(own))}
+    order = _with_head(list(architecture.state), list(wanted), list(head))
     converted: list[str] = []
     found = {}
-    for key, wanted in fit.wanted.items():
-        tensor = tensors[key].detach() if key in tensors else torch.zeros(wanted.shape, dtype=wanted.dtype)
-        if wanted.is_floating_point() and not tensor.is_floating_point():
+    for key in order:
+        like = wanted[key] if key in wanted else head[key]
+        dtype = torch.float32 if key in head and not key.endswith(COUNTER) else like.dtype
+        tensor = tensors[key].detach() if key in tensors else torch.zeros(like.shape, dtype=dtype)
+        if dtype.is_floating_point and not tensor.is_floating_point():
             raise ModelError("E417", f"{path.name}: {key} is {_name(tensor.dtype)}, expected float32", path=path)
-        if wanted.is_floating_point() and tensor.dtype != wanted.dtype:
+        if dtype.is_floating_point and tensor.dtype != dtype:
             converted.append(_name(tensor.dtype))
-        found[key] = tensor.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+        found[key] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if converted:
         kinds = " and ".join(sorted(set(converted)))
         listener.notice(Notice("I409", f"{len(converted)} tensors in {kinds} were converted to float32", path))
     return found
+
+
+def _with_head(state: list[str], body: list[str], head: list[str]) -> list[str]:
+    """Return the keys of body and head, with the head where the architecture has it."""
+    known = set(body)
+    after = next((number for number, key in enumerate(state) if key not in known), len(state))
+    first = [key for key in state[:after] if key in known]
+    return [*first, *(key for key in head if key not in known), *(key for key in body if key not in set(first))]
 
 
 def require_finite_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -67,7 +85,7 @@ def require_finite_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> N
 
 
 def warn_if_untrained(
-    tensors: Mapping[str, torch.Tensor], fit: ArchitectureMatch, path: Path, listener: Listener
+    tensors: Mapping[str, torch.Tensor], classifier: tuple[str, ...], path: Path, listener: Listener
 ) -> None:
     """Warn with W413 about impossible running variances, and about a classifier whose weights are all equal.
 
@@ -78,7 +96,7 @@ def warn_if_untrained(
     if odd:
         message = f"running variances are below zero, or zero throughout a layer: {enumerate_some(odd)}"
         listener.notice(Notice("W413", message, path))
-    for name in fit.classifier:
+    for name in classifier:
         weight = tensors.get(f"{name}.weight")
         if weight is not None and bool((weight == weight.flatten()[0]).all()):
             message = f"every value of {name}.weight is {float(weight.flatten()[0]):g}: the classifier is untrained"

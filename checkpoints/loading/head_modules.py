@@ -1,0 +1,145 @@
+"""Group the tensors that no body has into layers, and link layers to chains by their widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from checkpoints.loading.key_names import COUNTER, natural_key
+
+Kind = Literal["linear", "batchnorm", "layernorm", "prelu", "gem", "other"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """The tensors of one layer, by the last part of their names."""
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of its tensors in the checkpoint."""
+        return tuple(f"{self.name}.{leaf}" if self.name else leaf for leaf in self.tensors)
+
+    @property
+    def kind(self) -> Kind:
+        """The layer that has tensors of these names and shapes; a layernorm may be another layer of that shape."""
+        leaves = {leaf for leaf in self.tensors if f".{leaf}" != COUNTER}
+        weight = self.tensors.get("weight")
+        if leaves == {"p"} and re.search(r"pool|gem", self.name, re.IGNORECASE):
+            return "gem"
+        if {"running_mean", "running_var"} <= leaves <= {"weight", "bias", "running_mean", "running_var"}:
+            return "batchnorm" if all(self.tensors[leaf].ndim == 1 for leaf in leaves) else "other"
+        if weight is None or not leaves <= {"weight", "bias"}:
+            return "other"
+        if weight.ndim == 2 or (weight.ndim == 4 and weight.shape[2:] == (1, 1)):
+            return "linear"
+        if weight.ndim == 1:
+            return "layernorm" if "bias" in leaves else "prelu"
+        return "other"
+
+    @property
+    def takes(self) -> int:
+        """The number of values that it takes; 0 for one parameter that applies to any number."""
+        tensor = self.tensors["weight" if self.kind == "linear" else next(iter(self.tensors))]
+        if self.kind == "linear":
+            return tensor.shape[1]
+        return 0 if tensor.numel() == 1 else tensor.shape[0]
+
+    @property
+    def returns(self) -> int:
+        """The number of values that a linear layer returns."""
+        return self.tensors["weight"].shape[0]
+
+    @property
+    def root(self) -> str:
+        """Its name without the number in a Sequential, or without its last part if it is inside another module."""
+        parent, _, last = self.name.rpartition(".")
+        return parent if last.isdigit() and parent else self.name
+
+    @property
+    def number(self) -> int | None:
+        """The number in a Sequential."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if last.isdigit() else None
+
+    def describe(self) -> str:
+        """Return its kind and widths, such as ``linear 512 to 64``."""
+        return f"linear {self.takes} to {self.returns}" if self.kind == "linear" else f"{self.kind} {self.takes or 1}"
+
+
+def group_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[Layer, ...]:
+    """Return the layers in the order of their first tensors."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, leaf = key.rpartition(".")
+        layers.setdefault(name, {})[leaf] = tensor
+    return tuple(Layer(name, parts) for name, parts in layers.items())
+
+
+def link(layers: Sequence[Layer], widths: Iterable[int]) -> tuple[Layer, ...] | None:
+    """Return all ``layers`` in an order in which each takes what the one before returns; None if there is none.
+
+    ``widths`` are those that the first may take. The order of the file is tried first, then that of their numbers;
+    then a normalisation comes before the linear layer that takes as many values.
+    """
+    orders = [list(layers), sorted(layers, key=lambda layer: natural_key(layer.name))]
+    for width in widths:
+        for order in orders:
+            if _links(order, width):
+                return tuple(order)
+        if (found := _link_greedily(layers, width)) is not None:
+            return found
+    return None
+
+
+def _links(layers: Iterable[Layer], width: int) -> bool:
+    for layer in layers:
+        if layer.kind in {"other", "gem"} or layer.takes not in {width, 0}:
+            return False
+        if layer.kind == "linear":
+            width = layer.returns
+    return True
+
+
+def _link_greedily(layers: Sequence[Layer], width: int) -> tuple[Layer, ...] | None:
+    rest, chain = list(layers), []
+    while rest:
+        fitting = [layer for layer in rest if layer.kind not in {"other", "gem"} and layer.takes in {width, 0}]
+        if not fitting:
+            return None
+        chosen = min(fitting, key=lambda layer: layer.kind == "linear")
+        rest.remove(chosen)
+        chain.append(chosen)
+        if chosen.kind == "linear":
+            width = chosen.returns
+    return tuple(chain)
+
+
+def has_classifier(chain: Sequence[Layer]) -> bool:
+    """Return True if a chain has a linear layer."""
+    return any(layer.kind == "linear" for layer in chain)
+
+
+def fold(chain: Sequence[Layer]) -> dict[str, torch.Tensor]:
+    """Return weight and bias of the one linear layer that equals linear layers and batch normalisations in a row.
+
+    The epsilon of batch normalisation is torch's default, 1e-5.
+    """
+    first = chain[0].takes
+    weight, bias = torch.eye(first, dtype=torch.float64), torch.zeros(first, dtype=torch.float64)
+    for layer in chain:
+        tensors = {leaf: tensor.detach().double() for leaf, tensor in layer.tensors.items()}
+        if layer.kind == "linear":
+            matrix = tensors["weight"].flatten(1)
+            weight, bias = matrix @ weight, matrix @ bias + tensors.get("bias", torch.zeros(len(matrix)).double())
+            continue
+        scale = (tensors["running_var"] + 1e-5).rsqrt() * tensors.get("weight", torch.ones(()).double())
+        bias = (bias - tensors["running_mean"]) * scale + tensors.get("bias", torch.zeros(()).double())
+        weight = weight * scale[:, None]
+    return {"weight": weight.float(), "bias": bias.float()}

@@ -1,0 +1,88 @@
+"""Names of tensors: the marks of wrappers inside them, and the tensors that belong to no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+# Parts of a name that a wrapper adds: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing,
+# Lightning Fabric and DeepSpeed, PEFT. They stand in front, or anywhere inside where single layers were wrapped.
+_MARKS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_original_module",
+    "_wrapped_module",
+    "_module",
+)
+_MARK = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(_MARKS)})\.")
+
+# the number of batches has no effect on predictions, and old versions of torch do not save it: never compared
+COUNTER = ".num_batches_tracked"
+
+# Words of names that belong to the training and not to the network: losses and their weights, metrics, counters.
+_TRAINING_WORDS = re.compile(
+    r"(loss|losses|criteri(on|a)|metrics?|accuracy|(train|val|valid|test)_?(acc|accuracy|auroc|auc|f1|loss|metrics?)\w*"
+    r"|auroc|confmat|confusion_matrix|class_?weights?|pos_?weights?|sample_?weights?|priors?|class_?priors?"
+    r"|class_?counts?|class_?freq\w*|logit_?adjust\w*|num_?updates|n_averaged|initted|total_(ops|params)|global_step"
+    r"|steps?|epoch|decay|ema_decay|optimizer\w*|scheduler\w*|centers?|center_?loss|queue|queue_ptr|memory_?bank"
+    r"|prototypes?_?ema|mixup\w*|cutmix\w*|augment\w*|_extra_state|dummy|device_indicator\w*)"
+)
+_NORMALISATION = re.compile(r"(\w*_)?(mean|std|pixel_mean|pixel_std|image_mean|image_std)(_\w*)?")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanNames:
+    """Tensors without the marks of wrappers in their names, and those marks in order of appearance."""
+
+    tensors: Mapping[str, torch.Tensor]
+    marks: tuple[str, ...]
+
+
+def remove_marks(tensors: Mapping[str, torch.Tensor]) -> CleanNames:
+    """Remove the marks of wrappers from every name, unless two tensors would get the same name."""
+    renamed = {key: _MARK.sub("", key) for key in tensors}
+    if len(set(renamed.values())) < len(renamed):
+        return CleanNames(tensors, ())
+    marks = dict.fromkeys(mark for key in tensors for mark in _MARK.findall(key))
+    return CleanNames({renamed[key]: tensor for key, tensor in tensors.items()}, tuple(marks))
+
+
+def is_training_state(key: str, tensor: torch.Tensor) -> bool:
+    """Return True for a tensor that belongs to a loss, a metric or a counter, by its name or its type."""
+    parts = key.split(".")
+    if any(_TRAINING_WORDS.fullmatch(part.lower()) for part in parts):
+        return True
+    whole = tensor.dtype in {torch.int64, torch.int32, torch.int16, torch.bool, torch.uint8}
+    return whole and not key.endswith(COUNTER) and tensor.ndim <= 2 and parts[-1] not in {"weight", "bias"}
+
+
+def is_normalisation(key: str, tensor: torch.Tensor) -> bool:
+    """Return True for the mean or standard deviation of the image's channels, kept as a buffer."""
+    return tensor.numel() in {1, 3} and _NORMALISATION.fullmatch(key.rpartition(".")[2].lower()) is not None
+
+
+def shared_start(first: str, second: str) -> int:
+    """Return the number of leading parts that two dotted names share."""
+    count = 0
+    for one, other in zip(first.split("."), second.split("."), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Return a sort key that puts ``head.2`` before ``head.10``."""
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split("."))
+
+
+def prefixes_before(anchor: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return what stands before ``anchor`` in the names that end in it, shortest first."""
+    found = {name[: -len(anchor)] for name in names if name.endswith(anchor)}
+    return tuple(sorted((p for p in found if not p or p.endswith(".")), key=lambda p: (p.count("."), p)))

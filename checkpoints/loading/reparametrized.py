@@ -1,0 +1,171 @@
+"""Merge weights that a training keeps in parts: pruned, normalised by their length, with low-rank updates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ensemble.errors import ModelError
+
+_PARAMETRIZED = re.compile(r"(?P<layer>.*?)\.?parametrizations\.(?P<leaf>\w+)\.(?P<part>original[01]?|\d+\..+)")
+_LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.(?P<adapter>[^.]+))?(\.weight)?")
+_QUANTIZED = re.compile(r".*(\.|^)(_packed_params(\._packed_params|\.dtype)?|zero_point|quant_state.*|qweight|SCB)")
+
+
+@dataclass(slots=True)
+class Merged:
+    """Tensors with every weight whole, and one sentence per kind of merge."""
+
+    tensors: dict[str, torch.Tensor]
+    notes: list[str] = field(default_factory=list)
+
+
+def merge_parts(
+    tensors: Mapping[str, torch.Tensor], path: Path, *, lora_alpha: Mapping[str, float] | None = None
+) -> Merged:
+    """Return the weights as the network uses them.
+
+    - ``weight_orig * weight_mask``: torch.nn.utils.prune
+    - ``weight_g * weight_v / |weight_v|``: weight_norm, also as ``parametrizations.weight.original0`` and ``1``
+    - ``weight_orig / (u W v)``: spectral_norm
+    - ``weight + scale * B @ A``: LoRA, where ``lora_alpha`` maps an adapter's name to its alpha
+
+    Raises:
+        ModelError: E417 for quantised weights, and for parts that cannot be merged.
+    """
+    quantised = next((key for key in tensors if _QUANTIZED.fullmatch(key)), None)
+    if quantised is not None:
+        raise ModelError(
+            "E417",
+            f"{path.name} holds quantised weights ({quantised})",
+            hint="save the float32 weights that were quantised, and export them with --precision int8",
+            path=path,
+        )
+    merged = Merged(dict(tensors))
+    _merge_parametrizations(merged, path)
+    _merge_pruned(merged)
+    _merge_weight_norm(merged)
+    _merge_spectral_norm(merged, path)
+    _merge_lora(merged, path, lora_alpha or {})
+    return merged
+
+
+def _put(merged: Merged, at: str, name: str, value: torch.Tensor, parts: set[str]) -> None:
+    """Put ``value`` under ``name`` where ``at`` stood, and take ``parts`` away: the order of layers is kept."""
+    merged.tensors = {
+        (name if key == at else key): (value if key == at else tensor)
+        for key, tensor in merged.tensors.items()
+        if key == at or key not in parts
+    }
+
+
+def _merge_pruned(merged: Merged) -> None:
+    masked = [key for key in merged.tensors if key.endswith("_mask") and f"{key[:-5]}_orig" in merged.tensors]
+    for mask in masked:
+        name = mask[:-5]
+        value = merged.tensors[f"{name}_orig"] * merged.tensors[mask]
+        _put(merged, f"{name}_orig", name, value, {mask})
+    if masked:
+        merged.notes.append(f"{len(masked)} pruned tensors were merged with their masks")
+
+
+def _merge_weight_norm(merged: Merged) -> None:
+    lengths = [key for key in merged.tensors if key.endswith("_g") and f"{key[:-2]}_v" in merged.tensors]
+    for key in lengths:
+        name = key[:-2]
+        value = torch._weight_norm(merged.tensors[f"{name}_v"], merged.tensors[key], _norm_axis(merged.tensors[key]))
+        _put(merged, key, name, value, {f"{name}_v"})
+    if lengths:
+        merged.notes.append(f"{len(lengths)} tensors of weight_norm were merged")
+
+
+def _norm_axis(length: torch.Tensor) -> int:
+    return next((axis for axis, side in enumerate(length.shape) if side != 1), 0)
+
+
+def _merge_spectral_norm(merged: Merged, path: Path) -> None:
+    names = [key[:-2] for key in merged.tensors if key.endswith("_u") and f"{key[:-2]}_orig" in merged.tensors]
+    for name in names:
+        weight = merged.tensors[f"{name}_orig"]
+        if f"{name}_v" not in merged.tensors:
+            raise ModelError("E417", f"{path.name}: {name} is of an old spectral_norm, without its vector v", path=path)
+        u, v = merged.tensors[f"{name}_u"], merged.tensors[f"{name}_v"]
+        sides = sorted({weight.flatten(1).shape, weight.transpose(0, 1).flatten(1).shape})
+        if (len(u), len(v)) == weight.flatten(1).shape:
+            matrix = weight.flatten(1)
+        elif (len(u), len(v)) in {tuple(side) for side in sides}:  # of a transposed convolution
+            matrix = weight.transpose(0, 1).flatten(1)
+        else:
+            raise ModelError("E417", f"{path.name}: {name} does not fit its spectral_norm", path=path)
+        _put(merged, f"{name}_orig", name, weight / torch.dot(u, matrix @ v), {f"{name}_u", f"{name}_v"})
+    if names:
+        merged.notes.append(f"{len(names)} tensors of spectral_norm were merged")
+
+
+def _merge_parametrizations(merged: Merged, path: Path) -> None:
+    """Give torch.nn.utils.parametrizations the names of the older functions, which `merge_parts` then merges."""
+    found = {key: match for key in merged.tensors if (match := _PARAMETRIZED.fullmatch(key))}
+    layers: dict[str, dict[str, str]] = {}
+    for key, match in found.items():
+        whole = ".".join(filter(None, (match["layer"], match["leaf"])))
+        layers.setdefault(whole, {})[match["part"]] = key
+    names = {}
+    for whole, parts in layers.items():
+        kinds = set(parts)
+        if kinds == {"original0", "original1"}:
+            names |= {parts["original0"]: f"{whole}_g", parts["original1"]: f"{whole}_v"}
+        elif kinds == {"original", "0._u", "0._v"}:
+            new = {"original": "_orig", "0._u": "_u", "0._v": "_v"}
+            names |= {parts[part]: f"{whole}{ending}" for part, ending in new.items()}
+        elif kinds == {"original", "0.mask"}:
+            names |= {parts["original"]: f"{whole}_orig", parts["0.mask"]: f"{whole}_mask"}
+        else:
+            raise ModelError(
+                "E417",
+                f"{path.name}: {whole} has a parametrization that only code can compute ({', '.join(sorted(kinds))})",
+                hint="call torch.nn.utils.parametrize.remove_parametrizations before saving the state dict",
+                path=path,
+            )
+    if names:
+        merged.tensors = {names.get(key, key): tensor for key, tensor in merged.tensors.items()}
+
+
+def _merge_lora(merged: Merged, path: Path, alphas: Mapping[str, float]) -> None:
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for key in merged.tensors:
+        if match := _LORA.fullmatch(key):
+            found.setdefault((match["layer"], match["adapter"] or ""), {})[match["part"]] = key
+    if not found:
+        return
+    adapters = sorted({adapter for _, adapter in found})
+    if len(adapters) > 1:
+        raise ModelError(
+            "E417",
+            f"{path.name} holds several LoRA adapters: {', '.join(adapters)}",
+            hint="merge the one you mean before saving: model.merge_and_unload()",
+            path=path,
+        )
+    parts: set[str] = set()
+    for (layer, adapter), keys in found.items():
+        base = next((k for k in (f"{layer}.base_layer.weight", f"{layer}.weight") if k in merged.tensors), None)
+        alpha = alphas.get(adapter)
+        if base is None or keys.keys() != {"A", "B"} or alpha is None:
+            missing = "its base weights" if base is None else "alpha, which scales them"
+            raise ModelError(
+                "E417",
+                f"{path.name} holds LoRA updates, but not {missing}",
+                hint="save the merged network: model.merge_and_unload() of peft, or weight += alpha / r * B @ A",
+                path=path,
+            )
+        down, up, weight = merged.tensors[keys["A"]], merged.tensors[keys["B"]], merged.tensors[base]
+        update = (up.flatten(1).float() @ down.flatten(1).float()).reshape(weight.shape) * (alpha / down.shape[0])
+        merged.tensors[base] = (weight.float() + update).to(weight.dtype)
+        parts |= set(keys.values())
+    merged.tensors = {
+        key.replace(".base_layer.", "."): tensor for key, tensor in merged.tensors.items() if key not in parts
+    }
+    merged.notes.append(f"{len(found)} LoRA updates were merged")
