@@ -150,7 +150,7 @@ def _describe(
         body={
             key: tensor.shape
             for key, tensor in state.items()
-            if not key.startswith(own) and not key.endswith(COUNTER) or not own
+            if not (own and key.startswith(own)) and not key.endswith(COUNTER)
         },
         buffers=frozenset(state.keys() - parameters),
         children=tuple(name for name, _ in model.named_children()),

@@ -50,7 +50,9 @@ class Body:
         architecture = self.match.architecture
         own = tuple(f"{name}." for name in architecture.classifier)
         return frozenset(
-            key for name, key in self.sources.items() if name in architecture.state and not (own and name.startswith(own))
+            key
+            for name, key in self.sources.items()
+            if name in architecture.state and not (own and name.startswith(own))
         )
 
 
@@ -118,7 +120,7 @@ def _anchors(architecture: Architecture) -> tuple[str, ...]:
     """Return names of which every whole network has one: the longest are the least ambiguous."""
     own = max(architecture.body, key=lambda key: (key.count("."), len(key)), default="")
     first = architecture.first_conv
-    return (own, *([first] if first in architecture.body else []))
+    return (own,) if first is None or first not in architecture.body else (own, first)
 
 
 def _inside_first_child(architecture: Architecture | None) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ class Layer:
             return "batchnorm" if all(self.tensors[leaf].ndim == 1 for leaf in leaves) else "other"
         if weight is None or not leaves <= {"weight", "bias"}:
             return "other"
+        if "bias" in leaves and self.tensors["bias"].shape != weight.shape[:1]:
+            return "other"
         if weight.ndim == 2 or (weight.ndim == 4 and weight.shape[2:] == (1, 1)):
             return "linear"
         if weight.ndim == 1:

@@ -15,9 +15,7 @@ from ensemble.events import Listener, Notice
 _LEAST_PERCENT = 50
 
 
-def identify(
-    network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: Path, listener: Listener
-) -> Body:
+def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: Path, listener: Listener) -> Body:
     """Return the body of a network as the architecture that it is.
 
     Raises:

@@ -58,9 +58,7 @@ def _networks(found: AllTensors, search: Search, wanted: str | None, path: Path)
     whole = [body for body in search.bodies if body.match.is_full]
     partial = [body for body in search.bodies if not body.match.is_full]
     networks = [
-        Network(
-            body, "ema" if found.is_averaged(body.prefix) else "raw", body.prefix.rstrip("."), found.tensors, {}
-        )
+        Network(body, "ema" if found.is_averaged(body.prefix) else "raw", body.prefix.rstrip("."), found.tensors, {})
         for body in whole
     ]
     raw = [network for network in networks if network.weights == "raw"]
@@ -93,9 +91,7 @@ def _networks(found: AllTensors, search: Search, wanted: str | None, path: Path)
             path=path,
         )
     bodies = [network.body for network in networks]
-    return [
-        Network(n.body, n.weights, n.name, n.tensors, _rest_of(n, bodies, partial)) for n in networks
-    ]
+    return [Network(n.body, n.weights, n.name, n.tensors, _rest_of(n, bodies, partial)) for n in networks]
 
 
 def _rest_of(network: Network, bodies: Sequence[Body], partial: Sequence[Body]) -> dict[str, torch.Tensor]:

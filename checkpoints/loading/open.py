@@ -12,8 +12,9 @@ import torch
 
 from checkpoints.loading.architectures import resolve_architecture
 from checkpoints.loading.bodies import Wanted, find_bodies
+from checkpoints.loading.head_build import FoundHead
 from checkpoints.loading.head_options import HeadRequest
-from checkpoints.loading.heads import FoundHead, HeadFinder
+from checkpoints.loading.heads import HeadFinder
 from checkpoints.loading.identify import identify, unknown_network
 from checkpoints.loading.network import (
     ArchOptions,
@@ -209,6 +210,12 @@ def _say_names(network: Network, found: AllTensors, path: Path, listener: Listen
         if marks:
             message = f"the marks of wrappers were removed from the keys: {', '.join(marks)}"
             listener.notice(Notice("I407", message, path))
+    if body.match.in_channels != 3:
+        message = f"{body.match.architecture.first_conv} takes images of {body.match.in_channels} channels"
+        listener.notice(Notice("I418", message, path))
+    if (side := body.layout.padded_for(body.match.arch)) is not None and side < 1024:
+        message = f"{body.layout.name} fixes its padding for images of {side} px, and so does the exported network"
+        listener.notice(Notice("I418", message, path))
     if body.layout.changes:
         message = f"keys were renamed: {body.layout.changes} ({body.layout.name})"
         listener.notice(Notice("I418", message, path))

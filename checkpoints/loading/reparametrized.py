@@ -113,7 +113,7 @@ def _merge_parametrizations(merged: Merged, path: Path) -> None:
     for key, match in found.items():
         whole = ".".join(filter(None, (match["layer"], match["leaf"])))
         layers.setdefault(whole, {})[match["part"]] = key
-    names = {}
+    names: dict[str, str] = {}
     for whole, parts in layers.items():
         kinds = set(parts)
         if kinds == {"original0", "original1"}:

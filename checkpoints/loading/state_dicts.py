@@ -134,9 +134,7 @@ def _known_kinds(payload: object, named: Mapping[str, torch.Tensor]) -> tuple[fr
     before it saves (mmengine/hooks/ema_hook.py, before_save_checkpoint), and mmcv's keeps the raw weights in buffers.
     """
     counters = {key.rpartition("n_averaged")[0] for key in named if key.rpartition(".")[2] == "n_averaged"}
-    averaged = {
-        start.rstrip(".") for start in counters if any(key.startswith(f"{start}module.") for key in named)
-    }
+    averaged = {start.rstrip(".") for start in counters if any(key.startswith(f"{start}module.") for key in named)}
     raw: set[str] = set()
     if not isinstance(payload, Mapping):
         return frozenset(averaged), frozenset(raw)

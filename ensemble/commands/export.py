@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,7 @@ from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, Interpolat
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from checkpoints.loading.head_options import HeadRequest
     from ensemble.card import Channels, Interpolation, Precision, Resize, Resizer
     from exporters.export import Exported
     from exporters.make_card import ExportOptions
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
 )
 @click.option("--arch", help="timm architecture.  [default: inferred from the weights if possible]")
 @click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), help="Weights to export if a file contains both.  [default: ema]"
+    "--weights",
+    metavar="NAME",
+    help="Weights to export if a file contains several: raw, ema, or a part of a name such as fold1.  [default: ema]",
 )
+@click.option(
+    "--head-layers", help="Layers of the head, where the weights do not tell: linear,relu,linear or cosine:30."
+)
+@click.option("--head-name", help="Name of the head to export if a file contains several.")
+@click.option("--leave-out", multiple=True, help="Start of the names of tensors that are no part of the network.")
 @click.option("--labels", help="Label space: mask18, a number of classes, or a JSON file of class names or axes.")
 @click.option("--size", help="Input size in pixels: 224, or HEIGHTxWIDTH.")
 @click.option(
@@ -66,7 +74,10 @@ def export(
     checkpoints: tuple[Path, ...],
     folder: Path,
     arch: str | None,
-    weights: Literal["raw", "ema"] | None,
+    weights: str | None,
+    head_layers: str | None,
+    head_name: str | None,
+    leave_out: tuple[str, ...],
     labels: str | None,
     size: str | None,
     resize: Resize | None,
@@ -127,9 +138,19 @@ def export(
         precision=precision,
         features=features,
     )
-    done = _export_all(request, folder, options, arch=arch, weights=weights, quiet=as_json)
+    head = _head_request(head_layers, head_name, leave_out, options)
+    done = _export_all(request, folder, options, arch=arch, weights=weights, head=head, quiet=as_json)
     if as_json:
         show([exported.as_dict() for exported in done], "", as_json=True)
+
+
+def _head_request(
+    head_layers: str | None, head_name: str | None, leave_out: tuple[str, ...], options: ExportOptions
+) -> HeadRequest:
+    from checkpoints.loading.head_options import HeadRequest, parse_head_layers
+
+    layers, scale = (None, 1.0) if head_layers is None else parse_head_layers(head_layers)
+    return HeadRequest(layers=layers, scale=scale, name=head_name, labels=options.labels, leave_out=leave_out)
 
 
 def _export_all(
@@ -138,7 +159,8 @@ def _export_all(
     options: ExportOptions,
     *,
     arch: str | None,
-    weights: Literal["raw", "ema"] | None,
+    weights: str | None,
+    head: HeadRequest,
     quiet: bool,
 ) -> list[Exported]:
     from checkpoints.loading.open import open_checkpoint
@@ -161,7 +183,7 @@ def _export_all(
     for number, path in enumerate(request.checkpoints):
         TERMINAL.progress("export", number, total)
         exported = run_export(
-            open_checkpoint(path, arch=arch, weights=weights, listener=TERMINAL),
+            open_checkpoint(path, arch=arch, weights=weights, head=head, listener=TERMINAL),
             folder,
             options=options,
             check_images=checked,

@@ -31,7 +31,7 @@ def test_torchvisions_networks_give_the_same_logits(tmp_path: Path, theirs: str,
     heard = Recorder()
     checkpoint = open_checkpoint(save(tmp_path / "a.pth", {"model": model.state_dict()}), listener=heard)
     assert checkpoint.arch == ours
-    assert codes(heard) == (["I419"] if theirs == "resnet18" else ["I418", "I419"])
+    assert set(codes(heard)) == ({"I419"} if theirs == "resnet18" else {"I418", "I419"})
     images = torch.rand(2, 3, 65, 65)  # an odd size, for which another padding changes the result
     with torch.no_grad():
         expected, got = model(images), build_model(checkpoint)(images)
@@ -58,15 +58,15 @@ def test_a_classifier_in_a_sequential_is_mapped(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(save(tmp_path / "a.pth", shake(model).state_dict()), listener=heard)
     images = torch.rand(1, 3, 40, 40)
     assert torch.allclose(build_model(checkpoint)(images), model(images), rtol=1e-5)
-    assert (checkpoint.num_classes, codes(heard)) == (7, ["I418", "I419"])
+    assert (checkpoint.num_classes, codes(heard)) == (7, ["I419", "I418"])
 
 
-def test_a_deeper_classifier_is_not_mapped(tmp_path: Path) -> None:
-    """Two linear layers in place of the classifier are another network, and refused."""
+def test_a_deeper_classifier_is_not_guessed(tmp_path: Path) -> None:
+    """Two linear layers in place of the classifier get E449, as the weights do not tell the activation between."""
     state = dict(make_model("resnet18").state_dict())
     weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
     state |= {"fc.0.weight": torch.eye(512), "fc.0.bias": torch.zeros(512), "fc.2.weight": weight, "fc.2.bias": bias}
-    assert refused(save(tmp_path / "a.pth", state), arch="resnet18").code == "E410"
+    assert refused(save(tmp_path / "a.pth", state), arch="resnet18").code == "E449"
 
 
 def test_torchvisions_weights_are_not_put_into_the_tf_twin(tmp_path: Path) -> None:
