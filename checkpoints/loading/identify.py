@@ -69,7 +69,7 @@ def _does_not_fit(nearest: Body | None, wanted: Wanted, found: AllTensors, path:
     free = find_bodies(found, Wanted())
     bodies = free.bodies or ((free.nearest,) if free.nearest and free.nearest.match.percent >= _LEAST_PERCENT else ())
     looks = f". Looks like {_either(bodies[0])} ({bodies[0].match.percent} %)" if bodies else ""
-    if nearest is None:
+    if nearest is None or nearest.match.percent < _LEAST_PERCENT:
         nearest = _empty(wanted, found)
     match = nearest.match
     return ModelError(

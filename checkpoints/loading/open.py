@@ -95,7 +95,7 @@ def open_checkpoint(
     """
     content = read_content(path, listener=listener)
     card = content.card
-    found = _merge(collect_tensors(content.payload, path), path, listener)
+    found = _merge(collect_tensors(content.payload, path), content.size, path, listener)
     named = arch or (card.arch if card else None)
     wanted = Wanted(
         arch=None if named is None else resolve_architecture(named), size=card.preprocess.size if card else None
@@ -115,17 +115,15 @@ def open_checkpoint(
     return _assemble(network, behind, content, path, listener)
 
 
-def _merge(found: AllTensors, path: Path, listener: Listener) -> AllTensors:
-    require_plausible_sizes(found.tensors, path)
+def _merge(found: AllTensors, size: int, path: Path, listener: Listener) -> AllTensors:
+    require_plausible_sizes(found.tensors, size, path)
     merged = merge_parts(found.tensors, path)
     for note in merged.notes:
         listener.notice(Notice("I418", note, path))
     return replace(found, tensors=merged.tensors)
 
 
-def _assemble(
-    network: Network, behind: FoundHead, content: Content, path: Path, listener: Listener
-) -> Checkpoint:
+def _assemble(network: Network, behind: FoundHead, content: Content, path: Path, listener: Listener) -> Checkpoint:
     body, match, card = network.body, network.body.match, content.card
     axes = card.labels.shape if card is not None and card.head == "axes" else behind.layers.axes
     if card is not None and card.head == "axes":
