@@ -236,7 +236,7 @@ class Twins:
 
 
 @dataclass(slots=True)
-class _Table:
+class _KnownArchitectures:
     groups: list[Twins] = field(default_factory=list)
     by_layout: dict[tuple[tuple[str, ...], tuple[str, ...], str | None], list[Twins]] = field(
         default_factory=lambda: defaultdict(list)
@@ -244,9 +244,9 @@ class _Table:
 
 
 @functools.cache
-def _table() -> _Table:
+def _table() -> _KnownArchitectures:
     """Read the table of all architectures that timm knows; those that the installed timm lacks are left out."""
-    table, known = _Table(), set(timm.list_models())
+    table, known = _KnownArchitectures(), set(timm.list_models())
     text = files("checkpoints.loading").joinpath("timm_architectures.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         names = tuple(name for name in row["names"].split() if name in known)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkpoints.loading.head_modules import Layer
+from checkpoints.loading.head_modules import HeadLayer
 from ensemble.labels import MASK18, LabelSpace
 
 
 def heads_of_axes(
-    chains: Sequence[tuple[Layer, ...]], given: LabelSpace | None
-) -> tuple[LabelSpace, tuple[Layer, ...]] | None:
+    chains: Sequence[tuple[HeadLayer, ...]], given: LabelSpace | None
+) -> tuple[LabelSpace, tuple[HeadLayer, ...]] | None:
     """Return the label space whose axes the heads belong to, and the heads in its order."""
     if any(len(chain) != 1 for chain in chains):
         return None
@@ -33,7 +33,7 @@ def heads_of_axes(
     return (labels, tuple(heads)) if numbered and tuple(sizes) == labels.shape else None
 
 
-def _shared(heads: Sequence[Layer]) -> str:
+def _shared(heads: Sequence[HeadLayer]) -> str:
     names = [layer.name.lower() for layer in heads]
     length = next(
         (i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names))

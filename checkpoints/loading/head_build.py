@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.loading.architectures import Architecture
-from checkpoints.loading.head_modules import Layer, fold
+from checkpoints.loading.head_modules import HeadLayer, fold
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.network import WITH_WEIGHTS, HeadLayers
 from ensemble.errors import ModelError
@@ -46,7 +46,7 @@ class HeadBuilder:
         self._classifier = classifier
         self._features = architecture.features or 0
 
-    def build(self, chain: tuple[Layer, ...], place: str) -> FoundHead:
+    def build(self, chain: tuple[HeadLayer, ...], place: str) -> FoundHead:
         """Return a head of one chain: folded into one linear layer if the weights tell all, else as it is named."""
         notes: list[str] = []
         pool, options = self._pooling(chain, place, notes)
@@ -109,7 +109,7 @@ class HeadBuilder:
             named = {f"{self._classifier}.0.{leaf}": tensor for leaf, tensor in tensors.items()}
         return FoundHead(layers, outputs, named, notes=tuple(notes), arch_options=options)
 
-    def _pooling(self, chain: Sequence[Layer], place: str, notes: list[str]) -> tuple[str, Mapping[str, object]]:
+    def _pooling(self, chain: Sequence[HeadLayer], place: str, notes: list[str]) -> tuple[str, Mapping[str, object]]:
         """Return our pooling, or timm's option, for a head that takes twice as many values as the body has."""
         takes = next(layer.takes for layer in chain if layer.takes)
         if takes == self._features:
@@ -127,7 +127,7 @@ class HeadBuilder:
         )
 
     def _named_layers(
-        self, chain: tuple[Layer, ...], pool: str, options: Mapping[str, object], notes: list[str]
+        self, chain: tuple[HeadLayer, ...], pool: str, options: Mapping[str, object], notes: list[str]
     ) -> FoundHead:
         wanted = self._request.layers or ()
         with_weights = [name for name in wanted if name in WITH_WEIGHTS]
@@ -145,7 +145,7 @@ class HeadBuilder:
 
     def _with_layers(
         self,
-        chain: tuple[Layer, ...],
+        chain: tuple[HeadLayer, ...],
         wanted: tuple[str, ...],
         pool: str,
         options: Mapping[str, object],
@@ -181,10 +181,10 @@ class HeadBuilder:
         notes.append(f"the head is {', '.join(wanted)}")
         return FoundHead(layers, outputs, tensors, notes=tuple(notes), arch_options=options)
 
-    def _is_fastai(self, chain: Sequence[Layer]) -> bool:
+    def _is_fastai(self, chain: Sequence[HeadLayer]) -> bool:
         return tuple((layer.kind, layer.number) for layer in chain) == _FASTAI and chain[0].takes == 2 * self._features
 
-    def _is_foldable(self, chain: Sequence[Layer]) -> bool:
+    def _is_foldable(self, chain: Sequence[HeadLayer]) -> bool:
         """Return True if no activation can stand between linear layers, or there is one linear layer alone."""
         if any(layer.kind not in {"linear", "batchnorm"} for layer in chain):
             return False
@@ -193,14 +193,14 @@ class HeadBuilder:
         return not self._has_gap(chain)
 
     @staticmethod
-    def _has_gap(chain: Sequence[Layer]) -> bool:
+    def _has_gap(chain: Sequence[HeadLayer]) -> bool:
         """Return True unless the layers follow each other without a gap in one Sequential."""
         if len({layer.root for layer in chain}) > 1 or any(layer.number is None for layer in chain):
             return True
         numbers = [layer.number or 0 for layer in chain]
         return numbers != list(range(numbers[0], numbers[0] + len(numbers)))
 
-    def unknown(self, why: str, layers: Sequence[Layer], *, hint: str | None = None) -> ModelError:
+    def unknown(self, why: str, layers: Sequence[HeadLayer], *, hint: str | None = None) -> ModelError:
         """Return E449 for a head whose layers the weights do not tell, with an example of --head-layers."""
         example = ",relu,".join(
             ",".join(group) for group in _between_linear([layer.kind for layer in layers if layer.kind != "other"])

@@ -11,11 +11,11 @@ import torch
 
 from checkpoints.loading.key_names import COUNTER, natural_key
 
-Kind = Literal["linear", "batchnorm", "layernorm", "prelu", "gem", "other"]
+LayerKind = Literal["linear", "batchnorm", "layernorm", "prelu", "gem", "other"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class HeadLayer:
     """The tensors of one layer, by the last part of their names."""
 
     name: str
@@ -27,7 +27,7 @@ class Layer:
         return tuple(f"{self.name}.{leaf}" if self.name else leaf for leaf in self.tensors)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> LayerKind:
         """The layer that has tensors of these names and shapes; a layernorm may be another layer of that shape."""
         leaves = {leaf for leaf in self.tensors if f".{leaf}" != COUNTER}
         weight = self.tensors.get("weight")
@@ -75,16 +75,16 @@ class Layer:
         return f"linear {self.takes} to {self.returns}" if self.kind == "linear" else f"{self.kind} {self.takes or 1}"
 
 
-def group_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[Layer, ...]:
+def group_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[HeadLayer, ...]:
     """Return the layers in the order of their first tensors."""
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, leaf = key.rpartition(".")
         layers.setdefault(name, {})[leaf] = tensor
-    return tuple(Layer(name, parts) for name, parts in layers.items())
+    return tuple(HeadLayer(name, parts) for name, parts in layers.items())
 
 
-def link(layers: Sequence[Layer], widths: Iterable[int]) -> tuple[Layer, ...] | None:
+def link(layers: Sequence[HeadLayer], widths: Iterable[int]) -> tuple[HeadLayer, ...] | None:
     """Return all ``layers`` in an order in which each takes what the one before returns; None if there is none.
 
     ``widths`` are those that the first may take. The order of the file is tried first, then that of their numbers;
@@ -100,7 +100,7 @@ def link(layers: Sequence[Layer], widths: Iterable[int]) -> tuple[Layer, ...] | 
     return None
 
 
-def _links(layers: Iterable[Layer], width: int) -> bool:
+def _links(layers: Iterable[HeadLayer], width: int) -> bool:
     for layer in layers:
         if layer.kind in {"other", "gem"} or layer.takes not in {width, 0}:
             return False
@@ -109,7 +109,7 @@ def _links(layers: Iterable[Layer], width: int) -> bool:
     return True
 
 
-def _link_greedily(layers: Sequence[Layer], width: int) -> tuple[Layer, ...] | None:
+def _link_greedily(layers: Sequence[HeadLayer], width: int) -> tuple[HeadLayer, ...] | None:
     rest, chain = list(layers), []
     while rest:
         fitting = [layer for layer in rest if layer.kind not in {"other", "gem"} and layer.takes in {width, 0}]
@@ -123,12 +123,12 @@ def _link_greedily(layers: Sequence[Layer], width: int) -> tuple[Layer, ...] | N
     return tuple(chain)
 
 
-def has_classifier(chain: Sequence[Layer]) -> bool:
+def has_classifier(chain: Sequence[HeadLayer]) -> bool:
     """Return True if a chain has a linear layer."""
     return any(layer.kind == "linear" for layer in chain)
 
 
-def fold(chain: Sequence[Layer]) -> dict[str, torch.Tensor]:
+def fold(chain: Sequence[HeadLayer]) -> dict[str, torch.Tensor]:
     """Return weight and bias of the one linear layer that equals linear layers and batch normalisations in a row.
 
     The epsilon of batch normalisation is torch's default, 1e-5.

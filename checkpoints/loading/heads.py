@@ -12,7 +12,7 @@ import torch
 from checkpoints.loading.bodies import Body
 from checkpoints.loading.head_axes import heads_of_axes
 from checkpoints.loading.head_build import FoundHead, HeadBuilder
-from checkpoints.loading.head_modules import Layer, group_layers, has_classifier, link
+from checkpoints.loading.head_modules import HeadLayer, group_layers, has_classifier, link
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.key_names import is_normalisation, is_training_state
 from checkpoints.loading.network import HeadLayers
@@ -35,7 +35,7 @@ _USUAL = re.compile(
 class _Rest:
     """What is left of a checkpoint beside the body: layers, and keys that belong to no network."""
 
-    layers: list[Layer]
+    layers: list[HeadLayer]
     left_out: list[str]
 
 
@@ -98,7 +98,7 @@ class HeadFinder:
     def _is_named(key: str, name: str) -> bool:
         return f".{name}." in f".{key}."
 
-    def _timm_name(self, layer: Layer) -> str:
+    def _timm_name(self, layer: HeadLayer) -> str:
         """Return the name of a layer as timm has it, if it is inside the body's prefix."""
         if not layer.name.startswith(self._body.prefix.rstrip(".")):
             return ""
@@ -126,7 +126,7 @@ class HeadFinder:
         self._leave_out(self._rest.layers, ())
         return FoundHead(HeadLayers(), outputs, tensors, tuple(self._rest.left_out))
 
-    def _choose(self, layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], list[Layer]]:
+    def _choose(self, layers: Sequence[HeadLayer]) -> tuple[tuple[HeadLayer, ...], list[HeadLayer]]:
         """Return the layers of the head in order, and all others; no layers if there is one head per axis."""
         if self._request.name is not None:
             own = [layer for layer in layers if self._is_named(layer.name, self._request.name)]
@@ -162,10 +162,10 @@ class HeadFinder:
         others = [layer for layer in layers if layer not in chain]
         return self._extended(chain, others)
 
-    def _chains(self, layers: Sequence[Layer]) -> dict[str, tuple[Layer, ...]]:
+    def _chains(self, layers: Sequence[HeadLayer]) -> dict[str, tuple[HeadLayer, ...]]:
         """Return every group of layers that takes the features, by its name; one group if all of them link up."""
         useful = [layer for layer in layers if layer.kind != "other" and not _AUXILIARY.fullmatch(layer.name)]
-        roots: dict[str, list[Layer]] = {}
+        roots: dict[str, list[HeadLayer]] = {}
         for layer in useful:
             roots.setdefault(layer.root, []).append(layer)
         if len(roots) > 1:
@@ -174,14 +174,16 @@ class HeadFinder:
                 return {first[0].root: whole}
         return {root: chain for root, group in roots.items() if (chain := link(group, self._widths)) is not None}
 
-    def _main(self, heads: Mapping[str, tuple[Layer, ...]]) -> dict[str, tuple[Layer, ...]]:
+    def _main(self, heads: Mapping[str, tuple[HeadLayer, ...]]) -> dict[str, tuple[HeadLayer, ...]]:
         """Return the one of several heads that has the usual name, if the labels do not ask for several."""
         if heads_of_axes(list(heads.values()), self._request.labels) is not None:
             return dict(heads)
         usual = {root: chain for root, chain in heads.items() if _USUAL.fullmatch(root)}
         return usual if len(usual) == 1 else dict(heads)
 
-    def _extended(self, chain: tuple[Layer, ...], others: list[Layer]) -> tuple[tuple[Layer, ...], list[Layer]]:
+    def _extended(
+        self, chain: tuple[HeadLayer, ...], others: list[HeadLayer]
+    ) -> tuple[tuple[HeadLayer, ...], list[HeadLayer]]:
         """Add layers that take what the head returns: a classifier behind the body's own."""
         while True:
             last = [layer for layer in chain if layer.kind == "linear"][-1]
@@ -195,7 +197,7 @@ class HeadFinder:
             chain = (*chain, following[0])
             others = [layer for layer in others if layer is not following[0]]
 
-    def _axes(self, heads: list[Layer]) -> FoundHead:
+    def _axes(self, heads: list[HeadLayer]) -> FoundHead:
         """Return the heads of a product of axes as the one linear layer of an `AxesHead`."""
         chains = [(layer,) for layer in heads]
         ordered = heads_of_axes(chains, self._request.labels)
@@ -217,7 +219,7 @@ class HeadFinder:
         )
         return FoundHead(HeadLayers(axes=labels.shape), sum(labels.shape), tensors, notes=notes)
 
-    def _leave_out(self, others: Sequence[Layer], chain: Sequence[Layer]) -> None:
+    def _leave_out(self, others: Sequence[HeadLayer], chain: Sequence[HeadLayer]) -> None:
         """Leave out layers beside a whole network; refuse those that may be a part of it.
 
         Raises:
@@ -243,7 +245,7 @@ class HeadFinder:
                 details=(f"{len(doubtful):,} unexpected: {enumerate_some(doubtful)}",),
             )
 
-    def _no_head(self, layers: Sequence[Layer]) -> ModelError:
+    def _no_head(self, layers: Sequence[HeadLayer]) -> ModelError:
         architecture = self._body.match.architecture
         linear = [layer.name for layer in layers if layer.kind == "linear"]
         others = f"; linear layers of another width: {enumerate_some(linear)}" if linear else ""

@@ -95,7 +95,7 @@ _ENDS = {"stem": "conv_stem", "bn_stem": "bn1", "top": "conv_head", "bn_top": "b
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _BlockLayer:
     """A layer of an EfficientNet: ``block`` counts through all stages, None for stem and top."""
 
     role: str
@@ -103,7 +103,7 @@ class _Part:
     block: int | None = None
 
 
-def _rename_numbered_blocks(parts: Mapping[str, _Part]) -> Names:
+def _rename_numbered_blocks(parts: Mapping[str, _BlockLayer]) -> Names:
     """Map layers to timm's names by the number of blocks, which tells how many each stage has."""
     blocks = 1 + max((part.block for part in parts.values() if part.block is not None), default=-1)
     stages = next((sizes for depth in _DEPTHS if sum(sizes := _stage_sizes(depth)) == blocks), None)
@@ -136,9 +136,9 @@ def _matcher(ends: Mapping[str, str], blocks: str, roles: Mapping[str, str]) -> 
         for key in tensors:
             layer, _, leaf = key.rpartition(".")
             if layer in ends:
-                parts[key] = _Part(ends[layer], leaf)
+                parts[key] = _BlockLayer(ends[layer], leaf)
             elif (match := pattern.fullmatch(key)) and match[2] in roles:
-                parts[key] = _Part(roles[match[2]], match[3], int(match[1]))
+                parts[key] = _BlockLayer(roles[match[2]], match[3], int(match[1]))
         return _rename_numbered_blocks(parts)
 
     return rename
@@ -204,9 +204,9 @@ def _rename_mmpretrain_efficientnet(tensors: Tensors) -> Names:
             f"layers.{last}.bn": "bn_top",
         }
         if match and match[3] in _MM_ROLES:
-            parts[key] = _Part(_MM_ROLES[match[3]], leaf, places.index((int(match[1]), int(match[2]))))
+            parts[key] = _BlockLayer(_MM_ROLES[match[3]], leaf, places.index((int(match[1]), int(match[2]))))
         elif layer in ends:
-            parts[key] = _Part(ends[layer], leaf)
+            parts[key] = _BlockLayer(ends[layer], leaf)
     return _rename_numbered_blocks(parts)
 
 

@@ -24,7 +24,7 @@ _AVERAGED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class TensorOrigin:
     """The dictionary that a tensor was in, such as ``model_ema.module``, and its name there."""
 
     place: str
@@ -48,7 +48,7 @@ class AllTensors:
     """
 
     tensors: Mapping[str, torch.Tensor]
-    origins: Mapping[str, Origin]
+    origins: Mapping[str, TensorOrigin]
     marks: tuple[str, ...]
     lists: tuple[TensorList, ...] = ()
     averaged_at: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ def collect_tensors(payload: object, path: Path) -> AllTensors:
         ModelError: E417 when there is none.
     """
     named: dict[str, torch.Tensor] = {}
-    origins: dict[str, Origin] = {}
+    origins: dict[str, TensorOrigin] = {}
     lists = []
     for item in _search(payload, (), frozenset()):
         if isinstance(item, TensorList):
@@ -106,7 +106,7 @@ def collect_tensors(payload: object, path: Path) -> AllTensors:
 
 def _search(
     value: object, place: tuple[str, ...], above: frozenset[int]
-) -> Iterator[tuple[Origin, torch.Tensor] | TensorList]:
+) -> Iterator[tuple[TensorOrigin, torch.Tensor] | TensorList]:
     if id(value) in above or len(place) > _DEEPEST:
         return
     above |= {id(value)}
@@ -114,7 +114,7 @@ def _search(
         for key, item in value.items():
             name = str(key)
             if isinstance(item, torch.Tensor):
-                yield Origin(".".join(place), name), item
+                yield TensorOrigin(".".join(place), name), item
             elif is_averaged_name(name) or not _TRAINING.fullmatch(name):
                 yield from _search(item, (*place, name), above)
     elif isinstance(value, (list, tuple)):
