@@ -368,6 +368,10 @@ CODES: dict[str, Code] = {
         "nothing to do if the example looks right",
     ),
     "I545": Code("Columns that are no classes were not read.", "nothing to do"),
+    "W546": Code(
+        "The answers of a submission are spread over the classes unlike those of the training images.",
+        "nothing to do if the test images are of another mix; else look for classes in a wrong order",
+    ),
     "E548": Code(
         "This is only possible for classes that exclude each other.",
         "blend members of several labels with given weights, and score them with ens evaluate",

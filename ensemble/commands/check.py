@@ -13,12 +13,15 @@ from ensemble.commands.sheet_options import reading_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import SheetOptions
+    from ensemble.submission.spread import Spread
 
 
 @click.command(short_help="List all problems of a submission")
 @click.argument("submission", type=PATH)
 @click.option("--like", type=PATH, help="Sample submission to compare with.")
+@click.option("--train", type=PATH, help="Training labels (CSV), to compare the spread over the classes.")
 @click.option(
     "--diff", "others", type=PATH, multiple=True, help="Another submission, to show the changes per axis; repeatable."
 )
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 def check(
     submission: Path,
     like: Path | None,
+    train: Path | None,
     others: tuple[Path, ...],
     labels: str,
     sheet: SheetOptions,
@@ -64,12 +68,14 @@ def check(
             error.details = ()
         raise error
     answers = read_submission(submission, space, like=sample, options=sheet)
+    facts: dict[str, object] = {"path": str(submission), "rows": len(answers), "faults": []}
+    text = f"{submission}: {len(answers):,} rows, no faults"
+    if train is not None:
+        spread = _compare_with_training(answers, train)
+        facts["spread"] = asdict(spread)
+        text += f"\n{spread}"
     if not others:
-        show(
-            {"path": str(submission), "rows": len(answers), "faults": []},
-            f"{submission}: {len(answers):,} rows, no faults",
-            as_json=as_json,
-        )
+        show(facts, text, as_json=as_json)
         return
     diffs = {
         str(path): diff_submissions(answers, read_submission(path, space, like=sample, options=sheet))
@@ -80,3 +86,14 @@ def check(
         show(asdict(only), render_diff(only), as_json=as_json)
         return
     show({path: asdict(diff) for path, diff in diffs.items()}, render_agreement(diffs), as_json=as_json)
+
+
+def _compare_with_training(answers: Submission, train: Path) -> Spread:
+    """Compare the spread of the answers with the classes of training images, and warn if they differ."""
+    from ensemble.predictions.truth import read_truth
+    from ensemble.submission.spread import compare_spread, notice_spread
+
+    truth = read_truth(train, answers.labels, independent=answers.independent, listener=TERMINAL)
+    spread = compare_spread(answers, truth.shares)
+    notice_spread(spread, TERMINAL)
+    return spread

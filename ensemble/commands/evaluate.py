@@ -70,16 +70,16 @@ def evaluate(
             "E501",
             f"{next(iter(several))} has several labels per image, {next(iter(read.keys() - several.keys()))} one",
         )
-    spaces = {name: one.labels for name, one in read.items()}
+    spaces = {one.labels.names: one.labels for one in read.values()}
     truths = {
-        name: read_truth(truth, space, options=columns, independent=bool(several), listener=TERMINAL)
-        for name, space in spaces.items()
+        names: read_truth(truth, space, options=columns, independent=bool(several), listener=TERMINAL)
+        for names, space in spaces.items()
     }
     result: Evaluation | LabelEvaluation
     if several:
-        result = evaluate_labels(several, next(iter(truths.values())))
+        result = evaluate_labels(several, truths[next(iter(several.values())).labels.names])
     else:
-        result = side_by_side({name: run_evaluate(one, truths[name]) for name, one in read.items()})
+        result = side_by_side({name: run_evaluate(one, truths[one.labels.names]) for name, one in read.items()})
     show(result.as_dict(), result.render(), as_json=as_json)
 
 
@@ -100,10 +100,25 @@ def _read_answers(
             continue
         name = str(path) if path.name in found else path.name
         if tables.kind is not None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
-            found[name] = _independent(read_external(path, labels, options=tables, listener=TERMINAL))
+            own = replace(tables, id_column=_if_there(path, tables.id_column))
+            found[name] = _independent(read_external(path, labels, options=own, listener=TERMINAL))
         else:
-            found[name] = _read_submission(path, labels, like, sheet)
+            own_sheet = replace(
+                sheet,
+                id_column=_if_there(path, sheet.id_column),
+                label_column=_if_there(path, sheet.label_column),
+            )
+            found[name] = _read_submission(path, labels, like, own_sheet)
     return found
+
+
+def _if_there(path: Path, column: str | None) -> str | None:
+    """Return a column that an option names, if this file has it: it may be one of the ground truth only."""
+    from ensemble.csv_table import read_table
+
+    if column is None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
+        return column
+    return column if column in map(str.strip, read_table(path).header) else None
 
 
 def _independent(member: Predictions) -> Predictions | Submission:

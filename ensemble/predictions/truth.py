@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.arrays import Classes
+from ensemble.arrays import Classes, Floats
 from ensemble.csv_table import Table, read_table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -38,6 +38,13 @@ class Truth:
     persons: tuple[str, ...] | None
     labels: LabelSpace
     applies: NDArray[np.bool_] | None = None
+
+    @property
+    def shares(self) -> Floats:
+        """The share ``(C,)`` of images that each class or label applies to."""
+        if self.applies is not None:
+            return np.asarray(self.applies.mean(axis=0))
+        return np.bincount(self.classes, minlength=len(self.labels)) / len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ import numpy as np
 
 from ensemble.errors import PredictionError
 from ensemble.ids import join_rows
-from ensemble.submission.sheet import Submission
+from ensemble.labels import LabelSpace
+from ensemble.submission.sheet import Decisions, Submission
+from ensemble.submission.write import decide_labels
 from ensemble.text_table import render_columns
 
 
@@ -29,7 +31,7 @@ class Diff:
 
 
 def diff_submissions(a: Submission, b: Submission) -> Diff:
-    """Compare two submissions image by image.
+    """Compare two submissions image by image: their classes, or label by label where several may apply.
 
     Raises:
         PredictionError: E504 when they are for different images.
@@ -37,8 +39,10 @@ def diff_submissions(a: Submission, b: Submission) -> Diff:
     rows = join_rows(
         a.ids, b.ids, complain=lambda d: PredictionError("E504", f"the two are for different images: the second {d}")
     )
-    before, after = a.classes, b.classes[rows]
     labels, count = a.labels, len(a.labels)
+    if a.independent or b.independent:
+        return _diff_labels(decide_labels(a, empty_cells=True), decide_labels(b, empty_cells=True)[rows], labels)
+    before, after = a.classes, b.classes[rows]
     return Diff(
         rows=len(a),
         changed=int((before != after).sum()),
@@ -46,6 +50,19 @@ def diff_submissions(a: Submission, b: Submission) -> Diff:
         classes=labels.names,
         before=tuple(np.bincount(before, minlength=count).tolist()),
         after=tuple(np.bincount(after, minlength=count).tolist()),
+    )
+
+
+def _diff_labels(before: Decisions, after: Decisions, labels: LabelSpace) -> Diff:
+    """Return the rows whose labels differ, in all and per label."""
+    differ = before != after
+    return Diff(
+        rows=len(before),
+        changed=int(differ.any(axis=1).sum()),
+        axes=dict(zip(labels.names, differ.sum(axis=0).tolist(), strict=True)),
+        classes=labels.names,
+        before=tuple(before.sum(axis=0).tolist()),
+        after=tuple(after.sum(axis=0).tolist()),
     )
 
 

@@ -12,7 +12,7 @@ from ensemble.submission.class_names import nearest
 from ensemble.submission.sheet import AnswerSheet
 
 _NAN = {"none", "null", "na", "n/a", "<na>"}
-_LEAST_TOLERANCE = 1e-6
+_LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-6, 0.011
 
 
 def answer_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -115,9 +115,9 @@ def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tu
         elif sheet.decisions and value not in {0, 1}:
             yield "decision", repr(cell)
     if sheet.kind == "probabilities" and len(values) == len(cells):
-        # each of the values may be off by half a unit of its last digit
+        # each of the values may be off by half a unit of its last digit, but 0.3, 0.3, 0.3 is no rounding
         unit = max((_last_digit(cell) for cell in cells), default=1.0)
-        if abs(sum(values) - 1) > max(_LEAST_TOLERANCE, len(values) * unit / 2):
+        if abs(sum(values) - 1) > max(_LEAST_TOLERANCE, min(_MOST_TOLERANCE, len(values) * unit / 2)):
             yield "sum", f"{sum(values):.6g}"
 
 

@@ -47,7 +47,9 @@ def find_long_rows(
         labels = [classes.get(fold_name(row[place])) for row in table.rows]
         if None not in labels:
             split = [(row[id_place], label) for row, label in zip(table.rows, labels, strict=True) if label is not None]
-            return _gather(table, split, answers, len(names))
+            found = _gather(table, split, answers, len(names))
+            if found is not None:
+                return found
     return None
 
 

@@ -1,0 +1,155 @@
+"""A sample submission says how answers are written, or the error says what would settle it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble.errors import EnsError
+from ensemble.events import Recorder
+from ensemble.labels import LabelSpace
+from ensemble.submission.recognise import read_sheet
+from ensemble.submission.sheet import AnswerSheet
+from ensemble.submission.sheet_options import SheetOptions
+
+PETS = ["ant", "bee", "cat"]
+TWO = ["healthy", "tumor"]
+
+
+def sheet_of(folder: Path, text: str, names: list[str], *, heard: Recorder | None = None, **given: Any) -> AnswerSheet:
+    """The sheet of a sample, with ``independent`` and the fields of `SheetOptions` as options."""
+    (folder / "s.csv").write_text(text, encoding="utf-8")
+    several = given.pop("independent", False)
+    labels, options = LabelSpace.flat(names), SheetOptions(**given)
+    heard = heard or Recorder()
+    return read_sheet(folder / "s.csv", labels, options=options, independent=several, listener=heard)
+
+
+def one_column(*answers: str, header: str = "id,label") -> str:
+    return f"{header}\n" + "".join(f"{i}.jpg,{answer}\n" for i, answer in enumerate(answers))
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "given", "kind"),
+    [
+        (one_column("0", "2"), PETS, {}, "number"),
+        (one_column("ant", "ant"), PETS, {}, "name"),
+        (one_column("0", "1"), ["0", "1", "2"], {}, "number"),
+        (one_column("10", "10"), ["0", "1", "10", "2"], {}, "name"),
+        (one_column("1", "1"), ["1", "2", "3"], {}, "name"),
+        (one_column("007", "007"), ["007", "013"], {}, "name"),
+        (one_column("0.5", "0.5"), TWO, {}, "probability"),
+        (one_column("0", "1"), TWO, {}, "number"),
+        (one_column("0", "0"), TWO, {"answers": "probability"}, "probability"),
+        (one_column("", ""), PETS, {"answers": "name"}, "name"),
+        ("id,cat,ant,bee\na,0.3,0.3,0.4\n", PETS, {}, "probabilities"),
+        ("id,cat,ant,bee\na,0,0,0\n", PETS, {"independent": True}, "label-columns"),
+        ("id,cat,ant,bee\na,1,1,0\n", PETS, {"independent": None}, "label-columns"),
+        ("id,cat,ant,bee\na,0.2,0.2,0.6\n", PETS, {"independent": None}, "probabilities"),
+        (one_column("ant", "ant"), PETS, {"independent": True}, "label-cells"),
+        (one_column("0 2", "1"), PETS, {"independent": True}, "label-cells"),
+        (one_column("ant|bee", "cat|ant|bee"), PETS, {}, "label-cells"),
+        (one_column("ant bee", "cat ant"), PETS, {}, "ranking"),
+        (one_column("ant", "ant"), PETS, {"answers": "ranking:2"}, "ranking"),
+        (one_column("0 1", "0 1"), PETS, {}, "ranking"),
+        ("id,p\n" + "".join(f"{i}-{c},0\n" for i in "xy" for c in PETS), PETS, {}, "long"),
+        ("p,id,what\n" + "".join(f"0,{i},{c}\n" for i in "xy" for c in PETS), PETS, {}, "long"),
+        ("id,p\nx_0,0\nx_1,0\n", TWO, {"answers": "long"}, "long"),
+        ("id,p\nx_0,0\nx_1,0\n", ["0", "1"], {}, "number"),
+    ],
+)
+def test_the_kind_is_read_from_the_sample(
+    tmp_path: Path, text: str, names: list[str], given: dict[str, Any], kind: str
+) -> None:
+    """Names, numbers, columns and cells give each kind, with what is known of the members."""
+    assert sheet_of(tmp_path, text, names, **given).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "code", "said"),
+    [
+        (one_column("", ""), PETS, "E540", "column label is empty"),
+        (one_column("Ant"), PETS, "E540", "'Ant' is neither a class (did you mean 'ant'?)"),
+        (one_column("dog"), PETS, "E540", "'dog' is neither a class nor"),
+        (one_column("3"), PETS, "E540", "it has the answer 3, but the classes are 0 to 2"),
+        (one_column("0"), ["1", "2", "3"], "E540", "'0' is neither a class"),
+        (one_column("0.5"), PETS, "E540", "numbers such as 0.5, and there are 3 classes"),
+        (one_column("0.5"), ["cat", "dog"], "E542", "'cat' or 'dog': the names do not tell"),
+        ("id,ant,bea,cat\na,0,0,1\n", PETS, "E541", "column 'bea' is no class (did you mean 'bee'?)"),
+        ("id,ant,bee\na,0,0\n", PETS, "E541", "no column for the class 'cat'"),
+        ("id\na\n", PETS, "E322", "has ids and answers, got id"),
+    ],
+)
+def test_what_cannot_be_told_is_an_error(tmp_path: Path, text: str, names: list[str], code: str, said: str) -> None:
+    """The message says what was seen, and the hint of an unclear kind lists the options that settle it."""
+    with pytest.raises(EnsError) as caught:
+        sheet_of(tmp_path, text, names)
+    assert caught.value.code == code
+    assert said in caught.value.message
+    assert code != "E540" or "--answers name" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "column", "positive"),
+    [
+        (["healthy", "tumor"], "label", "tumor"),
+        (["malignant", "benign"], "target", "malignant"),
+        (["1", "0"], "p", "1"),
+        (["mask", "no mask"], "p", "mask"),
+        (["not_fresh", "fresh"], "p", "fresh"),
+        (["dog", "cat"], "is_cat", "cat"),
+        (["dog", "cat"], "Dog", "dog"),
+        (["dog", "cat"], "p(cat)", "cat"),
+        (["yes", "no"], "answer", "yes"),
+    ],
+)
+def test_the_class_of_a_single_probability_is_said(
+    tmp_path: Path, names: list[str], column: str, positive: str
+) -> None:
+    """The column's name, or the classes' own names, tell of which class it is, and the line names it."""
+    heard = Recorder()
+    found = sheet_of(tmp_path, one_column("0.5", header=f"id,{column}"), names, heard=heard)
+    assert found.positive == names.index(positive)
+    assert heard.notices[-1].message == f"s.csv: a single probability is written, that of {positive}"
+
+
+def test_an_option_names_the_class_of_a_single_probability(tmp_path: Path) -> None:
+    """--positive overrules the names; a class that does not exist, or another kind of answers, is an error."""
+    assert sheet_of(tmp_path, one_column("0.5"), TWO, positive="healthy").positive == 0
+    with pytest.raises(EnsError, match="E541"):
+        sheet_of(tmp_path, one_column("0.5"), TWO, positive="sick")
+    with pytest.raises(EnsError, match="E204"):
+        sheet_of(tmp_path, one_column("ant"), PETS, positive="ant")
+
+
+def test_columns_are_chosen_by_options(tmp_path: Path) -> None:
+    """Ids need not be in the first column, and an option names a column that no usual name tells."""
+    assert sheet_of(tmp_path, "label,image\nant,a.jpg\n", PETS).ids == ("a.jpg",)
+    heard = Recorder()
+    assert sheet_of(tmp_path, "thing,label\na,ant\n", PETS, heard=heard).ids == ("a",)
+    assert [notice.code for notice in heard.notices][:1] == ["I382"]
+    assert sheet_of(tmp_path, "label,thing\nant,a\n", PETS, id_column="thing").ids == ("a",)
+    with pytest.raises(EnsError, match=r"E322.*'nothing' not found|E322.*\"nothing\" not found"):
+        sheet_of(tmp_path, "label,thing\nant,a\n", PETS, id_column="nothing")
+
+
+def test_names_that_contain_the_separator_need_another_one(tmp_path: Path) -> None:
+    """A space between names that have spaces would be ambiguous: it is an error that names --sep."""
+    names = ["black bear", "deer"]
+    with pytest.raises(EnsError, match="E204") as caught:
+        sheet_of(tmp_path, one_column("deer"), names, independent=True)
+    assert "--sep" in caught.value.hint
+    found = sheet_of(tmp_path, one_column("deer"), names, independent=True, separator=";")
+    assert (found.kind, found.separator) == ("label-cells", ";")
+    found = sheet_of(tmp_path, one_column('"black bear, deer"'), names, independent=True)
+    assert found.separator == ", "
+
+
+@pytest.mark.parametrize("answers", ["names", "ranking:0", "ranking:x", "number:3"])
+def test_an_unknown_kind_is_an_option_error(tmp_path: Path, answers: str) -> None:
+    """--answers with another word is E202, which lists the kinds."""
+    with pytest.raises(EnsError, match="E202") as caught:
+        sheet_of(tmp_path, one_column("ant"), PETS, answers=answers)
+    assert "label-cells" in caught.value.hint
