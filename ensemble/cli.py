@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import click
 
+from ensemble.commands.adopt import adopt
 from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.check import check
@@ -28,7 +29,7 @@ from ensemble.commands.train import train
 _SECTIONS = {
     "Start": (demo, doctor, explain_error),
     "Train": (data, crop, train),
-    "Predict and submit": (export, predict, blend, submit, check),
+    "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
 }
 

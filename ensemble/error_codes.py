@@ -215,7 +215,10 @@ CODES: dict[str, Code] = {
     "E420": Code("A file is not a valid ONNX model.", "export or download it again"),
     "E421": Code("An ONNX model is too new for the installed onnxruntime.", "upgrade onnxruntime, or export it again"),
     "E422": Code("An ONNX model uses external data.", "save it as a single file with its weights inside"),
-    "E423": Code("An ONNX model has no ens model card.", "export it with ens export, which writes one"),
+    "E423": Code(
+        "An ONNX model has no ens model card.",
+        "a classifier of another program: ens adopt model.onnx makes a member of it; a checkpoint: ens export",
+    ),
     "E424": Code("An ONNX model's inputs or outputs differ from its card.", "export it again with ens export"),
     "E425": Code("An ONNX model needs operators that onnxruntime does not have.", "export it without custom operators"),
     "E426": Code(
@@ -274,6 +277,11 @@ CODES: dict[str, Code] = {
     "W481": Code(
         "Values of a checkpoint were left out: only code of its own could make them.",
         "where the model was trained, save its state dict as plain tensors: torch.save(model.state_dict(), ...)",
+    ),
+    "I482": Code("Something about an adopted model was read from its file.", "nothing to do; options override it"),
+    "W483": Code(
+        "An adopted model's file does not tell something that matters, so a default was taken.",
+        "name it with the option if the network was trained otherwise",
     ),
     # 5xx: predictions, recipes, submissions
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),

@@ -56,7 +56,15 @@ def read_model(path: Path) -> ModelFile:
         ModelError: E420 not ONNX, E421 too new, E422 data outside the file, E423 no card, E424 other inputs or
             outputs, E425 custom operators, E427 an invalid card, E429 too large.
     """
-    data = _read_bytes(path)
+    return check_model(_read_bytes(path), path)
+
+
+def check_model(data: bytes, path: Path) -> ModelFile:
+    """Check the content of a model's file, as `read_model`; ``path`` is for messages.
+
+    Raises:
+        ModelError: as `read_model`.
+    """
     model = _parse(data, path)
     _refuse_external_data(model, path)
     _refuse_unknown_operators(model, path)

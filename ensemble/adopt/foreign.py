@@ -1,0 +1,229 @@
+"""Read a classifier in ONNX that ens did not write, and find its image input and its answers."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+
+from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.runtime.protobuf_limits import MAX_BYTES
+
+Layout = Literal["nchw", "nhwc"]
+Output = Literal["logits", "probabilities"]
+
+_TYPES = onnx.TensorProto
+IMAGE_TYPES = {_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.DOUBLE, _TYPES.UINT8}
+_LABEL_KEYS = ("names", "classes", "class_names", "labels", "id2label", "label_names", "categories")
+# after these, an output is not squeezed into 0..1
+_LINEAR = {"Gemm", "MatMul", "Conv", "Add", "GlobalAveragePool", "ReduceMean", "QLinearAdd", "DequantizeLinear"}
+_SHAPE_ONLY = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
+_PROVEN: Mapping[str, Output] = {"Softmax": "probabilities", "Sigmoid": "probabilities", "LogSoftmax": "logits"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The image input: ``size`` is ``(height, width)`` with None for a free side, ``batch`` None if it is free."""
+
+    name: str
+    type: int
+    layout: Layout
+    channels: int
+    size: tuple[int | None, int | None]
+    batch: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForeignModel:
+    """A model that another program wrote, whole in memory: its weights, even those from files beside it."""
+
+    path: Path
+    proto: onnx.ModelProto
+    sha256: str
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators."""
+        return max((found.version for found in self.proto.opset_import if found.domain in {"", "ai.onnx"}), default=1)
+
+    @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """The inputs that are not weights; before IR 4 weights are inputs too."""
+        weights = {tensor.name for tensor in self.proto.graph.initializer}
+        return [value for value in self.proto.graph.input if value.name not in weights]
+
+
+def read_foreign(path: Path) -> ForeignModel:
+    """Read an ONNX file, and the files beside it that hold its weights.
+
+    Raises:
+        FileError: E707 when the file cannot be read.
+        ModelError: E420 when it is not ONNX, E422 when a file with its weights is missing or elsewhere, E429 when it
+            is too large for one file.
+    """
+    if not path.is_file():
+        raise FileError("E707", f"{path} is not a file; name the .onnx file", path=path)
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        proto = onnx.load(path, load_external_data=False)
+    except OSError as err:
+        raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
+    except DecodeError as err:
+        raise ModelError("E420", f"{path.name} is damaged, or not an ONNX file", path=path) from err
+    if not proto.graph.node:
+        raise ModelError("E420", f"{path.name} contains no network", path=path)
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except Exception as err:  # the checks of onnx raise several kinds
+        message = f"{path.name} keeps weights in other files, which cannot be read: {str(err).splitlines()[0][:200]}"
+        raise ModelError("E422", message, hint="put the files beside it, under their names", path=path) from err
+    if proto.ByteSize() > MAX_BYTES:
+        raise ModelError("E429", f"{path.name} is too large for one file with its weights inside", path=path)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    return ForeignModel(path, proto, sha256)
+
+
+def find_input(model: ForeignModel, layout: Layout | None) -> ImageInput:
+    """Return the image input; ``layout`` decides where the shape does not.
+
+    Raises:
+        ModelError: E424 when there is no single input for images.
+        OptionError: E204 when the shape leaves the layout open, or differs from ``layout``.
+    """
+    inputs = model.inputs
+    images = [value for value in inputs if _is_image(value)]
+    if len(images) != 1 or len(inputs) != 1:
+        listed = enumerate_some([f"{value.name} {_shown(value)}" for value in inputs]) or "nothing"
+        message = (
+            f"{model.path.name} takes {listed}; expected one input of images, (batch, 3, H, W) or (batch, H, W, 3)"
+        )
+        raise ModelError("E424", message, hint="save the network with its image as the only input", path=model.path)
+    (value,) = images
+    batch, *sides = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+    fits: list[Layout] = []
+    if sides[0] in {1, 3}:
+        fits.append("nchw")
+    if sides[2] in {1, 3}:
+        fits.append("nhwc")
+    if len(fits) != 1 and layout is None:
+        raise OptionError(
+            "E204",
+            f"{model.path.name} takes {_shown(value)}, which does not tell where the channels are",
+            hint="say it with --layout nchw or --layout nhwc",
+        )
+    chosen = layout or fits[0]
+    if fits and chosen not in fits:
+        raise OptionError("E204", f"{model.path.name} takes {_shown(value)}, which is not {chosen}")
+    channels, size = (sides[0], (sides[1], sides[2])) if chosen == "nchw" else (sides[2], (sides[0], sides[1]))
+    return ImageInput(value.name, value.type.tensor_type.elem_type, chosen, channels or 3, size, batch)
+
+
+def find_output(model: ForeignModel, name: str | None) -> str:
+    """Return the name of the output with the answers.
+
+    Raises:
+        OptionError: E204 when ``name`` is no output, or is needed to choose among several.
+    """
+    outputs = [value for value in model.proto.graph.output if value.type.HasField("tensor_type")]
+    names = [str(value.name) for value in outputs]
+    if name is not None:
+        if name not in names:
+            raise OptionError("E204", f"{model.path.name} has no output {name!r}, only {enumerate_some(names)}")
+        return name
+    # an output of more than two sides longer than 1 is a map of features or a mask
+    answers = [str(value.name) for value in outputs if _may_be_answer(value)]
+    if len(answers) == 1:
+        return answers[0]
+    listed = enumerate_some([f"{value.name} {_shown(value)}" for value in outputs]) or "no tensor"
+    raise OptionError(
+        "E204",
+        f"{model.path.name} gives {listed}; which one has the answers is not clear",
+        hint="name it with --output-name",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LastLayer:
+    """The last layer of an output: its type, the value that goes into it, and what it proves the output to be."""
+
+    kind: str
+    before: str
+    proves: Output | None
+
+
+def find_last_layer(model: ForeignModel, name: str) -> LastLayer:
+    """Return the last layer that does more than change the shape of an output."""
+    makers = {made: node for node in model.proto.graph.node for made in node.output}
+    node = makers.get(name)
+    while node is not None and node.op_type in _SHAPE_ONLY and node.input:
+        node = makers.get(node.input[0])
+    if node is None or not node.input:
+        return LastLayer("unknown", "", None)
+    kind = str(node.op_type)
+    return LastLayer(kind, str(node.input[0]), "logits" if kind in _LINEAR else _PROVEN.get(kind))
+
+
+def class_names(model: ForeignModel) -> tuple[str, tuple[str, ...]] | None:
+    """Return the class names in the file's metadata with the key they are under; None if there are none."""
+    entries = {entry.key: entry.value for entry in model.proto.metadata_props}
+    for key in _LABEL_KEYS:
+        names = _parse_names(entries.get(key, ""))
+        if len(names) > 1:
+            return key, names
+    return None
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    value: object = None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+            break
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    if isinstance(value, dict):
+        try:
+            ordered = sorted(value.items(), key=lambda entry: int(entry[0]))
+        except (ValueError, TypeError):
+            # class_to_idx: names to numbers
+            numbers = list(value.values())
+            if not all(isinstance(number, int) for number in numbers):
+                return ()
+            return tuple(str(name) for name in sorted(value, key=value.__getitem__))
+        return tuple(str(name) for _, name in ordered)
+    if isinstance(value, list | tuple):
+        return tuple(str(name) for name in value)
+    return tuple(part.strip() for part in text.replace("\n", ",").split(",") if part.strip())
+
+
+def _is_image(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.elem_type in IMAGE_TYPES and len(tensor.shape.dim) == 4
+
+
+def _may_be_answer(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in IMAGE_TYPES - {_TYPES.UINT8}:
+        return False
+    if not tensor.HasField("shape"):
+        return True
+    dims = tensor.shape.dim
+    return 1 <= len(dims) <= 4 and all(dim.dim_value == 1 for dim in dims[2:])
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    if not value.type.HasField("tensor_type"):
+        return f"({value.type.WhichOneof('value')})"
+    tensor = value.type.tensor_type
+    sides = ", ".join(str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim)
+    known = tensor.elem_type in _TYPES.DataType.values()
+    return f"{_TYPES.DataType.Name(tensor.elem_type).lower() if known else tensor.elem_type} ({sides})"

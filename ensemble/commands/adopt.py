@@ -1,0 +1,128 @@
+"""The command `ens adopt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.adopt.adopt import Adopted
+    from ensemble.card import Interpolation, Resize
+
+
+@click.command(short_help="Make a member of a ready-made ONNX classifier")
+@click.argument("models", nargs=-1, required=True, type=PATH)
+@click.option(
+    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
+)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "probabilities"]),
+    help="What the network gives.  [default: what its last layer proves]",
+)
+@click.option("--output-name", help="Output with the answers, if there are several.")
+@click.option(
+    "--layout", type=click.Choice(["nchw", "nhwc"]), help="Where the channels are, if the shape does not tell."
+)
+@click.option(
+    "--labels",
+    help="Label space: mask18, a number of classes, or a JSON file of class names or axes.  [default: as in the file]",
+)
+@click.option("--size", help="Input size in pixels, if the network takes any: 224, or HEIGHTxWIDTH.")
+@click.option(
+    "--resize",
+    type=click.Choice(["squash", "center", "pad"]),
+    help="How to resize images to the input size.  [default: center]",
+)
+@click.option(
+    "--interpolation",
+    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+    help="Interpolation when resizing.  [default: bilinear]",
+)
+@click.option(
+    "--crop-pct",
+    type=float,
+    help="Fraction of the resized image to keep, around its center.  [default: 0.875, or 1]",
+)
+@click.option("--mean", help="Normalization mean: R,G,B in 0..1.  [default: ImageNet's]")
+@click.option("--std", help="Normalization standard deviation: R,G,B in 0..1.  [default: ImageNet's]")
+@click.option(
+    "--input-range",
+    type=click.Choice(["0..1", "-1..1", "0..255"]),
+    help="Range that pixels are scaled to, instead of --mean and --std.",
+)
+@click.option("--bgr", is_flag=True, help="The network takes blue first, as images read with OpenCV.")
+@click.option("--member", help="Name of the member.  [default: the file name]")
+@click.option("--check-images", type=PATH, help="Compare on the images in this folder instead of the built-in ones.")
+@json_option
+def adopt(
+    models: tuple[Path, ...],
+    folder: Path,
+    output: Literal["logits", "probabilities"] | None,
+    output_name: str | None,
+    layout: Literal["nchw", "nhwc"] | None,
+    labels: str | None,
+    size: str | None,
+    resize: Resize | None,
+    interpolation: Interpolation | None,
+    crop_pct: float | None,
+    mean: str | None,
+    std: str | None,
+    input_range: Literal["0..1", "-1..1", "0..255"] | None,
+    bgr: bool,
+    member: str | None,
+    check_images: Path | None,
+    as_json: bool,
+) -> None:
+    """Put preprocessing in front of ONNX classifiers of other programs, and a card inside.
+
+    Each is compared with the original file before it is written.
+
+    \b
+    Example: ens adopt model.onnx -o models --output logits --labels names.json --check-images eval/images
+    """
+    from ensemble.adopt.adopt import AdoptOptions
+    from ensemble.adopt.adopt import adopt as run_adopt
+    from ensemble.card import parse_size, parse_triple
+    from ensemble.commands.options import conflict
+    from ensemble.images.listing import list_images
+    from ensemble.labels import parse_labels
+
+    if member is not None and len(models) > 1:
+        raise conflict(f"--member names one model, got {len(models)} files")
+    options = AdoptOptions(
+        output=output,
+        output_name=output_name,
+        layout=layout,
+        labels=None if labels is None else parse_labels(labels),
+        size=None if size is None else parse_size(size),
+        resize=resize,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        mean=None if mean is None else parse_triple(mean, "--mean"),
+        std=None if std is None else parse_triple(std, "--std"),
+        input_range=input_range,
+        bgr=bgr,
+        member=member,
+    )
+    images = () if check_images is None else list_images(check_images, listener=TERMINAL).paths
+    done: list[Adopted] = []
+    for path in models:
+        adopted = run_adopt(
+            path,
+            folder,
+            options=options,
+            check_images=images,
+            taken=[other.card.member for other in done],
+            listener=TERMINAL,
+        )
+        done.append(adopted)
+        if not as_json:
+            show(None, str(adopted), as_json=False)
+    if as_json:
+        show([adopted.as_dict() for adopted in done], "", as_json=True)
