@@ -21,7 +21,7 @@ _ONNX_FIRST = "adopt the ONNX file that it was made from: ens adopt model.onnx; 
 _TO_ONNX = "convert it to ONNX ({tool}), then: ens adopt model.onnx"
 _KERAS = OtherFile("a Keras model", _TO_ONNX.format(tool="model.export('model.onnx', format='onnx')"))
 _TENSORFLOW = OtherFile("a TensorFlow model", _TO_ONNX.format(tool="python -m tf2onnx.convert"))
-_TFLITE = OtherFile("a TensorFlow Lite model", _TO_ONNX.format(tool="python -m tf2onnx.convert --tflite"))
+_TFLITE = OtherFile("a TensorFlow Lite model", _TO_ONNX.format(tool="python -m tf2onnx.convert"))
 _PADDLE = OtherFile("a PaddlePaddle model", _TO_ONNX.format(tool="paddle2onnx"))
 _COREML = OtherFile("a Core ML model", _ONNX_FIRST)
 _OPENVINO = OtherFile("an OpenVINO model", _ONNX_FIRST)

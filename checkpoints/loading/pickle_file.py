@@ -101,7 +101,7 @@ def _require_weights(value: object, found: Findings, names: list[Name], path: Pa
             "E417",
             f"{path.name} holds quantized weights ({enumerate_some(found.quantized)}), which give other answers in "
             "another network",
-            hint="export the float weights that were quantized; ens export --precision int8 quantizes them anew",
+            hint="export the float weights that were quantized; ens export --precision int8 quantizes them again",
             path=path,
         )
     if found.without_values:

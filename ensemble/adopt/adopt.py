@@ -26,9 +26,9 @@ from ensemble.adopt.foreign import (
     find_output,
     read_foreign,
 )
-from ensemble.adopt.graph import Batch, Plan, build_graph
+from ensemble.adopt.graph import BatchWay, WrapPlan, build_graph
 from ensemble.arrays import Floats, Pixels
-from ensemble.card import METADATA_KEY, Interpolation, ModelCard, Precision, Preprocess, Resize
+from ensemble.card import METADATA_KEY, Activation, Interpolation, ModelCard, Precision, Preprocess, Resize
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
@@ -47,10 +47,11 @@ _QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulI
 
 @dataclass(frozen=True, slots=True)
 class AdoptOptions:
-    """What the file does not tell; None leaves a setting to the file, and then to a default that a notice names.
+    """Settings that the file does not tell; None leaves one to the file, then to a default that a notice names.
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1, and ``input_range`` is
     short for those that scale pixels to it. ``bgr`` is for networks that take the channels in the order of OpenCV.
+    ``activation`` is sigmoid for independent labels, of which an image may have several.
 
     Raises:
         OptionError: E204 when options contradict each other or are out of range.
@@ -68,6 +69,7 @@ class AdoptOptions:
     std: tuple[float, float, float] | None = None
     input_range: InputRange | None = None
     bgr: bool = False
+    activation: Activation | None = None
     member: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,12 +86,12 @@ class AdoptOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Checks:
+class AdoptChecks:
     """The comparison with the original file: images, largest relative error, and how the batch became free."""
 
     pictures: int
     error: float
-    batch: Batch
+    batch: BatchWay
 
     def as_dict(self, limit: float) -> dict[str, Any]:
         """Return what the card keeps: the limits that were met, which are the same on every machine."""
@@ -110,7 +112,7 @@ class Adopted:
 
     path: Path
     card: ModelCard
-    checks: Checks
+    checks: AdoptChecks
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON-ready values."""
@@ -159,6 +161,8 @@ def adopt(
     reference = original.run(pixels)
     plan = _make_plan(model, image, name, card, options, reference, listener)
     card = _with_labels(model, card, plan.classes, options, listener)
+    if plan.answers > 1 and (options.activation or ("sigmoid" if plan.independent else "softmax")) == "sigmoid":
+        card = replace(card, activation="sigmoid")
     data, checks = _build(model, plan, card, pixels, reference, listener)
     card = replace(card, checks=checks.as_dict(LIMITS[card.precision]))
     proto = onnx.load_from_string(data)
@@ -276,7 +280,7 @@ def _make_plan(
     options: AdoptOptions,
     reference: Floats,
     listener: Listener,
-) -> Plan:
+) -> WrapPlan:
     """Decide what the output is, from the option or the last layer, and compare that with what the network gives."""
     last = find_last_layer(model, name)
     layer = last.kind
@@ -299,18 +303,18 @@ def _make_plan(
             f"{name} has values in 0..1 (its last layer is {layer}): probabilities, not logits",
             hint="give --output probabilities",
         )
-    independent = output == "probabilities" and answers > 1 and not sums
+    independent = output == "probabilities" and answers > 1 and not sums and options.activation != "softmax"
     if options.output is None:
         listener.notice(Notice("I482", f"{name} are taken as {output}: its last layer is {layer}", model.path))
     if independent:
-        message = f"{name} are independent probabilities, whose sum is not 1: their log-odds are the logits"
+        message = f"{name} are independent probabilities, whose sum is not 1: the card says activation sigmoid"
         listener.notice(Notice("W483", message, model.path))
     if answers == 1:
         message = f"{name} is a single value: two classes, of which it is the evidence for the second"
         listener.notice(Notice("I482", message, model.path))
     if image.channels == 1:
         listener.notice(Notice("I482", "the network takes one channel: images are made grey in the graph", model.path))
-    return Plan(
+    return WrapPlan(
         image=image,
         output_name=name,
         output=output,
@@ -347,14 +351,14 @@ def _with_labels(
 
 
 def _build(
-    model: ForeignModel, plan: Plan, card: ModelCard, pixels: Pixels, reference: Floats, listener: Listener
-) -> tuple[bytes, Checks]:
+    model: ForeignModel, plan: WrapPlan, card: ModelCard, pixels: Pixels, reference: Floats, listener: Listener
+) -> tuple[bytes, AdoptChecks]:
     """Return the first graph that gives the original's answers in batches of 1 and 3, and the figures.
 
     Raises:
         ModelError: E414 when there is none.
     """
-    ways: tuple[Batch, ...] = ("free", "freed", "in turn") if plan.image.batch is None else ("freed", "in turn")
+    ways: tuple[BatchWay, ...] = ("free", "freed", "in turn") if plan.image.batch is None else ("freed", "in turn")
     plans = [plan] if plan.before is None else [plan.without_last_layer(), plan]
     reasons: list[str] = []
     for way, tried in itertools.product(ways, plans):
@@ -373,6 +377,6 @@ def _build(
         if way == "in turn":
             message = "the network is made for one batch size: images run one by one inside the graph, which is slower"
             listener.notice(Notice("W483", message, model.path))
-        return data, Checks(len(pixels), error, way)
+        return data, AdoptChecks(len(pixels), error, way)
     message = f"{model.path.name} with its preprocessing in front does not answer as before"
     raise ModelError("E414", message, details=tuple(reasons), path=model.path)

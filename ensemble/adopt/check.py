@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ensemble.adopt.foreign import ForeignModel, ImageInput
-from ensemble.adopt.graph import Plan
+from ensemble.adopt.graph import WrapPlan
 from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
@@ -64,7 +64,7 @@ class Original:
         )
 
 
-def compare(data: bytes, path: Path, plan: Plan, pixels: Pixels, reference: Floats, limit: float) -> float:
+def compare(data: bytes, path: Path, plan: WrapPlan, pixels: Pixels, reference: Floats, limit: float) -> float:
     """Return the largest error of a member's graph over batches of 1 and 3, against the ``reference`` ``(N, answers)``.
 
     Logits are compared by `relative_error`, probabilities by their difference: near 0 and 1, rounding changes their
@@ -101,7 +101,7 @@ def compare(data: bytes, path: Path, plan: Plan, pixels: Pixels, reference: Floa
     return error
 
 
-def _as_answers(logits: Logits, plan: Plan) -> Floats:
+def _as_answers(logits: Logits, plan: WrapPlan) -> Floats:
     """Return what the original would have given for these logits, in double precision."""
     values = logits.astype(np.float64)
     if plan.answers == 1:  # the second class against the first

@@ -20,12 +20,12 @@ _GREY = (19595, 38470, 7471)
 _PREFIX = "net."
 _SMALLEST = 1e-38  # above the smallest normal float32; its logarithm is -87
 _WITH_SCAN = 9  # the opset of Scan as it is today
-Batch = Literal["free", "freed", "in turn"]
+BatchWay = Literal["free", "freed", "in turn"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a network is wrapped: its input and output, normalisation of RGB in 0..1, and number of answers.
+class WrapPlan:
+    """The way that a network is wrapped: its input and output, normalisation of RGB in 0..1, and number of answers.
 
     ``answers`` is the length of a row of the network's output, with 1 for a single logit or probability. ``bgr`` feeds
     the channels in the order of OpenCV. ``size`` is ``(height, width)``. ``independent`` are probabilities whose sum is
@@ -48,13 +48,13 @@ class Plan:
         """The number of classes: a single answer tells two apart."""
         return max(2, self.answers)
 
-    def without_last_layer(self) -> Plan:
+    def without_last_layer(self) -> WrapPlan:
         """Return the same with the logits that go into the softmax or sigmoid as its output."""
         assert self.before is not None
         return replace(self, output_name=self.before, output="logits", before=None)
 
 
-def build_graph(model: ForeignModel, plan: Plan, batch: Batch) -> onnx.ModelProto:
+def build_graph(model: ForeignModel, plan: WrapPlan, batch: BatchWay) -> onnx.ModelProto:
     """Return the member's graph, without its card.
 
     With ``freed`` the constants of a fixed batch size are rewritten; with ``in turn`` the network runs once per image,
@@ -101,7 +101,7 @@ def build_graph(model: ForeignModel, plan: Plan, batch: Batch) -> onnx.ModelProt
 class _Parts:
     """The nodes in front of and behind the network, and their constants."""
 
-    def __init__(self, plan: Plan, opset: int) -> None:
+    def __init__(self, plan: WrapPlan, opset: int) -> None:
         self._plan = plan
         self._opset = opset
         self.constants: list[TensorProto] = []

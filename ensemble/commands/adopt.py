@@ -12,7 +12,7 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.adopt.adopt import Adopted
-    from ensemble.card import Interpolation, Resize
+    from ensemble.card import Activation, Interpolation, Resize
 
 
 @click.command(short_help="Make a member of a ready-made ONNX classifier")
@@ -57,6 +57,11 @@ if TYPE_CHECKING:
     help="Range that pixels are scaled to, instead of --mean and --std.",
 )
 @click.option("--bgr", is_flag=True, help="The network takes blue first, as images read with OpenCV.")
+@click.option(
+    "--activation",
+    type=click.Choice(["softmax", "sigmoid"]),
+    help="sigmoid for independent labels, of which an image may have several.  [default: what the answers show]",
+)
 @click.option("--member", help="Name of the member.  [default: the file name]")
 @click.option("--check-images", type=PATH, help="Compare on the images in this folder instead of the built-in ones.")
 @json_option
@@ -75,6 +80,7 @@ def adopt(
     std: str | None,
     input_range: Literal["0..1", "-1..1", "0..255"] | None,
     bgr: bool,
+    activation: Activation | None,
     member: str | None,
     check_images: Path | None,
     as_json: bool,
@@ -108,6 +114,7 @@ def adopt(
         std=None if std is None else parse_triple(std, "--std"),
         input_range=input_range,
         bgr=bgr,
+        activation=activation,
         member=member,
     )
     images = () if check_images is None else list_images(check_images, listener=TERMINAL).paths
