@@ -28,7 +28,17 @@ from ensemble.adopt.foreign import (
 )
 from ensemble.adopt.graph import BatchWay, WrapPlan, build_graph
 from ensemble.arrays import Floats, Pixels
-from ensemble.card import METADATA_KEY, Activation, Interpolation, ModelCard, Precision, Preprocess, Resize
+from ensemble.card import (
+    METADATA_KEY,
+    Activation,
+    Channels,
+    Interpolation,
+    ModelCard,
+    Precision,
+    Preprocess,
+    Resize,
+    Resizer,
+)
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
@@ -40,7 +50,13 @@ from ensemble.runtime.parity import LIMITS, draw_pictures
 
 InputRange = Literal["0..1", "-1..1", "0..255"]
 MOST_PICTURES = 16
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DEFAULTS: dict[str, object] = {
+    "resize": "center",
+    "interpolation": "bilinear",
+    "resizer": "pillow",
+    "crop_pct": 0.875,
+}
+_IMAGENET: tuple[tuple[float, ...], tuple[float, ...]] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _RANGES: dict[InputRange, tuple[float, float]] = {"0..1": (0.0, 1.0), "-1..1": (0.5, 0.5), "0..255": (0.0, 1 / 255)}
 _QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 
@@ -49,8 +65,8 @@ _QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulI
 class AdoptOptions:
     """Settings that the file does not tell; None leaves one to the file, then to a default that a notice names.
 
-    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of RGB in 0..1, and ``input_range`` is
-    short for those that scale pixels to it. ``bgr`` is for networks that take the channels in the order of OpenCV.
+    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
+    and in 0..1; ``input_range`` is short for those that scale pixels to it.
     ``activation`` is sigmoid for independent labels, of which an image may have several.
 
     Raises:
@@ -65,10 +81,11 @@ class AdoptOptions:
     resize: Resize | None = None
     interpolation: Interpolation | None = None
     crop_pct: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     input_range: InputRange | None = None
-    bgr: bool = False
+    resizer: Resizer | None = None
+    channels: Channels | None = None
     activation: Activation | None = None
     member: str | None = None
 
@@ -78,10 +95,10 @@ class AdoptOptions:
         if (self.mean is None) != (self.std is None):
             raise OptionError("E204", "--mean and --std belong together; give both or neither")
         if self.std is not None and not all(value > 0 for value in self.std):
-            raise OptionError("E204", f"--std must be three values above 0, got {self.std}")
+            raise OptionError("E204", f"--std must be values above 0, got {self.std}")
         if self.mean is not None and not all(-1 <= value <= 1.5 for value in self.mean):
             raise OptionError(
-                "E204", f"--mean must be for RGB in 0..1, got {self.mean}", hint="divide values for 0..255 by 255"
+                "E204", f"--mean must be for channels in 0..1, got {self.mean}", hint="divide values for 0..255 by 255"
             )
 
 
@@ -157,7 +174,7 @@ def adopt(
         raise ModelError("E428", f"{path} would be another {card.member!r}", path=path)
     name = find_output(model, options.output_name)
     pixels = _pixels(check_images, card.preprocess)
-    original = Original(model, image, card, name, bgr=options.bgr)
+    original = Original(model, image, card, name)
     reference = original.run(pixels)
     plan = _make_plan(model, image, name, card, options, reference, listener)
     card = _with_labels(model, card, plan.classes, options, listener)
@@ -176,10 +193,11 @@ def adopt(
 def _make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, listener: Listener) -> ModelCard:
     """Return the card without labels: what is known before the network has run."""
     size = _size(model, image, options)
-    mean, std, source = _normalisation(model, image, options)
+    channels = _channels(model, image, options)
+    mean, std, source = _normalisation(model, image, channels, options)
     defaults = [
         f"{name.replace('_', '-')} {value}"
-        for name, value in (("resize", "center"), ("interpolation", "bilinear"), ("crop_pct", 0.875))
+        for name, value in _DEFAULTS.items()
         if getattr(options, name) is None and not (name == "crop_pct" and options.resize in {"squash", "pad"})
     ]
     if source == "default":
@@ -199,7 +217,9 @@ def _make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, li
             resize=options.resize or "center",
             interpolation=options.interpolation or "bilinear",
             crop_pct=options.crop_pct if options.crop_pct is not None else (0.875 if centred else 1.0),
-            fill=_fill(mean),
+            fill=_fill(mean, channels),
+            resizer=options.resizer or "pillow",
+            channels=channels,
         ),
         mean=mean,
         std=std,
@@ -209,10 +229,11 @@ def _make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, li
             "size": "option" if options.size else "model",
             "resize": "option" if options.resize else "default",
             "interpolation": "option" if options.interpolation else "default",
+            "resizer": "option" if options.resizer else "default",
+            "channels": "option" if options.channels else "default",
             "crop_pct": "option" if options.crop_pct is not None else "default",
             "mean": source,
             "std": source,
-            **({"channels": "bgr"} if options.bgr else {}),
         },
         tools={"onnx": onnx.__version__, "ens": version("ens-onnx")},
     )
@@ -231,24 +252,46 @@ def _size(model: ForeignModel, image: ImageInput, options: AdoptOptions) -> tupl
     return size
 
 
+def _channels(model: ForeignModel, image: ImageInput, options: AdoptOptions) -> Channels:
+    fitting = {"grey"} if image.channels == 1 else {"rgb", "bgr"}
+    if options.channels is not None and options.channels not in fitting:
+        raise OptionError(
+            "E204", f"{model.path.name} takes {image.channels} channels, which are not {options.channels}"
+        )
+    return options.channels or ("grey" if image.channels == 1 else "rgb")
+
+
 def _normalisation(
-    model: ForeignModel, image: ImageInput, options: AdoptOptions
-) -> tuple[tuple[float, float, float], tuple[float, float, float], str]:
+    model: ForeignModel, image: ImageInput, channels: Channels, options: AdoptOptions
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    count = image.channels
     if image.type == onnx.TensorProto.UINT8:
         if options.mean is not None or options.input_range is not None:
             message = f"{model.path.name} normalises by itself (it takes uint8): leave out --mean, --std, --input-range"
             raise OptionError("E204", message)
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "model"
+        return (0.0,) * count, (1.0,) * count, "model"
     if options.mean is not None and options.std is not None:
+        if len(options.mean) != count or len(options.std) != count:
+            raise OptionError(
+                "E204", f"{model.path.name} takes {count} channels: --mean and --std need {count} values each"
+            )
         return options.mean, options.std, "option"
     if options.input_range is not None:
         mean, std = _RANGES[options.input_range]
-        return (mean,) * 3, (std,) * 3, "option"
-    return *_IMAGENET, "default"
+        return (mean,) * count, (std,) * count, "option"
+    means, stds = _IMAGENET
+    match channels:
+        case "bgr":
+            means, stds = means[::-1], stds[::-1]
+        case "grey":
+            means, stds = (sum(means) / 3,), (sum(stds) / 3,)
+    return means, stds, "default"
 
 
-def _fill(mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, round(255 * channel))) for channel in mean)
+def _fill(mean: tuple[float, ...], channels: Channels) -> tuple[int, int, int]:
+    """Return the RGB colour that normalisation maps to zero, as far as there is one."""
+    ordered = {"rgb": mean, "bgr": mean[::-1], "grey": mean * 3}[channels]
+    red, green, blue = (min(255, max(0, round(255 * channel))) for channel in ordered)
     return red, green, blue
 
 
@@ -322,7 +365,7 @@ def _make_plan(
         size=card.preprocess.size,
         mean=card.mean,
         std=card.std,
-        bgr=options.bgr,
+        channels=card.preprocess.channels,
         independent=independent,
         before=last.before if layer in {"Softmax", "Sigmoid"} else None,
     )

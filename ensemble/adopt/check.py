@@ -24,8 +24,8 @@ BATCHES = (1, 3)
 class Original:
     """The original file in plain onnxruntime, with a preprocessing written independently of the graph's."""
 
-    def __init__(self, model: ForeignModel, image: ImageInput, card: ModelCard, output: str, *, bgr: bool) -> None:
-        self._model, self._image, self._card, self._output, self._bgr = model, image, card, output, bgr
+    def __init__(self, model: ForeignModel, image: ImageInput, card: ModelCard, output: str) -> None:
+        self._model, self._image, self._card, self._output = model, image, card, output
         self._runtime = _start(model.proto.SerializeToString(), model.path)
 
     def run(self, pixels: Pixels) -> Floats:
@@ -47,9 +47,9 @@ class Original:
         if self._image.channels == 1:
             weighted = pixels.astype(np.int64) @ np.array([19595, 38470, 7471])
             pixels = ((weighted + 32768) >> 16).astype(np.uint8)[:, :, np.newaxis]
-        mean, std = (np.array(v)[: self._image.channels] for v in (self._card.mean, self._card.std))
-        if self._bgr and self._image.channels == 3:
-            pixels, mean, std = pixels[:, :, ::-1], mean[::-1], std[::-1]
+        mean, std = np.array(self._card.mean), np.array(self._card.std)
+        if self._card.preprocess.channels == "bgr":
+            pixels = pixels[:, :, ::-1]
         kind = onnx.helper.tensor_dtype_to_np_dtype(self._image.type)
         values = pixels if kind == np.uint8 else (pixels / 255 - mean) / std
         planes = values.transpose(2, 0, 1) if self._image.layout == "nchw" else values

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.adopt.foreign import ForeignModel, ImageInput, Output
 from ensemble.adopt.free_batch import free_batch
+from ensemble.card import Channels
 from ensemble.runtime.model_file import INPUT, LOGITS
 
 # Pillow's weights of red, green and blue in a grey image, in 65536ths
@@ -25,11 +26,11 @@ BatchWay = Literal["free", "freed", "in turn"]
 
 @dataclass(frozen=True, slots=True)
 class WrapPlan:
-    """The way that a network is wrapped: its input and output, normalisation of RGB in 0..1, and number of answers.
+    """The way that a network is wrapped: its input and output, normalisation and number of answers.
 
-    ``answers`` is the length of a row of the network's output, with 1 for a single logit or probability. ``bgr`` feeds
-    the channels in the order of OpenCV. ``size`` is ``(height, width)``. ``independent`` are probabilities whose sum is
-    not 1; ``before`` is the value before the softmax or sigmoid, if the network ends in one.
+    ``answers`` is the length of a row of the network's output, with 1 for a single logit or probability. ``mean`` and
+    ``std`` are those of the network's channels, in its order. ``size`` is ``(height, width)``. ``independent`` are
+    probabilities whose sum is not 1; ``before`` is the value before the softmax or sigmoid, if the network ends in one.
     """
 
     image: ImageInput
@@ -37,9 +38,9 @@ class WrapPlan:
     output: Output
     answers: int
     size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    bgr: bool = False
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: Channels = "rgb"
     independent: bool = False
     before: str | None = None
 
@@ -111,8 +112,6 @@ class _Parts:
         plan, image = self._plan, self._plan.image
         # in channels-last order, as the constants are; rounded once each, as an export does
         mean, std = (np.array(values, dtype=np.float64) for values in (plan.mean, plan.std))
-        if image.channels == 1:
-            mean, std = mean[:1], std[:1]
         nodes = [self._node("Cast", [pixels], "floats", to=TensorProto.FLOAT)]
         if image.channels == 1:
             weights = np.array(_GREY, dtype=np.float32).reshape(3, 1)
@@ -123,10 +122,9 @@ class _Parts:
                 self._node("Mul", ["raised", self._constant("shift_right", np.float32(1 / 65536))], "shifted"),
                 self._node("Floor", ["shifted"], "colours"),
             ]
-        elif plan.bgr:
+        elif plan.channels == "bgr":
             order = self._constant("blue_first", np.array([2, 1, 0], dtype=np.int64))
             nodes.append(self._node("Gather", ["floats", order], "colours", axis=3))
-            mean, std = mean[::-1], std[::-1]
         else:
             nodes.append(self._node("Identity", ["floats"], "colours"))
         last = "colours"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option
+from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.adopt.adopt import Adopted
-    from ensemble.card import Activation, Interpolation, Resize
+    from ensemble.card import Activation, Channels, Interpolation, Resize, Resizer
 
 
 @click.command(short_help="Make a member of a ready-made ONNX classifier")
@@ -41,22 +41,29 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--interpolation",
-    type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+    type=InterpolationChoice(),
     help="Interpolation when resizing.  [default: bilinear]",
+)
+@click.option(
+    "--resizer", type=click.Choice(RESIZERS), help="Library that resized the images in training.  [default: pillow]"
 )
 @click.option(
     "--crop-pct",
     type=float,
     help="Fraction of the resized image to keep, around its center.  [default: 0.875, or 1]",
 )
-@click.option("--mean", help="Normalization mean: R,G,B in 0..1.  [default: ImageNet's]")
-@click.option("--std", help="Normalization standard deviation: R,G,B in 0..1.  [default: ImageNet's]")
+@click.option("--mean", help="Normalization mean: one value per channel in 0..1.  [default: ImageNet's]")
+@click.option("--std", help="Normalization standard deviation: one value per channel in 0..1.  [default: ImageNet's]")
 @click.option(
     "--input-range",
     type=click.Choice(["0..1", "-1..1", "0..255"]),
     help="Range that pixels are scaled to, instead of --mean and --std.",
 )
-@click.option("--bgr", is_flag=True, help="The network takes blue first, as images read with OpenCV.")
+@click.option(
+    "--channels",
+    type=click.Choice(CHANNELS),
+    help="Channels of the network's input, made from RGB in the graph.  [default: rgb, or grey for one]",
+)
 @click.option(
     "--activation",
     type=click.Choice(["softmax", "sigmoid"]),
@@ -75,11 +82,12 @@ def adopt(
     size: str | None,
     resize: Resize | None,
     interpolation: Interpolation | None,
+    resizer: Resizer | None,
     crop_pct: float | None,
     mean: str | None,
     std: str | None,
     input_range: Literal["0..1", "-1..1", "0..255"] | None,
-    bgr: bool,
+    channels: Channels | None,
     activation: Activation | None,
     member: str | None,
     check_images: Path | None,
@@ -94,7 +102,7 @@ def adopt(
     """
     from ensemble.adopt.adopt import AdoptOptions
     from ensemble.adopt.adopt import adopt as run_adopt
-    from ensemble.card import parse_size, parse_triple
+    from ensemble.card import parse_channel_values, parse_size
     from ensemble.commands.options import conflict
     from ensemble.images.listing import list_images
     from ensemble.labels import parse_labels
@@ -110,10 +118,11 @@ def adopt(
         resize=resize,
         interpolation=interpolation,
         crop_pct=crop_pct,
-        mean=None if mean is None else parse_triple(mean, "--mean"),
-        std=None if std is None else parse_triple(std, "--std"),
+        mean=None if mean is None else parse_channel_values(mean, "--mean"),
+        std=None if std is None else parse_channel_values(std, "--std"),
         input_range=input_range,
-        bgr=bgr,
+        channels=channels,
+        resizer=resizer,
         activation=activation,
         member=member,
     )

@@ -30,7 +30,9 @@ from ensemble.runtime.session import start_session
 CLASSES = 5
 SIZE = (16, 12)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-KNOWN = AdoptOptions(mean=MEAN, std=STD, resize="squash", interpolation="bilinear", labels=LabelSpace.flat(CLASSES))
+KNOWN = AdoptOptions(
+    mean=MEAN, std=STD, resize="squash", interpolation="bilinear", resizer="pillow", labels=LabelSpace.flat(CLASSES)
+)
 
 
 class Network:
@@ -159,10 +161,9 @@ def original_answers(path: Path, network: Network, pixels: NDArray[np.uint8], *,
             values = np.asarray(image.convert("L"))[:, :, np.newaxis] / 255
             values = (values - MEAN[0]) / STD[0]
         else:
-            values = (one / 255 - MEAN) / STD
+            values = ((one[:, :, ::-1] if bgr else one) / 255 - MEAN) / STD
         if network.kind == TensorProto.UINT8:
             values = one.astype(np.float64)
-        values = values[:, :, ::-1] if bgr else values
         values = values.transpose(2, 0, 1) if network.layout == "nchw" else values
         kind = helper.tensor_dtype_to_np_dtype(network.kind)
         count = network.batch if isinstance(network.batch, int) else 1
@@ -204,8 +205,8 @@ ALIKE: dict[str, tuple[Network, AdoptOptions]] = {
     "batch of 1 with a token": (Network(batch=1, rows=1, token=True), KNOWN),
     "batch of 1 that cannot be freed": (Network(batch=1, stuck=True, rows=1), KNOWN),
     "any size": (Network(size=("h", "w")), replace(KNOWN, size=SIZE)),
-    "grey": (Network(channels=1), KNOWN),
-    "blue first": (Network(), replace(KNOWN, bgr=True)),
+    "grey": (Network(channels=1), replace(KNOWN, mean=MEAN[:1], std=STD[:1])),
+    "blue first": (Network(), replace(KNOWN, channels="bgr")),
     "log-probabilities": (Network(end="LogSoftmax"), KNOWN),
     "opset 7": (Network(opset=7), KNOWN),
     "opset 9": (Network(opset=9), KNOWN),
@@ -225,7 +226,7 @@ def test_a_member_answers_as_the_original(tmp_path: Path, name: str) -> None:
     path = network.save(tmp_path / "net.onnx")
     adopted = adopt(path, tmp_path / "models", options=options)
     pixels = draw_pictures(SIZE)[:5]
-    expected = original_answers(path, network, pixels, bgr=options.bgr)
+    expected = original_answers(path, network, pixels, bgr=options.channels == "bgr")
     tolerance = 1e-2 if network.kind == TensorProto.FLOAT16 else 1e-4
     assert np.allclose(member_logits(adopted.path, pixels), expected, rtol=tolerance, atol=tolerance)
 
@@ -300,7 +301,13 @@ def test_what_was_not_named_is_said(tmp_path: Path) -> None:
     heard = Recorder()
     adopted = adopt(Network().save(tmp_path / "net.onnx"), tmp_path / "m", options=AdoptOptions(), listener=heard)
     said = [notice.message for notice in heard.notices if notice.code == "W483"]
-    for words in ("resize center", "interpolation bilinear", "crop-pct 0.875", "mean and std of ImageNet"):
+    for words in (
+        "resize center",
+        "interpolation bilinear",
+        "resizer pillow",
+        "crop-pct 0.875",
+        "mean and std of ImageNet",
+    ):
         assert words in said[0]
     assert "5 classes: they are numbered" in said[1]
     assert adopted.card.mean == (0.485, 0.456, 0.406)
@@ -322,6 +329,8 @@ def test_what_was_not_named_is_said(tmp_path: Path) -> None:
         ({"end": "Tanh"}, {}, "does not tell if answers are logits or probabilities", "--output logits"),
         ({"kind": TensorProto.UINT8}, {"mean": MEAN, "std": STD}, "normalises by itself", ""),
         ({"size": (3, 12), "layout": "nhwc"}, {}, "does not tell where the channels are", "--layout"),
+        ({}, {"channels": "grey"}, "takes 3 channels, which are not grey", ""),
+        ({"channels": 1}, {"mean": MEAN, "std": STD}, "need 1 values each", ""),
         ({}, {"layout": "nhwc"}, "which is not nhwc", ""),
     ],
 )
