@@ -380,6 +380,7 @@ CODES: dict[str, Code] = {
         "The answers of a submission are spread over the classes unlike those of the training images.",
         "nothing to do if the test images are of another mix; else look for classes in a wrong order",
     ),
+    "I549": Code("Metrics are about one of two classes.", "name the other one with --positive if that is meant"),
     "E548": Code(
         "This is only possible for classes that exclude each other.",
         "blend members of several labels with given weights, and score them with ens evaluate",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.analysis.metric_estimates import Estimate, MetricScore, score_metrics
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import Blended
 from ensemble.blend.decision_rules import decide
@@ -28,6 +29,8 @@ from ensemble.metrics import (
 )
 from ensemble.predictions.dataset import Predictions, require_finite, require_none_missing
 from ensemble.predictions.truth import Truth, predictions_mismatch
+from ensemble.scoring.answers import ScoredAnswers
+from ensemble.scoring.catalogue import ContestMetric
 from ensemble.submission.sheet import Submission
 from ensemble.text_table import render_columns
 
@@ -35,20 +38,11 @@ _MOST_BY_CLASS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A score and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True, slots=True)
 class Scores:
-    """The scores of one set of predictions; ``nll`` and ``calibration_error`` are None without probabilities."""
+    """The scores of one set of predictions; ``nll`` and ``calibration_error`` are None without probabilities.
+
+    ``metrics`` are those that were asked for, by name.
+    """
 
     name: str
     macro_f1: Estimate
@@ -57,6 +51,7 @@ class Scores:
     nll: float | None
     calibration_error: float | None
     class_f1: tuple[float, ...]
+    metrics: Mapping[str, MetricScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +77,36 @@ class Evaluation:
         columns = [
             map(_text, (s.macro_f1, s.accuracy, *s.axes.values(), s.nll, s.calibration_error)) for s in self.scores
         ]
-        scores = render_columns(["", *names], list(zip(labels, *columns, strict=True)))
+        scores = render_columns(
+            ["", *names],
+            [*zip(labels, *columns, strict=True), *metric_rows([s.metrics for s in self.scores])],
+        )
         text = f"{basis}; 95 % intervals in brackets\n{scores}"
         if len(self.scores) > _MOST_BY_CLASS:
             return text
         classes = [f"{number:>2} {name}" for number, name in enumerate(self.classes)]
         rows = list(zip(classes, self.support, *(s.class_f1 for s in self.scores), strict=True))
-        return f"{text}\nF1 per class\n{render_columns(['class', 'images', *names], rows)}"
+        text = f"{text}\nF1 per class\n{render_columns(['class', 'images', *names], rows)}"
+        return text + render_by_class([s.metrics for s in self.scores], classes, self.support, names)
+
+
+def metric_rows(scores: Sequence[Mapping[str, MetricScore]]) -> list[tuple[str, ...]]:
+    """Return a row per metric that was asked for: its title, and the score of each set of predictions."""
+    return [(one.title, *(_text(each[name].estimate) for each in scores)) for name, one in scores[0].items()]
+
+
+def render_by_class(
+    scores: Sequence[Mapping[str, MetricScore]], classes: Sequence[str], support: Sequence[int], names: Sequence[str]
+) -> str:
+    """Return a table per metric that was asked for and is a mean over classes: its value for each class."""
+    text = ""
+    for name, one in scores[0].items():
+        columns = [each[name].by_class for each in scores]
+        if any(column is not None for column in columns):
+            cells = [map(_text, column or [None] * len(classes)) for column in columns]
+            rows = list(zip(classes, support, *cells, strict=True))
+            text += f"\n{one.title} per class\n{render_columns(['class', 'images', *names], rows)}"
+    return text
 
 
 def _text(score: Estimate | float | None) -> str:
@@ -123,24 +141,45 @@ def side_by_side(evaluations: Mapping[str, Evaluation]) -> Evaluation:
 
 
 def evaluate(
-    answers: Predictions | Blended | Submission, truth: Truth, *, resamples: int = 1000, seed: int = 0
+    answers: Predictions | Blended | Submission,
+    truth: Truth,
+    *,
+    metrics: Sequence[ContestMetric] = (),
+    positive: int = 1,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Evaluation:
-    """Score a member (each view, and their linear mean), a blend or a submission.
+    """Score a member (each view, and their linear mean), a blend or a submission, also by ``metrics``.
 
     Intervals are from a bootstrap over persons, or over images if the ground truth has no persons. All sets of
-    predictions are scored on the same resamples.
+    predictions are scored on the same resamples. Of two classes, ``positive`` is the one that metrics are about.
 
     Raises:
         DataError: E330 when the ground truth is not of the same images.
         PredictionError: E501 when it is not of the same classes, E505 when a prediction is not finite, E534 when images
             that could not be read are missing.
+        OptionError: E204 when a metric is not for such classes.
     """
+    for metric in metrics:
+        metric.require_fits(exclusive=True, classes=len(truth.labels))
     if isinstance(answers, Predictions):
         require_none_missing([answers], truth.ids)
     # sorted, so that neither the order of the predictions nor that of the ground truth changes an interval
     truth = _select_rows(truth, join_rows(sorted(truth.ids), truth.ids, complain=predictions_mismatch))
     return Evaluation(
-        scores=tuple(_score(one, truth, resamples, seed) for one in _prediction_sets(answers, truth)),
+        scores=tuple(
+            replace(
+                _score(one, truth, resamples, seed),
+                metrics=score_metrics(
+                    metrics,
+                    ScoredAnswers(truth.classes, one.classes, one.probabilities, len(truth.labels), positive),
+                    truth.persons,
+                    resamples=resamples,
+                    seed=seed,
+                ),
+            )
+            for one in _prediction_sets(answers, truth)
+        ),
         images=len(truth.ids),
         persons=None if truth.persons is None else len(set(truth.persons)),
         classes=truth.labels.names,

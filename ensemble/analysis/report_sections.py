@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 
 from ensemble.analysis import plots
-from ensemble.analysis.evaluate import Estimate
 from ensemble.analysis.html import figure, preformatted, section, table
+from ensemble.analysis.metric_estimates import Estimate
 from ensemble.analysis.report import Report
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe

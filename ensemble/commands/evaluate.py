@@ -39,6 +39,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Label space of files: mask18, a number of classes, or a JSON file.",
 )
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Score also by a contest's metric: log-loss, roc-auc, map@5, quadratic-kappa, ..., or my_metric.py:score "
+    "(your function of truth and probabilities, which is run); repeatable.",
+)
 @reading_options
 @json_option
 def evaluate(
@@ -47,6 +55,7 @@ def evaluate(
     tables: ExternalOptions,
     like: Path | None,
     labels: str,
+    metrics: tuple[str, ...],
     sheet: SheetOptions,
     as_json: bool,
 ) -> None:
@@ -57,11 +66,14 @@ def evaluate(
     from ensemble.analysis.evaluate import evaluate as run_evaluate
     from ensemble.analysis.evaluate import side_by_side
     from ensemble.analysis.evaluate_labels import evaluate_labels
+    from ensemble.analysis.metric_estimates import positive_class
     from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
     from ensemble.predictions.truth import read_truth, truth_columns
+    from ensemble.scoring.catalogue import find_metric
     from ensemble.submission.sheet import Submission
 
+    contest = [find_metric(name) for name in metrics]
     columns = truth_columns(sheet)
     read = _read_answers(answers, parse_labels(labels), replace(tables, id_column=sheet.id_column), like, sheet)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
@@ -77,9 +89,15 @@ def evaluate(
     }
     result: Evaluation | LabelEvaluation
     if several:
-        result = evaluate_labels(several, truths[next(iter(several.values())).labels.names])
+        result = evaluate_labels(several, truths[next(iter(several.values())).labels.names], metrics=contest)
     else:
-        result = side_by_side({name: run_evaluate(one, truths[one.labels.names]) for name, one in read.items()})
+        positive = positive_class(next(iter(spaces)), sheet.positive, listener=TERMINAL) if contest else 1
+        result = side_by_side(
+            {
+                name: run_evaluate(one, truths[one.labels.names], metrics=contest, positive=positive)
+                for name, one in read.items()
+            }
+        )
     show(result.as_dict(), result.render(), as_json=as_json)
 
 

@@ -27,7 +27,8 @@ class ContestMetric:
 
     ``kind`` says what it depends on: the decided classes, the probabilities, or only their order within a column.
     ``only`` restricts it to ``exclusive`` classes or to independent ``labels``; ``vectorised`` is False for functions
-    of users, which take one resample at a time.
+    of users, which take one resample at a time. ``by_class`` returns the values of the classes ``(R, C)``, where the
+    metric is a mean over them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ContestMetric:
     only: Literal["exclusive", "labels"] | None = None
     classes: int | None = None
     vectorised: bool = True
+    by_class: Score | None = None
 
     def once(self, answers: ScoredAnswers) -> float:
         """Return the score of all images."""
@@ -68,7 +70,10 @@ def _decided(name: str, title: str, score: Score, *, up: bool = True, exclusive:
 
 
 def _ordered(name: str, title: str, score: Score) -> ContestMetric:
-    return ContestMetric(name, title, "order", score)
+    by_class = None
+    if isinstance(score, partial) and score.keywords.get("average") in {"macro", "weighted"}:
+        by_class = partial(probabilistic.per_column, area=score.keywords["area"])
+    return ContestMetric(name, title, "order", score, by_class=by_class)
 
 
 _AVERAGES = ("macro", "weighted", "micro")
@@ -182,7 +187,9 @@ def _with_number(name: str) -> ContestMetric | None:
         score = partial(counted.f_score, beta=beta, average=match[1])
         only: Literal["labels"] | None = "labels" if match[1] == "sample" else None
         classes = 2 if match[1] == "binary" else None
-        return ContestMetric(name, f"{match[1]} F{match[2]}", "decisions", score, True, only, classes)
+        by_class = partial(counted.class_f, beta=beta) if match[1] in {"macro", "weighted"} else None
+        title = f"{match[1]} F{match[2]}"
+        return ContestMetric(name, title, "decisions", score, True, only, classes, by_class=by_class)
     match = re.fullmatch(r"(?:top-?(\d+)(?:-accuracy)?|(?:accuracy|top)@(\d+))", name)
     if match:
         k = int(_in_range(name, match[1] or match[2], 1, 1000))

@@ -96,6 +96,11 @@ def f_score(answers: ScoredAnswers, weights: Floats, *, beta: float, average: st
     return np.asarray(scores.mean(axis=1))
 
 
+def class_f(answers: ScoredAnswers, weights: Floats, *, beta: float) -> Floats:
+    """Return the F score of each class ``(R, C)``."""
+    return f_scores(count(answers, weights), beta)
+
+
 def _row_f(answers: ScoredAnswers, beta: float) -> Floats:
     truth, chosen = answers.applies(), answers.chosen()
     total = beta * beta * truth.sum(axis=1) + chosen.sum(axis=1)

@@ -14,7 +14,8 @@ from checkpoints.loading.open import open_checkpoint
 from checkpoints.training.job import TrainJob
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_fold import train_fold
-from ensemble.analysis.evaluate import Estimate, evaluate
+from ensemble.analysis.evaluate import evaluate
+from ensemble.analysis.metric_estimates import Estimate
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
 from ensemble.card import Preprocess

@@ -177,7 +177,8 @@ def test_an_evaluation_is_json() -> None:
     member = make_member("a", draw_logits(0, 20, 18), labels=MASK18)
     value = json.loads(json.dumps(evaluate(member, truth_of(member.ids), resamples=10).as_dict()))
     assert value["images"] == 20
-    assert set(value["scores"][0]) == {"name", "macro_f1", "accuracy", "axes", "nll", "calibration_error", "class_f1"}
+    scores = {"name", "macro_f1", "accuracy", "axes", "nll", "calibration_error", "class_f1", "metrics"}
+    assert set(value["scores"][0]) == scores
     assert set(value["scores"][0]["axes"]["mask"]) == {"value", "low", "high"}
 
 
