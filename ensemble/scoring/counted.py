@@ -28,19 +28,17 @@ def count(answers: ScoredAnswers, weights: Floats) -> Counts:
     total = weights.sum(axis=1)
     if not answers.exclusive:
         truth, decided = answers.applies(), answers.chosen()
-        return Counts(
-            *(weights @ mask.astype(np.float64) for mask in (truth & decided, truth, decided)),
-            total,
-        )
+        right, support, chosen = (weights @ mask.astype(np.float64) for mask in (truth & decided, truth, decided))
+        return Counts(right, support, chosen, total)
     assert answers.decided is not None
     truth_of, decided_as = true_classes(answers), answers.decided.astype(np.intp)
-    right = np.flatnonzero(truth_of == decided_as)
+    both = np.flatnonzero(truth_of == decided_as)
 
     def per_class(classes: np.ndarray[tuple[int, ...], np.dtype[np.intp]], part: Floats) -> Floats:
         return np.stack([np.bincount(classes, weights=row, minlength=answers.classes) for row in part])
 
     return Counts(
-        per_class(truth_of[right], weights[:, right]),
+        per_class(truth_of[both], weights[:, both]),
         per_class(truth_of, weights),
         per_class(decided_as, weights),
         total,
@@ -83,10 +81,10 @@ def f_score(answers: ScoredAnswers, weights: Floats, *, beta: float, average: st
         return row_mean(_row_f(answers, beta), weights)
     found = count(answers, weights)
     if average == "micro":
-        one = Counts(
-            *(part.sum(axis=1, keepdims=True) for part in (found.right, found.support, found.decided)), found.total
+        right, support, decided = (
+            part.sum(axis=1, keepdims=True) for part in (found.right, found.support, found.decided)
         )
-        return f_scores(one, beta)[:, 0]
+        return f_scores(Counts(right, support, decided, found.total), beta)[:, 0]
     scores = f_scores(found, beta)
     if average == "binary":
         return scores[:, answers.positive]
@@ -121,7 +119,7 @@ def matthews(answers: ScoredAnswers, weights: Floats) -> Floats:
     n, s, d = found.total, found.support, found.decided
     above = found.right.sum(axis=1) * n - (s * d).sum(axis=1)
     below = (n**2 - (s**2).sum(axis=1)) * (n**2 - (d**2).sum(axis=1))
-    return np.divide(above, np.sqrt(np.maximum(below, 0)), out=np.zeros_like(above), where=below > 0)
+    return np.asarray(np.divide(above, np.sqrt(np.maximum(below, 0)), out=np.zeros_like(above), where=below > 0))
 
 
 def kappa(answers: ScoredAnswers, weights: Floats, *, power: int) -> Floats:
@@ -137,7 +135,7 @@ def kappa(answers: ScoredAnswers, weights: Floats, *, power: int) -> Floats:
     number = np.arange(answers.classes)
     s, d = found.support / found.total[:, np.newaxis], found.decided / found.total[:, np.newaxis]
     expected = np.einsum("ri,ij,rj->r", s, _penalty(number[:, np.newaxis] - number, power), d)
-    return 1 - np.divide(observed, expected, out=np.full_like(observed, np.nan), where=expected > 0)
+    return np.asarray(1 - np.divide(observed, expected, out=np.full_like(observed, np.nan), where=expected > 0))
 
 
 def _penalty(difference: np.ndarray[tuple[int, ...], np.dtype[np.intp]], power: int) -> Floats:

@@ -57,7 +57,9 @@ def read_custom(text: str) -> CustomMetric:
     path = Path(f"{name.removesuffix('.py')}.py")
     function = function or "score"
     if not path.is_file():
-        raise OptionError("E204", f"{path}: no such file", path=path, hint="a metric of yours is file.py:function")
+        raise OptionError(
+            "E204", f"{path}: this file does not exist", path=path, hint="a metric of yours is file.py:function"
+        )
     try:
         found = runpy.run_path(str(path), run_name=path.stem).get(function)
     except BaseException as err:

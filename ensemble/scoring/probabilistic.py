@@ -35,7 +35,7 @@ def brier(answers: ScoredAnswers, weights: Floats) -> Floats:
     """
     squares = (answers.known() - answers.applies()) ** 2
     if answers.exclusive:
-        return row_mean(squares.sum(axis=1) / (2 if answers.classes == 2 else 1), weights)
+        return row_mean(np.asarray(squares.sum(axis=1)) / (2 if answers.classes == 2 else 1), weights)
     return row_mean(squares.mean(axis=1), weights)
 
 
@@ -123,7 +123,7 @@ def mean_area(
     share = np.where(np.isnan(found), 0.0, share)
     total = share.sum(axis=1)
     summed = (share * np.nan_to_num(found)).sum(axis=1)
-    return np.divide(summed, total, out=np.full_like(total, np.nan), where=total > 0)
+    return np.asarray(np.divide(summed, total, out=np.full_like(total, np.nan), where=total > 0))
 
 
 def padded_average_precision(answers: ScoredAnswers, weights: Floats, *, rows: int) -> Floats:

@@ -80,7 +80,7 @@ def names_of(a: ScoredAnswers) -> list[int]:
 
 def hot(a: ScoredAnswers) -> Floats:
     """Return the truth of exclusive classes one-hot."""
-    return np.eye(a.classes)[a.truth.astype(int)]
+    return np.asarray(np.eye(a.classes)[a.truth.astype(int)], dtype=np.float64)
 
 
 def present(a: ScoredAnswers) -> list[int]:
@@ -247,5 +247,5 @@ def test_a_function_of_the_user_is_a_metric(tmp_path: Path) -> None:
         find_metric(f"{path}:broken").once(answers)
     with pytest.raises(OptionError, match="has no function 'nothing'"):
         find_metric(f"{path}:nothing")
-    with pytest.raises(OptionError, match="no such file"):
+    with pytest.raises(OptionError, match="does not exist"):
         find_metric(f"{tmp_path / 'other.py'}")
