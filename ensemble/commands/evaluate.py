@@ -91,10 +91,12 @@ def evaluate(
     if several:
         result = evaluate_labels(several, truths[next(iter(several.values())).labels.names], metrics=contest)
     else:
-        positive = positive_class(next(iter(spaces)), sheet.positive, listener=TERMINAL) if contest else 1
+        positives = {names: positive_class(names, sheet.positive, listener=TERMINAL) for names in spaces if contest}
         result = side_by_side(
             {
-                name: run_evaluate(one, truths[one.labels.names], metrics=contest, positive=positive)
+                name: run_evaluate(
+                    one, truths[one.labels.names], metrics=contest, positive=positives.get(one.labels.names, 1)
+                )
                 for name, one in read.items()
             }
         )

@@ -35,7 +35,7 @@ def brier(answers: ScoredAnswers, weights: Floats) -> Floats:
     """
     squares = (answers.known() - answers.applies()) ** 2
     if answers.exclusive:
-        return row_mean(np.asarray(squares.sum(axis=1)) / (2 if answers.classes == 2 else 1), weights)
+        return row_mean(np.asarray(squares.sum(axis=1) / (2 if answers.classes == 2 else 1)), weights)
     return row_mean(squares.mean(axis=1), weights)
 
 
