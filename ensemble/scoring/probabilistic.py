@@ -61,7 +61,7 @@ def top_accuracy(answers: ScoredAnswers, weights: Floats, *, k: int) -> Floats:
     """
     best = np.argsort(answers.known(), axis=1, kind="stable")[:, ::-1][:, :k]
     hit = np.take_along_axis(answers.applies(), best, axis=1).any(axis=1)
-    return row_mean(hit.astype(np.float64), weights)
+    return row_mean(np.asarray(hit, dtype=np.float64), weights)
 
 
 def mean_average_precision_at(answers: ScoredAnswers, weights: Floats, *, k: int) -> Floats:
