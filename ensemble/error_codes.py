@@ -60,7 +60,7 @@ CODES: dict[str, Code] = {
     "I315": Code("The folder contains files that are not in the id list; they are ignored.", "nothing to do"),
     "E316": Code(
         "A folder contains no images.",
-        "give the folder that contains the image files (jpg, jpeg, png, webp, bmp, gif, tif, avif)",
+        "give the folder that contains the image files (JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF)",
     ),
     "I317": Code("Symbolic links to folders are not followed.", "give the folder itself, or link the files"),
     "E318": Code("There is no permission to read a file.", "grant read permission (chmod u+r)"),
@@ -154,6 +154,15 @@ CODES: dict[str, Code] = {
     "E351": Code(
         "Images are not in the file of face boxes.",
         "run ens crop on the folder that contains them; names are relative to that folder",
+    ),
+    "I332": Code(
+        "Files in a folder of images are not images; they were passed over.",
+        "nothing to do, unless one of them is an image: convert it to JPEG or PNG",
+    ),
+    "I333": Code("Files without an image's suffix are images by their content.", "nothing to do: they are read"),
+    "W334": Code(
+        "An image's metadata are damaged or too large; the pixels are used as stored.",
+        "check that the image is upright",
     ),
     "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),
     "I380": Code("The cells of a table are not separated by commas.", "nothing to do if the columns look right"),

@@ -26,6 +26,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.errors import DataError
 from ensemble.images import formats
+from ensemble.images.metadata import read_orientation, strip_metadata
 from ensemble.images.storage import RemoteImage
 
 MAX_PIXELS = 64_000_000
@@ -96,13 +97,20 @@ _FORMAT_OF_SUFFIX = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
     ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".pjpeg": "JPEG",
+    ".pjp": "JPEG",
+    ".mpo": "JPEG",
     ".png": "PNG",
+    ".apng": "PNG",
     ".webp": "WEBP",
     ".bmp": "BMP",
+    ".dib": "BMP",
     ".gif": "GIF",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".avif": "AVIF",
+    ".avifs": "AVIF",
 }
 SUFFIXES = frozenset(_FORMAT_OF_SUFFIX)
 
@@ -128,9 +136,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode an image file's bytes to upright 8-bit RGB.
 
     The content decides the format, not the name. Transparent pixels are composited on white; 16-bit grey keeps its
-    upper eight bits; CMYK, palette and grey become RGB; EXIF orientation is applied; of several frames the first is
-    taken. Colour profiles are ignored. A JPEG that is damaged in its middle decodes without complaint: no decoder
-    notices.
+    upper eight bits; CMYK, palette and grey become RGB; the orientation in EXIF or XMP is applied; of several frames
+    the first is taken. Colour profiles are ignored, and metadata that Pillow refuses costs no pixels (W334). A JPEG
+    that is damaged in its middle decodes without complaint: no decoder notices.
 
     Raises:
         DataError: E301 truncated or damaged, E302 empty, E303 not an image, E307 more than ``max_pixels``, E309 not
@@ -140,21 +148,35 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     if not data:
         raise DataError("E302", "the file is empty")
     with _quiet_pillow():
-        image = _open(data)
-        _require_size(image, max_pixels)
-        notices: list[str] = []
         try:
-            with _decoding():
-                if getattr(image, "is_animated", False):
-                    notices.append("I306")
-                image.load()
-        except DataError:
-            ended = _without_end_marker(data)
-            if ended is None:
+            return _decode(data, max_pixels)
+        except DataError as err:
+            bare = strip_metadata(data) if err.code == "E301" else None
+            if bare is None:
                 raise
-            image = ended
-            notices.append("W301")
-        return _upright_rgb(image, notices)
+            try:
+                found = _decode(bare, max_pixels)
+            except DataError:
+                raise err from None
+            return DecodedImage(found.image, (*found.notices, "W334"))
+
+
+def _decode(data: bytes, max_pixels: int) -> DecodedImage:
+    image = _open(data)
+    _require_size(image, max_pixels)
+    notices: list[str] = []
+    try:
+        with _decoding():
+            if getattr(image, "is_animated", False):
+                notices.append("I306")
+            image.load()
+    except DataError:
+        ended = _without_end_marker(data)
+        if ended is None:
+            raise
+        image = ended
+        notices.append("W301")
+    return _upright_rgb(image, notices)
 
 
 def convert_image(image: Image.Image) -> DecodedImage:
@@ -246,13 +268,12 @@ MAX_ASPECT = 20
 
 
 def _upright_rgb(image: Image.Image, notices: list[str]) -> DecodedImage:
-    """Convert loaded pixels to RGB and apply the EXIF orientation; add the codes of what is unusual to ``notices``."""
+    """Convert loaded pixels to RGB and apply the orientation; add the codes of what is unusual to ``notices``."""
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         notices.append("W308")
     rgb = _to_rgb(image)
     try:
-        # TIFF keeps its orientation elsewhere, and Pillow has applied it
-        turn = _TRANSPOSE_OF.get(formats.orientation_of(image.info["exif"])) if image.info.get("exif") else None
+        turn = _TRANSPOSE_OF.get(read_orientation(image.info))
     except ValueError:
         notices.append("W305")
         turn = None
@@ -268,6 +289,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255 to white
         values = np.asarray(image)
         grey = (values >> 8).astype(np.uint8)
+        if _is_white_zero(image):
+            grey = 255 - grey
         grey[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.mode in {"I", "F"}:
@@ -279,6 +302,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError as err:
         raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Return whether a TIFF stores white as zero (PhotometricInterpretation 0), which Pillow inverts in 8 bits only."""
+    return getattr(image, "tag_v2", {}).get(262) == 0
 
 
 _TRANSPOSE_OF = {  # by EXIF orientation

@@ -19,6 +19,11 @@ _UNSUPPORTED = (
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 _ORIENTATION = 0x0112
+HEAD = 64
+"""How many of a file's first bytes `format_of` needs."""
+_RAW = "3fr arw cr2 dcr dng erf iiq kdc mef mos nef nrw orf pef raf rw2 sr2 srw"
+NOT_DECODED = frozenset(f".{name}" for name in f"{_RAW} ndpi scn svs".split())
+"""Suffixes of camera raw files and slide scans: they begin like a TIFF file, but Pillow finds only a thumbnail."""
 
 
 def format_of(data: bytes) -> str | None:
@@ -70,6 +75,16 @@ def why_unreadable(data: bytes) -> DataError:
 def orientation_of(exif: bytes) -> int:
     """Return the orientation in raw EXIF data, 1 to 8; 1 (upright) if the tag is absent or out of range.
 
+    Raises:
+        ValueError: as `orientation_tag`.
+    """
+    found = orientation_tag(exif)
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def orientation_tag(exif: bytes) -> int | None:
+    """Return the value of the orientation tag in raw EXIF data; None if the tag is absent.
+
     Only the first directory's tag 0x0112 is read (EXIF 2.32, section 4.6.4), so that damage elsewhere does no harm.
 
     Raises:
@@ -86,10 +101,10 @@ def orientation_of(exif: bytes) -> int:
             # a single SHORT is in the first two of the entry's last four bytes
             tag, value = struct.unpack_from(order + "H6xH2x", tiff, start + 2 + 12 * i)
             if tag == _ORIENTATION:
-                return value if 1 <= value <= 8 else 1
+                return int(value)
     except struct.error as err:
         raise ValueError("the EXIF data is cut off") from err
-    return 1
+    return None
 
 
 def is_one_unbroken_scan(data: bytes) -> bool:

@@ -8,7 +8,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +18,7 @@ from ensemble.errors import DataError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
 from ensemble.images.decode import SUFFIXES, read_error
+from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
 
 
@@ -67,7 +68,8 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     An id is a path relative to ``root`` with ``/`` between folders. It matches a file exactly, or else after Unicode
     normalisation (file names from macOS are decomposed), or else, with a notice, the only image that it is without
     surrounding spaces, ``./``, its suffix or its folder; the id's own spelling is kept. Files and folders whose names
-    begin with a dot are ignored. No file is opened.
+    begin with a dot are ignored. Without ``ids``, files whose suffix is not an image's are listed if they begin like an
+    image (I333), and the others are counted (I332).
 
     Raises:
         DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
@@ -77,7 +79,11 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     """
     files = set(_walk(root, listener))
     images = sorted(name for name in files if _is_image(name))
-    if not images:
+    if ids is None:
+        by_content = sorted(name for name in files.difference(images) if has_image_content(root / name))
+        tell_unlisted(root, by_content, files.difference(images, by_content), listener)
+        images = sorted([*images, *by_content])
+    if not images and files.isdisjoint(ids or ()):
         raise DataError("E316", f"no images below {root}: {len(files)} other files", path=root)
     wanted = tuple(images if ids is None else ids)
     if not wanted:
@@ -90,6 +96,36 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     if extra:
         listener.notice(Notice("I315", f"{extra:,} images below {root} are not listed and are ignored", root))
     return _with_sizes(wanted, tuple(root / name for name in names))
+
+
+def has_image_content(path: Path) -> bool:
+    """Return whether a file without an image's suffix begins like an image that `read_image` decodes."""
+    if path.suffix.lower() in NOT_DECODED:
+        return False
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would block
+            return False
+        with path.open("rb") as file:
+            return format_of(file.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
+def tell_unlisted(
+    place: Path | str, by_content: Sequence[str], passed_over: Collection[str], listener: Listener
+) -> None:
+    """Name files that are images by their content alone, and files that were passed over."""
+    if by_content:
+        some = enumerate_some(list(by_content))
+        listener.notice(Notice("I333", f"{_count(by_content)} in {place} are images by their content alone: {some}"))
+    if passed_over:
+        some = enumerate_some(sorted(passed_over))
+        message = f"{_count(passed_over)} in {place} were passed over, as they are not images: {some}"
+        listener.notice(Notice("I332", message))
+
+
+def _count(names: Collection[str]) -> str:
+    return f"{len(names):,} file{'s' if len(names) > 1 else ''}"
 
 
 def _is_image(name: str) -> bool:

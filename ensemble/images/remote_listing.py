@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ import pyarrow.parquet as pq
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
-from ensemble.images.listing import Listing, list_images, match_ids
+from ensemble.images.formats import HEAD, NOT_DECODED, format_of
+from ensemble.images.listing import Listing, list_images, match_ids, tell_unlisted
 from ensemble.images.storage import RemoteImage, open_storage
 from ensemble.install import install_command
 
+_SIDECARS = frozenset({".cls", ".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml"})  # not worth a request each
 _TABLES, _TARS = (".parquet",), (".tar",)
 _ID_COLUMNS = ("id", "imageid", "image_id")
 
@@ -46,7 +50,8 @@ def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, list
     if not is_remote(images):
         return list_images(Path(images), ids, listener=listener)
     try:
-        found = list(_find(str(images)))
+        unlisted = _Unlisted(sniff=ids is None)
+        found = list(_find(str(images), unlisted))
     except ImportError as err:
         # each kind of storage needs its own package, which fsspec's message names
         hint = install_command(extra="ray") if err.name == "fsspec" else "install that package"
@@ -60,36 +65,63 @@ def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, list
     repeated = [name for name, count in Counter(image.name for image in found).items() if count > 1]
     if repeated:
         raise DataError("E313", f"{len(repeated)} names are in {images} twice: {enumerate_some(repeated)}")
+    if ids is None:
+        tell_unlisted(str(images), unlisted.by_content, unlisted.passed_over, listener)
     by_name = {image.name: image for image in sorted(found, key=lambda image: image.name)}
     wanted = tuple(by_name if ids is None else ids)
     chosen = [by_name[name] for name in match_ids(None, wanted, set(by_name), listener)]
-    extra = len(by_name) - len(set(chosen))
+    extra = len({image for image in found if _has_image_suffix(image.name)} - set(chosen))
     if extra:
         listener.notice(Notice("I315", f"{extra:,} images in {images} are not listed and are ignored"))
     return Listing(wanted, (), tuple(image.size for image in chosen), tuple(chosen))
 
 
-def _find(url: str) -> Iterator[RemoteImage]:
+@dataclass(slots=True)
+class _Unlisted:
+    """Files without an image's suffix: images by their content, and others, both by name.
+
+    With an id list (``sniff`` is False) none is opened, and the list decides which of them are images.
+    """
+
+    sniff: bool
+    by_content: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+
+    def takes(self, name: str, read_head: Callable[[], bytes]) -> bool:
+        """Return whether a file is listed."""
+        if _is_hidden(name):
+            return False
+        if _has_image_suffix(name) or not self.sniff:
+            return True
+        suffix = os.path.splitext(name)[1].lower()
+        is_image = suffix not in NOT_DECODED | _SIDECARS and format_of(read_head()) is not None
+        (self.by_content if is_image else self.passed_over).append(name)
+        return is_image
+
+
+def _find(url: str, unlisted: _Unlisted) -> Iterator[RemoteImage]:
     fs, root = open_storage(url)
     suffix = os.path.splitext(root)[1].lower()
     if suffix in (*_TABLES, *_TARS):
-        read = _rows if suffix in _TABLES else _members
         for path in sorted(fs.glob(root)):
             with fs.open(path, "rb") as file:
-                yield from read(file, fs.unstrip_protocol(path))
+                if suffix in _TABLES:
+                    yield from _rows(file, fs.unstrip_protocol(path))
+                else:
+                    yield from _members(file, fs.unstrip_protocol(path), unlisted)
         return
     for path, info in fs.find(root, detail=True).items():
         name = path.removeprefix(root.rstrip("/") + "/")
-        if _is_image(name):
+        if unlisted.takes(name, partial(fs.cat_file, path, start=0, end=HEAD)):
             yield RemoteImage(fs.unstrip_protocol(path), name, int(info["size"]))
 
 
-def _members(file: Any, url: str) -> Iterator[RemoteImage]:
-    """Iterate over the images of a tar; other files of a sample, such as its class, are ignored."""
+def _members(file: Any, url: str, unlisted: _Unlisted) -> Iterator[RemoteImage]:
+    """Iterate over the images of a tar; other files of a sample, such as its class, are passed over."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if member.isreg() and _is_image(member.name):
+                if member.isreg() and unlisted.takes(member.name.removeprefix("./"), partial(_read_head, tar, member)):
                     yield RemoteImage(url, member.name.removeprefix("./"), member.size, start=member.offset_data)
     except tarfile.TarError as err:
         raise DataError("E319", f"{url} is not an uncompressed tar: {err}") from err
@@ -124,6 +156,14 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _is_image(name: str) -> bool:
-    parts = name.removeprefix("./").split("/")
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not any(part.startswith(".") for part in parts)
+def _read_head(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read(HEAD)
+
+
+def _has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

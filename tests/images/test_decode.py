@@ -59,20 +59,20 @@ def test_fault_04_an_empty_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_fault_06_the_content_decides_not_the_name(tmp_path: Path, suffix: str) -> None:
-    """A PNG under any image's name is read as a PNG, with the notice I304 unless the name says png."""
+    """A PNG under any image's name is read as a PNG, with the notice I304 unless the name says png or apng."""
     path = tmp_path / f"x{suffix.upper()}"
     path.write_bytes(encode(PICTURE, "PNG"))
     photo = read_image(path)
     assert np.array_equal(photo.pixels, PICTURE)
-    assert photo.notices == (() if suffix == ".png" else ("I304",))
+    assert photo.notices == (() if suffix in {".png", ".apng"} else ("I304",))
 
 
 @pytest.mark.parametrize(
     ("kind", "suffixes"),
     [
-        ("JPEG", "jpg jpeg jpe"),
+        ("JPEG", "jpg jpeg jpe jfif pjpeg pjp mpo"),
         ("WEBP", "webp"),
-        ("BMP", "bmp"),
+        ("BMP", "bmp dib"),
         ("GIF", "gif"),
         ("TIFF", "tif tiff"),
         ("AVIF", "avif"),

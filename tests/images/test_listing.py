@@ -13,6 +13,7 @@ from ensemble.csv_table import render_table
 from ensemble.errors import DataError
 from ensemble.events import Recorder
 from ensemble.images.listing import list_images, read_ids
+from tests.support.corpus import encode, picture
 from tests.support.nobody import as_nobody
 
 ODD_NAMES = [
@@ -51,7 +52,41 @@ def test_all_images_are_listed_by_name(tmp_path: Path) -> None:
     assert listing.ids == ("a/b/d.webp", "a/c.PNG", "b.jpg")
     assert listing.paths == tuple(tmp_path / name for name in listing.ids)
     assert listing.sizes == tuple(len(name) for name in listing.ids)
+    assert codes(recorder) == ["I332"]
+    assert recorder.notices[0].message.endswith("passed over, as they are not images: f.txt, jpg")
+
+
+def test_case_09_images_are_known_by_their_content(tmp_path: Path) -> None:
+    """Images without a suffix or with a rare one are listed; I333 names those by content, I332 what is passed over."""
+    jpeg, png = (encode(picture(8, 8), kind) for kind in ("JPEG", "PNG"))
+    contents = {"a.jpg": jpeg, "b.JFIF": jpeg, "c": jpeg, "d.pjpeg": jpeg, "e.dat": png, "f/g": png, "h.mpo": jpeg}
+    others = {"notes.txt": b"BM is not an image", "raw.dng": b"II*\0" + bytes(60), "empty": b"", "i.heic": bytes(40)}
+    for name, data in (contents | others).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    recorder = Recorder()
+    assert list_images(tmp_path, listener=recorder).ids == tuple(contents)
+    told = {notice.code: notice.message for notice in recorder.notices}
+    assert told["I333"].endswith("3 files in " + str(tmp_path) + " are images by their content alone: c, e.dat, f/g")
+    assert told["I332"].endswith("not images: empty, i.heic, notes.txt, raw.dng")
+
+
+def test_case_09_a_list_decides_what_is_an_image(tmp_path: Path) -> None:
+    """With ids no file is opened: a listed file without a suffix is found, others are not remarked on."""
+    fill(tmp_path, "a", "b", "notes.txt")
+    recorder = Recorder()
+    assert list_images(tmp_path, ["b", "a"], listener=recorder).ids == ("b", "a")
     assert recorder.notices == []
+
+
+def test_what_is_no_file_is_not_opened_to_see_what_it_is(tmp_path: Path) -> None:
+    """A FIFO without a suffix, which would block its reader, and a link to nowhere are passed over."""
+    fill(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone").symlink_to("nowhere")
+    recorder = Recorder()
+    assert list_images(tmp_path, listener=recorder).ids == ("a.jpg",)
+    assert recorder.notices[0].message.startswith("2 files")
 
 
 def test_the_folder_may_be_relative_or_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

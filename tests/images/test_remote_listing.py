@@ -256,3 +256,21 @@ def test_the_command_takes_shards(tmp_path: Path) -> None:
     done = CliRunner().invoke(ens, command)
     assert done.exit_code == 0, done.output
     assert read_predictions(tmp_path / "o" / "toy").ids == tuple(NAMES)
+
+
+def test_case_09_images_in_storage_are_known_by_their_content(memory: Any) -> None:
+    """In a bucket and in a shard, images without a suffix are listed, and other files are counted."""
+    data = next(iter(PICTURES.values()))
+    for name, content in {"a.jpg": data, "b.jfif": data, "c": data, "notes.txt": b"", "x.cr2": b"II*\0"}.items():
+        memory.pipe(f"/bucket/mixed/{name}", content)
+    memory.pipe("/bucket/one.tar", shard({"a.jpg": data, "c.jpg.part": data}))
+    for url, unnamed, passed_over in (
+        ("memory://bucket/mixed", "c", "notes.txt, x.cr2"),
+        ("memory://bucket/one.tar", "c.jpg.part", "a.cls, c.cls.part"),
+    ):
+        recorder = Recorder()
+        assert {"a.jpg", unnamed} <= set(list_images_at(url, listener=recorder).ids)
+        told = {notice.code: notice.message for notice in recorder.notices}
+        assert told["I333"].endswith(f"content alone: {unnamed}")
+        assert told["I332"].endswith(passed_over)
+        assert list_images_at(url, [unnamed]).remote[0].read_bytes() == data
