@@ -36,7 +36,7 @@ def data(
     fixes: tuple[str, ...],
     without: tuple[str, ...],
     age_cut: str,
-    labels: str | None,
+    class_names: str | None,
     boxes: Path | None,
     workers: int | None,
     table: TableOptions,
@@ -60,7 +60,7 @@ def data(
         fixes=fixes,
         without=without,
         age_cut=int(age_cut),
-        labels=None if labels is None else parse_class_names(labels),
+        labels=None if class_names is None else parse_class_names(class_names),
         table=table,
         listener=TERMINAL,
     )

@@ -35,7 +35,7 @@ TABLE = OptionGroup(
             type=click.Choice(["softmax", "sigmoid"]),
         ),
         click.Option(
-            ["--labels"],
+            ["--labels", "class_names"],  # `labels` is a field of the settings
             help="Classes: mask18, a number, or a file of names (JSON, CSV or one per line).  [default: sorted names]",
         ),
     ),

@@ -240,7 +240,7 @@ def train(
     train_dir: Path,
     data: DataOptions,
     table: TableOptions,
-    labels: str | None,
+    class_names: str | None,
     split: FoldOptions,
     input_: InputOptions,
     settings: TrainSettings,
@@ -278,7 +278,7 @@ def train(
         fixes=data.fixes,
         without=data.without,
         age_cut=data.age_cut,
-        labels=None if labels is None else parse_class_names(labels),
+        labels=None if class_names is None else parse_class_names(class_names),
         table=table,
         listener=listener,
     )
