@@ -124,8 +124,7 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
     image = need.pixels if on_gpu else need.pixels + need.layers
     least = need.photo + image * (3 if on_gpu else 1)
     if left < least:
-        wanted = f"{_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
-        raise DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {what} needs {wanted}")
+        raise _too_little(memory, least, need, what)
     if not on_gpu:
         workers = min(workers, left // least)
         return Bounds(workers, min(batch, (left // workers - need.photo) // image), 4 * workers)
@@ -140,17 +139,25 @@ def fit_memory(need: Need, memory: int, *, workers: int, batch: int, on_gpu: boo
 def fit_chunks(need: Need, memory: int, *, rows: int, workers: int, batch: int, on_gpu: bool) -> Bounds:
     """Fit the memory as `fit_memory`, with the pixels of ``rows`` images in memory, and on the CPU the activations.
 
+    On a GPU all workers decode the same chunk, while the one before it is computed if there is memory for both.
+
     Raises:
         DeviceError: E603 when one such chunk in one worker is too much.
     """
     what = f"a chunk of {rows} images"
     if on_gpu:
-        whole = fit_memory(
-            replace(need, pixels=rows * need.pixels), memory, workers=workers, batch=1, on_gpu=True, what=what
-        )
-        return replace(whole, batch=batch)
+        left, chunk = memory - need.fixed, rows * need.pixels
+        if left < need.photo + 2 * chunk:
+            raise _too_little(memory, need.photo + 2 * chunk, need, what)
+        workers = max(1, min(workers, (left - 2 * chunk) // max(1, need.photo)))
+        return Bounds(workers, batch, 2 if workers * need.photo + 3 * chunk <= left else 1)
     held = replace(need, photo=need.photo + rows * need.pixels)
     return fit_memory(held, memory, workers=workers, batch=batch, on_gpu=False, what=what)
+
+
+def _too_little(memory: int, least: int, need: Need, what: str) -> DeviceError:
+    wanted = f"{_megabytes(least)} beside {_megabytes(need.fixed)} for the program and its models"
+    return DeviceError("E603", f"{_megabytes(memory)} of memory are too little: {what} needs {wanted}")
 
 
 def _megabytes(size: int) -> str:

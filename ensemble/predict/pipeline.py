@@ -34,6 +34,7 @@ from ensemble.runtime.gpu_start import model_inputs, relative_costs, retry_on_oo
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.session import Session, run_together
 
+_READ_ROWS = 64  # of a large piece of work, that one worker reads
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -110,9 +111,12 @@ class Pipeline:
     def map(self, function: Callable[[Work, Batch], T], work: Iterable[Work]) -> Generator[T, None, None]:
         """Yield ``function`` of the pixels of each batch, in the order of ``work``; it may run in several threads."""
         if self._on_gpu:
-            # what the function asks goes through the lane that its thread has
-            with closing(self._through(work, self._read, lambda *_: None, lambda _, read: function(*read))) as done:
-                yield from done
+            # what the function asks goes through the lane that its thread has; all workers decode one piece of work
+            with ThreadPoolExecutor(self._workers, thread_name_prefix="ens-read") as pool:
+                read = partial(self._read_together, pool)
+                passed = self._through(work, read, lambda *_: None, lambda _, item: function(*item), readers=1)
+                with closing(passed) as done:
+                    yield from done
         else:
             yield from self._ahead(lambda one: function(*self._read(one)), work)
 
@@ -152,6 +156,8 @@ class Pipeline:
         read: Callable[[Work], S],
         load: Callable[[DeviceBuffers, S], None],
         compute: Callable[[DeviceBuffers, S], T],
+        *,
+        readers: int | None = None,
     ) -> Generator[T, None, None]:
         rest = iter(work)
         for first in rest:
@@ -162,7 +168,7 @@ class Pipeline:
                 load,
                 compute,
                 device=device,
-                workers=self._workers,
+                workers=readers or self._workers,
                 ahead=self._ahead_by,
                 waiting=self.watch.waiting,
             )
@@ -182,6 +188,28 @@ class Pipeline:
 
     def _read(self, work: Work) -> tuple[Work, Batch]:
         return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})
+
+    def _read_together(self, pool: ThreadPoolExecutor, work: Work) -> tuple[Work, Batch]:
+        """Read a large piece of work with all workers, into one batch."""
+        rows, preprocesses = work.rows, {s.card.preprocess for s in work.sessions}
+        parts = pool.map(
+            lambda start: self._prepare(range(start, min(start + _READ_ROWS, rows.stop)), preprocesses),
+            range(rows.start, rows.stop, _READ_ROWS),
+        )
+        plain = {preprocess: plain_preprocess(preprocess) for preprocess in preprocesses}
+        whole: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.size, 3), np.uint8) for p in plain.values()}
+        good: list[int] = []
+        faults: dict[int, DataError] = {}
+        oddities: dict[int, tuple[str, ...]] = {}
+        for part in parts:
+            # those that come to the same pixels are written once
+            for target, source in {plain[preprocess]: pixels for preprocess, pixels in part.pixels.items()}.items():
+                whole[target][len(good) : len(good) + len(part.rows)] = source
+            good += part.rows
+            faults |= part.faults
+            oddities |= part.oddities
+        pixels = {preprocess: whole[same][: len(good)] for preprocess, same in plain.items()} if good else {}
+        return work, Batch(tuple(good), pixels, faults, oddities)
 
     def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
         """Read, decode and resize; preprocessings that come to the same pixels share them."""
