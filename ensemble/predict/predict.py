@@ -48,7 +48,13 @@ from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
 
 RUN = "_run.json"  # with the underscore, Parquet readers pass it over
-BATCH = {"cpu": 16, "openvino": 16, "cuda": 128, "tensorrt": 128}  # on a CPU, small batches stay in its caches
+BATCH = {
+    "cpu": 16,
+    "openvino": 16,
+    "plugin": 16,
+    "cuda": 128,
+    "tensorrt": 128,
+}  # on a CPU, small batches stay in its caches
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ensemble.errors import OptionError
 
-DeviceKind = Literal["cpu", "cuda", "tensorrt", "openvino"]
+DeviceKind = Literal["cpu", "cuda", "tensorrt", "openvino", "plugin"]
 
 
 PROVIDERS: Mapping[DeviceKind, str] = {
@@ -22,23 +22,26 @@ PROVIDERS: Mapping[DeviceKind, str] = {
 @dataclass(frozen=True, slots=True)
 class Device:
     """The device that models run on: its kind, a GPU's ``index``, the ``others`` that share the work, OpenVINO's
-    ``bf16``.
+    ``bf16``, the ``plugin`` provider's name.
     """
 
     kind: DeviceKind
     index: int = 0
     others: tuple[int, ...] = ()
     bf16: bool = False
+    plugin: str = ""
 
     def __str__(self) -> str:
         if self.kind == "openvino":
             return "openvino:bf16" if self.bf16 else "openvino"
+        if self.kind == "plugin":
+            return f"{self.plugin}:{self.index}"
         return self.kind if self.kind == "cpu" else f"{self.kind}:{','.join(map(str, (self.index, *self.others)))}"
 
     @property
     def each(self) -> tuple[Device, ...]:
         """The devices one by one: one per GPU."""
-        return tuple(Device(self.kind, index, bf16=self.bf16) for index in (self.index, *self.others))
+        return tuple(replace(self, index=index, others=()) for index in (self.index, *self.others))
 
     @property
     def is_gpu(self) -> bool:
@@ -52,6 +55,8 @@ class Device:
             from ensemble.runtime.openvino import openvino_version
 
             return f"OpenVINO {openvino_version()} {'bf16' if self.bf16 else 'f32'}"
+        if self.kind == "plugin":
+            return self.plugin
         return PROVIDERS[self.kind]
 
 
@@ -61,7 +66,8 @@ CPU = Device("cpu")
 def parse_device(text: str) -> Device | None:
     """Parse ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1``, ``tensorrt``, ``openvino`` or ``openvino:bf16``.
 
-    Return None for ``auto``.
+    Any other name must be a plugin provider's that onnxruntime lists, with or without an index. Return None for
+    ``auto``.
 
     Raises:
         OptionError: E203 for anything else.
@@ -70,7 +76,7 @@ def parse_device(text: str) -> Device | None:
         return None
     match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?|(openvino)(:bf16)?", text)
     if match is None:
-        raise OptionError("E203", f"{text!r} is not a device")
+        return _parse_plugin(text)
     if match[1]:
         return CPU
     if match[4]:
@@ -79,3 +85,15 @@ def parse_device(text: str) -> Device | None:
     if len({first, *others}) <= len(others):
         raise OptionError("E203", f"{text!r} names a GPU twice")
     return Device("cuda" if match[2] == "cuda" else "tensorrt", first, others=tuple(others))
+
+
+def _parse_plugin(text: str) -> Device:
+    from ensemble.runtime.plugins import plugin_devices
+
+    name, _, index = text.partition(":")
+    devices = plugin_devices() if re.fullmatch(r"\w+(:\d{1,2})?", text) else ()
+    for one in devices:
+        if one.provider == name and one.index == int(index or 0):
+            return Device("plugin", one.index, plugin=name)
+    known = f"; onnxruntime lists {', '.join(map(str, devices))}" if devices else ""
+    raise OptionError("E203", f"{text!r} is not a device{known}")

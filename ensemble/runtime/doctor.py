@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ensemble.install import install_command
 from ensemble.runtime.cuda import CudaVersions, cuda_versions, describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
+from ensemble.runtime.plugins import plugin_devices, problems
 from ensemble.runtime.providers import Start, try_device
 from ensemble.text_table import render_columns, wrap_text
 
@@ -53,13 +55,17 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The machine, its GPUs as the driver names them, which devices start, and the packages."""
+    """The machine, its GPUs as the driver names them, which devices start, and the packages.
+
+    ``plugins`` are the libraries of execution providers that could not be registered, and why.
+    """
 
     python: str
     machine: str
     cores: int
     gpus: tuple[str, ...]
     cuda: CudaVersions
+    plugins: Mapping[str, str]
     devices: tuple[Start, ...]
     packages: tuple[Package, ...]
 
@@ -85,6 +91,7 @@ class Diagnosis:
                 + "\n",
                 render_columns(("device", "state", "GPU"), devices),
                 *(_render_failure(start) for start in self.devices if not start.works),
+                *(wrap_text(f"the provider library {name} is left out: {why}") for name, why in self.plugins.items()),
                 render_columns(("package", "version"), [(p.name, p.version or "missing") for p in self.packages]),
                 *(wrap_text(f"To install {', '.join(names)}:") + f"\n  {cure}\n" for cure, names in missing.items()),
             )
@@ -97,6 +104,7 @@ def doctor() -> Diagnosis:
     cuda = [Device("cuda", index) for index in range(max(1, len(gpus)))]
     openvino = [Device("openvino"), Device("openvino", bf16=True)]
     devices = [Device("cpu"), *openvino, *cuda, *(Device("tensorrt", one.index) for one in cuda)]
+    devices += [Device("plugin", one.index, plugin=one.provider) for one in plugin_devices()]
     starts = tuple(try_device(device) for device in devices)
     packages = [_package(name) for name in _CORE if name != "onnxruntime"]
     if packages[0].version is None:
@@ -111,6 +119,7 @@ def doctor() -> Diagnosis:
         gpus=gpus,
         cuda=cuda_versions(),  # now that trying the devices has loaded what there is
         devices=starts,
+        plugins=dict(problems),
         packages=tuple(packages),
     )
 

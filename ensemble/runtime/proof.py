@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Proof:
 def proofs_of(device: Device) -> tuple[Proof, ...]:
     """Return the proofs of a device, the simplest first."""
     addition = Proof("1 + 1", _addition(), {"x": np.ones(1, dtype=np.float32)}, np.full(1, 2, dtype=np.float32))
+    if device.kind == "plugin":
+        return (addition, replace(_convolution(device, "float32"), provider_options={}))
     if not device.is_gpu:
         return (addition,)
     return (addition, _convolution(device, "float32"), _convolution(device, "float16"))

@@ -159,6 +159,8 @@ def _cure(kind: DeviceKind) -> str:
             return f"{command} (with access to NVIDIA's package index), or NVIDIA's installer; or --device cuda"
         case "openvino":
             return f"{install_command(extra='openvino')}; on a CPU without bf16, --device openvino"
+        case "plugin":
+            return "install the provider's own package in a version for this onnxruntime; or --device cpu"
 
 
 def start_error(device: Device, cause: str) -> DeviceError:
@@ -214,6 +216,8 @@ def start_runtime(
 
     from ensemble.runtime.tensorrt import explain_missing, load_libraries
 
+    if device.kind == "plugin":
+        return _start_plugin(model, device, options, provider_options or {})
     if device.provider not in onnxruntime.get_available_providers():
         raise NotStartedError(f"this onnxruntime ({onnxruntime.__version__}) was built without {device.provider}")
     if device.kind == "cpu":
@@ -237,6 +241,24 @@ def start_runtime(
     if session.get_providers()[: len(wanted)] != wanted:
         raise NotStartedError(explain_log(log))
     return session, log
+
+
+def _start_plugin(model: bytes, device: Device, options: Any, given: Mapping[str, str]) -> tuple[Runtime, str]:
+    """As `start_runtime`, for a provider from a library that is registered with onnxruntime."""
+    import onnxruntime
+
+    from ensemble.runtime.plugins import ep_device
+
+    options = options or onnxruntime.SessionOptions()
+    try:
+        options.add_provider_for_devices([ep_device(device.plugin, device.index)], dict(given))
+    except LookupError as err:
+        raise NotStartedError(str(err)) from err
+    with _captured_output() as captured:
+        session = onnxruntime.InferenceSession(model, options)
+    if session.get_providers()[:1] != [device.plugin]:
+        raise NotStartedError(explain_log(captured.getvalue()))
+    return session, captured.getvalue()
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     with announce_build(options, model.card.member, listener):
         runtime = build_network(model, data, device, options, threads, listener)
     session = Session(model.card, model.sha256, device, runtime)
-    if device.is_gpu:
+    if device.is_gpu or device.kind == "plugin":
         require_on_device(runtime, device, member=model.card.member)
     with report_start_failure(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
@@ -162,7 +162,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         who = f"{model.card.member} on {device}"
         precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision
         reference = start_session(model, threads=threads)
-        limits = ON_GPUS if device.is_gpu else LIMITS
+        limits = ON_GPUS if device.is_gpu or device.kind == "plugin" else LIMITS
         parity = require_parity(
             session.run, reference.run, (height, width), who=who, precision=precision, limits=limits
         )
@@ -194,8 +194,9 @@ def build_network(
     if device.kind == "cpu":
         _share_arena()
         settings.add_session_config_entry("session.use_env_allocators", "1")
-    if device.is_gpu:
+    if device.is_gpu or device.kind == "plugin":
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if device.is_gpu:
         # else the pads that `split_asymmetric_pads` took out of the convolutions would come back
         settings.add_session_config_entry("optimization.disable_specified_optimizers", DISABLED_OPTIMIZERS)
     try:
@@ -253,7 +254,7 @@ def provider_options(card: ModelCard, sha256: str, device: Device, *, rows: int 
     rounds as float16 does, so what a float16 model keeps in float32 is no less exact than the rest.
     """
     match device.kind:
-        case "cpu" | "openvino":
+        case "cpu" | "openvino" | "plugin":
             return {}
         case "cuda":
             return {

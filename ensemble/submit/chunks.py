@@ -42,7 +42,7 @@ from ensemble.submit.early_exit import ForwardPass, Running, Settled, keep_membe
 
 # On a CPU each core computes a chunk of its own. On a GPU a pass runs in whole batches, however few rows are open, and
 # the number of batches shrinks as rows leave.
-CHUNK_ROWS = {"cpu": 64, "openvino": 64, "cuda": 2048, "tensorrt": 2048}
+CHUNK_ROWS = {"cpu": 64, "openvino": 64, "plugin": 64, "cuda": 2048, "tensorrt": 2048}
 _BATCHES_AT_ONCE = 4  # of a GPU: put on its stream before it is waited for
 _ROW_BYTES = 64 + 8 + 8  # an id, generously; the class and the number of passes
 _FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
