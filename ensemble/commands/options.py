@@ -63,7 +63,7 @@ _RUN_OPTIONS = (
         "--device",
         default="auto",
         show_default=True,
-        help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16, or a plugin provider of ens doctor; "
+        help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16, a plugin provider of ens doctor; "
         "only auto falls back to the CPU.",
     ),
     click.option(

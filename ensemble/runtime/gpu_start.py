@@ -35,7 +35,7 @@ from ensemble.runtime.tensorrt import announce_build, digest, engine_options, ve
 
 T = TypeVar("T")
 Measure: TypeAlias = Callable[[Mapping[str, str]], tuple[float, Logits]]
-_RUNS = 5  # timed, after two warm-up runs
+RUNS = 5  # timed, after two warm-up runs
 _SIDE_BY_SIDE = 4  # sessions that start at once: each searches its convolutions' kernels on a core of its own
 
 
@@ -243,7 +243,7 @@ def measure_session(session: Session, pixels: Mapping[str, Pixels]) -> tuple[flo
         for _ in range(2):
             answers = session.run_views(buffers)
         spent = []
-        for _ in range(_RUNS):
+        for _ in range(RUNS):
             start = time.perf_counter()
             session.run_views(buffers)
             spent.append(time.perf_counter() - start)
