@@ -23,6 +23,7 @@ from ensemble.runtime import gpu_start
 from ensemble.runtime.device import Device
 from ensemble.runtime.parity import ON_GPUS, relative_error
 from ensemble.runtime.providers import try_device
+from ensemble.runtime.session import provider_options
 from ensemble.submit.submit import EarlyExit
 from tests.support import toys
 from tests.support.gpus import FakeGpus, fake_gpus
@@ -156,9 +157,9 @@ def test_a_gpu_that_is_full_halves_the_batch(
     if gpu is not None:
         gpu.rows = 2
     else:
-        given = gpu_start.provider_options
+        given = provider_options
         limit = {"gpu_mem_limit": str(6 * 2**20)}  # of onnxruntime's arena, as BFCArena reports it
-        monkeypatch.setattr(gpu_start, "provider_options", lambda *args: {**given(*args), **limit})
+        monkeypatch.setattr("ensemble.runtime.gpu_start.provider_options", lambda *args: {**given(*args), **limit})
     recorder = Recorder()
     expected = logits([model], images, tmp_path, "cpu")["full"]
     found = logits([model], images, tmp_path, "cuda", listener=recorder)["full"]
