@@ -15,13 +15,9 @@ from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
-from ensemble.submission.class_names import Mismatch, are_numbers, fold_name, match_columns, nearest
+from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns, nearest
 from ensemble.submission.sheet_options import SheetOptions
 
-_ANSWERS = (
-    *("ans", "answer", "label", "labels", "target", "targets", "class", "class name", "class id", "category"),
-    *("truth", "ground truth", "gt", "true label", "y true", "y", "diagnosis", "tags", "species", "breed"),
-)
 _GROUPS = ("person", "person id", "patient", "patient id", "subject", "subject id", "group", "group id")
 
 
@@ -99,7 +95,7 @@ def _read_answers(
     """Return which classes ``(N, C)`` each row names."""
     rest = [name for name in table.header if name != id_column]
     if options.label_column is None and "ans" not in rest:
-        beside = [name for name in rest if fold_name(name) not in (*_GROUPS, *_ANSWERS, "fold")]
+        beside = [name for name in rest if fold_name(name) not in (*_GROUPS, *USUAL_ANSWERS, "fold")]
         for columns in (rest, beside):
             match = match_columns(columns, labels.names)
             if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
@@ -130,7 +126,7 @@ def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> 
     if options.label_column is not None:
         return table.header[table.place(options.label_column)]
     by_name = {fold_name(name): name for name in reversed(rest)}
-    usual = next((by_name[name] for name in _ANSWERS if name in by_name), None)
+    usual = next((by_name[name] for name in USUAL_ANSWERS if name in by_name), None)
     others = [name for name in rest if fold_name(name) not in (*_GROUPS, "fold")]
     if usual is not None or len(others) == 1:
         return usual or others[0]

@@ -20,6 +20,13 @@ _SUFFIX = re.compile(
 )
 
 
+USUAL_ANSWERS = (
+    *("ans", "answer", "label", "labels", "target", "targets", "class", "class name", "class id", "category"),
+    *("truth", "ground truth", "gt", "true label", "y true", "y", "diagnosis", "tags", "species", "breed", "predicted"),
+)
+"""Usual names of a column of classes, as `fold_name` gives them, in the order in which they are looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnMatch:
     """The class of each column, and ``how`` they matched where it was not by their exact names; None if they did."""

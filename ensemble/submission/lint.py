@@ -120,7 +120,7 @@ def without_missing(path: Path, like: AnswerSheet, labels: LabelSpace, *, listen
     if not missing or not present.intersection(like.keys):
         return like
     notice_missing(missing, listener)
-    if like.kind != "long":
+    if not like.rows:
         return replace(like, ids=tuple(name for name in like.ids if name in present))
     return replace(like, rows=tuple(row for row, key in zip(like.rows, like.keys, strict=True) if key in present))
 

@@ -17,6 +17,9 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
     Names in a ranking get probabilities that halve from one to the next: they have no others.
     """
     ids = tuple(name for name, _ in rows)
+    if sheet.rows and sheet.kind != "long":
+        image = {key: sheet.ids[row.image] for key, row in zip(sheet.keys, sheet.rows, strict=True)}
+        ids = tuple(image[name] for name in ids)
     if sheet.kind in {"number", "name"}:
         classes = [_label(sheet, cells[0].strip()) for _, cells in rows]
         return Submission(ids, np.array(classes, dtype=np.intp), labels)

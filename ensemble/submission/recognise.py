@@ -23,15 +23,17 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column
 from ensemble.labels import LabelSpace
 from ensemble.submission.class_names import (
+    USUAL_ANSWERS,
     Mismatch,
     are_class_numbers,
     are_numbers,
+    fold_name,
     match_columns,
     nearest,
 )
 from ensemble.submission.long_format import find_long_rows
 from ensemble.submission.positive import find_positive
-from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet
+from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
 
 _SEPARATORS = (" ", ",", ";", "|")
@@ -115,13 +117,11 @@ class _Reader:
                 return self._with_decimal_mark(sheet, [row[long.answer_place] for row in self.table.rows])
             if kind == "long":
                 raise self._unclear("its rows are not one per image and class", ["probabilities", "label-columns"])
-        if len(rest) + 1 < len(self.table.header):
-            raise DataError(
-                "E322",
-                f"{self.table.path.name}: only {id_column} and {self.options.label_column} can be filled",
-                path=self.table.path,
-            )
+        if kind not in {"probabilities", "label-columns"} and self.options.label_column is None:
+            rest = self._answer_places(rest)
         sheet = replace(sheet, ids=self.table.without_duplicates(id_column))
+        if len(rest) + 1 < len(self.table.header):
+            sheet = self._copying(sheet, rest[0])
         columns = [self.table.header[i] for i in rest]
         if kind in {"probabilities", "label-columns"} or (kind is None and len(rest) > 1):
             return self._read_columns(sheet, kind, columns, rest)
@@ -129,6 +129,22 @@ class _Reader:
             raise self._unclear(f"it has {len(rest)} columns of answers", ["probabilities", "label-columns"])
         cells = [row[rest[0]].strip() for row in self.table.rows]
         return self._read_one_column(sheet, kind, columns[0], cells)
+
+    def _answer_places(self, rest: list[int]) -> list[int]:
+        """Return the places of the columns of answers: of several, the one with a usual name, if none is a class."""
+        usual = [i for i in rest if fold_name(self.table.header[i]) in USUAL_ANSWERS]
+        match = match_columns([self.table.header[i] for i in rest], self.labels.names)
+        none = isinstance(match, Mismatch) and len(match.missing) == len(self.labels)
+        return usual if len(usual) == 1 and none else rest
+
+    def _copying(self, sheet: AnswerSheet, answer_place: int) -> AnswerSheet:
+        """Return the sheet of a sample with columns beside ids and answers: they are copied."""
+        places = (i for i in range(len(self.table.header)) if i not in {sheet.id_place, answer_place})
+        others = enumerate_some([self.table.header[i] for i in places])
+        answers = show_spaces(self.table.header[answer_place])
+        self._say(f"answers are written in column {answers}, and the sample's {others} copied")
+        rows = tuple(LongRow(cells, i, 0) for i, cells in enumerate(self.table.rows))
+        return replace(sheet, rows=rows, answer_place=answer_place)
 
     def _read_columns(
         self, sheet: AnswerSheet, kind: AnswerKind | None, columns: list[str], places: list[int]
@@ -205,6 +221,8 @@ class _Reader:
         if not filled:
             possible = ["number", "name", *(["probability"] if two else []), "label-cells", "ranking"]
             raise self._unclear(f"its column {show_spaces(column)} is empty", possible)
+        if len(names) == 1 and all(map(_is_number, filled)):
+            return "probability"
         known, constant = set(names), len(set(filled)) == 1
         if set(filled) <= known and not are_class_numbers(names):
             return self._one_or_several("name", filled)
@@ -220,7 +238,7 @@ class _Reader:
                 self._say(f"its answers are {_values(filled)}: class numbers are written", other)
             return kind
         if all(_is_number(cell) for cell in filled) and not _whole(filled):
-            if two:
+            if two and not self.independent:
                 return "probability"
             raise self._unclear(
                 f"its answers are numbers such as {filled[0]}, and there are {len(names)} classes", ["number", "name"]

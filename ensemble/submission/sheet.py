@@ -72,7 +72,8 @@ class AnswerSheet:
     of each class in a cell: empty for their numbers. ``positive`` is the class of a single `probability`;
     ``separator`` is between the names in a cell, of which a ranking has ``at_most``; without ``empty_cells`` a
     cell has at least one.
-    ``rows`` are those of a `long` sample, whose answers are in column ``answer_place``; its ``ids`` are the images.
+    ``rows`` are those of a `long` sample, whose answers are in column ``answer_place`` and whose ``ids`` are the
+    images; or of one with columns that are copied.
 
     The probabilities of ``independent`` labels do not sum to one; None if that is not known. With ``decisions``,
     label columns hold 0 and 1. The answers of a ``constant`` sample are all the same: they do not tell whether several
@@ -109,14 +110,14 @@ class AnswerSheet:
     @property
     def answer_places(self) -> tuple[int, ...]:
         """The places of the columns that hold answers."""
-        if self.kind == "long":
+        if self.rows:
             return (self.answer_place,)
         return tuple(place for place in range(len(self.columns)) if place != self.id_place)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The key of each row: its id; in a `long` sample all of its cells but the answer."""
-        if self.kind != "long":
+        """The key of each row: its id, or all of its cells but the answer where the sample has more columns."""
+        if not self.rows:
             return self.ids
         place = self.answer_place
         return tuple(self.delimiter.join(cell for i, cell in enumerate(row.cells) if i != place) for row in self.rows)

@@ -129,6 +129,12 @@ def render_answers(sheet: AnswerSheet, submission: Submission) -> Iterator[tuple
             cells[sheet.answer_place] = _number(sheet, values[row.image, row.label])
             yield tuple(cells)
         return
+    if sheet.rows:
+        answers_of = list(_answers(sheet, submission))
+        for row in sheet.rows:
+            before, after = row.cells[: sheet.answer_place], row.cells[sheet.answer_place + 1 :]
+            yield (*before, *answers_of[row.image], *after)
+        return
     for name, answers in zip(sheet.ids, _answers(sheet, submission), strict=True):
         yield (*answers[: sheet.id_place], name, *answers[sheet.id_place :])
 

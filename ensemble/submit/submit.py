@@ -111,8 +111,8 @@ def submit(
     began = time.monotonic()
     recorder = Recorder(options.listener)
     work = destination.work
-    files.require_writable(work)
     require_answers_known(recipe, destination, early_exit=early_exit is not None)
+    files.require_writable(work)
     recipe = used_part(recipe)
     if early_exit is not None:
         require_early_exit(recipe, exact=early_exit.goal is None)

@@ -304,3 +304,24 @@ def test_the_hash_is_of_ids_and_order(tmp_path: Path) -> None:
     lists = [["a.jpg", "b.jpg"], ["b.jpg", "a.jpg"], ["a.jpgb.jpg"], ["a.jpg"]]
     assert len({list_images(tmp_path / "one", ids).sha256 for ids in lists}) == len(lists)
     assert list_images(tmp_path / "one").sha256 == list_images(tmp_path / "two").sha256
+
+
+@pytest.mark.parametrize("form", ["{}", "./{}.jpg", "{}.jpg ", "{}.jpg\u00a0", "test/{}.jpg", ".\\{}.jpg"])
+def test_ids_as_contests_and_spreadsheets_write_them(tmp_path: Path, form: str) -> None:
+    """Ids without suffix, with ./, spaces or another folder find their images, keep their spelling, and are said."""
+    fill(tmp_path, "001.jpg", "002.jpg", "notes.txt")
+    ids, heard = [form.format(name) for name in ("002", "001")], Recorder()
+    listing = list_images(tmp_path, ids, listener=heard)
+    assert listing.ids == tuple(ids)
+    assert [path.name for path in listing.paths] == ["002.jpg", "001.jpg"]
+    assert [notice.code for notice in heard.notices] == ["I381"]
+
+
+def test_an_id_of_several_images_is_refused(tmp_path: Path) -> None:
+    """An id without suffix that two images have, and one name in two folders, are E383; another suffix is E314."""
+    fill(tmp_path, "a.jpg", "a.png", "x/b.jpg", "y/b.jpg")
+    for name in ("a", "b.jpg"):
+        with pytest.raises(DataError, match="E383"):
+            list_images(tmp_path, [name])
+    with pytest.raises(DataError, match="E314"):
+        list_images(tmp_path, ["a.tif"])

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ensemble.errors import EnsError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
+from ensemble.submission.lint import read_submission
 from ensemble.submission.recognise import read_sheet
-from ensemble.submission.sheet import AnswerSheet
+from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import SheetOptions
+from ensemble.submission.write import write_submission
 
 PETS = ["ant", "bee", "cat"]
 TWO = ["healthy", "tumor"]
@@ -145,6 +148,23 @@ def test_names_that_contain_the_separator_need_another_one(tmp_path: Path) -> No
     assert (found.kind, found.separator) == ("label-cells", ";")
     found = sheet_of(tmp_path, one_column('"black bear, deer"'), names, independent=True)
     assert found.separator == ", "
+
+
+def test_columns_beside_ids_and_answers_are_copied(tmp_path: Path) -> None:
+    """A sample with a further column keeps it, wherever it is, and the line says which column holds the answers."""
+    text, heard = "Usage,id,label\nPublic,a,ant\nPrivate,b,ant\n", Recorder()
+    sheet = sheet_of(tmp_path, text, PETS, heard=heard)
+    said = heard.notices[0].message
+    assert said == "s.csv: answers are written in column label, and the sample's Usage copied"
+    labels = LabelSpace.flat(PETS)
+    given = Submission(("b", "a"), np.array([2, 1]), labels)
+    path = write_submission(tmp_path / "out.csv", given, sheet=sheet)
+    assert path.read_text() == "Usage,id,label\nPublic,a,bee\nPrivate,b,cat\n"
+    found = read_submission(path, labels, like=sheet)
+    assert (found.ids, found.classes.tolist()) == (("a", "b"), [1, 2])
+    with pytest.raises(EnsError, match="E541"):
+        sheet_of(tmp_path, "id,u,v\na,ant,ant\n", PETS)
+    assert sheet_of(tmp_path, "id,u,v\na,ant,1\n", PETS, label_column="u").kind == "name"
 
 
 @pytest.mark.parametrize("answers", ["names", "ranking:0", "ranking:x", "number:3"])

@@ -139,7 +139,7 @@ def test_fault_17_any_id_survives_the_file(ids: list[str], newline: str, bom: bo
     ("data", "code"),
     [
         (b"ImageID\na.jpg\n", "E322"),
-        (b"ImageID,ans,extra\na.jpg,0,0\n", "E541"),
+        (b"ImageID,first,second\na.jpg,0,0\n", "E541"),
         (b"ImageID,ans\n", "E322"),
         (b"", "E322"),
         (b"ImageID,ans\na.jpg,0\na.jpg,0\n", "E313"),

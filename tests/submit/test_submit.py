@@ -16,7 +16,7 @@ from ensemble.blend.blend import blend
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.cli import ens
-from ensemble.errors import DataError, DeviceError, FileError, Interrupted, OptionError, PredictionError
+from ensemble.errors import DataError, DeviceError, EnsError, FileError, Interrupted, OptionError, PredictionError
 from ensemble.events import Listener, Recorder
 from ensemble.images.listing import list_images
 from ensemble.images.views import parse_views
@@ -29,11 +29,14 @@ from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.device import CPU
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session
+from ensemble.submission.lint import read_submission
+from ensemble.submission.recognise import read_sheet
+from ensemble.submission.rows import RowMap
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import write_submission
 from ensemble.submit import chunks as chunks_module
 from ensemble.submit.chunk_file import Chunk, read_chunk, write_chunk
-from ensemble.submit.early_exit import ForwardPass
+from ensemble.submit.early_exit import ForwardPass, used_part
 from ensemble.submit.exit_thresholds import Keep
 from ensemble.submit.result import Submitted
 from ensemble.submit.submit import EarlyExit, share_of_time
@@ -105,6 +108,29 @@ def test_gpus_give_the_cpus_answers(
     assert {device.index for device, _ in gpus.started} == {0, 1}
     decisions = json.loads((tmp_path / "work/_run.json").read_text())["decisions"]
     assert {name: how["nodes"][:5] for name, how in decisions.items()} == dict.fromkeys(("a0", "a1", "b"), "CUDA ")
+
+
+def test_a_sample_of_probabilities_is_filled_and_needs_all_members(tmp_path: Path, models: list[Path]) -> None:
+    """Columns of classes get the probabilities that blend writes, and rows those of their images; an early exit, which
+    only knows classes, is refused before any work.
+    """
+    names = ",".join(f'"{name}"' for name in MASK18.names)
+    (tmp_path / "sample.csv").write_text(f"id,{names}\n" + "".join(f"{name},{'0,' * 17}1\n" for name in NAMES))
+    sheet = read_sheet(tmp_path / "sample.csv", MASK18, independent=False)
+    with pytest.raises(EnsError, match="E207"):
+        run(tmp_path, models, like=sheet, early_exit=EarlyExit())
+    assert not (tmp_path / "work").exists()
+    run(tmp_path, models, like=sheet)
+    found = read_submission(tmp_path / "out.csv", MASK18, like=sheet)
+    folder, used = tmp_path / "work/preds", used_part(RECIPE)
+    blended = blend([read_predictions(folder / name) for name in used.inputs], used, ids=NAMES)
+    assert found.ids == tuple(NAMES)
+    assert found.probabilities is not None
+    np.testing.assert_allclose(found.probabilities, blended.probabilities, atol=1e-8)
+    row_map = RowMap(tuple(NAMES), tuple(str(i // 3) for i in range(len(NAMES))), np.ones(len(NAMES)))
+    done = run(tmp_path, models, row_map=row_map)
+    assert done.rows == 7
+    assert (tmp_path / "out.csv").read_text().splitlines()[:1] == ["ImageID,ans"]
 
 
 def test_without_early_exit_it_is_predict_and_blend(tmp_path: Path, models: list[Path], expected: bytes) -> None:
