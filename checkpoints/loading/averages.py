@@ -99,24 +99,23 @@ def _from_partial(found: AllTensors, raw: Body, partial: Body) -> Average:
 def _from_squeezed_names(found: AllTensors, raw: Body) -> Iterator[Average]:
     """Read buffers named after the parameters without their dots.
 
-    LitEma of latent diffusion (ldm/modules/ema.py) removes the dots, ``model_ema.conv1weight``; EMAHook of mmcv
-    (mmcv/runner/hooks/ema.py) puts underscores, ``ema_conv1_weight``.
+    LitEma of latent diffusion (ldm/modules/ema.py) removes the dots, ``model_ema.conv1weight``.
     """
     wanted = {_squeeze(key): key for key in _parameters(found, raw) if not is_averaged_name(key)}
     own = {_squeeze(key.removeprefix(raw.prefix)): key for key in wanted.values() if key.startswith(raw.prefix)}
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in found.tensors.items():
         parent, _, last = key.rpartition(".")
-        if not is_averaged_name(parent.rpartition(".")[2]) and not is_averaged_name(last.partition("_")[0]):
+        if not is_averaged_name(parent.rpartition(".")[2]):
             continue
-        squeezed = _squeeze(re.sub(r"^(model_|module_)?ema_", "", last))
+        squeezed = _squeeze(last)
         target = own.get(squeezed) or next((k for s, k in wanted.items() if s.endswith(squeezed)), None)
-        if target is not None and found.tensors[target].shape == tensor.shape and "." not in squeezed:
+        if target is not None and found.tensors[target].shape == tensor.shape:
             groups.setdefault(parent, {})[target] = tensor
     body = [raw.sources[n] for n in raw.match.architecture.body if n not in raw.match.architecture.buffers]
     for parent, values in groups.items():
         if set(body) <= values.keys():
-            yield Average(parent or "ema_*", values)
+            yield Average(parent, values)
 
 
 def _squeeze(name: str) -> str:

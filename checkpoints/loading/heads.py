@@ -172,7 +172,13 @@ class HeadFinder:
             first = [layer for layer in useful if layer.kind == "linear" and layer.takes in self._widths]
             if len(first) == 1 and (whole := link(useful, self._widths)) is not None:
                 return {first[0].root: whole}
-        return {root: chain for root, group in roots.items() if (chain := link(group, self._widths)) is not None}
+        chains: dict[str, tuple[HeadLayer, ...]] = {}
+        for root, group in roots.items():
+            if (chain := link(group, self._widths)) is not None:
+                chains[root] = chain
+            elif all(layer.kind == "linear" and layer.takes in self._widths for layer in group):
+                chains |= {layer.name: (layer,) for layer in group}  # a list of heads
+        return chains
 
     def _main(self, heads: Mapping[str, tuple[HeadLayer, ...]]) -> dict[str, tuple[HeadLayer, ...]]:
         """Return the one of several heads that has the usual name, if the labels do not ask for several."""

@@ -21,6 +21,11 @@ _AVERAGED = re.compile(
     r"|mean_?teacher|ema(model|net|weights|params|parameters|state\w*)|(model|net|weights|params|parameters|sd)ema"
     r"|average_?model\w*|averagedmodel)([^a-z].*|$)"
 )
+_MOMENTS = re.compile(r"(exp|square|grad|sq|step|running|loss|val|train)_avg.*|avg_?(pool|loss|acc).*")
+# copies of the raw weights that an average keeps while the network has its values
+_COPIES = re.compile(
+    r"(collected|temp_stored|stored|saved|backup)_?(params|parameters|weights|state)?|(param|weight)s?_backup"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Claim:
 def is_averaged_name(name: str) -> bool:
     """Return True for the name of averaged weights, such as ``state_dict_ema`` or ``swa_model.module``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return any(_AVERAGED.fullmatch(part) is not None for part in spaced.split("."))
+    return any(_AVERAGED.fullmatch(part) is not None and _MOMENTS.fullmatch(part) is None for part in spaced.split("."))
 
 
 def collect_tensors(payload: object, path: Path) -> AllTensors:
@@ -115,8 +120,12 @@ def _search(
             name = str(key)
             if isinstance(item, torch.Tensor):
                 yield TensorOrigin(".".join(place), name), item
+            elif _COPIES.fullmatch(name):
+                continue
             elif is_averaged_name(name) or not _TRAINING.fullmatch(name):
                 yield from _search(item, (*place, name), above)
+            else:
+                yield from _averages_in(item, (*place, name), above)
     elif isinstance(value, (list, tuple)):
         tensors = [item for item in value if isinstance(item, torch.Tensor)]
         if tensors and len(tensors) == len(value):
@@ -124,6 +133,17 @@ def _search(
             return
         for number, item in enumerate(value):
             yield from _search(item, (*place, str(number)), above)
+
+
+def _averages_in(
+    value: object, place: tuple[str, ...], above: frozenset[int]
+) -> Iterator[tuple[TensorOrigin, torch.Tensor] | TensorList]:
+    """Yield averaged weights in the state of an optimizer, where NeMo's callback has them; moments are no weights."""
+    start = len(".".join(place)) + 1
+    for item in _search(value, place, above):
+        found = item.place if isinstance(item, TensorList) else item[0].place
+        if is_averaged_name(found[start:]):
+            yield item
 
 
 def _known_kinds(payload: object, named: Mapping[str, torch.Tensor]) -> tuple[frozenset[str], frozenset[str]]:
@@ -136,6 +156,7 @@ def _known_kinds(payload: object, named: Mapping[str, torch.Tensor]) -> tuple[fr
     counters = {key.rpartition("n_averaged")[0] for key in named if key.rpartition(".")[2] == "n_averaged"}
     averaged = {start.rstrip(".") for start in counters if any(key.startswith(f"{start}module.") for key in named)}
     raw: set[str] = set()
+    averaged |= _swapped_by_mmcv(named)
     if not isinstance(payload, Mapping):
         return frozenset(averaged), frozenset(raw)
     meta = payload.get("meta")
@@ -145,6 +166,30 @@ def _known_kinds(payload: object, named: Mapping[str, torch.Tensor]) -> tuple[fr
     if is_mmengine and "ema_state_dict" in payload:
         averaged, raw = {"state_dict"}, {"ema_state_dict"}
     return frozenset(averaged), frozenset(raw)
+
+
+def _swapped_by_mmcv(named: Mapping[str, torch.Tensor]) -> set[str]:
+    """Return the paths of dictionaries with buffers such as ``ema_conv1_weight``.
+
+    EMAHook of mmcv (mmcv/runner/hooks/ema.py) registers them beside the parameters, and swaps both at the end of an
+    epoch, before they are saved: the buffers hold the raw weights.
+    """
+    found: dict[str, int] = {}
+    for key in named:
+        parent, _, last = key.rpartition(".ema_") if ".ema_" in key else ("", "", key.removeprefix("ema_"))
+        if last != key and "." not in last:
+            found[parent] = found.get(parent, 0) + 1
+    return {
+        parent
+        for parent, count in found.items()
+        if count > 2
+        and sum(
+            f"{parent}.ema_{own}".lstrip(".") in named
+            for key in named
+            if key.startswith(parent) and (own := key.removeprefix(parent).lstrip(".").replace(".", "_")) != key
+        )
+        >= count - 1
+    }
 
 
 def _describe(payload: object) -> str:

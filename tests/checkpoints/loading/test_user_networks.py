@@ -1,0 +1,41 @@
+"""Checkpoints as training scripts write them give the logits of the user's own network, or are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints.loading.open import build_model, open_checkpoint
+from ensemble.errors import EnsError
+from tests.support.user_networks import Case, all_cases
+from tests.support.weights import save
+
+pytestmark = pytest.mark.slow
+
+CASES = all_cases()
+
+
+def test_the_corpus_is_large() -> None:
+    """There are at least 120 checkpoints, each under a name of its own."""
+    assert len(CASES) >= 120
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.no_grad()
+def test_the_logits_are_those_of_the_users_network(tmp_path: Path, case: Case) -> None:
+    """The opened network gives the user's own logits to five digits, or the file is refused with the stated code."""
+    path = save(tmp_path / "a.pth", case.content)
+    if case.network is None:
+        with pytest.raises(EnsError) as caught:
+            open_checkpoint(path, **case.options)
+        assert caught.value.code == case.code
+        return
+    checkpoint = open_checkpoint(path, **case.options)
+    images = torch.randn(2, case.channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected, found = case.network(images), build_model(checkpoint)(images)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert checkpoint.weights == case.weights
