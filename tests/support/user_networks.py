@@ -311,12 +311,12 @@ def heads() -> Iterator[Case]:
     arc = state_of(cosine) | {"arc_margin.weight": weight}
     normal = nn.functional.normalize
     yield Case("a margin loss", arc, None, {"arch": TINY}, code="E449")
-    layers, scale = parse_head_layers("cosine:30")
+    margin, scale = parse_head_layers("cosine:30")
     yield Case(
         "a cosine head",
         arc,
         lambda x: 30 * nn.functional.linear(normal(cosine(x)), normal(weight)),
-        {"arch": TINY, "head": HeadRequest(layers=layers, scale=scale)},
+        {"arch": TINY, "head": HeadRequest(layers=margin, scale=scale)},
     )
     one = body(1)
     yield Case("one logit", state_of(one), lambda x: torch.cat([0 * one(x), one(x)], 1), {"arch": TINY})
@@ -472,9 +472,14 @@ def averages() -> Iterator[Case]:
 # weights in parts
 
 
+def _prune(layer: Any) -> None:
+    halve: Any = prune.random_unstructured
+    halve(layer, "weight", 0.5)
+
+
 def parts() -> Iterator[Case]:
     for name, change in (
-        ("pruned", lambda layer: prune.random_unstructured(layer, "weight", 0.5)),
+        ("pruned", _prune),
         ("weight_norm", parametrizations.weight_norm),
         ("spectral_norm", parametrizations.spectral_norm),
     ):
