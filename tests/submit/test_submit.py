@@ -110,6 +110,7 @@ def test_gpus_give_the_cpus_answers(
     assert {name: how["nodes"][:5] for name, how in decisions.items()} == dict.fromkeys(("a0", "a1", "b"), "CUDA ")
 
 
+@pytest.mark.usefixtures("images")
 def test_a_sample_of_probabilities_is_filled_and_needs_all_members(tmp_path: Path, models: list[Path]) -> None:
     """Columns of classes get the probabilities that blend writes, and rows those of their images; an early exit, which
     only knows classes, is refused before any work.
