@@ -15,7 +15,7 @@ CODES: dict[str, Code] = {
         "A view is unknown or does not fit the model.",
         "views: identity, hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5",
     ),
-    "E202": Code("A pooling method is unknown.", "pools: linear, logit, geometric, power:<p>, hard"),
+    "E202": Code("A pooling method is unknown.", "pools: linear, logit, geometric, power:<p>, hard, rank"),
     "E203": Code(
         "A device is unknown.",
         "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16, or a plugin provider that ens doctor lists",
@@ -389,6 +389,7 @@ CODES: dict[str, Code] = {
         "The answers of a submission are spread over the classes unlike those of the training images.",
         "nothing to do if the test images are of another mix; else look for classes in a wrong order",
     ),
+    "I550": Code("Predictions are smoothed over the rows of a file.", "nothing to do if the files are right"),
     "I549": Code("Metrics are about one of two classes.", "name the other one with --positive if that is meant"),
     "E548": Code(
         "This is only possible for classes that exclude each other.",

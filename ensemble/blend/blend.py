@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ensemble.arrays import Classes, Floats
-from ensemble.blend.decision_rules import decide, fit_macro_f1_rule
+from ensemble.blend.decision_rules import decide, decide_labels, fit_macro_f1_rule
 from ensemble.blend.odd_members import find_odd
-from ensemble.blend.pooling import Pool, log_softmax, pool
+from ensemble.blend.pooling import Pool, log_softmax, pool, pool_by_class, pool_ranks
 from ensemble.blend.recipe import Group, Recipe
+from ensemble.blend.smoothing import smooth_rows
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
@@ -25,6 +26,7 @@ from ensemble.predictions.members import members_by_name
 _SAMPLE = 1000
 _MIN_IMAGES = 10
 _IDENTICAL = 0.9999
+_DIGITS = 11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +35,7 @@ class Blended:
 
     Row i belongs to ``ids[i]``, column j to ``labels.names[j]``; arrays are read-only. ``filled`` lists the unreadable
     images for which at least one member has the class prior. The probabilities of ``independent`` labels do not sum to
-    one.
+    one; ``decisions`` ``(N, C)`` say which of them apply, where the recipe has thresholds.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +44,7 @@ class Blended:
     labels: LabelSpace
     filled: tuple[str, ...] = ()
     independent: bool = False
+    decisions: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,16 +75,11 @@ def blend(
     filled = notice_filled(list(by_name.values()), listener)
     _notice_odd_members(aligned, _rows_without(sorted_ids, filled), recipe, listener)
 
-    groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
-    log_p = pool(groups, [group.weight for group in recipe.groups.values()], kind=recipe.pool)
-    independent = recipe.activation == "sigmoid"
-    if independent:
-        odds = log_p[..., 1] - log_p[..., 0]
-        probabilities = expit(recipe.sharpness * odds + (0 if recipe.bias is None else np.array(recipe.bias)))
-    else:
-        if recipe.sharpness != 1 or recipe.bias is not None:
-            log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
-        probabilities = np.exp(log_p)
+    probabilities = _pool_groups(aligned, recipe)
+    if recipe.smoothing is not None:
+        probabilities = smooth_rows(probabilities, sorted_ids, recipe.smoothing, listener=listener)
+        if recipe.activation == "softmax":
+            probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     # fitted before rows are selected, so that all images count
     rule = fit_macro_f1_rule(probabilities) if recipe.transductive else recipe.rule
     if ids is not None:
@@ -90,7 +88,9 @@ def blend(
     classes = decide(probabilities, rule)
     probabilities.flags.writeable = classes.flags.writeable = False
     order = sorted_ids if ids is None else tuple(ids)
-    return Blended(order, probabilities, classes, recipe.labels, filled, independent)
+    independent = recipe.activation == "sigmoid"
+    decisions = decide_labels(probabilities, rule)
+    return Blended(order, probabilities, classes, recipe.labels, filled, independent, decisions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +116,42 @@ class _Aligned:
     def pooled(self, kind: Pool) -> Floats:
         """Return the pooled log-probabilities ``(N, C)`` of the member's views."""
         return pool((self.logits(view) for view in self.views), list(self.views.values()), kind=kind)
+
+
+def _pool_groups(aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:
+    """Return the probabilities ``(N, C)`` of the pooled groups, with sharpness and bias."""
+    by_class, weights = recipe.class_weights, [group.weight for group in recipe.groups.values()]
+    if recipe.pool.ranks:
+        every = np.repeat(np.array(weights)[:, np.newaxis], len(recipe.labels), axis=1)
+        scores = (_scores_to_rank(group, aligned, recipe) for group in recipe.groups.values())
+        ranks = pool_ranks(scores, every if by_class is None else by_class)
+        return ranks if recipe.activation == "sigmoid" else ranks / ranks.sum(axis=1, keepdims=True)
+    groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
+    if by_class is None:
+        log_p = pool(groups, weights, kind=recipe.pool)
+    else:
+        log_p = pool_by_class(groups, by_class, kind=recipe.pool)
+    if recipe.activation == "sigmoid":
+        odds = log_p[..., 1] - log_p[..., 0]
+        return np.asarray(expit(recipe.sharpness * odds + (0 if recipe.bias is None else np.array(recipe.bias))))
+    if recipe.sharpness != 1 or recipe.bias is not None:
+        log_p = log_softmax(recipe.sharpness * log_p + (0 if recipe.bias is None else np.array(recipe.bias)))
+    return np.exp(log_p)
+
+
+def _scores_to_rank(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:
+    """Return a group's scores ``(N, C)`` in the order of its probabilities.
+
+    They are rounded, since equal probabilities may differ in their last digit once they are pooled, and would no longer
+    share a rank. A single table of labels is ranked as it is.
+    """
+    (first, *others) = group.members
+    one = aligned[first]
+    if recipe.activation == "sigmoid" and not others and len(one.views) == 1:
+        return np.asarray(one.member.logits[next(iter(one.views))][one.rows[:, np.newaxis], one.columns])
+    log_p = _pool_group(group, aligned, recipe)
+    scores = log_p[..., 1] - log_p[..., 0] if recipe.activation == "sigmoid" else log_p
+    return np.round(scores, _DIGITS)
 
 
 def _pool_group(group: Group, aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:

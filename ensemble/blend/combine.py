@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ensemble.blend.blend import Blended
-from ensemble.blend.decision_rules import decide
+from ensemble.blend.decision_rules import decide, decide_labels
 from ensemble.blend.recipe import Recipe
 from ensemble.events import SILENT, Listener
 from ensemble.submission.rows import RowMap, combine_rows
@@ -24,7 +24,12 @@ class CombinedAnswers:
 def answers_of(blended: Blended) -> Submission:
     """Return the answers of a blend for its images."""
     return Submission(
-        blended.ids, blended.classes, blended.labels, blended.probabilities, independent=blended.independent
+        blended.ids,
+        blended.classes,
+        blended.labels,
+        blended.probabilities,
+        blended.decisions,
+        independent=blended.independent,
     )
 
 
@@ -55,5 +60,6 @@ def combine_answers(
         listener=listener,
     )
     classes = decide(found, recipe.rule)
-    combined = Submission(present.ids, classes, answers.labels, found, independent=answers.independent)
+    decisions = decide_labels(found, recipe.rule)
+    combined = Submission(present.ids, classes, answers.labels, found, decisions, independent=answers.independent)
     return CombinedAnswers(combined, tuple(sorted(set(row_map.ids) - set(present.ids))))

@@ -75,6 +75,41 @@ class AxisRule:
         return np.asarray(np.ravel_multi_index(parts, self.shape))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OrdinalRule:
+    """Decide by the expected class number: class k if ``sum_c c * p_c`` is at least k of the ``cuts`` ``(C - 1,)``.
+
+    For ordered classes, such as grades of a disease, and metrics of distance, such as quadratic weighted kappa.
+    """
+
+    cuts: Floats
+
+    def decide(self, probabilities: Floats) -> Classes:
+        """Return the classes ``(N,)`` for probabilities ``(N, C)``."""
+        expected = probabilities @ np.arange(probabilities.shape[1])
+        return np.searchsorted(self.cuts, expected, side="right").astype(np.intp)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThresholdRule:
+    """Decide that label c applies from a probability of ``thresholds[c]``, ``(C,)``: the rule of independent labels."""
+
+    thresholds: Floats
+
+    def decide(self, probabilities: Floats) -> Classes:
+        """Return the label ``(N,)`` that is farthest above its threshold, as the single answer of an image."""
+        return np.asarray((probabilities - self.thresholds).argmax(axis=-1))
+
+    def apply(self, probabilities: Floats) -> NDArray[np.bool_]:
+        """Return which labels apply ``(N, C)``."""
+        return np.asarray(probabilities >= self.thresholds)
+
+
+def decide_labels(probabilities: Floats, rule: Rule) -> NDArray[np.bool_] | None:
+    """Return which labels apply ``(N, C)``, or None if the rule has no thresholds."""
+    return rule.apply(probabilities) if isinstance(rule, ThresholdRule) else None
+
+
 def fit_macro_f1_rule(probabilities: Floats, *, absent: NDArray[np.bool_] | None = None) -> MacroF1Rule:
     """Fit the rule to images with these calibrated probabilities ``(N, C)``; no labels are needed.
 
@@ -128,7 +163,7 @@ def _implied_rule(probabilities: Floats, decided: Classes, n: Floats) -> MacroF1
     return MacroF1Rule(2 * correct / (n + m), n + m)
 
 
-Rule: TypeAlias = Literal["argmax"] | AxisRule | MacroF1Rule | PriorRule
+Rule: TypeAlias = Literal["argmax"] | AxisRule | MacroF1Rule | PriorRule | OrdinalRule | ThresholdRule
 
 
 def decide(probabilities: NDArray[np.floating], rule: Rule = "argmax") -> Classes:
@@ -147,6 +182,10 @@ def rule_to_json(rule: Rule) -> str | dict[str, Any]:
         return {"name": "prior", "tau": rule.tau, "prior": rule.prior.tolist()}
     if isinstance(rule, AxisRule):
         return {"name": "per-axis", "shape": list(rule.shape)}
+    if isinstance(rule, OrdinalRule):
+        return {"name": "ordinal", "cuts": rule.cuts.tolist()}
+    if isinstance(rule, ThresholdRule):
+        return {"name": "thresholds", "thresholds": rule.thresholds.tolist()}
     return rule
 
 
@@ -166,7 +205,13 @@ def rule_from_json(value: Any) -> Rule:
         return PriorRule(float(value["tau"]), _numbers(value["prior"]))
     if name == "per-axis":
         return AxisRule(tuple(int(count) for count in value["shape"]))
-    raise PredictionError("E518", f"the rule {name!r} is not one of argmax, macro-f1, per-axis, prior")
+    if name == "ordinal":
+        return OrdinalRule(_numbers(value["cuts"]))
+    if name == "thresholds":
+        return ThresholdRule(_numbers(value["thresholds"]))
+    raise PredictionError(
+        "E518", f"the rule {name!r} is not one of argmax, macro-f1, ordinal, per-axis, prior, thresholds"
+    )
 
 
 def require_rule_fits(rule: Rule, classes: int) -> None:
@@ -184,6 +229,14 @@ def require_rule_fits(rule: Rule, classes: int) -> None:
     elif isinstance(rule, AxisRule):
         if min(rule.shape, default=0) < 1 or math.prod(rule.shape) != classes:
             raise PredictionError("E518", f"the rule's axes of {rule.shape} values do not form {classes} classes")
+        return
+    elif isinstance(rule, OrdinalRule):
+        if rule.cuts.shape != (classes - 1,) or np.isnan(rule.cuts).any() or (np.diff(rule.cuts) < 0).any():
+            raise PredictionError("E518", f"the ordinal rule needs {classes - 1} ascending cuts")
+        return
+    elif isinstance(rule, ThresholdRule):
+        if rule.thresholds.shape != (classes,) or np.isnan(rule.thresholds).any():
+            raise PredictionError("E518", f"the rule needs {classes} thresholds, one per label")
         return
     else:
         return

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError
@@ -30,16 +31,18 @@ class Pool:
 
     Order 1 is the arithmetic mean, order 0 the geometric mean; the smaller the order, the more a class depends on the
     member that gives it the lowest probability. With ``votes`` each member first votes for its most probable class.
+    With ``ranks`` the mean is that of the percentile ranks in each column, see `percentile_ranks`.
     """
 
     name: str
     order: float
     votes: bool = False
+    ranks: bool = False
 
     @property
     def within(self) -> Pool:
-        """The pool for views and folds: the same, except that only groups vote."""
-        return LINEAR if self.votes else self
+        """The pool for views and folds: the same, except that only groups vote or are ranked."""
+        return LINEAR if self.votes or self.ranks else self
 
 
 LINEAR = Pool("linear", 1.0)
@@ -48,6 +51,7 @@ _NAMED = {
     "logit": Pool("logit", 0.0),
     "geometric": Pool("geometric", 0.0),
     "hard": Pool("hard", 1.0, votes=True),
+    "rank": Pool("rank", 1.0, ranks=True),
 }
 
 
@@ -60,7 +64,8 @@ def parse_pool(text: str) -> Pool:
       minus a constant per row, so the means differ by a constant per row, which the final softmax cancels;
     - ``power:<p>``: the power mean of the probabilities, p = 0 or 0.001 <= abs(p) <= 100; 1 is linear, 0 is geometric;
     - ``hard``: the weighted majority vote of the groups, ties broken by the linear mean. Views and folds are pooled
-      linearly before their group votes.
+      linearly before their group votes;
+    - ``rank``: the mean of the groups' percentile ranks in each column, for metrics of order such as ROC AUC.
 
     Raises:
         OptionError: E202 when the pool is unknown or its power is out of range.
@@ -94,6 +99,59 @@ def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = 
         return log_softmax(reduce(np.add, (share * log_p for log_p, share in members)))
     terms = (kind.order * log_p + math.log(share) for log_p, share in members)
     return log_softmax(reduce(np.logaddexp, terms) / kind.order)
+
+
+def pool_by_class(logits: Iterable[ArrayLike], weights: Floats, *, kind: Pool = LINEAR) -> Floats:
+    """Pool logits as `pool` does, with weights ``(M, C)`` per class; the pooled probabilities are normalised.
+
+    Logits of independent labels are ``(M, N, C, 2)``, two for each label.
+
+    Raises:
+        PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
+    """
+    shares = normalise_by_class(weights)
+    total: Floats | None = None
+    for member, share in zip(logits, shares, strict=True):
+        log_p = log_softmax(member)
+        log_p = _hard_vote(log_p) if kind.votes else log_p
+        of_class = share[:, np.newaxis] if log_p.ndim == 3 else share
+        with np.errstate(divide="ignore", invalid="ignore"):
+            term = of_class * log_p if kind.order == 0 else kind.order * log_p + np.log(of_class)
+        start = np.zeros_like(term) if kind.order == 0 else np.full_like(term, -np.inf)
+        total = start if total is None else total
+        total = total + term if kind.order == 0 else np.logaddexp(total, term)
+    assert total is not None, "a recipe has groups"
+    return log_softmax(total if kind.order == 0 else total / kind.order)
+
+
+def percentile_ranks(values: Floats) -> Floats:
+    """Return the rank of each row in its column ``(N, C)``, 1 / N to 1, ties averaged: ``rankdata(values) / N``."""
+    return np.asarray(rankdata(values, method="average", axis=0) / len(values))
+
+
+def pool_ranks(scores: Iterable[Floats], weights: Floats) -> Floats:
+    """Return the weighted mean of percentile ranks of scores ``(M, N, C)``, with weights ``(M, C)`` per class.
+
+    Raises:
+        PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
+    """
+    shares = normalise_by_class(weights)
+    return reduce(np.add, (share * percentile_ranks(one) for one, share in zip(scores, shares, strict=True)))
+
+
+def normalise_by_class(weights: Floats) -> Floats:
+    """Scale the weights ``(M, C)`` of each class to sum to one.
+
+    Raises:
+        PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
+    """
+    bad = ~np.isfinite(weights) | (weights < 0)
+    if bad.any():
+        raise PredictionError("E508", f"weights must be finite and not negative, got {weights[bad][0]:g}")
+    total = weights.sum(axis=0)
+    if (total == 0).any():
+        raise PredictionError("E508", f"no group has a positive weight for class number {int((total == 0).argmax())}")
+    return np.asarray(weights / total)
 
 
 def log_softmax(logits: ArrayLike) -> Floats:

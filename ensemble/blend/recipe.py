@@ -9,8 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, Rule, require_rule_fits, rule_from_json, rule_to_json
-from ensemble.blend.pooling import LINEAR, Pool, normalise, parse_pool
+import numpy as np
+
+from ensemble.arrays import Floats
+from ensemble.blend.decision_rules import (
+    AxisRule,
+    MacroF1Rule,
+    Rule,
+    ThresholdRule,
+    require_rule_fits,
+    rule_from_json,
+    rule_to_json,
+)
+from ensemble.blend.pooling import LINEAR, Pool, normalise, normalise_by_class, parse_pool
+from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
 from ensemble.labels import LabelSpace
@@ -19,6 +31,9 @@ from ensemble.predictions.members import common_views, members_by_name
 from ensemble.text_table import render_columns
 
 SCHEMA = 1
+_THRESHOLD = 0.5
+_OTHERS = "*"
+"""In weights per class: all classes that have no own weight."""
 _MAX_SCALE = 1e12
 """Limit of a sharpness or temperature: far beyond meaningful values, far below overflow."""
 
@@ -29,12 +44,14 @@ class Group:
 
     ``members`` maps each name to the SHA-256 of the predictions that the recipe was made from. ``views`` are the
     group's own view weights, if they differ from the recipe's. Logits are divided by ``temperature`` before pooling.
+    ``class_weights`` are weights per class or label, in place of the one ``weight``.
     """
 
     weight: float
     members: Mapping[str, str]
     views: Mapping[str, float] | None = None
     temperature: float | None = None
+    class_weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,8 @@ class Recipe:
     The pooled probabilities become ``p proportional to pooled ** sharpness * exp(bias)``, with one bias per class in
     the order of ``labels``; then ``rule`` decides. ``learned`` documents how a learned recipe was selected. With
     ``transductive`` the macro-F1 rule is fitted to the probabilities it decides about: no labels are needed, but the
-    class of one image then depends on the other images.
+    class of one image then depends on the other images. With ``smoothing`` the probabilities are smoothed over the
+    rows of each file before the rule decides. A pool of ranks has neither sharpness nor bias.
 
     Weights are stored as given; only their proportions matter. Views, groups and members are sorted by name, so that
     equal recipes compute the same sums in the same order.
@@ -64,13 +82,18 @@ class Recipe:
     learned: Mapping[str, Any] | None = None
     transductive: bool = False
     activation: Activation = "softmax"
+    smoothing: Smoothing | None = None
 
     def __post_init__(self) -> None:
         require_rule_fits(self.rule, len(self.labels))
         if self.activation not in get_args(Activation):
             raise PredictionError("E518", f"the activation {self.activation!r} is not known")
-        if self.activation == "sigmoid" and self.rule != "argmax":
-            raise PredictionError("E518", "a rule decides for one class, and several labels may apply to an image")
+        if self.activation == "sigmoid" and self.rule != "argmax" and not isinstance(self.rule, ThresholdRule):
+            raise PredictionError("E518", "this rule decides for one class, and several labels may apply to an image")
+        if self.activation == "softmax" and isinstance(self.rule, ThresholdRule):
+            raise PredictionError("E518", "thresholds are for labels, and the classes of this recipe are exclusive")
+        if self.pool.ranks and (self.sharpness != 1 or self.bias is not None):
+            raise PredictionError("E518", "a pool of ranks has neither sharpness nor bias")
         if self.transductive and not isinstance(self.rule, MacroF1Rule):
             raise PredictionError("E518", "only the macro-F1 rule can be transductive")
         if not 0 <= self.sharpness <= _MAX_SCALE:  # NaN is not
@@ -89,12 +112,25 @@ class Recipe:
             if group.temperature is not None and not 1 / _MAX_SCALE <= group.temperature <= _MAX_SCALE:
                 limits = f"from {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}"
                 raise PredictionError("E518", f"the temperature of {name} must be {limits}, got {group.temperature}")
+            if group.class_weights is not None and len(group.class_weights) != len(self.labels):
+                count = f"{len(group.class_weights)} weights per class, expected {len(self.labels)}"
+                raise PredictionError("E518", f"{name} has {count}")
+        if self.class_weights is not None:
+            normalise_by_class(self.class_weights)
         object.__setattr__(self, "views", _in_order(self.views))
         object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
 
     def views_of(self, group: Group) -> Mapping[str, float]:
         """Return the view weights that apply to a group."""
         return self.views if group.views is None else group.views
+
+    @property
+    def class_weights(self) -> Floats | None:
+        """The weights per class ``(groups, C)``, or None where each group has one weight."""
+        groups = self.groups.values()
+        if all(group.class_weights is None for group in groups):
+            return None
+        return np.array([group.class_weights or (group.weight,) * len(self.labels) for group in groups], np.float64)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -115,7 +151,10 @@ class Recipe:
             "learned": self.learned,
             "transductive": self.transductive or None,
             "activation": None if self.activation == "softmax" else self.activation,
+            "smoothing": None if self.smoothing is None else self.smoothing.to_json(),
         }
+        if self.class_weights is not None or isinstance(self.rule, ThresholdRule):
+            return _one_line_each(_without_none(value))
         return json.dumps(_without_none(value), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
@@ -130,11 +169,14 @@ class Recipe:
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise PredictionError("E518", f"it has schema {schema}; this version of ens reads {SCHEMA}")
+            labels = LabelSpace.from_dict(value.pop("labels"))
+            smoothing = value.pop("smoothing", None)
             return cls(
                 pool=parse_pool(value.pop("pool")),
                 views=value.pop("views"),
-                groups={name: Group(**group) for name, group in value.pop("groups").items()},
-                labels=LabelSpace.from_dict(value.pop("labels")),
+                groups={name: _read_group(name, group, labels) for name, group in value.pop("groups").items()},
+                labels=labels,
+                smoothing=None if smoothing is None else Smoothing.from_json(smoothing),
                 rule=rule_from_json(value.pop("rule")),
                 bias=tuple(value.pop("bias")) if "bias" in value else None,
                 **value,  # an unknown field raises TypeError
@@ -152,16 +194,20 @@ def make_recipe(
     weights: Mapping[str, float] | None = None,
     view_weights: Mapping[str, float] | None = None,
     per_axis: bool = False,
+    class_weights: Mapping[str, Mapping[str, float]] | None = None,
+    thresholds: float | Mapping[str, float] | None = None,
+    smoothing: Smoothing | None = None,
 ) -> Recipe:
     """Return the recipe for soft voting with given weights, by default equal ones.
 
     ``weights`` has every group by name; a group of a single member can also be given by that member's name. Without
     ``view_weights`` all views have equal weights. ``per_axis`` decides each axis separately. The classes are in the
-    order of the first member by name.
+    order of the first member by name. ``class_weights`` has weights by group and class name, for some or all of them;
+    ``thresholds`` are those of labels, one for all or by name (0.5 for the others).
 
     Raises:
-        PredictionError: E508 when weights do not match the groups, E515 when a member name is repeated, E516 when the
-            members' views differ.
+        PredictionError: E508 when weights or thresholds do not match the groups or classes, E515 when a member name is
+            repeated, E516 when the members' views differ.
     """
     by_name = members_by_name(members)
     labels = next(iter(by_name.values())).labels
@@ -169,17 +215,50 @@ def make_recipe(
     for name, member in by_name.items():
         groups.setdefault(member.group, []).append(name)
     weight_of = dict.fromkeys(groups, 1.0) if weights is None else _weights_of_groups(groups, weights)
+    by_class = _by_class(class_weights or {}, weight_of, labels)
+    rule: Rule = AxisRule(labels.shape) if per_axis else "argmax"
+    if thresholds is not None:
+        rule = ThresholdRule(_thresholds(thresholds, labels))
     return Recipe(
         pool=pool,
         views=dict.fromkeys(common_views(list(by_name.values())), 1.0) if view_weights is None else view_weights,
         groups={
-            group: Group(weight_of[group], {name: by_name[name].sha256 for name in names})
+            group: Group(
+                weight_of[group], {name: by_name[name].sha256 for name in names}, class_weights=by_class.get(group)
+            )
             for group, names in groups.items()
         },
         labels=labels,
-        rule=AxisRule(labels.shape) if per_axis else "argmax",
+        rule=rule,
+        smoothing=smoothing,
         activation=next(iter(by_name.values())).activation,
     )
+
+
+def _by_class(
+    given: Mapping[str, Mapping[str, float]], weight_of: Mapping[str, float], labels: LabelSpace
+) -> dict[str, tuple[float, ...]]:
+    unknown = sorted(given.keys() - weight_of.keys())
+    unknown += sorted({name for of_class in given.values() for name in of_class} - {*labels.names, _OTHERS})
+    if unknown:
+        raise PredictionError(
+            "E508",
+            f"weights per class for unknown groups or classes: {enumerate_some(unknown)}; "
+            f"groups: {enumerate_some(sorted(weight_of), limit=20)}",
+        )
+    return {
+        group: tuple(of_class.get(name, of_class.get(_OTHERS, weight_of[group])) for name in labels.names)
+        for group, of_class in given.items()
+    }
+
+
+def _thresholds(given: float | Mapping[str, float], labels: LabelSpace) -> Floats:
+    if not isinstance(given, Mapping):
+        return np.full(len(labels), given)
+    unknown = sorted(given.keys() - set(labels.names))
+    if unknown:
+        raise PredictionError("E508", f"thresholds for unknown labels: {enumerate_some(unknown)}")
+    return np.array([given.get(name, _THRESHOLD) for name in labels.names])
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -240,6 +319,10 @@ def render_recipe(recipe: Recipe) -> str:
         head += f"; sharpness {recipe.sharpness:.3g}"
     if recipe.bias is not None:
         head += "; bias per class"
+    if recipe.class_weights is not None:
+        head += "; weights per class"
+    if recipe.smoothing is not None:
+        head += f"; smoothed over {len(recipe.smoothing.kernel)} rows"
     rule = rule_to_json(recipe.rule)
     if isinstance(rule, dict):
         head += f"; rule {rule['name']}"
@@ -265,6 +348,33 @@ def _weights_of_groups(groups: Mapping[str, Sequence[str]], weights: Mapping[str
             "E508", f"weights must name {len(groups)} groups, got {len(found)}; missing: {enumerate_some(missing)}"
         )
     return found
+
+
+def _read_group(name: str, value: Mapping[str, Any], labels: LabelSpace) -> Group:
+    """Return the group of a JSON value; its weights per class are a list, or an object that may leave classes out."""
+    found = value.get("class_weights")
+    if found is None:
+        return Group(**value)
+    if isinstance(found, Mapping):
+        unknown = sorted(found.keys() - set(labels.names))
+        if unknown:
+            raise PredictionError("E518", f"{name} has weights for unknown classes: {enumerate_some(unknown)}")
+        found = [found.get(label, value["weight"]) for label in labels.names]
+    return Group(**{**value, "class_weights": tuple(float(weight) for weight in found)})
+
+
+def _one_line_each(value: Mapping[str, Any]) -> str:
+    """Return JSON with a line per field and per group: a list with a number per class stays on its line."""
+
+    def compact(part: Any) -> str:
+        return json.dumps(part, ensure_ascii=False)
+
+    groups = ",\n".join(f"    {compact(name)}: {compact(group)}" for name, group in value["groups"].items())
+    lines = [
+        f"  {compact(key)}: " + (f"{{\n{groups}\n  }}" if key == "groups" else compact(part))
+        for key, part in value.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _in_order(weights: Mapping[str, float]) -> dict[str, float]:

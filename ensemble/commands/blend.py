@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option
+from ensemble.commands.recipe_options import NAMES, RecipeExtras, recipe_options
 from ensemble.commands.sheet_options import rows_options, sheet_options, table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ensemble.submission.rows import RowMap
     from ensemble.submission.sheet_options import SheetOptions
 
-_WEIGHTS = ("pool_name", "weights", "views", "rule_name")
+_WEIGHTS = ("pool_name", "weights", "views", "rule_name", *NAMES)
 _LEARNING = ("method", "metric", "transductive", "seed")
 
 
@@ -29,7 +30,11 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 @click.option("--like", type=PATH, help="Sample submission: header, ids in order and spelling, kind of answers.")
 @rows_options
 @click.option(
-    "--pool", "pool_name", default="linear", show_default=True, help="linear, logit, geometric, power:<p> or hard."
+    "--pool",
+    "pool_name",
+    default="linear",
+    show_default=True,
+    help="linear, logit, geometric, power:<p>, hard or rank.",
 )
 @click.option(
     "--weights", help="Weights of the groups, such as a=2,b=1; a member without folds is a group.  [default: equal]"
@@ -43,6 +48,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     show_default=True,
     help="Decide for the most probable class, or per axis of the label space.",
 )
+@recipe_options
 @table_options("logits", "probabilities", "classes")
 @click.option(
     "--labels",
@@ -80,6 +86,7 @@ def blend(
     weights: str | None,
     views: str | None,
     rule_name: str,
+    extras: RecipeExtras,
     tables: ExternalOptions,
     labels: str,
     oof: tuple[Path, ...],
@@ -130,7 +137,9 @@ def blend(
         if like is None
         else read_sheet(like, names, options=sheet, independent=common.independent, listener=TERMINAL)
     )
-    source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(pool_name, weights, views, rule_name)
+    source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(
+        pool_name, weights, views, rule_name, extras
+    )
     if truth is not None:
         held_out = read_members(oof, space, options=external, listener=TERMINAL)
         source = LearnFrom(held_out, truth, method, metric, seed, transductive, truth_columns(sheet))
@@ -170,7 +179,7 @@ def _require_one_source(recipe_path: Path | None, oof: tuple[Path, ...], truth: 
         raise conflict(f"{source} its own pool, weights, views and rule; leave out {given}")
 
 
-def _parse_weights(pool: str, weights: str | None, views: str | None, rule: str) -> GivenWeights:
+def _parse_weights(pool: str, weights: str | None, views: str | None, rule: str, extras: RecipeExtras) -> GivenWeights:
     from ensemble.blend.pooling import parse_pool
     from ensemble.blend.recipe import parse_weights
     from ensemble.images.views import expand_views
@@ -181,4 +190,7 @@ def _parse_weights(pool: str, weights: str | None, views: str | None, rule: str)
         weights=None if weights is None else parse_weights(weights),
         view_weights=None if views is None else expand_views(parse_weights(views)),
         per_axis=rule == "per-axis",
+        class_weights=extras.class_weights,
+        thresholds=extras.thresholds,
+        smoothing=extras.smoothing,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ensemble.blend.pooling import LINEAR, Pool
 from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
+from ensemble.blend.smoothing import Smoothing
 from ensemble.events import SILENT, Listener
 from ensemble.learn.learn import AUTO
 from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
@@ -24,6 +25,9 @@ class GivenWeights:
     weights: Mapping[str, float] | None = None
     view_weights: Mapping[str, float] | None = None
     per_axis: bool = False
+    class_weights: Mapping[str, Mapping[str, float]] | None = None
+    thresholds: float | Mapping[str, float] | None = None
+    smoothing: Smoothing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +81,8 @@ def choose_recipe(
                 weights=source.weights,
                 view_weights=source.view_weights,
                 per_axis=source.per_axis,
+                class_weights=source.class_weights,
+                thresholds=source.thresholds,
+                smoothing=source.smoothing,
             )
             return ChosenRecipe(recipe)

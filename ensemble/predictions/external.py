@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -119,9 +119,10 @@ def _as_log_odds(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: 
         least = np.finfo(np.float32).tiny
         # 1 - p loses the digits of a tiny p, but log1p does not
         values = np.log(np.maximum(values, least)) - np.log1p(-np.minimum(values, 1 - np.finfo(np.float64).epsneg))
-    logits = values.astype(np.float32)
+    # not rounded to float32, which would tie probabilities that differ, and a pool of ranks counts ties
+    logits = values.astype(np.float64)
     logits.flags.writeable = False
-    return logits
+    return cast("Logits", logits)
 
 
 def _as_logits(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Path) -> Logits:

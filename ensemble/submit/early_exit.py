@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.arrays import Classes, Floats, Mask
-from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, PriorRule, decide
+from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, decide
 from ensemble.blend.pooling import log_softmax, normalise
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError
@@ -95,6 +95,11 @@ def require_early_exit(recipe: Recipe, *, exact: bool) -> None:
     """
     if recipe.transductive:
         raise OptionError("E207", "this recipe fits its rule to all images, so that no answer is known before the last")
+    if recipe.pool.ranks or recipe.smoothing is not None:
+        raise OptionError("E207", "ranks and smoothing depend on other images, so no answer is known early")
+    if recipe.class_weights is not None or recipe.activation == "sigmoid" or isinstance(recipe.rule, OrdinalRule):
+        what = "several labels" if recipe.activation == "sigmoid" else "weights per class or ordered classes"
+        raise OptionError("E207", f"there is no early exit for {what}", hint="leave --early-exit out")
     if exact and (recipe.pool.order != 1 or recipe.pool.votes):
         reason = f"one member of a {recipe.pool.name} pool can overturn any lead; only a linear pool bounds it"
         raise OptionError("E207", reason, hint="leave --early-exit out, or give a share such as 0.999 with --oof")

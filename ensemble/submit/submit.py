@@ -13,6 +13,7 @@ import numpy as np
 from ensemble import files
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import blend
+from ensemble.blend.decision_rules import decide_labels
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import DataError, ModelError, PredictionError, UnreadableImagesError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice, Recorder
@@ -80,7 +81,8 @@ class _Answered:
     def submission(self, recipe: Recipe) -> Submission:
         """Return the answers for the images."""
         independent = recipe.activation == "sigmoid"
-        return Submission(self.ids, self.classes, recipe.labels, self.probabilities, independent=independent)
+        decisions = None if self.probabilities is None else decide_labels(self.probabilities, recipe.rule)
+        return Submission(self.ids, self.classes, recipe.labels, self.probabilities, decisions, independent=independent)
 
 
 def submit(

@@ -1,0 +1,138 @@
+"""Smooth predictions over the rows of one file: segments of a recording, frames of a clip, slices of a scan.
+
+The rows of a file are found by their ids: ``soundscape_5``, ``soundscape_10`` are two rows of ``soundscape``, in the
+order of their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.arrays import Floats
+from ensemble.errors import PredictionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+
+Edges = Literal["nearest", "shrink", "zero", "reflect"]
+IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"
+"""The default pattern of ids: a file, and a number at the end, before a suffix if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """A kernel over neighbouring rows of one file: each row becomes the weighted mean of itself and its neighbours.
+
+    ``kernel`` has an odd number of weights, that of the previous rows first; only their proportions matter. ``ids`` is
+    a regular expression of a whole id with two groups: the file, and a number by which its rows are ordered. Beyond
+    the ends of a file its last row is repeated (``nearest``), the weights are not used (``shrink``), the values are 0
+    (``zero``) or mirrored without the last row (``reflect``).
+
+    Raises:
+        PredictionError: E518 when the kernel, the pattern or the edges are not valid.
+    """
+
+    kernel: tuple[float, ...]
+    ids: str = IDS
+    edges: Edges = "nearest"
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in self.kernel)
+        if not self.kernel or len(self.kernel) % 2 == 0 or not numbers:
+            raise PredictionError("E518", f"a kernel has an odd number of weights, got {list(self.kernel)}")
+        if min(self.kernel) < 0 or not sum(self.kernel) or not self.kernel[len(self.kernel) // 2]:
+            raise PredictionError("E518", "a kernel's weights are not negative, and the middle one is above 0")
+        if self.edges not in get_args(Edges):
+            raise PredictionError("E518", f"the edges {self.edges!r} are none of {', '.join(get_args(Edges))}")
+        try:
+            groups = re.compile(self.ids).groups
+        except (re.error, TypeError) as err:
+            raise PredictionError("E518", f"the pattern of ids {self.ids!r} is not valid: {err}") from err
+        if groups != 2:
+            raise PredictionError("E518", f"the pattern of ids {self.ids!r} needs two groups: the file and the number")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values; the defaults are left out."""
+        value: dict[str, Any] = {"kernel": list(self.kernel)}
+        if self.ids != IDS:
+            value["ids"] = self.ids
+        if self.edges != "nearest":
+            value["edges"] = self.edges
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Smoothing:
+        """Return the smoothing of a JSON value from `to_json`; an unknown field is a TypeError."""
+        fields = dict(value)
+        return cls(tuple(fields.pop("kernel")), **fields)
+
+
+def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, listener: Listener = SILENT) -> Floats:
+    """Return values ``(N, C)`` smoothed over the rows of each file.
+
+    Raises:
+        PredictionError: E504 when an id has no file and number, or two rows of a file have the same number.
+    """
+    files = _files_of(ids, smoothing)
+    kernel = np.array(smoothing.kernel, dtype=np.float64) / math.fsum(smoothing.kernel)
+    out = np.empty_like(values)
+    for rows in files.values():
+        out[rows] = _smooth(values[rows], kernel, smoothing.edges)
+    sizes = [len(rows) for rows in files.values()]
+    if max(sizes) < 2:
+        raise PredictionError(
+            "E504",
+            f"no file has two rows to be smoothed over: {next(iter(files))!r} of {ids[0]!r} has one",
+            hint="give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)'",
+        )
+    message = f"{len(ids):,} rows are smoothed within {len(files):,} files of {min(sizes)} to {max(sizes)} rows"
+    listener.notice(Notice("I550", f"{message}, such as {enumerate_some(list(files), limit=2)}"))
+    return out
+
+
+def _files_of(ids: Sequence[str], smoothing: Smoothing) -> dict[str, NDArray[np.intp]]:
+    """Return the rows of each file in their order."""
+    pattern = re.compile(smoothing.ids)
+    found: dict[str, list[tuple[float, int]]] = {}
+    for row, name in enumerate(ids):
+        match = pattern.fullmatch(name)
+        try:
+            file, number = match.groups() if match else (None, "")
+            place = float(number)
+        except (ValueError, TypeError):
+            match = None
+        if match is None or file is None:
+            raise PredictionError(
+                "E504",
+                f"the id {name!r} has no file and number, by the pattern {smoothing.ids!r}",
+                hint="give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)'",
+            )
+        found.setdefault(file, []).append((place, row))
+    for file, rows in found.items():
+        if len({place for place, _ in rows}) < len(rows):
+            raise PredictionError("E504", f"two rows of {file!r} have the same number, so they have no order")
+    return {file: np.array([row for _, row in sorted(rows)], dtype=np.intp) for file, rows in found.items()}
+
+
+def _smooth(values: Floats, kernel: Floats, edges: Edges) -> Floats:
+    half, count = len(kernel) // 2, len(values)
+    place = np.arange(count)[:, np.newaxis] + np.arange(-half, half + 1)
+    weights = np.broadcast_to(kernel, place.shape)
+    inside = (place >= 0) & (place < count)
+    if edges == "reflect" and count > 1:
+        period = 2 * (count - 1)
+        place = np.abs((place + count - 1) % period - (count - 1))
+    if edges in {"shrink", "zero"}:
+        weights = weights * inside
+    if edges == "shrink":
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    place = np.clip(place, 0, count - 1)
+    total = np.zeros_like(values)
+    for step in range(len(kernel)):
+        total += weights[:, step, np.newaxis] * values[place[:, step]]
+    return total
