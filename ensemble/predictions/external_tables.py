@@ -47,7 +47,7 @@ def read_csv_table(
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
     first = parse_table(data, path, headless=True).rows[0]
-    headless = len(first) > 1 and all(map(_is_measure, first[1:]))
+    headless = len(first) > 1 and all(map(_is_measure, first[1:])) and not set(first[1:]) <= set(labels.names)
     if headless and not in_order:
         raise ColumnsError(
             "E541",

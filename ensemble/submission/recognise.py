@@ -160,7 +160,7 @@ class _Reader:
         cells = [[row[place] for place in places] for row in self.table.rows]
         ones = all(_sums_to_one(row) for row in cells)
         found = kind or self._kind_of_columns(ones=ones)
-        constant = len({cell.strip() for row in cells for cell in row}) == 1 and kind is None
+        constant = len({tuple(map(str.strip, row)) for row in cells}) == 1 and kind is None
         sheet = replace(
             sheet,
             kind=found,
@@ -221,7 +221,7 @@ class _Reader:
         if not filled:
             possible = ["number", "name", *(["probability"] if two else []), "label-cells", "ranking"]
             raise self._unclear(f"its column {show_spaces(column)} is empty", possible)
-        if len(names) == 1 and all(map(_is_number, filled)):
+        if len(names) == 1 and all(map(self._is_number, filled)):
             return "probability"
         known, constant = set(names), len(set(filled)) == 1
         if set(filled) <= known and not are_class_numbers(names):
@@ -237,7 +237,7 @@ class _Reader:
                 other = "--answers probability writes a probability" if two else "--answers name writes names"
                 self._say(f"its answers are {_values(filled)}: class numbers are written", other)
             return kind
-        if all(_is_number(cell) for cell in filled) and not _whole(filled):
+        if all(map(self._is_number, filled)) and not _whole(filled):
             if two and not self.independent:
                 return "probability"
             raise self._unclear(
@@ -253,6 +253,10 @@ class _Reader:
             f"its answer {unknown[0]!r} is neither a class{meant} nor a number nor a list of classes",
             ["number", "name", "label-cells", "ranking"],
         )
+
+    def _is_number(self, cell: str) -> bool:
+        """Return True for a finite number; a comma is a decimal mark only where it does not separate the cells."""
+        return parse_number(cell) is not None and (self.table.delimiter != "," or "," not in cell)
 
     def _one_or_several(self, kind: AnswerKind, filled: list[str]) -> AnswerKind:
         """Return ``kind``, or `label-cells` for members of independent labels."""
@@ -354,10 +358,6 @@ def parse_number(cell: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _is_number(cell: str) -> bool:
-    return parse_number(cell) is not None
 
 
 def _sums_to_one(cells: Sequence[str]) -> bool:

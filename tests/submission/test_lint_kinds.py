@@ -95,6 +95,7 @@ def test_cells_may_be_empty_if_those_of_the_sample_are(tmp_path: Path) -> None:
     [
         (replace(NAME, constant=True, independent=None), "ant bee", "label-cells"),
         (replace(COLUMNS, constant=True, independent=None), "0.9,0.8,0.9", "label-columns"),
+        (replace(NAME, constant=True, independent=None, kind="number", spelling=()), "0 2", "label-cells"),
         (replace(RANKING, independent=None), "ant", "label-cells"),
     ],
 )

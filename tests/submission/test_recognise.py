@@ -53,6 +53,7 @@ def one_column(*answers: str, header: str = "id,label") -> str:
         ("id,cat,ant,bee\na,0.2,0.2,0.6\n", PETS, {"independent": None}, "probabilities"),
         (one_column("ant", "ant"), PETS, {"independent": True}, "label-cells"),
         (one_column("0 2", "1"), PETS, {"independent": True}, "label-cells"),
+        (one_column('"0,2"', '"0,1"'), PETS, {"independent": True}, "label-cells"),
         (one_column("ant|bee", "cat|ant|bee"), PETS, {}, "label-cells"),
         (one_column("ant bee", "cat ant"), PETS, {}, "ranking"),
         (one_column("ant", "ant"), PETS, {"answers": "ranking:2"}, "ranking"),
