@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble.card import METADATA_KEY
+
 
 @dataclass(frozen=True, slots=True)
 class OtherFile:
@@ -28,6 +30,7 @@ _OPENVINO = OtherFile("an OpenVINO model", _ONNX_FIRST)
 _TENSORRT = OtherFile("a TensorRT engine, which holds no weights that can be read", _ONNX_FIRST)
 _FLAX = OtherFile("Flax (JAX) weights in msgpack", "load them in JAX, and save them under PyTorch's names and shapes")
 _ONNX = OtherFile("an ONNX model", "it needs no export: ens adopt model.onnx puts the preprocessing in front")
+_OWN_ONNX = OtherFile("a model that ens wrote", "it needs no export: ens predict model.onnx --images DIR")
 _GGUF = OtherFile("a GGUF file of a language model")
 _PICTURE = "name the checkpoint's file"
 
@@ -103,8 +106,8 @@ def describe_file(path: Path, head: bytes) -> OtherFile:
     for offset, start, found in _STARTS:
         if head[offset:].startswith(start):
             return found
-    if head[:1] == b"\x08" and _is_onnx(path):
-        return _ONNX
+    if head[:1] == b"\x08" and (found_model := _onnx_file(path)) is not None:
+        return found_model
     if re.match(rb"\x08[\x01-\x14]\x12", head) and path.suffix.lower() != ".onnx":
         return _COREML
     if re.match(rb"([\x81-\x8f]|\xde..|\xdf....)([\xa1-\xbf]|\xd9)\w", head, re.DOTALL):
@@ -187,19 +190,21 @@ def describe_folder(names: set[str]) -> OtherFile | None:
     return None
 
 
-def _is_onnx(path: Path) -> bool:
-    """Return True if the file parses as an ONNX model with a graph."""
+def _onnx_file(path: Path) -> OtherFile | None:
+    """Return which kind of ONNX model a file is; None if it does not parse as one with a graph."""
     import onnx
     from google.protobuf.message import DecodeError
 
     model = onnx.ModelProto()
     try:
         if path.stat().st_size > 1 << 31:
-            return path.suffix.lower() == ".onnx"
+            return _ONNX if path.suffix.lower() == ".onnx" else None
         model.ParseFromString(path.read_bytes())
     except (DecodeError, OSError):
-        return False
-    return bool(model.graph.node)
+        return None
+    if not model.graph.node:
+        return None
+    return _OWN_ONNX if any(entry.key == METADATA_KEY for entry in model.metadata_props) else _ONNX
 
 
 def _is_json(path: Path) -> bool:

@@ -17,11 +17,12 @@ from google.protobuf.message import DecodeError
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
 from ensemble.runtime.protobuf_limits import MAX_BYTES
 
-Layout = Literal["nchw", "nhwc"]
+PixelLayout = Literal["nchw", "nhwc"]
 Output = Literal["logits", "probabilities"]
 
 _TYPES = onnx.TensorProto
 IMAGE_TYPES = {_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.DOUBLE, _TYPES.UINT8}
+_NOT_ONNX = "name a file that a program saved as ONNX; a checkpoint of PyTorch is exported with ens export"
 _LABEL_KEYS = ("names", "classes", "class_names", "labels", "id2label", "label_names", "categories")
 # after these, an output is not squeezed into 0..1
 _LINEAR = {"Gemm", "MatMul", "Conv", "Add", "GlobalAveragePool", "ReduceMean", "QLinearAdd", "DequantizeLinear"}
@@ -35,7 +36,7 @@ class ImageInput:
 
     name: str
     type: int
-    layout: Layout
+    layout: PixelLayout
     channels: int
     size: tuple[int | None, int | None]
     batch: int | None
@@ -77,9 +78,9 @@ def read_foreign(path: Path) -> ForeignModel:
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
     except DecodeError as err:
-        raise ModelError("E420", f"{path.name} is damaged, or not an ONNX file", path=path) from err
+        raise ModelError("E420", f"{path.name} is damaged, or not an ONNX file", hint=_NOT_ONNX, path=path) from err
     if not proto.graph.node:
-        raise ModelError("E420", f"{path.name} contains no network", path=path)
+        raise ModelError("E420", f"{path.name} contains no network", hint=_NOT_ONNX, path=path)
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except Exception as err:  # the checks of onnx raise several kinds
@@ -92,7 +93,7 @@ def read_foreign(path: Path) -> ForeignModel:
     return ForeignModel(path, proto, sha256)
 
 
-def find_input(model: ForeignModel, layout: Layout | None) -> ImageInput:
+def find_input(model: ForeignModel, layout: PixelLayout | None) -> ImageInput:
     """Return the image input; ``layout`` decides where the shape does not.
 
     Raises:
@@ -109,7 +110,7 @@ def find_input(model: ForeignModel, layout: Layout | None) -> ImageInput:
         raise ModelError("E424", message, hint="save the network with its image as the only input", path=model.path)
     (value,) = images
     batch, *sides = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
-    fits: list[Layout] = []
+    fits: list[PixelLayout] = []
     if sides[0] in {1, 3}:
         fits.append("nchw")
     if sides[2] in {1, 3}:

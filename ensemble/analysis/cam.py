@@ -86,7 +86,9 @@ def find_classifier(model: ModelFile) -> Classifier:
     """
     member = model.card.member
     if FEATURES not in model.outputs:
-        raise ModelError("E431", f"{model.path.name} has no output {FEATURES!r}", path=model.path)
+        adopted = "an adopted network has no such output; explain a member that ens export --features wrote"
+        hint = adopted if model.card.arch == "onnx" else None
+        raise ModelError("E431", f"{model.path.name} has no output {FEATURES!r}", hint=hint, path=model.path)
     graph = onnx.load_model_from_string(model.data).graph
     constants = _GraphConstants(graph)
     made_by = {output: node for node in graph.node for output in node.output}

@@ -100,8 +100,8 @@ def adopt(
     \b
     Example: ens adopt model.onnx -o models --output logits --labels names.json --check-images eval/images
     """
-    from ensemble.adopt.adopt import AdoptOptions
     from ensemble.adopt.adopt import adopt as run_adopt
+    from ensemble.adopt.make_card import AdoptOptions
     from ensemble.card import parse_channel_values, parse_size
     from ensemble.commands.options import conflict
     from ensemble.images.listing import list_images

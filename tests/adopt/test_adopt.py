@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import ensemble
-from ensemble.adopt.adopt import AdoptOptions, adopt
+from ensemble.adopt.adopt import adopt
+from ensemble.adopt.make_card import AdoptOptions
 from ensemble.cli import ens
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Recorder
