@@ -468,6 +468,23 @@ def test_the_command_line_adopts_and_the_member_predicts(tmp_path: Path) -> None
     assert found == ["abcde"[number] for number in best]
 
 
+def test_export_predict_and_explain_say_what_an_onnx_file_needs(tmp_path: Path) -> None:
+    """A raw ONNX file is sent to ens adopt; an adopted one needs no export, and has no features to explain."""
+    path = Network().save(tmp_path / "net.onnx")
+    adopted = adopt(path, tmp_path / "models", options=KNOWN).path
+    (tmp_path / "images").mkdir()
+    Image.fromarray(draw_pictures(SIZE)[0]).save(tmp_path / "images" / "a.png")
+    out = str(tmp_path / "out")
+    for command, words in (
+        (["predict", str(path), "--images", str(tmp_path / "images"), "-o", out], "ens adopt model.onnx"),
+        (["explain", str(adopted), str(tmp_path / "images" / "a.png"), "-o", out], "an adopted network has no such"),
+        (["adopt", str(adopted), "-o", out], "use it as it is"),
+    ):
+        done = CliRunner().invoke(ens, command)
+        assert isinstance(done.exception, EnsError)
+        assert words in done.exception.hint
+
+
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     """Adopting twice writes the same file."""
     path = Network().save(tmp_path / "net.onnx")

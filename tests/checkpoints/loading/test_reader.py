@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -35,6 +36,7 @@ from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError, ModelError
 from ensemble.events import Recorder
 from tests.support.pickled import LEGACY_HEAD, Canary, archive, text
+from tests.support.toys import model_proto
 
 pytestmark = pytest.mark.slow
 
@@ -512,6 +514,18 @@ def test_another_file_is_called_what_it_is(tmp_path: Path, name: str) -> None:
     assert caught.value.code in {"E402", "E404", "E417"}
     assert words in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_an_onnx_file_needs_no_export(tmp_path: Path) -> None:
+    """A foreign ONNX file is sent to ens adopt, one that ens wrote to ens predict."""
+    for name, proto in (("raw", onnx.ModelProto()), ("own", model_proto())):
+        if name == "raw":
+            proto.CopyFrom(model_proto())
+            del proto.metadata_props[:]
+        (tmp_path / name).write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError, match="E404") as caught:
+            read_content(tmp_path / name)
+        assert ("ens adopt" if name == "raw" else "ens predict") in caught.value.hint
 
 
 @pytest.mark.parametrize(
