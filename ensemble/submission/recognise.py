@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_sheet(
         )
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
-    reader = _Reader(table, labels, options, independent, listener)
+    reader = _Reader(table, _as_spelled(table, labels), options, independent, listener)
     sheet = reader.read(kind)
     if not _is_utf8(data):
         listener.notice(Notice("I543", f"{path.name}: it is not UTF-8; the submission is written in UTF-8", path))
@@ -331,6 +332,14 @@ class _Reader:
             hint=f"state it: {options}; the classes are {enumerate_some(list(self.labels.names))} (--labels)",
             path=self.table.path,
         )
+
+
+def _as_spelled(table: Table, labels: LabelSpace) -> LabelSpace:
+    """Return the classes in decomposed Unicode, as macOS writes names, if a cell of the sample has one so."""
+    decomposed = {unicodedata.normalize("NFD", name) for name in labels.names} - set(labels.names)
+    if not decomposed or decomposed.isdisjoint(cell.strip() for row in table.rows for cell in row):
+        return labels
+    return LabelSpace.flat([unicodedata.normalize("NFD", name) for name in labels.names])
 
 
 def _is_utf8(data: bytes) -> bool:

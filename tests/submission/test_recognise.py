@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def test_what_cannot_be_told_is_an_error(tmp_path: Path, text: str, names: list[
     assert caught.value.code == code
     assert said in caught.value.message
     assert code != "E540" or "--answers name" in caught.value.hint
+
+
+def test_decomposed_names_are_written_as_the_sample_has_them(tmp_path: Path) -> None:
+    """Names in another Unicode form than the classes are the same classes, in the sample's form."""
+    names = ["가구", "곰팡이"]
+    form = [unicodedata.normalize("NFD", name) for name in names]
+    assert sheet_of(tmp_path, one_column(form[0], form[0]), names).spelling == tuple(form)
+    assert sheet_of(tmp_path, one_column(names[0], names[0]), names).spelling == tuple(names)
 
 
 @pytest.mark.parametrize(
