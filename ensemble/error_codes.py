@@ -293,6 +293,7 @@ CODES: dict[str, Code] = {
         "name it with the option if the network was trained otherwise",
     ),
     # 5xx: predictions, recipes, submissions
+    "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),
     "E502": Code(
         "Logits and probabilities are mixed, or it is unknown which of them a file contains.",

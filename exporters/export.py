@@ -21,7 +21,7 @@ from checkpoints.loading.open import Checkpoint, build_model
 from ensemble.arrays import Pixels
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
 from ensemble.predictions.truth import read_truth
@@ -95,6 +95,13 @@ def export(
     card = make_card(checkpoint, model, options)
     if card.member in taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
+    if card.sources.get("channels") == "default":
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (card.mean, card.std))
+        message = (
+            f"{card.member} takes one channel: grey, which the graph makes from RGB as Pillow's mode L "
+            f"(--channels grey), with mean {mean} and std {std}"
+        )
+        listener.notice(Notice("I470", message, checkpoint.path))
     _require_images(card, gate_images, truth)
     without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
     if without_boxes and card.preprocess.face is not None:

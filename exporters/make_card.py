@@ -128,20 +128,28 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
             f"{len(known.labels)}",
             path=checkpoint.path,
         )
+    preprocess = Preprocess(
+        size=known.size,
+        resize=known.resize,
+        interpolation=known.interpolation,
+        resizer=known.resizer or "pillow",
+        channels=known.channels or "rgb",
+        crop_pct=known.crop_pct,
+        face=card.preprocess.face if card else None,
+        fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
+    )
+    if preprocess.planes != checkpoint.in_channels:
+        raise OptionError(
+            "E204",
+            f"{checkpoint.path.name} takes images of {checkpoint.in_channels} channels, not the {preprocess.planes} of "
+            f"{preprocess.channels}",
+            hint="rgb and bgr are for networks of three channels, grey for those of one; others are not supported",
+        )
     return ModelCard(
         member=known.member,
         arch=checkpoint.arch,
         labels=known.labels,
-        preprocess=Preprocess(
-            size=known.size,
-            resize=known.resize,
-            interpolation=known.interpolation,
-            resizer=known.resizer or "pillow",
-            channels=known.channels or "rgb",
-            crop_pct=known.crop_pct,
-            face=card.preprocess.face if card else None,
-            fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
-        ),
+        preprocess=preprocess,
         mean=known.mean,
         std=known.std,
         checkpoint_sha256=checkpoint.sha256,
@@ -211,6 +219,7 @@ def _from_convention(checkpoint: Checkpoint) -> CardSettings:
     """Number the classes, and assume what timm assumes where an architecture has no pretrained configuration."""
     return CardSettings(
         labels=LabelSpace.flat(checkpoint.num_classes),
+        channels="grey" if checkpoint.in_channels == 1 else None,
         size=(224, 224),
         resize="center",
         interpolation="bicubic",

@@ -31,6 +31,7 @@ def init_model(arch: str, settings: TrainSettings, *, listener: Listener) -> tor
         size=settings.preprocess.size,
         shape=labels.shape if settings.head == "axes" else None,
         pretrained=settings.pretrained,
+        in_channels=settings.preprocess.planes,
     )
     if init is None:
         initialized: torch.nn.Module = model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ensemble.errors import OptionError
+from ensemble.events import Listener, Notice
 
 if TYPE_CHECKING:
     from ensemble.card import Activation, Head, Preprocess
@@ -114,6 +115,24 @@ class TrainSettings:
         if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
             given = f"{self.ema} and {self.layer_decay}"
             raise OptionError("E204", f"ema and layer decay must be between 0 and 1, got {given}")
+
+
+def fit_channels(settings: TrainSettings, preprocess: Preprocess, *, listener: Listener) -> TrainSettings:
+    """Return the settings with a preprocessing; for grey, mean and std of RGB are averaged, which I470 says.
+
+    Raises:
+        OptionError: E204 when mean and std do not have one value per channel.
+    """
+    mean, std = settings.mean, settings.std
+    if preprocess.channels == "grey" and len(mean) == len(std) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+        message = f"grey is normalized with mean {mean[0]:.3g} and std {std[0]:.3g}, the averages of those of RGB"
+        listener.notice(Notice("I470", message))
+    if not len(mean) == len(std) == preprocess.planes:
+        raise OptionError(
+            "E204", f"--channels {preprocess.channels} needs {preprocess.planes} values of --mean and --std each"
+        )
+    return replace(settings, preprocess=preprocess, mean=mean, std=std)
 
 
 # settings added later are left out at these values, so that a folder of an earlier version still resumes

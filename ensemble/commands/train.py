@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import click
 
 from checkpoints.data.table_options import TableOptions
-from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings
+from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings, fit_channels
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
 from ensemble.commands.options import (
     CHANNELS,
@@ -144,7 +144,7 @@ _MODEL = OptionGroup(
         ),
         field_option(InputOptions, "interpolation", "Resampling filter.", type=InterpolationChoice()),
         field_option(InputOptions, "resizer", "Library whose resizing is used.", type=click.Choice(RESIZERS)),
-        field_option(InputOptions, "channels", "Channels of the network's input.", type=click.Choice(CHANNELS[:2])),
+        field_option(InputOptions, "channels", "Channels of the network's input.", type=click.Choice(CHANNELS)),
         _setting("mean", "Mean of the pixels, in 0..1.", type=_channel_values("--mean"), metavar="R,G,B"),
         _setting("std", "Standard deviation of the pixels, in 0..1.", type=_channel_values("--std"), metavar="R,G,B"),
     ),
@@ -290,6 +290,7 @@ def train(
         resizer=input_.resizer,
         channels=input_.channels,
     )
+    settings = fit_channels(settings, preprocess, listener=listener)
     with distributed.detecting_lost_processes(), distributed.main_first():
         folds = _read_or_make_folds(split.folds, output.folder, dataset, listener)
     if split.only_fold is not None and split.only_fold >= folds.count:
@@ -298,7 +299,7 @@ def train(
         rows=dataset.rows,
         folds=folds,
         member=output.member,
-        settings=replace(settings, preprocess=preprocess, labels=dataset.labels, activation=dataset.activation),
+        settings=replace(settings, labels=dataset.labels, activation=dataset.activation),
         out=output.folder,
         seed=seed,
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
