@@ -142,8 +142,18 @@ def _tensor(name: str, given: tuple[object, ...]) -> object | None:
             if type(made) is Record:
                 made = Record(kind, arguments)
                 made.build(state)
+                return _whole_local_tensor(made)
             return made
     return None
+
+
+def _whole_local_tensor(made: Record) -> object:
+    """Return the tensor of a DTensor of one process, which holds all of it; other wrappers remain records."""
+    local = made.attributes.get("_local_tensor")
+    match made.arguments:
+        case (_, _, size, *_) if type(local) is StoredTensor and _whole(size) == local.shape:
+            return local
+    return made
 
 
 def _view(

@@ -361,6 +361,24 @@ def test_an_object_around_a_module_is_opened(tmp_path: Path) -> None:
     assert found["vocab"] == ["mask", "no mask"]
 
 
+@pytest.mark.parametrize(("rows", "whole"), [(2, True), (4, False)])
+def test_a_distributed_tensor_is_read_where_one_process_has_all_of_it(tmp_path: Path, rows: int, whole: bool) -> None:
+    """A DTensor whose local part has its shape is that tensor; one of several parts is left out with W481."""
+    stored = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x02tQ"
+    local = b"ctorch._utils\n_rebuild_tensor_v2\n(" + stored + b"K\x00K\x02\x85K\x01\x85\x89}tR"
+    kind = b"ctorch.distributed.tensor\nDTensor\n"
+    wrapped = b"(" + kind + b"ctorch\nfloat32\nK" + bytes([rows]) + b"\x85K\x01\x85K\x00NN\x89t"
+    state = b"(N}" + text("_local_tensor") + local + b"st"
+    made = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_wrapper_subclass\n" + kind + wrapped
+    path, heard = tmp_path / "a.pth", Recorder()
+    path.write_bytes(
+        archive(b"\x80\x02}" + text("w") + made + state + b"tRs.", data__0=np.ones(2, np.float32).tobytes())
+    )
+    found: Any = read_content(path, listener=heard).payload
+    assert isinstance(found["w"], torch.Tensor) is whole
+    assert [notice.code for notice in heard.notices if notice.code == "W481"] == ([] if whole else ["W481"])
+
+
 def test_weights_that_only_code_can_make_are_left_out_and_named(tmp_path: Path) -> None:
     """A tensor made by an unknown function is left out, and W481 names both."""
     path = tmp_path / "a.pth"
