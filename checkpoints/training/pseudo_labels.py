@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints.data.folds import Folds
-from checkpoints.data.mask_contest import Row
+from checkpoints.data.mask_contest import NO_CLASS, Row
+from ensemble.arrays import Floats
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
-from ensemble.errors import DataError, OptionError, enumerate_some
+from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
@@ -67,6 +68,9 @@ def read_pseudo_labels(
 ) -> PseudoLabels:
     """Return the images whose most probable class has ``min_confidence`` or more in the blend of the predictions.
 
+    Where an image may have several labels, it has those of at least one half, and its confidence is that of its least
+    certain label.
+
     Views, folds and members are averaged as `ens blend` does. ``rows`` are the labeled images, which the folds split.
     The most confident images are used, as many as ``max_share`` allows in the smallest training part.
 
@@ -79,7 +83,11 @@ def read_pseudo_labels(
     blended = blend(members, make_recipe(members), listener=listener)
     columns = labels.permutation(blended.labels, owner=members[0].member)
     probabilities = blended.probabilities[:, columns]
-    confidence = probabilities.max(axis=1)
+    several = blended.independent
+    if several != any(row.present is not None for row in rows):
+        kinds = ("any number of labels", "one class") if several else ("one class", "any number of labels")
+        raise PredictionError("E501", f"the predictions are of {kinds[0]} per image, the training data has {kinds[1]}")
+    confidence = np.maximum(probabilities, 1 - probabilities).min(axis=1) if several else probabilities.max(axis=1)
     smallest = min(int(np.count_nonzero(~folds.holdout(rows, fold))) for fold in range(folds.count))
     most = int(source.max_share / (1 - source.max_share) * smallest)
     # a stable sort: the first by name wins on ties
@@ -98,11 +106,19 @@ def read_pseudo_labels(
     listing = list_images(source.images, [blended.ids[i] for i in taken])
     _require_new(listing.paths, rows)
     found = tuple(
-        Row(name, f"unlabeled {name}", None, None, None, int(probabilities[i].argmax()), path)
+        _row(name, path, probabilities[i], several=several)
         for i, name, path in zip(taken, listing.ids, listing.paths, strict=True)
     )
     _report(found, labels, len(blended), left_out, listener)
     return PseudoLabels(found, source.boxes)
+
+
+def _row(name: str, path: Path, probabilities: Floats, *, several: bool) -> Row:
+    person = f"unlabeled {name}"
+    if several:
+        present = tuple(np.flatnonzero(probabilities >= 0.5).tolist())
+        return Row(name, person, None, None, None, NO_CLASS, path, present=present)
+    return Row(name, person, None, None, None, int(probabilities.argmax()), path)
 
 
 def _require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
@@ -116,7 +132,8 @@ def _require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
 def _report(rows: Sequence[Row], labels: LabelSpace, count: int, left_out: int, listener: Listener) -> None:
     message = f"{len(rows):,} of {count:,} predicted images are used in training, labeled with the predicted class"
     listener.notice(Notice("W347", message))
-    counts = np.bincount([row.label for row in rows], minlength=len(labels))
+    predicted = [label for row in rows for label in ((row.label,) if row.present is None else row.present)]
+    counts = np.bincount(predicted, minlength=len(labels))
     each = ", ".join(f"{name}: {n:,}" for name, n in zip(labels.names, counts.tolist(), strict=True))
     more = f"; {left_out:,} more were confident enough, but exceed --max-share" if left_out else ""
     listener.notice(Notice("I348", f"pseudo-labels by class: {each}{more}"))

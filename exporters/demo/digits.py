@@ -8,12 +8,14 @@ one/train_images/<id>.png
 one/test_images/<id>.png
 one/sample_submission.csv      image_id and one probability per name
 one/solution.csv               image_id,label of the test images
+one/classes.json               the names
 several/...                    the same with two digits beside each other, and both names in a cell, divided by a space
 """
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +66,7 @@ def write_digit_contests(folder: Path, *, train: int = 300, test: int = 100, see
 
 
 def _write(folder: Path, images: Sequence[tuple[Pixels, Sequence[str]]], train: int) -> None:
+    write_atomic(folder / "classes.json", json.dumps(NAMES).encode())
     labels = []
     for number, (pixels, names) in enumerate(images):
         part = "train_images" if number < train else "test_images"
