@@ -30,6 +30,7 @@ from ensemble.predict.batch_size import Trial
 from ensemble.predict.gpu_lanes import ModelInputs, load_ahead, through_lanes
 from ensemble.predict.inputs import Inputs
 from ensemble.predict.timing import Stopwatch
+from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.gpu_start import model_inputs, relative_costs, retry_on_oom, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.session import Session, run_together
@@ -125,6 +126,11 @@ class Pipeline:
         clock = time.thread_time if session.device.kind == "cpu" else time.perf_counter
         with self.watch.timing(session.card.member, clock=clock, rows=len(pixels)):
             return self._ask(session, pixels)
+
+    def ask_pool(self, session: Session, pool: DevicePool) -> Logits:
+        """One model's logits for what a pool has chosen, timed."""
+        with self.watch.timing(session.card.member, clock=time.perf_counter, rows=pool.count(session.card.preprocess)):
+            return retry_on_oom(session, partial(session.run_views, pool), self._listener)["identity"]
 
     def _in_lanes(self, work: Iterable[Work]) -> Generator[Answer, None, None]:
         """As `run` on GPUs: all views of a batch in one run of each model, over one copy of the batch."""

@@ -11,6 +11,7 @@ import numpy as np
 from ensemble.arrays import Logits
 from ensemble.card import Preprocess
 from ensemble.runtime.device import Device
+from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, SharedBatchSize
 
 
@@ -51,7 +52,7 @@ Guard = Callable[[FixedBatchModel], AbstractContextManager[None]]
 
 
 def run_models(
-    models: Sequence[FixedBatchModel], buffers: DeviceBuffers, guard: Guard = lambda _: nullcontext()
+    models: Sequence[FixedBatchModel], buffers: DeviceBuffers | DevicePool, guard: Guard = lambda _: nullcontext()
 ) -> list[Logits]:
     """Return the logits ``(n, views, C)`` of each model for the batch in ``buffers``, all of one `SharedBatchSize`.
 

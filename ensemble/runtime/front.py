@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
-from ensemble.runtime.fused_views import HOST_VIEWS
+from ensemble.runtime.fused_views import HOST_VIEWS, POOL, ROWS, SOURCES
 from ensemble.runtime.model_file import INPUT
 
 _MOVES = {"Gather", "Reshape", "Concat", "Transpose", "Cast", "Identity", "Unsqueeze"}
@@ -91,7 +91,7 @@ def _part(
 def _key(front: onnx.ModelProto) -> str:
     """Return a hash of what a front computes: its nodes, weights and shapes, with tensors by their order."""
     graph = onnx.GraphProto.FromString(front.graph.SerializeToString())
-    names: dict[str, str] = {name: name for name in (INPUT, HOST_VIEWS, TENSOR)}
+    names: dict[str, str] = {name: name for name in (INPUT, HOST_VIEWS, POOL, ROWS, SOURCES, TENSOR)}
 
     def rename(name: str) -> str:
         return names.setdefault(name, str(len(names))) if name else name

@@ -21,6 +21,7 @@ from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.symmetric_pads import split_asymmetric_pads
 
 HOST_VIEWS = "ens.views_made"
+POOL, ROWS, SOURCES = "ens.pool", "ens.rows", "ens.sources"  # the inputs of `fuse_pool`
 _OURS = "ens."
 
 
@@ -80,6 +81,41 @@ def fuse_views(
         _cast(graph)
     if for_cudnn:
         split_asymmetric_pads(model)
+    return bytes(model.SerializeToString())
+
+
+def fuse_pool(data: bytes, *, pool: int, rows: int, size: tuple[int, int]) -> bytes:
+    """Return the model with other inputs: the images of a chunk, the rows to take of them, and one view.
+
+    `POOL` is ``(pool, H, W, 3)`` uint8, `ROWS` ``(rows,)`` and `SOURCES` ``(H * W,)`` int64, the source of each pixel
+    of the view (see `pixel_sources`). ``logits`` become ``(rows, C)``. The padding of convolutions is split.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    graph = model.graph
+    height, width = size
+    del graph.value_info[:]
+    (classes,) = (value.type.tensor_type.shape.dim[1].dim_value for value in graph.output if value.name == LOGITS)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [rows, classes]))
+    del graph.input[:]
+    graph.input.extend(
+        [
+            helper.make_tensor_value_info(POOL, TensorProto.UINT8, [pool, height, width, 3]),
+            helper.make_tensor_value_info(ROWS, TensorProto.INT64, [rows]),
+            helper.make_tensor_value_info(SOURCES, TensorProto.INT64, [height * width]),
+        ]
+    )
+    _constant(graph, "flat_shape", np.array([rows, height * width, 3]))
+    _constant(graph, "seen_shape", np.array([rows, height, width, 3]))
+    front = [
+        helper.make_node("Gather", [POOL, ROWS], [_OURS + "taken"], axis=0),
+        helper.make_node("Reshape", [_OURS + "taken", _OURS + "flat_shape"], [_OURS + "flat"]),
+        helper.make_node("Gather", [_OURS + "flat", SOURCES], [_OURS + "cut"], axis=1),
+        helper.make_node("Reshape", [_OURS + "cut", _OURS + "seen_shape"], [_OURS + "seen"]),
+    ]
+    _insert(graph, front)
+    split_asymmetric_pads(model)
     return bytes(model.SerializeToString())
 
 

@@ -16,8 +16,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.events import Listener
 from ensemble.images.views import View
 from ensemble.runtime.device import Device
-from ensemble.runtime.gpu_start import model_inputs, retry_on_oom
-from ensemble.runtime.io_binding import DeviceBuffers
+from ensemble.runtime.gpu_start import fill, model_inputs, retry_on_oom
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.parity import ON_GPUS, draw_pictures, notify_parity, require_close, row_scales
@@ -49,6 +48,8 @@ def compare_kinds(
     expected: Mapping[Kind, Future[Logits]],
     views: Sequence[View],
     listener: Listener,
+    *,
+    pool: int = 0,
 ) -> None:
     """Compare the first session of each kind with ``expected``, and check the others; a suspicious one is compared too.
 
@@ -60,7 +61,7 @@ def compare_kinds(
         kind = kind_of(models[name])
         size = session.card.preprocess.size
         for one in session.device.each:
-            found = _answer(session, one, views, draw_pictures(size), listener)
+            found = _answer(session, one, views, draw_pictures(size), listener, pool=pool)
             scale = float(np.median(row_scales(found)))
             if kind in scales and scales[kind] / _APART < scale < _APART * scales[kind]:
                 continue
@@ -83,11 +84,13 @@ def _expect(model: ModelFile, views: Sequence[View]) -> Logits:
     return np.concatenate([reference.run(view.apply(pictures[i : i + 1])) for i, view in turns])
 
 
-def _answer(session: Session, device: Device, views: Sequence[View], pictures: Pixels, listener: Listener) -> Logits:
+def _answer(
+    session: Session, device: Device, views: Sequence[View], pictures: Pixels, listener: Listener, *, pool: int
+) -> Logits:
     card = session.card
-    buffers = DeviceBuffers(device)
+    inputs = model_inputs({card.preprocess: pictures}, views)[card.preprocess]
+    buffers = fill(session, device, inputs, pool=pool)
     try:
-        buffers.load_later(card.preprocess, model_inputs({card.preprocess: pictures}, views)[card.preprocess])
         logits = retry_on_oom(session, partial(session.run_views, buffers), listener)
     finally:
         buffers.close()

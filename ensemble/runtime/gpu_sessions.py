@@ -23,14 +23,15 @@ def start_gpu_sessions(
     rows: int,
     views: Sequence[View] = (),
     in_turn: bool = False,
+    pool: int = 0,
     listener: Listener = SILENT,
 ) -> dict[str, Session]:
     """Start models on one or more GPUs for batches of ``rows`` images; without ``views`` for the image as it is.
 
     With more than two views the batch is smaller: a network computes at most ``2 * rows`` views of images at once. If
     not all models fit into memory, ``in_turn`` returns the first ones that do, with the notice W608; otherwise, and if
-    not even one fits, the batch is halved until they do. Each kind of network is compared with the CPU, see
-    `compare_kinds`.
+    not even one fits, the batch is halved until they do. With a ``pool``, on CUDA, they run on a `DevicePool` of so
+    many images, one view at a time. Each kind of network is compared with the CPU, see `compare_kinds`.
 
     Raises:
         ModelError, DeviceError: see `start_session`; E602 when not even a batch of one fits, E606 when the logits
@@ -40,12 +41,12 @@ def start_gpu_sessions(
     shape = SharedBatchSize(rows)
     while shape.rows * len(views) > 2 * rows and shape.halve(shape.rows):
         pass
-    with ThreadPoolExecutor(1, thread_name_prefix="ens-cpu") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="ens-cpu") as executor:
         # onnxruntime on the CPU computes what the GPUs are compared with while those start
-        expected = expect_later(pool, models, views) if device.is_gpu else {}
+        expected = expect_later(executor, models, views) if device.is_gpu else {}
         try:
-            sessions = _start_what_fits(models, GpuStarter(device, shape, views, listener), in_turn=in_turn)
-            compare_kinds(sessions, models, expected, views, listener)
+            sessions = _start_what_fits(models, GpuStarter(device, shape, views, listener, pool), in_turn=in_turn)
+            compare_kinds(sessions, models, expected, views, listener, pool=pool)
         finally:
             for future in expected.values():
                 future.cancel()

@@ -18,17 +18,19 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.views import View
+from ensemble.images.views import View, parse_views
 from ensemble.runtime.autotune import TuningResult, candidate_options, tune, tune_cached
 from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.cuda import create_stream, describe_gpu
 from ensemble.runtime.device import Device
+from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.fixed_batch import FixedBatchModel
 from ensemble.runtime.front import split_front
-from ensemble.runtime.fused_views import HOST_VIEWS, fuse_views, split_views, stack_views
+from ensemble.runtime.fused_views import HOST_VIEWS, fuse_pool, fuse_views, split_views, stack_views
 from ensemble.runtime.io_binding import BoundSession, DeviceBuffers, FrontSession, SharedBatchSize
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import INPUT, ModelFile
+from ensemble.runtime.parity import PICTURES
 from ensemble.runtime.providers import BindableRuntime, require_on_device
 from ensemble.runtime.session import Session, build_network, provider_options, report_start_failure
 from ensemble.runtime.tensorrt import announce_build, digest, engine_options, versions
@@ -43,13 +45,15 @@ _SIDE_BY_SIDE = 4  # sessions that start at once: each searches its convolutions
 class GpuStarter:
     """Starts models for one batch size; they share a stream per GPU and, where they begin alike, a front.
 
-    ``fronts`` are those in use, by what they compute, device and options.
+    ``fronts`` are those in use, by what they compute, device and options. With a ``pool`` of so many images the models
+    take rows and views from a `DevicePool`, one view per run.
     """
 
     device: Device
     shape: SharedBatchSize
     views: tuple[View, ...]
     listener: Listener = SILENT
+    pool: int = 0
     streams: dict[Device, int | None] = field(default_factory=dict)
     fronts: WeakValueDictionary[tuple[object, ...], FrontSession] = field(default_factory=WeakValueDictionary)
     _lock: Lock = field(default_factory=Lock)
@@ -110,7 +114,7 @@ class GpuStarter:
         """Return what the fastest options depend on, as a name: the network, the GPU, the shape and the versions."""
         card, several = model.card, len(self.device.each) > 1
         size, classes = card.preprocess.size, len(card.labels)
-        network = (card.arch, card.precision, size, classes, [view.name for view in self.views])
+        network = (card.arch, card.precision, size, classes, [view.name for view in self.views], self.pool)
         tried = candidate_options(fp16=card.precision == "fp16", several=several)
         options = (
             sorted(provider_options(card, model.sha256, self.device).items()) if self.device.kind == "cuda" else ()
@@ -130,10 +134,11 @@ class GpuStarter:
             tuned = TuningResult(self._options(model), {}, {})
             if self.device.kind == "cuda":
                 tuned = self._tuned(
-                    model, measure=lambda options: measure_session(self.session(model, options, {}), noise)
+                    model,
+                    measure=lambda options: measure_session(self.session(model, options, {}), noise, pool=self.pool),
                 )
             session = self.session(model, tuned.options, placed)
-            runs = [_run_once(session, one, noise) for one in self.device.each]
+            runs = [_run_once(session, one, noise, pool=self.pool) for one in self.device.each]
         assert session.fixed_batch is not None
         session.fixed_batch.seconds = runs[0].seconds
         placed["host memory"] = "page-locked" if all(run.page_locked for run in runs) else "pageable"
@@ -183,7 +188,11 @@ class GpuStarter:
         self, model: ModelFile, options: Mapping[str, str], placed: dict[str, str], one: Device, rows: int
     ) -> BoundSession:
         card, member = model.card, model.card.member
-        data = fuse_views(model.data, self.views, rows=rows, size=card.preprocess.size, for_cudnn=one.kind == "cuda")
+        size = card.preprocess.size
+        if self.pool:
+            data = fuse_pool(model.data, pool=max(self.pool, PICTURES), rows=rows, size=size)
+        else:
+            data = fuse_views(model.data, self.views, rows=rows, size=size, for_cudnn=one.kind == "cuda")
         if one.kind == "tensorrt":
             options = engine_options(card, model.sha256, one, rows=rows, views=self.views)
         stream = self.streams.get(one)
@@ -235,11 +244,22 @@ def model_inputs(pixels: Mapping[Preprocess, Pixels], views: Sequence[View]) -> 
     }
 
 
-def measure_session(session: Session, pixels: Mapping[str, Pixels]) -> tuple[float, Logits]:
-    """Return the median seconds of a batch already on the first device, and its logits."""
-    buffers = DeviceBuffers(session.device.each[0])
-    try:
+def fill(session: Session, device: Device, pixels: Mapping[str, Pixels], *, pool: int) -> DeviceBuffers | DevicePool:
+    """Return buffers on one of a model's devices with a batch by the model's inputs, or a pool with its images."""
+    if not pool:
+        buffers = DeviceBuffers(device)
         buffers.load_later(session.card.preprocess, pixels)
+        return buffers
+    images = DevicePool(device, pool)
+    images.load({session.card.preprocess: pixels[INPUT]})
+    images.choose(session.card.preprocess, parse_views("identity")[0], np.arange(len(pixels[INPUT])))
+    return images
+
+
+def measure_session(session: Session, pixels: Mapping[str, Pixels], *, pool: int = 0) -> tuple[float, Logits]:
+    """Return the median seconds of a batch already on the first device, and its logits."""
+    buffers = fill(session, session.device.each[0], pixels, pool=pool)
+    try:
         for _ in range(2):
             answers = session.run_views(buffers)
         spent = []
@@ -260,11 +280,10 @@ class _FirstRun:
     page_locked: bool
 
 
-def _run_once(session: Session, device: Device, pixels: Mapping[str, Pixels]) -> _FirstRun:
+def _run_once(session: Session, device: Device, pixels: Mapping[str, Pixels], *, pool: int) -> _FirstRun:
     """Run a model on one of its devices, once to start it and once for the time."""
-    buffers = DeviceBuffers(device)
+    buffers = fill(session, device, pixels, pool=pool)
     try:
-        buffers.load_later(session.card.preprocess, pixels)
         session.run_views(buffers)
         start = time.perf_counter()
         session.run_views(buffers)

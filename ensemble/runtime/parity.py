@@ -21,6 +21,7 @@ LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}
 # length of the mantissa, not measured: TF32, with an eighth of bfloat16's rounding, still exceeds the float32 limit.
 ON_GPUS = LIMITS | {"fp32": 1e-3, "fp16": 0.05}
 _COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colours, enlarged
+PICTURES = len(_COARSE)  # of `draw_pictures`
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ensemble.card import ModelCard
 from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.device import CPU, Device
+from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.error_text import explain_error, keep_text
 from ensemble.runtime.fixed_batch import FixedBatchModel, run_models
 from ensemble.runtime.fused_views import cast_first, fit_for_cudnn
@@ -81,7 +82,7 @@ class Session:
             return self.run(batch)
         return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
 
-    def run_views(self, buffers: DeviceBuffers) -> dict[str, Logits]:
+    def run_views(self, buffers: DeviceBuffers | DevicePool) -> dict[str, Logits]:
         """Return the logits ``(n, C)`` of each view of the images loaded into ``buffers``, for a ``fixed_batch`` model.
 
         Raises:
@@ -112,7 +113,7 @@ class Session:
             )
 
 
-def run_together(sessions: Sequence[Session], buffers: DeviceBuffers) -> dict[str, dict[str, Logits]]:
+def run_together(sessions: Sequence[Session], buffers: DeviceBuffers | DevicePool) -> dict[str, dict[str, Logits]]:
     """Return ``logits[member][view]`` of ``fixed_batch`` models that were started together, for one loaded batch.
 
     Raises:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.arrays import Classes, Logits
@@ -34,6 +37,8 @@ from ensemble.predict.slice_folder import SliceFolder, resume
 from ensemble.predict.timing import Pace
 from ensemble.predictions.dataset import Predictions
 from ensemble.runtime.device import Device
+from ensemble.runtime.device_pool import DevicePool
+from ensemble.runtime.io_binding import buffers_on
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
@@ -44,6 +49,8 @@ from ensemble.submit.early_exit import ForwardPass, Running, Settled, keep_membe
 # the number of batches shrinks as rows leave.
 CHUNK_ROWS = {"cpu": 64, "openvino": 64, "plugin": 64, "cuda": 2048, "tensorrt": 2048}
 _BATCHES_AT_ONCE = 4  # of a GPU: put on its stream before it is waited for
+Rows: TypeAlias = NDArray[np.intp]
+Ask: TypeAlias = Callable[[Session, View, Rows], Logits]
 _ROW_BYTES = 64 + 8 + 8  # an id, generously; the class and the number of passes
 _FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
 
@@ -158,13 +165,21 @@ def run_chunks(
         faults = resume([store], listing, fresh=fresh, listener=listener)
         store.clear()
         pipeline.known |= faults
+        size = max(rows_of_chunk(device), batch)
         with noted([folder]):
             sessions: Mapping[str, Session] = {}
             if store.pending:
-                sessions = start_sessions(plan.models, device=device, rows=batch, listener=listener)
+                pool = size if device.kind == "cuda" else 0
+                sessions = start_sessions(plan.models, device=device, rows=batch, pool=pool, listener=listener)
+            pools = {one: DevicePool(one, size) for one in device.each}
 
             def answer(work: Work, read: Batch) -> ChunkAnswer:
-                chunk = _run_passes(plan, listing, read, sessions, pipeline, batch)
+                ask = partial(_ask_on_host, pipeline, read, batch)
+                if device.kind == "cuda":
+                    with buffers_on(device) as lane:  # each GPU has a thread of its own, and so a pool
+                        ask = partial(_ask_on_device, pipeline, pools[lane.device])
+                        pools[lane.device].load(read.pixels)
+                chunk = _run_passes(plan, listing, read, sessions, ask)
                 return ChunkAnswer(work.rows, chunk, read.faults, read.oddities)
 
             def compute(slices: Iterator[Slice]) -> Generator[ChunkAnswer, None, None]:
@@ -180,13 +195,27 @@ def run_chunks(
                 detail=Pace(pipeline.watch, plan.models, workers=pipeline.workers, on_gpu=device.is_gpu).tell,
                 listener=listener,
             )
+    for one in pools.values():
+        one.close()
     decisions = {name: session.decisions for name, session in sessions.items()}
     return Chunks([store.chunks[index] for index in sorted(store.chunks)], faults, decisions)
 
 
-def _run_passes(
-    plan: Plan, listing: Listing, read: Batch, sessions: Mapping[str, Session], pipeline: Pipeline, batch: int
-) -> Chunk:
+def _ask_on_host(pipeline: Pipeline, read: Batch, batch: int, session: Session, view: View, rows: Rows) -> Logits:
+    """Return a pass's logits of some rows of a chunk, gathered and turned into the view here."""
+    pixels = read.pixels[session.card.preprocess]
+    step = batch * _BATCHES_AT_ONCE if session.device.is_gpu else batch
+    pieces = (rows[start : start + step] for start in range(0, len(rows), step))
+    return np.concatenate([pipeline.ask(session, view.apply(pixels[piece])) for piece in pieces])
+
+
+def _ask_on_device(pipeline: Pipeline, pool: DevicePool, session: Session, view: View, rows: Rows) -> Logits:
+    """Return the same from a chunk that is on the GPU: rows and view are gathered there."""
+    pool.choose(session.card.preprocess, view, rows)
+    return pipeline.ask_pool(session, pool)
+
+
+def _run_passes(plan: Plan, listing: Listing, read: Batch, sessions: Mapping[str, Session], ask: Ask) -> Chunk:
     """Run pass after pass on the rows that are still open, gathered into full batches."""
     count, classes = len(read.rows), len(plan.recipe.labels)
     decided = np.full(count, OPEN, dtype=np.intp)
@@ -197,11 +226,8 @@ def _run_passes(
     for one in plan.passes:
         if not len(left):
             break
-        session, look = sessions[one.member], plan.views[one.view].apply
-        pixels = read.pixels[session.card.preprocess]
-        step = batch * _BATCHES_AT_ONCE if session.device.is_gpu else batch
-        pieces = (left[start : start + step] for start in range(0, len(left), step))
-        logits = np.concatenate([pipeline.ask(session, look(pixels[piece])) for piece in pieces])
+        session = sessions[one.member]
+        logits = ask(session, plan.views[one.view], left)
         seen = np.concatenate([seen, logits[:, np.newaxis]], axis=1)
         running.add(logits[:, plan.recipe.labels.permutation(session.card.labels, owner=one.member)])
         counts[left] += 1
