@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 Places = NDArray[np.int64]
@@ -23,7 +22,9 @@ def make_taps(places: Places, weights: NDArray[Any], old: int) -> Taps:
     used = (weights != 0).T
     ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     entries = (weights.T[used], places.T[used].astype(np.int32), ends.astype(np.int32))
-    return scipy.sparse.csr_array(entries, shape=(weights.shape[1], old))
+    from scipy.sparse import csr_array  # half a second, which runs without it need not wait for
+
+    return csr_array(entries, shape=(weights.shape[1], old))
 
 
 def keep_used(pixels: NDArray[Any], rows: Taps) -> tuple[NDArray[Any], Taps]:
@@ -33,7 +34,9 @@ def keep_used(pixels: NDArray[Any], rows: Taps) -> tuple[NDArray[Any], Taps]:
         return pixels, rows
     places = np.searchsorted(used, rows.indices)
     shape = (rows.shape[0], len(used))
-    return pixels[used], scipy.sparse.csr_array((rows.data, places, rows.indptr), shape=shape)
+    from scipy.sparse import csr_array
+
+    return pixels[used], csr_array((rows.data, places, rows.indptr), shape=shape)
 
 
 def resize_columns(pixels: NDArray[Any], taps: Taps) -> NDArray[Any]:
