@@ -24,18 +24,20 @@ from ensemble.runtime.session import Session, start_session
 
 _APART = 8.0  # times the median row scale of the first of the kind: a fold that differs more is compared in full
 
-Kind = tuple[object, ...]
+NetworkKind = tuple[object, ...]
 
 
-def kind_of(model: ModelFile) -> Kind:
+def kind_of(model: ModelFile) -> NetworkKind:
     """Return what two models must have in common to run the same kernels."""
     card = model.card
     return (card.arch, card.precision, card.preprocess, card.mean, card.std, len(card.labels))
 
 
-def expect_later(pool: Executor, models: Mapping[str, ModelFile], views: Sequence[View]) -> dict[Kind, Future[Logits]]:
+def expect_later(
+    pool: Executor, models: Mapping[str, ModelFile], views: Sequence[View]
+) -> dict[NetworkKind, Future[Logits]]:
     """Compute the logits of the first model of each kind on the CPU, in ``pool``."""
-    firsts: dict[Kind, Future[Logits]] = {}
+    firsts: dict[NetworkKind, Future[Logits]] = {}
     for model in models.values():
         if kind_of(model) not in firsts:
             firsts[kind_of(model)] = pool.submit(_expect, model, views)
@@ -45,7 +47,7 @@ def expect_later(pool: Executor, models: Mapping[str, ModelFile], views: Sequenc
 def compare_kinds(
     sessions: Mapping[str, Session],
     models: Mapping[str, ModelFile],
-    expected: Mapping[Kind, Future[Logits]],
+    expected: Mapping[NetworkKind, Future[Logits]],
     views: Sequence[View],
     listener: Listener,
     *,
@@ -56,7 +58,7 @@ def compare_kinds(
     Raises:
         DeviceError: E604 when logits are not finite, E606 when they differ.
     """
-    scales: dict[Kind, float] = {}
+    scales: dict[NetworkKind, float] = {}
     for name, session in sessions.items() if expected else ():
         kind = kind_of(models[name])
         size = session.card.preprocess.size
