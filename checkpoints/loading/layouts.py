@@ -210,6 +210,24 @@ def _rename_mmpretrain_efficientnet(tensors: Tensors) -> Names:
     return _rename_numbered_blocks(parts)
 
 
+# ResNets whose stem, and perhaps whose stages, were put into a Sequential
+
+
+def _rename_grouped_resnet(tensors: Tensors) -> Names:
+    """Map ``layer0`` or ``stem`` to ``conv1`` and ``bn1``, and a list of four stages to ``layer1`` to ``layer4``."""
+    names = {}
+    for key in tensors:
+        if match := re.fullmatch(r"(layer0|stem)\.(0|conv1?)\.weight", key):
+            names[key] = "conv1.weight"
+        elif match := re.fullmatch(r"(layer0|stem)\.(1|bn1?|norm1?)\.(\w+)", key):
+            names[key] = f"bn1.{match[3]}"
+        elif match := re.fullmatch(r"(stages|layers|blocks|body)\.([0-3])\.(\d+\..+)", key):
+            names[key] = f"layer{int(match[2]) + 1}.{match[3]}"
+        else:
+            names[key] = key
+    return names
+
+
 # torchvision
 
 
@@ -277,6 +295,12 @@ LAYOUTS = (
         _is_tensorflows,
         lambda _: _ALWAYS_EVEN,  # it pads as for even sides, whatever they are
         changes="embeddings.* and encoder.* to conv_stem, blocks.* and conv_head",
+    ),
+    Layout(
+        "nn.Sequential",
+        ("layer0.0.weight", "stem.0.weight", "stem.conv.weight", "stem.conv1.weight"),
+        _rename_grouped_resnet,
+        changes="the stem and the stages to conv1, bn1 and layer1 to layer4",
     ),
     Layout(
         "mmpretrain",
