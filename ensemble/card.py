@@ -316,6 +316,34 @@ def parse_channel_values(text: str, option: str) -> tuple[float, ...]:
     return values
 
 
+def scale_channel_values(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, bool]:
+    """Return mean and std for channels in 0..1, and if they were given for channels in 0..255.
+
+    They are for 0..255 where a value is above 1.5: no mean or std of channels in 0..1 is.
+
+    Raises:
+        OptionError: E204 when one seems to be for 0..1 and the other for 0..255.
+    """
+    large = [values is not None and max(values, default=0) > 1.5 for values in (mean, std)]
+    if not any(large):
+        return mean, std, False
+    small = [values is not None and 0 < max(values, default=0) <= 1.5 for values in (mean, std)]
+    if any(small):
+        raise OptionError(
+            "E204",
+            f"--mean {_listed(mean)} and --std {_listed(std)} are not for channels of the same range",
+            hint="give both for 0..1, or both for 0..255",
+        )
+    mean, std = (None if values is None else tuple(value / 255 for value in values) for values in (mean, std))
+    return mean, std, True
+
+
+def _listed(values: tuple[float, ...] | None) -> str:
+    return ",".join(f"{value:g}" for value in values or ())
+
+
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:
     """Parse three numbers from the command line.
 

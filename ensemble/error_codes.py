@@ -275,6 +275,12 @@ CODES: dict[str, Code] = {
         "A checkpoint contains several networks, and none of them is clearly the one to use.",
         "choose one with --weights and a part of its name, such as --weights fold1",
     ),
+    "I450": Code(
+        "Settings are timm's defaults, as the checkpoint does not say them.", "name them if you trained otherwise"
+    ),
+    "I451": Code("A setting from the checkpoint's metadata is used.", "nothing to do; an option overrules it"),
+    "I453": Code("Checkpoints of one file name are named after their folders.", "name them with --member, one by one"),
+    "W452": Code("A setting in the checkpoint's metadata is not used.", "name it as an option if it matters"),
     "E449": Code(
         "The weights do not tell how the layers of a network's head work.",
         "name them with --head-layers, such as --head-layers linear,relu,linear",

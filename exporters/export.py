@@ -29,7 +29,7 @@ from ensemble.runtime.model_file import INPUT, LOGITS
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Quantised, to_int8
-from exporters.make_card import DEFAULTS, ExportOptions, make_card
+from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
 
@@ -52,9 +52,22 @@ class Exported:
     seconds: float
     verdict: Verdict | None = None
 
+    def describe(self) -> str:
+        """Return one line: the file, its architecture, on how many images it was verified and how near it came."""
+        checks = self.checks
+        judged = f"; {self.verdict}" if self.verdict else ""
+        same = "the same classes" if not checks.classes_changed else f"{checks.classes_changed} other classes"
+        verified = f"verified on {checks.pictures} images: logits within {checks.logits_error:.1e} of PyTorch's, {same}"
+        return f"{self.path}  {self.card.arch}  {verified}{judged}  {self.seconds:.1f} s"
+
     def as_dict(self) -> dict[str, object]:
         """Return JSON-ready values."""
         return {
+            "verified": {
+                "images": self.checks.pictures,
+                "relative_error_of_logits": self.checks.logits_error,
+                "classes_changed": self.checks.classes_changed,
+            },
             "path": str(self.path),
             "card": json.loads(self.card.to_json()),
             "checks": self.card.checks,
@@ -93,6 +106,8 @@ def export(
     require_writable(folder)
     model = build_model(checkpoint)
     card = make_card(checkpoint, model, options)
+    for notice in describe_settings(card, checkpoint):
+        listener.notice(notice)
     if card.member in taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
     if card.sources.get("channels") == "default":

@@ -23,8 +23,10 @@ import torch
 from checkpoints.loading.open import Checkpoint
 from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
+from ensemble.events import Notice
 from ensemble.labels import LabelSpace
 
+_INTERPOLATIONS: Mapping[str, Interpolation] = {name: name for name in get_args(Interpolation)}
 _CROP_MODES: Mapping[str, Resize] = {"center": "center", "squash": "squash", "border": "pad"}
 _WEIGHT_ENDINGS = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"}
 # resnet18_f3, resnet18_fold3, resnet18-fold12; but _f16 is a precision
@@ -94,21 +96,21 @@ DEFAULTS = ExportOptions()
 def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOptions) -> ModelCard:
     """Build the card of a model that is to be exported; its ``sources`` record where each setting comes from.
 
-    An option overrides the checkpoint's own card, which overrides the member's name (``resnet18_f3`` is fold 3 of the
-    group ``resnet18``), which overrides timm's pretrained configuration of ``model``. A member is named after its file
-    where neither an option nor a card names it.
+    An option overrides the checkpoint's own card or other metadata, which overrides the member's name
+    (``resnet18_f3`` is fold 3 of the group ``resnet18``), which overrides timm's pretrained configuration of ``model``.
+    A member is named after its file where neither an option nor a card names it.
 
     Raises:
-        ModelError: E411 when the label space does not fit the network's outputs.
+        ModelError: E411 when the label space, or the class names in the checkpoint, do not fit the network's outputs.
         OptionError: E204 when a value is out of range.
     """
     card = checkpoint.card
-    member = options.member or (card.member if card else _member_of(checkpoint.path))
+    member = options.member or (card.member if card else member_of(checkpoint.path))
     layers = {
         "default": _from_convention(checkpoint),
         "timm": _from_timm(model),
         "name": _from_name(member),
-        "checkpoint": _from_card(card) if card else CardSettings(),
+        "checkpoint": _from_card(card) if card else _from_metadata(checkpoint, options),
         "option": _from_options(options),
     }
     sources = CardSettings.sources(layers)
@@ -191,6 +193,78 @@ def _from_card(card: ModelCard) -> CardSettings:
     )
 
 
+def _from_metadata(checkpoint: Checkpoint, options: ExportOptions) -> CardSettings:
+    """Return what the checkpoint says beside its weights; its classes must fit the head, unless an option has them."""
+    found = checkpoint.metadata
+    if options.labels is None:
+        _require_class_count(checkpoint)
+    planes = checkpoint.in_channels
+    mean, std = (one.value if one is not None and len(one.value) == planes else None for one in (found.mean, found.std))
+    return CardSettings(
+        labels=None if found.classes is None else LabelSpace.flat(found.classes.value),
+        size=None if found.size is None else found.size.value,
+        resize=None if found.resize is None else _CROP_MODES[found.resize.value],
+        interpolation=None if found.interpolation is None else _INTERPOLATIONS[found.interpolation.value],
+        crop_pct=None if found.crop_pct is None else found.crop_pct.value,
+        mean=mean,
+        std=std,
+    )
+
+
+def _require_class_count(checkpoint: Checkpoint) -> None:
+    """Check that the number of classes that the file names is that of its head."""
+    found, outputs = checkpoint.metadata, checkpoint.num_classes
+    counts = [(len(found.classes.value), found.classes.place)] if found.classes is not None else []
+    if found.class_count is not None and not (checkpoint.head.one_logit and found.class_count.value == 1):
+        counts.append((found.class_count.value, found.class_count.place))
+    for count, place in counts:
+        if count != outputs:
+            raise ModelError(
+                "E411",
+                f"{checkpoint.path.name}: {place} says {count} classes, but the head has {outputs} outputs",
+                hint=f"name the classes of the head with --labels, or number them with --labels {outputs}",
+                path=checkpoint.path,
+            )
+
+
+def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
+    """Say which settings come from the checkpoint's metadata, and which are timm's defaults for want of better."""
+    if checkpoint.card is not None:
+        return []
+    height, width = card.preprocess.size
+    shown = {
+        "size": f"size {height}x{width}",
+        "resize": f"resize {card.preprocess.resize}",
+        "interpolation": card.preprocess.interpolation,
+        "crop_pct": f"crop {card.preprocess.crop_pct:g}",
+        "mean": f"mean {','.join(f'{value:.4g}' for value in card.mean)}",
+        "std": f"std {','.join(f'{value:.4g}' for value in card.std)}",
+        "labels": f"{len(card.labels)} class names",
+    }
+    by_source: dict[str, list[str]] = {}
+    for name, text in shown.items():
+        by_source.setdefault(card.sources[name], []).append(text)
+    notices, path = [], checkpoint.path
+    if stored := by_source.get("checkpoint"):
+        message = f"{', '.join(stored)} are the checkpoint's ({', '.join(_places(checkpoint))})"
+        notices.append(Notice("I451", message, path))
+    assumed = [text for source in ("timm", "default") for text in by_source.get(source, ())]
+    assumed = [text for text in assumed if text != shown["labels"]]
+    if assumed:
+        message = f"{', '.join(assumed)} are timm's defaults, not the checkpoint's: name them if you trained otherwise"
+        notices.append(Notice("I450", message, path))
+    if card.sources["labels"] == "default":
+        message = f"the classes are numbered 0 to {len(card.labels) - 1}: name them with --labels"
+        notices.append(Notice("I450", message, path))
+    return notices
+
+
+def _places(checkpoint: Checkpoint) -> list[str]:
+    found = checkpoint.metadata
+    every = (found.classes, found.size, found.resize, found.interpolation, found.crop_pct, found.mean, found.std)
+    return sorted({one.place for one in every if one is not None})
+
+
 def _from_name(member: str) -> CardSettings:
     parts = _FOLD.fullmatch(member)
     return (
@@ -229,7 +303,7 @@ def _from_convention(checkpoint: Checkpoint) -> CardSettings:
     )
 
 
-def _member_of(path: Path) -> str:
+def member_of(path: Path) -> str:
     """Return the file's name without the suffixes of weight files and characters that a member's name must not have."""
     name = path.name
     while Path(name).suffix.lower() in _WEIGHT_ENDINGS:

@@ -8,6 +8,9 @@ from pathlib import Path
 from ensemble.card import Precision
 from ensemble.errors import FileError, OptionError
 
+_NAMES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""The prefixes of timm's names of models, see `checkpoints.loading.hub`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
@@ -18,7 +21,7 @@ class ExportRequest:
 
     Raises:
         OptionError: E204 when options contradict each other.
-        FileError: E707 when a checkpoint is not a file.
+        FileError: E707 when a checkpoint, a folder of images or a table does not exist.
     """
 
     checkpoints: tuple[Path, ...]
@@ -42,5 +45,11 @@ class ExportRequest:
                 "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
             )
         for path in self.checkpoints:
-            if not path.is_file():
-                raise FileError("E707", f"{path} is not a file", path=path)
+            if not path.exists() and not str(path).startswith(_NAMES):
+                raise FileError("E707", f"{path} does not exist", path=path)
+        for option, folder in (("--check-images", self.check_images), ("--calibrate", self.calibrate)):
+            if folder is not None and not folder.is_dir():
+                raise FileError("E707", f"{option} {folder} is not a folder", path=folder)
+        for option, file in (("--truth", self.truth), ("--boxes", self.boxes)):
+            if file is not None and not file.is_file():
+                raise FileError("E707", f"{option} {file} is not a file", path=file)

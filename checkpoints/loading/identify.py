@@ -13,6 +13,7 @@ from ensemble.errors import ModelError
 from ensemble.events import Listener, Notice
 
 _LEAST_PERCENT = 50
+_NAMES_OF_THE_MODEL = {"model", "arch", "architecture", "model_name", "timm_model", "model_arch"}
 
 
 def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: Path, listener: Listener) -> Body:
@@ -31,12 +32,26 @@ def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: 
         if current is not None and current.partition(".")[0] in body.twins:
             listener.notice(Notice("I419", f"{path.name} is {current}, as {claim.place} in the file says", path))
             return as_architecture(body, current, None, network.tensors)
+    _require_no_other_claim(body, claims, path)
     if body.usual is None:
         raise _ambiguous(body, path)
     total = len([key for key in body.match.architecture.state if not key.endswith(".num_batches_tracked")])
     others = _others(body)
     listener.notice(Notice("I419", f"{path.name} is {body.usual}: all {total} keys and shapes fit{others}", path))
     return as_architecture(body, body.usual, None, network.tensors)
+
+
+def _require_no_other_claim(body: Body, claims: tuple[Claim, ...], path: Path) -> None:
+    """Refuse weights that are not those of the architecture that the file names as its model."""
+    for claim in claims:
+        if claim.place.rpartition(".")[2] in _NAMES_OF_THE_MODEL and current_name(claim.arch) is not None:
+            raise ModelError(
+                "E410",
+                f"{path.name} says that it is {claim.arch} ({claim.place}), but its weights are those of "
+                f"{_either(body)}",
+                hint=f"give the one that is right with --arch, such as --arch {body.twins[0]}",
+                path=path,
+            )
 
 
 def _others(body: Body) -> str:

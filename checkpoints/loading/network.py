@@ -179,7 +179,10 @@ def make_network(
     if in_channels != 3:
         options["in_chans"] = in_channels
     try:
+        epsilon = options.pop("bn_eps", None)
         model: Any = timm.create_model(arch, pretrained=pretrained, num_classes=outputs, **options)
+        if epsilon is not None:
+            set_epsilon(model, epsilon)
         if sized:  # most are built for any size, and fail at the first image
             _try_one_image(model, sized["img_size"], in_channels)
     except (AssertionError, RuntimeError, TypeError, ValueError) as err:
@@ -197,6 +200,19 @@ def make_network(
         raise OptionError("E204", f"--head axes needs one linear classifier, which {arch} does not have")
     replace_module(model, names[0], AxesHead(plain, shape))
     return model
+
+
+def set_epsilon(model: torch.nn.Module, epsilon: float) -> None:
+    """Set the epsilon of every batch normalization, which timm's option ``bn_eps`` does for some architectures only.
+
+    Raises:
+        ValueError: when there is no batch normalization.
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise ValueError("it has no batch normalization")
+    for module in norms:
+        module.eps = float(epsilon)
 
 
 def replace_module(model: torch.nn.Module, name: str, new: torch.nn.Module) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from checkpoints.loading.architectures import resolve_architecture
-from checkpoints.loading.bodies import Wanted, find_bodies
+from checkpoints.loading.arch_options import settle_options, why_not
+from checkpoints.loading.architectures import current_name, resolve_architecture
+from checkpoints.loading.bodies import Search, Wanted, find_bodies
 from checkpoints.loading.head_build import FoundHead
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.heads import HeadFinder
 from checkpoints.loading.identify import identify, unknown_network
+from checkpoints.loading.metadata import NO_METADATA, Metadata
+from checkpoints.loading.metadata_files import claims_of, read_all_metadata
 from checkpoints.loading.network import (
     ArchOptions,
     HeadLayers,
@@ -28,7 +31,7 @@ from checkpoints.loading.network import (
 from checkpoints.loading.networks import Network, choose_network
 from checkpoints.loading.read import Content, read_content
 from checkpoints.loading.reparametrized import merge_parts
-from checkpoints.loading.state_dicts import AllTensors, claimed_architectures, collect_tensors
+from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors
 from checkpoints.loading.torchvision_names import absorb_epsilon
 from checkpoints.loading.weight_checks import (
     cast_to_architecture,
@@ -41,7 +44,7 @@ from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 
-__all__ = ["Checkpoint", "HeadRequest", "build_model", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "HeadRequest", "OpenOptions", "build_model", "open_checkpoint", "save_checkpoint"]
 
 _ANY_HEAD = HeadRequest()
 
@@ -53,7 +56,8 @@ class Checkpoint:
     ``num_classes`` is the number of logits. ``card`` is the one that `ens train` wrote, and None for other checkpoints.
     ``in_channels`` is the number of channels of an image. ``size`` is the ``(height, width)`` that the weights fit
     alone, None where they fit any. ``head`` are the layers in place of the classifier. ``padded_for`` is the side of
-    square images for which a library fixes its padding.
+    square images for which a library fixes its padding. ``arch_options`` are options that the network is built with,
+    and ``metadata`` is what the file says beside its weights.
     """
 
     path: Path
@@ -68,12 +72,35 @@ class Checkpoint:
     head: HeadLayers = field(default_factory=HeadLayers)
     padded_for: int | None = None
     arch_options: ArchOptions = field(default_factory=dict)
+    metadata: Metadata = NO_METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """The options of `open_checkpoint`."""
+
+    arch: str | None = None
+    arch_options: ArchOptions = field(default_factory=dict)
+    weights: str | None = None
+    head: HeadRequest = _ANY_HEAD
+
+    def open(self, path: Path, *, listener: Listener = SILENT) -> Checkpoint:
+        """Open a checkpoint with these options."""
+        return open_checkpoint(
+            path,
+            arch=self.arch,
+            arch_options=self.arch_options,
+            weights=self.weights,
+            head=self.head,
+            listener=listener,
+        )
 
 
 def open_checkpoint(
     path: Path,
     *,
     arch: str | None = None,
+    arch_options: ArchOptions | None = None,
     weights: str | None = None,
     head: HeadRequest = _ANY_HEAD,
     listener: Listener = SILENT,
@@ -81,12 +108,14 @@ def open_checkpoint(
     """Read a checkpoint of any common format, and check that its weights are complete, finite and fit one architecture.
 
     ``arch`` is a name of timm's; without it, the metadata of the file decides, then the names and shapes of the
-    weights. ``weights`` chooses between several networks in the file: ``raw``, ``ema``, or a part of a path such as
-    ``fold1``; the default are averaged (EMA) ones. ``head`` says what the weights do not tell about the head.
+    weights. ``arch_options`` are options of timm's ``create_model`` that the weights cannot show; those that the
+    metadata of the file has are used too. ``weights`` chooses between several networks in the file: ``raw``, ``ema``,
+    or a part of a path such as ``fold1``; the default are averaged (EMA) ones. ``head`` says what the weights do not
+    tell about the head.
 
     Raises:
         FileError: E707 when the file cannot be read.
-        OptionError: E204 when timm does not know ``arch``.
+        OptionError: E204 when timm does not know ``arch``, or it does not take one of ``arch_options``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
             E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture
             cannot be determined, E417, E430 and E448 when there are no (such) weights or several, E449 when the
@@ -96,23 +125,47 @@ def open_checkpoint(
     content = read_content(path, listener=listener)
     card = content.card
     found = _merge(collect_tensors(content.payload, path), content.size, path, listener)
+    metadata = NO_METADATA if card else read_all_metadata(content.payload, path)
     named = arch or (card.arch if card else None)
     wanted = Wanted(
-        arch=None if named is None else resolve_architecture(named), size=card.preprocess.size if card else None
+        arch=None if named is None else resolve_architecture(named),
+        size=card.preprocess.size if card else None,
+        arch_options=arch_options or None,
     )
+    claims = claims_of(metadata)
     search = find_bodies(found, wanted)
+    if not search.bodies and wanted.arch is None:
+        search = _find_claimed(found, claims, metadata, wanted) or search
     if not search.bodies:
         raise unknown_network(search.nearest, wanted, found, path)
     network = choose_network(found, search, weights, card, path, listener)
     _say_names(network, found, path, listener)
     network = replace(
         network,
-        body=identify(network, wanted, claimed_architectures(content.payload), path, listener),
+        body=identify(network, wanted, claims, path, listener),
     )
+    options = settle_options(network.body.match.arch, arch_options or {}, metadata.arch_options, path, listener)
     request = replace(head, labels=None) if card else head
     behind = HeadFinder(network.body, network.rest, request, path).find()
     _say_head(behind, path, listener)
-    return _assemble(network, behind, content, path, listener)
+    if behind.layers.pool:
+        options.pop("global_pool", None)
+    checkpoint = _assemble(network, behind, content, path, listener)
+    return replace(checkpoint, arch_options=options | dict(checkpoint.arch_options), metadata=metadata)
+
+
+def _find_claimed(found: AllTensors, claims: tuple[Claim, ...], metadata: Metadata, wanted: Wanted) -> Search | None:
+    """Return the networks of the first architecture that the metadata names and the weights fit."""
+    stored = {name: one.value for name, one in metadata.arch_options.items() if name != "bn_eps"}
+    for claim in claims:
+        current = current_name(claim.arch)
+        for options in ({}, stored) if stored and current is not None else ({},):
+            if current is None or why_not(current, options) is not None:
+                continue
+            search = find_bodies(found, replace(wanted, arch=current, arch_options=options or None))
+            if search.bodies:
+                return search
+    return None
 
 
 def _merge(found: AllTensors, size: int, path: Path, listener: Listener) -> AllTensors:

@@ -60,6 +60,22 @@ def read_content(path: Path, *, with_values: bool = True, listener: Listener = S
     )
 
 
+def stored_card(path: Path) -> ModelCard | None:
+    """Return the card in a file that `ens train` wrote, without reading its tensors; None for other files.
+
+    Raises:
+        ModelError: E427 for a card that cannot be read.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="np") as f:
+            card = (f.metadata() or {}).get(METADATA_KEY)
+    except (OSError, safetensors.SafetensorError):
+        return None
+    return None if card is None else ModelCard.from_json(card)
+
+
 def _merge(files: Files, contents: list[Content]) -> dict[object, object]:
     """Return the tensors of all shards in one dictionary, after checking them against the index."""
     merged: dict[object, object] = {}

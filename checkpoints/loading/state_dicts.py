@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from checkpoints.loading.key_names import remove_marks
-from checkpoints.loading.pickle_objects import InertObject
 from ensemble.errors import ModelError, enumerate_some
 
 _DEEPEST = 12
@@ -196,17 +195,3 @@ def _describe(payload: object) -> str:
     if isinstance(payload, dict):
         return f"a dictionary of {enumerate_some([str(key) for key in payload])}" if payload else "an empty dictionary"
     return f"a {type(payload).__name__}"
-
-
-def claimed_architectures(payload: object) -> tuple[Claim, ...]:
-    """Return the architectures in the metadata: timm's ``args.model``, ``arch``, Lightning's hyperparameters."""
-    if not isinstance(payload, dict):
-        return ()
-    holders = {"args.": payload.get("args"), "hyper_parameters.": payload.get("hyper_parameters"), "": payload}
-    claims = []
-    for place, holder in holders.items():
-        values = vars(holder) if isinstance(holder, InertObject) else holder
-        if isinstance(values, dict):
-            named = {key: values.get(key) for key in ("model", "arch", "model_name")}
-            claims += [Claim(name, f"{place}{key}") for key, name in named.items() if isinstance(name, str)]
-    return tuple(claims)

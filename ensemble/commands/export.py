@@ -12,6 +12,7 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
+    from checkpoints.loading.open import OpenOptions
     from ensemble.card import Channels, Interpolation, Precision, Resize, Resizer
     from exporters.export import Exported
     from exporters.make_card import ExportOptions
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
 )
 @click.option("--arch", help="timm architecture.  [default: inferred from the weights if possible]")
+@click.option(
+    "--arch-option",
+    "arch_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of timm's create_model that the weights do not show: global_pool=max, bn_eps=1e-3.",
+)
 @click.option(
     "--weights",
     metavar="NAME",
@@ -51,8 +59,8 @@ if TYPE_CHECKING:
     help="Channels of the network's input, made from RGB in the graph.  [default: rgb]",
 )
 @click.option("--crop-pct", type=float, help="Fraction of the resized image to keep, around its center.")
-@click.option("--mean", help="Normalization mean: one value per channel in 0..1.")
-@click.option("--std", help="Normalization standard deviation: one value per channel in 0..1.")
+@click.option("--mean", help="Normalization mean: one value per channel, in 0..1 or 0..255.")
+@click.option("--std", help="Normalization standard deviation: one value per channel, in the range of --mean.")
 @click.option("--member", help="Name of the member.  [default: the file name]")
 @click.option("--fold", type=click.IntRange(min=0), help="Fold that the checkpoint was not trained on.")
 @click.option(
@@ -69,11 +77,13 @@ if TYPE_CHECKING:
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
 @click.option("--boxes", type=PATH, help="Face boxes of these images from ens crop, for models trained on face crops.")
+@click.option("--dry-run", is_flag=True, help="Say what the checkpoints hold and what would be done; write nothing.")
 @json_option
 def export(
     checkpoints: tuple[Path, ...],
     folder: Path,
     arch: str | None,
+    arch_options: tuple[str, ...],
     weights: str | None,
     head_layers: str | None,
     head_name: str | None,
@@ -95,6 +105,7 @@ def export(
     features: bool,
     check_images: Path | None,
     boxes: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Convert checkpoints to self-describing .onnx files, each verified against PyTorch before it is written.
@@ -120,14 +131,21 @@ def export(
     )
     with torch_extra("export"):
         from exporters.make_card import ExportOptions
-    from ensemble.card import parse_channel_values, parse_size
+    from ensemble.card import parse_channel_values, parse_size, scale_channel_values
+    from ensemble.events import Notice
     from ensemble.labels import parse_labels
 
+    means, stds, scaled = scale_channel_values(
+        None if mean is None else parse_channel_values(mean, "--mean"),
+        None if std is None else parse_channel_values(std, "--std"),
+    )
+    if scaled:
+        TERMINAL.notice(Notice("I451", "--mean and --std are for channels in 0..255: they are divided by 255"))
     options = ExportOptions(
         labels=None if labels is None else parse_labels(labels),
         size=None if size is None else parse_size(size),
-        mean=None if mean is None else parse_channel_values(mean, "--mean"),
-        std=None if std is None else parse_channel_values(std, "--std"),
+        mean=means,
+        std=stds,
         resize=resize,
         interpolation=interpolation,
         resizer=resizer,
@@ -138,10 +156,35 @@ def export(
         precision=precision,
         features=features,
     )
-    head = _head_request(head_layers, head_name, leave_out, options)
-    done = _export_all(request, folder, options, arch=arch, weights=weights, head=head, quiet=as_json)
+    how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))
+    if dry_run:
+        _show_plan(request, folder, options, how, as_json=as_json)
+        return
+    done = _export_all(request, folder, options, how, quiet=as_json)
     if as_json:
         show([exported.as_dict() for exported in done], "", as_json=True)
+
+
+def _how_to_open(
+    arch: str | None, arch_options: tuple[str, ...], weights: str | None, head: HeadRequest
+) -> OpenOptions:
+    from checkpoints.loading.arch_options import parse_arch_options
+    from checkpoints.loading.architectures import resolve_architecture
+    from checkpoints.loading.open import OpenOptions
+
+    if arch is not None:
+        resolve_architecture(arch)
+    return OpenOptions(arch=arch, arch_options=parse_arch_options(arch_options), weights=weights, head=head)
+
+
+def _show_plan(
+    request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, as_json: bool
+) -> None:
+    from ensemble.terminal import TERMINAL
+    from exporters.plan import plan_exports, render_plan
+
+    plans = plan_exports(request.checkpoints, folder, options, how, listener=TERMINAL)
+    show([plan.as_dict() for plan in plans], render_plan(plans), as_json=as_json)
 
 
 def _head_request(
@@ -154,20 +197,16 @@ def _head_request(
 
 
 def _export_all(
-    request: ExportRequest,
-    folder: Path,
-    options: ExportOptions,
-    *,
-    arch: str | None,
-    weights: str | None,
-    head: HeadRequest,
-    quiet: bool,
+    request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, quiet: bool
 ) -> list[Exported]:
-    from checkpoints.loading.open import open_checkpoint
+    from dataclasses import replace
+
+    from ensemble.files import require_writable
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import list_images
     from exporters.export import ImageSet
     from exporters.export import export as run_export
+    from exporters.plan import find_all, name_members, stored_members
 
     boxes = None if request.boxes is None else read_boxes(request.boxes)
 
@@ -175,17 +214,20 @@ def _export_all(
         listing = list_images(root, listener=TERMINAL)
         return ImageSet(listing.ids, listing.paths, None if boxes is None else boxes.select(listing.ids))
 
+    # all that can be refused is refused before the first export
+    require_writable(folder)
+    paths = find_all(request.checkpoints)
+    names = {} if options.member is not None else name_members(paths, stored_members(paths), TERMINAL)
     checked = None if request.check_images is None else list_set(request.check_images)
     judges = checked if request.truth is not None else None
     gate = judges if request.calibrate is None else list_set(request.calibrate)
     done: list[Exported] = []
-    total = len(request.checkpoints)
-    for number, path in enumerate(request.checkpoints):
-        TERMINAL.progress("export", number, total)
+    for number, path in enumerate(paths):
+        TERMINAL.progress("export", number, len(paths))
         exported = run_export(
-            open_checkpoint(path, arch=arch, weights=weights, head=head, listener=TERMINAL),
+            how.open(path, listener=TERMINAL),
             folder,
-            options=options,
+            options=replace(options, member=names[path]) if path in names else options,
             check_images=checked,
             gate_images=gate,
             truth=request.truth,
@@ -194,7 +236,6 @@ def _export_all(
         )
         done.append(exported)
         if not quiet:
-            judged = f"  {exported.verdict}" if exported.verdict else ""
-            show(None, f"{exported.path}  {exported.card.arch}{judged}  {exported.seconds:.1f} s", as_json=False)
-    TERMINAL.progress("export", total, total)
+            show(None, exported.describe(), as_json=False)
+    TERMINAL.progress("export", len(paths), len(paths))
     return done
