@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -246,7 +246,8 @@ def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
         by_source.setdefault(card.sources[name], []).append(text)
     notices, path = [], checkpoint.path
     if stored := by_source.get("checkpoint"):
-        message = f"{', '.join(stored)} are the checkpoint's ({', '.join(_places(checkpoint))})"
+        names = [name for name in shown if card.sources[name] == "checkpoint"]
+        message = f"{', '.join(stored)} are the checkpoint's ({', '.join(_places(checkpoint, names))})"
         notices.append(Notice("I451", message, path))
     assumed = [text for source in ("timm", "default") for text in by_source.get(source, ())]
     assumed = [text for text in assumed if text != shown["labels"]]
@@ -259,10 +260,17 @@ def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
     return notices
 
 
-def _places(checkpoint: Checkpoint) -> list[str]:
+def _places(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
     found = checkpoint.metadata
-    every = (found.classes, found.size, found.resize, found.interpolation, found.crop_pct, found.mean, found.std)
-    return sorted({one.place for one in every if one is not None})
+    entries = {
+        "labels": found.classes,
+        "size": found.size,
+        "resize": found.resize,
+        "mean": found.mean,
+        "std": found.std,
+    }
+    entries |= {"interpolation": found.interpolation, "crop_pct": found.crop_pct}
+    return [entry.place for name in names if (entry := entries[name]) is not None]
 
 
 def _from_name(member: str) -> CardSettings:

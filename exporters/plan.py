@@ -104,8 +104,8 @@ def render_plan(plans: Sequence[Plan]) -> str:
 def name_members(paths: Sequence[Path], cards: Mapping[Path, str], listener: Listener) -> dict[Path, str]:
     """Return the names of the members whose files do not name them: those of several files of one name.
 
-    A member is named by its card, of which ``cards`` has the names, else after its file. Files of one name, such as ``best.pth`` of several
-    runs, are named after as many of their folders as tell them apart.
+    A member is named by its card, of which ``cards`` has the names, else after its file. Files of one name, such as
+    ``best.pth`` of several runs, are named after as many of their folders as tell them apart.
 
     Raises:
         ModelError: E428 when two checkpoints would have the same name, or one is given twice.
