@@ -114,7 +114,7 @@ def read_metadata(payload: object) -> Metadata:
 
 
 def _entries(value: object, place: str = "", holder: str = "", depth: int = 0) -> Iterator[_Entry]:
-    """Yield the named entries from the outside in; tensors, and dictionaries of them, are passed over."""
+    """Yield the named entries from the outside in; tensors are passed over."""
     level: list[tuple[str, str, object]] = [(place, holder, value)]
     seen, count = set(), 0
     for _ in range(_DEEPEST - depth):
@@ -145,9 +145,7 @@ def _as_mapping(value: object) -> Mapping[object, object] | None:
         content = dict(value.items())
         inner = content.get("_content")
         return _without_nodes(inner) if isinstance(inner, Mapping) else content
-    if isinstance(value, Mapping) and not any(_is_tensor(item) for item in value.values()):
-        return value
-    return None
+    return {key: item for key, item in value.items() if not _is_tensor(item)} if isinstance(value, Mapping) else None
 
 
 def _without_nodes(content: Mapping[object, object]) -> dict[object, object]:

@@ -127,10 +127,14 @@ def open_checkpoint(
     found = _merge(collect_tensors(content.payload, path), content.size, path, listener)
     metadata = NO_METADATA if card else read_all_metadata(content.payload, path)
     named = arch or (card.arch if card else None)
+    resolved = None if named is None else resolve_architecture(named)
+    if resolved is not None and arch_options:
+        settle_options(resolved, arch_options, {}, path, SILENT)
     wanted = Wanted(
-        arch=None if named is None else resolve_architecture(named),
+        arch=resolved,
         size=card.preprocess.size if card else None,
-        arch_options=arch_options or None,
+        # without an architecture they are those of the one that is found
+        arch_options=(arch_options or None) if resolved is not None else None,
     )
     claims = claims_of(metadata)
     search = find_bodies(found, wanted)

@@ -1,0 +1,125 @@
+"""What a checkpoint says beside its weights is read by its name, whatever it is in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints.loading.metadata import Found, Metadata, read_metadata
+from checkpoints.loading.pickle_objects import InertObject
+
+
+def value_of(found: Found[Any] | None) -> Any:
+    return None if found is None else found.value
+
+
+def namespace(**values: object) -> InertObject:
+    """An argparse.Namespace as the reader of pickles gives it."""
+    return InertObject("argparse.Namespace", attributes=vars(argparse.Namespace(**values)).items())
+
+
+def test_timms_arguments_are_read() -> None:
+    """The arguments of timm's train.py give architecture, pooling, epsilon, size, crop, interpolation, mean and std."""
+    found = read_metadata(
+        {
+            "arch": "resnet18",
+            "args": namespace(
+                model="resnet18", gp="avgmax", bn_eps=1e-3, img_size=None, input_size=[3, 160, 192], crop_pct=0.9,
+                interpolation="bicubic", mean=[0.5, 0.5, 0.5], std=(0.2, 0.2, 0.2), num_classes=7, bn_momentum=0.1,
+                model_kwargs={"aa_layer": "blurpc", "drop_rate": 0.2},
+            ),
+        }
+    )  # fmt: skip
+    assert [(one.value, one.place) for one in found.archs] == [("resnet18", "args.model"), ("resnet18", "arch")]
+    assert {name: one.value for name, one in found.arch_options.items()} == {
+        "global_pool": "avgmax",
+        "bn_eps": 1e-3,
+        "aa_layer": "blurpc",
+    }
+    assert value_of(found.size) == (160, 192)
+    assert value_of(found.crop_pct) == 0.9
+    assert value_of(found.interpolation) == "bicubic"
+    assert value_of(found.mean) == (0.5, 0.5, 0.5)
+    assert value_of(found.std) == (0.2, 0.2, 0.2)
+    assert value_of(found.class_count) == 7
+
+
+def test_what_is_not_set_is_not_found() -> None:
+    """None, flags and values that do not have the form of their name are no settings."""
+    found = read_metadata(
+        {"args": namespace(model=None, gp=None, img_size=True, mean="imagenet", classes=3, crop_pct=87, bn_eps=None)}
+    )
+    assert found == Metadata()
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ({"hyper_parameters": {"image_size": 224}}, (224, 224)),
+        ({"config": {"data": {"img_size": [256, 192]}}}, (256, 192)),
+        ({"cfg": json.dumps({"TRAIN": {"IMG-SIZE": 128}})}, (128, 128)),
+        ({"hparams": SimpleNamespace(a=1).__dict__ | {"resolution": "160"}}, (160, 160)),
+        ({"preprocessor_config.json": {"size": {"height": 96, "width": 64}}}, (96, 64)),
+        ({"preprocessor_config.json": {"size": {"shortest_edge": 240}}}, (240, 240)),
+        ({"pretrained_cfg": {"input_size": [3, 288, 288]}}, (288, 288)),
+        ({"meta": {"size": np.array([64, 80])}}, (64, 80)),
+        ({"config": {"image_size": 100_000}}, None),
+        ({"config": {"image_size": -1}}, None),
+    ],
+)
+def test_sizes_of_many_forms(content: object, size: tuple[int, int] | None) -> None:
+    """A size is a side, two sides, or channels and two sides, as numbers, text, JSON, arrays or transformers' names."""
+    assert value_of(read_metadata(content).size) == size
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"class_to_idx": {"dog": 1, "cat": 0, "eel": 2}},
+        {"classes": ["cat", "dog", "eel"]},
+        {"hyper_parameters": {"class_names": ("cat", "dog", "eel")}},
+        {"config.json": {"id2label": {"0": "cat", "1": "dog", "2": "eel"}}},
+        {"idx_to_class": {0: "cat", 1: "dog", 2: "eel"}},
+        {"meta": {"dataset_meta": {"classes": ("cat", "dog", "eel")}}},
+        {"dls": {"vocab": np.array(["cat", "dog", "eel"])}},
+        {"names": {0: "cat", 1: "dog", 2: "eel"}},
+        {"label_encoder": InertObject("sklearn.LabelEncoder", attributes=[("classes_", ["cat", "dog", "eel"])])},
+        {"label2id": {"cat": 0, "dog": 1, "eel": 2}, "labels": [0, 1, 1, 2]},
+    ],
+)
+def test_class_names_of_many_forms(content: object) -> None:
+    """Lists, arrays and both directions of a dictionary give the names in the order of their numbers."""
+    assert value_of(read_metadata(content).classes) == ("cat", "dog", "eel")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"class_to_idx": {"a": 0, "b": 2}}, {"classes": ["a", "a"]}, {"classes": 5}, {"id2label": {"x": "a", "y": "b"}}],
+)
+def test_names_without_an_order_are_no_class_names(content: object) -> None:
+    """Numbers with a gap, repeated names and other values are left alone."""
+    assert read_metadata(content).classes is None
+
+
+def test_values_for_0_to_255_are_scaled() -> None:
+    """A mean above 1.5 is one of channels in 0..255."""
+    found = read_metadata({"cfg": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}})
+    assert value_of(found.mean) == pytest.approx((0.485, 0.456, 0.406))
+    assert value_of(found.std) == pytest.approx((0.229, 0.224, 0.225))
+
+
+def test_transformers_resample_is_pillows_number() -> None:
+    """The number 3 is bicubic, as in PIL.Image."""
+    assert value_of(read_metadata({"preprocessor_config.json": {"resample": 3}}).interpolation) == "bicubic"
+
+
+def test_a_config_of_omegaconf_is_read() -> None:
+    """OmegaConf keeps the values of a DictConfig in nodes."""
+    node = InertObject("omegaconf.nodes.AnyNode", attributes=[("_val", 192)])
+    config = InertObject("omegaconf.dictconfig.DictConfig", attributes=[("_content", {"img_size": node})])
+    assert value_of(read_metadata({"config": config}).size) == (192, 192)
