@@ -20,6 +20,7 @@ import onnxscript
 import timm
 import torch
 
+from checkpoints.loading.metadata import Found
 from checkpoints.loading.open import Checkpoint
 from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
@@ -262,14 +263,15 @@ def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
 
 def _places(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
     found = checkpoint.metadata
-    entries = {
+    entries: dict[str, Found[Any] | None] = {
         "labels": found.classes,
         "size": found.size,
         "resize": found.resize,
+        "interpolation": found.interpolation,
+        "crop_pct": found.crop_pct,
         "mean": found.mean,
         "std": found.std,
     }
-    entries |= {"interpolation": found.interpolation, "crop_pct": found.crop_pct}
     return [entry.place for name in names if (entry := entries[name]) is not None]
 
 
