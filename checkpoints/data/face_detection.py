@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoints.data.face_store import FaceStore, RoundFaces
+from checkpoints.torch_device import choose_torch_device
 from ensemble import files
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError, DeviceError, DeviceMemoryError, OptionError
-from ensemble.events import SILENT, Listener, Notice
+from ensemble.errors import DataError, DeviceMemoryError, OptionError
+from ensemble.events import SILENT, Listener
 from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Face, FoundBy
 from ensemble.images.listing import Listing, list_images
@@ -152,25 +153,6 @@ def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]
         )
         faults = {row: one for row, one in found.items() if isinstance(one, DataError)}
         yield RoundFaces(piece.rows, faces, faults, {row: one.notices for row, one in good.items() if one.notices})
-
-
-def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:
-    """Return torch's device for ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``; an explicit device is never replaced.
-
-    Raises:
-        OptionError: E203 when the name is unknown.
-        DeviceError: E601 when torch does not have it.
-    """
-    kind, _, index = name.partition(":")
-    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not index.isdecimal())):
-        raise OptionError("E203", f"{name!r} is not a device", hint="devices: auto, cpu, cuda, cuda:<index>")
-    there = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
-    if kind == "cuda" and int(index or 0) >= there:
-        message = f"{name} was asked for, but torch {torch.__version__} has {there} GPUs here"
-        raise DeviceError("E601", message, hint="install a torch with CUDA, or give --device cpu")
-    if kind == "auto" and not there:
-        listener.notice(Notice("W601", f"torch {torch.__version__} has no GPU here; the CPU is used"))
-    return torch.device(name if kind != "auto" else "cuda" if there else "cpu")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from checkpoints.torch_device import choose_torch_device
 from ensemble.errors import DeviceError, ModelError, OptionError
+from ensemble.events import SILENT, Listener
 
 T = TypeVar("T")
 
@@ -112,15 +114,6 @@ class DistributedContext:
             raise ModelError("E446", f"process {self.rank} of the training does not see the same {what}")
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Let the main process run the block before the others."""
-        if self._accelerator is None:
-            yield
-            return
-        with self._accelerator.main_process_first():
-            yield
-
-    @contextmanager
     def detecting_lost_processes(self) -> Iterator[None]:
         """Translate torch's errors in a block with communication.
 
@@ -151,19 +144,18 @@ class DistributedContext:
 SINGLE_PROCESS = DistributedContext()
 
 
-def init_distributed(device: str) -> DistributedContext:
+def init_distributed(device: str, *, listener: Listener = SILENT) -> DistributedContext:
     """Return the context of this process, started by `accelerate launch`, torchrun or neither, and its device.
 
-    Without a launcher, ``auto`` is the GPU if torch has one, else the CPU.
+    Without a launcher, ``auto`` is the GPU if torch has one, else the CPU with a notice.
 
     Raises:
-        OptionError: E204 when a device was given to several processes, or accelerate is set up to split models.
-        DeviceError: E601 when there are more processes than GPUs on this machine.
+        OptionError: E203 when the device is unknown, E204 when one was given to several processes, or accelerate is
+            set up to split models.
+        DeviceError: E601 when torch does not have the device, or there are more processes than GPUs on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "LOCAL_RANK" not in os.environ:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return DistributedContext(device=device)
+        return DistributedContext(device=str(choose_torch_device(device, listener=listener)))
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm
 import torch
 
 from checkpoints.loading.network import classifiers, count_outputs, make_network
 from checkpoints.loading.open import open_checkpoint
 from checkpoints.training.settings import TrainSettings
-from ensemble.errors import ModelError, OptionError
+from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Listener, Notice
 
 
@@ -19,20 +20,12 @@ def init_model(arch: str, settings: TrainSettings, *, listener: Listener) -> tor
     ``arch`` is the name by which timm builds the architecture.
 
     Raises:
-        OptionError: E204 when both ``init`` and ``pretrained`` are set, or the head does not fit.
-        ModelError: the codes of `open_checkpoint`; E410 when the weights have another shape.
+        OptionError: E204 when the head does not fit, or timm has no pretrained weights.
+        ModelError: the codes of `open_checkpoint`; E410 when the weights have another shape; E460 when pretrained
+            weights cannot be loaded.
     """
-    init, labels = settings.init, settings.labels
-    if init is not None and settings.pretrained:
-        raise OptionError("E204", "--init and --pretrained exclude each other")
-    model: Any = make_network(
-        arch,
-        outputs=count_outputs(labels, settings.head),
-        size=settings.preprocess.size,
-        shape=labels.shape if settings.head == "axes" else None,
-        pretrained=settings.pretrained,
-        in_channels=settings.preprocess.planes,
-    )
+    init = settings.init
+    model: Any = _pretrained_network(arch, settings) if settings.pretrained else _new_network(arch, settings)
     if init is None:
         initialized: torch.nn.Module = model
         return initialized
@@ -49,6 +42,34 @@ def init_model(arch: str, settings: TrainSettings, *, listener: Listener) -> tor
     )
     loaded: torch.nn.Module = model
     return loaded
+
+
+def _new_network(arch: str, settings: TrainSettings, *, pretrained: bool = False) -> Any:
+    labels = settings.labels
+    return make_network(
+        arch,
+        outputs=count_outputs(labels, settings.head),
+        size=settings.preprocess.size,
+        shape=labels.shape if settings.head == "axes" else None,
+        pretrained=pretrained,
+        in_channels=settings.preprocess.planes,
+    )
+
+
+def _pretrained_network(arch: str, settings: TrainSettings) -> Any:
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    if config is None or not config.has_weights:
+        hint = "leave out --pretrained, or give a file with --init"
+        raise OptionError("E204", f"timm has no pretrained weights for {arch}", hint=hint)
+    try:
+        return _new_network(arch, settings, pretrained=True)
+    except EnsError:
+        raise
+    except Exception as err:
+        # the download can fail in the ways of urllib, requests, httpx and huggingface_hub
+        reason = (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+        where = config.hf_hub_id or config.url or config.file
+        raise ModelError("E460", f"{arch}: the pretrained weights ({where}) cannot be loaded: {reason}") from err
 
 
 def freeze(model: torch.nn.Module, groups: int) -> tuple[torch.nn.Module, ...]:

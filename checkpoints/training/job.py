@@ -32,8 +32,11 @@ class TrainJob:
     ``boxes`` are the faces of the rows, for a preprocessing with a face crop. ``pseudo_labels`` are added to the
     training part of every fold, and never to the hold-out part.
 
+    ``folds_file`` is where the folds are kept for all members of ``out``; it is written when the training starts.
+
     Raises:
-        OptionError: E204 when the member's name cannot be the name of a folder.
+        OptionError: E204 when the member's name, or that of a fold, cannot be the name of a folder, or the seed is out
+            of range.
     """
 
     rows: Sequence[Row]
@@ -45,9 +48,13 @@ class TrainJob:
     boxes: Boxes | None = None
     pseudo_labels: PseudoLabels | None = None
     logger: LoggerKind | None = None
+    folds_file: Path | None = None
 
     def __post_init__(self) -> None:
         validate_member(self.member)
+        validate_member(self.fold_name(self.folds.count - 1))
+        if not 0 <= self.seed < 2**63:
+            raise OptionError("E204", f"--seed must be 0 to 2^63 - 1, got {self.seed}")
 
     @property
     def folder(self) -> Path:

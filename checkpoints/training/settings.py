@@ -5,6 +5,7 @@ The command line imports this module for its help, so it imports neither torch n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -102,6 +103,18 @@ class TrainSettings:
     clip_negative: float = 0.05
 
     def __post_init__(self) -> None:
+        self._require_channels()
+        numbers = (self.learning_rate, self.weight_decay, self.gamma, self.clip or 0.0)
+        if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or self.clip == 0:
+            raise OptionError(
+                "E204", "learning rate, weight decay, gamma and clip must be finite, not negative, and clip above 0"
+            )
+        if self.freeze < 0 or (self.patience is not None and self.patience < 1):
+            raise OptionError("E204", "--freeze must be 0 or more, and --patience 1 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise OptionError("E204", f"--smoothing must be 0 or more and below 1, got {self.label_smoothing}")
+        if self.init is not None and self.pretrained:
+            raise OptionError("E204", "--init and --pretrained exclude each other")
         if min(self.epochs, self.batch, self.accumulate) < 1 or not self.learning_rate > 0 or not 0 < self.warm_up < 1:
             raise OptionError("E204", "epochs, batches and learning rate must be above 0, and warm-up between 0 and 1")
         if not 0 <= self.fallback_share <= 1 or not 0 <= self.erasing <= 1:
@@ -115,6 +128,15 @@ class TrainSettings:
         if any(share is not None and not 0 < share < 1 for share in (self.ema, self.layer_decay)):
             given = f"{self.ema} and {self.layer_decay}"
             raise OptionError("E204", f"ema and layer decay must be between 0 and 1, got {given}")
+
+    def _require_channels(self) -> None:
+        for name, values, least in (("--mean", self.mean, 0.0), ("--std", self.std, 1e-3)):
+            if not all(least <= value <= 1 for value in values):
+                raise OptionError(
+                    "E204",
+                    f"{name} takes values of {least:g} to 1, got {','.join(map(str, values))}",
+                    hint="they are those of pixels in 0..1: divide values for 0..255 by 255",
+                )
 
 
 def fit_channels(settings: TrainSettings, preprocess: Preprocess, *, listener: Listener) -> TrainSettings:

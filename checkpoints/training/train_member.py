@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from contextlib import nullcontext
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints.data.folds import read_folds, write_folds
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
-from checkpoints.training.epochs import require_valid_loss
 from checkpoints.training.job import JobImages, TrainJob, load_job_images, true_labels
+from checkpoints.training.preflight import check_job
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.arrays import Logits
@@ -90,22 +93,23 @@ def train_member(
     one writes the files, and it alone returns ``oof`` and its score.
 
     Raises:
-        EnsError: as `train_fold` does.
-        OptionError: E204 when the batch size is not a multiple of the number of processes.
+        EnsError: as `check_job` and `train_fold` do; nothing is left behind by a start that `check_job` refuses.
+        OptionError: E204 when the folder has other folds.
         ModelError: E442 when the folder holds a training with other settings; E446 when the processes do not see the
             same data or folder, E447 when one of them has ended.
     """
-    require_valid_loss(job.settings)
-    processes, activation = distributed.world_size, job.settings.activation
-    if job.settings.batch % processes:
-        raise OptionError("E204", f"--batch must be a multiple of the {processes} processes, got {job.settings.batch}")
-    with locked(job.folder) if distributed.is_main else nullcontext(), distributed.detecting_lost_processes():
-        fingerprint = job.fingerprint()
+    activation = job.settings.activation
+    if only_fold is not None and not 0 <= only_fold < job.folds.count:
+        raise OptionError("E204", f"--only-fold must be below {job.folds.count}, got {only_fold}")
+    check_job(job, distributed=distributed)
+    fingerprint = job.fingerprint()
+    with (
+        _writing(job, fingerprint, fresh=fresh) if distributed.is_main else nullcontext(),
+        distributed.detecting_lost_processes(),
+    ):
         wanted = range(job.folds.count) if only_fold is None else (only_fold,)
         kept: tuple[int, ...] = ()
         if distributed.is_main:
-            _require_same_job(job, fingerprint, fresh=fresh)
-            _write_truth(job.folder / "truth.csv", job)
             kept = tuple(fold for fold in wanted if _is_finished(job, fold, fingerprint))
         distributed.require_same(fingerprint, "images, labels, folds and settings")
         kept = distributed.broadcast(kept)
@@ -139,17 +143,78 @@ def _write_truth(path: Path, job: TrainJob) -> None:
     write_atomic(path, sink.getvalue().encode())
 
 
-def _require_same_job(job: TrainJob, fingerprint: str, *, fresh: bool) -> None:
+@contextmanager
+def _writing(job: TrainJob, fingerprint: str, *, fresh: bool) -> Iterator[None]:
+    """Hold the lock of the member's folder, and write settings, folds and truth there.
+
+    A training that ends before its first epoch removes the settings and folds that it wrote: those of the next start
+    may be others.
+    """
+    with locked(job.folder):
+        made: list[Path] = []
+        try:
+            made += _keep_folds(job)
+            made += _require_same_job(job, fingerprint, fresh=fresh)
+            _write_truth(job.folder / "truth.csv", job)
+            yield
+        except BaseException:
+            if not _has_results(job.folder):
+                for path in made:
+                    remove(path)
+            raise
+
+
+def _keep_folds(job: TrainJob) -> list[Path]:
+    """Write the folds that all members share if they are not there yet; return the file if it was written."""
+    path = job.folds_file
+    if path is None:
+        return []
+    if not path.exists():
+        return [write_folds(path, job.folds)]
+    if read_folds(path, job.rows) != job.folds:
+        hint = "all members in a folder share its folds.csv: choose another folder with -o"
+        raise OptionError("E204", f"{path} has other folds", hint=hint)
+    return []
+
+
+def _has_results(folder: Path) -> bool:
+    return any(folder.glob("fold*.safetensors")) or any(folder.glob("fold*.state"))
+
+
+def _require_same_job(job: TrainJob, fingerprint: str, *, fresh: bool) -> list[Path]:
+    """Write the settings if the folder has no results of others; return the file if it was written."""
     path = job.folder / _SETTINGS
     if path.exists() and not fresh:
-        if path.read_text(encoding="utf-8") != fingerprint:
+        before = path.read_text(encoding="utf-8")
+        if before == fingerprint:
+            return []
+        if _has_results(job.folder):
             message = f"{job.folder} holds a training with other settings, images or folds"
-            raise ModelError("E442", message, path=job.folder)
-        return
+            raise ModelError("E442", message, path=job.folder, details=_differences(before, fingerprint))
     for fold in range(job.folds.count):
         remove(_holdout_folder(job, fold) / COMPLETE)
         remove(job.state_path(fold))
-    write_atomic(path, fingerprint.encode())
+    return [write_atomic(path, fingerprint.encode())]
+
+
+def _differences(before: str, now: str) -> tuple[str, ...]:
+    """Return one line for each setting that differs; images and folds by their hashes."""
+    try:
+        old, new = json.loads(before), json.loads(now)
+    except ValueError:
+        return ()
+    if not isinstance(old, dict):
+        return ()
+    return tuple(
+        f"{name}: {_shown(old.get(name, '(default)'))} before, now {_shown(new.get(name, '(default)'))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _holdout_folder(job: TrainJob, fold: int) -> Path:

@@ -24,7 +24,7 @@ from ensemble.commands.options import (
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
-from ensemble.errors import OptionError
+from ensemble.errors import FileError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
 
@@ -108,6 +108,7 @@ def _channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
 
 _setting = partial(field_option, TrainSettings)
 _AT_LEAST_1 = click.IntRange(min=1)
+_FOLDS_FILE = "folds.csv"
 _DATA = OptionGroup(
     "Data",
     (
@@ -214,8 +215,13 @@ _OUTPUT = OptionGroup(
 _RUN = OptionGroup(
     "Run",
     (
-        click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>."),
-        click.Option(["--seed"], type=int, default=0, show_default=True, help="Random seed."),
+        click.Option(
+            ["--device"],
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda or cuda:<index>; only auto falls back to the CPU.",
+        ),
+        click.Option(["--seed"], type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."),
     ),
 )
 _COLLECTED = {
@@ -259,18 +265,30 @@ def train(
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
     with torch_extra("train"):
+        from checkpoints.training.distributed import init_distributed
+
+        distributed = init_distributed(device, listener=TERMINAL)  # before the slower imports
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.image_cache import fallback_crop
-        from checkpoints.training.distributed import init_distributed
         from checkpoints.training.job import TrainJob
+        from checkpoints.training.preflight import check_settings
         from checkpoints.training.train_member import train_member
-
-        distributed = init_distributed(device)
-    from ensemble.card import Preprocess, parse_size
+    from ensemble.card import Preprocess, parse_size, validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
 
     listener = TERMINAL if distributed.is_main else SILENT
+    preprocess = Preprocess(
+        parse_size(input_.size),
+        input_.resize,
+        input_.interpolation,
+        resizer=input_.resizer,
+        channels=input_.channels,
+    )
+    settings = fit_channels(settings, preprocess, listener=listener)
+    check_settings(settings)
+    validate_member(output.member)
+    _require_paths(pseudo)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     crop = None if faces is None else fallback_crop(faces, data.margin)
     dataset = read_dataset(
@@ -282,29 +300,23 @@ def train(
         table=table,
         listener=listener,
     )
-    preprocess = Preprocess(
-        parse_size(input_.size),
-        input_.resize,
-        input_.interpolation,
-        face=crop,
-        resizer=input_.resizer,
-        channels=input_.channels,
-    )
-    settings = fit_channels(settings, preprocess, listener=listener)
-    with distributed.detecting_lost_processes(), distributed.main_first():
-        folds = _read_or_make_folds(split.folds, output.folder, dataset, listener)
-    if split.only_fold is not None and split.only_fold >= folds.count:
-        raise OptionError("E204", f"--only-fold must be below {folds.count}, got {split.only_fold}")
+    folds, is_shared = _read_or_make_folds(split.folds, output.folder, dataset, listener)
     job = TrainJob(
         rows=dataset.rows,
         folds=folds,
         member=output.member,
-        settings=replace(settings, labels=dataset.labels, activation=dataset.activation),
+        settings=replace(
+            settings,
+            preprocess=replace(settings.preprocess, face=crop),
+            labels=dataset.labels,
+            activation=dataset.activation,
+        ),
         out=output.folder,
         seed=seed,
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
         pseudo_labels=_read_pseudo_labels(pseudo, dataset.rows, folds, dataset.labels, listener),
         logger=output.log,
+        folds_file=output.folder / _FOLDS_FILE if is_shared else None,
     )
     trained = train_member(
         job, only_fold=split.only_fold, fresh=output.fresh, distributed=distributed, listener=listener
@@ -332,32 +344,39 @@ def _read_pseudo_labels(
     return read_pseudo_labels(source, rows, folds, labels, listener=listener)
 
 
-def _read_or_make_folds(folds: str, folder: Path, dataset: Dataset, listener: Listener) -> Folds:
-    """Return the folds of a file, of the table, or those that all members in the folder share.
+def _require_paths(pseudo: PseudoOptions) -> None:
+    for path in pseudo.pseudo:
+        if not path.exists():
+            raise FileError("E707", f"--pseudo {path} does not exist", path=path)
+    if pseudo.pseudo_images is not None and not pseudo.pseudo_images.is_dir():
+        raise FileError("E707", f"--pseudo-images {pseudo.pseudo_images} is not a folder", path=pseudo.pseudo_images)
 
-    The first member of a folder writes its folds there, wherever they are from.
+
+def _read_or_make_folds(folds: str, folder: Path, dataset: Dataset, listener: Listener) -> tuple[Folds, bool]:
+    """Return the folds of a file, of the table, or those that all members in the folder share, and if they are shared.
+
+    The first member that is trained in a folder writes its shared folds there.
     """
-    from checkpoints.data.folds import make_folds, read_folds, write_folds
+    from checkpoints.data.folds import make_folds, read_folds
 
-    shared = folder / "folds.csv"
+    shared = folder / _FOLDS_FILE
     rows = dataset.rows
     if not folds.isdecimal():
-        return read_folds(Path(folds), rows)
+        if not Path(folds).is_file():
+            raise OptionError("E204", f"--folds takes a number, or a CSV of id,fold that exists, got {folds!r}")
+        return read_folds(Path(folds), rows), False
     if dataset.folds is not None:
-        made = dataset.folds
-        if not shared.exists():
-            write_folds(shared, made)
-        elif read_folds(shared, rows) != made:
+        if shared.exists() and read_folds(shared, rows) != dataset.folds:
             message = f"{shared} has other folds than the table"
             hint = "all members in a folder share its folds.csv: choose another folder with -o, or --fold-column none"
             raise OptionError("E204", message, hint=hint)
-        return made
+        return dataset.folds, True
     if not shared.exists():
         made = make_folds(rows, folds=int(folds), seed=0, labels=dataset.labels, unit=dataset.unit, listener=listener)
-        write_folds(shared, made)
-        return made
+        return made, True
     found = read_folds(shared, rows)
     if found.count != int(folds):
         message = f"{shared} has {found.count} folds, --folds is {folds}"
-        raise OptionError("E204", message, hint="all members in a folder share its folds.csv")
-    return found
+        hint = "all members in a folder share its folds.csv: choose another folder with -o, or remove it"
+        raise OptionError("E204", message, hint=hint)
+    return found, True

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from checkpoints.data import face_detection, face_store
-from checkpoints.data.face_detection import Detector, DetectorSettings, choose_face, choose_torch_device, find_faces
+from checkpoints.data.face_detection import Detector, DetectorSettings, choose_face, find_faces
+from checkpoints.torch_device import choose_torch_device
 from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, DiskFullError, FileError, Interrupted, OptionError
 from ensemble.events import Recorder

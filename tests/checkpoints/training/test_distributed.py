@@ -178,6 +178,8 @@ def test_a_process_by_itself_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch
     """Without a launcher accelerate is not imported, and the device is the given one, or for auto the GPU if any."""
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert init_distributed("cuda:1").device == "cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -190,8 +192,7 @@ def test_a_process_by_itself_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch
 def test_what_processes_cannot_share_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An explicit device, and a batch size that the processes cannot divide, are E204 before anything is written."""
     trio = DistributedContext(SimpleNamespace(process_index=1, num_processes=3))
-    monkeypatch.setattr(DistributedContext, "main_first", lambda _: torch.no_grad())
-    monkeypatch.setattr("checkpoints.training.distributed.init_distributed", lambda _: trio)
+    monkeypatch.setattr("checkpoints.training.distributed.init_distributed", lambda *_, **__: trio)
     refused = CliRunner().invoke(ens, words(data, tmp_path / "runs")).exception
     assert isinstance(refused, EnsError)
     assert (refused.code, "multiple of the 3" in refused.message) == ("E204", True)
