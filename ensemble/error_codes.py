@@ -285,10 +285,7 @@ CODES: dict[str, Code] = {
         "The weights do not tell how the layers of a network's head work.",
         "name them with --head-layers, such as --head-layers linear,relu,linear",
     ),
-    "E460": Code(
-        "Pretrained weights cannot be loaded.",
-        "check the network and HF_ENDPOINT, or give weights that are on this machine: --init FILE",
-    ),
+    "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",
         "nothing to do",

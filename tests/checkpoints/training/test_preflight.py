@@ -12,7 +12,7 @@ from PIL import Image
 
 from checkpoints.torch_device import choose_torch_device
 from ensemble.cli import ens
-from ensemble.errors import EnsError, UnreadableImagesError
+from ensemble.errors import EnsError
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def refused(result: Result) -> EnsError:
         (("--boxes", "/nowhere/boxes.parquet"), "E707", "/nowhere/boxes.parquet"),
         (("--pseudo", "/nowhere/p", "--pseudo-images", "/nowhere"), "E707", "--pseudo /nowhere/p does not exist"),
         (("--fixes", "/nowhere/fixes.csv"), "E707", "/nowhere/fixes.csv"),
-        (("--pretrained",), "E204", "timm has no pretrained weights"),
+        (("--pretrained", "--arch", "resnetblur101d"), "E204", "timm has no pretrained weights for resnetblur101d"),
     ],
 )
 def test_a_wrong_option_leaves_nothing_behind(
@@ -113,6 +113,20 @@ def test_initial_weights_that_do_not_fit_are_refused(data: Path, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_pretrained_weights_that_cannot_be_loaded_are_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that fails is E460 with the place of the weights, before the images are decoded."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("checkpoints.training.init_weights.make_network", fail)
+    error = refused(train(data, tmp_path / "runs", "--pretrained", arch="resnet18"))
+    assert (error.code, "timm/resnet18" in error.message, "Name or service" in error.message) == ("E460", True, True)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_start_that_failed_does_not_stop_the_right_command(data: Path, tmp_path: Path) -> None:
     """After a damaged image the settings and folds of that start are gone; after a training they are kept."""
     broken = tmp_path / "train"
@@ -122,7 +136,7 @@ def test_a_start_that_failed_does_not_stop_the_right_command(data: Path, tmp_pat
     good = (broken / "a" / "0.png").read_bytes()
     (broken / "a" / "0.png").write_bytes(good[:60])
     out = tmp_path / "runs"
-    assert isinstance(train(broken, out, "--folds", "4").exception, UnreadableImagesError)
+    assert refused(train(broken, out, "--folds", "4")).code == "E301"
     assert not (out / "folds.csv").exists()
     assert not (out / "m" / "settings.json").exists()
     (broken / "a" / "0.png").write_bytes(good)
