@@ -48,9 +48,9 @@ def refused(result: Result) -> EnsError:
     [
         (("--device", "foo"), "E203", "'foo' is not a device"),
         (("--device", "cuda:99"), "E601", "cuda:99 was asked for"),
-        (("--mean", "123.7,116.3,103.5"), "E204", "--mean takes 3 values of 0 to 1"),
-        (("--mean", "0.5"), "E204", "--mean takes 3 values"),
-        (("--std", "0,0,0"), "E204", "--std takes 3 values"),
+        (("--mean", "123.7,116.3,103.5"), "E204", "--mean takes values of 0 to 1"),
+        (("--mean", "0.5"), "E204", "3 values of --mean and --std"),
+        (("--std", "0,0,0"), "E204", "--std takes values of 0.001 to 1"),
         (("--lr", "inf"), "E204", "learning rate"),
         (("--weight-decay", "nan"), "E204", "weight decay"),
         (("--clip", "0"), "E204", "clip above 0"),
