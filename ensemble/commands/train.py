@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
-    from ensemble.card import Channels, Interpolation, Resize, Resizer
+    from ensemble.card import Channels, Interpolation, Preprocess, Resize, Resizer
     from ensemble.labels import LabelSpace
 
 
@@ -65,6 +65,14 @@ class InputOptions:
     interpolation: Interpolation = "bilinear"
     resizer: Resizer = "pillow"
     channels: Channels = "rgb"
+
+    def preprocess(self) -> Preprocess:
+        """Return the preprocessing, without a face crop."""
+        from ensemble.card import Preprocess, parse_size
+
+        return Preprocess(
+            parse_size(self.size), self.resize, self.interpolation, resizer=self.resizer, channels=self.channels
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,18 +282,11 @@ def train(
         from checkpoints.training.job import TrainJob
         from checkpoints.training.preflight import check_settings
         from checkpoints.training.train_member import train_member
-    from ensemble.card import Preprocess, parse_size, validate_member
+    from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
 
     listener = TERMINAL if distributed.is_main else SILENT
-    preprocess = Preprocess(
-        parse_size(input_.size),
-        input_.resize,
-        input_.interpolation,
-        resizer=input_.resizer,
-        channels=input_.channels,
-    )
-    settings = fit_channels(settings, preprocess, listener=listener)
+    settings = fit_channels(settings, input_.preprocess(), listener=listener)
     check_settings(settings)
     validate_member(output.member)
     _require_paths(pseudo)
