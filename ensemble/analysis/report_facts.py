@@ -20,7 +20,7 @@ from ensemble.errors import OptionError, PredictionError, TooLittleTruthError
 from ensemble.events import Notice
 from ensemble.labels import LabelSpace
 from ensemble.learn.learn import learn
-from ensemble.learn.objective import parse_metric
+from ensemble.learn.objective import title_of
 from ensemble.learn.result import CandidateScore
 from ensemble.learn.view_gains import ViewGain
 from ensemble.metrics import Reliability, confusion_matrix, reliability
@@ -157,7 +157,7 @@ class LearnedChoice:
         try:
             return cls(
                 method=str(found["method"]),
-                metric=parse_metric(found["metric"], recipe.labels).title,
+                metric=title_of(found["metric"], recipe.labels),
                 why=str(found["why"]),
                 table=tuple(
                     CandidateScore(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"]

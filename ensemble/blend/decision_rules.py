@@ -16,6 +16,7 @@ from ensemble.errors import PredictionError
 _ITERATIONS = 100
 _DAMPING = 0.5
 _TOLERANCE = 1e-8
+_CUTS = 41
 _TAUS = np.arange(-0.5, 1.5001, 0.05)
 
 
@@ -139,6 +140,35 @@ def fit_macro_f1_rule(probabilities: Floats, *, absent: NDArray[np.bool_] | None
     weights = np.where(absent, 0, n)
     f1, occurrences = (np.average(values, weights=weights) for values in (best.f1, best.occurrences))
     return MacroF1Rule(np.where(absent, f1, best.f1), np.where(absent, occurrences, best.occurrences))
+
+
+def fit_ordinal_rule(probabilities: Floats, truth: Classes, score: Callable[[Classes], float]) -> OrdinalRule:
+    """Return cuts with the best ``score``: from those that give the true class frequencies, by coordinate ascent.
+
+    Each cut is tried at quantiles of the expected class numbers between its neighbours; three passes.
+    """
+    classes = probabilities.shape[1]
+    expected = np.sort(probabilities @ np.arange(classes))
+    share = np.cumsum(np.bincount(truth, minlength=classes))[:-1] / len(truth)
+    by_frequency = np.quantile(expected, share)
+    starts = [np.arange(classes - 1) + 0.5, by_frequency]
+    cuts = max(starts, key=lambda one: score(OrdinalRule(one).decide(probabilities)))
+    best = score(OrdinalRule(cuts).decide(probabilities))
+    tried = np.unique(np.quantile(expected, np.linspace(0, 1, _CUTS)))
+    for _ in range(3):
+        before = best
+        for k in range(classes - 1):
+            low = cuts[k - 1] if k else -np.inf
+            high = cuts[k + 1] if k + 2 < classes else np.inf
+            for value in tried[(tried >= low) & (tried <= high)]:
+                new = cuts.copy()
+                new[k] = value
+                found = score(OrdinalRule(new).decide(probabilities))
+                if found > best:
+                    cuts, best = new, found
+        if best <= before:
+            break
+    return OrdinalRule(cuts)
 
 
 def fit_prior_rule(probabilities: Floats, truth: Classes, score: Callable[[Classes], float]) -> PriorRule:

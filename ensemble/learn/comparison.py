@@ -57,8 +57,8 @@ def compare_candidates(
     """Score every candidate, the mean first as the baseline of the gains, and select one."""
     names = list(nested)
     score = _scores(nested, metric, data, seed)
-    likelihood = _scores(nested, replace(metric, score=None), data, seed)
-    weights = mix.weights if mix is not None and mix.differs and metric.score is not None else None
+    likelihood = _scores(nested, replace(metric, score=None, contest=None), data, seed, resamples=metric.resamples)
+    weights = mix.weights if mix is not None and mix.differs and metric.needs_decisions else None
     elsewhere = None if weights is None else _scores(nested, metric, data, seed, class_weights=weights)
     table = [
         CandidateScore(
@@ -73,20 +73,22 @@ def compare_candidates(
         )
         for i, name in enumerate(names)
     ]
-    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere)
+    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=metric.by_score)
     expected = 0.0
     if selected:
         left_out = np.stack(
             [bootstrap_scores(metric, data, answers, seed=seed, out_of_bag=True) for answers in nested.values()]
         )
-        expected = bias_corrected_gain(names, score, likelihood, left_out, elsewhere=elsewhere)
+        expected = bias_corrected_gain(
+            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=metric.by_score
+        )
         if expected <= 0:
             selected, expected = 0, 0.0
     return Comparison(
         table=tuple(table),
         selected=names[selected],
         expected_gain=expected,
-        without_mix=names[select_candidate(names, score, likelihood)],
+        without_mix=names[select_candidate(names, score, likelihood, by_score=metric.by_score)],
         elsewhere={}
         if elsewhere is None
         else {name: float(elsewhere.value[i] - elsewhere.value[0]) for i, name in enumerate(names)},
@@ -135,12 +137,13 @@ def _scores(
     seed: int,
     *,
     class_weights: Floats | None = None,
+    resamples: int = 500,
 ) -> Scores:
     return Scores(
         np.array([score_answers(metric, data, answers, class_weights=class_weights) for answers in nested.values()]),
         np.stack(
             [
-                bootstrap_scores(metric, data, answers, seed=seed, class_weights=class_weights)
+                bootstrap_scores(metric, data, answers, seed=seed, class_weights=class_weights, resamples=resamples)
                 for answers in nested.values()
             ]
         ),

@@ -18,6 +18,7 @@ from ensemble.events import SILENT, Listener
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.objective import Metric
 from ensemble.metrics import bootstrap, confusion_matrix
+from ensemble.scoring.answers import ScoredAnswers, resample_weights
 
 FOLDS = 5
 _RESAMPLES = 500
@@ -29,33 +30,40 @@ class LearningData:
 
     ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown. Where
     the folds of a model are averaged, ``log_p`` are logarithms of their mean probabilities, and ``log_g`` their mean
-    log-probabilities, for the pools of logits; without it the two are the same.
+    log-probabilities, for the pools of logits; without it the two are the same. ``keep`` says that answers keep their
+    probabilities, which some metrics need.
     """
 
     log_p: Floats
     truth: Classes
     person: Classes
     log_g: Floats | None = None
+    keep: bool = False
 
     def take(self, rows: NDArray[np.intp]) -> LearningData:
         """Return the data of some images."""
         log_g = None if self.log_g is None else self.log_g[:, rows]
-        return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows], log_g)
+        return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows], log_g, self.keep)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateAnswers:
-    """A candidate's classes ``(R, N)`` in R repeats, and the log-probabilities ``(R, N)`` of the true classes."""
+    """A candidate's classes ``(R, N)`` in R repeats, and the log-probabilities ``(R, N)`` of the true classes.
+
+    ``probabilities`` ``(R, N, C)`` are kept only for metrics that need them.
+    """
 
     classes: Classes
     log_p_true: Floats
+    probabilities: Floats | None = None
 
 
 def apply_candidate(fitted: Fitted, data: LearningData) -> CandidateAnswers:
     """Return a candidate's answers to all images, as one repeat."""
     pooled = fitted.apply(data.log_p, data.log_g)
     log_p_true = pooled[np.arange(len(data.truth)), data.truth]
-    return CandidateAnswers(fitted.decide(pooled)[np.newaxis], log_p_true[np.newaxis])
+    kept = np.exp(pooled)[np.newaxis] if data.keep else None
+    return CandidateAnswers(fitted.decide(pooled)[np.newaxis], log_p_true[np.newaxis], kept)
 
 
 def cross_validate(
@@ -104,6 +112,9 @@ def score_answers(
 
     With ``class_weights`` ``(C,)`` an image of class c counts that many times.
     """
+    if metric.contest is not None:
+        once = np.ones((1, len(data.truth))) if class_weights is None else class_weights[np.newaxis, data.truth]
+        return float(np.mean([metric.score_answers(one, once)[0] for one in _repeats(data, answers, metric.positive)]))
     if metric.score is None:
         return float(answers.log_p_true.mean())
     counted = [
@@ -131,14 +142,19 @@ def bootstrap_scores(
     seed: int,
     out_of_bag: bool = False,
     class_weights: Floats | None = None,
+    resamples: int = _RESAMPLES,
 ) -> Floats:
     """Return the score in each of 500 bootstrap resamples of people; one seed gives all answers the same resamples.
 
     With ``out_of_bag`` the scores are those on the people left out of each resample. With ``class_weights`` ``(C,)`` an
-    image of class c counts that many times.
+    image of class c counts that many times. A contest metric has fewer ``resamples``.
     """
+    if metric.contest is not None:
+        return _bootstrap_contest(metric, data, answers, seed, out_of_bag=out_of_bag, class_weights=class_weights)
     if metric.score is None:
-        return _bootstrap_mean(answers.log_p_true.mean(axis=0), data.person, seed, out_of_bag=out_of_bag)
+        return _bootstrap_mean(
+            answers.log_p_true.mean(axis=0), data.person, seed, out_of_bag=out_of_bag, resamples=resamples
+        )
     persons = data.person.tolist()
     of_repeats = [
         metric.score_confusion(
@@ -149,7 +165,7 @@ def bootstrap_scores(
                     classes,
                     classes=data.log_p.shape[-1],
                     clusters=persons,
-                    resamples=_RESAMPLES,
+                    resamples=resamples,
                     seed=seed,
                     left_out=out_of_bag,
                 ),
@@ -166,16 +182,48 @@ def _concatenate(
 ) -> CandidateAnswers:
     classes = np.concatenate([part.classes for part in parts], axis=axis)
     log_p_true = np.concatenate([part.log_p_true for part in parts], axis=axis)
+    every = [part.probabilities for part in parts if part.probabilities is not None]
+    kept = np.concatenate(every, axis=axis) if every else None
     if order is None:
-        return CandidateAnswers(classes, log_p_true)
-    return CandidateAnswers(classes[:, order], log_p_true[:, order])
+        return CandidateAnswers(classes, log_p_true, kept)
+    return CandidateAnswers(classes[:, order], log_p_true[:, order], None if kept is None else kept[:, order])
 
 
-def _bootstrap_mean(values: Floats, person: Classes, seed: int, *, out_of_bag: bool) -> Floats:
+def _repeats(data: LearningData, answers: CandidateAnswers, positive: int) -> Iterator[ScoredAnswers]:
+    """Yield the answers of each repeat."""
+    for i, classes in enumerate(answers.classes):
+        p = None if answers.probabilities is None else answers.probabilities[i]
+        yield ScoredAnswers(data.truth, classes, p, data.log_p.shape[-1], positive)
+
+
+def _bootstrap_contest(
+    metric: Metric,
+    data: LearningData,
+    answers: CandidateAnswers,
+    seed: int,
+    *,
+    out_of_bag: bool,
+    class_weights: Floats | None,
+) -> Floats:
+    """Return a contest metric's score in each resample of people, averaged over the repeats."""
+    found = []
+    for weights in resample_weights(
+        len(data.truth), data.person, resamples=metric.resamples, seed=seed, left_out=out_of_bag
+    ):
+        each = weights if class_weights is None else weights * class_weights[data.truth]
+        found.append(
+            np.mean([metric.score_answers(one, each) for one in _repeats(data, answers, metric.positive)], axis=0)
+        )
+    return np.concatenate(found)
+
+
+def _bootstrap_mean(
+    values: Floats, person: Classes, seed: int, *, out_of_bag: bool, resamples: int = _RESAMPLES
+) -> Floats:
     """Return the mean of ``values`` ``(N,)`` over the people in each resample, or over those left out of it."""
     total, count = np.bincount(person, weights=values), np.bincount(person)
     rng = np.random.default_rng(seed)
-    drawn = (rng.integers(len(count), size=len(count)) for _ in range(_RESAMPLES))
+    drawn = (rng.integers(len(count), size=len(count)) for _ in range(resamples))
     everyone = np.arange(len(count))
     used = (np.setdiff1d(everyone, people) if out_of_bag else people for people in drawn)
     return np.array([total[people].sum() / count[people].sum() for people in used])

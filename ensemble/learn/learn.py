@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -63,7 +64,7 @@ def learn(
     by_name = members_by_name(members)
     member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     new = stack_new(applied_to, member_views, truth.labels)
-    data = stack_members(by_name, member_views, truth)
+    data = replace(stack_members(by_name, member_views, truth), keep=parsed.needs_probabilities)
     _notice_weak_truth(truth, listener)
     alone = score_members(data, member_views, parsed, seed=seed)
     _notice_odd_members(data, member_views, truth.labels, listener)
@@ -71,7 +72,8 @@ def learn(
     options = FitOptions(
         mean_weights=_mean_weights(by_name, member_views),
         labels=truth.labels,
-        score=None if parsed.score is None else parsed.score_classes,
+        score=parsed.score_classes if parsed.needs_decisions else None,
+        score_probabilities=parsed.score_probabilities if parsed.needs_probabilities else None,
         seed=seed,
         member_of=np.unique([one.member for one in member_views], return_inverse=True)[1],
     )

@@ -1,4 +1,4 @@
-"""The metric that learning maximises: a score of all classes or of one axis, or the likelihood."""
+"""The metric that learning maximises: a score of all classes or of one axis, the likelihood, or a contest's metric."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.arrays import Classes, Floats
-from ensemble.errors import OptionError
+from ensemble.errors import OptionError, PredictionError
 from ensemble.labels import LabelSpace
 from ensemble.metrics import accuracy, confusion_matrix, macro_f1
+from ensemble.scoring.answers import ScoredAnswers
+from ensemble.scoring.catalogue import ContestMetric, find_metric
+from ensemble.submission.positive import find_positive
 
 LIKELIHOOD = "nll"
 
@@ -42,7 +45,8 @@ class Metric:
 
     ``value_of_class[c]`` is what is compared for class c: the class itself, or its value on the axis; there are
     ``values`` of them. ``score`` turns confusion matrices ``(..., values, values)`` into scores; it is None for the
-    log-likelihood, which does not depend on the decided classes. ``base`` is the name without the axis.
+    log-likelihood, which does not depend on the decided classes. ``base`` is the name without the axis. Any other
+    metric is ``contest``; its scores are negated if lower is better. Of two classes, some are about ``positive``.
     """
 
     name: str
@@ -51,10 +55,57 @@ class Metric:
     value_of_class: Classes
     values: int
     score: Callable[[Floats], Floats] | None
+    contest: ContestMetric | None = None
+    positive: int = 1
+
+    @property
+    def is_likelihood(self) -> bool:
+        """True for the log-likelihood."""
+        return self.score is None and self.contest is None
+
+    @property
+    def needs_decisions(self) -> bool:
+        """True if the score depends on the decided classes, so that a decision rule may raise it."""
+        return self.score is not None or (self.contest is not None and self.contest.kind == "decisions")
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """True if the score cannot be computed from the decided classes and the likelihood."""
+        return self.contest is not None and self.contest.kind != "decisions"
+
+    @property
+    def by_score(self) -> bool:
+        """True if candidates are to be selected by the score alone: the likelihood says little about an order."""
+        return self.contest is not None and (self.contest.kind == "order" or not self.contest.vectorised)
+
+    @property
+    def resamples(self) -> int:
+        """The number of bootstrap resamples."""
+        if self.contest is None:
+            return 500
+        return 200 if self.contest.vectorised else 50
+
+    def score_answers(self, answers: ScoredAnswers, weights: Floats) -> Floats:
+        """Return a contest metric's scores ``(R,)`` of answers with weights ``(R, N)``, higher is better."""
+        assert self.contest is not None
+        found = self.contest.score(answers, weights)
+        found = found if self.contest.greater_is_better else -found
+        # a resample without one of two classes has no AUC
+        return np.where(np.isfinite(found), found, np.nanmean(found) if np.isfinite(found).any() else 0.0)
+
+    def score_probabilities(self, truth: Classes, probabilities: Floats) -> float:
+        """Return the score of probabilities ``(N, C)`` of exclusive classes, decided for the most probable one."""
+        answers = ScoredAnswers(
+            truth, probabilities.argmax(axis=-1), probabilities, probabilities.shape[1], self.positive
+        )
+        return float(self.score_answers(answers, np.ones((1, len(truth))))[0])
 
     def score_classes(self, truth: Classes, classes: Classes) -> float:
         """Return the score of the decided classes ``(N,)``."""
         of_class = self.value_of_class
+        if self.contest is not None:
+            answers = ScoredAnswers(truth, classes, None, self.values, self.positive)
+            return float(self.score_answers(answers, np.ones((1, len(truth))))[0])
         return float(self.score_confusion(confusion_matrix(of_class[truth], of_class[classes], classes=self.values)))
 
     def score_confusion(self, confusion: Floats) -> Floats:
@@ -64,17 +115,19 @@ class Metric:
 
 
 def parse_metric(text: str, labels: LabelSpace) -> Metric:
-    """Parse ``macro-f1``, ``accuracy``, ``balanced-accuracy`` or ``nll``; the first three also with ``:axis``.
+    """Parse ``macro-f1``, ``accuracy``, ``balanced-accuracy`` or ``nll``, or the name of any contest metric.
+
+    The first three also with ``:axis``.
 
     Raises:
-        OptionError: E204 when the metric or the axis is unknown.
+        OptionError: E204 when the metric or the axis is unknown, or the metric is not for such classes.
     """
     base, _, axis_name = text.partition(":")
     classes = np.arange(len(labels), dtype=np.intp)
     if text == LIKELIHOOD:
         return Metric(text, "log-likelihood", text, classes, len(labels), None)
     if base not in _SCORES:
-        raise OptionError("E204", f"unknown metric {text!r}; choose one of {', '.join(METRICS)}")
+        return parse_contest_metric(text, labels)
     score = _SCORES[base]
     if base == text:
         return Metric(text, score.title, base, classes, len(labels), score.of_confusion)
@@ -90,3 +143,29 @@ def parse_metric(text: str, labels: LabelSpace) -> Metric:
         values=len(axis.values),
         score=score.of_confusion,
     )
+
+
+def parse_contest_metric(text: str, labels: LabelSpace, *, exclusive: bool = True) -> Metric:
+    """Parse the name of a contest metric, of classes that exclude each other or of independent labels.
+
+    Raises:
+        OptionError: E204 when it is unknown, or not for such classes.
+    """
+    contest = find_metric(text)
+    contest.require_fits(exclusive=exclusive, classes=len(labels))
+    title = contest.title if contest.greater_is_better else f"negated {contest.title}"
+    classes = np.arange(len(labels), dtype=np.intp)
+    return Metric(text, title, "contest", classes, len(labels), None, contest, _positive(labels))
+
+
+def title_of(text: str, labels: LabelSpace) -> str:
+    """Return the title of a metric that a recipe names; a function of a user is not run for it."""
+    return text if ".py" in text else parse_metric(text, labels).title
+
+
+def _positive(labels: LabelSpace) -> int:
+    """Return which of two classes is the positive one: as their names tell, or the second."""
+    try:
+        return find_positive(labels.names, "", None) if len(labels) == 2 else 1
+    except PredictionError:
+        return 1

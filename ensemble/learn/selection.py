@@ -23,7 +23,7 @@ CALIBRATED = ("calibrated", "factored", "pool")
 """The pools with a bias per class, the simplest first."""
 UNBIASED = ("logit", "scaled", "log-linear", "linear", "greedy")
 """The pools without one, the simplest first."""
-_RULES = ("f1", "tau", "")
+_RULES = ("thresholds", "threshold", "ordinal", "f1", "tau", "")
 """The decision rules, those derived for a metric first; the empty one is argmax."""
 _ROUNDING = 1e-9
 
@@ -45,12 +45,18 @@ class Scores:
 
 
 def select_candidate(
-    names: Sequence[str], score: Scores, likelihood: Scores, *, elsewhere: Scores | None = None
+    names: Sequence[str],
+    score: Scores,
+    likelihood: Scores,
+    *,
+    elsewhere: Scores | None = None,
+    by_score: bool = False,
 ) -> int:
     """Return the index of the selected candidate, the first of which is the mean; see this module for how.
 
     ``score`` is the metric, ``likelihood`` the mean log-likelihood of the candidates' probabilities. ``elsewhere`` is
-    the metric on another class mix: a candidate is adopted only if it gains there too.
+    the metric on another class mix: a candidate is adopted only if it gains there too. With ``by_score``, for metrics
+    of order, the likelihood is not regarded: of those to be adopted the one with the most certain gain is selected.
     """
     index = {name: i for i, name in enumerate(names)}
 
@@ -59,6 +65,9 @@ def select_candidate(
         situations = [score] if elsewhere is None else [score, elsewhere]
         return all(s.value[one] - s.value[0] - s.error(one, 0) > _ROUNDING for s in situations)
 
+    if by_score:
+        clear = [one for one in range(1, len(names)) if is_adopted(one)]
+        return max(clear, key=lambda one: score.value[one] - score.error(one, 0), default=0)
     calibrated = [index[name] for name in CALIBRATED if name in index]
     if calibrated:
         pool = _simplest(calibrated, likelihood)
@@ -93,6 +102,7 @@ def bias_corrected_gain(
     out_of_bag: Floats,
     *,
     elsewhere: Scores | None = None,
+    by_score: bool = False,
 ) -> float:
     """Return the expected gain of selecting among K candidates over always keeping the first.
 
@@ -100,7 +110,13 @@ def bias_corrected_gain(
     """
     resamples = range(out_of_bag.shape[1])
     selected = [
-        select_candidate(names, score.at(r), likelihood.at(r), elsewhere=None if elsewhere is None else elsewhere.at(r))
+        select_candidate(
+            names,
+            score.at(r),
+            likelihood.at(r),
+            elsewhere=None if elsewhere is None else elsewhere.at(r),
+            by_score=by_score,
+        )
         for r in resamples
     ]
     return float((out_of_bag[selected, resamples] - out_of_bag[0]).mean())

@@ -19,7 +19,7 @@ from ensemble.arrays import Classes, Floats
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.learn.objective import LIKELIHOOD, Metric, parse_metric
+from ensemble.learn.objective import LIKELIHOOD, METRICS, Metric, parse_metric
 from ensemble.metrics import bootstrap
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.out_of_fold import gather_folds
@@ -165,6 +165,8 @@ def calibrate(
         PredictionError: E516 when a view is missing, E517 when a group of the recipe is.
     """
     measure = parse_metric(goal.metric if isinstance(goal, Lose) else "macro-f1", recipe.labels)
+    if measure.contest is not None:
+        raise OptionError("E204", f"there is no early exit for {measure.name}; choose one of {', '.join(METRICS)}")
     if isinstance(goal, Lose) and truth is None:
         raise OptionError("E204", f"--early-exit {goal} needs --truth with the classes of the out-of-fold images")
     gathered, known = _gather(recipe, oof, truth, listener)
