@@ -401,7 +401,7 @@ CODES: dict[str, Code] = {
     "I549": Code("Metrics are about one of two classes.", "name the other one with --positive if that is meant"),
     "E548": Code(
         "This is only possible for classes that exclude each other.",
-        "blend members of several labels with given weights, and score them with ens evaluate",
+        "blend members of several labels with ens blend, and score them with ens evaluate",
     ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }

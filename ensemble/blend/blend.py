@@ -125,7 +125,7 @@ def _pool_groups(aligned: Mapping[str, _Aligned], recipe: Recipe) -> Floats:
         every = np.repeat(np.array(weights)[:, np.newaxis], len(recipe.labels), axis=1)
         scores = (_scores_to_rank(group, aligned, recipe) for group in recipe.groups.values())
         ranks = pool_ranks(scores, every if by_class is None else by_class)
-        return ranks if recipe.activation == "sigmoid" else ranks / ranks.sum(axis=1, keepdims=True)
+        return ranks if recipe.activation == "sigmoid" else np.round(ranks / ranks.sum(axis=1, keepdims=True), 12)
     groups = (_pool_group(group, aligned, recipe) for group in recipe.groups.values())
     if by_class is None:
         log_p = pool(groups, weights, kind=recipe.pool)

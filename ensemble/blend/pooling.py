@@ -23,6 +23,7 @@ from ensemble.errors import OptionError, PredictionError
 K = TypeVar("K", bound=Hashable)
 
 _TIE_BREAK = 1e-6
+_RANK_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,9 @@ def pool_ranks(scores: Iterable[Floats], weights: Floats) -> Floats:
         PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
     """
     shares = normalise_by_class(weights)
-    return reduce(np.add, (share * percentile_ranks(one) for one, share in zip(scores, shares, strict=True)))
+    total = reduce(np.add, (share * percentile_ranks(one) for one, share in zip(scores, shares, strict=True)))
+    # equal means of other ranks, such as of 3 and 5 or 4 and 4, stay ties
+    return np.asarray(np.round(total, _RANK_DIGITS))
 
 
 def normalise_by_class(weights: Floats) -> Floats:

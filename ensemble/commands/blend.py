@@ -68,7 +68,8 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     "--metric",
     default="macro-f1",
     show_default=True,
-    help="Metric to optimize: macro-f1, accuracy, balanced-accuracy, nll, macro-f1:<axis>, ...",
+    help="Metric to optimize: macro-f1, accuracy, balanced-accuracy, nll, macro-f1:<axis>, roc-auc, quadratic-kappa, "
+    "or any other of ens evaluate.",
 )
 @click.option("--transductive", is_flag=True, help="Fit the learned macro-F1 rule to the images being classified.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")

@@ -46,12 +46,15 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "balanced-accuracy": (*_POOLS, "mean+tau", "pool+tau"),
     "accuracy": _POOLS,
     "nll": _POOLS,
+}
+"""The candidates for each metric; the first is the baseline of the others."""
+CONTEST_CANDIDATES: dict[str, tuple[str, ...]] = {
     "decisions": (*_POOLS, "mean+tau", "pool+tau"),
     "ordinal": (*_POOLS, "mean+tau", "mean+ordinal", "calibrated+ordinal", "pool+ordinal"),
     "probabilities": _POOLS,
     "order": (*_POOLS, "rank"),
 }
-"""The candidates for each metric; the first is the baseline of the others."""
+"""The candidates for each kind of contest metric, see `kind_of`."""
 
 
 def candidates_for(metric: Metric, labels: LabelSpace) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ def candidates_for(metric: Metric, labels: LabelSpace) -> tuple[str, ...]:
     With a single axis, a factored bias would be the bias per class and is left out. The macro-F1 rule is for the
     metric of all classes, not of one axis.
     """
-    names = CANDIDATES[metric.base if metric.contest is None else kind_of(metric.contest)]
+    names = CANDIDATES[metric.base] if metric.contest is None else CONTEST_CANDIDATES[kind_of(metric.contest)]
     if len(labels.axes) == 1:
         names = tuple(name for name in names if not name.startswith("factored"))
     if metric.contest is not None:

@@ -70,7 +70,7 @@ def learn(
     _notice_odd_members(data, member_views, truth.labels, listener)
     data = average_folds(data, member_views, new, seed=seed, listener=listener)
     options = FitOptions(
-        mean_weights=_mean_weights(by_name, member_views),
+        mean_weights=mean_weights(by_name, member_views),
         labels=truth.labels,
         score=parsed.score_classes if parsed.needs_decisions else None,
         score_probabilities=parsed.score_probabilities if parsed.needs_probabilities else None,
@@ -122,7 +122,7 @@ def _candidate_names(method: str, names: tuple[str, ...], metric: str) -> tuple[
     return names[:1] if method == names[0] else (names[0], method)
 
 
-def _mean_weights(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView]) -> Floats:
+def mean_weights(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView]) -> Floats:
     """Return weights ``(V,)``: equal for groups, for members within a group, and for views within a member."""
     groups = [member.group for member in by_name.values()]
     members = (by_name[one.member] for one in member_views)

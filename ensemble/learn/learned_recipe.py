@@ -10,6 +10,7 @@ from ensemble.blend.pooling import normalise, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener
+from ensemble.learn.label_learning import learn_labels
 from ensemble.learn.learn import AUTO, learn
 from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
@@ -40,12 +41,14 @@ def learn_from_folds(
         EnsError: as `gather_folds`, `learn` and `read_truth`.
         PredictionError: E517 when the groups of ``applied_to`` are not those of ``oof``.
     """
-    labels = next(iter(members_by_name(oof).values())).labels
-    answers = read_truth(truth, labels, options=columns, listener=listener)
+    first = next(iter(members_by_name(oof).values()))
+    answers = read_truth(truth, first.labels, options=columns, independent=first.independent, listener=listener)
     if applied_to:
         groups = {member.group for member in members_by_name(oof).values()}
         _require_same_groups(groups, {member.group for member in members_by_name(applied_to).values()})
     gathered = gather_folds(oof, answers)
+    if first.independent:
+        return learn_labels(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
     return learn(gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener)
 
 
@@ -89,6 +92,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
         labels=learned.labels,
         rule=fitted.rule,
         transductive=transductive,
+        activation=next(iter(by_name.values())).activation,
         sharpness=fitted.sharpness,
         bias=tuple(fitted.bias.tolist()) if fitted.bias.any() else None,
         learned={

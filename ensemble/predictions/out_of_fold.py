@@ -28,10 +28,8 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
         DataError: E330 when a group's images are not those of the ground truth.
         PredictionError: E501 when classes differ, E511 when predictions are not out-of-fold, E512 when a person is in
             two holdouts, E515 when a member name is repeated, E516 when views differ within a group, E534 when images
-            are missing because they were unreadable, E548 when several labels may apply to an image.
+            are missing because they were unreadable.
     """
-    if any(member.independent for member in members):
-        raise PredictionError("E548", "out-of-fold predictions have several labels per image")
     groups: dict[str, list[Predictions]] = {}
     for member in members_by_name(members).values():
         groups.setdefault(member.group, []).append(member)
@@ -54,7 +52,10 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
         values.flags.writeable = False
     digest = hashlib.sha256("".join(fold.sha256 for fold in folds).encode()).hexdigest()
     filled = tuple(name for fold in folds for name in fold.filled)
-    return Predictions(group, group, None, truth.labels, truth.ids, logits, digest, filled=filled)
+    activation = folds[0].activation
+    return Predictions(
+        group, group, None, truth.labels, truth.ids, logits, digest, filled=filled, activation=activation
+    )
 
 
 def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:
