@@ -113,8 +113,10 @@ class Fitted:
         total = np.zeros(log_p.shape[1:])
         for one in np.unique(member[self.weights > 0]):
             share = np.where(member == one, self.weights, 0.0)
-            pooled = np.tensordot(share / share.sum(), np.exp(log_p), axes=1)
-            total += share.sum() * percentile_ranks(np.round(np.log(np.maximum(pooled, _TINY)), _DIGITS))
+            pooled = np.asarray(np.tensordot(share / share.sum(), np.exp(log_p), axes=1), dtype=np.float64)
+            total += share.sum() * percentile_ranks(
+                np.asarray(np.round(np.log(np.maximum(pooled, _TINY)), _DIGITS), dtype=np.float64)
+            )
         return np.asarray(np.log(total / total.sum(axis=-1, keepdims=True)))
 
     def decide(self, log_p: Floats) -> Classes:

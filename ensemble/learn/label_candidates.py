@@ -95,7 +95,7 @@ def apply_labels(fitted: Fitted, odds: Floats) -> Floats:
         for one in np.unique(fitted.member_of[fitted.weights > 0]):
             share = np.where(fitted.member_of == one, fitted.weights, 0.0)
             pooled = np.tensordot(share / share.sum(), expit(odds), axes=1)
-            total += share.sum() * percentile_ranks(np.round(pooled, _DIGITS))
+            total += share.sum() * percentile_ranks(np.asarray(np.round(pooled, _DIGITS), dtype=np.float64))
         return total
     if fitted.temperatures is not None:
         odds = odds / fitted.temperatures[:, np.newaxis, np.newaxis]
@@ -200,7 +200,7 @@ def _fit_pool(name: str, options: LabelOptions, data: LabelData) -> Fitted:
     if name == "greedy":
 
         def score(probabilities: Floats) -> float:
-            p = probabilities[:, 1].reshape(part.applies.shape)
+            p = np.reshape(np.take(probabilities, 1, axis=1), part.applies.shape)
             answers = ScoredAnswers(part.applies, p >= THRESHOLD, p, p.shape[1])
             return float(options.metric.score_answers(answers, np.ones((1, len(p))))[0])
 
@@ -215,7 +215,7 @@ def _fit_pool(name: str, options: LabelOptions, data: LabelData) -> Fitted:
 
 def _as_choices(data: LabelData) -> tuple[Floats, Classes]:
     """Return every label of every image as a choice between two: log-probabilities ``(V, N * C, 2)``, and the truth."""
-    flat = data.odds.reshape(len(data.odds), -1)
+    flat = np.asarray(data.odds.reshape(len(data.odds), -1), dtype=np.float64)
     return np.stack([log_expit(-flat), log_expit(flat)], axis=-1), data.applies.reshape(-1).astype(np.intp)
 
 

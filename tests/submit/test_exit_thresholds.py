@@ -196,8 +196,10 @@ def test_a_metric_needs_the_truth_and_reports_its_score(tmp_path: Path) -> None:
     members = draw_members(0, 2000)
     with pytest.raises(OptionError, match="needs --truth"):
         calibrate(recipe, passes, members, Lose("macro-f1", 0.01))
-    with pytest.raises(OptionError, match="unknown metric 'f1'"):
-        calibrate(recipe, passes, members, Lose("f1", 0.01))
+    with pytest.raises(OptionError, match="unknown metric 'f7'"):
+        calibrate(recipe, passes, members, Lose("f7", 0.01))
+    with pytest.raises(OptionError, match="no early exit for mcc"):
+        calibrate(recipe, passes, members, Lose("mcc", 0.01), truth=tmp_path / "truth.csv")
     whole = blend(members, recipe, ids=members[0].ids).classes
     lines = [f"{name},{answer},{i // 2}" for i, (name, answer) in enumerate(zip(members[0].ids, whole, strict=True))]
     (tmp_path / "truth.csv").write_text("\n".join(["ImageID,ans,person", *lines]) + "\n")
