@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from ensemble.model_codes import MODEL_CODES
 from ensemble.run_codes import RUN_CODES, Code
 
 CODES: dict[str, Code] = {
@@ -178,127 +179,6 @@ CODES: dict[str, Code] = {
         "A map of images to rows is not valid.",
         "columns image,row and, if wanted, weight: finite weights, none negative, and one above 0 for each row",
     ),
-    # 4xx: checkpoints and ONNX files
-    "E401": Code(
-        "Loading a checkpoint would run code; it was refused.",
-        "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
-    ),
-    "E402": Code(
-        "A checkpoint contains a pickled module instead of a state dict.",
-        "where the model was trained, run torch.save(model.state_dict(), 'weights.pth')",
-    ),
-    "E403": Code("A checkpoint is incomplete or damaged.", "download or copy it again"),
-    "E404": Code("A file is not a checkpoint.", "download the real file (for a Git LFS pointer, run git lfs pull)"),
-    "E405": Code("A checkpoint's checksum does not match: it is corrupted.", "download or copy it again"),
-    "W406": Code(
-        "A checkpoint is in a format without checksums, so damage cannot be detected.",
-        "save it again with a current version of torch.save",
-    ),
-    "I407": Code(
-        "A prefix was removed from every key, or keys that do not belong to the model were ignored.", "nothing to do"
-    ),
-    "I408": Code(
-        "A checkpoint contains raw and EMA weights; one of them was chosen.",
-        "choose with --weights raw or --weights ema",
-    ),
-    "I409": Code("Weights in another precision were converted to float32.", "nothing to do"),
-    "E410": Code("The weights do not fit the architecture.", "give the architecture that was trained with --arch"),
-    "E411": Code(
-        "The number of classifier outputs differs from the number of classes.",
-        "give the label space the model was trained on with --labels",
-    ),
-    "E412": Code("A weight is NaN or infinite.", "the training diverged: use an earlier checkpoint"),
-    "W413": Code("A weight looks untrained.", "check that this is the right checkpoint"),
-    "E414": Code(
-        "The exported model does not reproduce the checkpoint's outputs; no model was written.",
-        "please report it with the numbers above",
-    ),
-    "E415": Code("The architecture cannot be inferred from the weights.", "give it with --arch (any timm name)"),
-    "E416": Code("The weights fit more than one architecture.", "give the one that was trained with --arch"),
-    "E417": Code(
-        "A checkpoint contains no recognizable weights.",
-        "save the model's state dict: torch.save(model.state_dict(), ...)",
-    ),
-    "I418": Code("The weights have torchvision's key names; they were mapped to timm's.", "nothing to do"),
-    "I419": Code("The architecture was inferred from the weights.", "nothing to do; --arch overrides it"),
-    "E420": Code("A file is not a valid ONNX model.", "export or download it again"),
-    "E421": Code("An ONNX model is too new for the installed onnxruntime.", "upgrade onnxruntime, or export it again"),
-    "E422": Code("An ONNX model uses external data.", "save it as a single file with its weights inside"),
-    "E423": Code(
-        "An ONNX model has no ens model card.",
-        "a classifier of another program: ens adopt model.onnx makes a member of it; a checkpoint: ens export",
-    ),
-    "E424": Code("An ONNX model's inputs or outputs differ from its card.", "export it again with ens export"),
-    "E425": Code("An ONNX model needs operators that onnxruntime does not have.", "export it without custom operators"),
-    "E426": Code(
-        "An architecture cannot be exported to ONNX.", "use another architecture, or report this one with its timm name"
-    ),
-    "E427": Code("A model card cannot be read.", "export the model again with this version of ens, or upgrade ens"),
-    "E428": Code("Two models have the same member name.", "export one of them again with another --member"),
-    "E429": Code(
-        "An ONNX model exceeds the limits on bytes, fields, nodes or nesting depth.",
-        "export it again with ens export; it was not given to onnxruntime",
-    ),
-    "E430": Code("A checkpoint does not contain the requested weights.", "leave out --weights, or ask for others"),
-    "E431": Code("A model has no output features.", "export it again with ens export --features"),
-    "E432": Code(
-        "A model's classes are not weighted sums of its averaged features, so it has no class-activation maps.",
-        "explain a model that ends in global average pooling and one linear layer, such as a ResNet or an EfficientNet",
-    ),
-    "E436": Code(
-        "A reduced-precision model differs too much from float32 on real images; no model was written.",
-        "calibrate on more images, and more typical ones, or export with --precision fp32; fp16 loses less than int8",
-    ),
-    "I437": Code("Layers of an int8 model stay in float32.", "nothing to do: int8 would change too many predictions"),
-    "I438": Code("An older int8 model runs on slower kernels, which are exact.", "export it again for full speed"),
-    "E440": Code("Training diverged: the loss is NaN or infinite.", "lower the learning rate"),
-    "I441": Code("Training starts from the weights of a file.", "nothing to do"),
-    "E442": Code(
-        "A member's folder contains a training run with different settings.",
-        "choose another --member, or train it again with --fresh",
-    ),
-    "W443": Code("A training logger failed.", "nothing to do: the CSV beside the weights has every epoch"),
-    "E444": Code(
-        "Reading a checkpoint would exceed the limits on memory or time; it was refused.",
-        "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
-    ),
-    "I445": Code("Training resumes an earlier run.", "nothing to do; --fresh starts over"),
-    "E446": Code(
-        "The training processes do not see the same data.",
-        "keep images, boxes and the folder of -o on storage that all machines share, and start all with the same options",
-    ),
-    "E447": Code(
-        "A training process lost contact with the others.",
-        "look for the error of the process that ended first, then run again: training resumes after the last epoch",
-    ),
-    "E448": Code(
-        "A checkpoint contains several networks, and none of them is clearly the one to use.",
-        "choose one with --weights and a part of its name, such as --weights fold1",
-    ),
-    "I450": Code(
-        "Settings are timm's defaults, as the checkpoint does not say them.", "name them if you trained otherwise"
-    ),
-    "I451": Code("A setting from the checkpoint's metadata is used.", "nothing to do; an option overrules it"),
-    "I453": Code("Checkpoints of one file name are named after their folders.", "name them with --member, one by one"),
-    "W452": Code("A setting in the checkpoint's metadata is not used.", "name it as an option if it matters"),
-    "E449": Code(
-        "The weights do not tell how the layers of a network's head work.",
-        "name them with --head-layers, such as --head-layers linear,relu,linear",
-    ),
-    "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
-    "I480": Code(
-        "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",
-        "nothing to do",
-    ),
-    "W481": Code(
-        "Values of a checkpoint were left out: only code of its own could make them.",
-        "where the model was trained, save its state dict as plain tensors: torch.save(model.state_dict(), ...)",
-    ),
-    "I482": Code("Something about an adopted model was read from its file.", "nothing to do; options override it"),
-    "W483": Code(
-        "An adopted model's file does not tell something that matters, so a default was taken.",
-        "name it with the option if the network was trained otherwise",
-    ),
     # 5xx: predictions, recipes, submissions
     "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),
@@ -405,4 +285,4 @@ CODES: dict[str, Code] = {
     ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }
-CODES |= RUN_CODES
+CODES |= MODEL_CODES | RUN_CODES

@@ -86,6 +86,14 @@ class UnreadableImagesError(DataError):
     """Images could not be read, and all others are done: E326."""
 
 
+class DamagedImageError(DataError):
+    """An image is damaged or ends before its last pixel: E301."""
+
+
+class NoImagesError(DataError):
+    """There are no images: E316."""
+
+
 class ModelError(EnsError):
     """Checkpoints and ONNX files."""
 
@@ -100,6 +108,10 @@ class PredictionError(EnsError):
 
 class TooLittleTruthError(PredictionError):
     """There is too little ground truth to learn from: E525."""
+
+
+class PositiveClassError(PredictionError):
+    """Which of the classes is the positive one is not known: E542."""
 
 
 class ColumnsError(PredictionError):

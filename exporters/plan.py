@@ -19,8 +19,8 @@ from exporters.make_card import ExportOptions, describe_settings, make_card, mem
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a checkpoint holds, and the card and file that an export would write."""
+class ExportPlan:
+    """The content of a checkpoint, and the card and file that an export would write."""
 
     checkpoint: Path
     output: Path
@@ -56,7 +56,7 @@ def stored_members(paths: Sequence[Path]) -> dict[Path, str]:
 
 def plan_exports(
     paths: Sequence[Path], folder: Path, options: ExportOptions, how: OpenOptions, *, listener: Listener
-) -> list[Plan]:
+) -> list[ExportPlan]:
     """Open every checkpoint as an export would, and return what it would write; nothing is written.
 
     Raises:
@@ -73,7 +73,7 @@ def plan_exports(
             listener.notice(notice)
         tensors = checkpoint.state_dict
         plans.append(
-            Plan(
+            ExportPlan(
                 checkpoint=path,
                 output=folder / f"{card.member}.onnx",
                 card=card,
@@ -84,7 +84,7 @@ def plan_exports(
     return plans
 
 
-def render_plan(plans: Sequence[Plan]) -> str:
+def render_plan(plans: Sequence[ExportPlan]) -> str:
     """Return a table of what would be exported."""
     rows = [
         (

@@ -120,13 +120,14 @@ def test_every_test_states_a_claim() -> None:
 
 def test_the_command_line_starts_light() -> None:
     """At module level the command line imports the standard library, click, and our own light modules."""
-    light = {f"ensemble.{module}" for module in ("cli", "error_codes", "errors", "events", "run_codes", "terminal")} | {
-        "click"
-    }
+    light = {
+        f"ensemble.{module}"
+        for module in ("cli", "error_codes", "errors", "events", "model_codes", "run_codes", "terminal")
+    } | {"click"}
     light |= {"checkpoints.training.settings", "checkpoints.data.table_options"}  # for the defaults of `ens train`
     modules = [ROOT / "ensemble" / module for module in ("cli.py", "__main__.py", "terminal.py", "errors.py")]
     modules += [ROOT / "ensemble" / "events.py", ROOT / "ensemble" / "error_codes.py"]
-    modules.append(ROOT / "ensemble" / "run_codes.py")
+    modules += [ROOT / "ensemble" / "run_codes.py", ROOT / "ensemble" / "model_codes.py"]
     modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:

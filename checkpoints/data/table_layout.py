@@ -17,7 +17,7 @@ from checkpoints.data.table_file import read_training_table
 from checkpoints.data.table_options import TableOptions
 from ensemble.card import Activation
 from ensemble.csv_table import Table
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, NoImagesError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
 from ensemble.labels import LabelSpace
@@ -40,7 +40,7 @@ class TableData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _FoundTable:
     """The table, its columns, and for each of its rows the file of the image, relative to ``root``."""
 
     table: Table
@@ -99,12 +99,12 @@ def read_table_layout(
     )
 
 
-def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -> _Found:
+def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -> _FoundTable:
     try:
         index = ImageIndex(list_images(root).ids)
-    except DataError as err:
-        if err.code == "E316" and options.images is None:
-            raise DataError("E316", err.message, path=root, hint="name the images' folder with --images") from err
+    except NoImagesError as err:
+        if options.images is None:
+            raise NoImagesError("E316", err.message, path=root, hint="name the images' folder with --images") from err
         raise
     image = find_image_column(table, index, options)
     guesses: tuple[str, ...] = ()
@@ -122,16 +122,16 @@ def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -
         options = replace(options, id_column=image, group_column=options.group_column or folders)
         columns = choose_columns(table, image, options)
         columns = replace(columns, guesses=(message, *columns.guesses))
-        return _Found(table, columns, files, root)
+        return _FoundTable(table, columns, files, root)
     columns = choose_columns(table, image, options)
     columns = replace(columns, guesses=(*guesses, *columns.guesses))
     cells = table.column(image)
     if set(map(normalize, cells)) <= set(map(normalize, index.files)) or _has_escaping(cells):
-        return _Found(table, columns, tuple(normalize(cell) for cell in cells), root)
+        return _FoundTable(table, columns, tuple(normalize(cell) for cell in cells), root)
     matched = index.match(cells, table=table.path.name)
     _require_all(table, image, matched, index)
     _report_match(table, matched, listener)
-    return _Found(table, columns, tuple(name for name in matched.files if name is not None), root)
+    return _FoundTable(table, columns, tuple(name for name in matched.files if name is not None), root)
 
 
 def _has_escaping(cells: Sequence[str]) -> bool:
@@ -215,7 +215,7 @@ def _report_match(table: Table, matched: Matched, listener: Listener) -> None:
         listener.notice(Notice("I338", message, table.path))
 
 
-def _common_folder(found: _Found) -> tuple[Path, str]:
+def _common_folder(found: _FoundTable) -> tuple[Path, str]:
     """Return the folder that the ids are relative to, and its path below ``root`` with a slash at the end.
 
     Where the cells are the paths below ``root``, it is ``root``; otherwise it is the folder that all files share.
@@ -232,7 +232,7 @@ def _require_files(root: Path, names: tuple[str, ...], listener: Listener) -> tu
     return list_images(root, names, listener=listener).paths
 
 
-def _groups(found: _Found, first: dict[str, int], listener: Listener) -> dict[str, str]:
+def _groups(found: _FoundTable, first: dict[str, int], listener: Listener) -> dict[str, str]:
     """Return the group of each image; an image without one is its own group.
 
     Raises:
@@ -253,7 +253,7 @@ def _groups(found: _Found, first: dict[str, int], listener: Listener) -> dict[st
     return groups
 
 
-def _folds(found: _Found, rows: Sequence[Row], first: dict[str, int], listener: Listener) -> dict[str, int] | None:
+def _folds(found: _FoundTable, rows: Sequence[Row], first: dict[str, int], listener: Listener) -> dict[str, int] | None:
     """Return the fold of each group from the table's column; numbers from 1 on are counted from 0.
 
     Raises:

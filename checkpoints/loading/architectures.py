@@ -230,7 +230,7 @@ class Twins:
 
     @property
     def usual(self) -> str | None:
-        """The one that most networks with these names and shapes are; None if there is no such one."""
+        """The one that most networks with these names and shapes are; None if none is."""
         plain = [name for name in self.names if not _RARE.fullmatch(name)]
         return plain[0] if len(plain) == 1 else self.names[0] if len(self.names) == 1 else None
 

@@ -27,7 +27,7 @@ _NOTHING = {"dropout", "dropout1d", "flatten", "squeeze"}
 
 @dataclass(frozen=True, slots=True)
 class HeadRequest:
-    """What the caller says about the head: its layers, its name, the classes, and names that are no part of it."""
+    """The caller's knowledge of the head: its layers, its name, the classes, and names that are no part of it."""
 
     layers: tuple[str, ...] | None = None
     scale: float = 1.0

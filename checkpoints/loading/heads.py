@@ -33,7 +33,7 @@ _USUAL = re.compile(
 
 @dataclass(slots=True)
 class _Rest:
-    """What is left of a checkpoint beside the body: layers, and keys that belong to no network."""
+    """The rest of a checkpoint beside the body: layers, and keys that belong to no network."""
 
     layers: list[HeadLayer]
     left_out: list[str]

@@ -21,7 +21,7 @@ def find_named(path: Path) -> Path:
     ``hf-hub:user/name`` may have ``@revision`` behind it. Files that were downloaded before are taken from the cache.
 
     Raises:
-        FileError: E707 when there is no such model, or it cannot be downloaded.
+        FileError: E707 when the model does not exist or cannot be downloaded.
     """
     text = str(path)
     if text.startswith(LOCAL):

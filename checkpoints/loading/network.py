@@ -41,9 +41,9 @@ class HeadLayers:
     """The head in place of an architecture's classifier; by default that is one linear layer.
 
     ``layers`` are the names of those in `WITH_WEIGHTS` and `WITHOUT_WEIGHTS`, ``widths`` what each returns. ``pool`` is
-    ``catmaxavg`` (fastai's order) or ``gem`` where timm has no such pooling. ``axes`` are the sizes of the heads of an
-    `AxesHead`. With ``one_logit`` the head's only output is the logit of the second of two classes. ``scale`` is that
-    of a cosine layer.
+    ``catmaxavg`` (fastai's order) or ``gem`` where timm does not have that pooling. ``axes`` are the sizes of the heads
+    of an `AxesHead`. With ``one_logit`` the head's only output is the logit of the second of two classes. ``scale`` is
+    that of a cosine layer.
     """
 
     layers: tuple[str, ...] = ()

@@ -39,7 +39,7 @@ def choose_network(
     ``wanted`` is ``raw``, ``ema`` or a part of a path, such as ``fold1``.
 
     Raises:
-        ModelError: E430 when there is no such network, E448 when it could be several, E417 for averaged weights that
+        ModelError: E430 when no network is of that name, E448 when it could be several, E417 for averaged weights that
             do not fit.
     """
     networks = _distinct(_networks(found, search, wanted, path))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.errors import PredictionError
+from ensemble.errors import PositiveClassError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.metrics import interval
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
@@ -67,9 +67,7 @@ def positive_class(names: Sequence[str], named: str | None, *, listener: Listene
         return 1
     try:
         found = find_positive(names, "", named)
-    except PredictionError as err:
-        if err.code != "E542":
-            raise
+    except PositiveClassError:
         found = 1
     if named is None:
         listener.notice(Notice("I549", f"metrics of one of two classes are about {names[found]!r}"))

@@ -15,7 +15,7 @@ from ensemble.commands.sheet_options import rows_options, sheet_options, table_o
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from ensemble.learn.choose_recipe import GivenWeights, LearnFrom
+    from ensemble.learn.choose_recipe import ChosenRecipe, GivenWeights, LearnFrom
     from ensemble.predictions.external import ExternalOptions
     from ensemble.submission.rows import RowMap
     from ensemble.submission.sheet_options import SheetOptions
@@ -112,12 +112,10 @@ def blend(
     """
     from ensemble.blend.blend import blend as run_blend
     from ensemble.blend.combine import answers_of, combine_answers
-    from ensemble.blend.recipe import render_recipe
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
     from ensemble.labels import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
-    from ensemble.learn.table import render_learned
     from ensemble.predict.result import render_unread
     from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
@@ -158,9 +156,16 @@ def blend(
     summary = {"path": str(output), "rows": len(answers)}
     summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
     summary["recipe"] = json.loads(chosen.recipe.to_json())
+    unread = render_unread(blended.filled, common.missing)
+    show(summary, f"{_render_chosen(chosen)}{unread}{output}", as_json=as_json)
+
+
+def _render_chosen(chosen: ChosenRecipe) -> str:
+    from ensemble.blend.recipe import render_recipe
+    from ensemble.learn.table import render_learned
+
     table = "" if chosen.learned is None else f"{render_learned(chosen.learned)}\n"
-    lines = f"{table}{render_recipe(chosen.recipe)}\n{render_unread(blended.filled, common.missing)}"
-    show(summary, f"{lines}{output}", as_json=as_json)
+    return f"{table}{render_recipe(chosen.recipe)}\n"
 
 
 def _require_one_source(recipe_path: Path | None, oof: tuple[Path, ...], truth: Path | None) -> None:

@@ -131,16 +131,10 @@ def export(
     )
     with torch_extra("export"):
         from exporters.make_card import ExportOptions
-    from ensemble.card import parse_channel_values, parse_size, scale_channel_values
-    from ensemble.events import Notice
+    from ensemble.card import parse_size
     from ensemble.labels import parse_labels
 
-    means, stds, scaled = scale_channel_values(
-        None if mean is None else parse_channel_values(mean, "--mean"),
-        None if std is None else parse_channel_values(std, "--std"),
-    )
-    if scaled:
-        TERMINAL.notice(Notice("I451", "--mean and --std are for channels in 0..255: they are divided by 255"))
+    means, stds = _parse_mean_and_std(mean, std)
     options = ExportOptions(
         labels=None if labels is None else parse_labels(labels),
         size=None if size is None else parse_size(size),
@@ -163,6 +157,19 @@ def export(
     done = _export_all(request, folder, options, how, quiet=as_json)
     if as_json:
         show([exported.as_dict() for exported in done], "", as_json=True)
+
+
+def _parse_mean_and_std(mean: str | None, std: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    from ensemble.card import parse_channel_values, scale_channel_values
+    from ensemble.events import Notice
+
+    means, stds, scaled = scale_channel_values(
+        None if mean is None else parse_channel_values(mean, "--mean"),
+        None if std is None else parse_channel_values(std, "--std"),
+    )
+    if scaled:
+        TERMINAL.notice(Notice("I451", "--mean and --std are for channels in 0..255: they are divided by 255"))
+    return means, stds
 
 
 def _how_to_open(

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError
+from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import formats
 from ensemble.images.metadata import read_orientation, strip_metadata
 from ensemble.images.storage import RemoteImage
@@ -150,8 +150,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     with _quiet_pillow():
         try:
             return _decode(data, max_pixels)
-        except DataError as err:
-            bare = strip_metadata(data) if err.code == "E301" else None
+        except DamagedImageError as err:
+            bare = strip_metadata(data)
             if bare is None:
                 raise
             try:
@@ -216,7 +216,7 @@ def _require_size(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError("E307", f"{width}x{height} = {width * height / 1e6:.1f} MP exceeds {max_pixels / 1e6:g} MP")
     if width * height == 0:
-        raise DataError("E301", f"the image is damaged: its size is {width}x{height}")
+        raise DamagedImageError("E301", f"the image is damaged: its size is {width}x{height}")
 
 
 _OUT_OF_MEMORY = "out of memory"  # in the text of an OSError of Pillow's decoders
@@ -233,7 +233,7 @@ def _decoding() -> Iterator[None]:
         if _OUT_OF_MEMORY in str(err):
             raise MemoryError from err
         # on damaged files Pillow's readers raise exceptions of every kind; all mean the same to the user
-        raise DataError("E301", f"the image is truncated or damaged: {err or type(err).__name__}") from err
+        raise DamagedImageError("E301", f"the image is truncated or damaged: {err or type(err).__name__}") from err
 
 
 # possible continuations of a truncated JPEG: one or two of them can look like the end by chance, eight cannot

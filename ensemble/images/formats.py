@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ensemble.errors import DataError
+from ensemble.errors import DamagedImageError, DataError
 
 _UNSUPPORTED = (
     (b"%!PS", "EPS"),
@@ -63,7 +63,7 @@ def why_unreadable(data: bytes) -> DataError:
         return DataError("E303", "a Git-LFS pointer, not the image itself", hint="run git lfs pull")
     kind = format_of(data)
     if kind is not None:
-        return DataError(
+        return DamagedImageError(
             "E301",
             f"the {kind} header is damaged, cut off or of a rare kind",
             hint="copy or download the file again; if that does not help, convert it to an 8-bit JPEG or PNG",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ensemble.csv_table import read_table
-from ensemble.errors import DataError, enumerate_some, show_spaces
+from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
 from ensemble.images.decode import SUFFIXES, read_error
@@ -84,10 +84,10 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
         tell_unlisted(root, by_content, files.difference(images, by_content), listener)
         images = sorted([*images, *by_content])
     if not images and files.isdisjoint(ids or ()):
-        raise DataError("E316", f"no images below {root}: {len(files)} other files", path=root)
+        raise NoImagesError("E316", f"no images below {root}: {len(files)} other files", path=root)
     wanted = tuple(images if ids is None else ids)
     if not wanted:
-        raise DataError("E316", "the id list is empty")
+        raise NoImagesError("E316", "the id list is empty")
     repeated = [i for i, count in Counter(wanted).items() if count > 1]
     if repeated:
         raise DataError("E313", f"{len(repeated)} duplicate ids: {enumerate_some(repeated)}")
@@ -231,7 +231,7 @@ def _walk(root: Path, listener: Listener) -> Iterator[str]:
 
     def fail(err: OSError) -> NoReturn:
         if err.filename == str(root) and err.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise DataError("E316", f"{root} is not a folder", path=root) from err
+            raise NoImagesError("E316", f"{root} is not a folder", path=root) from err
         raise read_error(err, Path(err.filename)) from err
 
     skipped = 0

@@ -23,14 +23,14 @@ from ensemble.images.taps import Places, Taps, keep_used, make_taps, resize_colu
 _BITS = 11
 _ONE = 1 << _BITS
 
-Weights = NDArray[np.float32]
+TapWeights = NDArray[np.float32]
 
 
 def resize_as_opencv(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) -> Pixels:
     """Resize ``(H, W, C)`` uint8 to ``(*size, C)``.
 
     Raises:
-        OptionError: E204 when OpenCV has no such interpolation.
+        OptionError: E204 when OpenCV does not have the interpolation.
     """
     (old_height, old_width), (height, width) = pixels.shape[:2], size
     if (old_height, old_width) == size:
@@ -56,14 +56,14 @@ def _nearest(old: int, new: int) -> Places:
     return np.minimum(places, old - 1)
 
 
-def _positions(old: int, new: int) -> tuple[Places, Weights]:
+def _positions(old: int, new: int) -> tuple[Places, TapWeights]:
     """Return the pixel to the left of each new pixel's centre, ``(new,)``, and its distance to it, 0 to 1."""
     centres = ((np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5).astype(np.float32)
     left = np.floor(centres)
     return left.astype(np.int64), centres - left
 
 
-def _area_positions(old: int, new: int) -> tuple[Places, Weights]:
+def _area_positions(old: int, new: int) -> tuple[Places, TapWeights]:
     """Return the same for an enlargement by area."""
     numbers, inverse = np.arange(new), new / old
     left = np.floor(numbers * (1.0 / inverse)).astype(np.int64)
@@ -71,7 +71,7 @@ def _area_positions(old: int, new: int) -> tuple[Places, Weights]:
     return left, np.where(share <= 0, np.float32(0), share - np.floor(share)).astype(np.float32)
 
 
-def _fixed(weights: Weights) -> NDArray[np.int32]:
+def _fixed(weights: TapWeights) -> NDArray[np.int32]:
     fixed: NDArray[np.int32] = np.rint(weights * np.float32(_ONE)).astype(np.int32)
     return fixed
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemble.errors import DataError, OptionError, enumerate_some
+from ensemble.errors import DataError, NoImagesError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
@@ -61,7 +61,7 @@ def list_images_at(images: str | Path, ids: Sequence[str] | None = None, *, list
     except Exception as err:
         raise DataError("E319", f"{images} cannot be read: {err}") from err
     if not found:
-        raise DataError("E316", f"no images in {images}")
+        raise NoImagesError("E316", f"no images in {images}")
     repeated = [name for name, count in Counter(image.name for image in found).items() if count > 1]
     if repeated:
         raise DataError("E313", f"{len(repeated)} names are in {images} twice: {enumerate_some(repeated)}")

@@ -41,7 +41,7 @@ class ClassMix:
 
     @property
     def differs(self) -> bool:
-        """Whether the mixes differ by more than chance, and by enough to matter."""
+        """True if the mixes differ by more than chance, and by enough to matter."""
         gap = np.abs(self.learned - self.applied)
         return bool(((gap > _ERRORS * self.errors) & (gap > _DIFFERENCE)).any())
 

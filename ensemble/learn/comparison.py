@@ -19,7 +19,7 @@ from ensemble.learn.cross_validation import (
 )
 from ensemble.learn.objective import Metric
 from ensemble.learn.result import CandidateScore, MemberScore, MemberView
-from ensemble.learn.selection import Scores, bias_corrected_gain, select_candidate
+from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
 from ensemble.metrics import interval
 
 
@@ -138,8 +138,8 @@ def _scores(
     *,
     class_weights: Floats | None = None,
     resamples: int = 500,
-) -> Scores:
-    return Scores(
+) -> ResampledScores:
+    return ResampledScores(
         np.array([score_answers(metric, data, answers, class_weights=class_weights) for answers in nested.values()]),
         np.stack(
             [

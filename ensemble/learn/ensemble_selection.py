@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble.arrays import Classes, Floats
 
-Score: TypeAlias = Callable[[Classes], float]
+ClassScore: TypeAlias = Callable[[Classes], float]
 """The score of decided classes ``(N,)``; higher is better."""
 ProbabilityScore: TypeAlias = Callable[[Floats], float]
 """The score of probabilities ``(N, C)``; higher is better."""
@@ -27,7 +27,7 @@ def select_bagged(
     log_p: Floats,
     truth: Classes,
     *,
-    score: Score | None,
+    score: ClassScore | None,
     of_probabilities: ProbabilityScore | None = None,
     rounds: int = 15,
     bags: int = 5,
@@ -59,7 +59,7 @@ def select(
     log_p: Floats,
     truth: Classes,
     *,
-    score: Score | None,
+    score: ClassScore | None,
     of_probabilities: ProbabilityScore | None = None,
     rounds: int = 15,
 ) -> Floats:
@@ -93,7 +93,7 @@ def select(
 
 
 def _rank(
-    total: Floats, size: int, truth: Classes, score: Score | None, of_probabilities: ProbabilityScore | None
+    total: Floats, size: int, truth: Classes, score: ClassScore | None, of_probabilities: ProbabilityScore | None
 ) -> tuple[float, float]:
     """Return the sort key of an ensemble, score then log-likelihood; ``total`` ``(N, C)`` sums its ``size`` members."""
     p_true = total[np.arange(len(truth)), truth] / size

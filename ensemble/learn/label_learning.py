@@ -26,7 +26,7 @@ from ensemble.learn.label_candidates import (
 from ensemble.learn.learn import AUTO, mean_weights
 from ensemble.learn.objective import Metric, parse_contest_metric
 from ensemble.learn.result import CandidateScore, Learned, MemberScore, MemberView
-from ensemble.learn.selection import Scores, bias_corrected_gain, select_candidate
+from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
 from ensemble.learn.table import explain_selection
 from ensemble.metrics import interval
 from ensemble.predictions.dataset import Predictions, require_finite
@@ -172,8 +172,8 @@ def _resampled(
     )
 
 
-def _scores(nested: Mapping[str, Sequence[_Answers]], metric: Metric, data: LabelData, seed: int) -> Scores:
-    return Scores(
+def _scores(nested: Mapping[str, Sequence[_Answers]], metric: Metric, data: LabelData, seed: int) -> ResampledScores:
+    return ResampledScores(
         np.array([_once(each, metric, data) for each in nested.values()]),
         np.stack([_resampled(each, metric, data, seed) for each in nested.values()]),
     )
@@ -191,7 +191,7 @@ def _likelihood_of(metric: Metric) -> Metric:
 
 def _table(
     names: Sequence[str],
-    score: Scores,
+    score: ResampledScores,
     fitted: Mapping[str, Fitted],
     views: Sequence[MemberView],
     metric: Metric,

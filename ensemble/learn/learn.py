@@ -69,14 +69,7 @@ def learn(
     alone = score_members(data, member_views, parsed, seed=seed)
     _notice_odd_members(data, member_views, truth.labels, listener)
     data = average_folds(data, member_views, new, seed=seed, listener=listener)
-    options = FitOptions(
-        mean_weights=mean_weights(by_name, member_views),
-        labels=truth.labels,
-        score=parsed.score_classes if parsed.needs_decisions else None,
-        score_probabilities=parsed.score_probabilities if parsed.needs_probabilities else None,
-        seed=seed,
-        member_of=np.unique([one.member for one in member_views], return_inverse=True)[1],
-    )
+    options = _fit_options(by_name, member_views, parsed, truth.labels, seed)
 
     def fit(part: LearningData) -> dict[str, Fitted]:
         return fit_candidates(names, options, part.log_p, part.truth, part.log_g)
@@ -111,6 +104,23 @@ def learn(
         folds=FOLDS,
         repeats=repeats,
         seed=seed,
+    )
+
+
+def _fit_options(
+    by_name: Mapping[str, Predictions],
+    member_views: Sequence[MemberView],
+    metric: Metric,
+    labels: LabelSpace,
+    seed: int,
+) -> FitOptions:
+    return FitOptions(
+        mean_weights=mean_weights(by_name, member_views),
+        labels=labels,
+        score=metric.score_classes if metric.needs_decisions else None,
+        score_probabilities=metric.score_probabilities if metric.needs_probabilities else None,
+        seed=seed,
+        member_of=np.unique([one.member for one in member_views], return_inverse=True)[1],
     )
 
 

@@ -44,7 +44,7 @@ def stack_members(by_name: Mapping[str, Predictions], member_views: Sequence[Mem
 def stack_new(members: Sequence[Predictions], member_views: Sequence[MemberView], labels: LabelSpace) -> list[Floats]:
     """Return for each member view the log-probabilities ``(k, M, C)`` of the k folds that will be blended.
 
-    The list is empty where there are no such predictions, or not of every group.
+    The list is empty without predictions of every group.
 
     Raises:
         PredictionError: E501 when classes differ, E504 when images differ, E505 when a prediction is not finite, E516

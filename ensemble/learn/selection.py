@@ -29,7 +29,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class ResampledScores:
     """One score of K candidates: its value ``(K,)``, and in each of R bootstrap resamples of people ``(K, R)``."""
 
     value: Floats
@@ -39,17 +39,17 @@ class Scores:
         """Return the standard error of the difference between two candidates."""
         return float((self.resampled[one] - self.resampled[other]).std(ddof=1))
 
-    def at(self, resample: int) -> Scores:
+    def at(self, resample: int) -> ResampledScores:
         """Return the scores with the values of one resample; the standard errors stay."""
-        return Scores(self.resampled[:, resample], self.resampled)
+        return ResampledScores(self.resampled[:, resample], self.resampled)
 
 
 def select_candidate(
     names: Sequence[str],
-    score: Scores,
-    likelihood: Scores,
+    score: ResampledScores,
+    likelihood: ResampledScores,
     *,
-    elsewhere: Scores | None = None,
+    elsewhere: ResampledScores | None = None,
     by_score: bool = False,
 ) -> int:
     """Return the index of the selected candidate, the first of which is the mean; see this module for how.
@@ -97,11 +97,11 @@ def select_candidate(
 
 def bias_corrected_gain(
     names: Sequence[str],
-    score: Scores,
-    likelihood: Scores,
+    score: ResampledScores,
+    likelihood: ResampledScores,
     out_of_bag: Floats,
     *,
-    elsewhere: Scores | None = None,
+    elsewhere: ResampledScores | None = None,
     by_score: bool = False,
 ) -> float:
     """Return the expected gain of selecting among K candidates over always keeping the first.
@@ -122,7 +122,7 @@ def bias_corrected_gain(
     return float((out_of_bag[selected, resamples] - out_of_bag[0]).mean())
 
 
-def _simplest(pools: Sequence[int], likelihood: Scores) -> int:
+def _simplest(pools: Sequence[int], likelihood: ResampledScores) -> int:
     """Return the first pool whose likelihood is within one standard error of the best."""
     best = max(pools, key=lambda one: likelihood.value[one])
     return next(one for one in pools if likelihood.value[one] >= likelihood.value[best] - likelihood.error(one, best))

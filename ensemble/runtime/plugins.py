@@ -52,7 +52,7 @@ def ep_device(provider: str, index: int) -> Any:
     """Return the ``OrtEpDevice`` behind a `PluginDevice`.
 
     Raises:
-        LookupError: when onnxruntime lists no such device.
+        LookupError: when onnxruntime does not list the device.
     """
     of_provider = [one for one in list_ep_devices() if one.ep_name == provider]
     if index >= len(of_provider):

@@ -25,26 +25,26 @@ class TooLarge(Exception):
 
 
 @dataclass(slots=True)
-class Counts:
+class MessageCounts:
     """The number of messages in a file, and of those that are nodes of a network."""
 
     parts: int = 0
     nodes: int = 0
 
 
-def measure(data: bytes, kind: Descriptor) -> Counts:
+def measure(data: bytes, kind: Descriptor) -> MessageCounts:
     """Count the messages in ``data``, itself a message of ``kind``; stop at the first that exceeds a limit.
 
     Raises:
         WireError: the bytes are cut off or not protobuf, or a string in them is not UTF-8.
         TooLarge: there are more than `MAX_PARTS` messages, `MAX_NODES` nodes or `MAX_DEPTH` levels.
     """
-    counts = Counts()
+    counts = MessageCounts()
     _measure(memoryview(data), 0, len(data), kind, 1, counts)
     return counts
 
 
-def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, counts: Counts) -> None:
+def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, counts: MessageCounts) -> None:
     counts.parts += 1
     counts.nodes += kind.name == "NodeProto"
     if counts.parts > MAX_PARTS:

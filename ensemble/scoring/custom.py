@@ -51,7 +51,7 @@ def read_custom(text: str) -> CustomMetric:
     """Run a Python file and return its function; without a name that is ``score``.
 
     Raises:
-        OptionError: E204 when the file cannot be run or has no such function.
+        OptionError: E204 when the file cannot be run or does not have the function.
     """
     name, _, function = text.partition(".py:")
     path = Path(f"{name.removesuffix('.py')}.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ensemble.errors import ColumnsError, PredictionError
+from ensemble.errors import ColumnsError, PositiveClassError
 from ensemble.submission.class_names import Mismatch, fold_name, match_columns
 
 _POSITIVE = {"1", "true", "yes", "y", "positive", "pos", "present", "malignant", "abnormal", "fake", "tumor", "tumour"}
@@ -29,7 +29,7 @@ def find_positive(names: Sequence[str], column: str, named: str | None) -> int:
     if len(names) == 1:
         return 0
     if len(names) != 2:
-        raise PredictionError(
+        raise PositiveClassError(
             "E542", f"a single probability is of one class, and there are {len(names)}: {', '.join(names[:5])}"
         )
     for label, name in enumerate(names):
@@ -45,7 +45,7 @@ def find_positive(names: Sequence[str], column: str, named: str | None) -> int:
         or (_NOT.sub("", other) == name != other)
     ]
     if len(found) != 1:
-        raise PredictionError(
+        raise PositiveClassError(
             "E542",
             f"column {column!r} has one probability, and {names[0]!r} or {names[1]!r}: the names do not tell",
             hint=f"name it: --positive {names[1]!r}" if " " in names[1] else f"name it: --positive {names[1]}",

@@ -17,7 +17,7 @@ from ensemble.learn.candidates import candidates_for
 from ensemble.learn.learn import learn
 from ensemble.learn.learned_recipe import learned_recipe
 from ensemble.learn.objective import parse_metric, title_of
-from ensemble.learn.selection import Scores, select_candidate
+from ensemble.learn.selection import ResampledScores, select_candidate
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.truth import Truth
 from tests.support.members import make_member
@@ -97,10 +97,10 @@ def test_a_metric_of_order_is_selected_by_its_score() -> None:
     """The candidate with the most certain gain wins, whatever its likelihood; without a clear gain it is the mean."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=200) * 0.1
-    score = Scores(np.array([0.5, 0.6, 0.7]), np.stack([0.5 + noise, 0.6 + noise * 1.1, 0.7 + noise * 1.01]))
-    likelihood = Scores(np.array([-1.0, -0.5, -9.0]), np.stack([noise, noise, noise]))
+    score = ResampledScores(np.array([0.5, 0.6, 0.7]), np.stack([0.5 + noise, 0.6 + noise * 1.1, 0.7 + noise * 1.01]))
+    likelihood = ResampledScores(np.array([-1.0, -0.5, -9.0]), np.stack([noise, noise, noise]))
     assert select_candidate(["mean", "linear", "rank"], score, likelihood, by_score=True) == 2
-    flat = Scores(np.zeros(3), score.resampled)
+    flat = ResampledScores(np.zeros(3), score.resampled)
     assert select_candidate(["mean", "linear", "rank"], flat, likelihood, by_score=True) == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from ensemble.labels import LabelSpace
 from ensemble.learn.cross_validation import CandidateAnswers, LearningData, bootstrap_scores
 from ensemble.learn.objective import parse_metric
-from ensemble.learn.selection import Scores, bias_corrected_gain, select_candidate
+from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
 
 RESAMPLES = 400
 
@@ -18,11 +18,11 @@ RESAMPLES = 400
 NAMES = ("mean", "log-linear", "calibrated", "pool", "pool+tau", "calibrated+f1", "pool+f1")
 
 
-def scores(values: Mapping[str, float], error: float = 0.01) -> Scores:
+def scores(values: Mapping[str, float], error: float = 0.01) -> ResampledScores:
     """Scores of `NAMES` around 0.8, each with an error of its own that is independent of the others."""
     value = np.array([0.8 + values.get(name, 0.0) for name in NAMES])
     noise = np.random.default_rng(0).normal(size=(len(NAMES), RESAMPLES)) * error / np.sqrt(2)
-    return Scores(value, value[:, np.newaxis] + noise)
+    return ResampledScores(value, value[:, np.newaxis] + noise)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_gain_on_one_class_mix_alone_is_not_adopted() -> None:
 def test_members_that_differ_by_rounding_are_not_selected() -> None:
     """A difference of 1e-12 without any error is rounding, not a gain."""
     value = np.array([0.8, 0.8 + 1e-12])
-    same = Scores(value, np.repeat(value[:, np.newaxis], RESAMPLES, axis=1))
+    same = ResampledScores(value, np.repeat(value[:, np.newaxis], RESAMPLES, axis=1))
     assert select_candidate(("mean", "logit"), same, same) == 0
 
 
@@ -69,7 +69,7 @@ def test_a_gain_that_is_real_is_expected_whole() -> None:
     noise = np.random.default_rng(0).normal(0.5, 0.001, size=(2, RESAMPLES))
     in_bag = np.stack([noise[0], noise[0] + 0.1, noise[0] + 0.02])
     out_of_bag = np.stack([noise[1], noise[1] + 0.08, noise[1] + 0.3])
-    score = Scores(in_bag.mean(axis=1), in_bag)
+    score = ResampledScores(in_bag.mean(axis=1), in_bag)
     names = ("mean", "log-linear", "greedy")
     assert bias_corrected_gain(names, score, score, out_of_bag) == pytest.approx(0.08, abs=1e-12)
 
@@ -93,7 +93,7 @@ def test_the_best_of_many_equal_candidates_has_no_expected_gain() -> None:
             np.stack([bootstrap_scores(metric, data, one, seed=0, out_of_bag=out) for one in answers])
             for out in (False, True)
         )
-        score = Scores(in_bag.mean(axis=1), in_bag)
+        score = ResampledScores(in_bag.mean(axis=1), in_bag)
         names = ("mean", *(f"other{i}" for i in range(13)))
         apparent.append(max((one == truth).mean() for one in classes) - (classes[0] == truth).mean())
         expected.append(bias_corrected_gain(names, score, score, out_of_bag))
