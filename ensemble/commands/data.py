@@ -10,6 +10,7 @@ from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
 from ensemble.commands.table_group import TABLE
+from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL, show
 
 
@@ -53,8 +54,14 @@ def data(
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
+    from ensemble.files import require_different, require_writable
     from ensemble.images.face_boxes import read_boxes
 
+    require_different({"-o": path, "--html": html}, {"TRAIN_DIR": train_dir, "--boxes": boxes})
+    for file in [path] if html is None else [path, html]:
+        if file.is_dir():
+            raise FileError("E702", f"{file} is a folder", hint="name a file in it", path=file)
+        require_writable(file.parent)
     found = read_dataset(
         train_dir,
         fixes=fixes,

@@ -273,9 +273,11 @@ def train(
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
     with torch_extra("train"):
+        from checkpoints.loading.architectures import resolve_architecture
         from checkpoints.training.distributed import init_distributed
 
-        distributed = init_distributed(device, listener=TERMINAL)  # before the slower imports
+        distributed = init_distributed(device, listener=TERMINAL)
+        resolve_architecture(settings.arch)  # before the slower imports
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.image_cache import fallback_crop

@@ -164,3 +164,13 @@ def test_auto_says_that_it_falls_back(data: Path, tmp_path: Path, monkeypatch: p
     assert choose_torch_device("auto").type == "cpu"
     done = train(data, tmp_path, "--device", "auto", "--only-fold", "0")
     assert (done.exit_code, "W601" in done.output) == (0, True), done.output
+
+
+def test_the_files_of_ens_data_are_checked_before_images_are_read(data: Path, tmp_path: Path) -> None:
+    """A folder as `-o`, and a page over the table itself, are refused before the first image is decoded."""
+    folder = CliRunner().invoke(ens, ["data", str(data), "-o", str(tmp_path)])
+    assert (refused(folder).code, "is a folder" in refused(folder).message) == ("E702", True)
+    same = str(tmp_path / "data.parquet")
+    twice = CliRunner().invoke(ens, ["data", str(data), "-o", same, "--html", same])
+    assert refused(twice).code == "E204"
+    assert not Path(same).exists()
