@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ensemble.arrays import Floats
+from ensemble.blend.compact_json import one_line_each
 from ensemble.blend.decision_rules import (
     AxisRule,
     MacroF1Rule,
@@ -154,7 +155,7 @@ class Recipe:
             "smoothing": None if self.smoothing is None else self.smoothing.to_json(),
         }
         if self.class_weights is not None or isinstance(self.rule, ThresholdRule):
-            return _one_line_each(_without_none(value))
+            return one_line_each(_without_none(value))
         return json.dumps(_without_none(value), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
@@ -288,15 +289,26 @@ def parse_weights(text: str) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not equals or (":" in name and not _is_number(number)):
+            # a name alone, which may be that of a view that exchanges labels: hflip:left=right
+            name, number = part.strip(), "1"
         try:
-            weight = float(number) if equals else 1.0
+            weight = float(number)
         except ValueError as err:
             raise PredictionError("E508", f"{part.strip()!r} is not a weight of the form name=number") from err
         if not name or name in weights:
             raise PredictionError("E508", f"{text!r} must give every weight a name, and each name once")
         weights[name] = weight
     return weights
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def render_recipe(recipe: Recipe) -> str:
@@ -361,20 +373,6 @@ def _read_group(name: str, value: Mapping[str, Any], labels: LabelSpace) -> Grou
             raise PredictionError("E518", f"{name} has weights for unknown classes: {enumerate_some(unknown)}")
         found = [found.get(label, value["weight"]) for label in labels.names]
     return Group(**{**value, "class_weights": tuple(float(weight) for weight in found)})
-
-
-def _one_line_each(value: Mapping[str, Any]) -> str:
-    """Return JSON with a line per field and per group: a list with a number per class stays on its line."""
-
-    def compact(part: Any) -> str:
-        return json.dumps(part, ensure_ascii=False)
-
-    groups = ",\n".join(f"    {compact(name)}: {compact(group)}" for name, group in value["groups"].items())
-    lines = [
-        f"  {compact(key)}: " + (f"{{\n{groups}\n  }}" if key == "groups" else compact(part))
-        for key, part in value.items()
-    ]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _in_order(weights: Mapping[str, float]) -> dict[str, float]:

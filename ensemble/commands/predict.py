@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.option("--id-column", metavar="NAME", help="Column of the ids in --ids.  [default: by its name]")
 @click.option("--boxes", type=PATH, help="The face boxes that ens crop wrote, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
-@click.option("--views", help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5.")
+@click.option(
+    "--views",
+    help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5; hflip:left=right exchanges labels.",
+)
 @click.option(
     "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="The folder of the predictions."
 )

@@ -6,13 +6,15 @@ A view maps a resized batch ``(B, H, W, 3)`` uint8 to another of the same shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from ensemble.arrays import Pixels
+from ensemble.arrays import Logits, Pixels
 from ensemble.errors import OptionError
+from ensemble.images.label_swaps import Swaps, parse_swaps, restore, swapped_columns
+from ensemble.labels import LabelSpace
 
 _CROP5_SHARE = 0.875
 _CORNERS = {"tl": (0.0, 0.0), "tr": (0.0, 1.0), "bl": (1.0, 0.0), "br": (1.0, 1.0), "c": (0.5, 0.5)}
@@ -22,19 +24,26 @@ _CORNERS = {"tl": (0.0, 0.0), "tr": (0.0, 1.0), "bl": (1.0, 0.0), "br": (1.0, 1.
 class View:
     """One augmentation of a batch: ``apply`` maps ``(B, H, W, 3)`` uint8 to the same shape.
 
-    The result is a new array, except for ``identity``, which returns the batch itself.
+    The result is a new array, except for ``identity``, which returns the batch itself. ``swaps`` are pairs of labels
+    that the view exchanges, such as left and right.
     """
 
     name: str
     apply: Callable[[Pixels], Pixels]
     square_only: bool = False
+    swaps: Swaps = ()
 
-    def require_fits(self, size: tuple[int, int], *, member: str) -> None:
-        """Check that the view applies to images of ``size`` (height, width).
+    def restore(self, logits: Logits, labels: LabelSpace, *, member: str) -> Logits:
+        """Return the logits ``(N, C)`` of the view as those of the image: the labels that it exchanges, back."""
+        return restore(self.swaps, logits, labels, member=member)
+
+    def require_fits(self, size: tuple[int, int], labels: LabelSpace, *, member: str) -> None:
+        """Check that the view applies to images of ``size`` (height, width) and to these classes.
 
         Raises:
-            OptionError: E201 when the view would change the shape of a rectangle.
+            OptionError: E201 when the view would change the shape of a rectangle, or exchange labels that do not exist.
         """
+        swapped_columns(self.swaps, labels, member=member)
         if self.square_only and size[0] != size[1]:
             raise OptionError("E201", f"{self.name} needs square images; {member} takes {size[0]}x{size[1]}")
 
@@ -47,6 +56,8 @@ def parse_views(text: str) -> tuple[View, ...]:
     - ``shift:<px>``: four views, moved left, right, up and down, with the edge repeated;
     - ``scale:<factor>``: the centre enlarged (factor above 1), or the image shrunk with its edge repeated;
     - ``crop5``: five views, 7/8 of each side at the corners and the centre, enlarged to the full size.
+
+    Each may exchange labels that know sides, back and forth: ``hflip:left=right``, see `ensemble.images.label_swaps`.
 
     A single view of a family can be named as it is in the predictions: ``shift:4:left``, ``crop5:tl``.
 
@@ -73,7 +84,17 @@ def _family(name: str) -> tuple[str, ...]:
         return (name,)
 
 
-def _parse(name: str) -> tuple[View, ...]:
+def _parse(text: str) -> tuple[View, ...]:
+    parts = text.split(":")
+    pairs = [part.strip() for part in parts if "=" in part]
+    name = ":".join(part for part in parts if "=" not in part)
+    if not pairs:
+        return _parse_pixels(name)
+    swaps, suffix = parse_swaps(pairs, view=text), ":".join(pairs)
+    return tuple(replace(view, name=f"{view.name}:{suffix}", swaps=swaps) for view in _parse_pixels(name))
+
+
+def _parse_pixels(name: str) -> tuple[View, ...]:
     kind, _, rest = name.partition(":")
     match kind:
         case "identity" | "hflip" | "vflip" | "rot90" if not rest and ":" not in name:

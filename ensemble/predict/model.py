@@ -139,7 +139,7 @@ class Model:
         """
         chosen = parse_views(views) if isinstance(views, str) else tuple(views)
         for view in chosen:
-            view.require_fits(self.card.preprocess.size, member=self.card.member)
+            view.require_fits(self.card.preprocess.size, self.card.labels, member=self.card.member)
         if isinstance(images, list | tuple):
             return list(self._predict(images, self._boxes(box, len(images)), chosen))
         (prediction,) = self._predict([images], self._boxes(box if box is NOT_GIVEN else [box], 1), chosen)
@@ -177,7 +177,10 @@ class Model:
                     for one, box in zip(decoded, boxes[start : start + _BATCH], strict=True)
                 ]
             )
-            logits = {view.name: self.session.run(view.apply(pixels)) for view in views}
+            logits = {
+                view.name: view.restore(self.session.run(view.apply(pixels)), self.card.labels, member=self.card.member)
+                for view in views
+            }
             # in the order of their names, as in a blend
             pooled = pool((logits[name] for name in sorted(logits)), [1] * len(logits))
             for row, image in enumerate(decoded):

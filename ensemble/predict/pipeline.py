@@ -151,7 +151,14 @@ class Pipeline:
                 with self.watch.sharing(relative_costs(one.sessions), rows=len(batch.rows)):
                     ask = partial(run_together, one.sessions, lane)
                     found = retry_on_oom(one.sessions[0], ask, self._listener)
-                logits = {name: {view.name: views[view.name] for view in self._views} for name, views in found.items()}
+                cards = {session.card.member: session.card for session in one.sessions}
+                logits = {
+                    name: {
+                        view.name: view.restore(views[view.name], cards[name].labels, member=name)
+                        for view in self._views
+                    }
+                    for name, views in found.items()
+                }
             return Answer(one.rows, batch.rows, logits, batch.faults, batch.oddities)
 
         return self._through(work, read, load, compute)
@@ -258,7 +265,9 @@ class Pipeline:
             for view in self._views:
                 seen = view.apply(pixels)
                 for session in sessions:
-                    logits[session.card.member][view.name] = self.ask(session, seen)
+                    card = session.card
+                    found = self.ask(session, seen)
+                    logits[card.member][view.name] = view.restore(found, card.labels, member=card.member)
         return Answer(work.rows, batch.rows, logits, batch.faults, batch.oddities)
 
     def _trial_of(self, session: Session) -> Trial | None:

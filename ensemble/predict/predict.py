@@ -232,7 +232,7 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
             both = [str(other.path) for other in read if other.card.member == model.card.member]
             raise ModelError("E428", f"{enumerate_some(both)} are all called {model.card.member!r}")
         for view in views:
-            view.require_fits(model.card.preprocess.size, member=model.card.member)
+            view.require_fits(model.card.preprocess.size, model.card.labels, member=model.card.member)
     return read
 
 

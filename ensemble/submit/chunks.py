@@ -227,7 +227,8 @@ def _run_passes(plan: Plan, listing: Listing, read: Batch, sessions: Mapping[str
         if not len(left):
             break
         session = sessions[one.member]
-        logits = ask(session, plan.views[one.view], left)
+        view = plan.views[one.view]
+        logits = view.restore(ask(session, view, left), session.card.labels, member=one.member)
         seen = np.concatenate([seen, logits[:, np.newaxis]], axis=1)
         running.add(logits[:, plan.recipe.labels.permutation(session.card.labels, owner=one.member)])
         counts[left] += 1

@@ -168,7 +168,9 @@ def _views_of(recipe: Recipe, models: Mapping[str, ModelFile]) -> dict[str, View
     passes = passes_of(recipe)
     views = {view.name: view for view in parse_views(",".join(sorted({one.view for one in passes})))}
     for one in passes:
-        views[one.view].require_fits(models[one.member].card.preprocess.size, member=one.member)
+        views[one.view].require_fits(
+            models[one.member].card.preprocess.size, models[one.member].card.labels, member=one.member
+        )
     return views
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ensemble.arrays import Floats, Pixels
 from ensemble.errors import OptionError
 from ensemble.images.views import View, parse_views
+from ensemble.labels import LabelSpace
 
 ALL = "hflip,vflip,rot90,shift:3,scale:1.25,scale:0.8,crop5"
 SHIFTS = {"left": (0, -3), "right": (0, 3), "up": (-3, 0), "down": (3, 0)}
@@ -179,8 +180,8 @@ def test_scaling_down_repeats_the_edge() -> None:
 def test_only_squares_are_turned() -> None:
     """`rot90` refuses a model with a rectangular input by name; every other view fits every size."""
     for view in parse_views(ALL):
-        view.require_fits((8, 8), member="r18")
+        view.require_fits((8, 8), LabelSpace.flat(2), member="r18")
         if view.name != "rot90":
-            view.require_fits((8, 9), member="r18")
+            view.require_fits((8, 9), LabelSpace.flat(2), member="r18")
     with pytest.raises(OptionError, match=r"E201.*rot90.*r18 takes 8x9"):
-        only("rot90").require_fits((8, 9), member="r18")
+        only("rot90").require_fits((8, 9), LabelSpace.flat(2), member="r18")
