@@ -294,7 +294,7 @@ def parse_weights(text: str) -> dict[str, float]:
             # a name alone, which may be that of a view that exchanges labels: hflip:left=right
             name, number = part.strip(), "1"
         try:
-            weight = float(number)
+            weight = float("" if "=" in name and ":" not in name else number)
         except ValueError as err:
             raise PredictionError("E508", f"{part.strip()!r} is not a weight of the form name=number") from err
         if not name or name in weights:
