@@ -3,11 +3,14 @@
 EnsError
 ├── OptionError        E2xx   exit 2    an option, or a package it needs
 ├── DataError          E3xx   exit 3    images, id lists, labels
+│   ├── DamagedImageError         E301   exit 3   an image is damaged
+│   ├── NoImagesError             E316   exit 3   there are no images
 │   └── UnreadableImagesError     E326   exit 3   images could not be read, all others are done
 ├── ModelError         E4xx   exit 4    checkpoints and ONNX files
 ├── PredictionError    E5xx   exit 5    predictions, recipes, submissions
 │   ├── TooLittleTruthError       E525   exit 5   too little ground truth to learn from
-│   └── ColumnsError              E541   exit 5   the columns of a table are not the classes
+│   ├── ColumnsError              E541   exit 5   the columns of a table are not the classes
+│   └── PositiveClassError        E542   exit 5   which of two classes is the positive one is not known
 ├── DeviceError        E6xx   exit 6    devices and memory
 │   ├── DeviceMemoryError         E602   exit 6   the device is out of memory
 │   └── ModelRunError             E605   exit 6   a model failed while running
@@ -111,7 +114,7 @@ class TooLittleTruthError(PredictionError):
 
 
 class PositiveClassError(PredictionError):
-    """Which of the classes is the positive one is not known: E542."""
+    """The positive class of two is not known: E542."""
 
 
 class ColumnsError(PredictionError):

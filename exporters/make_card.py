@@ -141,13 +141,7 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
         face=card.preprocess.face if card else None,
         fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
     )
-    if preprocess.planes != checkpoint.in_channels:
-        raise OptionError(
-            "E204",
-            f"{checkpoint.path.name} takes images of {checkpoint.in_channels} channels, not the {preprocess.planes} of "
-            f"{preprocess.channels}",
-            hint="rgb and bgr are for networks of three channels, grey for those of one; others are not supported",
-        )
+    _require_channels(preprocess, checkpoint)
     return ModelCard(
         member=known.member,
         arch=checkpoint.arch,
@@ -166,6 +160,16 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
         sources=sources,
         tools=_tools(),
     )
+
+
+def _require_channels(preprocess: Preprocess, checkpoint: Checkpoint) -> None:
+    if preprocess.planes != checkpoint.in_channels:
+        raise OptionError(
+            "E204",
+            f"{checkpoint.path.name} takes images of {checkpoint.in_channels} channels, not the {preprocess.planes} of "
+            f"{preprocess.channels}",
+            hint="rgb and bgr are for networks of three channels, grey for those of one; others are not supported",
+        )
 
 
 def _from_options(options: ExportOptions) -> CardSettings:
@@ -203,7 +207,7 @@ def _from_metadata(checkpoint: Checkpoint, options: ExportOptions) -> CardSettin
     mean, std = (one.value if one is not None and len(one.value) == planes else None for one in (found.mean, found.std))
     return CardSettings(
         labels=None if found.classes is None else LabelSpace.flat(found.classes.value),
-        size=None if found.size is None else found.size.value,
+        size=checkpoint.size if found.size is None else found.size.value,
         resize=None if found.resize is None else _CROP_MODES[found.resize.value],
         interpolation=None if found.interpolation is None else _INTERPOLATIONS[found.interpolation.value],
         crop_pct=None if found.crop_pct is None else found.crop_pct.value,
