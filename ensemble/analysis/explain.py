@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
 from ensemble import files
 from ensemble.analysis.cam import Classifier, find_classifier
@@ -96,7 +99,9 @@ def explain(
     """Draw the map of the predicted class, or of the class ``target`` (a name or an index), over each image.
 
     ``images`` are files and folders. Each image gets ``<folder>/<image>.png``; contact sheets are ``sheet-001.png`` and
-    so on. A map shows the evidence for the class (negative values count as 0), scaled to its own maximum.
+    so on. A map shows the evidence for the class (negative values count as 0), scaled to its own maximum. Where several
+    labels may apply, each one that does (from a probability of 0.5, and the most probable one) has a map,
+    ``<folder>/<image>.<number>-<label>.png``.
 
     Raises:
         OptionError: E203 when the device is not known, E204 when the class is not, or when a map would overwrite an
@@ -186,7 +191,22 @@ class _Explainer:
         self.oddities: dict[str, list[str]] = {}
         self._session, self._classifier, self._listing = session, classifier, listing
         self._faces, self._folder, self._chosen = faces, folder, chosen
+        self._images = {path.resolve() for path in listing.paths}
         self._tiles: list[Any] = []
+
+    def _choose(
+        self, logits: NDArray[np.floating], predicted: NDArray[np.intp], *, independent: bool
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return the place of the image and the class of each map: one per image, or one per label that applies."""
+        places = np.arange(len(predicted))
+        if self._chosen is not None:
+            return places, np.full_like(predicted, self._chosen)
+        if not independent:
+            return places, predicted
+        applies = logits >= 0
+        applies[places, predicted] = True
+        found = np.nonzero(applies)
+        return found[0], found[1]
 
     def explain_rows(self, rows: range) -> None:
         """Read, predict and draw some images."""
@@ -197,21 +217,29 @@ class _Explainer:
         logits, features = (self._session.run(pixels, output=output) for output in (LOGITS, FEATURES))
         self._classifier.require_explains(features, logits)
         predicted = logits.argmax(axis=1)
-        classes = predicted if self._chosen is None else np.full_like(predicted, self._chosen)
-        maps = np.maximum(self._classifier.maps(features, classes), 0)
-        log_p = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True)
+        independent = self._session.card.activation == "sigmoid"
+        places, classes = self._choose(logits, predicted, independent=independent)
+        maps = np.maximum(self._classifier.maps(features[places], classes), 0)
+        exact = logits.astype(np.float64)
+        p = expit(exact) if independent else np.exp(logits - np.logaddexp.reduce(exact, axis=1, keepdims=True))
         names = self._session.card.labels.names
-        for i, one in enumerate(inputs):
+        for k, (i, label) in enumerate(zip(places.tolist(), classes.tolist(), strict=True)):
+            one = inputs[i]
+            path = picture_path(self._folder, self._listing.ids[one.row])
+            if independent and self._chosen is None:
+                path = path.with_name(f"{path.stem}.{label}-{re.sub(r'[^A-Za-z0-9]+', '_', names[label])}.png")
+                if path.exists() and path.resolve() in self._images:
+                    raise _would_be_overwritten(path)
             explained = Explained(
                 image=self._listing.ids[one.row],
-                class_name=names[classes[i]],
-                probability=float(np.exp(log_p[i, classes[i]])),
+                class_name=names[label],
+                probability=float(p[i, label]),
                 predicted=names[predicted[i]],
-                path=picture_path(self._folder, self._listing.ids[one.row]),
-                on_face=_share(maps[i], one.face),
+                path=path,
+                on_face=_share(maps[k], one.face),
                 face_area=None if one.face is None else float(one.face.mean()),
             )
-            self._draw(one.pixels, maps[i] / max(float(maps[i].max()), 1e-12), explained)
+            self._draw(one.pixels, maps[k] / max(float(maps[k].max()), 1e-12), explained)
             self.done.append(explained)
 
     def finish_sheet(self) -> None:
@@ -275,7 +303,11 @@ def _require_no_image(folder: Path, listing: Listing) -> None:
     for image_id in listing.ids:
         path = picture_path(folder, image_id)
         if path.resolve() in images:
-            raise OptionError("E204", f"{path} is one of the images and would be overwritten", hint="choose another -o")
+            raise _would_be_overwritten(path)
+
+
+def _would_be_overwritten(path: Path) -> OptionError:
+    return OptionError("E204", f"{path} is one of the images and would be overwritten", hint="choose another -o")
 
 
 def _select_boxes(boxes: Boxes, listing: Listing) -> tuple[Box | None, ...]:

@@ -36,6 +36,9 @@ from ensemble.scoring.answers import ScoredAnswers, resample_weights
 from ensemble.scoring.catalogue import ContestMetric, find_metric
 from ensemble.submission.sheet import Decisions
 
+_MANY = 500_000
+"""Images times labels from which cross-validation is not repeated."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answers:
@@ -74,6 +77,7 @@ def learn_labels(
     by_name = members_by_name(members)
     views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     data = _stack(by_name, views, truth)
+    repeats = 1 if data.applies.size > _MANY else repeats
     _notice_weak_truth(truth, listener)
     member_of = np.unique([one.member for one in views], return_inverse=True)[1]
     options = LabelOptions(mean_weights(by_name, views), parsed, seed, member_of)

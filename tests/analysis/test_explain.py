@@ -20,7 +20,7 @@ from ensemble.__main__ import run
 from ensemble.analysis.cam import Classifier, find_classifier
 from ensemble.analysis.explain import Explained, Explanations, explain, find_class, list_given
 from ensemble.analysis.overlay import COLUMNS, colour_heat, draw_pair
-from ensemble.card import METADATA_KEY, FaceCrop, ModelCard, Precision, Preprocess
+from ensemble.card import METADATA_KEY, Activation, FaceCrop, ModelCard, Precision, Preprocess
 from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.images.face_boxes import Box, Boxes, Face, write_boxes
 from ensemble.labels import MASK18, Axis, LabelSpace
@@ -99,12 +99,18 @@ def test_the_mean_of_a_map_is_the_logit_less_the_bias(network: Network) -> None:
 
 
 def colour_model(
-    folder: Path, *, head: str = "gemm", labels: LabelSpace = COLOURS, face: FaceCrop | None = None
+    folder: Path,
+    *,
+    head: str = "gemm",
+    labels: LabelSpace = COLOURS,
+    face: FaceCrop | None = None,
+    activation: Activation = "softmax",
 ) -> Path:
     """A model whose features are the averages of red, green and blue over 4 x 4 px, and whose classes weigh them."""
     precision: Precision = "fp16" if head == "half" else "fp32"
     preprocess = Preprocess(SIZE, face=face)
     card = replace(toys.CARD, member=head, labels=labels, preprocess=preprocess, precision=precision)
+    card = replace(card, activation=activation)
     weights = np.eye(3, len(labels), dtype=np.float32) * 8 if labels == COLOURS else axis_weights(labels)
     bias = np.linspace(-0.1, 0.1, weights.shape[1], dtype=np.float32)
     stored = {
@@ -275,6 +281,21 @@ def test_a_class_that_is_asked_for_is_explained(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="E204") as caught:
         explained(tmp_path / "out", path, image, target="violet")
     assert "0 red, 1 green, 2 blue" in caught.value.hint
+
+
+def test_every_label_that_applies_has_a_map(tmp_path: Path) -> None:
+    """Of independent labels all above 0.5 are drawn, with their own probabilities; one that is asked for alone."""
+    path = colour_model(tmp_path, activation="sigmoid")
+    image = patch(tmp_path / "a.png", (255, 255, 40))
+    found = explained(tmp_path / "out", path, image).images
+    drawn = [one.class_name for one in found]
+    assert {"red", "green"} <= set(drawn)
+    assert all(one.probability >= 0.5 for one in found)
+    assert len({one.path for one in found}) == len(found)
+    assert [one.path.name for one in found][:2] == ["a.png.0-red.png", "a.png.1-green.png"]
+    assert all(one.path.is_file() for one in found)
+    (only,) = explained(tmp_path / "one", path, image, target="blue").images
+    assert (only.class_name, only.path.name) == ("blue", "a.png.png")
 
 
 def test_names_of_classes_come_before_their_indices() -> None:
