@@ -326,6 +326,9 @@ def scale_channel_values(
     Raises:
         OptionError: E204 when one seems to be for 0..1 and the other for 0..255.
     """
+    for option, values in (("--mean", mean), ("--std", std)):
+        if values is not None and max(values) > 1.5 and any(0 < value <= 1 for value in values):
+            raise OptionError("E204", f"{option} {_listed(values)} has values for 0..1 and for 0..255")
     large = [values is not None and max(values, default=0) > 1.5 for values in (mean, std)]
     if not any(large):
         return mean, std, False

@@ -152,6 +152,9 @@ class HeadFinder:
         if not chains:
             chains = self._chains(rest)
         heads = {root: chain for root, chain in chains.items() if has_classifier(chain)}
+        if not heads:  # a name such as proj is not enough to leave out the only layer that takes the features
+            chains = self._chains(rest, with_auxiliary=True)
+            heads = {root: chain for root, chain in chains.items() if has_classifier(chain)}
         if not heads:
             raise self._no_head(layers)
         if len(heads) > 1:
@@ -162,9 +165,13 @@ class HeadFinder:
         others = [layer for layer in layers if layer not in chain]
         return self._extended(chain, others)
 
-    def _chains(self, layers: Sequence[HeadLayer]) -> dict[str, tuple[HeadLayer, ...]]:
+    def _chains(self, layers: Sequence[HeadLayer], *, with_auxiliary: bool = False) -> dict[str, tuple[HeadLayer, ...]]:
         """Return every group of layers that takes the features, by its name; one group if all of them link up."""
-        useful = [layer for layer in layers if layer.kind != "other" and not _AUXILIARY.fullmatch(layer.name)]
+        useful = [
+            layer
+            for layer in layers
+            if layer.kind != "other" and (with_auxiliary or not _AUXILIARY.fullmatch(layer.name))
+        ]
         roots: dict[str, list[HeadLayer]] = {}
         for layer in useful:
             roots.setdefault(layer.root, []).append(layer)

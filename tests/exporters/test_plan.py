@@ -131,6 +131,7 @@ def test_mean_and_std_of_0_to_255_are_understood_together() -> None:
     assert scale_channel_values((0.5,) * 3, None) == ((0.5,) * 3, None, False)
     assert scale_channel_values((0.0,) * 3, (255.0,) * 3) == ((0.0,) * 3, (1.0,) * 3, True)
     assert code_of(lambda: scale_channel_values((127.5,) * 3, (0.2,) * 3))[0] == "E204"
+    assert code_of(lambda: scale_channel_values((0.4, 120, 0.4), None))[0] == "E204"
 
 
 @pytest.fixture
