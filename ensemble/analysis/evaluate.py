@@ -172,7 +172,14 @@ def evaluate(
                 _score(one, truth, resamples, seed),
                 metrics=score_metrics(
                     metrics,
-                    ScoredAnswers(truth.classes, one.classes, one.probabilities, len(truth.labels), positive),
+                    ScoredAnswers(
+                        truth.classes,
+                        one.classes,
+                        one.probabilities if one.ranking is None else one.ranking,
+                        len(truth.labels),
+                        positive,
+                        one.ranking is not None,
+                    ),
                     truth.persons,
                     resamples=resamples,
                     seed=seed,
@@ -189,11 +196,15 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PredictionSet:
-    """Predictions in the order of the ids and classes of the ground truth; ``probabilities`` is ``(N, C)`` or None."""
+    """Predictions in the order of the ids and classes of the ground truth; ``probabilities`` is ``(N, C)`` or None.
+
+    ``ranking`` ``(N, C)`` only has an order within each image.
+    """
 
     name: str
     classes: Classes
     probabilities: Floats | None
+    ranking: Floats | None = None
 
 
 def _prediction_sets(answers: Predictions | Blended | Submission, truth: Truth) -> Iterator[_PredictionSet]:
@@ -213,7 +224,10 @@ def _prediction_sets(answers: Predictions | Blended | Submission, truth: Truth) 
     if isinstance(answers, Blended):
         yield _PredictionSet("blend", classes, answers.probabilities[rows[:, np.newaxis], columns])
     else:
-        yield _PredictionSet("submission", classes, None)
+        ranking = None
+        if answers.ranked and answers.probabilities is not None:
+            ranking = answers.probabilities[rows[:, np.newaxis], columns]
+        yield _PredictionSet("submission", classes, None, ranking)
 
 
 def _score(predicted: _PredictionSet, truth: Truth, resamples: int, seed: int) -> Scores:

@@ -81,7 +81,8 @@ def _score(
     resamples: int,
     seed: int,
 ) -> MetricScore:
-    if answers.probabilities is None and metric.kind != "decisions":
+    enough = {"decisions", "ranking"} if answers.ranked else {"decisions"}
+    if (answers.probabilities is None or answers.ranked) and metric.kind not in enough:
         return MetricScore(metric.title, None)
     count = min(resamples, _OWN if not metric.vectorised else _ORDERED if metric.kind == "order" else resamples)
     drawn = resample_weights(answers.rows, clusters, resamples=count, seed=seed)

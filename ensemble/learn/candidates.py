@@ -146,7 +146,7 @@ def kind_of(metric: ContestMetric) -> str:
     """Return the candidates' key for a contest metric: by what it depends on, and if its classes are ordered."""
     if metric.kind == "decisions" and any(word in metric.name for word in ("quadratic", "linear", "mae", "rmse")):
         return "ordinal"
-    return metric.kind
+    return "probabilities" if metric.kind == "ranking" else metric.kind
 
 
 def fit_candidates(

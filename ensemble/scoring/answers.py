@@ -20,6 +20,7 @@ class ScoredAnswers:
     ``truth`` is the class of each image ``(N,)``; for independent labels the ones that apply, ``(N, C)`` bool.
     ``decided`` has the same shape and meaning. ``probabilities`` ``(N, C)`` are None if only decisions are known, and
     ``decided`` is None where labels were not decided. ``positive`` is the class that counts where there are two.
+    Probabilities that are only ``ranked`` have an order within an image, and no meaning.
     """
 
     truth: NDArray[np.generic]
@@ -27,6 +28,7 @@ class ScoredAnswers:
     probabilities: Floats | None
     classes: int
     positive: int = 1
+    ranked: bool = False
 
     @property
     def exclusive(self) -> bool:
@@ -60,7 +62,7 @@ class ScoredAnswers:
         """Return the answers of some images."""
         decided = None if self.decided is None else self.decided[rows]
         p = None if self.probabilities is None else self.probabilities[rows]
-        return ScoredAnswers(self.truth[rows], decided, p, self.classes, self.positive)
+        return ScoredAnswers(self.truth[rows], decided, p, self.classes, self.positive, self.ranked)
 
     def _hot(self, values: NDArray[np.generic]) -> NDArray[np.bool_]:
         if values.ndim == 2:

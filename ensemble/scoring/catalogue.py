@@ -18,14 +18,15 @@ from ensemble.scoring.answers import ScoredAnswers
 from ensemble.scoring.custom import read_custom
 
 Score = Callable[[ScoredAnswers, Floats], Floats]
-Kind = Literal["decisions", "probabilities", "order"]
+Kind = Literal["decisions", "probabilities", "ranking", "order"]
 
 
 @dataclass(frozen=True, slots=True)
 class ContestMetric:
     """A metric: ``score`` maps answers and the weights of R resamples ``(R, N)`` to values ``(R,)``.
 
-    ``kind`` says what it depends on: the decided classes, the probabilities, or only their order within a column.
+    ``kind`` says what it depends on: the decided classes, the probabilities, their order within an image (``ranking``), or
+    only that within a column.
     ``only`` restricts it to ``exclusive`` classes or to independent ``labels``; ``vectorised`` is False for functions
     of users, which take one resample at a time. ``by_class`` returns the values of the classes ``(R, C)``, where the
     metric is a mean over them.
@@ -193,12 +194,12 @@ def _with_number(name: str) -> ContestMetric | None:
     match = re.fullmatch(r"(?:top-?(\d+)(?:-accuracy)?|(?:accuracy|top)@(\d+))", name)
     if match:
         k = int(_in_range(name, match[1] or match[2], 1, 1000))
-        return ContestMetric(name, f"top-{k} accuracy", "probabilities", partial(probabilistic.top_accuracy, k=k))
+        return ContestMetric(name, f"top-{k} accuracy", "ranking", partial(probabilistic.top_accuracy, k=k))
     match = re.fullmatch(r"map@(\d+)", name)
     if match:
         k = int(_in_range(name, match[1], 1, 1000))
         score = partial(probabilistic.mean_average_precision_at, k=k)
-        return ContestMetric(name, f"MAP@{k}", "probabilities", score)
+        return ContestMetric(name, f"MAP@{k}", "ranking", score)
     match = re.fullmatch(r"(partial-auc|pauc|roc-auc)@(0?\.\d+)", name)
     if match:
         bound = _in_range(name, match[2], 1e-6, 1 - 1e-6)

@@ -94,3 +94,16 @@ def test_the_positive_class_is_named_or_told_by_its_name() -> None:
     assert [notice.code for notice in listener.notices] == ["I549", "I549"]
     assert positive_class(["cat", "dog"], "cat") == 0
     assert positive_class(["a", "b", "c"], None) == 1
+
+
+def test_a_ranking_has_an_order_and_no_probabilities() -> None:
+    """MAP@k of a submission of ranked names is that of its order; log loss and AUC are not defined."""
+    labels = LabelSpace.flat(4)
+    ids = tuple(f"{i}.png" for i in range(4))
+    truth = Truth(ids, np.array([0, 1, 2, 3]), None, labels)
+    order = np.array([[4.0, 3, 2, 1]] * 4)
+    answers = Submission(ids, order.argmax(axis=1), labels, order, ranked=True)
+    names = ("map@3", "top-2-accuracy", "log-loss", "auc", "accuracy")
+    found = evaluate(answers, truth, metrics=[find_metric(name) for name in names], resamples=20).scores[0].metrics
+    values = [None if one.estimate is None else one.estimate.value for one in found.values()]
+    assert values == [pytest.approx((1 + 1 / 2 + 1 / 3) / 4), 0.5, None, None, 0.25]
