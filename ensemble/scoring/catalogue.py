@@ -25,7 +25,7 @@ Kind = Literal["decisions", "probabilities", "ranking", "order"]
 class ContestMetric:
     """A metric: ``score`` maps answers and the weights of R resamples ``(R, N)`` to values ``(R,)``.
 
-    ``kind`` says what it depends on: the decided classes, the probabilities, their order within an image (``ranking``), or
+    ``kind`` says what it depends on: the decided classes, the probabilities, their order within an image, or
     only that within a column.
     ``only`` restricts it to ``exclusive`` classes or to independent ``labels``; ``vectorised`` is False for functions
     of users, which take one resample at a time. ``by_class`` returns the values of the classes ``(R, C)``, where the
