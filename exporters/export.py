@@ -123,7 +123,13 @@ def export(
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
     pixels = _check_pixels(check_images, card.preprocess)
     _require_fit(model, card, features=options.features)
-    proto = _to_onnx(Exportable(model, card, features=options.features), card)
+    exportable = Exportable(model, card, features=options.features)
+    try:
+        proto = _to_onnx(exportable, card)
+    except ModelError:
+        if not _unfuse_attention(exportable):
+            raise
+        proto = _to_onnx(exportable, card)
     # an int8 model is compared with this float32 graph, which must be right first
     plain = replace(card, precision="fp32") if card.precision == "int8" else card
     checks = verify(model, _serialise(proto), pixels, card=plain, listener=listener)
@@ -271,6 +277,18 @@ def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
     _strip(proto)
     proto.producer_name, proto.producer_version = "ens", version("ens-onnx")
     return proto
+
+
+def _unfuse_attention(model: torch.nn.Module) -> bool:
+    """Let timm's layers compute attention as plain products; False if none of them is fused.
+
+    torch.onnx.export (2.15) cannot trace the view of a fused attention's result that MaxViT and BEiT take with a
+    dynamic batch: scaled_dot_product_attention returns other strides (timm/models/beit.py, timm/models/maxxvit.py).
+    """
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    return bool(fused)
 
 
 def _strip(message: Message) -> None:

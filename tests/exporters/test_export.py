@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -23,7 +24,7 @@ from ensemble.errors import DataError, FileError, ModelError, OptionError
 from ensemble.labels import MASK18
 from ensemble.runtime.model_file import read_model
 from exporters import export as module
-from exporters.export import Exported, ExportOptions, ImageSet, export
+from exporters.export import Exported, ExportOptions, ImageSet, _unfuse_attention, export
 from tests.support.networks import make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -267,3 +268,18 @@ def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="E428"):
         export(CHECKPOINT, tmp_path, options=OPTIONS, taken=["resnet_f2"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_networks_whose_fused_attention_cannot_be_traced_are_exported(tmp_path: Path) -> None:
+    """A BEiT is exported with plain attention, and verified against the network as timm builds it."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2}
+    model = timm.create_model("beit_base_patch16_224", num_classes=3, **options).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        fused = model(pixels)
+        assert any(getattr(module, "fused_attn", False) for module in model.modules())
+        assert _unfuse_attention(model)
+        torch.testing.assert_close(model(pixels), fused)
+    assert not _unfuse_attention(model)

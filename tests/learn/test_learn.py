@@ -359,7 +359,7 @@ def test_the_table_predicts_the_gain() -> None:
     for scenario, seed in (("A", 0), ("B", 0), ("C", 0), ("C", 1)):
         found = outcome(scenario, seed)
         row = row_of(found.learned, found.learned.method)
-        assert abs(100 * row.gain - found.gain) < 3 * 100 * row.error
+        assert abs(100 * row.gain - found.gain) <= 3 * 100 * row.error
 
 
 @pytest.mark.slow
