@@ -274,7 +274,7 @@ def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path) -> None:
 def test_networks_whose_fused_attention_cannot_be_traced_are_exported(tmp_path: Path) -> None:
     """A BEiT is exported with plain attention, and verified against the network as timm builds it."""
     torch.manual_seed(0)
-    options = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2}
+    options: dict[str, Any] = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2}
     model = timm.create_model("beit_base_patch16_224", num_classes=3, **options).eval()
     pixels = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
