@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     "--diff", "others", type=PATH, multiple=True, help="Another submission, to show the changes per axis; repeatable."
 )
 @click.option(
-    "--labels", default="mask18", show_default=True, help="Label space: mask18, a number of classes, or a JSON file."
+    "--labels",
+    help="Label space: mask18, a number of classes, or a JSON file.  [default: the sample's columns, or mask18]",
 )
 @reading_options
 @missing_option
@@ -36,7 +37,7 @@ def check(
     like: Path | None,
     train: Path | None,
     others: tuple[Path, ...],
-    labels: str,
+    labels: str | None,
     sheet: SheetOptions,
     allow_missing: bool,
     as_json: bool,
@@ -46,6 +47,7 @@ def check(
     Example: ens check submission.csv --like eval/info.csv
     """
     from ensemble.labels import parse_labels
+    from ensemble.submission.assumed_labels import assume_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
     from ensemble.submission.lint import (
         check_submission,
@@ -56,7 +58,7 @@ def check(
     )
     from ensemble.submission.recognise import read_sheet
 
-    space = parse_labels(labels)
+    space = assume_labels(like or submission, sheet, TERMINAL) if labels is None else parse_labels(labels)
     sample = None if like is None else read_sheet(like, space, options=sheet, listener=TERMINAL)
     if allow_missing and sample is not None:
         sample = without_missing(submission, sample, space, listener=TERMINAL)

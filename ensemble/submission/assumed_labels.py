@@ -1,0 +1,33 @@
+"""The classes that are taken for a submission whose label space nobody has named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ensemble.csv_table import read_table
+from ensemble.events import Listener, Notice
+from ensemble.labels import MASK18, LabelSpace
+from ensemble.submission.sheet_options import SheetOptions
+
+
+def assume_labels(path: Path, options: SheetOptions, listener: Listener) -> LabelSpace:
+    """Return the classes of a table without a label space: its columns of answers, or the mask contest's if it has one.
+
+    The first column, or that of ``options``, has the ids. What is assumed is said (I543).
+
+    Raises:
+        FileError: E707 when the table cannot be read.
+        DataError: when it is no table.
+    """
+    header = read_table(path, listener=listener).header
+    column = options.id_column if options.id_column in header else header[0]
+    names = tuple(name.strip() for name in header if name != column)
+    if len(names) > 1 and len(set(names)) == len(names) and all(names) and len(names) != len(MASK18):
+        message = f"{path.name}: its {len(names)} columns of answers are taken for the classes (--labels names others)"
+        listener.notice(Notice("I543", message, path))
+        return LabelSpace.flat(names)
+    message = (
+        f"{path.name}: its answers are taken for classes of mask18, 0 to {len(MASK18) - 1} (--labels names others)"
+    )
+    listener.notice(Notice("I543", message, path))
+    return MASK18
