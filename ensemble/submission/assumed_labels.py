@@ -13,7 +13,8 @@ from ensemble.submission.sheet_options import SheetOptions
 def assume_labels(path: Path, options: SheetOptions, listener: Listener) -> LabelSpace:
     """Return the classes of a table without a label space: its columns of answers, or the mask contest's if it has one.
 
-    The first column, or that of ``options``, has the ids. What is assumed is said (I543).
+    The first column, or that of ``options``, has the ids. What is assumed is said (I543), unless the header is
+    that of the mask contest.
 
     Raises:
         FileError: E707 when the table cannot be read.
@@ -26,6 +27,8 @@ def assume_labels(path: Path, options: SheetOptions, listener: Listener) -> Labe
         message = f"{path.name}: its {len(names)} columns of answers are taken for the classes (--labels names others)"
         listener.notice(Notice("I543", message, path))
         return LabelSpace.flat(names)
+    if list(header) == ["ImageID", "ans"]:  # which is that contest's own
+        return MASK18
     message = (
         f"{path.name}: its answers are taken for classes of mask18, 0 to {len(MASK18) - 1} (--labels names others)"
     )

@@ -17,7 +17,7 @@ from ensemble.submission.sheet_options import SheetOptions
     [
         ("id,cat,dog,eel", SheetOptions(), LabelSpace.flat(("cat", "dog", "eel"))),
         ("cat,name,dog", SheetOptions(id_column="name"), LabelSpace.flat(("cat", "dog"))),
-        ("ImageID,ans", SheetOptions(), MASK18),
+        ("id,label", SheetOptions(), MASK18),
     ],
 )
 def test_columns_are_classes_and_one_column_is_of_mask18(
@@ -29,3 +29,12 @@ def test_columns_are_classes_and_one_column_is_of_mask18(
     heard = Recorder()
     assert assume_labels(path, options, heard) == expected
     assert [notice.code for notice in heard.notices] == ["I543"]
+
+
+def test_the_mask_contests_own_header_needs_no_words(tmp_path: Path) -> None:
+    """A submission with the columns ImageID and ans is one of the mask contest."""
+    path = tmp_path / "info.csv"
+    path.write_text("ImageID,ans\na.jpg,0\n")
+    heard = Recorder()
+    assert assume_labels(path, SheetOptions(), heard) == MASK18
+    assert not heard.notices
