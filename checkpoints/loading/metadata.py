@@ -54,7 +54,8 @@ class Metadata:
     """The settings that a checkpoint has beside its weights; None or empty for what it does not say.
 
     ``archs`` are all names under which an architecture could be named. ``size`` is ``(height, width)`` in pixels;
-    ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``.
+    ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``. ``unused`` are
+    entries of these names whose values make no sense.
     """
 
     archs: tuple[Found[str], ...] = ()
@@ -67,6 +68,7 @@ class Metadata:
     std: Found[tuple[float, ...]] | None = None
     classes: Found[tuple[str, ...]] | None = None
     class_count: Found[int] | None = None
+    unused: tuple[Found[Any], ...] = ()
     in_channels: Found[int] | None = None
 
 
@@ -109,6 +111,13 @@ def read_metadata(payload: object) -> Metadata:
         std=first(("std", "image_std", "img_std", "norm_std", "data_std", "pixel_std", "normalize_std"), _std),
         classes=first(_INDEX_OF, _names_by_index) or first(_NAME_OF, _names_of_index) or first(_CLASSES, _names),
         class_count=first(_COUNTS, _count),
+        unused=tuple(
+            Found(entry.value, entry.place)
+            for entry in entries
+            if isinstance(entry.value, int | float | str | list | tuple)
+            and not isinstance(entry.value, bool)
+            and ((entry.name in _SIZE and _size(entry.value) is None) or _is_no_fraction(entry))
+        ),
         in_channels=first(("in_chans", "in_channels", "input_channels"), _count),
     )
 
@@ -235,6 +244,10 @@ def _size_of_processor(entries: Sequence[_Entry]) -> Found[tuple[int, int]] | No
 
 def _fraction(value: object) -> float | None:
     return float(value) if _is_number(value) and 0.1 <= value <= 1 else None  # type: ignore[arg-type, operator]
+
+
+def _is_no_fraction(entry: _Entry) -> bool:
+    return entry.name == "crop_pct" and _fraction(entry.value) is None
 
 
 def _interpolation(value: object) -> str | None:

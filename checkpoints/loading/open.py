@@ -136,6 +136,9 @@ def open_checkpoint(
         # without an architecture they are those of the one that is found
         arch_options=(arch_options or None) if resolved is not None else None,
     )
+    for entry in metadata.unused:
+        message = f"{entry.place} = {entry.value!r} makes no sense there and is not used"
+        listener.notice(Notice("W452", message, path))
     claims = claims_of(metadata)
     search = find_bodies(found, wanted)
     if not search.bodies and wanted.arch is None:

@@ -51,10 +51,18 @@ def test_timms_arguments_are_read() -> None:
 
 def test_what_is_not_set_is_not_found() -> None:
     """None, flags and values that do not have the form of their name are no settings."""
-    found = read_metadata(
-        {"args": namespace(model=None, gp=None, img_size=True, mean="imagenet", classes=3, crop_pct=87, bn_eps=None)}
-    )
+    found = read_metadata({"args": namespace(model=None, gp=None, img_size=True, mean="imagenet", classes=3)})
     assert found == Metadata()
+
+
+def test_values_without_sense_are_kept_to_be_named() -> None:
+    """A negative size and a crop of 87 are no settings, and are listed so that they can be said."""
+    found = read_metadata({"hyper_parameters": {"image_size": -3, "crop_pct": 87}, "args": namespace(img_size=None)})
+    assert (found.size, found.crop_pct) == (None, None)
+    assert [(one.place, one.value) for one in found.unused] == [
+        ("hyper_parameters.image_size", -3),
+        ("hyper_parameters.crop_pct", 87),
+    ]
 
 
 @pytest.mark.parametrize(
