@@ -54,8 +54,8 @@ class Metadata:
     """The settings that a checkpoint has beside its weights; None or empty for what it does not say.
 
     ``archs`` are all names under which an architecture could be named. ``size`` is ``(height, width)`` in pixels;
-    ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``. ``unused`` are
-    entries of these names whose values make no sense.
+    ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``. ``unused``
+    are entries of these names whose values make no sense.
     """
 
     archs: tuple[Found[str], ...] = ()
