@@ -72,10 +72,11 @@ def test_twins_are_told_apart_by_the_files_own_word(
     assert codes(heard) == ["I419"]
 
 
-def test_a_false_claim_decides_nothing(tmp_path: Path, lite0_state: State) -> None:
-    """An architecture in the metadata that the weights do not fit is refused."""
+def test_a_false_claim_is_refused(tmp_path: Path, lite0_state: State) -> None:
+    """An architecture in the metadata that the weights do not fit is refused, with both named."""
     error = refused(save(tmp_path / "a.pth", {"state_dict": lite0_state, "arch": "efficientnet_lite1"}))
-    assert error.code == "E416"
+    assert error.code == "E410"
+    assert "efficientnet_lite1 (arch), but its weights are those of efficientnet_lite0" in error.message
 
 
 def test_weights_of_no_known_network_need_a_name(tmp_path: Path) -> None:
