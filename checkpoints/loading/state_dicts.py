@@ -83,6 +83,11 @@ def is_averaged_name(name: str) -> bool:
     return any(_AVERAGED.fullmatch(part) is not None and _MOMENTS.fullmatch(part) is None for part in spaced.split("."))
 
 
+def key_text(key: object) -> str:
+    """Return the text of a dictionary's key; a tuple of tuples may be a short file and an endless text."""
+    return str(key)[:1000] if isinstance(key, str | int | float) else f"<{type(key).__name__}>"
+
+
 def collect_tensors(payload: object, path: Path) -> AllTensors:
     """Return every tensor of a checkpoint that may be a weight; states of optimizers are left out.
 
@@ -116,7 +121,7 @@ def _search(
     above |= {id(value)}
     if isinstance(value, Mapping):
         for key, item in value.items():
-            name = str(key)
+            name = key_text(key)
             if isinstance(item, torch.Tensor):
                 yield TensorOrigin(".".join(place), name), item
             elif _COPIES.fullmatch(name):
@@ -193,5 +198,6 @@ def _swapped_by_mmcv(named: Mapping[str, torch.Tensor]) -> set[str]:
 
 def _describe(payload: object) -> str:
     if isinstance(payload, dict):
-        return f"a dictionary of {enumerate_some([str(key) for key in payload])}" if payload else "an empty dictionary"
+        names = [key_text(key) for key in payload]
+        return f"a dictionary of {enumerate_some(names)}" if names else "an empty dictionary"
     return f"a {type(payload).__name__}"
