@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoints.loading.hub import is_name
 from ensemble.card import Precision
 from ensemble.errors import FileError, OptionError
-
-_NAMES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""The prefixes of timm's names of models, see `checkpoints.loading.hub`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class ExportRequest:
                 "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
             )
         for path in self.checkpoints:
-            if not path.exists() and not str(path).startswith(_NAMES):
+            if not path.exists() and not is_name(path):
                 raise FileError("E707", f"{path} does not exist", path=path)
         for option, folder in (("--check-images", self.check_images), ("--calibrate", self.calibrate)):
             if folder is not None and not folder.is_dir():

@@ -39,7 +39,7 @@ def settle_options(
 ) -> dict[str, Any]:
     """Return the options that an architecture takes: those given, then those stored in the checkpoint.
 
-    A stored one that the architecture does not take, or that is its default, is left out, the former with a notice.
+    Each stored one that is used is said, and so is one that the architecture does not take, which is left out.
 
     Raises:
         OptionError: E204 when the architecture does not take a given option.

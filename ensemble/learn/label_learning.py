@@ -10,7 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ensemble.arrays import Floats
-from ensemble.errors import DataError, OptionError, TooLittleTruthError
+from ensemble.errors import DataError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.learn.candidates import Fitted
@@ -24,6 +24,7 @@ from ensemble.learn.label_candidates import (
     label_candidates,
 )
 from ensemble.learn.learn import AUTO, mean_weights
+from ensemble.learn.learning_data import sort_images
 from ensemble.learn.objective import Metric, parse_contest_metric
 from ensemble.learn.result import CandidateScore, Learned, MemberScore, MemberView
 from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
@@ -117,22 +118,15 @@ def _stack(by_name: Mapping[str, Predictions], views: Sequence[MemberView], trut
     """Stack all log-odds, sorted by id and in the ground truth's order of labels."""
     if truth.applies is None:
         raise DataError("E330", "the ground truth has one class per image, and the predictions several labels")
-    order = np.array(sorted(range(len(truth.ids)), key=truth.ids.__getitem__), dtype=np.intp)
-    ids = [truth.ids[row] for row in order]
-    persons = np.array(ids if truth.persons is None else [truth.persons[row] for row in order])
-    person = np.unique(persons, return_inverse=True)[1]
-    count = int(person.max()) + 1
-    if count < FOLDS:
-        unit = "images" if truth.persons is None else "persons"
-        raise TooLittleTruthError("E525", f"learning needs at least {FOLDS} {unit} for cross-validation, got {count}")
-    odds = np.empty((len(views), len(ids), len(truth.labels)))
+    images = sort_images(truth)
+    odds = np.empty((len(views), len(images.ids), len(truth.labels)))
     for i, one in enumerate(views):
         member = by_name[one.member]
-        rows = join_rows(ids, member.ids, complain=partial(_other_images, one.member))
+        rows = join_rows(images.ids, member.ids, complain=partial(_other_images, one.member))
         columns = truth.labels.permutation(member.labels, owner=one.member)
         require_finite(member, one.view)
         odds[i] = member.logits[one.view][rows[:, np.newaxis], columns]
-    return LabelData(odds, truth.applies[order], person)
+    return LabelData(odds, truth.applies[images.order], images.person)
 
 
 def _cross_validate(

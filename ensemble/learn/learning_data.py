@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from ensemble.arrays import Floats
+from ensemble.arrays import Classes, Floats
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import DataError, PredictionError, TooLittleTruthError, enumerate_some
 from ensemble.events import Listener, Notice
@@ -21,9 +21,22 @@ from ensemble.predictions.dataset import Predictions, require_finite
 from ensemble.predictions.truth import Truth
 
 
-def stack_members(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView], truth: Truth) -> LearningData:
-    """Stack all predictions, sorted by id and in the ground truth's class order, so that no input order matters."""
-    order = sorted(range(len(truth.ids)), key=truth.ids.__getitem__)
+@dataclass(frozen=True, slots=True, eq=False)
+class SortedImages:
+    """The images of a ground truth sorted by id: its rows ``(N,)`` in that order, the ids and each one's person."""
+
+    order: Classes
+    ids: Sequence[str]
+    person: Classes
+
+
+def sort_images(truth: Truth) -> SortedImages:
+    """Sort the images of a ground truth by id, and number their people.
+
+    Raises:
+        TooLittleTruthError: E525 when there are fewer people than folds (or images, if people are unknown).
+    """
+    order = np.array(sorted(range(len(truth.ids)), key=truth.ids.__getitem__), dtype=np.intp)
     ids = [truth.ids[row] for row in order]
     persons = np.array(ids if truth.persons is None else [truth.persons[row] for row in order])
     person = np.unique(persons, return_inverse=True)[1]
@@ -31,14 +44,20 @@ def stack_members(by_name: Mapping[str, Predictions], member_views: Sequence[Mem
     if count < FOLDS:
         unit = "images" if truth.persons is None else "persons"
         raise TooLittleTruthError("E525", f"learning needs at least {FOLDS} {unit} for cross-validation, got {count}")
-    log_p = np.empty((len(member_views), len(ids), len(truth.labels)))
+    return SortedImages(order, ids, person)
+
+
+def stack_members(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView], truth: Truth) -> LearningData:
+    """Stack all predictions, sorted by id and in the ground truth's class order, so that no input order matters."""
+    images = sort_images(truth)
+    log_p = np.empty((len(member_views), len(images.ids), len(truth.labels)))
     for i, one in enumerate(member_views):
         member = by_name[one.member]
-        rows = join_rows(ids, member.ids, complain=partial(_other_images, one.member))
+        rows = join_rows(images.ids, member.ids, complain=partial(_other_images, one.member))
         columns = truth.labels.permutation(member.labels, owner=one.member)
         require_finite(member, one.view)
         log_p[i] = log_softmax(member.logits[one.view][rows[:, np.newaxis], columns])
-    return LearningData(log_p, truth.classes[order], person)
+    return LearningData(log_p, truth.classes[images.order], images.person)
 
 
 def stack_new(members: Sequence[Predictions], member_views: Sequence[MemberView], labels: LabelSpace) -> list[Floats]:
