@@ -1,11 +1,13 @@
 """Export timm's architectures with random weights, one after another, and count which succeed.
 
     python -m tests.harness.architectures TABLE.tsv [--families resnet,vit] [--most-parameters 100] [--seconds 300]
+        [--size 64] [--pictures 24]
 
 Each architecture is saved as a user would save it (`torch.save(model.state_dict())`), opened with its name, exported
 and verified by `ens export`'s own functions in a process of its own. A line per architecture goes to the table at once;
-architectures that are there already are passed over, so that the run can be stopped and resumed. pytest does not
-collect this file.
+architectures that are there already are passed over, so that the run can be stopped and resumed. ``--size`` exports
+networks that take any input size at that one, which costs a tenth of the time; networks of one size keep theirs.
+pytest does not collect this file.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import argparse
 import collections
 import functools
 import multiprocessing
+import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -24,11 +26,13 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 
 from checkpoints.loading.open import open_checkpoint
 from ensemble.errors import EnsError
 from ensemble.text_table import render_columns
-from exporters.export import ExportOptions, export
+from exporters.export import ExportOptions, ImageSet, export
+from exporters.synthetic_images import render_pictures
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "resnet": ("resnet*",),
@@ -46,11 +50,15 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "beit": ("beit*",),
 }
 CLASSES = 5
+POLL = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: ``result`` is ``exported``, ``failed``, ``timeout`` or ``large``."""
+    """One line of the table: ``result`` is ``exported``, ``failed``, ``timeout`` or ``large``.
+
+    ``parameters`` are in millions, ``seconds`` those of the processor.
+    """
 
     family: str
     arch: str
@@ -85,14 +93,33 @@ def millions_of_parameters(arch: str) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-def _export_one(arch: str, pipe: Connection) -> None:
+def _free_size(arch: str, size: int) -> tuple[int, int] | None:
+    """Return the input size to export at; None leaves it to timm: networks of one size, or with a larger minimum."""
+    known = timm.models.get_pretrained_cfg(arch, allow_unregistered=True)
+    fixed = known is None or known.fixed_input_size or (known.min_input_size or (3, 0, 0))[-1] > size
+    return None if fixed or not size else (size, size)
+
+
+def _check_images(folder: Path, count: int) -> ImageSet:
+    """Save ``count`` rendered pictures as the images that the export is verified on."""
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path, picture in zip(paths, render_pictures(), strict=False):
+        Image.fromarray(picture).save(path)
+    return ImageSet(tuple(path.name for path in paths), tuple(paths))
+
+
+def _export_one(arch: str, pipe: Connection, size: int, pictures: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pth")
         torch.save(timm.create_model(arch, num_classes=CLASSES).state_dict(), path)
+        options = ExportOptions(size=_free_size(arch, size))
         try:
-            exported = export(open_checkpoint(path, arch=arch), Path(folder, "out"), options=ExportOptions())
+            images = _check_images(Path(folder), pictures)
+            exported = export(
+                open_checkpoint(path, arch=arch), Path(folder, "out"), options=options, check_images=images
+            )
             pipe.send(("exported", f"{exported.checks.as_dict()}"))
         except EnsError as err:
             pipe.send(("failed", f"{err.code} {err.message}"))
@@ -100,27 +127,37 @@ def _export_one(arch: str, pipe: Connection) -> None:
             pipe.send(("failed", f"{type(err).__name__}: {err}"))
 
 
-def try_one(family: str, arch: str, *, most_parameters: float, seconds: float) -> Row:
+def _cpu_seconds(process: int) -> float:
+    """Return the processor time that a process has used, from Linux' ``/proc``."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def try_one(family: str, arch: str, limits: argparse.Namespace) -> Row:
     """Export one architecture in a forked process, so that a crash or a hang is a line of the table too."""
     millions = millions_of_parameters(arch)
-    if millions > most_parameters:
+    if millions > limits.most_parameters:
         return Row(family, arch, "large", millions, 0, "")
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    started = time.perf_counter()
-    child = context.Process(target=_export_one, args=(arch, there))
+    child = context.Process(target=_export_one, args=(arch, there, limits.size, limits.pictures))
     child.start()
     there.close()
-    result, message = "timeout", f"stopped after {seconds:.0f} s"
+    assert child.pid is not None
+    used = 0.0
+    while used < limits.seconds and not here.poll(POLL):
+        used = _cpu_seconds(child.pid)
+    result, message = "timeout", f"stopped after {used:.0f} s"
     try:
-        if here.poll(seconds):
+        if here.poll():
+            used = _cpu_seconds(child.pid)
             result, message = here.recv()
     except EOFError:
         child.join(10)
         result, message = "failed", f"the process ended with status {child.exitcode}"
     child.kill()
     child.join()
-    return Row(family, arch, result, millions, time.perf_counter() - started, " ".join(message.split())[:300])
+    return Row(family, arch, result, millions, used, " ".join(message.split())[:300])
 
 
 def summarize(rows: list[Row]) -> str:
@@ -152,11 +189,13 @@ def main() -> int:
     parser.add_argument("table", type=Path)
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--most-parameters", type=float, default=100, help="Millions; larger ones are not tried.")
-    parser.add_argument("--seconds", type=float, default=300, help="Time limit per architecture.")
+    parser.add_argument("--seconds", type=float, default=300, help="Limit of processor time per architecture.")
+    parser.add_argument("--size", type=int, default=0, help="Input size of networks that take any; 0 is timm's own.")
+    parser.add_argument("--pictures", type=int, default=24, help="Pictures that each export is verified on.")
     chosen = parser.parse_args()
     rows = read_rows(chosen.table)
     for family, arch in pending(chosen.families.split(","), {row.arch for row in rows}):
-        rows.append(try_one(family, arch, most_parameters=chosen.most_parameters, seconds=chosen.seconds))
+        rows.append(try_one(family, arch, chosen))
         with chosen.table.open("a", encoding="utf-8") as table:
             table.write(rows[-1].line() + "\n")
         sys.stdout.write(rows[-1].line() + "\n")
