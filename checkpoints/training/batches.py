@@ -1,9 +1,8 @@
-"""Labeled images in memory, and batches of them: augmented for training, plain for prediction."""
+"""Labeled images in memory, their normalisation, and predictions of them in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 from checkpoints.data.image_cache import DecodedImages
 from checkpoints.loading.channels import network_channels
-from checkpoints.training.augment import Policy, Simple, image_seed
-from checkpoints.training.sampler import Order
 from checkpoints.training.settings import TrainSettings
 from ensemble.arrays import Logits, Mask, Pixels
 
@@ -50,30 +47,6 @@ class LabeledImages:
             np.concatenate([self.targets, others.targets]),
             np.concatenate([self.labels, others.labels]),
         )
-
-
-def make_batches(
-    images: LabeledImages, order: Sequence[Order], policy: Policy | Simple | None, *, seed: int, epoch: int
-) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
-    """Yield one epoch's batches, pixels ``(B, H, W, 3)`` and rows of the targets; the next one is made meanwhile."""
-
-    def make(batch: Order) -> tuple[Pixels, NDArray[np.int64]]:
-        chosen, decoded = batch.images, images.decoded
-        pixels, fallback = decoded.pixels[chosen], decoded.fallback_index[chosen]
-        pixels[fallback >= 0] = decoded.fallback[fallback[fallback >= 0]]
-        if policy is not None:
-            for row, (image, repeat) in enumerate(zip(chosen.tolist(), batch.repeats.tolist(), strict=True)):
-                # an image that is repeated in an epoch is augmented in another way
-                extra = (repeat,) if repeat else ()
-                pixels[row] = policy(pixels[row], image_seed(seed, epoch, image + 1, *extra))
-        return pixels, images.targets[chosen]
-
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(make, order[0])
-        for batch in order[1:]:
-            ready, upcoming = upcoming, pool.submit(make, batch)
-            yield ready.result()
-        yield upcoming.result()
 
 
 def normalize(pixels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from checkpoints.training.augment import Policy, Simple, cutmix, erase, image_seed, mixup, parse_policy
-from checkpoints.training.batches import LabeledImages, make_batches, normalize, predict_pixels
+from checkpoints.training.augment import cutmix, erase, image_seed, mixup, parse_policy
+from checkpoints.training.batch_source import BatchSource, choose_workers
+from checkpoints.training.batches import LabeledImages, normalize, predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
 from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
@@ -71,7 +72,7 @@ class _Loop:
     distributed: DistributedContext
     steps: int
     loss: Loss
-    policy: Policy | Simple | None
+    batches: BatchSource
     frozen: tuple[torch.nn.Module, ...]
 
 
@@ -98,14 +99,15 @@ def train_epochs(
         message = f"{data.name} resumes after epoch {state.done} of {settings.epochs}"
         listener.notice(Notice("I445", message, files.state))
     distributed.require_same(state.done, f"state in {files.state.parent}")
-    while state.done < settings.epochs and not _is_patience_over(state, settings):
-        _run_epoch(state, loop)
-        if distributed.is_main:
-            write_log(files.log, state.log)
-            logger.log(state.log[-1])
-            if files.fingerprint is not None:
-                save_state(files.state, state, fingerprint=files.fingerprint)
-        listener.progress(f"train {data.name}", state.done, settings.epochs)
+    with loop.batches:
+        while state.done < settings.epochs and not _is_patience_over(state, settings):
+            _run_epoch(state, loop)
+            if distributed.is_main:
+                write_log(files.log, state.log)
+                logger.log(state.log[-1])
+                if files.fingerprint is not None:
+                    save_state(files.state, state, fingerprint=files.fingerprint)
+            listener.progress(f"train {data.name}", state.done, settings.epochs)
     if state.done < settings.epochs:
         listener.progress(f"train {data.name}", settings.epochs, settings.epochs)
     assert state.kept is not None, "a member is trained for one epoch or more"
@@ -126,6 +128,7 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
         )
     device = next(model.parameters()).device
     frozen = freeze(model, settings.freeze)
+    workers = choose_workers(device.type, parse_policy(settings.augment), processes=distributed.world_size)
     return _Loop(
         data=data,
         settings=settings,
@@ -133,7 +136,7 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
         distributed=distributed,
         steps=count_steps(len(targets), batch=settings.batch, accumulate=settings.accumulate),
         loss=_make_loss(targets, settings, device),
-        policy=parse_policy(settings.augment),
+        batches=BatchSource(data.training, settings.augment, seed=data.seed, workers=workers),
         frozen=frozen,
     )
 
@@ -224,17 +227,24 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
         generator.manual_seed(own)
         torch.manual_seed(own)
     shards = [batch[distributed.shard(len(batch))] for step in steps for batch in step]
-    batches = make_batches(data.training, shards, loop.policy, seed=data.seed, epoch=number)
+    batches = loop.batches.epoch(shards, number)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for step in steps:
         for part, (pixels, labels) in enumerate(islice(batches, len(step)), 1):
-            images = normalize(torch.from_numpy(pixels).to(device), settings)
-            targets = _soft_targets(torch.from_numpy(labels), settings).to(device)
+            images = normalize(_move(torch.from_numpy(pixels), device), settings)
+            targets = _move(_soft_targets(torch.from_numpy(labels), settings), device)
             images, targets = _mix(images, targets, settings, generator)
             with distributed.gradient_sync(loop.forward, enabled=part == len(step)):
                 total += _backward(state, images, targets, loop, share=1 / len(step)) / len(step)
         _step(state, settings)
     return total.item() / loop.steps
+
+
+def _move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy values to the device; to a GPU from pinned memory, while it still computes the step before."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _soft_targets(labels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:

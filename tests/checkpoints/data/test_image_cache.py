@@ -10,7 +10,8 @@ from PIL import Image
 
 from checkpoints.data.image_cache import decode_images, fallback_crop
 from checkpoints.data.mask_contest import Row
-from checkpoints.training.batches import LabeledImages, make_batches
+from checkpoints.training.batch_source import BatchSource
+from checkpoints.training.batches import LabeledImages
 from checkpoints.training.sampler import Order
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box, Face
@@ -50,14 +51,16 @@ def test_some_faces_are_learned_as_if_not_found(tmp_path: Path) -> None:
     np.testing.assert_array_equal(photos.pixels, right)
     targets, labels = np.array([row.target for row in rows]), np.array([row.label for row in rows])
     order = [Order(part, np.zeros_like(part)) for part in np.arange(40).reshape(4, 10)]
-    made = list(make_batches(LabeledImages(photos, targets, labels), order, None, seed=0, epoch=1))
+    with BatchSource(LabeledImages(photos, targets, labels), "none", seed=0) as source:
+        made = list(source.epoch(order, 1))
     learned = np.concatenate([pixels for pixels, _ in made])
     other = np.array([not np.array_equal(a, b) for a, b in zip(learned, right, strict=True)])
     np.testing.assert_array_equal(learned[other], wrong[other])
     assert 8 < other.sum() < 22
     assert {int(c) for _, classes in made for c in classes} == {17}
     kept = LabeledImages(photos, targets, labels)[np.arange(40) >= 20]
-    ((pixels, _),) = make_batches(kept, [Order(np.arange(20), np.zeros(20, dtype=np.int64))], None, seed=0, epoch=1)
+    with BatchSource(kept, "none", seed=0) as source:
+        ((pixels, _),) = source.epoch([Order(np.arange(20), np.zeros(20, dtype=np.int64))], 1)
     np.testing.assert_array_equal(pixels, learned[20:])
 
 

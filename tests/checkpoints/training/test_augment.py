@@ -11,11 +11,25 @@ import torch
 from scipy.stats import beta, kstest
 from torchvision.transforms import v2
 
-from checkpoints.training.augment import cutmix, erase, mixup, parse_policy
+from checkpoints.training.augment import cutmix, erase, image_seed, mixup, parse_policy
 from ensemble.errors import OptionError
 from tests.support.toys import picture
 
 pytestmark = pytest.mark.slow
+
+
+def test_transforms_are_drawn_independently(tmp_path: Path) -> None:
+    """Of two transforms that each apply to half of the images, all four combinations come about equally often."""
+    recipe = tmp_path / "two.toml"
+    one = '[[transform]]\nname = "InvertImg"\np = 0.5\n'
+    recipe.write_text(one + one.replace("InvertImg", "HorizontalFlip"), encoding="utf-8")
+    policy = parse_policy(str(recipe))
+    assert policy is not None
+    pixels = np.array([[[0, 0, 0], [10, 10, 10]]], dtype=np.uint8).repeat(2, axis=0)
+    corners = [int(policy(pixels, image_seed(0, 1, image))[0, 0, 0]) for image in range(400)]
+    counts = [corners.count(corner) for corner in (0, 10, 255, 245)]
+    assert sum(counts) == 400
+    assert min(counts) > 70  # each is 100 on average; all transforms seeded alike give 200, 0, 0 and 200
 
 
 @pytest.mark.parametrize("name", ["default", "strong"])
