@@ -144,7 +144,7 @@ class _StoredArrays:
     def write(cls, folder: Path, decoded: DecodedImages) -> _StoredArrays:
         pixels, fallback = folder / "pixels", folder / "fallback"
         for path, array in ((pixels, decoded.pixels), (fallback, decoded.fallback)):
-            write_atomic(path, memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"", sync=False)
+            write_atomic(path, np.ascontiguousarray(array).data.cast("B") if array.size else b"", sync=False)
         return cls(pixels, decoded.pixels.shape, fallback, decoded.fallback.shape, decoded.fallback_index)
 
     def open(self) -> DecodedImages:
