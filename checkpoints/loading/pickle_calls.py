@@ -66,7 +66,7 @@ def _container(name: str, given: tuple[object, ...]) -> object | None:
         case _, (dict() as entries,) if name in _DICTIONARIES:
             return dict(entries)
         case _, (list() as pairs,) if name == "collections.Counter":
-            return dict.fromkeys(pairs, 1)
+            return dict.fromkeys(map(as_key, pairs), 1)
         case _, (list() as pairs,) if name in _DICTIONARIES:
             return dict(map(_pair, pairs))
         case "collections.defaultdict", (_,) | ():
@@ -82,11 +82,11 @@ def _container(name: str, given: tuple[object, ...]) -> object | None:
         case "builtins.list", ():
             return []
         case "builtins.set", (list() | tuple() | set() as items,):
-            return set(items)
+            return set(map(as_key, items))
         case "builtins.set", ():
             return set()
         case "builtins.frozenset", (list() | tuple() | set() as items,):
-            return frozenset(items)
+            return frozenset(map(as_key, items))
         case "builtins.bytearray" | "builtins.bytes", ():
             return b""
         case "builtins.bytearray" | "builtins.bytes", (bytes() as data,):
@@ -103,7 +103,7 @@ def _container(name: str, given: tuple[object, ...]) -> object | None:
 def _pair(pair: object) -> tuple[object, object]:
     match pair:
         case [key, value]:
-            return key, value
+            return as_key(key), value
     raise ValueError("a dictionary of something else than pairs")
 
 
@@ -191,7 +191,29 @@ def pairs(items: list[object]) -> dict[object, object]:
     """Return the dictionary of keys and values in turn."""
     if len(items) % 2:
         raise PickleError("a key without a value")
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return dict(zip(map(as_key, items[::2]), items[1::2], strict=True))
+
+
+_LARGEST_KEY, _DEEPEST_KEY = 1000, 50
+
+
+def as_key(value: object) -> object:
+    """Return a dictionary's key or a set's member; a stand-in for a tuple whose hash may take endless.
+
+    A tuple of tuples may be written once and contained twice at every level: Python hashes it 2^depth times.
+    """
+    if type(value) is tuple and _count(value, {}, _DEEPEST_KEY) > _LARGEST_KEY:
+        return Record(Name("builtins", "tuple"))
+    return value
+
+
+def _count(value: object, known: dict[int, int], depth: int) -> int:
+    """Return the number of values in nested tuples, each as often as it is contained."""
+    if type(value) is not tuple:
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1 + (_LARGEST_KEY if depth == 0 else sum(_count(item, known, depth - 1) for item in value))
+    return known[id(value)]
 
 
 def extend(holder: object, items: list[object]) -> None:
@@ -199,7 +221,7 @@ def extend(holder: object, items: list[object]) -> None:
     if type(holder) is list or type(holder) is Record:
         holder.extend(items)
     elif type(holder) is set:
-        holder.update(items)
+        holder.update(map(as_key, items))
     else:
         raise PickleError(f"items for a {type(holder).__name__}")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from checkpoints.loading.pickle_calls import PickleError, call, extend, pairs, set_items, storage_of
+from checkpoints.loading.pickle_calls import PickleError, as_key, call, extend, pairs, set_items, storage_of
 from checkpoints.loading.pickle_objects import Name, Record, Storage
 
 
@@ -194,7 +194,7 @@ class PickleReader:
         self._stack.append(pairs(self._pop_to_mark()))
 
     def _frozenset(self) -> None:
-        self._stack.append(frozenset(self._pop_to_mark()))
+        self._stack.append(frozenset(map(as_key, self._pop_to_mark())))
 
     def _append(self) -> None:
         item = self._stack.pop()
@@ -206,7 +206,7 @@ class PickleReader:
 
     def _setitem(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        set_items(self._stack[-1], {key: value})
+        set_items(self._stack[-1], {as_key(key): value})
 
     def _setitems(self) -> None:
         entries = pairs(self._pop_to_mark())

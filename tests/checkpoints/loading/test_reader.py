@@ -31,7 +31,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from checkpoints.loading.pickle_objects import InertObject, StoredTensor
+from checkpoints.loading.pickle_objects import InertObject, Record, StoredTensor
+from checkpoints.loading.pickle_reader import PickleReader
 from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError, ModelError
 from ensemble.events import Recorder
@@ -571,3 +572,16 @@ def test_a_storage_that_is_too_short_is_damage(tmp_path: Path) -> None:
     path.write_bytes(archive(body, data__0=bytes(8)))
     with pytest.raises(ModelError, match=r"E405.*storage 0 has 2 elements, and a tensor needs 9"):
         read_content(path)
+
+
+@pytest.mark.parametrize("ending", [b"K\x01s.", b"\x85R.", b"\x91."], ids=["dictionary", "call", "frozenset"])
+def test_a_key_whose_hash_would_take_forever_is_a_stand_in(ending: bytes) -> None:
+    """A tuple that is contained twice at each of 60 levels, as a key or in a set, is read without hashing it."""
+    start = {b"K\x01s.": b"}", b"\x85R.": b"cbuiltins\nset\n](", b"\x91.": b"("}[ending]
+    nested = b"K\x01K\x02\x86q\x00" + b"".join(b"h%c\x86q%c" % (level, level + 1) for level in range(60))
+    if ending == b"\x85R.":
+        ending = b"e" + ending
+    (key,) = PickleReader(io.BytesIO(b"\x80\x04" + start + nested + ending)).load()  # type: ignore[attr-defined]
+    assert isinstance(key, Record)
+    small: Any = PickleReader(io.BytesIO(pickle.dumps({(0, ("a", 1)): 2, "b": {(3, 4)}}))).load()
+    assert small == {(0, ("a", 1)): 2, "b": {(3, 4)}}
