@@ -36,13 +36,16 @@ def _mask18() -> LabelSpace:
     return MASK18
 
 
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """The settings of a training run.
 
-    Data: ``mean`` and ``std`` are those of the network's channels in 0..1. ``fallback_share`` of the detected faces are
-    trained with the crop for images without a face, so that a missing box carries no information. ``balanced`` samples
-    all classes equally often.
+    Data: ``mean`` and ``std`` are those of the network's channels in 0..1; `fit_channels` converts those for 0..255.
+    ``fallback_share`` of the detected faces are trained with the crop for images without a face, so that a missing box
+    carries no information. ``balanced`` samples all classes equally often.
 
     Optimization: ``learning_rate`` is the highest one and ``warm_up`` a share of all steps. ``accumulate`` batches make
     one optimizer step, and the schedule and the weight average count these steps. ``ema`` is the decay of the weight
@@ -70,8 +73,8 @@ class TrainSettings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.0
     labels: LabelSpace = field(default_factory=_mask18)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = _MEAN
+    std: tuple[float, ...] = _STD
     loss: str = "ce"
     gamma: float = 2.0
     class_weights: str = "none"
@@ -131,21 +134,31 @@ class TrainSettings:
 
     def _require_channels(self) -> None:
         for name, values, least in (("--mean", self.mean, 0.0), ("--std", self.std, 1e-3)):
-            if not all(least <= value <= 1 for value in values):
+            if not all(least <= value <= 255 for value in values) or 1 < max(values, default=0) <= 1.5:
                 raise OptionError(
                     "E204",
-                    f"{name} takes values of {least:g} to 1, got {','.join(map(str, values))}",
-                    hint="they are those of pixels in 0..1: divide values for 0..255 by 255",
+                    f"{name} takes values of {least:g} to 1, or up to 255, got {','.join(map(str, values))}",
+                    hint="give both for channels in 0..1, or both for channels in 0..255",
                 )
 
 
 def fit_channels(settings: TrainSettings, preprocess: Preprocess, *, listener: Listener) -> TrainSettings:
-    """Return the settings with a preprocessing; for grey, mean and std of RGB are averaged, which I470 says.
+    """Return the settings with a preprocessing, with mean and std for channels in 0..1.
+
+    Values for 0..255 are divided by 255, which I451 says; for grey, mean and std of RGB are averaged, which I470 says.
 
     Raises:
-        OptionError: E204 when mean and std do not have one value per channel.
+        OptionError: E204 when mean and std do not have one value per channel, or are not for the same range.
     """
-    mean, std = settings.mean, settings.std
+    from ensemble.card import scale_channel_values
+
+    # a default is in 0..1, and goes with either range of the other
+    means, stds, scaled = scale_channel_values(
+        None if settings.mean == _MEAN else settings.mean, None if settings.std == _STD else settings.std
+    )
+    mean, std = means or settings.mean, stds or settings.std
+    if scaled:
+        listener.notice(Notice("I451", "--mean and --std are for channels in 0..255: they are divided by 255"))
     if preprocess.channels == "grey" and len(mean) == len(std) == 3:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         message = f"grey is normalized with mean {mean[0]:.3g} and std {std[0]:.3g}, the averages of those of RGB"

@@ -118,3 +118,22 @@ def test_mean_and_std_of_a_training_fit_its_channels() -> None:
     with pytest.raises(OptionError, match=r"--channels rgb needs 3 values"):
         fit_channels(settings, Preprocess((SIZE, SIZE)), listener=Recorder())
     assert fit_channels(settings, Preprocess((SIZE, SIZE), channels="grey"), listener=Recorder()).mean == (0.5,)
+
+
+def test_mean_and_std_of_a_training_may_be_for_0_to_255() -> None:
+    """Both are divided by 255, which is said once; a mean of each range, and one in between, are refused."""
+    recorder = Recorder()
+    settings = fit_channels(
+        TrainSettings("test_resnet", mean=(127.5, 51.0, 0.0), std=(51.0, 255.0, 102.0)),
+        Preprocess((SIZE, SIZE)),
+        listener=recorder,
+    )
+    assert (settings.mean, settings.std) == ((0.5, 0.2, 0.0), (0.2, 1.0, 0.4))
+    assert [notice.code for notice in recorder.notices] == ["I451"]
+    alone = fit_channels(TrainSettings("test_resnet", mean=(127.5,) * 3), Preprocess((SIZE, SIZE)), listener=recorder)
+    assert (alone.mean, alone.std) == ((0.5,) * 3, (0.229, 0.224, 0.225))
+    mixed = TrainSettings("test_resnet", mean=(127.5,) * 3, std=(0.2,) * 3)
+    with pytest.raises(OptionError, match="not for channels of the same range"):
+        fit_channels(mixed, Preprocess((SIZE, SIZE)), listener=Recorder())
+    with pytest.raises(OptionError, match=r"values of 0 to 1, or up to 255, got 1\.2"):
+        TrainSettings("test_resnet", mean=(1.2, 1.2, 1.2))
