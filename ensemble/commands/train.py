@@ -155,9 +155,7 @@ _MODEL = OptionGroup(
         field_option(InputOptions, "resizer", "Library whose resizing is used.", type=click.Choice(RESIZERS)),
         field_option(InputOptions, "channels", "Channels of the network's input.", type=click.Choice(CHANNELS)),
         _setting("mean", "Mean of the pixels, in 0..1 or 0..255.", type=_channel_values("--mean"), metavar="R,G,B"),
-        _setting(
-            "std", "Standard deviation, in the range of --mean.", type=_channel_values("--std"), metavar="R,G,B"
-        ),
+        _setting("std", "Standard deviation, in the range of --mean.", type=_channel_values("--std"), metavar="R,G,B"),
     ),
 )
 _OPTIMIZATION = OptionGroup(
