@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import tempfile
 import threading
@@ -32,8 +31,6 @@ __all__ = ["BatchSource", "choose_workers"]
 
 _MOST_WORKERS = 8
 _PER_WORKER = 2
-
-Batch = tuple[Pixels, NDArray[np.int64]]
 
 
 def choose_workers(device: str, policy: Policy | Simple | None, *, processes: int = 1) -> int:
@@ -89,7 +86,7 @@ class BatchSource:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def epoch(self, order: Sequence[Order], number: int) -> Iterator[Batch]:
+    def epoch(self, order: Sequence[Order], number: int) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
         """Yield one epoch's batches: pixels ``(B, H, W, 3)`` and rows of the targets; the next are made meanwhile."""
         assert self._pool is not None, "use the source in a with statement"
         pool, ahead = self._pool, 1 + _PER_WORKER * self._workers
@@ -132,7 +129,7 @@ class _Maker:
 
 @dataclass(frozen=True, slots=True)
 class _StoredArrays:
-    """Where the decoded images are stored, each array with its shape: workers map them instead of copying them."""
+    """The files of the decoded images, each array with its shape: workers map them instead of copying them."""
 
     pixels: Path
     pixels_shape: tuple[int, ...]
@@ -174,7 +171,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "workers have a parent"
     parent.join()
-    os._exit(1)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _make_in_worker(batch: Order, epoch: int) -> Pixels:

@@ -20,22 +20,28 @@ from tests.support.weights import TINY, make_model, refused, save
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-DOUBLED = b"\x80\x02}K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60 + b"K\x01s."
+
+
+def colliding_item(number: int) -> bytes:
+    data = pickle.encode_long(number * (2**61 - 1))
+    return b"\x8a" + bytes([len(data)]) + data + b"K\x01"
+
+
+DOUBLED = b"K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60
+NESTED = {
+    "a key of 2^60 parts": b"\x80\x02}" + DOUBLED + b"K\x01s.",
+    "a set of 2^60 parts": b"\x80\x02cbuiltins\nset\n]" + DOUBLED + b"a\x85R.",
+    "a count of 2^60 parts": b"\x80\x02ccollections\nCounter\n]" + DOUBLED + b"a\x85R.",
+    "a key 300,000 levels deep": b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.",
+}
+# every multiple of 2^61 - 1 has the hash 0, so a dictionary compares each of these keys with all before it
+COLLIDING = b"\x80\x02}(" + b"".join(map(colliding_item, range(60_000))) + b"u."
 ENDLESS = {
-    "a key of 2^60 parts": (DOUBLED, "1 s"),
-    "a set of 2^60 parts": (
-        b"\x80\x02cbuiltins\nset\n]K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60 + b"a\x85R.",
-        "1 s",
-    ),
-    "a count of 2^60 parts": (
-        b"\x80\x02ccollections\nCounter\n]K\x01\x85q\x00" + b"h\x00\x86q\x00" * 60 + b"a\x85R.",
-        "1 s",
-    ),
+    "a dictionary of 60,000 keys of one hash": (COLLIDING, "1 s"),
     "a thousand copies of a list": (
         b"\x80\x02]((" + b"K\x01" * 200_000 + b"lq\x01e" + b"(" + b"cbuiltins\nlist\nh\x01\x85R" * 1000 + b"e.",
         "0.25 GB",
     ),
-    "a key 300,000 levels deep": (b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.", "a deeper stack"),
     "four million lists": (
         b"\x80\x02" + b"]" * 4_000_000 + b".",
         "",
@@ -61,6 +67,14 @@ def test_fault_35_what_would_never_end_is_refused(
     assert re.search(f"reading best.pth takes (more than )?{limit}", error.message)
 
 
+@pytest.mark.parametrize("name", NESTED)
+def test_a_key_of_deeply_nested_tuples_is_read_at_once(tmp_path: Path, name: str) -> None:
+    """Its hash, for which Python visits all its parts, is never computed: the file is named for what it holds."""
+    path = tmp_path / "best.pth"
+    path.write_bytes(archive(NESTED[name]))
+    assert refused(path, arch=TINY).code == "E417"
+
+
 def test_fault_38_a_piece_longer_than_its_file_is_damage(tmp_path: Path) -> None:
     """A damaged length, which torch reads to the end of the file, is E403 and not E444."""
     path = tmp_path / "a.pth"
@@ -72,13 +86,13 @@ def test_fault_35_a_command_before_what_never_ends_is_named(monkeypatch: pytest.
     """A pickle that exceeds a limit is refused for the globals that it referred to before."""
     monkeypatch.setattr(pickle_sandbox, "_SECONDS", 1)
     with pytest.raises(ModelError, match=r"E401.*posix\.system"):
-        list_globals(b"cposix\nsystem\n0" + DOUBLED, 1, Path("best.pth"))
+        list_globals(b"cposix\nsystem\n0" + COLLIDING, 1, Path("best.pth"))
 
 
 def test_a_clock_ends_what_no_other_limit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit on CPU time, a child that does not respond is killed after the wall-clock limit."""
     monkeypatch.setattr(pickle_sandbox, "_WALL_SECONDS", 1)
-    assert pickle_sandbox.scan_pickles(DOUBLED, 1).exceeded == "more than 1 s"
+    assert pickle_sandbox.scan_pickles(COLLIDING, 1).exceeded == "more than 1 s"
 
 
 def test_a_child_opens_nothing() -> None:

@@ -48,7 +48,7 @@ def refused(result: Result) -> EnsError:
     [
         (("--device", "foo"), "E203", "'foo' is not a device"),
         (("--device", "cuda:99"), "E601", "cuda:99 was asked for"),
-        (("--mean", "123.7,116.3,103.5"), "E204", "--mean takes values of 0 to 1"),
+        (("--mean", "1.3,0.5,0.5"), "E204", "--mean takes values of 0 to 1, or up to 255"),
         (("--mean", "0.5"), "E204", "3 values of --mean and --std"),
         (("--std", "0,0,0"), "E204", "--std takes values of 0.001 to 1"),
         (("--lr", "inf"), "E204", "learning rate"),

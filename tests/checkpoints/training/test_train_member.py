@@ -19,7 +19,7 @@ from checkpoints.training.train_member import train_member
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
 from ensemble.card import Preprocess
-from ensemble.errors import ModelError, PredictionError
+from ensemble.errors import ModelError, OptionError, PredictionError
 from ensemble.labels import MASK18
 from ensemble.predictions.external import read_members
 from ensemble.predictions.out_of_fold import gather_folds
@@ -50,6 +50,8 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     def fit(out: str, only_fold: int | None = None, settings: TrainSettings = SETTINGS):  # type: ignore[no-untyped-def]
         return train_member(TrainJob(rows, folds, "m", settings, tmp_path / out), only_fold=only_fold)
 
+    with pytest.raises(OptionError, match=r"channels in 0\.\.1"):
+        fit("c", settings=replace(SETTINGS, mean=(123.7, 116.3, 103.5)))
     whole = fit("a")
     assert fit("b", 1).oof is None
     rest = fit("b")
