@@ -7,9 +7,9 @@ are cropped when an image is decoded. `checkpoints.data.face_store` writes the f
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -143,9 +143,9 @@ def find_faces(
 
 
 def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]) -> Generator[RoundFaces, None, None]:
-    """Detect the faces of one round of images after the other."""
-    for piece in rounds:
-        found = dict(zip(piece.rows, detector.find([listing.paths[row] for row in piece.rows]), strict=True))
+    """Detect the faces of one round of images after the other; a GPU detects while the next round is decoded."""
+    for piece, inputs in detector.decode_rounds(rounds, listing):
+        found = dict(zip(piece.rows, detector.find(inputs), strict=True))
         good = {row: one for row, one in found.items() if not isinstance(one, DataError)}
         faces = tuple(
             Face(listing.ids[row], one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
@@ -175,6 +175,9 @@ class _DetectorInput:
     notices: tuple[str, ...]
 
 
+Decoding = Future[_DetectorInput | DataError]
+
+
 class Detector:
     """MTCNN for images of any size, in batches of equal size; on the CPU each batch runs on one core."""
 
@@ -197,14 +200,28 @@ class Detector:
             self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads)
 
-    def find(self, paths: Sequence[Path]) -> list[_Detected | DataError]:
-        """Return the chosen face of each file, or why it could not be read.
+    def decode_rounds(self, rounds: Iterator[Slice], listing: Listing) -> Iterator[tuple[Slice, list[Decoding]]]:
+        """Yield each round with the decodings of its images, one per row, which are under way.
+
+        For a GPU, the next round is started as well. On the CPU its images would only take the cores of the detection.
+        """
+        assert self._pool is not None, "use the detector in a with statement"
+        pool, ahead = self._pool, 0 if self._device.type == "cpu" else 1
+        started = ((piece, [pool.submit(_read, listing.paths[row]) for row in piece.rows]) for piece in rounds)
+        waiting: deque[tuple[Slice, list[Decoding]]] = deque()
+        for decodings in started:
+            waiting.append(decodings)
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    def find(self, decodings: Sequence[Decoding]) -> list[_Detected | DataError]:
+        """Return the chosen face of each image of `decode_rounds`, or why it could not be read.
 
         Raises:
             DeviceError: E602 when the device has too little memory for one image.
         """
-        assert self._pool is not None, "use the detector in a with statement"
-        inputs = list(self._pool.map(_read, paths))
+        inputs = [decoding.result() for decoding in decodings]
         read = {i: image for i, image in enumerate(inputs) if isinstance(image, _DetectorInput)}
         settings = self._settings
         first = self._pass(read, settings.thresholds, settings.min_face)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, DiskFullError, FileError, Interrupted, OptionError
 from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, read_boxes, read_faces, write_boxes
+from ensemble.images.listing import list_images
+from ensemble.predict.resumable import Slice
 from tests.support import toys
 
 pytestmark = pytest.mark.slow
@@ -152,6 +155,30 @@ def test_large_photographs_are_searched_smaller(monkeypatch: pytest.MonkeyPatch,
     found = find_faces(tmp_path, tmp_path / "b.parquet", settings=DetectorSettings(0.5), device="cpu", workers=1)
     assert seen == [((1, 512, 525, 3), 256)]
     assert read_boxes(found.path).of["large.png"] == Box(40, 80, 440, 480)
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", 0), ("cuda", 1)])
+def test_a_gpu_detects_while_the_next_round_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, ahead: int
+) -> None:
+    """A GPU gets a round when the decoding of the next has begun; the CPU decodes one round at a time."""
+    flat(tmp_path / "images", a=1, b=2, c=3)
+    listing = list_images(tmp_path / "images")
+    begun: list[int] = []
+
+    def rounds() -> Iterator[Slice]:
+        for index in range(3):
+            begun.append(index)
+            yield Slice(index, (index,))
+
+    with Detector(DetectorSettings(), CPU, workers=1) as detector:
+        monkeypatch.setattr(detector, "_device", torch.device(device))
+        order = []
+        for piece, decodings in detector.decode_rounds(rounds(), listing):
+            order.append(piece.index)
+            assert begun == list(range(min(3, piece.index + 1 + ahead)))
+            assert [decoding.result(60).pixels.mean() for decoding in decodings] == [piece.index + 1]  # type: ignore[union-attr]
+    assert order == [0, 1, 2]
 
 
 def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
