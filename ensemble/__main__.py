@@ -27,6 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments, as_json="--json" in arguments, debug="--debug" in arguments)
     finally:
+        TERMINAL.close()
         signal.signal(signal.SIGTERM, before)
 
 

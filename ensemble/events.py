@@ -46,6 +46,9 @@ class Listener:
     def detail(self, text: str) -> None:
         """Handle a short text about the current stage, which is shown beside its progress."""
 
+    def step_done(self, text: str) -> None:
+        """Handle the end of a step that deserves a line of its own, such as an epoch with its scores."""
+
 
 SILENT = Listener()
 
@@ -69,3 +72,7 @@ class Recorder(Listener):
     def detail(self, text: str) -> None:
         """Forward it."""
         self._then.detail(text)
+
+    def step_done(self, text: str) -> None:
+        """Forward it."""
+        self._then.step_done(text)

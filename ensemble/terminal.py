@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 import click
 
 from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
+from ensemble.progress_lines import ProgressLines
 
 # the bar takes what the words leave of the line, and is the first to give way
 _BAR = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}, {remaining} left{postfix} |{bar}|"
@@ -18,13 +20,29 @@ _AROUND_DETAIL = 27  # columns of the rest: without stage, counts and detail, an
 
 
 class Terminal(Listener):
-    """Writes notices to stderr, and a progress bar where stderr is a terminal."""
+    """Writes notices to stderr, and progress: a bar where stderr is a terminal, else a line now and then.
+
+    ``level`` is -1 for warnings and errors only (``-q``), and 1 for more about the progress (``-v``).
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._level = 0
+        self._lines: ProgressLines | None = None
+        self._ended = threading.Event()
+
+    def begin(self, name: str, *, level: int = 0) -> None:
+        """Begin a command: from now on its progress is shown."""
+        self.close()
+        self._level = level
+        if level >= 0 and not _is_terminal():
+            self._lines = ProgressLines(_write_line, name=name, with_details=level > 0)
+            threading.Thread(target=_tick, args=(self._lines, self._ended), name="ens-progress", daemon=True).start()
 
     def notice(self, notice: Notice) -> None:
         """Write one line, above the bar."""
+        if self._level < 0 and not notice.is_warning:
+            return
         kind, colour = ("warning", "yellow") if notice.is_warning else ("note", "cyan")
         line = f"{_styled(f'{kind}[{notice.code}]', colour)} {notice.message}"
         if self._bar is None:
@@ -34,25 +52,42 @@ class Terminal(Listener):
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Move the stage's bar, and remove it at the end."""
-        if not sys.stderr.isatty():
+        if self._lines is not None:
+            self._lines.progress(stage, done, total)
+        if self._level < 0 or not _is_terminal():
             return
+        if self._bar is not None and self._bar.desc != stage:
+            self._bar.close()
+            self._bar = None
         if self._bar is None:
             from tqdm import tqdm
 
             self._bar = tqdm(desc=stage, total=total, initial=done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR)
         self._bar.update(done - self._bar.n)
         if done >= total:
-            self.close()
+            self._bar.close()
+            self._bar = None
 
     def detail(self, text: str) -> None:
         """Show as many of the comma-separated parts as there is room for before the bar, when it next moves."""
+        if self._lines is not None:
+            self._lines.detail(text)
         if self._bar is not None:
             counts = 2 * len(str(self._bar.total))
             room = (self._bar.ncols or 80) - _AROUND_DETAIL - len(self._bar.desc) - counts
             self._bar.set_postfix_str(shorten_detail(text, room), refresh=False)
 
+    def step_done(self, text: str) -> None:
+        """Write the line of an epoch; on a terminal, where the bar shows the progress, only with ``-v``."""
+        if self._lines is not None:
+            self._lines.step_done(text)
+        elif self._bar is not None and self._level > 0:
+            self._bar.write(text, file=sys.stderr)
+
     def close(self) -> None:
-        """Remove the bar, finished or not."""
+        """End the progress of the command, finished or not."""
+        self._ended.set()
+        self._ended, self._lines, self._level = threading.Event(), None, 0
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -94,6 +129,19 @@ def shorten_detail(text: str, room: int) -> str:
             break
         first += f", {part}"
     return first
+
+
+def _write_line(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _tick(lines: ProgressLines, ended: threading.Event) -> None:
+    while not ended.wait(1.0):
+        lines.tick()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def _styled(text: str, colour: str) -> str:

@@ -122,12 +122,22 @@ def test_the_command_line_starts_light() -> None:
     """At module level the command line imports the standard library, click, and our own light modules."""
     light = {
         f"ensemble.{module}"
-        for module in ("cli", "error_codes", "errors", "events", "model_codes", "run_codes", "terminal")
+        for module in (
+            "cli",
+            "error_codes",
+            "errors",
+            "events",
+            "model_codes",
+            "progress_lines",
+            "run_codes",
+            "terminal",
+        )
     } | {"click"}
     light |= {"checkpoints.training.settings", "checkpoints.data.table_options"}  # for the defaults of `ens train`
     modules = [ROOT / "ensemble" / module for module in ("cli.py", "__main__.py", "terminal.py", "errors.py")]
     modules += [ROOT / "ensemble" / "events.py", ROOT / "ensemble" / "error_codes.py"]
     modules += [ROOT / "ensemble" / "run_codes.py", ROOT / "ensemble" / "model_codes.py"]
+    modules += [ROOT / "ensemble" / "progress_lines.py"]
     modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:

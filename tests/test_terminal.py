@@ -105,3 +105,30 @@ def test_colour_is_for_terminals(
         "bug: ValueError: no",
         "  hint: please report it with report.txt",
     ]
+
+
+@pytest.mark.parametrize(("level", "expected"), [(-1, []), (0, ["note[I304] odd", "epoch 1"])])
+def test_quiet_leaves_warnings_and_errors(monkeypatch: pytest.MonkeyPatch, level: int, expected: list[str]) -> None:
+    """With -q notes and lines of progress are not written, and warnings are."""
+    screen = Screen(terminal=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = Terminal()
+    shown.begin("train", level=level)
+    shown.notice(Notice("I304", "odd"))
+    shown.step_done("epoch 1")
+    shown.notice(Notice("W301", "end"))
+    shown.close()
+    assert screen.getvalue().splitlines() == [*expected, "warning[W301] end"]
+
+
+def test_another_stage_has_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage within a stage replaces the bar: its counts are not those of the stage around it."""
+    screen = Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = Terminal()
+    shown.progress("export", 0, 2)
+    shown.progress("verify", 30, 40)
+    shown.progress("export", 1, 2)
+    shown.close()
+    assert "verify  75% 30/40" in screen.getvalue()
+    assert "export  50% 1/2" in screen.getvalue()

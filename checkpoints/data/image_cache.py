@@ -85,7 +85,8 @@ def decode_images(
     oddities: dict[str, list[str]] = {}
     faults: list[DataError] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for row, found in zip(rows, pool.map(load, range(len(rows))), strict=True):
+        for done, (row, found) in enumerate(zip(rows, pool.map(load, range(len(rows))), strict=True), 1):
+            listener.progress("decode", done, len(rows))
             if isinstance(found, DataError):
                 faults.append(found)
                 continue

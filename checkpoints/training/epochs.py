@@ -74,6 +74,7 @@ class _Loop:
     loss: Loss
     batches: BatchSource
     frozen: tuple[torch.nn.Module, ...]
+    listener: Listener
 
 
 def train_epochs(
@@ -93,12 +94,14 @@ def train_epochs(
         OptionError: E204 when several processes have too few images.
     """
     model = distributed.convert_batch_norm(model).to(memory_format=torch.channels_last)
-    loop = _prepare(model, data, settings, distributed)
+    loop = _prepare(model, data, settings, distributed, listener)
     state = _init_state(model, loop)
     if files.fingerprint is not None and restore_state(files.state, state, fingerprint=files.fingerprint):
         message = f"{data.name} resumes after epoch {state.done} of {settings.epochs}"
         listener.notice(Notice("I445", message, files.state))
     distributed.require_same(state.done, f"state in {files.state.parent}")
+    stage = f"train {data.name}"
+    listener.progress(stage, state.done, settings.epochs)
     with loop.batches:
         while state.done < settings.epochs and not _is_patience_over(state, settings):
             _run_epoch(state, loop)
@@ -107,9 +110,10 @@ def train_epochs(
                 logger.log(state.log[-1])
                 if files.fingerprint is not None:
                     save_state(files.state, state, fingerprint=files.fingerprint)
-            listener.progress(f"train {data.name}", state.done, settings.epochs)
+            listener.step_done(f"{stage}: {_describe_epoch(state.log[-1], settings)}")
+            listener.progress(stage, state.done, settings.epochs)
     if state.done < settings.epochs:
-        listener.progress(f"train {data.name}", settings.epochs, settings.epochs)
+        listener.progress(stage, settings.epochs, settings.epochs)
     assert state.kept is not None, "a member is trained for one epoch or more"
     return state.kept
 
@@ -118,7 +122,22 @@ def _is_patience_over(state: TrainingState, settings: TrainSettings) -> bool:
     return settings.patience is not None and state.done - state.best_epoch >= settings.patience
 
 
-def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, distributed: DistributedContext) -> _Loop:
+def _describe_epoch(row: LogRow, settings: TrainSettings) -> str:
+    """Return the line of an epoch: its loss, its score on the hold-out part and its speed."""
+    score = f"macro F1 {row.macro_f1:.4f}"
+    if row.average_precision is not None:
+        score = f"average precision {row.average_precision:.4f}"
+    speed = f"{row.images_per_second:,.1f} images/s"
+    return f"epoch {row.epoch} of {settings.epochs}, loss {row.loss:.4f}, {score}, {speed}"
+
+
+def _prepare(
+    model: torch.nn.Module,
+    data: FoldData,
+    settings: TrainSettings,
+    distributed: DistributedContext,
+    listener: Listener,
+) -> _Loop:
     targets, per_step = data.training.targets, settings.batch * settings.accumulate
     if distributed.world_size > 1 and len(targets) < per_step:
         raise OptionError(
@@ -138,6 +157,7 @@ def _prepare(model: torch.nn.Module, data: FoldData, settings: TrainSettings, di
         loss=_make_loss(targets, settings, device),
         batches=BatchSource(data.training, settings.augment, seed=data.seed, workers=workers),
         frozen=frozen,
+        listener=listener,
     )
 
 
@@ -229,7 +249,8 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
     shards = [batch[distributed.shard(len(batch))] for step in steps for batch in step]
     batches = loop.batches.epoch(shards, number)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for step in steps:
+    for taken, step in enumerate(steps):
+        loop.listener.detail(f"epoch {number}: step {taken + 1:,} of {len(steps):,}")
         for part, (pixels, labels) in enumerate(islice(batches, len(step)), 1):
             images = normalize(_move(torch.from_numpy(pixels), device), settings)
             targets = _move(_soft_targets(torch.from_numpy(labels), settings), device)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.commands.options import PATH, ROOT, json_option, progress_options, torch_extra
 from ensemble.terminal import TERMINAL, show
 
 
@@ -42,6 +42,7 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
 @click.option("--fresh", is_flag=True, help="Discard the boxes of an earlier run.")
+@progress_options
 @json_option
 def crop(
     images: Path,

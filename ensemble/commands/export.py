@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option, torch_extra
+from ensemble.commands.options import (
+    CHANNELS,
+    PATH,
+    RESIZERS,
+    ROOT,
+    InterpolationChoice,
+    json_option,
+    progress_options,
+    torch_extra,
+)
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -78,6 +87,7 @@ if TYPE_CHECKING:
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
 @click.option("--boxes", type=PATH, help="Face boxes of these images from ens crop, for models trained on face crops.")
 @click.option("--dry-run", is_flag=True, help="Say what the checkpoints hold and what would be done; write nothing.")
+@progress_options
 @json_option
 def export(
     checkpoints: tuple[Path, ...],

@@ -45,6 +45,23 @@ _NEEDS_TORCH = {
 }
 
 
+def progress_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``-q`` and ``-v``, and show the progress of the command from its start."""
+
+    @functools.wraps(command)
+    def with_progress(*, is_quiet: bool, is_verbose: bool, **parameters: Any) -> None:
+        if is_quiet and is_verbose:
+            raise conflict("--quiet and --verbose contradict each other")
+        name = str(click.get_current_context().info_name)
+        TERMINAL.begin(name, level=int(is_verbose) - int(is_quiet))
+        command(**parameters)
+
+    wrapped: Callable[..., None] = with_progress
+    wrapped = click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Say more about the progress.")(wrapped)
+    text = "Show warnings and errors only, no notes and no progress."
+    return click.option("-q", "--quiet", "is_quiet", is_flag=True, help=text)(wrapped)
+
+
 class InterpolationChoice(click.Choice[str]):
     """An interpolation under timm's name, or under OpenCV's: ``linear``, ``cubic`` and ``lanczos4``."""
 

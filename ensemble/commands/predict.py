@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, conflict, json_option, run_options
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, progress_options, run_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     help="Run on this machine or on a Ray cluster.",
 )
 @click.option("--address", help="Address of the Ray cluster, such as auto or host:6379; without it one starts here.")
+@progress_options
 @json_option
 def predict(
     models: tuple[Path, ...],

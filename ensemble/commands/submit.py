@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, run_options
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, progress_options, run_options
 from ensemble.commands.sheet_options import rows_options, sheet_options
 from ensemble.terminal import TERMINAL, show
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @sheet_options
 @run_options
 @missing_option
+@progress_options
 @json_option
 def submit(
     recipe_path: Path,

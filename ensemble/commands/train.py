@@ -21,6 +21,7 @@ from ensemble.commands.options import (
     InterpolationChoice,
     conflict,
     json_option,
+    progress_options,
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
@@ -249,6 +250,7 @@ _COLLECTED = {
     short_help="Train a member over folds",
 )
 @click.argument("train_dir", type=PATH)
+@progress_options
 @json_option
 def train(
     train_dir: Path,
@@ -288,6 +290,8 @@ def train(
     from ensemble.images.face_boxes import Boxes, read_faces
 
     listener = TERMINAL if distributed.is_main else SILENT
+    if not distributed.is_main:
+        TERMINAL.close()  # one process tells the progress of all
     settings = fit_channels(settings, input_.preprocess(), listener=listener)
     check_settings(settings)
     validate_member(output.member)

@@ -47,7 +47,8 @@ class Killer(Listener):
     """Ends the training after its first epoch."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        raise Killed
+        if stage != "decode" and done:
+            raise Killed
 
 
 def fit(rows: Any, folds: Folds, out: Path, settings: TrainSettings, listener: Listener = SILENT) -> TrainedFold:
