@@ -165,6 +165,10 @@ CODES: dict[str, Code] = {
         "An image's metadata are damaged or too large; the pixels are used as stored.",
         "check that the image is upright",
     ),
+    "E353": Code(
+        "A JPEG has so many scans that decoding it would take minutes.",
+        "write it again as a JPEG of one scan, for example with jpegtran or an image editor",
+    ),
     "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),
     "I380": Code("The cells of a table are not separated by commas.", "nothing to do if the columns look right"),
     "I381": Code(

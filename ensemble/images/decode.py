@@ -25,7 +25,7 @@ from PIL import Image
 
 from ensemble.arrays import Pixels
 from ensemble.errors import DamagedImageError, DataError
-from ensemble.images import formats
+from ensemble.images import completeness, formats
 from ensemble.images.metadata import read_orientation, strip_metadata
 from ensemble.images.storage import RemoteImage
 
@@ -142,7 +142,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
     Raises:
         DataError: E301 truncated or damaged, E302 empty, E303 not an image, E307 more than ``max_pixels``, E309 not
-            supported.
+            supported, E353 a JPEG of too many scans.
         MemoryError: when there is too little memory to decode it.
     """
     if not data:
@@ -164,6 +164,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     image = _open(data)
     _require_size(image, max_pixels)
+    if image.format in {"JPEG", "MPO"}:
+        completeness.require_few_scans(data, image.width * image.height)
     notices: list[str] = []
     try:
         with _decoding():
@@ -176,6 +178,11 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
             raise
         image = ended
         notices.append("W301")
+    else:
+        with _decoding():
+            fault = completeness.find_fault(data, image)
+        if fault is not None:
+            raise DamagedImageError("E301", f"the image is truncated or damaged: {fault}")
     return _upright_rgb(image, notices)
 
 
@@ -288,7 +295,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255 to white
         values = np.asarray(image)
-        grey = (values >> 8).astype(np.uint8)
+        grey = (values >> (_bits_per_sample(image) - 8)).astype(np.uint8)
         if _is_white_zero(image):
             grey = 255 - grey
         grey[values == image.info.get("transparency", -1)] = 255
@@ -302,6 +309,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError as err:
         raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """Return 12 for a TIFF of 12-bit grey, which Pillow opens in its 16-bit mode without scaling it; else 16."""
+    return 12 if tuple(getattr(image, "tag_v2", {}).get(258, ())) == (12,) else 16
 
 
 def _is_white_zero(image: Image.Image) -> bool:
