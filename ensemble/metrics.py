@@ -75,14 +75,17 @@ class Reliability:
 
 def reliability(truth: Classes, probabilities: Floats, *, bins: int = 15) -> Reliability:
     """Return bins of equal width over the highest probability ``(N, C)``, each open below and closed above."""
-    confidence = probabilities.max(axis=-1)
-    right = probabilities.argmax(axis=-1) == truth
+    return reliability_of(probabilities.max(axis=-1), probabilities.argmax(axis=-1) == truth, bins=bins)
+
+
+def reliability_of(confidence: Floats, right: NDArray[np.bool_], *, bins: int = 15) -> Reliability:
+    """Return bins of equal width over the confidence ``(N,)`` of predictions that are ``right`` ``(N,)`` or not."""
     bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
 
     def total(values: Floats) -> Floats:
         return np.bincount(bin_of, weights=values, minlength=bins).astype(np.float64, copy=False)
 
-    return Reliability(total(np.ones(len(truth))), total(confidence), total(right.astype(np.float64)))
+    return Reliability(total(np.ones(len(right))), total(confidence), total(right.astype(np.float64)))
 
 
 def calibration_error(truth: Classes, probabilities: Floats, *, bins: int = 15) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def find_disagreements(
     rows = read[np.argsort(-information[read], kind="stable")[:_MOST]].tolist()
     ids = [blended.ids[row] for row in rows]
     true = None if truth is None else true_classes(blended.ids, truth)
-    pictures = [None] * len(ids) if images is None else [_thumbnail(path) for path in list_images(images, ids).paths]
+    pictures = make_thumbnails(ids, images)
     predicted = {name: predicted_classes(one, labels) for name, one in alone.items()}
     found = []
     for row, picture in zip(rows, pictures, strict=True):
@@ -101,6 +101,15 @@ def predicted_classes(blended: Blended, labels: LabelSpace) -> Classes:
 def _entropy(p: Floats) -> Floats:
     """Return the entropy of each row in nats."""
     return np.asarray(-(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=-1))
+
+
+def make_thumbnails(ids: Sequence[str], images: Path | None) -> list[bytes | None]:
+    """Return the content of a small JPEG file for each image, or None for each where there is no folder of them.
+
+    Raises:
+        DataError: E3xx when an image is missing or cannot be read.
+    """
+    return [None] * len(ids) if images is None else [_thumbnail(path) for path in list_images(images, ids).paths]
 
 
 def _thumbnail(path: Path) -> bytes:

@@ -126,7 +126,7 @@ def _score(
     ranked = answers.decisions is None
     one = ScoredAnswers(truth.applies[order], decided, p if ranked else None, len(truth.labels))
     persons = None if truth.persons is None else [truth.persons[i] for i in order]
-    found = score_metrics([*_SHOWN, *(_AREAS if ranked else ())], one, persons, resamples=resamples, seed=seed)
+    found = score_metrics(LABEL_METRICS if ranked else _SHOWN, one, persons, resamples=resamples, seed=seed)
     by_label = found["macro-f1"].by_class
     assert by_label is not None
 
@@ -154,3 +154,5 @@ def _present_precision(answers: ScoredAnswers, weights: Floats) -> Floats:
 
 _SHOWN = tuple(find_metric(name) for name in ("macro-f1", "micro-f1", "sample-f1"))
 _AREAS = (ContestMetric("present-ap", "mean average precision", "order", _present_precision), find_metric("roc-auc"))
+LABEL_METRICS = (*_SHOWN, *_AREAS)
+"""The metrics that are always shown, where there are probabilities."""

@@ -105,19 +105,37 @@ def draw_intervals(
     return done[0]
 
 
-def draw_reliability(found: Reliability, *, name: str, title: str) -> str:
-    """Draw accuracy by confidence, beside the diagonal; the area of a point is the number of images in its bin."""
+def draw_reliability(
+    found: Reliability,
+    *,
+    name: str,
+    title: str,
+    axes: tuple[str, str] = ("confidence (highest probability)", "accuracy"),
+) -> str:
+    """Draw accuracy by confidence, beside the diagonal; the area of a point is the number of images in its bin.
+
+    ``axes`` are the labels of the confidence and the accuracy.
+    """
     used = found.images > 0
     confidence, right = found.confidence[used] / found.images[used], found.right[used] / found.images[used]
-    with _figure(4.6, 4.2, name=name, title=title) as (axes, done):
-        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot(confidence, right, color=_ACCENT, linewidth=1.6)
+    with _figure(4.6, 4.2, name=name, title=title) as (plot, done):
+        plot.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        plot.plot(confidence, right, color=_ACCENT, linewidth=1.6)
         area = 12 + 160 * found.images[used] / found.images.max()
-        axes.scatter(confidence, right, s=area, color=_ACCENT, alpha=0.8, linewidths=0)
-        axes.grid(visible=True)
-        axes.set_axisbelow(True)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence (highest probability)", ylabel="accuracy")
+        plot.scatter(confidence, right, s=area, color=_ACCENT, alpha=0.8, linewidths=0)
+        plot.grid(visible=True)
+        plot.set_axisbelow(True)
+        plot.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel=axes[0], ylabel=axes[1])
     return done[0]
+
+
+def draw_together(counts: Floats, names: Sequence[str], *, name: str, title: str) -> str:
+    """Draw the images ``(C, C)`` to which two labels apply, on the diagonal one, shaded by share of the row."""
+    own = np.maximum(np.diagonal(counts), 1)[:, np.newaxis]
+    shares = counts / own
+    np.fill_diagonal(shares, 0)
+    cells = [[f"{int(count):,}" if count and len(names) <= 20 else "" for count in row] for row in counts]
+    return _matrix(shares, cells, names, name=name, title=title, axes=("and this label", "images with this label"))
 
 
 def draw_pairs(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.analysis.disagreements import Disagreement, find_disagreements
@@ -17,16 +17,12 @@ from ensemble.analysis.report_facts import (
     RunRecords,
     ViewSummary,
 )
-from ensemble.blend.blend import Blended, blend
-from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
-from ensemble.errors import OptionError, PredictionError
-from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.analysis.report_inputs import ReportInputs, gather_inputs
+from ensemble.blend.recipe import Recipe
+from ensemble.errors import PredictionError
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_none_missing
-from ensemble.predictions.members import common_images, members_by_name
-from ensemble.predictions.out_of_fold import gather_folds
-from ensemble.predictions.truth import NO_COLUMNS, Truth, TruthOptions, read_truth
-from ensemble.submission.write import notice_missing
+from ensemble.predictions.truth import NO_COLUMNS, TruthOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,15 +50,6 @@ class Report:
         return self.recipe.labels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Blend:
-    """Members, the recipe that blends them, and their blend."""
-
-    members: Sequence[Predictions]
-    recipe: Recipe
-    blended: Blended
-
-
 def report(
     predictions: Sequence[Path],
     *,
@@ -85,46 +72,41 @@ def report(
             `list_images`; E514 when the record of a run is damaged, E518 when that of a learned recipe is, E548 when
             several labels may apply to an image.
     """
-    if oof and truth is None:
-        raise OptionError("E204", "--oof needs --truth, the ground truth of the out-of-fold images")
-    recorder = Recorder(listener)
-    folders = [folder for path in predictions for folder in find_predictions(path)]
-    read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
-    common = common_images(read, allow_missing=True)
-    if common.independent:
-        raise PredictionError("E548", "the report is about one class per image, and the members have several labels")
-    members = common.members
-    if common.missing:
-        notice_missing(common.missing, recorder)
-    used = make_recipe(members) if recipe is None else read_recipe(recipe)
-    choice = LearnedChoice.of(used)
-    test = _Blend(members, used, blend(members, used, listener=recorder))
-    known = None if truth is None else read_truth(truth, used.labels, options=columns, listener=recorder)
-    if known is not None and not oof:
-        require_none_missing(read, known.ids)
-    scored = _blend_out_of_fold(used, oof, known, recorder) if oof and known is not None else test
+    inputs = gather_inputs(predictions, recipe=recipe, truth=truth, oof=oof, columns=columns, listener=listener)
+    return report_of(inputs, images=images, commands=commands)
+
+
+def report_of(inputs: ReportInputs, *, images: Path | None, commands: Sequence[str]) -> Report:
+    """Gather the facts about predictions that have been read, as `report` does.
+
+    Raises:
+        PredictionError: E548 when several labels may apply to an image.
+        EnsError: as `evaluate` and `list_images`.
+    """
+    if inputs.independent:
+        raise PredictionError("E548", "the members have several labels: their report is that of label_report")
+    test, scored, choice, known = inputs.test, inputs.scored, inputs.choice, inputs.truth
     if choice is not None and choice.views:
         views = ViewSummary(choice.views, choice.metric)
     else:
         views = ViewSummary() if known is None else ViewSummary.of(scored.members, known)
-    # each member's own predictions, in the order of the blend
-    alone = {m.member: blend([m], make_recipe([m]), ids=test.blended.ids) for m in members}
-    several = len(members) > 1
+    several, alone = len(test.members) > 1, inputs.alone
+    shown_truth = None if inputs.out_of_fold else known
     return Report(
         images=len(test.blended),
-        out_of_fold=bool(oof),
-        runs=RunRecords.read(folders),
-        notices=tuple(recorder.notices),
+        out_of_fold=inputs.out_of_fold,
+        runs=inputs.runs,
+        notices=inputs.notices,
         members=MemberSummary.of_each(scored.members, scored.recipe, known),
-        recipe=used,
+        recipe=test.recipe,
         choice=choice,
         quality=None if known is None else BlendQuality.of(scored.blended, known),
         views=views,
-        agreement=MemberAgreement.of(alone, used.labels) if several else None,
+        agreement=MemberAgreement.of(alone, test.recipe.labels) if several else None,
         distribution=None if known is None else ClassDistribution.of(known, test.blended),
-        disagreements=find_disagreements(alone, test.blended, None if oof else known, images) if several else (),
+        disagreements=find_disagreements(alone, test.blended, shown_truth, images) if several else (),
         missing=(
-            *_missing_options(recipe=recipe, learned=choice is not None, truth=truth, oof=oof, images=images),
+            *inputs.missing_options(images),
             *([MissingSection("Test-time augmentation", views.problem)] if views.problem else []),
             *([] if several else [MissingSection("Agreement and disagreements", "predictions of two or more members")]),
         ),
@@ -162,49 +144,3 @@ def subtitle_of(report: Report) -> str:
     kind = "out-of-fold" if report.out_of_fold else "test"
     more = f" · {report.images:,} test images" if report.out_of_fold else ""
     return f"Ensemble report · scored on {found.images:,} {kind} images{persons}{more}"
-
-
-def _missing_options(
-    *, recipe: Path | None, learned: bool, truth: Path | None, oof: Sequence[Path], images: Path | None
-) -> Iterator[MissingSection]:
-    """Yield the sections for which an option is missing."""
-    if truth is None:
-        yield MissingSection(
-            "Scores, confusion matrix, F1 per class, calibration, test-time augmentation and class distribution",
-            "--truth CSV with the ground truth of the predictions; or --oof PRED... --truth CSV, to score on the "
-            "training images",
-        )
-    elif not oof:
-        yield MissingSection("Out-of-fold scores", "--oof PRED... with --truth for the training images")
-    if not learned:
-        yield MissingSection(
-            "Candidates",
-            "--recipe blend.json, as written by ens blend PRED... --oof ... --truth ... --save blend.json",
-        )
-    if images is None:
-        yield MissingSection("Thumbnails of the disagreements", "--images DIR")
-    if recipe is None:
-        yield MissingSection("The recipe of the submission", "--recipe blend.json")
-
-
-def _blend_out_of_fold(recipe: Recipe, oof: Sequence[Path], truth: Truth, listener: Listener) -> _Blend:
-    """Blend out-of-fold predictions, one member per group, with the weights of the recipe."""
-    read = [read_predictions(folder) for path in oof for folder in find_predictions(path)]
-    gathered = gather_folds(read, truth)
-    adapted = _for_groups(recipe, gathered)
-    return _Blend(gathered, adapted, blend(gathered, adapted, listener=listener))
-
-
-def _for_groups(recipe: Recipe, gathered: Sequence[Predictions]) -> Recipe:
-    """Return the recipe with each group's members replaced by one member of the group's name."""
-    sha256 = {member.member: member.sha256 for member in gathered}
-    missing, extra = sorted(recipe.groups.keys() - sha256), sorted(sha256.keys() - recipe.groups)
-    if missing or extra:
-        raise PredictionError(
-            "E517",
-            f"the out-of-fold predictions have the groups {', '.join(sha256)}, the recipe has "
-            f"{', '.join(recipe.groups)}",
-            hint="give the same models in PRED and with --oof; groups are matched by name",
-        )
-    groups = {name: replace(group, members={name: sha256[name]}) for name, group in recipe.groups.items()}
-    return replace(recipe, groups=groups)

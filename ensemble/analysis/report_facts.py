@@ -157,7 +157,7 @@ class LearnedChoice:
         try:
             return cls(
                 method=str(found["method"]),
-                metric=title_of(found["metric"], recipe.labels),
+                metric=title_of(found["metric"], recipe.labels, exclusive=recipe.activation == "softmax"),
                 why=str(found["why"]),
                 table=tuple(
                     CandidateScore(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"]

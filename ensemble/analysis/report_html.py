@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 from ensemble.analysis import report_sections as sections
 from ensemble.analysis.html import STYLE, preformatted, section, table
 from ensemble.analysis.report import Report, subtitle_of, summary_of
+from ensemble.analysis.report_facts import MissingSection, RunRecords
 from ensemble.errors import enumerate_some
+from ensemble.events import Notice
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -15,53 +19,73 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def render_page(report: Report) -> str:
     """Render the page; the same report always gives the same text."""
     parts = (
-        _runs(report),
+        render_runs(report.runs, report.notices),
         sections.render_members(report),
-        sections.render_candidates(report),
+        sections.render_choice(report.choice),
         sections.render_confusion(report),
         sections.render_classes(report),
         sections.render_calibration(report),
         sections.render_agreement(report),
-        sections.render_views(report),
+        sections.render_gains(report.views.gains, report.views.metric),
         sections.render_distribution(report),
         sections.render_disagreements(report),
-        _commands(report),
+        render_commands(report.commands),
+        render_missing(report.missing),
     )
-    summary = summary_of(report)
+    return render_document(summary_of(report), subtitle=subtitle_of(report), tiles=_tiles(report), body="".join(parts))
+
+
+class Tile(NamedTuple):
+    """A number at the top of the page, under its title and with a note."""
+
+    title: str
+    value: str
+    note: str
+
+
+def render_document(summary: str, *, subtitle: str, tiles: Sequence[Tile], body: str) -> str:
+    """Render the whole file: the summary as its title, tiles, and the sections in ``body``."""
+    numbers = "".join(
+        f"<div><dt>{escape(t)}</dt><dd>{value}<small>{note}</small></dd></div>" for t, value, note in tiles
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(summary)}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f'<body>\n<main>\n<header>\n<p class="kind">{escape(subtitle_of(report))}</p>\n<h1>{escape(summary)}</h1>\n'
-        f"{_tiles(report)}</header>\n{''.join(parts)}{_missing(report)}</main>\n</body>\n</html>\n"
+        f'<body>\n<main>\n<header>\n<p class="kind">{escape(subtitle)}</p>\n<h1>{escape(summary)}</h1>\n'
+        f'<dl class="tiles">{numbers}</dl>\n'
+        f"</header>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
-def _tiles(report: Report) -> str:
-    tiles: list[tuple[str, str, str]] = []
+def _tiles(report: Report) -> list[Tile]:
+    tiles: list[Tile] = []
     if report.choice is not None and report.choice.row is not None:
         row = report.choice.row
-        tiles.append((f"{report.choice.metric}, nested CV", f"{row.nested:.4f}", _interval(row.low, row.high)))
+        tiles.append(
+            Tile(f"{report.choice.metric}, nested CV", f"{row.nested:.4f}", render_interval(row.low, row.high))
+        )
     if report.quality is not None:
         scores = report.quality.scores
         fitted = ", in-sample" if report.choice is not None and report.out_of_fold else ""
         for name, score in (("Macro F1", scores.macro_f1), ("Accuracy", scores.accuracy)):
-            tiles.append((f"{name}{fitted}", f"{score.value:.4f}", _interval(score.low, score.high)))
+            tiles.append(Tile(f"{name}{fitted}", f"{score.value:.4f}", render_interval(score.low, score.high)))
         if scores.calibration_error is not None:
-            tiles.append(("Calibration error (ECE)", f"{scores.calibration_error:.4f}", "15 bins; lower is better"))
-    tiles.append(("Members", f"{len(report.members):,}", "groups of folds" if report.out_of_fold else ""))
-    parts = (f"<div><dt>{escape(t)}</dt><dd>{value}<small>{note}</small></dd></div>" for t, value, note in tiles)
-    return f'<dl class="tiles">{"".join(parts)}</dl>\n'
+            tiles.append(Tile("Calibration error (ECE)", f"{scores.calibration_error:.4f}", "15 bins; lower is better"))
+    tiles.append(Tile("Members", f"{len(report.members):,}", "groups of folds" if report.out_of_fold else ""))
+    return tiles
 
 
-def _interval(low: float, high: float) -> str:
+def render_interval(low: float, high: float) -> str:
+    """Render a 95 % interval."""
     return f"95 % CI {low:.3f} to {high:.3f}"
 
 
-def _runs(report: Report) -> str:
-    runs = report.runs.found
-    if not runs and not report.notices:
+def render_runs(records: RunRecords, noticed: Sequence[Notice]) -> str:
+    """Render the records of the runs, and all notices."""
+    runs = records.found
+    if not runs and not noticed:
         return ""
     rows = [
         (
@@ -79,13 +103,13 @@ def _runs(report: Report) -> str:
     ]
     devices = sorted({run.device for run in runs})
     notices = sorted(
-        {(n.code, n.message) for run in runs for n in run.notices} | {(n.code, n.message) for n in report.notices}
+        {(n.code, n.message) for run in runs for n in run.notices} | {(n.code, n.message) for n in noticed}
     )
     summary = f"All predictions were computed on {' and '.join(devices)}."
     if not devices:
         summary = "The prediction folders contain no record of their runs."
-    elif report.runs.unrecorded:
-        summary += f" There is no record for {enumerate_some(list(report.runs.unrecorded))}."
+    elif records.unrecorded:
+        summary += f" There is no record for {enumerate_some(list(records.unrecorded))}."
     body = ""
     if rows:
         header = (
@@ -117,17 +141,19 @@ def _speed(seconds: float, images: int) -> tuple[str, str]:
     return f"{seconds:.1f}", f"{images / seconds:.1f}" if seconds > 0 else "-"
 
 
-def _commands(report: Report) -> str:
-    if not report.commands:
+def render_commands(commands: Sequence[str]) -> str:
+    """Render the commands that make the page again."""
+    if not commands:
         return ""
-    body = preformatted("\n".join(report.commands), "commands")
+    body = preformatted("\n".join(commands), "commands")
     return section("Reproduce", "The same inputs give this page again, byte for byte.", body)
 
 
-def _missing(report: Report) -> str:
-    if not report.missing:
+def render_missing(missing: Sequence[MissingSection]) -> str:
+    """Render the sections that the page lacks, each with the input that would add it."""
+    if not missing:
         return ""
     items = "".join(
-        f"<li>{escape(one.section)}: <span class='muted'>{escape(one.remedy)}</span></li>" for one in report.missing
+        f"<li>{escape(one.section)}: <span class='muted'>{escape(one.remedy)}</span></li>" for one in missing
     )
     return f"<aside>\n<h2>Not in this report</h2>\n<ul>{items}</ul>\n</aside>\n"

@@ -15,10 +15,12 @@ from ensemble.analysis import plots
 from ensemble.analysis.html import figure, preformatted, section, table
 from ensemble.analysis.metric_estimates import Estimate
 from ensemble.analysis.report import Report
+from ensemble.analysis.report_facts import LearnedChoice
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe
 from ensemble.errors import enumerate_some
 from ensemble.learn.table import render_weights
+from ensemble.learn.view_gains import ViewGain
 
 _SUPPORT = 30  # images of a class, below which its F1 is unreliable
 _MOST_ROWS = 100
@@ -67,9 +69,8 @@ def render_members(report: Report) -> str:
     return section("Members", summary, body)
 
 
-def render_candidates(report: Report) -> str:
+def render_choice(choice: LearnedChoice | None) -> str:
     """Render the candidates of a learned recipe."""
-    choice = report.choice
     if choice is None:
         return ""
     rows = [
@@ -216,9 +217,8 @@ def render_agreement(report: Report) -> str:
     return section("Agreement between members", summary, figure(drawn, caption))
 
 
-def render_views(report: Report) -> str:
+def render_gains(gains: Sequence[ViewGain], metric: str) -> str:
     """Render the gain of each view of the test-time augmentation."""
-    gains = report.views.gains
     if not gains:
         return ""
     rows = [
@@ -235,7 +235,7 @@ def render_views(report: Report) -> str:
     summary = "No view gains more than one standard error."
     if worth:
         summary = f"Views that gain more than one standard error: {', '.join(worth)}."
-    header = ("view", f"gain in {report.views.metric} ± SE", "wrong to right", "right to wrong", "forward passes")
+    header = ("view", f"gain in {metric} ± SE", "wrong to right", "right to wrong", "forward passes")
     note = (
         '<p class="note">Each view is added to the first view alone, in the plain mean of all members; images whose '
         "prediction becomes right or wrong are counted.</p>"

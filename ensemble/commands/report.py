@@ -39,9 +39,11 @@ def report(
     Example: ens report runs/preds --recipe blend.json --truth train.csv --oof oof --images eval/images -o report.html
     """
     with report_extra("report"):
+        from ensemble.analysis.label_html import render_label_page
         from ensemble.analysis.report_html import render_page
-    from ensemble.analysis.report import report as gather
-    from ensemble.analysis.report import summary_of
+    from ensemble.analysis.label_report import label_report_of, summary_of_labels
+    from ensemble.analysis.report import report_of, summary_of
+    from ensemble.analysis.report_inputs import gather_inputs
     from ensemble.files import require_different, write_atomic
     from ensemble.predictions.truth import TruthOptions
 
@@ -51,18 +53,22 @@ def report(
     for option, value in (*given.items(), *(("--oof", path) for path in oof)):
         words += [] if value is None else [option, str(value)]
     words += ([] if images is None else ["--images", str(images)]) + ["-o", str(output)]
-    found = gather(
+    inputs = gather_inputs(
         predictions,
         recipe=recipe,
         truth=truth,
         oof=oof,
-        images=images,
-        commands=(shlex.join(words),),
         columns=TruthOptions(id_column, label_column),
         listener=TERMINAL,
     )
-    page = render_page(found).encode()
+    commands = (shlex.join(words),)
+    if inputs.independent:
+        of_labels = label_report_of(inputs, images=images, commands=commands)
+        text, summary, absent = render_label_page(of_labels), summary_of_labels(of_labels), of_labels.missing
+    else:
+        found = report_of(inputs, images=images, commands=commands)
+        text, summary, absent = render_page(found), summary_of(found), found.missing
+    page = text.encode()
     write_atomic(output, page)
-    summary = summary_of(found)
     facts = {"path": str(output), "bytes": len(page), "verdict": summary}
-    show(facts | {"absent": [one.section for one in found.missing]}, f"{summary}\n{output}", as_json=as_json)
+    show(facts | {"absent": [one.section for one in absent]}, f"{summary}\n{output}", as_json=as_json)

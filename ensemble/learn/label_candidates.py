@@ -148,7 +148,7 @@ def fit_thresholds(probabilities: Floats, applies: Decisions, metric: Metric, *,
         return single
     own = single.copy()
     for label in np.flatnonzero(applies.sum(axis=0) >= _FEW):
-        own[label] = _best_f1_threshold(probabilities[:, label], applies[:, label])
+        own[label] = best_f1_threshold(probabilities[:, label], applies[:, label])
     value, alone = score(own), score(single)
     if applies.size * labels <= _CELLS:
         own, value = _move_each(own, value, probabilities, score)
@@ -169,7 +169,7 @@ def _move_each(
     return thresholds, value
 
 
-def _best_f1_threshold(scores: Floats, applies: Decisions) -> float:
+def best_f1_threshold(scores: Floats, applies: Decisions) -> float:
     """Return the threshold with the best F1 of one label ``(N,)``: half way to the next lower score."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]

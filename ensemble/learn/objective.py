@@ -158,9 +158,11 @@ def parse_contest_metric(text: str, labels: LabelSpace, *, exclusive: bool = Tru
     return Metric(text, title, "contest", classes, len(labels), None, contest, _positive(labels))
 
 
-def title_of(text: str, labels: LabelSpace) -> str:
+def title_of(text: str, labels: LabelSpace, *, exclusive: bool = True) -> str:
     """Return the title of a metric that a recipe names; a function of a user is not run for it."""
-    return text if ".py" in text else parse_metric(text, labels).title
+    if ".py" in text:
+        return text
+    return (parse_metric(text, labels) if exclusive else parse_contest_metric(text, labels, exclusive=False)).title
 
 
 def _positive(labels: LabelSpace) -> int:

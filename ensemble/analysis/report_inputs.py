@@ -1,0 +1,147 @@
+"""Read what a report is about: predictions, their recipe, and the ground truth, and blend them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ensemble.analysis.report_facts import LearnedChoice, MissingSection, RunRecords
+from ensemble.blend.blend import Blended, blend
+from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
+from ensemble.errors import OptionError, PredictionError
+from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_none_missing
+from ensemble.predictions.members import common_images, members_by_name
+from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.truth import NO_COLUMNS, Truth, TruthOptions, read_truth
+from ensemble.submission.write import notice_missing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlendedMembers:
+    """Members, the recipe that blends them, and their blend."""
+
+    members: Sequence[Predictions]
+    recipe: Recipe
+    blended: Blended
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReportInputs:
+    """The predictions for the test images as ``test``, and as ``scored`` those that ``truth`` is the ground truth of.
+
+    ``alone`` has each test member's own predictions, in the order of the blend.
+    """
+
+    test: BlendedMembers
+    scored: BlendedMembers
+    truth: Truth | None
+    choice: LearnedChoice | None
+    runs: RunRecords
+    out_of_fold: bool
+    given_recipe: bool
+    alone: dict[str, Blended]
+    recorder: Recorder
+
+    @property
+    def independent(self) -> bool:
+        """True if several labels may apply to an image."""
+        return self.test.blended.independent
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """The notices of reading and blending."""
+        return tuple(self.recorder.notices)
+
+    def missing_options(self, images: Path | None) -> Iterator[MissingSection]:
+        """Yield the sections for which an option is missing; ``images`` is the folder of the test images."""
+        if self.truth is None:
+            of_classes = "confusion matrix, F1 per class, calibration, test-time augmentation and class distribution"
+            of_labels = "labels, thresholds, calibration and label distribution"
+            yield MissingSection(
+                f"Scores, {of_labels if self.independent else of_classes}",
+                "--truth CSV with the ground truth of the predictions; or --oof PRED... --truth CSV, to score on the "
+                "training images",
+            )
+        elif not self.out_of_fold:
+            yield MissingSection("Out-of-fold scores", "--oof PRED... with --truth for the training images")
+        if self.choice is None:
+            yield MissingSection(
+                "Candidates",
+                "--recipe blend.json, as written by ens blend PRED... --oof ... --truth ... --save blend.json",
+            )
+        if images is None:
+            yield MissingSection("Thumbnails of the disagreements", "--images DIR")
+        if not self.given_recipe:
+            yield MissingSection("The recipe of the submission", "--recipe blend.json")
+
+
+def gather_inputs(
+    predictions: Sequence[Path],
+    *,
+    recipe: Path | None = None,
+    truth: Path | None = None,
+    oof: Sequence[Path] = (),
+    columns: TruthOptions = NO_COLUMNS,
+    listener: Listener = SILENT,
+) -> ReportInputs:
+    """Read and blend test predictions, and out-of-fold ones where there are any; see `ensemble.analysis.report`.
+
+    Raises:
+        OptionError: E204 when ``oof`` comes without ``truth``.
+        EnsError: as `read_predictions`, `read_recipe`, `read_truth`, `gather_folds` and `blend`; E514 when the record
+            of a run is damaged, E518 when that of a learned recipe is.
+    """
+    if oof and truth is None:
+        raise OptionError("E204", "--oof needs --truth, the ground truth of the out-of-fold images")
+    recorder = Recorder(listener)
+    folders = [folder for path in predictions for folder in find_predictions(path)]
+    read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
+    common = common_images(read, allow_missing=True)
+    members = common.members
+    if common.missing:
+        notice_missing(common.missing, recorder)
+    used = make_recipe(members) if recipe is None else read_recipe(recipe)
+    choice = LearnedChoice.of(used)
+    test = BlendedMembers(members, used, blend(members, used, listener=recorder))
+    known = None
+    if truth is not None:
+        known = read_truth(truth, used.labels, options=columns, independent=common.independent, listener=recorder)
+    if known is not None and not oof:
+        require_none_missing(read, known.ids)
+    scored = _blend_out_of_fold(used, oof, known, recorder) if oof and known is not None else test
+    return ReportInputs(
+        test=test,
+        scored=scored,
+        truth=known,
+        choice=choice,
+        runs=RunRecords.read(folders),
+        out_of_fold=bool(oof),
+        given_recipe=recipe is not None,
+        alone={m.member: blend([m], make_recipe([m]), ids=test.blended.ids) for m in members},
+        recorder=recorder,
+    )
+
+
+def _blend_out_of_fold(recipe: Recipe, oof: Sequence[Path], truth: Truth, listener: Listener) -> BlendedMembers:
+    """Blend out-of-fold predictions, one member per group, with the weights of the recipe."""
+    read = [read_predictions(folder) for path in oof for folder in find_predictions(path)]
+    gathered = gather_folds(read, truth)
+    adapted = _for_groups(recipe, gathered)
+    return BlendedMembers(gathered, adapted, blend(gathered, adapted, listener=listener))
+
+
+def _for_groups(recipe: Recipe, gathered: Sequence[Predictions]) -> Recipe:
+    """Return the recipe with each group's members replaced by one member of the group's name."""
+    sha256 = {member.member: member.sha256 for member in gathered}
+    missing, extra = sorted(recipe.groups.keys() - sha256), sorted(sha256.keys() - recipe.groups)
+    if missing or extra:
+        raise PredictionError(
+            "E517",
+            f"the out-of-fold predictions have the groups {', '.join(sha256)}, the recipe has "
+            f"{', '.join(recipe.groups)}",
+            hint="give the same models in PRED and with --oof; groups are matched by name",
+        )
+    groups = {name: replace(group, members={name: sha256[name]}) for name, group in recipe.groups.items()}
+    return replace(recipe, groups=groups)
