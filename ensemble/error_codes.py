@@ -256,6 +256,12 @@ CODES: dict[str, Code] = {
         "Images that could not be read have the class prior instead of a prediction.",
         "fix the files in errors.csv and predict again: filled rows are then computed",
     ),
+    "E590": Code(
+        "Several out-of-fold files may belong to one member.",
+        "name each file after its member, or give --oof the files that are meant instead of the folder",
+    ),
+    "I590": Code("Files are matched to members or folds by their names.", "rename the files if that is wrong"),
+    "I591": Code("Files in a folder of predictions were not read.", "name them one by one if they are predictions"),
     "E540": Code(
         "It cannot be told how a sample submission wants its answers.",
         "state it with --answers: number, name, probabilities, probability, label-columns, decisions, label-cells, "

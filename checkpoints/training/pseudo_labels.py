@@ -21,7 +21,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
 from ensemble.labels import LabelSpace
-from ensemble.predictions.external import read_members
+from ensemble.predictions.read_members import read_members
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ensemble.analysis.report_facts import (
     RunRecords,
     ViewSummary,
 )
-from ensemble.analysis.report_inputs import ReportInputs, gather_inputs
+from ensemble.analysis.report_inputs import ReportFiles, ReportInputs, gather_inputs
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import PredictionError
 from ensemble.events import SILENT, Listener, Notice
@@ -72,7 +72,9 @@ def report(
             `list_images`; E514 when the record of a run is damaged, E518 when that of a learned recipe is, E548 when
             several labels may apply to an image.
     """
-    inputs = gather_inputs(predictions, recipe=recipe, truth=truth, oof=oof, columns=columns, listener=listener)
+    inputs = gather_inputs(
+        predictions, recipe=recipe, truth=truth, oof=oof, files=ReportFiles(columns), listener=listener
+    )
     return report_of(inputs, images=images, commands=commands)
 
 

@@ -88,12 +88,12 @@ class RunRecords:
 
     @classmethod
     def read(cls, folders: Sequence[Path]) -> RunRecords:
-        """Read the record of each folder.
+        """Read the record of each folder; files of other tools have none.
 
         Raises:
             PredictionError: E514 when one is damaged.
         """
-        records = [(folder.name, RunRecord.read(folder)) for folder in folders]
+        records = [(path.name, RunRecord.read(path) if path.is_dir() else None) for path in folders]
         return cls(
             tuple(record for _, record in records if record is not None),
             tuple(name for name, record in records if record is None),

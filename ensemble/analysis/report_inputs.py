@@ -11,11 +11,27 @@ from ensemble.blend.blend import Blended, blend
 from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
 from ensemble.errors import OptionError, PredictionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
-from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions, require_none_missing
+from ensemble.labels import MASK18, LabelSpace
+from ensemble.predictions.dataset import Predictions, require_none_missing
+from ensemble.predictions.external import NO_OPTIONS, ExternalOptions
+from ensemble.predictions.match_members import join_folds, match_out_of_fold, match_to_groups
 from ensemble.predictions.members import common_images, members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.read_members import find_members, read_members
 from ensemble.predictions.truth import NO_COLUMNS, Truth, TruthOptions, read_truth
 from ensemble.submission.write import notice_missing
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """The reading of files: ``columns`` of the ground truth, ``tables`` of predictions and their ``labels``."""
+
+    columns: TruthOptions = NO_COLUMNS
+    tables: ExternalOptions = NO_OPTIONS
+    labels: LabelSpace = MASK18
+
+
+NO_FILES = ReportFiles()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,40 +99,48 @@ def gather_inputs(
     recipe: Path | None = None,
     truth: Path | None = None,
     oof: Sequence[Path] = (),
-    columns: TruthOptions = NO_COLUMNS,
+    files: ReportFiles = NO_FILES,
     listener: Listener = SILENT,
 ) -> ReportInputs:
     """Read and blend test predictions, and out-of-fold ones where there are any; see `ensemble.analysis.report`.
 
     Raises:
         OptionError: E204 when ``oof`` comes without ``truth``.
-        EnsError: as `read_predictions`, `read_recipe`, `read_truth`, `gather_folds` and `blend`; E514 when the record
-            of a run is damaged, E518 when that of a learned recipe is.
+        EnsError: as `read_members`, `match_out_of_fold`, `read_recipe`, `read_truth`, `gather_folds` and `blend`; E514
+            when the record of a run is damaged, E518 when that of a learned recipe is.
     """
     if oof and truth is None:
         raise OptionError("E204", "--oof needs --truth, the ground truth of the out-of-fold images")
     recorder = Recorder(listener)
-    folders = [folder for path in predictions for folder in find_predictions(path)]
-    read = list(members_by_name([read_predictions(folder) for folder in folders]).values())
+    stored = None if recipe is None else read_recipe(recipe)
+    labels = files.labels if stored is None else stored.labels
+    tables = files.tables if stored is None else replace(files.tables, activation=stored.activation)
+    beside = (truth, recipe, tables.ids)
+    found = read_members(predictions, labels, options=tables, beside=beside, listener=recorder)
+    read = list(members_by_name(found).values())
     common = common_images(read, allow_missing=True)
     members = common.members
+    held_out = read_members(oof, labels, options=tables.for_oof(), beside=beside, listener=recorder)
+    if stored is None and held_out:
+        held_out, found = match_out_of_fold(held_out, members, listener=recorder)
+        members = tuple(found)
     if common.missing:
         notice_missing(common.missing, recorder)
-    used = make_recipe(members) if recipe is None else read_recipe(recipe)
+    used = stored or make_recipe(members)
     choice = LearnedChoice.of(used)
     test = BlendedMembers(members, used, blend(members, used, listener=recorder))
     known = None
     if truth is not None:
-        known = read_truth(truth, used.labels, options=columns, independent=common.independent, listener=recorder)
+        known = read_truth(truth, used.labels, options=files.columns, independent=common.independent, listener=recorder)
     if known is not None and not oof:
         require_none_missing(read, known.ids)
-    scored = _blend_out_of_fold(used, oof, known, recorder) if oof and known is not None else test
+    scored = _blend_out_of_fold(used, held_out, known, recorder) if held_out and known is not None else test
     return ReportInputs(
         test=test,
         scored=scored,
         truth=known,
         choice=choice,
-        runs=RunRecords.read(folders),
+        runs=RunRecords.read(find_members(predictions, classes=len(labels), beside=beside)),
         out_of_fold=bool(oof),
         given_recipe=recipe is not None,
         alone={m.member: blend([m], make_recipe([m]), ids=test.blended.ids) for m in members},
@@ -124,10 +148,10 @@ def gather_inputs(
     )
 
 
-def _blend_out_of_fold(recipe: Recipe, oof: Sequence[Path], truth: Truth, listener: Listener) -> BlendedMembers:
+def _blend_out_of_fold(recipe: Recipe, oof: Sequence[Predictions], truth: Truth, listener: Listener) -> BlendedMembers:
     """Blend out-of-fold predictions, one member per group, with the weights of the recipe."""
-    read = [read_predictions(folder) for path in oof for folder in find_predictions(path)]
-    gathered = gather_folds(read, truth)
+    names = {name: list(group.members) for name, group in recipe.groups.items()}
+    gathered = gather_folds(match_to_groups(join_folds(oof, listener=listener), names, listener=listener), truth)
     adapted = _for_groups(recipe, gathered)
     return BlendedMembers(gathered, adapted, blend(gathered, adapted, listener=listener))
 

@@ -28,7 +28,8 @@ from ensemble.predict.inputs import select_boxes
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
-from ensemble.predictions.external import read_members
+from ensemble.predictions.external import NO_OPTIONS, ExternalOptions
+from ensemble.predictions.read_members import read_members
 from ensemble.runtime.device import Device, parse_device
 from ensemble.runtime.gpu_sessions import start_gpu_sessions
 from ensemble.runtime.gpu_start import model_inputs, shared_batch_size
@@ -185,11 +186,13 @@ class RunSubmit:
     goal: Goal | None = None
     oof: tuple[Path, ...] = ()
     truth: Path | None = None
+    tables: ExternalOptions = NO_OPTIONS
 
     def __call__(self, job: BenchJob, timer: PassTimer) -> PassResult:
         """Submit the images of the job with its models; the recipe decides which views."""
         recipe = read_recipe(self.recipe)
-        oof = read_members(self.oof, recipe.labels)
+        options = replace(self.tables, activation=recipe.activation)
+        oof = read_members(self.oof, recipe.labels, options=options, beside=(self.truth,))
         early = EarlyExit(self.goal, oof, self.truth) if self.early else None
         with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
 

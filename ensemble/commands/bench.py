@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble.commands.options import PATH, conflict, json_option
+from ensemble.commands.sheet_options import oof_table_options
 from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.predictions.external import ExternalOptions
 
 
 @click.command(short_help="Compare speed with torch and onnxruntime")
@@ -30,6 +34,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--recipe", type=PATH, help="Also time ens submit with this recipe.")
 @click.option("--early-exit", help="Early exit for --recipe, as in ens submit.")
 @click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions, as in ens submit; repeatable.")
+@oof_table_options
 @click.option("--truth", type=PATH, help="Ground-truth CSV for --oof (columns ImageID, ans, optional person).")
 @click.option("--boxes", type=PATH, help="Face boxes from ens crop, for models trained on face crops.")
 @click.option("--tta", is_flag=True, help="Also predict the horizontal flip.")
@@ -60,6 +65,7 @@ def bench(
     recipe: Path | None,
     early_exit: str | None,
     oof: tuple[Path, ...],
+    oof_tables: ExternalOptions,
     truth: Path | None,
     boxes: Path | None,
     tta: bool,
@@ -114,7 +120,7 @@ def bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
         baselines=baselines,
         also={name: find_models([path]) for name, path in sets.items()},
-        recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth),
+        recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth, oof_tables),
         plan=BenchPlan(limit, 1 if quick else rounds, asked, quick),
         left_out=left_out,
         listener=TERMINAL,

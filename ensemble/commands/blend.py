@@ -49,14 +49,16 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     help="Decide for the most probable class, or per axis of the label space.",
 )
 @recipe_options
-@table_options("logits", "probabilities", "classes")
+@table_options("logits", "probabilities", "classes", oof=True)
 @click.option(
     "--labels",
     default="mask18",
     show_default=True,
     help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.",
 )
-@click.option("--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions; repeatable.")
+@click.option(
+    "--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions: folders or files; repeatable."
+)
 @click.option("--truth", type=PATH, help="Ground-truth CSV for --oof (columns ImageID, ans, optional person).")
 @click.option(
     "--method",
@@ -117,8 +119,8 @@ def blend(
     from ensemble.labels import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
     from ensemble.predict.result import render_unread
-    from ensemble.predictions.external import read_members
     from ensemble.predictions.members import common_images
+    from ensemble.predictions.read_members import read_members
     from ensemble.predictions.truth import truth_columns
     from ensemble.submission.recognise import read_sheet
     from ensemble.submission.sheet_options import default_sheet
@@ -140,7 +142,7 @@ def blend(
         pool_name, weights, views, rule_name, extras
     )
     if truth is not None:
-        held_out = read_members(oof, space, options=external, listener=TERMINAL)
+        held_out = read_members(oof, space, options=external.for_oof(), beside=(truth,), listener=TERMINAL)
         source = LearnFrom(held_out, truth, method, metric, seed, transductive, truth_columns(sheet))
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
     ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)

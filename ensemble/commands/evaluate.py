@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,9 @@ def evaluate(
 
     contest = [find_metric(name) for name in metrics]
     columns = truth_columns(sheet)
-    read = _read_answers(answers, parse_labels(labels), replace(tables, id_column=sheet.id_column), like, sheet)
+    space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
+    found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
+    read = _read_answers(found, space, options, like, sheet)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
     if several and len(several) < len(read):
         raise PredictionError(
@@ -104,19 +107,18 @@ def evaluate(
 
 
 def _read_answers(
-    paths: tuple[Path, ...], labels: LabelSpace, tables: ExternalOptions, like: Path | None, sheet: SheetOptions
+    paths: Sequence[Path], labels: LabelSpace, tables: ExternalOptions, like: Path | None, sheet: SheetOptions
 ) -> dict[str, Predictions | Blended | Submission]:
     """Read members' folders, tables and arrays of predictions, and submissions, by name."""
-    from ensemble.predictions.dataset import find_predictions, notice_filled, read_predictions
+    from ensemble.predictions.dataset import notice_filled, read_predictions
     from ensemble.predictions.external import read_external
 
     found: dict[str, Predictions | Blended | Submission] = {}
     for path in paths:
-        if not path.is_file():
-            for folder in find_predictions(path):
-                member = read_predictions(folder)
-                notice_filled([member], TERMINAL)
-                found[str(folder) if member.member in found else member.member] = _independent(member)
+        if path.is_dir():
+            member = read_predictions(path)
+            notice_filled([member], TERMINAL)
+            found[str(path) if member.member in found else member.member] = _independent(member)
             continue
         name = str(path) if path.name in found else path.name
         if tables.kind is not None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
@@ -129,6 +131,16 @@ def _read_answers(
                 label_column=_if_there(path, sheet.label_column),
             )
             found[name] = _read_submission(path, labels, like, own_sheet)
+    return found
+
+
+def _expand(paths: Sequence[Path], classes: int, beside: Sequence[Path | None]) -> list[Path]:
+    """Return the files and members' folders at the paths, see `find_members`; a file that is named is always read."""
+    from ensemble.predictions.read_members import find_members
+
+    found: list[Path] = []
+    for path in paths:
+        found += [path] if path.is_file() else find_members([path], classes=classes, beside=beside, listener=TERMINAL)
     return found
 
 

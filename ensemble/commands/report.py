@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, json_option, report_extra
+from ensemble.commands.sheet_options import table_options
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.predictions.external import ExternalOptions
 
 
 @click.command(short_help="Write an HTML report about a blend")
@@ -20,6 +26,13 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--id-column", metavar="NAME", help="Column of the ids in --truth.  [default: by its name]")
 @click.option("--label-column", metavar="NAME", help="Column of the classes in --truth.  [default: by its name]")
 @click.option("--oof", type=PATH, multiple=True, help="Out-of-fold predictions to score; repeatable.")
+@table_options("logits", "probabilities", submissions=False, oof=True)
+@click.option(
+    "--labels",
+    default="mask18",
+    show_default=True,
+    help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.  [--recipe has its own]",
+)
 @click.option("--images", type=PATH, help="Folder of the test images, to show those that members disagree on.")
 @click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
 @json_option
@@ -30,6 +43,8 @@ def report(
     id_column: str | None,
     label_column: str | None,
     oof: tuple[Path, ...],
+    tables: ExternalOptions,
+    labels: str,
     images: Path | None,
     output: Path,
     as_json: bool,
@@ -43,22 +58,34 @@ def report(
         from ensemble.analysis.report_html import render_page
     from ensemble.analysis.label_report import label_report_of, summary_of_labels
     from ensemble.analysis.report import report_of, summary_of
-    from ensemble.analysis.report_inputs import gather_inputs
+    from ensemble.analysis.report_inputs import ReportFiles, gather_inputs
     from ensemble.files import require_different, write_atomic
+    from ensemble.labels import parse_labels
     from ensemble.predictions.truth import TruthOptions
 
     require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
     words = ["ens", "report", *map(str, predictions)]
     given = {"--recipe": recipe, "--truth": truth, "--id-column": id_column, "--label-column": label_column}
+    given |= {
+        "--as": tables.kind,
+        "--ids": tables.ids,
+        "--oof-ids": tables.oof_ids,
+        "--labels": None if labels == "mask18" else labels,
+    }
     for option, value in (*given.items(), *(("--oof", path) for path in oof)):
         words += [] if value is None else [option, str(value)]
+    words += ["--in-order"] * tables.in_order + ["--activation", "sigmoid"] * (tables.activation == "sigmoid")
     words += ([] if images is None else ["--images", str(images)]) + ["-o", str(output)]
     inputs = gather_inputs(
         predictions,
         recipe=recipe,
         truth=truth,
         oof=oof,
-        columns=TruthOptions(id_column, label_column),
+        files=ReportFiles(
+            TruthOptions(id_column, label_column),
+            replace(tables, id_column=id_column),
+            parse_labels(labels),
+        ),
         listener=TERMINAL,
     )
     commands = (shlex.join(words),)

@@ -73,21 +73,40 @@ def _add_options(command: Callable[..., None], names: Sequence[str]) -> Callable
     return wrapped
 
 
-def table_options(*kinds: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that adds the options of `ExternalOptions`, which the command gets as ``tables``."""
+oof_ids_option = click.option("--oof-ids", type=PATH, help="List of the ids of the rows of .npy files of --oof.")
+
+
+def table_options(
+    *kinds: str, submissions: bool = True, oof: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the options of `ExternalOptions`, which the command gets as ``tables``.
+
+    ``submissions`` says that the command reads submissions, too, and ``oof`` that it takes out-of-fold predictions.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_options(
-            *, kind: Any, in_order: bool, row_ids: Path | None, activation: Any, **parameters: object
+            *,
+            kind: Any,
+            in_order: bool,
+            row_ids: Path | None,
+            activation: Any,
+            oof_ids: Path | None = None,
+            **parameters: object,
         ) -> None:
             from ensemble.predictions.external import ExternalOptions
 
-            command(tables=ExternalOptions(kind, in_order, row_ids, activation=activation), **parameters)
+            command(
+                tables=ExternalOptions(kind, in_order, row_ids, activation=activation, oof_ids=oof_ids), **parameters
+            )
 
-        submission = "classes (a submission)" if "classes" in kinds else "by default a CSV file is a submission"
+        content = ", ".join(kind for kind in kinds if kind != "classes")
+        if submissions:
+            content += ", classes (a submission)" if "classes" in kinds else ", by default a CSV file is a submission"
         wrapped: Callable[..., None] = with_options
         for option in (
+            *([oof_ids_option] if oof else []),
             click.option(
                 "--activation",
                 type=click.Choice(["softmax", "sigmoid"]),
@@ -101,13 +120,39 @@ def table_options(*kinds: str) -> Callable[[Callable[..., None]], Callable[..., 
                 "--as",
                 "kind",
                 type=click.Choice(kinds),
-                help=f"Content of tables and arrays: logits, probabilities, {submission}.",
+                help=f"Content of tables and arrays: {content}.",
             ),
         ):
             wrapped = option(wrapped)
         return wrapped
 
     return decorate
+
+
+def oof_table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options about out-of-fold files of other tools to a command, which gets them as ``oof_tables``."""
+
+    @functools.wraps(command)
+    def with_options(*, kind: Any, in_order: bool, oof_ids: Path | None, **parameters: object) -> None:
+        from ensemble.predictions.external import ExternalOptions
+
+        command(oof_tables=ExternalOptions(kind, in_order, oof_ids), **parameters)
+
+    wrapped: Callable[..., None] = with_options
+    for option in (
+        oof_ids_option,
+        click.option(
+            "--in-order", is_flag=True, help="Take the columns of tables of --oof in the order of the classes."
+        ),
+        click.option(
+            "--as",
+            "kind",
+            type=click.Choice(["logits", "probabilities"]),
+            help="Content of tables and arrays of --oof.",
+        ),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def rows_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, progress_options, run_options
-from ensemble.commands.sheet_options import rows_options, sheet_options
+from ensemble.commands.sheet_options import oof_table_options, rows_options, sheet_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from ensemble.predict.options import RunOptions
+    from ensemble.predictions.external import ExternalOptions
     from ensemble.submission.rows import RowMap
     from ensemble.submission.sheet_options import SheetOptions
     from ensemble.submit.exit_thresholds import Goal
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Out-of-fold predictions; required unless --early-exit is exact; may be repeated.",
 )
+@oof_table_options
 @click.option("--truth", type=PATH, help="Ground-truth CSV of --oof (columns ImageID, ans, optional person).")
 @click.option("--budget", help="Time budget, such as 90m, 2h or 5400s. Members that exceed it are left out, and named.")
 @click.option("--boxes", type=PATH, help="Face boxes written by ens crop, for models trained on face crops.")
@@ -54,6 +57,7 @@ def submit(
     like: Path | None,
     early_exit: str | None,
     oof: tuple[Path, ...],
+    oof_tables: ExternalOptions,
     truth: Path | None,
     budget: str | None,
     boxes: Path | None,
@@ -75,7 +79,7 @@ def submit(
     from ensemble.blend.recipe import read_recipe
     from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
-    from ensemble.predictions.external import read_members
+    from ensemble.predictions.read_members import read_members
     from ensemble.submission.recognise import read_sheet
     from ensemble.submit.destination import Destination
     from ensemble.submit.submit import EarlyExit
@@ -95,7 +99,10 @@ def submit(
     )
     leaving = None
     if early_exit is not None:
-        leaving = EarlyExit(goal, read_members(oof, recipe.labels), truth)
+        tables = replace(oof_tables, id_column=sheet.id_column, activation=recipe.activation)
+        leaving = EarlyExit(
+            goal, read_members(oof, recipe.labels, options=tables, beside=(truth,), listener=TERMINAL), truth
+        )
     done = run_submit(
         recipe,
         images,

@@ -14,6 +14,7 @@ from ensemble.learn.learn import AUTO
 from ensemble.learn.learned_recipe import learn_from_folds, learned_recipe
 from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.match_members import match_out_of_fold
 from ensemble.predictions.truth import NO_COLUMNS, TruthOptions
 
 
@@ -56,15 +57,18 @@ def choose_recipe(
 ) -> ChosenRecipe:
     """Return the recipe for the members from its source; a path is that of a saved recipe.
 
+    Out-of-fold predictions are matched to the members by name, see `match_out_of_fold`.
+
     Raises:
-        EnsError: as `read_recipe`, `learn_from_folds`, `learned_recipe` or `make_recipe`.
+        EnsError: as `read_recipe`, `match_out_of_fold`, `learn_from_folds`, `learned_recipe` or `make_recipe`.
     """
     match source:
         case Path():
             return ChosenRecipe(read_recipe(source))
         case LearnFrom():
+            oof, members = match_out_of_fold(source.oof, members, listener=listener)
             learned = learn_from_folds(
-                source.oof,
+                oof,
                 source.truth,
                 method=source.method,
                 metric=source.metric,

@@ -197,14 +197,23 @@ def find_predictions(path: Path) -> tuple[Path, ...]:
     Raises:
         PredictionError: E514 when there are none.
     """
-    if (path / COMPLETE).is_file() or part_path(path, 0).exists():
+    if _is_member(path):
         return (path,)
     if not path.is_dir():
         raise PredictionError("E514", f"{path} is not a folder of predictions", path=path)
-    members = sorted(child for child in path.iterdir() if part_path(child, 0).exists() or (child / COMPLETE).is_file())
+    members = sorted(child for child in path.iterdir() if _is_member(child))
     if not members:
         raise PredictionError("E514", f"{path} contains no predictions", path=path)
     return tuple(members)
+
+
+def has_members(path: Path) -> bool:
+    """Return True for a member's folder, and for a folder of them."""
+    return _is_member(path) or (path.is_dir() and any(map(_is_member, path.iterdir())))
+
+
+def _is_member(path: Path) -> bool:
+    return (path / COMPLETE).is_file() or part_path(path, 0).exists()
 
 
 def require_none_missing(members: Sequence[Predictions], ids: Iterable[str]) -> None:

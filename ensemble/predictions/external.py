@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -15,14 +14,13 @@ from ensemble.card import Activation, validate_member
 from ensemble.errors import PredictionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Predictions, find_predictions, read_predictions
+from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.external_arrays import read_npy, read_npz
 from ensemble.predictions.external_tables import read_csv_table, read_parquet_table
 from ensemble.submission.lint import read_submission
 from ensemble.submission.sheet_options import SheetOptions
 
 ContentKind = Literal["logits", "probabilities", "classes"]
-SUFFIXES = (".csv", ".tsv", ".txt", ".npz", ".npy", ".parquet")
 _TOLERANCE = 1e-3
 
 
@@ -32,7 +30,7 @@ class ExternalOptions:
 
     ``in_order`` takes the columns of a table in the order of the classes, whatever their names. ``ids`` is the list of
     ids for the rows of ``.npy`` files. ``id_column`` names the column of ids. With the activation ``sigmoid`` several
-    labels may apply to an image.
+    labels may apply to an image. ``oof_ids`` is the list of ids for out-of-fold ``.npy`` files.
     """
 
     kind: ContentKind | None = None
@@ -40,6 +38,14 @@ class ExternalOptions:
     ids: Path | None = None
     id_column: str | None = None
     activation: Activation = "softmax"
+    oof_ids: Path | None = None
+
+    def for_oof(self) -> ExternalOptions:
+        """Return the same for out-of-fold predictions, which are of other images."""
+        return replace(self, ids=self.oof_ids)
+
+
+NO_OPTIONS = ExternalOptions()
 
 
 def read_external(
@@ -146,22 +152,3 @@ def _as_logits(values: Floats, ids: tuple[str, ...], kind: ContentKind, path: Pa
     logits = values.astype(np.float32)
     logits.flags.writeable = False
     return logits
-
-
-def read_members(
-    paths: Iterable[Path], labels: LabelSpace, *, options: ExternalOptions | None = None, listener: Listener = SILENT
-) -> list[Predictions]:
-    """Read all members at the paths: files, members' folders, or folders of them.
-
-    ``labels`` and ``options`` describe the files; folders describe themselves.
-
-    Raises:
-        EnsError: as `read_external`, `find_predictions` and `read_predictions`.
-    """
-    members: list[Predictions] = []
-    for path in paths:
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            members.append(read_external(path, labels, options=options or ExternalOptions(), listener=listener))
-        else:
-            members += [read_predictions(folder) for folder in find_predictions(path)]
-    return members

@@ -67,7 +67,8 @@ def read_npy(
             "E514",
             f"{path.name} has no ids",
             path=path,
-            hint="name the list of its rows with --ids list.csv, or write numpy.savez(path, ids=ids, identity=values)",
+            hint="name the list of its rows with --ids list.csv (--oof-ids for out-of-fold predictions), put it beside "
+            "the file as ids.csv, or write numpy.savez(path, ids=ids, identity=values)",
         )
     table = read_table(ids, listener=listener)
     names = table.without_duplicates(find_id_column(table, named=id_column, listener=listener))

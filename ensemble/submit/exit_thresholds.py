@@ -22,6 +22,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.learn.objective import LIKELIHOOD, METRICS, Metric, parse_metric
 from ensemble.metrics import bootstrap
 from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.match_members import join_folds, match_to_groups
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
 from ensemble.submit.early_exit import ForwardPass, Running, ends_of_units
@@ -330,7 +331,9 @@ def _walk(recipe: Recipe, passes: Sequence[ForwardPass], gathered: Sequence[Pred
 def _gather(
     recipe: Recipe, oof: Sequence[Predictions], truth: Path | None, listener: Listener
 ) -> tuple[list[Predictions], Truth]:
-    used = [member for member in oof if member.group in recipe.groups]
+    names = {name: list(group.members) for name, group in recipe.groups.items()}
+    matched = match_to_groups(join_folds(oof, listener=listener), names, listener=listener)
+    used = [member for member in matched if member.group in recipe.groups]
     missing = sorted(recipe.groups.keys() - {member.group for member in used})
     if missing:
         raise PredictionError(

@@ -36,8 +36,8 @@ from ensemble.learn.learned_recipe import learned_recipe
 from ensemble.learn.objective import parse_metric
 from ensemble.learn.result import Learned
 from ensemble.predictions.dataset import Predictions
-from ensemble.predictions.external import read_members
 from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.read_members import read_members
 from ensemble.predictions.truth import Truth, read_truth, true_classes
 from ensemble.text_table import render_columns
 from tests.support.simulation import PEOPLE, Contest, make_contest, take_rows

@@ -21,8 +21,8 @@ from ensemble.blend.recipe import make_recipe
 from ensemble.card import Preprocess
 from ensemble.errors import ModelError, OptionError, PredictionError
 from ensemble.labels import MASK18
-from ensemble.predictions.external import read_members
 from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.read_members import read_members
 from ensemble.predictions.truth import read_truth
 
 pytestmark = pytest.mark.slow
