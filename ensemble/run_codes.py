@@ -73,6 +73,15 @@ RUN_CODES: dict[str, Code] = {
     "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),
     "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
     "E707": Code("A file does not exist or cannot be read.", "check the path"),
+    "E785": Code(
+        "The runtime of a page, onnxruntime-web, could not be fetched with npm.",
+        "install npm, or give the package with --runtime",
+    ),
+    "E786": Code(
+        "The runtime of a page is not the version that was tested, or is damaged.",
+        "leave out --runtime, or give the version that the message names, as npm pack writes it",
+    ),
+    "E787": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; finished parts are kept.",

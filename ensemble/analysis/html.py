@@ -55,14 +55,17 @@ def _scrolling(body: str, label: str) -> str:
 
 
 # blue and orange of the colour-blind safe palette of Okabe and Ito; all text has a contrast ratio above 4.5
-STYLE = """
+PALETTE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1d2126; --muted: #59616b;
   --line: #dcdad3; --accent: #0067a5; --second: #b84a00; --heat: #6db3de; --soft: #eef4f8;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1b1f23; --ink: #e6e8ea; --muted: #a3abb4;
   --line: #363c43; --accent: #6bbcf0; --second: #f0a03c; --heat: #2a6f9e; --soft: #1e2a33; } }
-* { box-sizing: border-box; }
+"""
+STYLE = (
+    PALETTE
+    + """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.6 var(--sans);
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -118,3 +121,4 @@ pre { margin: 0; padding: 14px 16px; white-space: pre; }
 aside { margin-top: 56px; border-top: 1px solid var(--line); padding-top: 24px; }
 @media print { main { padding: 0; } section { break-inside: avoid; } }
 """
+)

@@ -1,0 +1,287 @@
+"""The folder of a page: what is in it, what is refused, the pinned runtime, and the server."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+from ensemble.__main__ import run
+from ensemble.analysis.html import PALETTE
+from ensemble.errors import EnsError
+from ensemble.labels import LabelSpace
+from ensemble.page import runtime
+from ensemble.page.runtime import BINARY, SCRIPT, WebRuntime, read_runtime
+from ensemble.page.server import address_of, open_server
+from ensemble.page.site import Site, write_site
+from tests.support.fused import fused_proto
+
+WEB = WebRuntime(b"export const env = {};", b"\0asm" + bytes(1000))
+
+
+def site_of(model: onnx.ModelProto, folder: Path, title: str = "Which mask?") -> Site:
+    """Write a page with a runtime of a few bytes."""
+    return write_site(model.SerializeToString(), folder, WEB, title=title, path=Path("ensemble.onnx"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "ensemble.onnx"
+    path.write_bytes(fused_proto().SerializeToString())
+    return path
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the runtime's two files, whose hashes are the pinned ones."""
+    files = {SCRIPT: WEB.script, BINARY: WEB.binary}
+    folder = tmp_path / "onnxruntime-web" / "dist"
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    monkeypatch.setattr(runtime, "SHA256", hashes)
+    return folder.parent
+
+
+def code_of(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that fails, and return the code of its error."""
+    assert run([*map(str, arguments), "--json"]) != 0
+    found: str = json.loads(capsys.readouterr().out)["error"]["code"]
+    return found
+
+
+def test_the_folder_holds_the_model_the_runtime_and_the_page(tmp_path: Path) -> None:
+    """The model is byte for byte the given one, the runtime unpacks to the given one, and nothing else is written."""
+    proto = fused_proto()
+    site = site_of(proto, tmp_path / "site")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "site").iterdir()}
+    assert {name: len(data) for name, data in found.items()} == dict(site.files)
+    assert found["ensemble.onnx"] == proto.SerializeToString()
+    assert found["ort.js"] == WEB.script
+    assert gzip.decompress(found["ort.wasm.gz"]) == WEB.binary
+    assert found["page.css"].startswith(PALETTE.encode())
+    assert site.size == sum(map(len, found.values()))
+
+
+def test_the_facts_are_those_of_the_card(tmp_path: Path) -> None:
+    """facts.json has the labels, the members with their shares, the rule's name, and the files' sizes and hashes."""
+    site = site_of(fused_proto(LabelSpace.flat(["cat", "dog"]), shares=(0.9, 0.1), bias=(0, 1)), tmp_path)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["labels"] == ["cat", "dog"]
+    assert [(member["name"], member["share"]) for member in facts["members"]] == [("toy0", 0.9), ("toy1", 0.1)]
+    assert facts["rule"] == "macro-f1"
+    assert facts["maps"]["member"] == "toy0"
+    assert facts["files"]["model"]["bytes"] == site.files["ensemble.onnx"]
+    assert facts["files"]["model"]["sha256"] == hashlib.sha256((tmp_path / "ensemble.onnx").read_bytes()).hexdigest()
+    assert facts["runtime"]["integrity"] == runtime.INTEGRITY
+
+
+def test_without_maps_in_the_graph_the_page_says_nothing_of_them(tmp_path: Path) -> None:
+    """A card may speak of maps, but only an output of that name counts."""
+    site_of(fused_proto(maps=False), tmp_path)
+    assert json.loads((tmp_path / "facts.json").read_text())["maps"] is None
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    """Neither time nor folder is in the files, and a page may be written over an older one."""
+    site_of(fused_proto(seed=5), tmp_path / "a")
+    for folder in ("a", "b"):
+        site_of(fused_proto(), tmp_path / folder)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_title_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    """Markup and template marks in a title are text."""
+    site_of(fused_proto(), tmp_path, title='<script>alert(1)</script> "$kind" & more')
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<script") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &quot;$kind&quot; &amp; more" in page
+
+
+def test_the_page_asks_for_no_other_host(tmp_path: Path) -> None:
+    """No file of the page itself names an address; the policy permits its own server only."""
+    site = site_of(fused_proto(), tmp_path)
+    for name in site.files.keys() - {"ensemble.onnx", "ort.js", "ort.wasm.gz"}:
+        text = (tmp_path / name).read_text()
+        # decode.js compares with the name of XMP's namespace, which is no address to open
+        assert "//" not in text.replace("// ", "").replace("http://ns.adobe.com/xap", ""), name
+    page = (tmp_path / "index.html").read_text()
+    assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'" in page
+
+
+@pytest.mark.parametrize(
+    ("proto", "code"),
+    [(fused_proto(boxes=True), "E230"), (fused_proto(members=False), "E230"), (onnx.ModelProto(), "E423")],
+    ids=["boxes", "no members", "not fused"],
+)
+def test_models_that_a_page_cannot_run_are_refused(tmp_path: Path, proto: onnx.ModelProto, code: str) -> None:
+    """A model of face crops, one without its members' probabilities, and one that is not fused leave no file."""
+    with pytest.raises(EnsError) as caught:
+        site_of(proto, tmp_path / "site")
+    assert caught.value.code == code
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """E787 names a file that is in the way, and nothing is written."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(EnsError, match=r"thesis\.tex") as caught:
+        site_of(fused_proto(), tmp_path)
+    assert caught.value.code == "E787"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("place", [".", "dist"])
+def test_the_runtime_is_read_from_a_folder(package: Path, place: str) -> None:
+    """The package's folder and the one that holds the files are both taken."""
+    found = read_runtime(package / place)
+    assert (found.script, found.binary) == (WEB.script, WEB.binary)
+
+
+def test_a_changed_runtime_is_refused(package: Path) -> None:
+    """One other byte in the WebAssembly is E786, which names the file."""
+    (package / "dist" / BINARY).write_bytes(WEB.binary + b"\0")
+    with pytest.raises(EnsError, match=BINARY) as caught:
+        read_runtime(package)
+    assert caught.value.code == "E786"
+
+
+def test_a_folder_without_the_runtime_is_refused(tmp_path: Path) -> None:
+    """E786 says which files are expected."""
+    with pytest.raises(EnsError, match=SCRIPT) as caught:
+        read_runtime(tmp_path)
+    assert caught.value.code == "E786"
+
+
+def packed(package: Path) -> bytes:
+    """The package as `npm pack` writes it: a gzipped tar file with everything below `package`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path in sorted((package / "dist").iterdir()):
+            archive.add(path, f"package/dist/{path.name}")
+    return buffer.getvalue()
+
+
+def test_a_package_is_verified_by_its_integrity(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of npm pack is read if its SHA-512 is the pinned one, and refused otherwise."""
+    file = tmp_path / "onnxruntime-web.tgz"
+    file.write_bytes(packed(package))
+    with pytest.raises(EnsError, match="sha512-") as caught:
+        read_runtime(file)
+    assert caught.value.code == "E786"
+    found = str(caught.value).partition("its integrity is ")[2].partition(",")[0]
+    monkeypatch.setattr(runtime, "INTEGRITY", found)
+    assert read_runtime(file).binary == WEB.binary
+
+
+def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program of the name npm first on the path."""
+    folder.mkdir()
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_npm_is_asked_for_the_pinned_version(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npm pack is run with name and version, and its file is verified."""
+    (tmp_path / "made.tgz").write_bytes(packed(package))
+    monkeypatch.setattr(runtime, "INTEGRITY", "sha512-of another")
+    program(tmp_path / "bin", f'echo "$@" > {tmp_path}/asked\ncp {tmp_path}/made.tgz x.tgz', monkeypatch)
+    with pytest.raises(EnsError) as caught:
+        read_runtime(None)
+    assert caught.value.code == "E786"
+    assert (tmp_path / "asked").read_text().startswith(f"pack onnxruntime-web@{runtime.VERSION} ")
+
+
+def test_a_failure_of_npm_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E785 has the lines that npm wrote, and how to do without it."""
+    program(tmp_path / "bin", "echo 'npm error code ENOTFOUND' >&2\nexit 1", monkeypatch)
+    with pytest.raises(EnsError) as caught:
+        read_runtime(None)
+    assert caught.value.code == "E785"
+    assert caught.value.details == ("npm error code ENOTFOUND",)
+    assert "--runtime" in caught.value.hint
+
+
+def test_without_npm_the_option_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E785 says how the package gets here without npm."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnsError) as caught:
+        read_runtime(None)
+    assert caught.value.code == "E785"
+    assert "--runtime" in caught.value.hint
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    site_of(fused_proto(), tmp_path / "site")
+    with open_server(tmp_path / "site") as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield address_of(server)
+        server.shutdown()
+        thread.join()
+
+
+def test_the_server_sends_the_types_that_browsers_require(address: str, tmp_path: Path) -> None:
+    """Scripts are JavaScript and styles CSS, whatever the machine's tables of types say; only the folder is served."""
+    types = {"": "text/html", "page.js": "text/javascript", "page.css": "text/css", "facts.json": "application/json"}
+    for name, wanted in types.items():
+        with urllib.request.urlopen(address + name) as answer:
+            assert answer.headers.get_content_type() == wanted, name
+    (tmp_path / "secret").write_text("x")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(address + "../secret")
+
+
+def test_a_folder_without_a_page_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--open serves what this command wrote, and no other folder."""
+    assert code_of("page", tmp_path, "--open", capsys=capsys) == "E707"
+
+
+def test_a_port_in_use_is_an_error_of_the_option(address: str, tmp_path: Path) -> None:
+    """The message names --port."""
+    with pytest.raises(EnsError, match="--port") as caught:
+        open_server(tmp_path / "site", int(address.rstrip("/").rpartition(":")[2]))
+    assert caught.value.code == "E204"
+
+
+def test_the_command_writes_the_page(
+    model: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ens page` prints the folder, its size and the members; the title is on the page."""
+    folder = tmp_path / "site"
+    arguments = ["page", model, "-o", folder, "--runtime", package, "--title", "Mask & age"]
+    assert run([*map(str, arguments), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert found["members"] == ["toy0", "toy1"]
+    assert "<h1>Mask &amp; age</h1>" in (folder / "index.html").read_text()
+
+
+def test_bad_input_is_refused_before_npm_is_asked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing model, a file that is no model, a missing -o and a folder of other files cost no download."""
+    monkeypatch.setenv("PATH", str(tmp_path))  # without npm, asking for it is E785
+    (tmp_path / "other.txt").write_text("x")
+    assert code_of("page", tmp_path / "none.onnx", "-o", tmp_path / "site", capsys=capsys) == "E707"
+    assert code_of("page", tmp_path / "other.txt", "-o", tmp_path / "site", capsys=capsys) == "E420"
+    assert code_of("page", model, capsys=capsys) == "E204"
+    assert code_of("page", model, "-o", tmp_path, capsys=capsys) == "E787"
+    assert code_of("page", tmp_path, "-o", tmp_path / "site", capsys=capsys) == "E204"
+    assert code_of("page", model, "-o", tmp_path / "site", capsys=capsys) == "E785"

@@ -1,0 +1,123 @@
+"""A small fused ensemble of the form that `ens fuse --members --maps` writes, made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ensemble.labels import MASK18, LabelSpace
+from tests.support import toys
+
+SIDE = 12
+
+
+def fused_proto(
+    labels: LabelSpace = MASK18,
+    *,
+    shares: Sequence[float] = (0.75, 0.25),
+    seed: int = 0,
+    bias: Sequence[float] | None = None,
+    independent: bool = False,
+    boxes: bool = False,
+    members: bool = True,
+    maps: bool = True,
+) -> onnx.ModelProto:
+    """Linear models of the picture at 12 x 12 pixels, blended by ``shares``.
+
+    ``bias`` is added to the logarithms of the blend before the class is chosen, as a decision rule would.
+    ``independent`` labels apply from a probability of 0.5.
+    """
+    classes = len(labels)
+    constants: dict[str, NDArray[Any]] = {
+        "sizes": np.array([SIDE, SIDE, 3], np.int64),
+        "scale": np.array(1 / 255, np.float32),
+        "shares": np.asarray(shares, np.float32).reshape(1, -1, 1),
+        "axis1": np.array([1], np.int64),
+        "bias": np.asarray(bias if bias is not None else np.zeros(classes), np.float32),
+        "half": np.array(0.5, np.float32),
+    }
+    nodes = [
+        helper.make_node("Shape", ["images"], ["count"], start=0, end=1),
+        helper.make_node("Concat", ["count", "sizes"], ["shape"], axis=0),
+        helper.make_node(
+            "Resize", ["images", "", "", "shape"], ["small"], mode="linear", antialias=1, exclude_outside=1
+        ),
+        helper.make_node("Cast", ["small"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["unit"]),
+        helper.make_node("Transpose", ["unit"], ["scaled"], perm=[0, 3, 1, 2]),
+        helper.make_node("Flatten", ["scaled"], ["flat"], axis=1),
+    ]
+    squash = "Sigmoid" if independent else "Softmax"  # over the last axis
+    for number in range(len(shares)):
+        generator = np.random.default_rng(seed + number)
+        constants[f"w{number}"] = generator.normal(0, 0.15, (3 * SIDE * SIDE, classes)).astype(np.float32)
+        nodes += [
+            helper.make_node("MatMul", ["flat", f"w{number}"], [f"logits{number}"]),
+            helper.make_node(squash, [f"logits{number}"], [f"p{number}"]),
+            helper.make_node("Unsqueeze", [f"p{number}", "axis1"], [f"q{number}"]),
+        ]
+    nodes += [
+        helper.make_node("Concat", [f"q{number}" for number in range(len(shares))], ["members"], axis=1),
+        helper.make_node("Mul", ["members", "shares"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "axis1"], ["probabilities"], keepdims=0),
+        helper.make_node("Log", ["probabilities"], ["logs"]),
+        helper.make_node("Add", ["logs", "bias"], ["moved"]),
+        helper.make_node("ArgMax", ["moved"], ["class"], axis=1, keepdims=0),
+    ]
+    outputs: dict[str, tuple[int, list[str | int | None]]] = {
+        "probabilities": (TensorProto.FLOAT, ["N", classes]),
+        "class": (TensorProto.INT64, ["N"]),
+    }
+    if independent:
+        nodes.append(helper.make_node("GreaterOrEqual", ["probabilities", "half"], ["applies"]))
+        outputs["applies"] = (TensorProto.BOOL, ["N", classes])
+    if members:
+        outputs["members"] = (TensorProto.FLOAT, ["N", len(shares), classes])
+    if maps:
+        constants["filters"] = np.random.default_rng(seed).normal(0, 1, (classes, 3, 3, 3)).astype(np.float32)
+        nodes.append(helper.make_node("Conv", ["scaled", "filters"], ["maps"], pads=[1, 1, 1, 1]))
+        outputs["maps"] = (TensorProto.FLOAT, ["N", classes, SIDE, SIDE])
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "H", "W", 3])]
+    if boxes:
+        inputs.append(helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["N", 4]))
+    graph = helper.make_graph(
+        nodes,
+        "fused",
+        inputs,
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(
+        model, {"ens.fused": json.dumps(fused_card(labels, shares, independent, moved=bias is not None))}
+    )
+    return model
+
+
+def fused_card(labels: LabelSpace, shares: Sequence[float], independent: bool, *, moved: bool) -> dict[str, Any]:
+    """The card of `fused_proto`, as JSON-ready values."""
+    cards = [
+        json.loads(toys.card(f"toy{number}", size=(SIDE, SIDE), labels=labels).to_json())
+        for number in range(len(shares))
+    ]
+    return {
+        "schema": 1,
+        "labels": list(labels.names),
+        "axes": labels.to_dict(),
+        "activation": "sigmoid" if independent else "softmax",
+        "recipe": {"rule": {"name": "macro-f1"} if moved else "argmax"},
+        "members": [
+            {"name": card["member"], "group": card["member"], "share": share, "sha256": "0" * 64, "card": card}
+            for card, share in zip(cards, shares, strict=True)
+        ],
+        "maps": {"member": "toy0", "preprocess": cards[0]["preprocess"], "size": [SIDE, SIDE]},
+        "licence": None,
+        "checks": {},
+        "tools": {},
+    }
