@@ -12,6 +12,7 @@ import torch
 from checkpoints.loading.architectures import Architecture
 from checkpoints.loading.head_modules import HeadLayer, fold
 from checkpoints.loading.head_options import HeadRequest
+from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import WITH_WEIGHTS, HeadLayers
 from ensemble.errors import ModelError
 from ensemble.labels import LabelSpace
@@ -35,14 +36,24 @@ class FoundHead:
     tensors: Mapping[str, torch.Tensor]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     arch_options: Mapping[str, object] = field(default_factory=dict)
 
 
 class HeadBuilder:
     """Builds the head of one architecture, whose only classifier has the name ``classifier``."""
 
-    def __init__(self, architecture: Architecture, classifier: str, request: HeadRequest, path: Path) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        classifier: str,
+        request: HeadRequest,
+        path: Path,
+        *,
+        margin: Found[str] | None = None,
+    ) -> None:
         self._architecture, self._request, self._path = architecture, request, path
+        self._margin = margin
         self._classifier = classifier
         self._features = architecture.features or 0
 
@@ -65,8 +76,7 @@ class HeadBuilder:
                 + ", ".join(f"{layer.name} ({layer.describe()})" for layer in chain),
                 chain,
             )
-        if kinds == ["linear"] and "bias" not in chain[0].tensors and _MARGIN.fullmatch(chain[0].name):
-            raise self.unknown(f"{names} looks like the cosine layer of a margin loss", chain)
+        warnings = self._suspect_cosine([layer for layer in chain if layer.kind == "linear"][-1])
         if kinds == ["linear"]:
             tensors = dict(chain[0].tensors)
             if "bias" not in tensors:
@@ -78,7 +88,34 @@ class HeadBuilder:
             notes.append(f"{names} were merged into one linear layer{gap}")
         if place != self._classifier:
             notes.append(f"{names} is the head ({self._classifier} in timm)")
-        return self._plain(tensors, outputs, notes, pool=pool, options=options)
+        return replace(self._plain(tensors, outputs, notes, pool=pool, options=options), warnings=warnings)
+
+    def _suspect_cosine(self, last: HeadLayer) -> tuple[str, ...]:
+        """Warn of a head without bias, which may be that of a margin loss; refuse one where something says so.
+
+        ArcFace, CosFace and their kin compare directions: their logits are a scale times the cosine between features
+        and weights, and their weights look like those of a linear layer without bias.
+        """
+        if "bias" in last.tensors:
+            return ()
+        why = ""
+        lengths = last.tensors["weight"].detach().flatten(1).float().norm(dim=1)
+        if _MARGIN.fullmatch(last.name) or last.margin:
+            why = "by its name"
+        elif self._margin is not None:
+            why = f"{self._margin.place} = {self._margin.value!r}"
+        elif len(lengths) > 1 and float((lengths - 1).abs().max()) < 1e-3:
+            why = "each of its rows has the length 1"
+        if why:
+            shown = last.margin or last.name
+            hint = "give --head-layers cosine:30 with the scale it was trained with, or --head-layers linear"
+            raise self.unknown(f"{shown} looks like the cosine layer of a margin loss ({why})", [last], hint=hint)
+        return (
+            (
+                f"{last.name} has no bias: it is exported as a linear layer. If it was trained with ArcFace or another "
+                "margin loss, its logits are cosines: give --head-layers cosine:30 with its scale"
+            ),
+        )
 
     def _plain(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,19 +11,27 @@ import torch
 
 from checkpoints.loading.key_names import COUNTER, natural_key
 
+# what the matrix of a margin loss is called where it is no torch.nn.Linear
+_MATRICES = {"W", "kernel", "weights", "w", "proxies", "prototypes"}
 LayerKind = Literal["linear", "batchnorm", "layernorm", "prelu", "gem", "other"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadLayer:
-    """The tensors of one layer, by the last part of their names."""
+    """The tensors of one layer, by the last part of their names.
+
+    ``margin`` is the name in the checkpoint of a lone matrix that is not called weight, as margin losses have.
+    """
 
     name: str
     tensors: Mapping[str, torch.Tensor]
+    margin: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of its tensors in the checkpoint."""
+        if self.margin:
+            return (self.margin,)
         return tuple(f"{self.name}.{leaf}" if self.name else leaf for leaf in self.tensors)
 
     @property
@@ -31,7 +39,7 @@ class HeadLayer:
         """The layer that has tensors of these names and shapes; a layernorm may be another layer of that shape."""
         leaves = {leaf for leaf in self.tensors if f".{leaf}" != COUNTER}
         weight = self.tensors.get("weight")
-        if leaves == {"p"} and re.search(r"pool|gem", self.name, re.IGNORECASE):
+        if leaves == {"p"} and self._is_exponent():
             return "gem"
         if {"running_mean", "running_var"} <= leaves <= {"weight", "bias", "running_mean", "running_var"}:
             return "batchnorm" if all(self.tensors[leaf].ndim == 1 for leaf in leaves) else "other"
@@ -44,6 +52,13 @@ class HeadLayer:
         if weight.ndim == 1:
             return "layernorm" if "bias" in leaves else "prelu"
         return "other"
+
+    def _is_exponent(self) -> bool:
+        """Return True for a parameter ``p``: any in a pooling's name, else one number of a usual size."""
+        values = self.tensors["p"]
+        if re.search(r"pool|gem|gap", self.name, re.IGNORECASE):
+            return True
+        return values.numel() == 1 and values.is_floating_point() and 0.5 <= float(values) <= 20
 
     @property
     def takes(self) -> int:
@@ -75,13 +90,29 @@ class HeadLayer:
         return f"linear {self.takes} to {self.returns}" if self.kind == "linear" else f"{self.kind} {self.takes or 1}"
 
 
-def group_layers(tensors: Mapping[str, torch.Tensor]) -> tuple[HeadLayer, ...]:
-    """Return the layers in the order of their first tensors."""
+def group_layers(tensors: Mapping[str, torch.Tensor], widths: Collection[int] = ()) -> tuple[HeadLayer, ...]:
+    """Return the layers in the order of their first tensors.
+
+    A lone matrix ``W`` or ``kernel`` of one of ``widths`` becomes a linear layer of a margin loss: insightface's
+    ``kernel`` is (features, classes), the ``W`` of others (classes, features).
+    """
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, leaf = key.rpartition(".")
         layers.setdefault(name, {})[leaf] = tensor
-    return tuple(HeadLayer(name, parts) for name, parts in layers.items())
+    return tuple(_layer(name, parts, widths) for name, parts in layers.items())
+
+
+def _layer(name: str, parts: Mapping[str, torch.Tensor], widths: Collection[int]) -> HeadLayer:
+    matrices = {leaf: tensor for leaf, tensor in parts.items() if leaf in _MATRICES and tensor.ndim == 2}
+    if len(matrices) != 1 or not all(tensor.numel() == 1 for leaf, tensor in parts.items() if leaf not in matrices):
+        return HeadLayer(name, parts)
+    ((leaf, tensor),) = matrices.items()
+    rows, columns = tensor.shape
+    if columns not in widths and rows not in widths:
+        return HeadLayer(name, parts)
+    weight = tensor if columns in widths else tensor.T
+    return HeadLayer(name, {"weight": weight}, margin=f"{name}.{leaf}" if name else leaf)
 
 
 def link(layers: Sequence[HeadLayer], widths: Iterable[int]) -> tuple[HeadLayer, ...] | None:

@@ -14,16 +14,13 @@ from checkpoints.loading.head_axes import heads_of_axes
 from checkpoints.loading.head_build import FoundHead, HeadBuilder
 from checkpoints.loading.head_modules import HeadLayer, group_layers, has_classifier, link
 from checkpoints.loading.head_options import HeadRequest
-from checkpoints.loading.key_names import is_normalisation, is_training_state
+from checkpoints.loading.key_names import is_normalisation, is_training_state, shared_start
+from checkpoints.loading.left_over import Surroundings, is_auxiliary, is_scalar
+from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import HeadLayers
+from checkpoints.loading.state_dicts import is_averaged_name
 from ensemble.errors import ModelError, enumerate_some
 
-# names of heads that are trained beside the classifier and not asked for an answer
-_AUXILIARY = re.compile(
-    r".*(aux|proj|rotation|jigsaw|domain|contrast|simclr|byol|moco|ssl|distill|predictor|decoder|segment|seg_head"
-    r"|recon|embed|landmark|bbox).*",
-    re.IGNORECASE,
-)
 _USUAL = re.compile(
     r"(.*\.)?(_?fc|classifier|cls|cls_head|classification_head|head|heads|last_linear|logits?|linear|output|out|final"
     r"|fc_?out|dense|main_head|main)(\.fc|\.linear|\.classifier|\.head)?",
@@ -47,14 +44,24 @@ class HeadFinder:
             E449 when the weights cannot tell the head.
     """
 
-    def __init__(self, body: Body, rest: Mapping[str, torch.Tensor], request: HeadRequest, path: Path) -> None:
+    def __init__(
+        self,
+        body: Body,
+        rest: Mapping[str, torch.Tensor],
+        request: HeadRequest,
+        path: Path,
+        *,
+        margin: Found[str] | None = None,
+    ) -> None:
         self._body, self._request, self._path = body, request, path
         architecture = body.match.architecture
         self._classifier = architecture.classifier[0] if len(architecture.classifier) == 1 else ""
         self._features = architecture.features or 0
         self._widths = (self._features, 2 * self._features) if self._can_pool() else (self._features,)
+        self._channels = body.match.in_channels
         self._names = {key: name for name, key in body.sources.items()}
-        self._builder = HeadBuilder(architecture, self._classifier, request, path)
+        self._builder = HeadBuilder(architecture, self._classifier, request, path, margin=margin)
+        self._scalars: list[str] = []
         self._rest = self._sort_out(rest)
 
     def find(self) -> FoundHead:
@@ -66,7 +73,14 @@ class HeadFinder:
         layers = [layer for layer in self._rest.layers if layer.kind != "gem"]
         chain, others = self._choose(layers)
         found = self._axes(others) if not chain else self._builder.build(chain, self._timm_name(chain[0]))
-        if pools and len(pools) == 1:
+        if len(pools) > 1 or (pools and not self._can_pool()):
+            names = ", ".join(layer.name for layer in pools)
+            raise self._builder.unknown(
+                f"the weights do not tell how {names} pool the features",
+                pools,
+                hint="leave out those that are no part of the network with --leave-out and the start of their names",
+            )
+        if pools:
             power = pools[0].tensors["p"].detach().float().reshape(-1)
             found = replace(
                 found,
@@ -76,7 +90,14 @@ class HeadFinder:
             )
         if chain:
             self._leave_out(others, chain)
-        return replace(found, left_out=tuple(self._rest.left_out))
+        return replace(found, left_out=tuple(self._rest.left_out), warnings=(*found.warnings, *self._warnings()))
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Say which numbers were left out that logits could be scaled by."""
+        if not self._scalars:
+            return ()
+        names = enumerate_some(self._scalars)
+        return (f"{names} left out: if the network multiplies or divides by it, the probabilities are others",)
 
     def _can_pool(self) -> bool:
         """Return True if the features may be pooled in two ways at once."""
@@ -92,7 +113,7 @@ class HeadFinder:
                 left_out.append(key)
             else:
                 kept[key] = tensor
-        return _Rest(list(group_layers(kept)), left_out)
+        return _Rest(list(group_layers(kept, self._widths)), left_out)
 
     @staticmethod
     def _is_named(key: str, name: str) -> bool:
@@ -149,6 +170,8 @@ class HeadFinder:
         if place and not chains:
             raise self._builder.unknown(f"{self._classifier} does not take the {self._features} features", place)
         rest = [layer for layer in layers if layer not in place]
+        if chains and has_classifier(chains[self._classifier]):
+            self._require_no_rival(chains[self._classifier], rest)
         if not chains:
             chains = self._chains(rest)
         heads = {root: chain for root, chain in chains.items() if has_classifier(chain)}
@@ -168,9 +191,7 @@ class HeadFinder:
     def _chains(self, layers: Sequence[HeadLayer], *, with_auxiliary: bool = False) -> dict[str, tuple[HeadLayer, ...]]:
         """Return every group of layers that takes the features, by its name; one group if all of them link up."""
         useful = [
-            layer
-            for layer in layers
-            if layer.kind != "other" and (with_auxiliary or not _AUXILIARY.fullmatch(layer.name))
+            layer for layer in layers if layer.kind != "other" and (with_auxiliary or not is_auxiliary(layer.name))
         ]
         roots: dict[str, list[HeadLayer]] = {}
         for layer in useful:
@@ -203,7 +224,7 @@ class HeadFinder:
             following = [
                 layer
                 for layer in others
-                if layer.kind == "linear" and layer.takes == last.returns and not _AUXILIARY.fullmatch(layer.name)
+                if layer.kind == "linear" and layer.takes == last.returns and not is_auxiliary(layer.name)
             ]
             if not following or last.returns == self._features:
                 return chain, others
@@ -232,6 +253,27 @@ class HeadFinder:
         )
         return FoundHead(HeadLayers(axes=labels.shape), sum(labels.shape), tensors, notes=notes)
 
+    def _require_no_rival(self, own: tuple[HeadLayer, ...], others: Sequence[HeadLayer]) -> None:
+        """Refuse a second layer that takes the features where nothing tells which of the two is the head.
+
+        A network with the classifier of its pretraining and another one behind ``forward_features`` has both.
+        """
+        outputs = [layer for layer in own if layer.kind == "linear"][-1].returns
+        around = Surroundings(self._widths, outputs, self._channels)
+        rivals = [
+            layer for layer in others if around.is_head(layer) and not layer.name.startswith(self._body.prefix or "\0")
+        ]
+        labels = self._request.labels
+        if labels is not None and outputs == len(labels) and all(layer.returns != outputs for layer in rivals):
+            return
+        if rivals:
+            shown = ", ".join(f"{layer.name} ({layer.describe()})" for layer in (*own, *rivals))
+            raise self._builder.unknown(
+                f"it has several heads: {shown}",
+                rivals,
+                hint=f"name the one to use with --head-name, such as --head-name {rivals[0].name}",
+            )
+
     def _leave_out(self, others: Sequence[HeadLayer], chain: Sequence[HeadLayer]) -> None:
         """Leave out layers beside a whole network; refuse those that may be a part of it.
 
@@ -239,15 +281,20 @@ class HeadFinder:
             ModelError: E410 when a layer may be a part of the network.
         """
         own_head = bool(chain) and self._timm_name(chain[0]).startswith(self._classifier)
+        outputs = next((layer.returns for layer in reversed(chain) if layer.kind == "linear"), 0)
+        around = Surroundings(self._widths, outputs, self._channels)
         doubtful: list[str] = []
         for layer in others:
-            inside = layer.name.startswith(self._body.prefix)
-            takes_features = layer.kind == "linear" and layer.takes in self._widths
-            harmless = bool(_AUXILIARY.fullmatch(layer.name)) or (takes_features and layer.returns != layer.takes)
-            if harmless or (own_head and not inside):
-                self._rest.left_out += layer.keys
-            else:
+            other_head = self._request.name is not None and around.is_head(layer)
+            if is_scalar(layer):
+                self._scalars += layer.keys
+            elif other_head or is_auxiliary(layer.name) or self._is_averaged(layer):
+                pass
+            elif own_head and not layer.name.startswith(self._body.prefix):
+                doubtful += layer.keys if around.may_take_part(layer) and not around.is_other_task(layer) else ()
+            elif not around.is_other_task(layer):
                 doubtful += layer.keys
+            self._rest.left_out += layer.keys
         if doubtful:
             raise ModelError(
                 "E410",
@@ -258,8 +305,26 @@ class HeadFinder:
                 details=(f"{len(doubtful):,} unexpected: {enumerate_some(doubtful)}",),
             )
 
+    def _is_averaged(self, layer: HeadLayer) -> bool:
+        """Return True for values of an average that lie beside the network under names of their own."""
+        return all(
+            is_averaged_name(".".join(key.split(".")[shared_start(key, self._body.prefix) :])) for key in layer.keys
+        )
+
     def _no_head(self, layers: Sequence[HeadLayer]) -> ModelError:
         architecture = self._body.match.architecture
+        odd = [
+            layer
+            for layer in layers
+            if any(t.ndim == 2 and self._features in t.shape and layer.kind != "linear" for t in layer.tensors.values())
+        ]
+        if odd:
+            shown = ", ".join(key for layer in odd for key in layer.keys)
+            raise self._builder.unknown(
+                f"the weights do not tell what is computed with {shown}",
+                odd,
+                hint="save the head as torch.nn.Linear: its weight is (classes, features)",
+            )
         linear = [layer.name for layer in layers if layer.kind == "linear"]
         others = f"; linear layers of another width: {enumerate_some(linear)}" if linear else ""
         return ModelError(

@@ -64,7 +64,8 @@ def is_training_state(key: str, tensor: torch.Tensor) -> bool:
 
 def is_normalisation(key: str, tensor: torch.Tensor) -> bool:
     """Return True for the mean or standard deviation of the image's channels, kept as a buffer."""
-    return tensor.numel() in {1, 3} and _NORMALISATION.fullmatch(key.rpartition(".")[2].lower()) is not None
+    last = key.rpartition(".")[2].lower()
+    return tensor.numel() in {1, 3} and last != "running_mean" and _NORMALISATION.fullmatch(last) is not None
 
 
 def shared_start(first: str, second: str) -> int:

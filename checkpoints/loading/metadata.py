@@ -37,6 +37,10 @@ _INTERPOLATIONS = {
     "nearest": "nearest", "bilinear": "bilinear", "linear": "bilinear", "bicubic": "bicubic", "cubic": "bicubic",
     "lanczos": "lanczos", "antialias": "lanczos",
 }  # fmt: skip
+_MARGIN = re.compile(
+    r"arc_?face|cos_?face|arc_?margin|add_?margin|sphere_?face|adacos|curricular|sub_?center|norm_?face|elastic_?face",
+    re.IGNORECASE,
+)
 _CROP_MODES = {"center", "squash", "border"}
 _POOLS = {"avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "token", "map", "avgmaxc", ""}
 
@@ -55,7 +59,7 @@ class Metadata:
 
     ``archs`` are all names under which an architecture could be named. ``size`` is ``(height, width)`` in pixels;
     ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``. ``unused``
-    are entries of these names whose values make no sense.
+    are entries of these names whose values make no sense. ``margin`` is an entry that names a loss of cosines.
     """
 
     archs: tuple[Found[str], ...] = ()
@@ -70,6 +74,7 @@ class Metadata:
     class_count: Found[int] | None = None
     unused: tuple[Found[Any], ...] = ()
     in_channels: Found[int] | None = None
+    margin: Found[str] | None = None
 
 
 NO_METADATA = Metadata()
@@ -95,6 +100,10 @@ def read_metadata(payload: object) -> Metadata:
         return None
 
     archs = [Found(e.value, e.place) for name in _ARCH for e in entries if e.name == name and _is_word(e.value)]
+    mean = first(("mean", "image_mean", "img_mean", "norm_mean", "data_mean", "pixel_mean", "normalize_mean"), _mean)
+    std = first(("std", "image_std", "img_std", "norm_std", "data_std", "pixel_std", "normalize_std"), _std)
+    if mean is not None and std is not None and {*mean.value} == {0.0} and {*std.value} == {1.0}:
+        mean = std = None  # buffers that nobody has set
     archs += [
         Found(e.value, e.place)
         for e in entries
@@ -107,8 +116,8 @@ def read_metadata(payload: object) -> Metadata:
         crop_pct=first(("crop_pct", "test_crop_pct"), _fraction),
         resize=first(("crop_mode",), lambda value: value if isinstance(value, str) and value in _CROP_MODES else None),
         interpolation=first(("interpolation", "test_interpolation", "resample"), _interpolation),
-        mean=first(("mean", "image_mean", "img_mean", "norm_mean", "data_mean", "pixel_mean", "normalize_mean"), _mean),
-        std=first(("std", "image_std", "img_std", "norm_std", "data_std", "pixel_std", "normalize_std"), _std),
+        mean=mean,
+        std=std,
         classes=first(_INDEX_OF, _names_by_index) or first(_NAME_OF, _names_of_index) or first(_CLASSES, _names),
         class_count=first(_COUNTS, _count),
         unused=tuple(
@@ -119,6 +128,7 @@ def read_metadata(payload: object) -> Metadata:
             and ((entry.name in _SIZE and _size(entry.value) is None) or _is_no_fraction(entry))
         ),
         in_channels=first(("in_chans", "in_channels", "input_channels"), _count),
+        margin=_margin(entries),
     )
 
 
@@ -138,6 +148,8 @@ def _entries(value: object, place: str = "", holder: str = "", depth: int = 0) -
                     continue
                 path = f"{here}.{key}" if here else key
                 plain = key.lower().replace("-", "_").lstrip("_")
+                if hasattr(content, "ndim"):  # a buffer such as normalize.mean
+                    plain = plain.rpartition(".")[2]
                 yield _Entry(path, name, plain, content)
                 inner.append((path, plain, content))
         level = inner
@@ -165,7 +177,9 @@ def _without_nodes(content: Mapping[object, object]) -> dict[object, object]:
 
 
 def _is_tensor(value: object) -> bool:
-    return hasattr(value, "ndim") and hasattr(value, "dtype") and getattr(value, "ndim", 0) > 1
+    """Return True for a tensor that is no mean or standard deviation of channels."""
+    has_shape = hasattr(value, "ndim") and hasattr(value, "dtype")
+    return has_shape and getattr(value, "ndim", 0) > 1 and math.prod(getattr(value, "shape", ())) not in {1, 3}
 
 
 def _is_word(value: object) -> bool:
@@ -189,13 +203,23 @@ def _arch_options(entries: Sequence[_Entry]) -> dict[str, Found[Any]]:
     return found
 
 
+def _margin(entries: Sequence[_Entry]) -> Found[str] | None:
+    """Return the first entry that says that the network was trained with a loss of cosines, such as ArcFace."""
+    for entry in entries:
+        named = _MARGIN.search(entry.name) and (entry.value is True or (_is_number(entry.value) and entry.value > 0))
+        text = entry.value.type_name if isinstance(entry.value, InertObject) else entry.value
+        if named or (isinstance(text, str) and len(text) < 100 and _MARGIN.search(text)):
+            return Found(str(text), entry.place)
+    return None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _numbers(value: object) -> tuple[float, ...] | None:
     if hasattr(value, "tolist") and not isinstance(value, Mapping):
-        value = value.tolist()
+        value = value.reshape(-1).tolist() if hasattr(value, "reshape") else value.tolist()
     if isinstance(value, str):
         value = re.split(r"[\s,]+", value.strip("()[] "))
         try:

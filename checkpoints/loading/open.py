@@ -153,7 +153,7 @@ def open_checkpoint(
     )
     options = settle_options(network.body.match.arch, arch_options or {}, metadata.arch_options, path, listener)
     request = replace(head, labels=None) if card else head
-    behind = HeadFinder(network.body, network.rest, request, path).find()
+    behind = HeadFinder(network.body, network.rest, request, path, margin=metadata.margin).find()
     _say_head(behind, path, listener)
     if behind.layers.pool:
         options.pop("global_pool", None)
@@ -282,6 +282,8 @@ def _say_names(network: Network, found: AllTensors, path: Path, listener: Listen
 def _say_head(head: FoundHead, path: Path, listener: Listener) -> None:
     for note in head.notes:
         listener.notice(Notice("I418", note, path))
+    for warning in head.warnings:
+        listener.notice(Notice("W484", warning, path))
     if head.left_out:
         message = f"keys that are not part of the model were left out: {enumerate_some(list(head.left_out))}"
         listener.notice(Notice("I407", message, path))

@@ -318,6 +318,16 @@ def heads() -> Iterator[Case]:
         lambda x: 30 * nn.functional.linear(normal(cosine(x)), normal(weight)),
         {"arch": TINY, "head": HeadRequest(layers=margin, scale=scale)},
     )
+    for name, matrix in (
+        ("arc_face.kernel", weight.T.contiguous()),
+        ("margin.W", weight),
+        ("fc.weight", normal(weight)),
+    ):
+        named_so = prefixed("backbone.", state_of(cosine)) | {name: matrix}
+        yield Case(f"a margin loss: {name}", named_so, None, {"arch": TINY}, code="E449")
+    said = {"net": prefixed("backbone.", state_of(cosine)) | {"fc.weight": weight}, "args": {"loss": "ArcFaceLoss"}}
+    yield Case("a margin loss in the metadata", said, None, {"arch": TINY}, code="E449")
+    yield from rivals()
     one = body(1)
     yield Case("one logit", state_of(one), lambda x: torch.cat([0 * one(x), one(x)], 1), {"arch": TINY})
     both = body(global_pool="catavgmax")
@@ -326,6 +336,44 @@ def heads() -> Iterator[Case]:
     yield Case("one channel", state_of(grey), grey, {"arch": TINY}, channels=1)
     four = body(in_chans=4)
     yield Case("four channels", prefixed("net.", state_of(four)), four, {"arch": TINY}, channels=4)
+
+
+class GeM(nn.Module):
+    """The pooling of contest notebooks, with its exponent as a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 2.5))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(maps.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p).flatten(1)
+
+
+def rivals() -> Iterator[Case]:
+    """Layers beside the head that change the answer, and are never left out as if they did not."""
+    for name in ("pool", "avg", "neck.0"):
+        maps, pool, head = body(0, global_pool=""), GeM(), settle(nn.Linear(WIDTH, 5))
+        state = prefixed("backbone.", state_of(maps)) | {f"{name}.p": pool.p.detach()} | prefixed("fc.", state_of(head))
+        user = Apart(lambda s, x: s.fc(s.pool(s.backbone(x))), backbone=maps, pool=pool, fc=head).eval()
+        yield Case(f"generalised mean: {name}", state, user, {"arch": TINY})
+    yield Case("two generalised means", state | {"pool2.p": torch.ones(1)}, None, {"arch": TINY}, code="E449")
+    whole = prefixed("net.", state_of(body()))
+    for name, layer, code in (
+        ("a normalisation of the image", settle(nn.BatchNorm2d(3)), "E410"),
+        ("a convolution to three channels", nn.Conv2d(4, 3, 1), "E410"),
+        ("prelu", nn.PReLU(), "E410"),
+        ("attention", nn.Conv2d(WIDTH, 1, 1), "E410"),
+        ("a second head", nn.Linear(WIDTH, 7), "E449"),
+        ("a layer behind the head", nn.Linear(5, 5), "E449"),
+    ):
+        label = "att" if name == "attention" else "extra"
+        yield Case(f"rival: {name}", whole | prefixed(f"{label}.", state_of(layer)), None, {"arch": TINY}, code=code)
+    second = settle(nn.Linear(WIDTH, 7))
+    inner = features_of()
+    named = whole | prefixed("mine.", state_of(second))
+    inner.load_state_dict({k: t for k, t in state_of(body()).items() if not k.startswith("fc.")})
+    user = Apart(lambda s, x: s.mine(s.net(x)), net=inner, mine=second).eval()
+    yield Case("the second head, named", named, user, {"arch": TINY, "head": HeadRequest(name="mine")})
 
 
 def axes() -> Iterator[Case]:

@@ -34,7 +34,7 @@ def test_the_logits_are_those_of_the_users_network(tmp_path: Path, case: Case) -
         assert caught.value.code == case.code
         return
     checkpoint = open_checkpoint(path, **case.options)
-    images = torch.randn(2, case.channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, case.channels, 64, 64, generator=torch.Generator().manual_seed(0))
     expected, found = case.network(images), build_model(checkpoint)(images)
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
