@@ -173,6 +173,14 @@ CODES: dict[str, Code] = {
         "A JPEG has so many scans that decoding it would take minutes.",
         "write it again as a JPEG of one scan, for example with jpegtran or an image editor",
     ),
+    "E354": Code(
+        "A face box was made for another image.",
+        "find the faces in these images again: ens crop IMAGES -o boxes.parquet --fresh",
+    ),
+    "W355": Code(
+        "Face boxes do not record the size of their images.",
+        "make sure that they were found in images of this size, or find the faces again with ens crop",
+    ),
     "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),
     "I380": Code("The cells of a table are not separated by commas.", "nothing to do if the columns look right"),
     "I381": Code(

@@ -14,7 +14,7 @@ from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import Precision, Preprocess
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_image
+from ensemble.images.decode import name_image, read_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.metrics import confusion_matrix, macro_f1
@@ -129,12 +129,16 @@ def load_images(
     """Read the images at these indices as the model takes them, ``(N, H, W, 3)`` uint8.
 
     Raises:
-        DataError: when one cannot be read.
+        DataError: when one cannot be read, E354 when its face box was made for another image.
     """
     loaded = np.empty((len(places), *preprocess.size, 3), dtype=np.uint8)
     for row, place in enumerate(places):
         box = None if images.boxes is None else images.boxes[place]
-        loaded[row] = prepare_image(read_image(images.paths[place]).pixels, preprocess, box)
+        pixels = read_image(images.paths[place]).pixels
+        try:
+            loaded[row] = prepare_image(pixels, preprocess, box)
+        except DataError as err:
+            raise name_image(err, images.paths[place]) from err
         listener.progress("read images", row + 1, len(places))
     return loaded
 

@@ -14,7 +14,7 @@ from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_image
+from ensemble.images.decode import name_image, read_image
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
 from ensemble.predict.bad_images import tell_oddities
@@ -64,8 +64,8 @@ def decode_images(
     A share ``fallback_share`` of the images with a face, drawn with ``seed``, also gets the fallback crop.
 
     Raises:
-        DataError: the code of the first image that `ensemble.images.decode.read_image` refuses, with all such images in
-            ``details``.
+        DataError: the code of the first image that `ensemble.images.decode.read_image` refuses, E354 where the box was
+            made for another image; all such images are in ``details``.
     """
     faces = boxes if boxes is not None else [None] * len(rows)
     fallback_index = _draw_fallbacks(faces, fallback_share, seed)
@@ -75,9 +75,12 @@ def decode_images(
     def load(i: int) -> tuple[str, ...] | DataError:
         try:
             photo = read_image(rows[i].path)
+            try:
+                pixels[i] = prepare_image(photo.pixels, preprocess, faces[i])
+            except DataError as err:
+                raise name_image(err, rows[i].path) from err
         except DataError as err:
             return err
-        pixels[i] = prepare_image(photo.pixels, preprocess, faces[i])
         if fallback_index[i] >= 0:
             fallback[fallback_index[i]] = prepare_image(photo.pixels, preprocess, None)
         return photo.notices

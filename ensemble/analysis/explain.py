@@ -20,7 +20,7 @@ from ensemble.analysis.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resi
 from ensemble.arrays import Floats, Mask, Pixels
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_image
+from ensemble.images.decode import name_image, read_image
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
@@ -252,15 +252,21 @@ class _Explainer:
 
     def _read(self, rows: range) -> Iterator[_ModelInput]:
         for row in rows:
+            path, box = self._listing.paths[row], None if self._faces is None else self._faces[row]
             try:
-                photo = read_image(self._listing.paths[row])
+                photo = read_image(path)
             except DataError as err:
                 self.faults[row] = err
+                continue
+            try:
+                if box is not None:
+                    box.require_fits(photo.image.width, photo.image.height)
+            except DataError as err:
+                self.faults[row] = name_image(err, path)
                 continue
             for code in photo.notices:
                 self.oddities.setdefault(code, []).append(self._listing.ids[row])
             preprocess = self._session.card.preprocess
-            box = None if self._faces is None else self._faces[row]
             face = None if box is None else prepare_image(_mark(photo.pixels, box), preprocess, box)[..., 0] > 127
             yield _ModelInput(row, prepare_image(photo.pixels, preprocess, box), face)
 

@@ -124,12 +124,17 @@ def decode_file(data: bytes, path: Path | RemoteImage) -> DecodedImage:
     try:
         decoded = decode_image(data)
     except DataError as err:
-        place = None if isinstance(path, RemoteImage) else path
-        raise DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place) from err
+        raise name_image(err, path) from err
     # a row of a table may have a number for a name
     if not path.suffix or _FORMAT_OF_SUFFIX.get(path.suffix.lower()) == formats.format_of(data):
         return decoded
     return DecodedImage(decoded.image, (*decoded.notices, "I304"))
+
+
+def name_image(err: DataError, path: Path | RemoteImage) -> DataError:
+    """Return the error with the image's name before its message."""
+    place = None if isinstance(path, RemoteImage) else path
+    return DataError(err.code, f"{path.name}: {err.message}", hint=err.hint, path=place)
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -330,6 +335,15 @@ _TRANSPOSE_OF = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def read_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height by an image's header, not turned upright; None if it cannot be read."""
+    try:
+        with _quiet_pillow(), Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except Exception:  # noqa: BLE001 - decoding the file reports what is wrong with it
+        return None
 
 
 def count_pixels(path: Path | RemoteImage) -> int:

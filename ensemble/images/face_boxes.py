@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,17 +40,49 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in px of the upright image; it may reach beyond the image's border."""
+    """A rectangle in px of the upright image; it may reach beyond the image's border.
+
+    ``size`` is the width and height of the image that it was found in, None where that is not known.
+    """
 
     left: float
     top: float
     right: float
     bottom: float
+    size: tuple[int, int] | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         sides = (self.left, self.top, self.right, self.bottom)
         if not all(map(math.isfinite, sides)) or self.right <= self.left or self.bottom <= self.top:
             raise DataError("E350", f"a box needs finite sides with left < right and top < bottom, got {sides}")
+
+    def fits(self, width: int, height: int) -> bool:
+        """Return whether the box may be of an image of ``width`` x ``height`` px, see `require_fits`."""
+        return self.size in {None, (width, height)} and self._is_inside(width, height)
+
+    def require_fits(self, width: int, height: int) -> None:
+        """Refuse a box that was made for another image than one of ``width`` x ``height`` px.
+
+        Raises:
+            DataError: E354 when the image that it was found in had another size, when its center is outside the image,
+                or when it reaches further beyond the border than the image is wide or high.
+        """
+        if self.fits(width, height):
+            return
+        found = f"({self.left:g}, {self.top:g}, {self.right:g}, {self.bottom:g}) is outside the image"
+        if self.size is not None and self.size != (width, height):
+            found = f"was found in an image of {self.size[0]:,}x{self.size[1]:,} px"
+        raise DataError("E354", f"the image has {width:,}x{height:,} px, and its face box {found}")
+
+    def _is_inside(self, width: int, height: int) -> bool:
+        across, down = self.left + self.right, self.top + self.bottom
+        return (
+            0 <= across <= 2 * width
+            and 0 <= down <= 2 * height
+            and min(self.left + width, self.top + height) >= 0
+            and self.right <= 2 * width
+            and self.bottom <= 2 * height
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +194,11 @@ def read_boxes(path: Path) -> Boxes:
 
 def _face(row: Mapping[str, Any]) -> Face:
     sides = [row[side] for side in ("left", "top", "right", "bottom")]
-    box = None if sides.count(None) == len(sides) else Box(*sides)
+    size = (row.get("width"), row.get("height"))
+    known = all(isinstance(side, int) and side > 0 for side in size)
+    box = (
+        None if sides.count(None) == len(sides) else Box(*sides, size=cast("tuple[int, int]", size) if known else None)
+    )
     if not isinstance(row["id"], str):
         raise TypeError(f"an id is {row['id']!r}, expected text")
     # a file written by another program may have only the id and the four sides

@@ -34,9 +34,14 @@ def prepare_image(image: Image.Image | Pixels, preprocess: Preprocess, box: Box 
 
     ``box`` is used by models of face crops only. An image that Pillow holds takes no detour through an array, which
     would cost as much as decoding; the pixels are the same.
+
+    Raises:
+        DataError: E354 when the box was made for another image.
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if preprocess.face is not None:
+        if box is not None:
+            box.require_fits(image.width, image.height)
         image = image.crop(face_square(image.height, image.width, preprocess.face, box))
     return resize_image(image, preprocess)

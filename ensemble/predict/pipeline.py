@@ -23,7 +23,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import decode_file, read_file
+from ensemble.images.decode import decode_file, name_image, read_file
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.resize import plain_preprocess
 from ensemble.predict.batch_size import Trial
@@ -245,10 +245,14 @@ class Pipeline:
             except DataError as err:
                 faults[row] = err
                 continue
-            with timing("resize", rows=1):
-                for preprocess, images in prepared.items():
-                    box = None if self._boxes is None else self._boxes[row]
-                    images[len(good)] = prepare_image(photo.image, preprocess, box)
+            try:
+                with timing("resize", rows=1):
+                    for preprocess, images in prepared.items():
+                        box = None if self._boxes is None else self._boxes[row]
+                        images[len(good)] = prepare_image(photo.image, preprocess, box)
+            except DataError as err:
+                faults[row] = name_image(err, path)
+                continue
             good.append(row)
             if photo.notices:
                 oddities[row] = photo.notices

@@ -13,14 +13,18 @@ import pytest
 
 from ensemble.card import FaceCrop, ModelCard, Preprocess
 from ensemble.errors import DataError, FileError, ModelError, OptionError
+from ensemble.events import Recorder
 from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box, Boxes, Face, FaceFile, read_boxes, read_faces, write_boxes
 from ensemble.images.face_crop import face_square, prepare_image
+from ensemble.images.listing import list_images
 from ensemble.images.resize import resize_image
 from ensemble.images.views import parse_views
+from ensemble.predict import inputs
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
+from ensemble.runtime.model_file import read_model
 from tests.support import toys
 
 IDENTITY = parse_views("identity")
@@ -157,6 +161,80 @@ def test_a_model_with_a_face_crop_sees_the_crop(tmp_path: Path) -> None:
         pixels = read_image(tmp_path / "images" / name).pixels
         seen = prepare_image(pixels, FACE_CARD.preprocess, boxes.of[name])
         assert np.allclose(found[row], seen.reshape(-1) / 255 @ weights, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("box", "fits"),
+    [
+        (Box(10, 10, 30, 30), True),
+        (Box(10, 10, 30, 30, size=(80, 60)), True),
+        (Box(10, 10, 30, 30, size=(160, 120)), False),  # of the picture before it was halved
+        (Box(10, 10, 30, 30, size=(60, 80)), False),  # of the picture before it was turned
+        (Box(-20, -10, 30, 30), True),  # a detector's boxes may reach beyond the border
+        (Box(90, 10, 110, 30), False),
+        (Box(1e6, 1e6, 1e6 + 20, 1e6 + 20), False),
+        (Box(-1e6, -1e6, 1e6 + 80, 1e6 + 60), False),
+        (Box(-200, 10, 220, 30), False),
+    ],
+)
+def test_a_box_of_another_image_is_refused(box: Box, fits: bool) -> None:
+    """By the size of its image where it says that, and by its place where it does not: E354."""
+    image = toys.picture(3, size=(60, 80))
+    if fits:
+        assert prepare_image(image, FACE_CARD.preprocess, box).shape[2] == 3
+        return
+    with pytest.raises(DataError) as caught:
+        prepare_image(image, FACE_CARD.preprocess, box)
+    assert caught.value.code == "E354"
+
+
+def test_boxes_of_other_pictures_stop_a_run_at_its_start(tmp_path: Path) -> None:
+    """The file's sizes are compared with some images before a model starts; the first that differs is named."""
+    toys.write_pictures(tmp_path / "images", ["a.jpg", "b.jpg"], size=(60, 80))
+    model = toys.write_model(tmp_path, FACE_CARD)
+    faces = [Face(name, Box(20, 10, 40, 30), 1.0, 1, "first", 160, 120) for name in ("a.jpg", "b.jpg")]
+    boxes = read_boxes(write_boxes(tmp_path / "boxes.parquet", faces))
+    with pytest.raises(DataError, match=r"a\.jpg: the image has 80x60 px.*160x120 px") as caught:
+        predict([model], tmp_path / "images", tmp_path / "preds", views=IDENTITY, boxes=boxes)
+    assert caught.value.code == "E354"
+    assert not (tmp_path / "preds" / FACE_CARD.member / "_complete.json").exists()
+
+
+def test_one_image_that_was_changed_is_named_and_the_others_are_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each box is compared when it is used: the image is one of those that cannot be read."""
+    names = ["a.jpg", "b.jpg"]
+    toys.write_pictures(tmp_path / "images", names, size=(60, 80))
+    model = toys.write_model(tmp_path, FACE_CARD)
+    boxes = Boxes({"a.jpg": Box(20, 10, 40, 30, size=(80, 60)), "b.jpg": Box(20, 10, 40, 30, size=(81, 60))})
+    monkeypatch.setattr(inputs, "_try_some", lambda *_: None)
+    with pytest.raises(DataError) as caught:
+        predict(
+            [model],
+            tmp_path / "images",
+            tmp_path / "preds",
+            views=IDENTITY,
+            boxes=boxes,
+            options=RunOptions(device="cpu"),
+        )
+    assert caught.value.code == "E326"
+    assert "E354" in (tmp_path / "preds" / "errors.csv").read_text()
+    assert "a.jpg" not in (tmp_path / "preds" / "errors.csv").read_text()
+
+
+def test_boxes_without_sizes_are_told(tmp_path: Path) -> None:
+    """A file of another program may lack the sizes; then W355 says what is not compared."""
+    toys.write_pictures(tmp_path / "images", ["a.jpg"], size=(60, 80))
+    model = read_model(toys.write_model(tmp_path, FACE_CARD))
+    listing, told = list_images(tmp_path / "images"), Recorder()
+    for box, codes in ((Box(20, 10, 40, 30), ["W355"]), (Box(20, 10, 40, 30, size=(80, 60)), []), (None, [])):
+        told.notices.clear()
+        inputs.select_boxes([model], Boxes({"a.jpg": box}), listing, told)
+        assert [notice.code for notice in told.notices] == codes
+    with pytest.raises(DataError) as caught:
+        inputs.select_boxes([model], Boxes({"a.jpg": Box(2000, 10, 2100, 30)}), listing, told)
+    assert caught.value.code == "E354"
 
 
 def test_other_boxes_are_another_run(tmp_path: Path) -> None:
