@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def find_faces(
 
 def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]) -> Generator[RoundFaces, None, None]:
     """Detect the faces of one round of images after the other; a GPU detects while the next round is decoded."""
-    for piece, inputs in detector.decode_rounds(rounds, listing):
+    for piece, inputs in detector.decode_rounds(detector.cut(rounds), listing):
         found = dict(zip(piece.rows, detector.find(inputs), strict=True))
         good = {row: one for row, one in found.items() if not isinstance(one, DataError)}
         faces = tuple(
@@ -199,6 +199,13 @@ class Detector:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads)
+
+    def cut(self, rounds: Iterator[Slice]) -> Iterator[Slice]:
+        """Yield what is detected together of each round: on the CPU a few batches per core, which take seconds."""
+        size = 4 * self._workers * _BATCH["cpu"] if self._device.type == "cpu" else 0
+        for piece in rounds:
+            for start in range(0, len(piece.rows), size or len(piece.rows)):
+                yield replace(piece, rows=piece.rows[start : start + size] if size else piece.rows)
 
     def decode_rounds(self, rounds: Iterator[Slice], listing: Listing) -> Iterator[tuple[Slice, list[Decoding]]]:
         """Yield each round with the decodings of its images, one per row, which are under way.

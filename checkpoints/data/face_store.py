@@ -50,9 +50,13 @@ class FaceStore(Store[RoundFaces]):
     def write(self, piece: Slice, answers: Sequence[RoundFaces]) -> None:  # noqa: ARG002 - the file is not cut in rounds
         """See `Store.write`."""
         found = {face.id: face for answer in answers for face in answer.faces}
-        self.computed += len(found)
+        self.computed += len(found.keys() - self.faces.keys())
         self.faces |= found
         write_boxes(self._partial, self.faces.values(), origin=self._origin)
+
+    def write_early(self, piece: Slice, answers: Sequence[RoundFaces]) -> None:
+        """See `Store.write_early`; a later run looks for the images that have no face yet, and so needs no more."""
+        self.write(piece, answers)
 
     def bytes_of(self, rows: int) -> int:
         """See `Store.bytes_of`; the file is there twice until the end."""

@@ -28,6 +28,11 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True)
 
+    @property
+    def is_idle(self) -> bool:
+        """True while nothing is queued."""
+        return all(write.done() for write in self._waiting)
+
     def write(self, writing: Callable[[], None], *, rows: int) -> None:
         """Queue a write of so many rows; waits while two others are not finished.
 

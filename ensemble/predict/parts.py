@@ -7,6 +7,7 @@ parts are there (see `PartStore.finish`), so that another choice in a later run 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +56,34 @@ class PartStore(SliceFolder[Answer, Part]):
 
     def write(self, piece: Slice, answers: Sequence[Answer]) -> None:
         """Write a part without the rows that could not be read; see `Store.write`."""
-        rows = [row for answer in answers for row in answer.rows]
-        missing = sorted(set(piece.rows) - set(rows))
+        part = self._join(piece, answers)
+        there = set(part.ids)
+        missing = tuple(row for row in piece.rows if self.listing.ids[row] not in there)
         if missing:
-            self.lacks[piece.index] = tuple(missing)
+            self.lacks[piece.index] = missing
+        write_part(self.path(piece.index), replace(part, origin=self._origin(piece, missing=len(missing))))
+        files.remove(self.early_path(piece.index))
+        self.computed += sum(len(answer.rows) for answer in answers)
+
+    def write_early(self, piece: Slice, answers: Sequence[Answer]) -> None:
+        """See `Store.write_early`."""
+        write_part(self.early_path(piece.index), self._join(piece, answers), sync=False)
+
+    def _join(self, piece: Slice, answers: Sequence[Answer]) -> Part:
+        """Return the rows of the answers and those that the slice holds, in the order of the listing."""
+        rows = [row for answer in answers for row in answer.rows]
         none = {view: np.empty((0, len(self.model.card.labels)), np.float32) for view in self._views}
         per_view = [answer.logits[self.name] for answer in answers if answer.rows]
-        logits = {view: np.concatenate([none[view], *(one[view] for one in per_view)]) for view in none}
-        part = Part(
-            ids=tuple(self.listing.ids[row] for row in rows),
-            logits=logits,
-            origin=self._origin(piece, missing=len(missing)),
-            card=self.model.card,
-        )
-        write_part(self.path(piece.index), part)
-        self.computed += len(rows)
+        early = self.early(piece)
+        if early is not None:
+            row_of = {self.listing.ids[row]: row for row in piece.held}
+            chosen = [i for i, name in enumerate(early.ids) if name in row_of]
+            rows = [row_of[early.ids[i]] for i in chosen] + rows
+            per_view = [{view: early.logits[view][chosen] for view in none}, *per_view]
+        order = np.argsort(rows, kind="stable")
+        logits = {view: np.concatenate([none[view], *(one[view] for one in per_view)])[order] for view in none}
+        ids = tuple(self.listing.ids[rows[i]] for i in order)
+        return Part(ids, logits, self._origin(piece, missing=0), self.model.card)
 
     def bytes_of(self, rows: int) -> int:
         """See `Store.bytes_of`."""

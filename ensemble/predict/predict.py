@@ -272,8 +272,8 @@ def _compute(
     def work(slices: Iterator[Slice]) -> Iterator[Work]:
         for piece in slices:
             asked = tuple(sessions[member.name] for member in members if piece.index in member.pending)
-            for start in range(piece.rows[0], piece.rows[-1] + 1, setup.rows):
-                yield Work(range(start, min(start + setup.rows, piece.rows[-1] + 1)), asked)
+            for rows in piece.batches(setup.rows):
+                yield Work(rows, asked)
 
     def compute(slices: Iterator[Slice]) -> Generator[Answer, None, None]:
         return pipeline.run(work(slices))

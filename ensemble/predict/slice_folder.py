@@ -18,6 +18,7 @@ from ensemble.predict.fingerprint import Fingerprint, Origin
 from ensemble.predict.resumable import A, Slice, Store
 
 _SUFFIX = ".parquet"
+_EARLY = ".early"
 
 
 class SliceContent(Protocol):
@@ -40,6 +41,9 @@ class SliceFolder(Store[A], Generic[A, C]):
 
     ``lacks`` are the rows without a result because their images could not be read, by slice. ``doubtful`` are the rows
     that an earlier run was processing when it crashed. ``stale`` are files to be removed before anything is computed.
+
+    What there is of an unfinished slice is in ``_<prefix>-00000.early``, a file like its own; Parquet readers pass over
+    names with an underscore.
     """
 
     prefix: ClassVar[str]
@@ -51,6 +55,7 @@ class SliceFolder(Store[A], Generic[A, C]):
         self.lacks: dict[int, tuple[int, ...]] = {}
         self.doubtful: frozenset[int] = frozenset()
         self.stale: tuple[Path, ...] = ()
+        self._early: dict[int, C] = {}
 
     @abstractmethod
     def read(self, path: Path) -> C:
@@ -71,6 +76,14 @@ class SliceFolder(Store[A], Generic[A, C]):
     def path(self, index: int) -> Path:
         """Return the file of a slice, written or not."""
         return self.folder / f"{self.prefix}-{index:05d}{_SUFFIX}"
+
+    def early_path(self, index: int) -> Path:
+        """Return the file of the rows that there are of an unfinished slice."""
+        return self.folder / f"_{self.prefix}-{index:05d}{_EARLY}"
+
+    def early(self, piece: Slice) -> C | None:
+        """Return the stored rows of an unfinished slice if the run relies on any."""
+        return self._early.get(piece.index) if piece.held else None
 
     def stored(self) -> list[Path]:
         """List every file that looks like a slice, also one with another number, a changed name or a copy's name.
@@ -99,9 +112,16 @@ class SliceFolder(Store[A], Generic[A, C]):
         by_name = {self.path(piece.index).name: piece for piece in self.slices}
         for path in () if fresh else stored:
             self._take(path, by_name.get(path.name), listener)
+        for piece in self.slices:
+            if not fresh and piece.index in self.pending:
+                self._take_early(piece)
+        used = {self.early_path(index) for index in self.held}
+        self.stale += tuple(set(self.folder.glob(f"_{self.prefix}-*{_EARLY}")) - used)
         crashed = read_note(self.folder)
         doubtful = (piece for piece in self.slices if piece.index in self.pending and piece.index in crashed)
-        self.doubtful = frozenset(row for piece in doubtful for row in piece.rows)
+        self.doubtful = frozenset(
+            row for piece in doubtful for row in piece.rows if row not in self.held.get(piece.index, ())
+        )
 
     def reopen(self, faults: Mapping[int, DataError]) -> None:
         """Compute those slices again that lack a row whose image can be read now, or of which an image changed."""
@@ -118,6 +138,21 @@ class SliceFolder(Store[A], Generic[A, C]):
         """
         for path in self.stale:
             files.remove(path)
+
+    def _take_early(self, piece: Slice) -> None:
+        """Use the rows that a stopped run left of a slice; those of another run or of changed images are stale."""
+        path = self.early_path(piece.index)
+        if not path.is_file():
+            return
+        try:
+            content = self.read(path)
+            origin = Origin.parse(content.origin, path)
+        except PredictionError:  # torn by a power failure: computed again
+            return
+        row_of = {self.listing.ids[row]: row for row in piece.rows}
+        if (origin.run, origin.sizes) == (self.run, piece.sizes) and row_of.keys() >= set(content.ids):
+            self.held[piece.index] = frozenset(row_of[name] for name in content.ids)
+            self._early[piece.index] = content
 
     def _looks_like_slice(self, name: str) -> bool:
         lower = name.lower()

@@ -87,8 +87,8 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.parquet"
 
 
-def write_part(path: Path, part: Part) -> None:
-    """Write one part; equal parts give identical bytes.
+def write_part(path: Path, part: Part, *, sync: bool = True) -> None:
+    """Write one part; equal parts give identical bytes. ``sync=False`` is for files that can be computed again.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -107,7 +107,7 @@ def write_part(path: Path, part: Part) -> None:
     table = pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
-    write_atomic(path, memoryview(sink.getvalue()))
+    write_atomic(path, memoryview(sink.getvalue()), sync=sync)
 
 
 def read_part(path: Path) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,21 @@ class Chunk:
     origin: str = ""
 
 
-def write_chunk(path: Path, chunk: Chunk) -> None:
-    """Write one chunk; the same rows always give the same bytes.
+def join_chunks(chunks: Sequence[Chunk], row_of: Mapping[str, int]) -> Chunk:
+    """Return one or more chunks as one, without ids that have no row, in the order of the rows."""
+    ids = [name for chunk in chunks for name in chunk.ids]
+    classes = np.concatenate([chunk.classes for chunk in chunks])
+    passes = np.concatenate([chunk.passes for chunk in chunks])
+    logits = np.concatenate([chunk.logits for chunk in chunks])
+    place = np.cumsum(classes == OPEN) - 1  # in the logits, of the rows that are open
+    order = sorted((i for i, name in enumerate(ids) if name in row_of), key=lambda i: row_of[ids[i]])
+    chosen = np.array(order, dtype=np.intp)
+    kept = logits[place[chosen[classes[chosen] == OPEN]]]
+    return Chunk(tuple(ids[i] for i in order), classes[chosen], passes[chosen], kept)
+
+
+def write_chunk(path: Path, chunk: Chunk, *, sync: bool = True) -> None:
+    """Write one chunk; the same rows always give the same bytes. ``sync=False``: it can be computed again.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
@@ -52,7 +66,7 @@ def write_chunk(path: Path, chunk: Chunk) -> None:
     ).replace_schema_metadata({ORIGIN_KEY: chunk.origin, "shape": json.dumps(chunk.logits.shape)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
-    files.write_atomic(path, memoryview(sink.getvalue()))
+    files.write_atomic(path, memoryview(sink.getvalue()), sync=sync)
 
 
 def read_chunk(path: Path) -> Chunk:

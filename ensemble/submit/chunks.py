@@ -42,7 +42,7 @@ from ensemble.runtime.io_binding import buffers_on
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
-from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
+from ensemble.submit.chunk_file import OPEN, Chunk, join_chunks, read_chunk, write_chunk
 from ensemble.submit.early_exit import ForwardPass, Running, Settled, keep_members, passes_of
 
 # On a CPU each core computes a chunk of its own. On a GPU a pass runs in whole batches, however few rows are open, and
@@ -51,6 +51,7 @@ CHUNK_ROWS = {"cpu": 64, "openvino": 64, "plugin": 64, "cuda": 2048, "tensorrt":
 _BATCHES_AT_ONCE = 4  # of a GPU: put on its stream before it is waited for
 Rows: TypeAlias = NDArray[np.intp]
 Ask: TypeAlias = Callable[[Session, View, Rows], Logits]
+_AT_ONCE_SECONDS = 8.0  # of a worker, for rows that are kept or lost together
 _ROW_BYTES = 64 + 8 + 8  # an id, generously; the class and the number of passes
 _FOOTER_BYTES = 4096  # of a chunk: its schema, origin and checksums
 
@@ -131,10 +132,23 @@ class ChunkStore(SliceFolder[ChunkAnswer, Chunk]):
 
     def write(self, piece: Slice, answers: Sequence[ChunkAnswer]) -> None:
         """See `Store.write`."""
-        (answer,) = answers
-        origin = Origin(self.run, piece.sizes, len(answer.faults) or None)
-        self.chunks[piece.index] = chunk = replace(answer.chunk, origin=origin.to_json())
+        chunk = self._join(piece, answers)
+        origin = Origin(self.run, piece.sizes, len(piece.rows) - len(chunk.ids) or None)
+        self.chunks[piece.index] = chunk = replace(chunk, origin=origin.to_json())
         write_chunk(self.path(piece.index), chunk)
+        files.remove(self.early_path(piece.index))
+
+    def write_early(self, piece: Slice, answers: Sequence[ChunkAnswer]) -> None:
+        """See `Store.write_early`."""
+        origin = Origin(self.run, piece.sizes).to_json()
+        write_chunk(self.early_path(piece.index), replace(self._join(piece, answers), origin=origin), sync=False)
+
+    def _join(self, piece: Slice, answers: Sequence[ChunkAnswer]) -> Chunk:
+        """Return the rows of the answers and those that the slice holds, in the order of the listing."""
+        early = self.early(piece)
+        rows = [*piece.held, *(row for answer in answers for row in answer.asked)]
+        parts = [answer.chunk for answer in answers]
+        return join_chunks(parts if early is None else [early, *parts], {self.listing.ids[row]: row for row in rows})
 
     def bytes_of(self, rows: int) -> int:
         """See `Store.bytes_of`; as if no row left early."""
@@ -184,7 +198,14 @@ def run_chunks(
 
             def compute(slices: Iterator[Slice]) -> Generator[ChunkAnswer, None, None]:
                 asked = tuple(sessions.values())
-                return pipeline.map(answer, (Work(range(one.rows[0], one.rows[-1] + 1), asked) for one in slices))
+
+                def work() -> Iterator[Work]:
+                    for piece in slices:
+                        at_once = size if device.kind == "cuda" else _rows_at_once(pipeline, plan, batch)
+                        for rows in piece.batches(at_once):
+                            yield Work(rows, asked)
+
+                return pipeline.map(answer, work())
 
             faults |= run_slices(
                 [store],
@@ -199,6 +220,16 @@ def run_chunks(
         one.close()
     decisions = {name: session.decisions for name, session in sessions.items()}
     return Chunks([store.chunks[index] for index in sorted(store.chunks)], faults, decisions)
+
+
+def _rows_at_once(pipeline: Pipeline, plan: Plan, batch: int) -> int:
+    """Return how many rows of a chunk to compute together, by the speed so far, so that a kill costs seconds."""
+    watch = pipeline.watch
+    rows = watch.rows.get("decode", 0)
+    if not rows:
+        return batch
+    seconds = sum(watch.elapsed.get(name, 0.0) for name in plan.models) / rows
+    return max(batch, int(_AT_ONCE_SECONDS / seconds) // batch * batch) if seconds > 0 else batch
 
 
 def _ask_on_host(pipeline: Pipeline, read: Batch, batch: int, session: Session, view: View, rows: Rows) -> Logits:

@@ -36,7 +36,7 @@ from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session, start_session
 from tests.support import toys
 from tests.support.limits import HANG
-from tests.support.runs import run_predict
+from tests.support.runs import StopAfter, run_predict
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_parts")]
 
@@ -217,17 +217,11 @@ def test_in_the_normal_path_no_process_is_started(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a run, nor one that goes on after Ctrl-C, nor a finished one tries images alone."""
-
-    class Stop(Recorder):
-        def progress(self, stage: str, done: int, total: int) -> None:
-            if done >= 12:
-                raise KeyboardInterrupt
-
     monkeypatch.setattr(sandbox, "DecoderProcess", None)
     with pytest.raises(EnsError, match="E801"):
-        run(tmp_path, listener=Stop())
+        run(tmp_path, listener=Recorder(StopAfter(6)))
     assert not list(tmp_path.rglob(NOTE))
-    for computed in (22, 0):
+    for computed in (18, 0):
         assert run(tmp_path).members[0].computed == computed
 
 

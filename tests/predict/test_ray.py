@@ -35,7 +35,7 @@ from tests.support import toys
 from tests.support.cluster_run import contents
 from tests.support.gpus import fake_gpus
 from tests.support.limits import HANG
-from tests.support.runs import run_predict
+from tests.support.runs import StopAfter, run_predict
 
 pytestmark = pytest.mark.slow
 
@@ -249,15 +249,9 @@ def test_a_worker_of_a_cluster_tries_sizes_once(
 
 def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:
     """Ctrl-C between two parts ends every worker; the next run goes on, locally if one likes."""
-
-    class Stop(Recorder):
-        def progress(self, stage: str, done: int, total: int) -> None:
-            if done >= 8:
-                raise KeyboardInterrupt
-
     ray = FakeRay()
     with pytest.raises(EnsError, match=r"E801.*8 of 38"):
-        run(tmp_path, ray, "out", listener=Stop())
+        run(tmp_path, ray, "out", listener=Recorder(StopAfter(1)))
     assert ray.alive == 0
     assert run(tmp_path, None, "out").members[0].computed == 30
 

@@ -19,16 +19,18 @@ import pytest
 from ensemble import files
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe
-from ensemble.errors import FileError, Interrupted
+from ensemble.errors import FileError, Interrupted, UnreadableImagesError
 from ensemble.events import Listener, Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
+from ensemble.predict import resumable
+from ensemble.predict.background_writer import Writer
 from ensemble.predict.fingerprint import Fingerprint, Origin
 from ensemble.predictions.dataset import read_part, write_part
 from ensemble.submit.chunk_file import read_chunk, write_chunk
 from ensemble.submit.submit import EarlyExit
 from tests.support import toys
-from tests.support.runs import run_predict, run_submit
+from tests.support.runs import StopAfter, run_predict, run_submit
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -66,9 +68,8 @@ class Run:
         """The file of a slice."""
         return self.folder / f"{self.prefix}-{index:05d}.parquet"
 
-    def record(self, index: int, change: Callable[[str], str]) -> None:
-        """Change what a slice records about itself."""
-        path = self.path(index)
+    def record(self, path: Path, change: Callable[[str], str]) -> None:
+        """Change what a file records about itself."""
         if self.prefix == "part":
             part = read_part(path)
             write_part(path, replace(part, origin=change(part.origin)))
@@ -163,11 +164,11 @@ def truncate(run: Run) -> None:
 
 
 def forget_origin(run: Run) -> None:
-    run.record(1, lambda _: "unknown")
+    run.record(run.path(1), lambda _: "unknown")
 
 
 def record_a_list(run: Run) -> None:
-    run.record(1, lambda _: "[1, 2]")
+    run.record(run.path(1), lambda _: "[1, 2]")
 
 
 @pytest.mark.parametrize("damage", [cut, truncate, forget_origin, record_a_list])
@@ -187,7 +188,7 @@ def test_a_damaged_slice_is_computed_again(run: Run, damage: Callable[[Run], Non
 def test_a_slice_of_another_run_is_refused_in_the_same_words(run: Run, key: str, named: str) -> None:
     """One slice of another run under the right name is E704 in both commands, and says in what the runs differ."""
     run()
-    run.record(1, lambda origin: json.dumps(json.loads(origin) | {key: "other"}))
+    run.record(run.path(1), lambda origin: json.dumps(json.loads(origin) | {key: "other"}))
     with pytest.raises(FileError, match="E704") as caught:
         run()
     assert caught.value.message == f"{run.folder} holds another run: it differs in {named}"
@@ -243,16 +244,91 @@ def test_a_full_disk_is_told_with_what_is_kept_and_what_to_free(
 @pytest.mark.parametrize("stop", [0, 8, 16])
 def test_an_interrupted_run_says_how_much_is_kept(run: Run, stop: int) -> None:
     """Ctrl-C at any slice is E801 with the images that are kept; run again, the bytes are those of a quiet run."""
-
-    class Stop(Listener):
-        def progress(self, stage: str, done: int, total: int) -> None:
-            if done >= stop:
-                raise KeyboardInterrupt(15)
-
     with pytest.raises(Interrupted, match=f"stopped; {stop} of 21 images are done") as caught:
-        run(listener=Stop())
+        run(listener=StopAfter(stop // 8, signal_number=15))
     assert caught.value.status == 143
     run()
+    resumed = run.contents()
+    run(fresh=True)
+    assert run.contents() == resumed
+
+
+def early_files(run: Run) -> list[str]:
+    return sorted(path.name for path in run.folder.glob("*.early"))
+
+
+@pytest.mark.parametrize("answers", [1, 2, 4])
+def test_rows_of_an_unfinished_slice_are_kept(run: Run, answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped within a slice, its rows so far are stored and not computed again, and the slice has the same bytes."""
+    monkeypatch.setattr("ensemble.submit.chunks._AT_ONCE_SECONDS", 0.0)
+    done = min(8 * (answers // 3) + 3 * (answers % 3), 21)
+    with pytest.raises(Interrupted, match=f"stopped; {done} of 21 images are done"):
+        run(batch=3, listener=StopAfter(answers))
+    assert early_files(run) == [f"_{run.prefix}-{done // 8:05d}.early"]
+    counts: list[int] = []
+
+    class Ear(Listener):
+        def progress(self, stage: str, done: int, total: int) -> None:
+            counts.append(done)
+
+    run(batch=3, listener=Ear())
+    assert counts[0] == done
+    assert counts[-1] == 21
+    assert early_files(run) == []
+    resumed = run.contents()
+    run(fresh=True)
+    assert run.contents() == resumed
+
+
+def test_a_killed_run_has_lost_the_last_seconds_only(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every answer that comes when it is time, the rows so far are on the disk, and the count says so."""
+    monkeypatch.setattr(resumable, "EARLY_SECONDS", 0.0)
+    monkeypatch.setattr(Writer, "write", lambda self, write, *, rows: self._run(write, rows))
+
+    class Killed(Exception):
+        pass
+
+    class Kill(StopAfter):
+        def progress(self, stage: str, done: int, total: int) -> None:
+            if self.left == 0:
+                assert done == 6
+                raise Killed
+            self.left -= 1
+
+    with pytest.raises(Killed):
+        run(batch=3, listener=Kill(2))
+    assert early_files(run) == [f"_{run.prefix}-00000.early"]
+    with pytest.raises(Interrupted, match="stopped; 6 of 21"):
+        run(batch=3, listener=StopAfter(0))
+
+
+@pytest.mark.parametrize("harm", ["torn", "other run", "changed image", "fresh"])
+def test_rows_that_do_not_belong_to_the_run_are_computed_again(run: Run, harm: str) -> None:
+    """What is damaged, of another run or of changed images is removed without a word, and every row computed."""
+    with pytest.raises(Interrupted):
+        run(batch=3, listener=StopAfter(1))
+    path = run.folder / early_files(run)[0]
+    if harm == "torn":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif harm == "other run":
+        run.record(path, lambda text: text.replace("CPUExecutionProvider", "Other"))
+    elif harm == "changed image":
+        with (run.root / "images" / NAMES[5]).open("ab") as file:
+            file.write(b"\0")
+    with pytest.raises(Interrupted, match="stopped; 0 of 21"):
+        run(batch=3, fresh=harm == "fresh", listener=StopAfter(0))
+    assert early_files(run) == []
+
+
+def test_an_unreadable_image_among_the_first_rows_is_named_again(run: Run) -> None:
+    """The rows around an unreadable image are kept, and the next run still reports that image."""
+    (run.root / "images" / NAMES[1]).write_bytes(b"")
+    with pytest.raises(Interrupted, match="stopped; 3 of 21"):
+        run(batch=3, listener=StopAfter(1))
+    with pytest.raises(UnreadableImagesError, match="1 of 21 images"):
+        run(batch=3)
+    toys.write_pictures(run.root / "images", NAMES)
+    run(batch=3)
     resumed = run.contents()
     run(fresh=True)
     assert run.contents() == resumed

@@ -17,7 +17,7 @@ from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, EnsError, FileError, Interrupted, OptionError, PredictionError
-from ensemble.events import Listener, Recorder
+from ensemble.events import Recorder
 from ensemble.images.listing import list_images
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
@@ -43,7 +43,7 @@ from ensemble.submit.submit import EarlyExit, share_of_time
 from ensemble.submit.time_budget import Speed, fit_members, parse_budget
 from tests.support import toys
 from tests.support.gpus import fake_gpus
-from tests.support.runs import run_submit
+from tests.support.runs import StopAfter, run_submit
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -190,14 +190,8 @@ def test_exact_gives_the_same_file_with_fewer_passes(
 
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path, models: list[Path], expected: bytes) -> None:
     """After a stop at the second chunk, only what is missing is computed, and file and counts are the same."""
-
-    class Stop(Listener):
-        def progress(self, stage: str, done: int, total: int) -> None:
-            if stage == "submit" and done == 16:
-                raise KeyboardInterrupt
-
     with pytest.raises(Interrupted, match="16 of 21"):
-        run(tmp_path, models, early_exit=EarlyExit(), listener=Stop())
+        run(tmp_path, models, early_exit=EarlyExit(), listener=StopAfter(2))
     assert not (tmp_path / "out.csv").exists()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work/early").glob("*.parquet")}
     assert len(before) == 2

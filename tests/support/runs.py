@@ -8,12 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.blend.recipe import Recipe
+from ensemble.events import Listener
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.predict.result import Predicted
 from ensemble.submit.destination import Destination
 from ensemble.submit.result import Submitted
 from ensemble.submit.submit import submit
+
+
+class StopAfter(Listener):
+    """Stops a run as a signal would, once it has taken so many answers."""
+
+    def __init__(self, answers: int, *, signal_number: int | None = None) -> None:
+        self.left = answers
+        self.arguments = () if signal_number is None else (signal_number,)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Count the call at the start, and that after each answer."""
+        if self.left == 0:
+            raise KeyboardInterrupt(*self.arguments)
+        self.left -= 1
 
 
 def run_predict(models: Sequence[Path], images: Path | str, folder: Path, **options: Any) -> Predicted:

@@ -181,6 +181,18 @@ def test_a_gpu_detects_while_the_next_round_is_decoded(
     assert order == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [64, 6, 5]), ("cuda", [70, 5])])
+def test_a_round_on_the_cpu_is_detected_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch, device: str, sizes: list[int]
+) -> None:
+    """Each core gets a few batches at a time, whose faces can be written; a GPU gets the whole round."""
+    detector = Detector(DetectorSettings(), CPU, workers=2)
+    monkeypatch.setattr(detector, "_device", torch.device(device))
+    pieces = list(detector.cut(iter([Slice(0, range(70)), Slice(1, range(90, 95))])))
+    assert [len(piece.rows) for piece in pieces] == sizes
+    assert [row for piece in pieces for row in piece.rows] == [*range(70), *range(90, 95)]
+
+
 def test_a_stopped_search_goes_on_and_ends_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After Ctrl-C the finished rounds are kept, only the others are computed, and the file is that of one run."""
     fake(monkeypatch, lambda _, brightness: rows((1, 1, 10 + brightness, 20, 0.5)))
