@@ -21,6 +21,7 @@ from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain import explain
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
+from ensemble.commands.fuse import fuse
 from ensemble.commands.page import page
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
@@ -32,7 +33,7 @@ _SECTIONS = {
     "Train": (data, crop, train),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
-    "Deploy": (page,),
+    "Deploy": (fuse, page),
 }
 
 

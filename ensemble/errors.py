@@ -17,7 +17,8 @@ EnsError
 ├── FileError          E7xx   exit 7    the file system
 │   ├── DiskFullError             E701   exit 7   the disk is full
 │   └── LockedError               E703   exit 75  another run is writing to the same folder
-└── Interrupted        E8xx   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
+├── Interrupted        E801   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
+└── DeployError        E8xx   exit 8    fused files, and what is made of them
 
 An error says what happened, what was expected, what was found and what to do. `ensemble.error_codes` lists each code
 with its cause and cure; the cure is the default hint.
@@ -164,6 +165,12 @@ class Interrupted(EnsError):
     def status(self) -> int:
         """The exit status by the shell's convention: 128 + the signal's number."""
         return 128 + self.signal_number
+
+
+class DeployError(EnsError):
+    """A fused file, or what is made of it, cannot be written or used."""
+
+    exit_status = 8
 
 
 def _restore(kind: type[EnsError], args: tuple[object, ...], state: dict[str, object]) -> EnsError:

@@ -87,4 +87,29 @@ RUN_CODES: dict[str, Code] = {
         "The command was stopped by a signal; finished parts are kept.",
         "run the same command again; ens crop, train, predict and submit resume",
     ),
+    # 802 and up: fused files, and what is made of them
+    "E802": Code(
+        "The recipe's answer for one image depends on other images, so one image alone has none.",
+        "make a recipe without what the message names, with ens blend",
+    ),
+    "E803": Code(
+        "A view of the recipe computes new pixels, which a fused file does not do.",
+        "make a recipe with views that move pixels only: identity, hflip, vflip, rot90, shift",
+    ),
+    "E804": Code(
+        "A member's images are resized in a way that a fused file does not do.",
+        "export or train the member with another --resizer or --interpolation; ens submit takes it as it is",
+    ),
+    "E805": Code(
+        "The members' networks cannot be joined in one file.",
+        "export the members again with this version of ens; ens submit takes them as they are",
+    ),
+    "E806": Code(
+        "The fused file answers otherwise than ens submit does, and was not written.",
+        "check on other images with --check-images; ens submit with the recipe and the models is right",
+    ),
+    "E807": Code("A file is not a fused ensemble.", "write one with ens fuse"),
+    "W802": Code(
+        "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
+    ),
 }

@@ -39,6 +39,7 @@ KINDS = {
     "FileError": "7",
     "LockedError": "7",
     "Interrupted": "8",
+    "DeployError": "8",
 }
 OWN_CLASS = {
     "UnreadableImagesError": "E326",

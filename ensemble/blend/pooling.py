@@ -22,7 +22,7 @@ from ensemble.errors import OptionError, PredictionError
 
 K = TypeVar("K", bound=Hashable)
 
-_TIE_BREAK = 1e-6
+TIE_BREAK = 1e-6
 _RANK_DIGITS = 12
 
 
@@ -190,7 +190,7 @@ def _hard_vote(log_p: Floats) -> Floats:
     and cannot overturn a lead of more than a millionth of the votes.
     """
     best = np.arange(log_p.shape[-1]) == log_p.argmax(axis=-1, keepdims=True)
-    return np.logaddexp(np.where(best, math.log1p(-_TIE_BREAK), -np.inf), log_p + math.log(_TIE_BREAK))
+    return np.logaddexp(np.where(best, math.log1p(-TIE_BREAK), -np.inf), log_p + math.log(TIE_BREAK))
 
 
 def _parse_power(text: str) -> float:

@@ -1,0 +1,261 @@
+"""A fused file answers as `ens submit` does with the same recipe and models, or it is not written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, ThresholdRule
+from ensemble.blend.pooling import parse_pool
+from ensemble.blend.recipe import Group, Recipe
+from ensemble.blend.smoothing import Smoothing
+from ensemble.card import FaceCrop, ModelCard, Preprocess
+from ensemble.cli import ens
+from ensemble.errors import DeployError, EnsError
+from ensemble.events import Recorder
+from ensemble.fuse import fuse as fuse_module
+from ensemble.fuse import graph
+from ensemble.fuse.fuse import Fused, FuseOptions, fuse
+from ensemble.fuse.fused_card import FusedCard, read_fused_card
+from ensemble.fuse.fused_session import start_fused
+from ensemble.fuse.verify import CheckImages
+from ensemble.labels import LabelSpace
+from tests.support.toys import card, convolutional_proto, model_proto, picture, write_model, write_pictures
+
+LABELS = LabelSpace.from_dict(
+    {"axes": [{"name": "a", "values": ["x", "y"]}, {"name": "b", "values": ["left", "right"]}]}
+)
+CLASSES = len(LABELS)
+
+
+def write_members(folder: Path, cards: Sequence[ModelCard]) -> Path:
+    """One linear toy model a card, each with other weights."""
+    for seed, one in enumerate(cards):
+        write_model(folder, one, seed=seed)
+    return folder
+
+
+def toy_recipe(**changes: Any) -> Recipe:
+    """Three members in two groups, by default averaged with weights 3 and 1."""
+    settings: dict[str, Any] = {
+        "pool": parse_pool("linear"),
+        "views": {"identity": 1.0},
+        "groups": {"big": Group(3.0, {"m0": "0" * 64, "m1": "0" * 64}), "small": Group(1.0, {"m2": "0" * 64})},
+        "labels": LABELS,
+    }
+    return Recipe(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models of `toy_recipe`: two share their preprocessing, and one has the classes in another order."""
+    other = LabelSpace.flat(tuple(reversed(LABELS.names)))
+    cards = [
+        card("m0", labels=LABELS),
+        card("m1", labels=LABELS),
+        replace(card("m2", labels=other), preprocess=Preprocess((18, 18), resize="center", interpolation="bicubic")),
+    ]
+    return write_members(tmp_path_factory.mktemp("models"), cards)
+
+
+def weigh(*weights: Sequence[float]) -> dict[str, Group]:
+    """The groups of `toy_recipe` with weights per class."""
+    groups = toy_recipe().groups
+    return {
+        name: replace(group, class_weights=tuple(of)) for (name, group), of in zip(groups.items(), weights, strict=True)
+    }
+
+
+GROUPS = toy_recipe().groups
+RECIPES: dict[str, dict[str, Any]] = {
+    "soft vote": {},
+    "views that exchange labels": {"views": {"identity": 1.0, "hflip:left=right": 2.0, "shift:2:up": 0.5}},
+    "views of a group": {"groups": {**GROUPS, "big": replace(GROUPS["big"], views={"vflip": 1.0, "identity": 0.0})}},
+    "logit pool and temperature": {
+        "pool": parse_pool("logit"),
+        "groups": {**GROUPS, "small": replace(GROUPS["small"], temperature=1.7)},
+    },
+    "power pool": {"pool": parse_pool("power:-2.5")},
+    "majority vote": {"pool": parse_pool("hard")},
+    "sharpness, bias and macro-F1": {
+        "sharpness": 1.4,
+        "bias": (0.5, -0.2, 0.1, -0.4),
+        "rule": MacroF1Rule(np.array([0.5, 0.7, 0.2, 0.6]), np.array([0.5, 0.6, 0.4, 0.5])),
+    },
+    "prior": {"rule": PriorRule(0.8, np.array([0.1, 0.2, 0.3, 0.4]))},
+    "axes": {"rule": AxisRule((2, 2))},
+    "cuts": {"rule": OrdinalRule(np.array([0.8, 1.5, 2.1]))},
+    "weights per class": {"groups": weigh((1, 2, 0, 1), (1, 0.5, 2, 0))},
+    "weights per class, geometric": {"groups": weigh((1, 2, 0, 1), (1, 0.5, 2, 0)), "pool": parse_pool("geometric")},
+    "a group without weight": {"groups": {**GROUPS, "small": replace(GROUPS["small"], weight=0.0)}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fused_answers_are_those_of_the_program(name: str, folder: Path, tmp_path: Path) -> None:
+    """`fuse` compares every class and probability itself, and the recipe's decision is the file's."""
+    done = fuse(toy_recipe(**RECIPES[name]), [folder], tmp_path / "e.onnx")
+    assert done.checks.images == 16
+    assert done.checks.difference < 1e-3
+    session = start_fused(done.path.read_bytes(), done.path)
+    found = session.run(np.stack([picture(1), picture(2), picture(3)]))
+    alone = session.run(picture(2)[np.newaxis])
+    assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
+    assert found.classes[1] == alone.classes[0]
+    assert found.probabilities[1] == pytest.approx(alone.probabilities[0], abs=1e-5)
+
+
+def test_a_wrong_graph_is_not_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph with another bias than the recipe's is refused, with the images, and leaves no file."""
+    real = graph.build_fused
+    monkeypatch.setattr(
+        fuse_module, "build_fused", lambda plan: real(replace(plan, recipe=replace(plan.recipe, bias=(5.0, 0, 0, 0))))
+    )
+    with pytest.raises(DeployError, match="answers differ") as caught:
+        fuse(toy_recipe(), [folder], tmp_path / "e.onnx")
+    assert caught.value.code == "E806"
+    assert ".png: x / left instead of" in caught.value.details[0]
+    assert not (tmp_path / "e.onnx").exists()
+
+
+def test_independent_labels_have_their_own_decisions(tmp_path: Path) -> None:
+    """Of sigmoid members the file gives log-odds pooled per label, and which labels reach their thresholds."""
+    labels = LabelSpace.flat(("cat", "dog", "hat"))
+    cards = [replace(card(f"m{i}", labels=labels), activation="sigmoid") for i in range(3)]
+    write_members(tmp_path, cards)
+    recipe = toy_recipe(
+        labels=labels, activation="sigmoid", rule=ThresholdRule(np.array([0.2, 0.5, 0.9])), bias=(0.1, 0.2, -0.3)
+    )
+    for pool in ("linear", "geometric", "hard"):
+        done = fuse(replace(recipe, pool=parse_pool(pool)), [tmp_path], tmp_path / "out" / "e.onnx")
+        found = start_fused(done.path.read_bytes(), done.path).run(np.stack([picture(i) for i in range(8)]))
+        assert found.applies is not None
+        assert np.array_equal(found.applies, found.probabilities >= np.array([0.2, 0.5, 0.9]))
+        assert 0 < found.applies.mean() < 1
+    fuse(replace(recipe, groups=weigh((1, 2, 0), (1, 0, 2))), [tmp_path], tmp_path / "out" / "e.onnx")
+
+
+def test_members_of_face_crops_take_boxes(tmp_path: Path) -> None:
+    """The boxes are a second input; another box gives another answer, and no box the fallback's."""
+    write_model(tmp_path, replace(card("m0", labels=LABELS), preprocess=Preprocess((16, 16), face=FaceCrop(0.3))))
+    write_model(tmp_path, card("m1", labels=LABELS), seed=1)
+    write_model(tmp_path, card("m2", labels=LABELS), seed=2)
+    done = fuse(toy_recipe(), [tmp_path], tmp_path / "out" / "e.onnx")
+    assert done.card.takes_boxes
+    session = start_fused(done.path.read_bytes(), done.path)
+    with pytest.raises(EnsError, match="face boxes") as caught:
+        session.run(picture(1)[np.newaxis])
+    assert caught.value.code == "E206"
+    write_pictures(tmp_path / "images", ["a.jpg"])
+    with pytest.raises(EnsError, match="face boxes"):
+        fuse(toy_recipe(), [tmp_path], tmp_path / "out" / "f.onnx", images=CheckImages(tmp_path / "images"))
+
+
+def test_each_member_s_probabilities_are_an_output_if_asked_for(folder: Path, tmp_path: Path) -> None:
+    """`members` has them in the order of the card, and their weighted mean is the soft vote."""
+    done = fuse(toy_recipe(), [folder], tmp_path / "e.onnx", options=FuseOptions(members=True))
+    found = start_fused(done.path.read_bytes(), done.path).run(picture(1)[np.newaxis])
+    assert found.members is not None
+    assert found.members.shape == (1, 3, CLASSES)
+    shares = np.array([member.share for member in done.card.members])
+    assert shares == pytest.approx([0.375, 0.375, 0.25])
+    assert shares @ found.members[0] == pytest.approx(found.probabilities[0], abs=1e-6)
+
+
+def test_the_card_tells_the_whole_story(folder: Path, tmp_path: Path) -> None:
+    """Recipe, members' cards, licence and checks are read back as they were written."""
+    path = tmp_path / "e.onnx"
+    done = fuse(toy_recipe(bias=(0.0, 1.0, 0.0, 0.0)), [folder], path, options=FuseOptions(licence="CC-BY-4.0"))
+    read = read_fused_card(path)
+    assert read.to_json() == done.card.to_json() == FusedCard.from_json(done.card.to_json()).to_json()
+    value = json.loads(read.to_json())
+    assert value["labels"] == list(LABELS.names)
+    assert value["licence"] == "CC-BY-4.0"
+    assert [member["card"]["member"] for member in value["members"]] == ["m0", "m1", "m2"]
+    assert value["recipe"]["bias"] == [0.0, 1.0, 0.0, 0.0]
+    assert value["checks"]["probability_difference_at_most"] == 1e-3
+
+
+def test_equal_preprocessing_is_computed_once(folder: Path, tmp_path: Path) -> None:
+    """Two members of one preprocessing read one tensor: there are resizes for two sizes, and not for three members."""
+    done = fuse(toy_recipe(), [folder], tmp_path / "e.onnx")
+    operators = [node.op_type for node in onnx.load(done.path).graph.node]
+    assert operators.count("Resize") == 2 * 2
+
+
+def test_networks_of_other_opsets_are_converted(folder: Path, tmp_path: Path) -> None:
+    """A member of opset 13 and one of 20 become one valid file."""
+    old = model_proto(card("m0", labels=LABELS))
+    del old.opset_import[:]
+    old.opset_import.append(onnx.helper.make_opsetid("", 13))
+    write_model(tmp_path, card("m0", labels=LABELS), proto=old)
+    write_model(tmp_path, card("m1", labels=LABELS), proto=convolutional_proto(card("m1", labels=LABELS)))
+    write_model(tmp_path, card("m2", labels=LABELS), seed=2)
+    done: Fused = fuse(toy_recipe(), [tmp_path], tmp_path / "out" / "e.onnx")
+    assert {one.version for one in onnx.load(done.path).opset_import} == {20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"pool": parse_pool("rank")}, "E802", "ranks the images"),
+        (
+            {"rule": MacroF1Rule(np.full(CLASSES, 0.5), np.full(CLASSES, 0.5)), "transductive": True},
+            "E802",
+            "transductive",
+        ),
+        ({"smoothing": Smoothing((0.25, 0.5, 0.25), r"(\w)(\d)")}, "E802", "smoothed over the rows"),
+        ({"views": {"identity": 1.0, "scale:1.2": 1.0}}, "E803", "scale:1.2"),
+    ],
+    ids=["rank", "transductive", "smoothing", "view"],
+)
+def test_what_no_single_image_answers_is_refused_by_name(
+    changes: dict[str, Any], code: str, words: str, folder: Path, tmp_path: Path
+) -> None:
+    """The message names the part of the recipe."""
+    with pytest.raises(DeployError, match=words) as caught:
+        fuse(toy_recipe(**changes), [folder], tmp_path / "e.onnx")
+    assert caught.value.code == code
+
+
+def test_drawn_pictures_are_said_to_be_drawn(folder: Path, tmp_path: Path) -> None:
+    """Without images the comparison is a warning's matter; with a folder of images it is not."""
+    recorder = Recorder()
+    fuse(toy_recipe(), [folder], tmp_path / "e.onnx", listener=recorder)
+    assert [notice.code for notice in recorder.notices] == ["W802"]
+    write_pictures(tmp_path / "images", [f"{i}.jpg" for i in range(20)])
+    recorder = Recorder()
+    done = fuse(toy_recipe(), [folder], tmp_path / "e.onnx", images=CheckImages(tmp_path / "images"), listener=recorder)
+    assert recorder.notices == []
+    assert done.checks.images == 10
+    assert not done.card.checks["drawn"]
+
+
+def test_the_command_writes_the_file(folder: Path, tmp_path: Path) -> None:
+    """`ens fuse` prints the path, the members and what was compared; the options belong together."""
+    (tmp_path / "blend.json").write_text(toy_recipe().to_json())
+    command = ["fuse", str(tmp_path / "blend.json"), "--models", str(folder), "-o", str(tmp_path / "e.onnx")]
+    done = CliRunner().invoke(ens, [*command, "--members"])
+    assert done.exit_code == 0, done.output
+    assert "3 members" in done.output
+    assert "same classes" in done.output
+    refused = CliRunner().invoke(ens, [*command, "--boxes", "faces.parquet"])
+    assert isinstance(refused.exception, EnsError)
+    assert refused.exception.code == "E204"
+
+
+def test_a_file_that_is_no_fused_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A member's file and a text are named as what they are not."""
+    (tmp_path / "text.onnx").write_text("hello")
+    for path in (folder / "m0.onnx", tmp_path / "text.onnx"):
+        with pytest.raises(DeployError) as caught:
+            read_fused_card(path)
+        assert caught.value.code == "E807"
