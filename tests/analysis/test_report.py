@@ -31,14 +31,12 @@ from ensemble.predictions.truth import Truth
 from tests.learn.test_learn import contest
 from tests.learn.test_learned_recipe import write_member, write_truth
 from tests.support import toys
+from tests.support.chromium import CHROMIUM
 from tests.support.limits import HANG
 
 pytestmark = pytest.mark.slow
 
 LABELS = LabelSpace((Axis("hat", ("<script>alert(1)</script>", "$x_1$ & y")), Axis("age", ('"old"', "young"))))
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
 
 
 def members_of(seed: int) -> tuple[list[Predictions], Truth]:

@@ -5,6 +5,7 @@ import { positionOfMap, drawMap } from "./map.js";
 const SENTENCES = {
   empty: () => "The file is empty.",
   cut: () => "The photograph ends before its last pixel: it is damaged or was not copied completely.",
+  unreadable: () => "The browser cannot read it: a folder, or a file that is no longer there.",
   undecodable: ({ type }) =>
     `This browser cannot read the file${type ? `, which is ${type}` : ""}. It reads JPEG, PNG, WebP, GIF, BMP and AVIF images.`,
   huge: ({ width, height }) =>
@@ -29,7 +30,8 @@ let worker = null;
 let ready = false;
 let waiting = null; // a photograph that was chosen before the models were loaded
 let current = 0; // answers of photographs before this one are ignored
-let shown = null;
+let name = ""; // of the current photograph
+let shown = null; // the last answer
 
 function start() {
   for (const button of [at("choose"), at("camera")]) button.disabled = false;
@@ -103,14 +105,17 @@ function take(files) {
     return;
   }
   at("note").textContent = files.length > 1 ? `${files.length} files were given; the first is shown.` : "";
-  at("name").textContent = files[0].name ?? "";
-  if (ready) look(files[0]);
-  else waiting = files[0];
-  if (!ready) say("The photograph is shown once the models are loaded.");
+  if (ready) {
+    look(files[0]);
+  } else {
+    waiting = files[0];
+    say("The answer comes once the models are loaded.");
+  }
 }
 
 async function look(file) {
   const id = ++current;
+  name = file.name ?? "";
   document.body.dataset.state = "working";
   at("problem").hidden = true;
   say("The models are looking at the photograph.");
@@ -118,7 +123,7 @@ async function look(file) {
   try {
     bytes = await file.arrayBuffer();
   } catch {
-    showProblem("undecodable", { type: "" }); // a folder, or a file that has gone
+    showProblem("unreadable");
     return;
   }
   worker.postMessage({ kind: "look", id, bytes }, [bytes]);
@@ -223,7 +228,8 @@ function drawPicture({ preview, width, height, maps }) {
   [picture.width, picture.height] = [preview.width, preview.height];
   picture.getContext("2d").drawImage(preview, 0, 0);
   preview.close();
-  picture.setAttribute("aria-label", `The photograph ${at("name").textContent}`);
+  picture.setAttribute("aria-label", `The photograph ${name}`);
+  at("name").textContent = name;
   at("frame").hidden = false;
   at("invitation").hidden = true;
   at("evidence").hidden = facts.maps === null || maps === null;
@@ -298,14 +304,20 @@ async function openCamera() {
   }
 }
 
+/** Say what is wrong, in place of any earlier answer: an answer below a sentence would seem to belong to it. */
 function showProblem(why, detail = {}) {
-  document.body.dataset.state = shown === null ? "ready" : "answered";
-  if (why === "load" || why === "simd" || why === "old") {
-    document.body.dataset.state = "failed";
+  const fatal = ["load", "simd", "old"].includes(why);
+  if (fatal) {
     at("load").hidden = true;
     for (const button of [at("choose"), at("camera")]) button.disabled = true;
   }
-  at("problem").textContent = SENTENCES[why](detail);
+  if (ready || fatal) document.body.dataset.state = fatal ? "failed" : "ready";
+  shown = null;
+  for (const id of ["result", "frame", "evidence", "evidence-note"]) at(id).hidden = true;
+  for (const id of ["intro", "invitation"]) at(id).hidden = false;
+  at("name").textContent = "";
+  const ofFile = ["empty", "cut", "undecodable", "huge", "memory", "run", "unreadable"].includes(why) && name !== "";
+  at("problem").textContent = (ofFile ? `${name}: ` : "") + SENTENCES[why](detail);
   at("problem").hidden = false;
   say("");
 }
