@@ -54,10 +54,13 @@ RUN_CODES: dict[str, Code] = {
     "E621": Code("A benchmark loop crashed.", "give it more memory (-9: it was killed), or fewer --workers"),
     "W622": Code("A loop is left out of the benchmark.", "provide what the message names to include it"),
     "E606": Code(
-        "A GPU or OpenVINO gave different outputs than onnxruntime on the CPU.",
-        "use --device cpu, or --device openvino without :bf16, or another version of OpenVINO or of the GPU's libraries",
+        "A GPU or OpenVINO gave different outputs than onnxruntime on the CPU, or an int8 model than at its export.",
+        "use --device cpu, export an int8 model again on this machine, or --device openvino without :bf16, or another version of OpenVINO or of the GPU's libraries",
     ),
-    "I606": Code("The differences between a GPU or OpenVINO and onnxruntime on the CPU.", "nothing to do"),
+    "I606": Code(
+        "The differences of a GPU or OpenVINO from onnxruntime on the CPU, or of an int8 model from its export.",
+        "nothing to do",
+    ),
     "E610": Code(
         "Workers of the cluster keep dying.", "find the cause, such as too little memory; finished parts are kept"
     ),

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.parity import record_logits
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Quantised, to_int8
@@ -138,7 +140,9 @@ def export(
         assert gate_images is not None, "see _require_images"
         found = _quantise(proto, card, gate_images, truth, listener)
         proto, verdict = found.proto, found.verdict
-        kept = {"fp32": kept} | found.as_dict()
+        exported = ExportedModel(_serialise(proto), card)
+        recorded = record_logits(partial(predict_logits, lambda some: exported.run(some)[LOGITS]), card.preprocess.size)
+        kept = {"fp32": kept} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
         verdict = _judge_half(model, _serialise(proto), card, gate_images, truth, listener)
         kept |= {"gate": verdict.as_dict()}

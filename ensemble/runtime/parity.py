@@ -1,4 +1,7 @@
-"""Parity: compare the logits of GPUs and other runtimes with onnxruntime's on the CPU, on every machine, before use."""
+"""Parity: compare the logits of GPUs and other runtimes with onnxruntime's on the CPU, on every machine, before use.
+
+An int8 model is compared with its own logits on the machine that exported it, which its card keeps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Floats, Logits, Pixels
-from ensemble.errors import DeviceError
+from ensemble.card import ModelCard
+from ensemble.errors import DeviceError, ModelError
 from ensemble.events import SILENT, Listener, Notice
 
 Run = Callable[[Pixels], Logits]
@@ -22,6 +26,8 @@ LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}
 ON_GPUS = LIMITS | {"fp32": 1e-3, "fp16": 0.05}
 _COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colours, enlarged
 PICTURES = len(_COARSE)  # of `draw_pictures`
+_ROUNDING = 1e-3  # of five digits, and of float layers between those on integers
+_RECORDED = "logits_of_test_images"  # in a card's checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,39 @@ def require_close(expected: Logits, found: Logits, *, who: str, limit: float) ->
     if not parity.holds:
         raise DeviceError("E606", f"{who} differs from onnxruntime on the CPU: {parity}; {parity.limit:g} is allowed")
     return parity
+
+
+def record_logits(run: Run, size: tuple[int, int]) -> dict[str, list[list[float]]]:
+    """Return the logits of the test images of ``size`` (height, width) px, rounded, as an entry of a card's checks."""
+    return {_RECORDED: [[float(f"{value:.5g}") for value in row] for row in run(draw_pictures(size)).tolist()]}
+
+
+def require_recorded(run: Run, card: ModelCard, *, listener: Listener = SILENT) -> None:
+    """Compare a model's logits with those in its card, which were computed where it was exported; do nothing without.
+
+    A difference that is allowed but larger than rounding is sent as a notice.
+
+    Raises:
+        DeviceError: E606 when they differ by more than the limit of the model's precision.
+        ModelError: E427 when the entry of the card is not that of its classes.
+    """
+    if _RECORDED not in card.checks:
+        return
+    try:
+        expected = np.asarray(card.checks[_RECORDED], dtype=np.float32)
+    except (TypeError, ValueError) as err:
+        raise ModelError("E427", f"{card.member}: the card's {_RECORDED} are not numbers") from err
+    if expected.shape != (PICTURES, len(card.labels)) or not np.isfinite(expected).all():
+        wanted = f"{PICTURES} rows of {len(card.labels)} finite numbers"
+        raise ModelError("E427", f"{card.member}: the card's {_RECORDED} are not {wanted}")
+    parity = compare_logits(expected, run(draw_pictures(card.preprocess.size)), limit=LIMITS[card.precision])
+    if not parity.holds:
+        message = f"{card.member} ({card.precision}) differs on this processor from its answers where it was exported"
+        raise DeviceError(
+            "E606", f"{message}: {parity}; {parity.limit:g} is allowed", hint="export it again on this machine"
+        )
+    if parity.error > _ROUNDING:
+        listener.notice(Notice("I606", f"{card.member} ({card.precision}) against its answers at export: {parity}"))
 
 
 def notify_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> None:

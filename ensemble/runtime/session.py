@@ -22,7 +22,7 @@ from ensemble.runtime.fused_views import cast_first, fit_for_cudnn
 from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
-from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity
+from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity, require_recorded
 from ensemble.runtime.providers import Runtime, create_session, require_on_device, start_error
 from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
 from ensemble.runtime.tensorrt import announce_build, engine_options
@@ -159,6 +159,8 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         require_on_device(runtime, device, member=model.card.member)
     with report_start_failure(device):
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
+    if device.kind == "cpu" and model.card.precision == "int8":
+        require_recorded(lambda pictures: session.run_in_pieces(pictures, 1), model.card, listener=listener)
     if device.kind != "cpu":
         who = f"{model.card.member} on {device}"
         precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble.arrays import Pixels
-from ensemble.errors import DataError, ModelError, OptionError
+from ensemble.card import METADATA_KEY
+from ensemble.errors import DataError, DeviceError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import LabelSpace
@@ -22,7 +23,9 @@ from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import Truth
 from ensemble.runtime.int8_weights import may_saturate
-from ensemble.runtime.model_file import LOGITS, read_model
+from ensemble.runtime.model_file import LOGITS, ModelFile, read_model
+from ensemble.runtime.parity import PICTURES
+from ensemble.runtime.session import start_session
 from exporters import accuracy_gate
 from exporters import export as module
 from exporters.accuracy_gate import Verdict, judge, split_images
@@ -39,6 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHECKPOINT = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
 OPTIONS = ExportOptions(size=(32, 32), resize="squash", precision="int8")
+RECORDED = "logits_of_test_images"
 IDENTITY = parse_views("identity")
 NAMES = tuple(f"{person}/{i}.jpg" for person in "abcdefgh" for i in range(6))
 
@@ -130,6 +134,35 @@ def test_no_layer_of_an_exported_file_saturates(exported: Exported) -> None:
     assert len(rows) > 10
     assert max(map(largest_pair, rows)) <= LARGEST_SUM
     assert not may_saturate(exported.path.read_bytes())
+
+
+def with_recorded(exported: Exported, target: Path, logits: object) -> ModelFile:
+    """The exported model with other logits in its card; None removes them."""
+    checks = {key: value for key, value in exported.card.checks.items() if key != RECORDED}
+    card = replace(exported.card, checks=checks if logits is None else checks | {RECORDED: logits})
+    proto = onnx.load(exported.path)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
+    onnx.save(proto, target)
+    return read_model(target)
+
+
+def test_an_int8_model_that_starts_is_compared_with_its_answers_at_export(exported: Exported, tmp_path: Path) -> None:
+    """The card has the logits of eight test images: other ones are E606, small differences a notice, none is silent."""
+    logits = np.array(exported.card.checks[RECORDED])
+    assert logits.shape == (PICTURES, 4)
+    heard = Recorder()
+    start_session(read_model(exported.path), listener=heard)
+    start_session(with_recorded(exported, tmp_path / "older.onnx", None), listener=heard)
+    assert heard.notices == []
+    start_session(with_recorded(exported, tmp_path / "near.onnx", (logits * 1.01).tolist()), listener=heard)
+    assert [notice.code for notice in heard.notices] == ["I606"]
+    with pytest.raises(DeviceError, match="where it was exported") as caught:
+        start_session(with_recorded(exported, tmp_path / "other.onnx", (-logits).tolist()))
+    assert caught.value.code == "E606"
+    for odd in (["a"], [[1.0, 2.0]], [[float("nan")] * 4] * PICTURES, {"0": 1}, 1, [[1.0] * 5] * PICTURES):
+        with pytest.raises(ModelError) as wrong:
+            start_session(with_recorded(exported, tmp_path / "odd.onnx", odd))
+        assert wrong.value.code == "E427"
 
 
 def test_the_same_images_give_the_same_bytes(exported: Exported, tmp_path: Path, photographs: ImageSet) -> None:
