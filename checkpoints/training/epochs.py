@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +32,14 @@ from checkpoints.training.optimizer import make_optimizer, make_schedule
 from checkpoints.training.sampler import balanced_classes, count_steps, cut_steps, draw_order
 from checkpoints.training.scores import HoldoutScores, score_classes, score_labels
 from checkpoints.training.settings import TrainSettings
-from checkpoints.training.training_state import Epoch, TrainingState, restore_state, save_state
+from checkpoints.training.training_state import (
+    Epoch,
+    StepStates,
+    TrainingState,
+    WithinEpoch,
+    restore_state,
+    save_state,
+)
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
 
@@ -49,13 +56,15 @@ class FoldData:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFiles:
-    """A fold's log and the file of its training state, which is written only if there is a ``fingerprint`` of the job.
+    """A fold's log and the files of its training state, written only if there is a ``fingerprint`` of the job.
 
-    A state is resumed from only if it has the same fingerprint.
+    ``state`` is that after an epoch, ``step_state`` that within one. A state is resumed from only if it has the same
+    fingerprint.
     """
 
     log: Path
     state: Path
+    step_state: Path
     fingerprint: str | None
 
 
@@ -75,6 +84,7 @@ class _Loop:
     batches: BatchSource
     frozen: tuple[torch.nn.Module, ...]
     listener: Listener
+    step_states: StepStates | None
 
 
 def train_epochs(
@@ -94,12 +104,18 @@ def train_epochs(
         OptionError: E204 when several processes have too few images.
     """
     model = distributed.convert_batch_norm(model).to(memory_format=torch.channels_last)
-    loop = _prepare(model, data, settings, distributed, listener)
+    step_states = None
+    if files.fingerprint is not None and distributed.world_size == 1:  # others have random generators of their own
+        step_states = StepStates(files.step_state, fingerprint=files.fingerprint)
+    loop = replace(_prepare(model, data, settings, distributed, listener), step_states=step_states)
     state = _init_state(model, loop)
     if files.fingerprint is not None and restore_state(files.state, state, fingerprint=files.fingerprint):
         message = f"{data.name} resumes after epoch {state.done} of {settings.epochs}"
         listener.notice(Notice("I445", message, files.state))
     distributed.require_same(state.done, f"state in {files.state.parent}")
+    if step_states is not None and step_states.restore(state) and state.within is not None:
+        message = f"{data.name} resumes in epoch {state.done + 1}, after step {state.within.steps} of {loop.steps}"
+        listener.notice(Notice("I445", message, files.step_state))
     stage = f"train {data.name}"
     listener.progress(stage, state.done, settings.epochs)
     with loop.batches:
@@ -110,6 +126,8 @@ def train_epochs(
                 logger.log(state.log[-1])
                 if files.fingerprint is not None:
                     save_state(files.state, state, fingerprint=files.fingerprint)
+            if step_states is not None:
+                step_states.clear()
             listener.step_done(f"{stage}: {_describe_epoch(state.log[-1], settings)}")
             listener.progress(stage, state.done, settings.epochs)
     if state.done < settings.epochs:
@@ -158,6 +176,7 @@ def _prepare(
         batches=BatchSource(data.training, settings.augment, seed=data.seed, workers=workers),
         frozen=frozen,
         listener=listener,
+        step_states=None,
     )
 
 
@@ -214,11 +233,11 @@ def _init_state(model: torch.nn.Module, loop: _Loop) -> TrainingState:
 def _run_epoch(state: TrainingState, loop: _Loop) -> None:
     """Train and score the next epoch, and update the state: its log, its best epoch and the epoch that is kept."""
     settings, number = loop.settings, state.done + 1
-    start = time.perf_counter()
+    start, steps = time.perf_counter(), loop.steps - (0 if state.within is None else state.within.steps)
     loss = _train_epoch(state, loop, number)
     if not np.isfinite(loss):
         raise ModelError("E440", f"{loop.data.name}: the loss of epoch {number} is {loss}")
-    speed = loop.steps * settings.batch * settings.accumulate / (time.perf_counter() - start)
+    speed = steps * settings.batch * settings.accumulate / (time.perf_counter() - start)
     scored = state.model if state.averaged is None else state.averaged
     scores = _score(scored, loop.data.holdout, settings, loop.distributed)
     score = scores.main
@@ -246,11 +265,15 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
         own = image_seed(data.seed, number, 0, distributed.rank)
         generator.manual_seed(own)
         torch.manual_seed(own)
-    shards = [batch[distributed.shard(len(batch))] for step in steps for batch in step]
+    first, total = 0, torch.zeros((), dtype=torch.float64, device=device)
+    if state.within is not None:
+        first, total = state.within.steps, total + state.within.loss
+        generator.set_state(state.within.generator)
+        state.within = None
+    shards = [batch[distributed.shard(len(batch))] for step in steps[first:] for batch in step]
     batches = loop.batches.epoch(shards, number)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for taken, step in enumerate(steps):
-        loop.listener.detail(f"epoch {number}: step {taken + 1:,} of {len(steps):,}")
+    for taken, step in enumerate(steps[first:], first + 1):
+        loop.listener.detail(f"epoch {number}: step {taken:,} of {len(steps):,}")
         for part, (pixels, labels) in enumerate(islice(batches, len(step)), 1):
             images = normalize(_move(torch.from_numpy(pixels), device), settings)
             targets = _move(_soft_targets(torch.from_numpy(labels), settings), device)
@@ -258,6 +281,8 @@ def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:
             with distributed.gradient_sync(loop.forward, enabled=part == len(step)):
                 total += _backward(state, images, targets, loop, share=1 / len(step)) / len(step)
         _step(state, settings)
+        if loop.step_states is not None and loop.step_states.is_due:
+            loop.step_states.save(state, WithinEpoch(taken, total.item(), generator.get_state()))
     return total.item() / loop.steps
 
 

@@ -69,6 +69,10 @@ class TrainJob:
         """Return the file with the training state after the last epoch of a fold that is not finished."""
         return self.folder / f"fold{fold}.state"
 
+    def step_state_path(self, fold: int) -> Path:
+        """Return the file with the training state within an epoch of a fold that is not finished."""
+        return self.folder / f"fold{fold}.step.state"
+
     def fingerprint(self) -> str:
         """Return all that decides the weights as JSON, with files by their hashes.
 

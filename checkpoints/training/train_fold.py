@@ -46,8 +46,9 @@ def train_fold(
     """Train on all images but those that ``fold`` holds out, and write ``fold<k>.safetensors`` in the member's folder.
 
     ``images`` are those of `load_job_images`, which are decoded here when they are not given. On the CPU the same job
-    and number of torch threads give the same bytes. A ``resumable`` training writes its state after every epoch and
-    resumes from the state of the same job; the caller removes the file `TrainJob.state_path`.
+    and number of torch threads give the same bytes. A ``resumable`` training writes its state after every epoch, and
+    in one process every 15 seconds too. It resumes from the state of the same job; the caller removes the files
+    `TrainJob.state_path` and `TrainJob.step_state_path`.
 
     Raises:
         DataError: the codes of `load_job_images`, when images cannot be read.
@@ -71,6 +72,7 @@ def train_fold(
     files = TrainingFiles(
         log=job.folder / f"fold{fold}.csv",
         state=job.state_path(fold),
+        step_state=job.step_state_path(fold),
         fingerprint=job.fingerprint() if resumable else None,
     )
     # the caller's random state is left as it was

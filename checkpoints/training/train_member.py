@@ -87,7 +87,7 @@ def train_member(
 ) -> TrainedMember:
     """Train ``<member>/fold<k>.safetensors`` for each fold, and write the predictions ``<member>/oof/*``.
 
-    Finished folds are kept, and an interrupted one resumes after its last epoch, unless ``fresh``. Each folder in
+    Finished folds are kept, and an interrupted one resumes where it was, unless ``fresh``. Each folder in
     ``oof`` has one fold's logits, in the views identity and hflip, of its hold-out images; ``truth.csv`` has their
     classes, or a column of 0 and 1 per label. Every process of a ``distributed`` training calls this function; the main
     one writes the files, and it alone returns ``oof`` and its score.
@@ -124,6 +124,7 @@ def train_member(
                 if distributed.is_main:
                     _write_holdout(job, trained[-1], images, fingerprint, distributed.device)
                     remove(job.state_path(fold))
+                    remove(job.step_state_path(fold))
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):
             return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
         return TrainedMember(job.folder, tuple(trained), kept, job.folder / OOF, _score(job), activation)
@@ -194,6 +195,7 @@ def _require_same_job(job: TrainJob, fingerprint: str, *, fresh: bool) -> list[P
     for fold in range(job.folds.count):
         remove(_holdout_folder(job, fold) / COMPLETE)
         remove(job.state_path(fold))
+        remove(job.step_state_path(fold))
     return [write_atomic(path, fingerprint.encode())]
 
 

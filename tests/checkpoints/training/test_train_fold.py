@@ -21,11 +21,13 @@ from sklearn.metrics import f1_score
 from checkpoints.data.folds import Folds, make_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.training import training_state
 from checkpoints.training.distributed import DistributedContext
 from checkpoints.training.job import TrainJob
 from checkpoints.training.scores import HoldoutScores
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_fold import TrainedFold, train_fold
+from checkpoints.training.training_state import StepStates, TrainingState, WithinEpoch
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
@@ -169,6 +171,83 @@ def test_a_killed_training_ends_with_the_same_bytes(
     assert float(log[-1]["learning_rate"]) < float(log[1]["learning_rate"]) <= settings.learning_rate
     again(heard := Recorder(), seed=1)
     assert heard.notices == []
+
+
+class StepKiller(Listener):
+    """Ends the training at the start of a step."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
+    def detail(self, text: str) -> None:
+        if text.startswith(self.step):
+            raise Killed
+
+
+def test_a_training_killed_within_epochs_ends_with_the_same_bytes(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first epoch and in the second, a training goes on at the step it was at, to the bytes of a whole
+    one; the state within an epoch is gone when the epoch is over.
+    """
+    monkeypatch.setattr(training_state, "_SECONDS", 0.0)
+    monkeypatch.setattr(training_state, "_LEAST_SHARE", 0)
+    settings = replace(SETTINGS, epochs=2, ema=0.9, cutmix="half", mixup=0.2, erasing=0.5, batch=6, accumulate=2)
+    job = TrainJob(rows, folds, "bars", settings, tmp_path)
+    whole = train_fold(replace(job, out=tmp_path / "whole"), 1)
+    heard = Recorder()
+    for step in ("epoch 1: step 3 of ", "epoch 1: step 5 of ", "epoch 2: step 2 of "):
+        with pytest.raises(Killed):
+            train_fold(job, 1, resumable=True, listener=Recorder(StepKiller(step)))
+        assert job.step_state_path(1).exists()
+    assert train_fold(job, 1, resumable=True, listener=heard).path.read_bytes() == whole.path.read_bytes()
+    said = [notice.message.partition(" of ")[0] for notice in heard.notices if notice.code == "I445"]
+    assert said == ["bars_f1 resumes after epoch 1", "bars_f1 resumes in epoch 2, after step 1"]
+    assert not job.step_state_path(1).exists()
+
+
+@pytest.mark.parametrize("harm", ["torn", "settings"])
+def test_a_state_within_an_epoch_that_does_not_fit_is_passed_over(
+    rows: tuple[Row, ...], folds: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """A file that a power failure has torn, or of another seed, costs the epoch and no more."""
+    monkeypatch.setattr(training_state, "_SECONDS", 0.0)
+    monkeypatch.setattr(training_state, "_LEAST_SHARE", 0)
+    job = TrainJob(rows, folds, "bars", replace(SETTINGS, epochs=1, batch=24), tmp_path)
+    with pytest.raises(Killed):
+        train_fold(job, 1, resumable=True, listener=StepKiller("epoch 1: step 2 of "))
+    if harm == "torn":
+        path = job.step_state_path(1)
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        job = replace(job, seed=1)
+    heard = Recorder()
+    resumed = train_fold(job, 1, resumable=True, listener=heard)
+    assert heard.notices == []
+    assert resumed.path.read_bytes() == train_fold(replace(job, out=tmp_path / "whole"), 1).path.read_bytes()
+
+
+def test_states_are_written_as_often_as_they_are_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 seconds after the start and after each state it is time again; after one that took 4 seconds, in 40."""
+    now, took = 0.0, 0.0
+
+    def write(*_: object, **__: object) -> None:
+        nonlocal now
+        now += took
+
+    monkeypatch.setattr(training_state, "write_atomic", write)
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    state = TrainingState(network, None, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
+    states = StepStates(tmp_path / "fold0.step.state", fingerprint="{}", clock=lambda: now)
+    for took, wait in ((1.0, 15.0), (4.0, 15.0), (0.0, 40.0)):  # noqa: B007 - read by write
+        due = []
+        for step in (wait - 0.1, 0.2):
+            now += step
+            due.append(states.is_due)
+        assert due == [False, True]
+        states.save(state, WithinEpoch(1, 0.5, torch.Generator().get_state()))
 
 
 @pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
