@@ -31,10 +31,6 @@ CODES: dict[str, Code] = {
         "A recipe does not allow early exit.",
         "leave out --early-exit: every member then predicts every image, and an interrupted run still resumes",
     ),
-    "E230": Code(
-        "A fused ensemble cannot be run on a page.",
-        "fuse members without face crops, each with an output of its own probabilities",
-    ),
     # 3xx: images, id lists, labels
     "W301": Code(
         "A JPEG lacks its end marker, but all its pixels are there.",

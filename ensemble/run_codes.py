@@ -76,15 +76,6 @@ RUN_CODES: dict[str, Code] = {
     "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),
     "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
     "E707": Code("A file does not exist or cannot be read.", "check the path"),
-    "E785": Code(
-        "The runtime of a page, onnxruntime-web, could not be fetched with npm.",
-        "install npm, or give the package with --runtime",
-    ),
-    "E786": Code(
-        "The runtime of a page is not the version that was tested, or is damaged.",
-        "leave out --runtime, or give the version that the message names, as npm pack writes it",
-    ),
-    "E787": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; finished parts are kept.",
@@ -112,6 +103,19 @@ RUN_CODES: dict[str, Code] = {
         "check on other images with --check-images; ens submit with the recipe and the models is right",
     ),
     "E807": Code("A file is not a fused ensemble.", "write one with ens fuse"),
+    "E830": Code(
+        "A fused ensemble cannot be run on a page.",
+        "leave the members of face crops out of the recipe: a page has no face detector",
+    ),
+    "E831": Code(
+        "The runtime of a page, onnxruntime-web, could not be fetched with npm.",
+        "install npm, or give the package with --runtime",
+    ),
+    "E832": Code(
+        "The runtime of a page is not the version that was tested, or is damaged.",
+        "leave out --runtime, or give the version that the message names, as npm pack writes it",
+    ),
+    "E833": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
     "W802": Code(
         "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
     ),

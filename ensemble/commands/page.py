@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, conflict, json_option
 from ensemble.terminal import TERMINAL, show
 
 
 @click.command(short_help="Write a web page that runs the ensemble")
-@click.argument("model", metavar="ENSEMBLE", type=PATH)
+@click.argument("source", metavar="RECIPE", type=PATH)
+@click.option("--models", type=PATH, multiple=True, help="Models of the recipe or folders of them; may be repeated.")
 @click.option("-o", "folder", type=PATH, help="Folder to write the page to.")
 @click.option("--title", help="Heading of the page.  [default: Classify a photograph]")
+@click.option("--licence", help="Licence of the models, which the page names: CC-BY-4.0.")
+@click.option("--check-images", type=PATH, help="Compare with ens submit on 16 images of this folder, not drawn ones.")
 @click.option(
     "--runtime",
     type=PATH,
@@ -23,9 +27,12 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of --open.  [default: any free port]")
 @json_option
 def page(
-    model: Path,
+    source: Path,
+    models: tuple[Path, ...],
     folder: Path | None,
     title: str | None,
+    licence: str | None,
+    check_images: Path | None,
     runtime: Path | None,
     opened: bool,
     port: int,
@@ -34,29 +41,53 @@ def page(
     """Write a folder of static files: a page on which anyone drops or takes a photograph and sees the answer, the vote
     and each member's say. The models run in the browser; no photograph leaves the device.
 
-    ENSEMBLE is a fused ensemble.onnx, or a folder that this command wrote, to serve it again with --open.
+    In place of a recipe, RECIPE may be a file of ens fuse --members, or a folder that this command wrote, to serve it
+    again with --open.
 
     \b
-    Example: ens page ensemble.onnx -o site --open
+    Example: ens page blend.json --models models -o site --open
     """
+    from ensemble.blend.recipe import read_recipe
     from ensemble.errors import OptionError
+    from ensemble.fuse.verify import CheckImages
+    from ensemble.page import source as sources
     from ensemble.page.runtime import read_runtime
-    from ensemble.page.site import DEFAULT_TITLE, read_model_bytes, require_site_folder, write_site
+    from ensemble.page.site import DEFAULT_TITLE, require_site_folder, write_site
 
-    if model.is_dir():
-        if folder is not None or not opened:
-            raise OptionError("E204", f"{model} is a folder: it can be served with --open, and -o is not for that")
-        _serve(model, port, as_json=as_json)
+    fusing = {"--models": models, "--licence": licence, "--check-images": check_images}
+    if source.is_dir():
+        writing = {"-o": folder, "--title": title, "--runtime": runtime}
+        _refuse({**fusing, **writing}, f"{source} is a folder, to be served as it is with --open")
+        if not opened:
+            raise OptionError("E204", f"{source} is a folder", hint="serve a page with --open, or give a recipe")
+        _serve(source, port, as_json=as_json)
         return
     if folder is None:
         raise OptionError("E204", "the folder to write the page to is missing", hint="name it with -o, such as -o site")
-    data = read_model_bytes(model)
+    # whatever can be wrong with the input is found before npm is asked and before models are fused
+    recipe = read_recipe(source) if sources.is_recipe(source) else None
+    if recipe is None:
+        _refuse(fusing, f"{source} is not a recipe, and these are for a recipe")
+        fused = sources.read_fused_file(source)
+    elif not models:
+        raise OptionError("E204", "the models of the recipe are missing", hint="name them with --models")
+    else:
+        sources.require_page_members(recipe, models)
     require_site_folder(folder)
     web = read_runtime(runtime)
-    site = write_site(data, folder, web, title=DEFAULT_TITLE if title is None else title, path=model)
+    if recipe is not None:
+        images = CheckImages(check_images)
+        fused = sources.fuse_for_page(recipe, models, images=images, licence=licence, listener=TERMINAL)
+    site = write_site(fused, folder, web, title=DEFAULT_TITLE if title is None else title)
     show(site.as_dict(), site.render(), as_json=as_json)
     if opened:
         _serve(folder, port, as_json=as_json)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that would have no effect."""
+    if found := [name for name, value in options.items() if value not in (None, ())]:
+        raise conflict(f"{why}: {', '.join(found)}")
 
 
 def _serve(folder: Path, port: int, *, as_json: bool) -> None:

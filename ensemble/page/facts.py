@@ -2,71 +2,76 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from ensemble.errors import ModelError, OptionError
+from ensemble.blend.decision_rules import rule_to_json
+from ensemble.errors import DeployError
+from ensemble.fuse.fused_card import FusedCard, fused_card_of
+from ensemble.fuse.graph import MEMBERS
 
 SCHEMA = 1
-_KEY = "ens.fused"
+_MAPS = "maps"
 
 
-def read_fused(data: bytes, path: Path) -> tuple[onnx.GraphProto, Mapping[str, Any]]:
-    """Return the graph and the card of a fused model, of which ``path`` is for messages.
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedFile:
+    """The content of a fused file that a page can run, with its card and the names of its outputs."""
+
+    data: bytes
+    card: FusedCard
+    outputs: frozenset[str]
+
+
+def read_fused(data: bytes, path: Path) -> FusedFile:
+    """Check that a page can run a fused model; ``path`` is for messages.
 
     Raises:
-        ModelError: E420 when the bytes are no ONNX file, E423 when it is no fused model.
-        OptionError: E230 when a page cannot run it.
+        DeployError: E807 when it is no fused model, E830 when a page cannot run it.
     """
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as err:  # protobuf's own exceptions have no common class but this
-        raise ModelError("E420", f"{path.name} is damaged, or not an ONNX file", path=path) from err
-    found = [entry.value for entry in model.metadata_props if entry.key == _KEY]
-    if not found:
-        raise ModelError(
-            "E423",
-            f"{path.name} is not a fused ensemble: it has no {_KEY} in its metadata",
-            hint="give a recipe, or the file that ens fuse --members wrote",
-            path=path,
-        )
-    graph = model.graph
-    inputs, outputs = ({value.name for value in values} for values in (graph.input, graph.output))
-    if "boxes" in inputs:
-        raise OptionError("E230", f"{path.name} takes face boxes, and a page has no face detector")
-    if "members" not in outputs:
-        raise OptionError(
-            "E230", f"{path.name} does not give its members' probabilities", hint="fuse it again with --members"
-        )
-    return graph, json.loads(found[0])
+    card = fused_card_of(data, path)
+    require_no_faces(card.takes_boxes, path.name)
+    outputs = frozenset(value.name for value in onnx.ModelProto.FromString(data).graph.output)
+    if MEMBERS not in outputs:
+        hint = "fuse it again with ens fuse --members, or give the recipe and --models"
+        raise DeployError("E830", f"{path.name} does not give its members' probabilities", hint=hint, path=path)
+    return FusedFile(data, card, outputs)
 
 
-def page_facts(graph: onnx.GraphProto, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON-ready facts that page.js reads: labels, axes, rule, members with their shares, and the map.
+def require_no_faces(takes_boxes: bool, name: str) -> None:
+    """Check that no member needs a face box.
 
-    Members of one name space only: ``name``, ``share`` of the vote, ``arch`` and ``precision``.
+    Raises:
+        DeployError: E830 when one does.
     """
-    rule = card["recipe"].get("rule", "argmax")
-    outputs = {value.name for value in graph.output}
+    if takes_boxes:
+        raise DeployError("E830", f"{name} was trained on face crops, and a page has no face detector")
+
+
+def page_facts(fused: FusedFile) -> dict[str, Any]:
+    """Return the JSON-ready facts that page.js reads: labels, axes, rule, members with their shares, and the map."""
+    card, recipe = fused.card, fused.card.recipe
+    rule = rule_to_json(recipe.rule)
+    maps = card.maps if _MAPS in fused.outputs else None
+    preprocess = {member.name: member.card.preprocess for member in card.members}
     return {
         "schema": SCHEMA,
-        "labels": card["labels"],
-        "axes": card["axes"]["axes"],
-        "activation": card["activation"],
-        "rule": rule["name"] if isinstance(rule, Mapping) else rule,
+        "labels": list(recipe.labels.names),
+        "axes": recipe.labels.to_dict()["axes"],
+        "activation": recipe.activation,
+        "rule": rule if isinstance(rule, str) else rule["name"],
         "members": [
             {
-                "name": member["name"],
-                "share": member["share"],
-                "arch": member["card"]["arch"],
-                "precision": member["card"]["precision"],
+                "name": member.name,
+                "share": member.share,
+                "arch": member.card.arch,
+                "precision": member.card.precision,
             }
-            for member in card["members"]
+            for member in card.members
         ],
-        "maps": card.get("maps") if "maps" in outputs else None,
-        "licence": card.get("licence"),
+        "maps": None if maps is None else {"member": maps.member, "preprocess": asdict(preprocess[maps.member])},
+        "licence": card.licence,
     }

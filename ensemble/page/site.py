@@ -14,12 +14,12 @@ from string import Template
 from typing import Any
 
 from ensemble.analysis.html import PALETTE
-from ensemble.errors import FileError
+from ensemble.errors import DeployError
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import MAX_PIXELS
 from ensemble.install import DISTRIBUTION
 from ensemble.page import runtime
-from ensemble.page.facts import page_facts, read_fused
+from ensemble.page.facts import FusedFile, page_facts
 from ensemble.page.runtime import WebRuntime
 
 DEFAULT_TITLE = "Classify a photograph"
@@ -61,53 +61,36 @@ class Site:
         return f"{self.folder}: {len(self.files)} files, {self.size / 1e6:.1f} MB; serve it with any web server"
 
 
-def read_model_bytes(path: Path) -> bytes:
-    """Read the file of a fused model and check that a page can run it, before any work is done.
-
-    Raises:
-        FileError: E707 when it cannot be read.
-        ModelError, OptionError: the codes of `ensemble.page.facts.read_fused`.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    read_fused(data, path)
-    return data
-
-
 def require_site_folder(folder: Path) -> Path:
     """Create the folder of a page, and check that nothing else is in it, before any work is done.
 
     Raises:
-        FileError: E702 when it cannot be written, E787 when it holds files of something else.
+        FileError: E702 when it cannot be written.
+        DeployError: E833 when it holds files of something else.
     """
     require_writable(folder)
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if (names and FACTS not in names) or names - _FILES:
         other = sorted(names - _FILES) or sorted(names)
-        raise FileError("E787", f"{folder} holds other files, such as {other[0]}", path=folder)
+        raise DeployError("E833", f"{folder} holds other files, such as {other[0]}", path=folder)
     return folder
 
 
-def write_site(model: bytes, folder: Path, web: WebRuntime, *, title: str = DEFAULT_TITLE, path: Path) -> Site:
+def write_site(fused: FusedFile, folder: Path, web: WebRuntime, *, title: str = DEFAULT_TITLE) -> Site:
     """Write the page of a fused model to a folder; the same inputs give the same bytes.
 
-    ``model`` is the content of the file that `ens fuse --members` writes, and ``path`` its name, for messages.
     index.html is written last, so that a page is there only when it is whole.
 
     Raises:
-        ModelError, OptionError: the codes of `ensemble.page.facts.read_fused`.
-        FileError: the codes of `require_site_folder` and of `ensemble.files.write_atomic`.
+        DeployError, FileError: the codes of `require_site_folder` and of `ensemble.files.write_atomic`.
     """
-    graph, card = read_fused(model, path)
     require_site_folder(folder)
     binary = gzip.compress(web.binary, compresslevel=9, mtime=0)
-    facts = page_facts(graph, card) | {
+    facts = page_facts(fused) | {
         "title": title,
         "maxPixels": MAX_PIXELS,
         "files": {
-            "model": {"name": MODEL, "bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()},
+            "model": {"name": MODEL, "bytes": len(fused.data), "sha256": hashlib.sha256(fused.data).hexdigest()},
             "runtime": {"name": _BINARY, "bytes": len(binary)},
         },
         "runtime": {
@@ -119,7 +102,7 @@ def write_site(model: bytes, folder: Path, web: WebRuntime, *, title: str = DEFA
         "version": importlib.metadata.version(DISTRIBUTION),
     }
     files = {
-        MODEL: model,
+        MODEL: fused.data,
         _SCRIPT: web.script,
         _BINARY: binary,
         **{name: (_STATIC / name).read_bytes() for name in _COPIED},

@@ -25,6 +25,7 @@ from PIL import Image, ImageCms
 
 from ensemble.images.decode import read_image
 from ensemble.labels import MASK18, LabelSpace
+from ensemble.page.facts import read_fused
 from ensemble.page.runtime import WebRuntime, read_runtime
 from ensemble.page.server import address_of, open_server
 from ensemble.page.site import write_site
@@ -107,7 +108,7 @@ def host(root: Path) -> Iterator[str]:
 def opened(tab: Browser, host: str, folder: Path, web: WebRuntime, model: onnx.ModelProto) -> Opened:
     """Write a page, open it, and wait until it is ready."""
     data = model.SerializeToString()
-    write_site(data, folder, web, path=Path("ensemble.onnx"))
+    write_site(read_fused(data, Path("ensemble.onnx")), folder, web)
     tab.events.clear()
     address = f"{host}{quote(folder.name)}/"
     tab.open(address)
@@ -375,7 +376,7 @@ def test_a_rule_that_overrules_the_vote_is_named(
     chosen, highest = int(outputs["class"][0]), int(np.argmax(outputs["probabilities"]))
     page.show(tmp_path / "a.png")
     assert page.text_of("#answer") == HOSTILE.names[chosen]
-    sentence = f"{HOSTILE.names[highest]} has the larger share, but the recipe decides by the rule macro-f1."
+    sentence = f"{HOSTILE.names[highest]} has the larger share, but the recipe decides by the rule prior."
     assert page.text_of("#rule") == sentence
     assert tab.complaints() == []
 

@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -18,12 +19,17 @@ import pytest
 
 from ensemble.__main__ import run
 from ensemble.analysis.html import PALETTE
+from ensemble.blend.pooling import LINEAR
+from ensemble.blend.recipe import Group, Recipe
+from ensemble.card import FaceCrop
 from ensemble.errors import EnsError
-from ensemble.labels import LabelSpace
+from ensemble.labels import MASK18, LabelSpace
 from ensemble.page import runtime
+from ensemble.page.facts import read_fused
 from ensemble.page.runtime import BINARY, SCRIPT, WebRuntime, read_runtime
 from ensemble.page.server import address_of, open_server
 from ensemble.page.site import Site, write_site
+from tests.support import toys
 from tests.support.fused import fused_proto
 
 WEB = WebRuntime(b"export const env = {};", b"\0asm" + bytes(1000))
@@ -31,7 +37,7 @@ WEB = WebRuntime(b"export const env = {};", b"\0asm" + bytes(1000))
 
 def site_of(model: onnx.ModelProto, folder: Path, title: str = "Which mask?") -> Site:
     """Write a page with a runtime of a few bytes."""
-    return write_site(model.SerializeToString(), folder, WEB, title=title, path=Path("ensemble.onnx"))
+    return write_site(read_fused(model.SerializeToString(), Path("ensemble.onnx")), folder, WEB, title=title)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def test_the_facts_are_those_of_the_card(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["labels"] == ["cat", "dog"]
     assert [(member["name"], member["share"]) for member in facts["members"]] == [("toy0", 0.9), ("toy1", 0.1)]
-    assert facts["rule"] == "macro-f1"
+    assert facts["rule"] == "prior"
     assert facts["maps"]["member"] == "toy0"
     assert facts["files"]["model"]["bytes"] == site.files["ensemble.onnx"]
     assert facts["files"]["model"]["sha256"] == hashlib.sha256((tmp_path / "ensemble.onnx").read_bytes()).hexdigest()
@@ -125,7 +131,7 @@ def test_the_page_asks_for_no_other_host(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("proto", "code"),
-    [(fused_proto(boxes=True), "E230"), (fused_proto(members=False), "E230"), (onnx.ModelProto(), "E423")],
+    [(fused_proto(boxes=True), "E830"), (fused_proto(members=False), "E830"), (onnx.ModelProto(), "E807")],
     ids=["boxes", "no members", "not fused"],
 )
 def test_models_that_a_page_cannot_run_are_refused(tmp_path: Path, proto: onnx.ModelProto, code: str) -> None:
@@ -137,11 +143,11 @@ def test_models_that_a_page_cannot_run_are_refused(tmp_path: Path, proto: onnx.M
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    """E787 names a file that is in the way, and nothing is written."""
+    """E833 names a file that is in the way, and nothing is written."""
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(EnsError, match=r"thesis\.tex") as caught:
         site_of(fused_proto(), tmp_path)
-    assert caught.value.code == "E787"
+    assert caught.value.code == "E833"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -153,18 +159,18 @@ def test_the_runtime_is_read_from_a_folder(package: Path, place: str) -> None:
 
 
 def test_a_changed_runtime_is_refused(package: Path) -> None:
-    """One other byte in the WebAssembly is E786, which names the file."""
+    """One other byte in the WebAssembly is E832, which names the file."""
     (package / "dist" / BINARY).write_bytes(WEB.binary + b"\0")
     with pytest.raises(EnsError, match=BINARY) as caught:
         read_runtime(package)
-    assert caught.value.code == "E786"
+    assert caught.value.code == "E832"
 
 
 def test_a_folder_without_the_runtime_is_refused(tmp_path: Path) -> None:
-    """E786 says which files are expected."""
+    """E832 says which files are expected."""
     with pytest.raises(EnsError, match=SCRIPT) as caught:
         read_runtime(tmp_path)
-    assert caught.value.code == "E786"
+    assert caught.value.code == "E832"
 
 
 def packed(package: Path) -> bytes:
@@ -182,7 +188,7 @@ def test_a_package_is_verified_by_its_integrity(package: Path, tmp_path: Path, m
     file.write_bytes(packed(package))
     with pytest.raises(EnsError, match="sha512-") as caught:
         read_runtime(file)
-    assert caught.value.code == "E786"
+    assert caught.value.code == "E832"
     found = str(caught.value).partition("its integrity is ")[2].partition(",")[0]
     monkeypatch.setattr(runtime, "INTEGRITY", found)
     assert read_runtime(file).binary == WEB.binary
@@ -203,26 +209,26 @@ def test_npm_is_asked_for_the_pinned_version(package: Path, tmp_path: Path, monk
     program(tmp_path / "bin", f'echo "$@" > {tmp_path}/asked\ncp {tmp_path}/made.tgz x.tgz', monkeypatch)
     with pytest.raises(EnsError) as caught:
         read_runtime(None)
-    assert caught.value.code == "E786"
+    assert caught.value.code == "E832"
     assert (tmp_path / "asked").read_text().startswith(f"pack onnxruntime-web@{runtime.VERSION} ")
 
 
 def test_a_failure_of_npm_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E785 has the lines that npm wrote, and how to do without it."""
+    """E831 has the lines that npm wrote, and how to do without it."""
     program(tmp_path / "bin", "echo 'npm error code ENOTFOUND' >&2\nexit 1", monkeypatch)
     with pytest.raises(EnsError) as caught:
         read_runtime(None)
-    assert caught.value.code == "E785"
+    assert caught.value.code == "E831"
     assert caught.value.details == ("npm error code ENOTFOUND",)
     assert "--runtime" in caught.value.hint
 
 
 def test_without_npm_the_option_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E785 says how the package gets here without npm."""
+    """E831 says how the package gets here without npm."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnsError) as caught:
         read_runtime(None)
-    assert caught.value.code == "E785"
+    assert caught.value.code == "E831"
     assert "--runtime" in caught.value.hint
 
 
@@ -273,15 +279,56 @@ def test_the_command_writes_the_page(
     assert "<h1>Mask &amp; age</h1>" in (folder / "index.html").read_text()
 
 
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe of two models in the folder models beside it."""
+    for number in range(2):
+        toys.write_model(tmp_path / "models", toys.card(f"m{number}"), seed=number)
+    groups = {f"m{number}": Group(3.0 - number, {f"m{number}": "0" * 64}) for number in range(2)}
+    path = tmp_path / "blend.json"
+    path.write_text(Recipe(pool=LINEAR, views={"identity": 1.0, "hflip": 1.0}, groups=groups, labels=MASK18).to_json())
+    return path
+
+
+def test_the_command_fuses_a_recipe(
+    recipe: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page runs the recipe's members by their weights, says what it was compared on, and names the licence."""
+    arguments = ["page", recipe, "--models", tmp_path / "models", "-o", tmp_path / "site", "--runtime", package]
+    assert run([*map(str, arguments), "--licence", "CC-BY-4.0", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "W802" in printed.err
+    assert json.loads(printed.out)["members"] == ["m0", "m1"]
+    facts = json.loads((tmp_path / "site" / "facts.json").read_text())
+    assert [member["share"] for member in facts["members"]] == pytest.approx([0.6, 0.4])
+    assert "Licence of the models: CC-BY-4.0." in (tmp_path / "site" / "index.html").read_text()
+
+
+def test_what_contradicts_a_recipe_is_refused(
+    recipe: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe without models, with too few, or of face crops; options of a recipe for a fused file or a folder."""
+    site = ("-o", tmp_path / "site")
+    assert code_of("page", recipe, *site, capsys=capsys) == "E204"
+    assert code_of("page", model, "--models", tmp_path, *site, capsys=capsys) == "E204"
+    assert code_of("page", tmp_path, "--open", "--title", "x", capsys=capsys) == "E204"
+    (tmp_path / "models" / "m1.onnx").rename(tmp_path / "m1.onnx")
+    assert code_of("page", recipe, "--models", tmp_path / "models", *site, capsys=capsys) == "E530"
+    card = toys.card("m1")
+    toys.write_model(tmp_path / "models", replace(card, preprocess=replace(card.preprocess, face=FaceCrop(0.3))))
+    assert code_of("page", recipe, "--models", tmp_path / "models", *site, capsys=capsys) == "E830"
+    assert not (tmp_path / "site").exists()
+
+
 def test_bad_input_is_refused_before_npm_is_asked(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A missing model, a file that is no model, a missing -o and a folder of other files cost no download."""
-    monkeypatch.setenv("PATH", str(tmp_path))  # without npm, asking for it is E785
+    monkeypatch.setenv("PATH", str(tmp_path))  # without npm, asking for it is E831
     (tmp_path / "other.txt").write_text("x")
     assert code_of("page", tmp_path / "none.onnx", "-o", tmp_path / "site", capsys=capsys) == "E707"
-    assert code_of("page", tmp_path / "other.txt", "-o", tmp_path / "site", capsys=capsys) == "E420"
+    assert code_of("page", tmp_path / "other.txt", "-o", tmp_path / "site", capsys=capsys) == "E807"
     assert code_of("page", model, capsys=capsys) == "E204"
-    assert code_of("page", model, "-o", tmp_path, capsys=capsys) == "E787"
+    assert code_of("page", model, "-o", tmp_path, capsys=capsys) == "E833"
     assert code_of("page", tmp_path, "-o", tmp_path / "site", capsys=capsys) == "E204"
-    assert code_of("page", model, "-o", tmp_path / "site", capsys=capsys) == "E785"
+    assert code_of("page", model, "-o", tmp_path / "site", capsys=capsys) == "E831"

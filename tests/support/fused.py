@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from scipy.special import softmax
 
+from ensemble.blend.decision_rules import PriorRule, Rule, ThresholdRule
+from ensemble.blend.pooling import LINEAR
+from ensemble.blend.recipe import Group, Recipe
+from ensemble.card import FaceCrop
+from ensemble.fuse.fused_card import FUSED_KEY, FusedCard, FusedMaps, FusedMember
 from ensemble.labels import MASK18, LabelSpace
 from tests.support import toys
 
@@ -94,30 +100,30 @@ def fused_proto(
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(
-        model, {"ens.fused": json.dumps(fused_card(labels, shares, independent, moved=bias is not None))}
-    )
+    rule: Rule = "argmax" if bias is None else PriorRule(1.0, softmax(-np.asarray(bias, np.float64)))
+    if independent:
+        rule = ThresholdRule(np.full(classes, 0.5))
+    card = fused_card(labels, shares, rule=rule, independent=independent, boxes=boxes)
+    helper.set_model_props(model, {FUSED_KEY: card.to_json()})
     return model
 
 
-def fused_card(labels: LabelSpace, shares: Sequence[float], independent: bool, *, moved: bool) -> dict[str, Any]:
-    """The card of `fused_proto`, as JSON-ready values."""
-    cards = [
-        json.loads(toys.card(f"toy{number}", size=(SIDE, SIDE), labels=labels).to_json())
-        for number in range(len(shares))
-    ]
-    return {
-        "schema": 1,
-        "labels": list(labels.names),
-        "axes": labels.to_dict(),
-        "activation": "sigmoid" if independent else "softmax",
-        "recipe": {"rule": {"name": "macro-f1"} if moved else "argmax"},
-        "members": [
-            {"name": card["member"], "group": card["member"], "share": share, "sha256": "0" * 64, "card": card}
-            for card, share in zip(cards, shares, strict=True)
-        ],
-        "maps": {"member": "toy0", "preprocess": cards[0]["preprocess"], "size": [SIDE, SIDE]},
-        "licence": None,
-        "checks": {},
-        "tools": {},
-    }
+def fused_card(labels: LabelSpace, shares: Sequence[float], *, rule: Rule, independent: bool, boxes: bool) -> FusedCard:
+    """The card of `fused_proto`."""
+    cards = [toys.card(f"toy{number}", size=(SIDE, SIDE), labels=labels) for number in range(len(shares))]
+    if boxes:
+        cards = [replace(card, preprocess=replace(card.preprocess, face=FaceCrop(0.3))) for card in cards]
+    if independent:
+        cards = [replace(card, activation="sigmoid") for card in cards]
+    recipe = Recipe(
+        pool=LINEAR,
+        views={"identity": 1.0},
+        groups={card.member: Group(share, {card.member: "0" * 64}) for card, share in zip(cards, shares, strict=True)},
+        labels=labels,
+        rule=rule,
+        activation="sigmoid" if independent else "softmax",
+    )
+    members = tuple(
+        FusedMember(card.member, card.member, share, "0" * 64, card) for card, share in zip(cards, shares, strict=True)
+    )
+    return FusedCard(recipe, members, maps=FusedMaps("toy0", (SIDE, SIDE)))
