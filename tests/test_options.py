@@ -24,6 +24,7 @@ OPTIONS = {
 EVERYWHERE = {text for parameter in ens.params for text in parameter.opts} | {"--help", "--version"}
 OTHERS = {
     "install.py": {"--python", "--project", "--inexact", "--extra"},  # uv's
+    "retinaface.py": {"--no-deps"},  # pip's
     "machine.py": {"--query-gpu", "--format"},  # nvidia-smi's
     "process_meter.py": {"--query-gpu", "--format"},
     "distributed.py": {"--multi_gpu"},  # accelerate's

@@ -1,14 +1,13 @@
 """Face detection with MTCNN (Zhang et al. 2016, weights of facenet-pytorch), once for every image: `ens crop`.
 
-Images are never rewritten: the boxes are written to a Parquet file (see `ensemble.images.face_boxes`), and the faces
-are cropped when an image is decoded. `checkpoints.data.face_store` writes the file and resumes an interrupted run.
+`checkpoints.data.face_search` is the search that this detector and `checkpoints.data.retinaface` share.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -19,28 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from facenet_pytorch import MTCNN
-from numpy.typing import NDArray
-from PIL import Image
 
-from checkpoints.data.face_store import FaceStore, RoundFaces
+from checkpoints.data.face_search import (
+    DetectedFace,
+    Detections,
+    DetectorInput,
+    FoundFaces,
+    choose_face,
+    read_input,
+    search_images,
+)
 from checkpoints.torch_device import choose_torch_device
-from ensemble import files
 from ensemble.arrays import Pixels
 from ensemble.errors import DataError, DeviceMemoryError, OptionError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import read_image
-from ensemble.images.face_boxes import Box, Face, FoundBy
-from ensemble.images.listing import Listing, list_images
-from ensemble.predict.bad_images import unread, write_errors
-from ensemble.predict.resumable import Slice, run_slices
-from ensemble.predict.timing import Stopwatch
+from ensemble.images.face_boxes import Box, FoundBy
+from ensemble.images.listing import Listing
+from ensemble.predict.resumable import Slice
 from ensemble.runtime.machine import available_cores
 
 _SMALLEST = 20  # px; MTCNN detects nothing in smaller images
 _REDUCED_FROM = 1024  # px of the shorter side; the networks see faces of 48 px, so larger images are halved first
 _BATCH = {"cpu": 8, "cuda": 64}
 
-Detections = NDArray[np.float32]
 Thresholds = tuple[float, float, float]
 
 
@@ -72,34 +72,6 @@ class DetectorSettings:
 DEFAULT = DetectorSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class FoundFaces:
-    """The file of boxes, and the number of images with a face found by the first and the second pass."""
-
-    path: Path
-    images: int
-    first: int
-    second: int
-    computed: int
-
-    @property
-    def without(self) -> int:
-        """The number of images without a face."""
-        return self.images - self.first - self.second
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self) | {"path": str(self.path), "without": self.without}
-
-    def render(self) -> str:
-        """Return the counts as text."""
-        share = self.without / self.images
-        return (
-            f"{self.images:,} images: a face in {self.first:,}, in {self.second:,} more by the second pass; "
-            f"none in {self.without:,} ({share:.1%})\n{self.path}"
-        )
-
-
 def find_faces(
     images: Path,
     path: Path,
@@ -123,59 +95,18 @@ def find_faces(
         Interrupted: E801 on Ctrl-C or SIGTERM; the boxes so far are kept.
     """
     where = choose_torch_device(device, listener=listener)
-    files.require_writable(path.parent)
-    listing = list_images(images, listener=listener)
-    store = FaceStore(path, _origin(settings), listing, fresh=fresh)
-    with Detector(settings, where, workers=workers) as detector:
-        faults = run_slices(
-            [store],
-            listing,
-            lambda rounds: _detect_rounds(detector, listing, rounds),
-            stage="crop",
-            watch=Stopwatch(),
-            crash_notes=False,
-            listener=listener,
-        )
-    store.finish()
-    _report(path, listing, faults)
-    by = [face.found_by for face in store.faces.values()]
-    return FoundFaces(path, len(by), by.count("first"), by.count("second"), store.computed)
+    return search_images(
+        images,
+        path,
+        lambda: Detector(settings, where, workers=workers),
+        detector="mtcnn",
+        origin=_origin(settings),
+        fresh=fresh,
+        listener=listener,
+    )
 
 
-def _detect_rounds(detector: Detector, listing: Listing, rounds: Iterator[Slice]) -> Generator[RoundFaces, None, None]:
-    """Detect the faces of one round of images after the other; a GPU detects while the next round is decoded."""
-    for piece, inputs in detector.decode_rounds(detector.cut(rounds), listing):
-        found = dict(zip(piece.rows, detector.find(inputs), strict=True))
-        good = {row: one for row, one in found.items() if not isinstance(one, DataError)}
-        faces = tuple(
-            Face(listing.ids[row], one.box, one.probability, one.faces, one.by, *one.size, listing.sizes[row])
-            for row, one in good.items()
-        )
-        faults = {row: one for row, one in found.items() if isinstance(one, DataError)}
-        yield RoundFaces(piece.rows, faces, faults, {row: one.notices for row, one in good.items() if one.notices})
-
-
-@dataclass(frozen=True, slots=True)
-class _Detected:
-    box: Box | None
-    probability: float | None
-    faces: int
-    by: FoundBy | None
-    size: tuple[int, int]
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _DetectorInput:
-    """The upright image reduced by the factor ``step``; ``size`` is its original ``(width, height)``."""
-
-    pixels: Pixels
-    step: int
-    size: tuple[int, int]
-    notices: tuple[str, ...]
-
-
-Decoding = Future[_DetectorInput | DataError]
+Decoding = Future[DetectorInput | DataError]
 
 
 class Detector:
@@ -207,6 +138,13 @@ class Detector:
             for start in range(0, len(piece.rows), size or len(piece.rows)):
                 yield replace(piece, rows=piece.rows[start : start + size] if size else piece.rows)
 
+    def answers(
+        self, rounds: Iterator[Slice], listing: Listing
+    ) -> Iterator[tuple[Slice, Sequence[DetectedFace | DataError]]]:
+        """See `FaceDetector.answers`; a GPU detects while the next round is decoded."""
+        for piece, inputs in self.decode_rounds(self.cut(rounds), listing):
+            yield piece, self.find(inputs)
+
     def decode_rounds(self, rounds: Iterator[Slice], listing: Listing) -> Iterator[tuple[Slice, list[Decoding]]]:
         """Yield each round with the decodings of its images, one per row, which are under way.
 
@@ -214,7 +152,10 @@ class Detector:
         """
         assert self._pool is not None, "use the detector in a with statement"
         pool, ahead = self._pool, 0 if self._device.type == "cpu" else 1
-        started = ((piece, [pool.submit(_read, listing.paths[row]) for row in piece.rows]) for piece in rounds)
+        started = (
+            (piece, [pool.submit(read_input, listing.paths[row], _REDUCED_FROM) for row in piece.rows])
+            for piece in rounds
+        )
         waiting: deque[tuple[Slice, list[Decoding]]] = deque()
         for decodings in started:
             waiting.append(decodings)
@@ -222,19 +163,19 @@ class Detector:
                 yield waiting.popleft()
         yield from waiting
 
-    def find(self, decodings: Sequence[Decoding]) -> list[_Detected | DataError]:
+    def find(self, decodings: Sequence[Decoding]) -> list[DetectedFace | DataError]:
         """Return the chosen face of each image of `decode_rounds`, or why it could not be read.
 
         Raises:
             DeviceError: E602 when the device has too little memory for one image.
         """
         inputs = [decoding.result() for decoding in decodings]
-        read = {i: image for i, image in enumerate(inputs) if isinstance(image, _DetectorInput)}
+        read = {i: image for i, image in enumerate(inputs) if isinstance(image, DetectorInput)}
         settings = self._settings
         first = self._pass(read, settings.thresholds, settings.min_face)
         faceless = {i: image for i, image in read.items() if not len(first[i])}
         second = self._pass(faceless, settings.second, settings.min_face / 2) if settings.second else {}
-        results: list[_Detected | DataError] = []
+        results: list[DetectedFace | DataError] = []
         for i, image in enumerate(inputs):
             if isinstance(image, DataError):
                 results.append(image)
@@ -242,16 +183,17 @@ class Detector:
             found, by = (first[i], "first") if len(first[i]) else (second.get(i, first[i]), "second")
             chosen = choose_face(found, image.pixels.shape[1], image.pixels.shape[0])
             if chosen is None:
-                results.append(_Detected(None, None, 0, None, image.size, image.notices))
+                results.append(DetectedFace(None, None, 0, None, image.size, image.notices))
             else:
-                box = Box(*(float(side) * image.step for side in found[chosen, :4]))
+                left, top, right, bottom = (float(side) * image.step for side in found[chosen, :4])
+                box = Box(left, top, right, bottom)
                 by_pass: FoundBy = "first" if by == "first" else "second"
-                results.append(_Detected(box, float(found[chosen, 4]), len(found), by_pass, image.size, image.notices))
+                results.append(
+                    DetectedFace(box, float(found[chosen, 4]), len(found), by_pass, image.size, image.notices)
+                )
         return results
 
-    def _pass(
-        self, inputs: dict[int, _DetectorInput], thresholds: Thresholds, min_face: float
-    ) -> dict[int, Detections]:
+    def _pass(self, inputs: dict[int, DetectorInput], thresholds: Thresholds, min_face: float) -> dict[int, Detections]:
         """Return ``(faces, 5)`` for each image: left, top, right, bottom, probability."""
         assert self._pool is not None
         found = {i: np.empty((0, 5), np.float32) for i in inputs}
@@ -273,16 +215,6 @@ class Detector:
         for rows, faces in zip(groups, run(detect, groups), strict=True):
             found.update(zip(rows, faces, strict=True))
         return found
-
-
-def choose_face(faces: Detections, width: int, height: int) -> int | None:
-    """Return the row of ``(N, 5)`` with the largest area times probability; the nearest to the center wins on ties."""
-    if not len(faces):
-        return None
-    sides = faces.astype(np.float64)
-    score = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]) * sides[:, 4]
-    distance = np.hypot((sides[:, 0] + sides[:, 2] - width) / 2, (sides[:, 1] + sides[:, 3] - height) / 2)
-    return int(np.lexsort((distance, -score))[0])
 
 
 def _detect(network: Any, pixels: Pixels) -> list[Detections]:
@@ -316,26 +248,6 @@ def _rows(found: Any, sure: Any) -> Detections:
     return rows[real]
 
 
-def _read(path: Path) -> _DetectorInput | DataError:
-    try:
-        image = read_image(path)
-    except DataError as err:
-        return err
-    height, width = image.pixels.shape[:2]
-    step = 1
-    while min(height, width) // step >= _REDUCED_FROM:
-        step *= 2
-    pixels = image.pixels if step == 1 else np.asarray(Image.fromarray(image.pixels).reduce(step))
-    return _DetectorInput(pixels, step, (width, height), image.notices)
-
-
 def _origin(settings: DetectorSettings) -> str:
     """Return the settings of the detection; the device is left out, as it changes boxes by less than a pixel."""
     return json.dumps(asdict(settings) | {"mtcnn": version("facenet-pytorch")}, sort_keys=True)
-
-
-def _report(path: Path, listing: Listing, faults: dict[int, DataError]) -> None:
-    errors = path.with_suffix(".errors.csv")
-    write_errors(errors, listing, faults)
-    if faults:
-        raise unread(faults, listing, errors, kept=f"all others are in {path}")

@@ -4,6 +4,8 @@ id, left, top, right, bottom: px of the upright image; null if no face was found
 probability, faces, found_by: of the chosen face; the number of faces; the pass that found it, ``first`` or ``second``
 width, height: of the upright image, px
 bytes: of its file
+right_eye_x, right_eye_y, ...: px of the upright image, of the points in `POINTS`; these columns are there if the
+    detector finds points (RetinaFace does, MTCNN's are not kept)
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.files import write_atomic
 
 FoundBy = Literal["first", "second"]
+# right and left are the person's: in a photograph that is not mirrored, the right eye is on the left
+POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
+_POINT_COLUMNS = tuple(f"{name}_{axis}" for name in POINTS for axis in "xy")
 _ORIGIN_KEY = b"ens.origin"
 _SCHEMA = pa.schema(
     [
@@ -43,18 +48,31 @@ class Box:
     """A rectangle in px of the upright image; it may reach beyond the image's border.
 
     ``size`` is the width and height of the image that it was found in, None where that is not known.
+    ``points`` are x and y of each of `POINTS`, ten numbers in px, where the detector found them.
+
+    Raises:
+        DataError: E350 when the sides have no area, or the points are not ten finite numbers.
     """
 
     left: float
     top: float
     right: float
     bottom: float
+    points: tuple[float, ...] | None = None
     size: tuple[int, int] | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         sides = (self.left, self.top, self.right, self.bottom)
         if not all(map(math.isfinite, sides)) or self.right <= self.left or self.bottom <= self.top:
             raise DataError("E350", f"a box needs finite sides with left < right and top < bottom, got {sides}")
+        points = self.points
+        if points is not None and (len(points) != len(_POINT_COLUMNS) or not all(map(math.isfinite, points))):
+            raise DataError("E350", f"a face has {len(POINTS)} points, ten finite numbers, got {points}")
+
+    def __repr__(self) -> str:
+        # boxes without points keep the text that earlier versions hashed
+        sides = f"left={self.left}, top={self.top}, right={self.right}, bottom={self.bottom}"
+        return f"Box({sides})" if self.points is None else f"Box({sides}, points={self.points})"
 
     def fits(self, width: int, height: int) -> bool:
         """Return whether the box may be of an image of ``width`` x ``height`` px, see `require_fits`."""
@@ -148,7 +166,14 @@ def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
     }
     for name in ("id", "probability", "faces", "found_by", "width", "height", "bytes"):
         columns[name] = [getattr(face, name) for face in rows]
-    schema = _SCHEMA.with_metadata({_ORIGIN_KEY: origin.encode()})
+    schema = _SCHEMA
+    if any(face.box is not None and face.box.points for face in rows):
+        for index, name in enumerate(_POINT_COLUMNS):
+            columns[name] = [
+                None if face.box is None or not face.box.points else face.box.points[index] for face in rows
+            ]
+            schema = schema.append(pa.field(name, pa.float32()))
+    schema = schema.with_metadata({_ORIGIN_KEY: origin.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, write_page_checksum=True)
     return write_atomic(path, memoryview(sink.getvalue()))
@@ -196,12 +221,15 @@ def _face(row: Mapping[str, Any]) -> Face:
     sides = [row[side] for side in ("left", "top", "right", "bottom")]
     size = (row.get("width"), row.get("height"))
     known = all(isinstance(side, int) and side > 0 for side in size)
-    box = (
-        None if sides.count(None) == len(sides) else Box(*sides, size=cast("tuple[int, int]", size) if known else None)
-    )
+    # a file written by another program may have only the id and the four sides
+    points: tuple[Any, ...] = tuple(row.get(name) for name in _POINT_COLUMNS)
+    box: Box | None = None
+    if sides.count(None) < len(sides):
+        left, top, right, bottom = sides
+        image = cast("tuple[int, int]", size) if known else None
+        box = Box(left, top, right, bottom, None if None in points else points, size=image)
     if not isinstance(row["id"], str):
         raise TypeError(f"an id is {row['id']!r}, expected text")
-    # a file written by another program may have only the id and the four sides
     return Face(
         row["id"],
         box,

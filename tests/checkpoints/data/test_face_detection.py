@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from checkpoints.data import face_detection, face_store
-from checkpoints.data.face_detection import Detector, DetectorSettings, choose_face, find_faces
+from checkpoints.data.face_detection import Detector, DetectorSettings, find_faces
+from checkpoints.data.face_search import choose_face
 from checkpoints.torch_device import choose_torch_device
 from ensemble.cli import ens
 from ensemble.errors import DataError, DeviceError, DiskFullError, FileError, Interrupted, OptionError
@@ -312,7 +313,9 @@ def test_crop_writes_boxes_and_says_how_many_have_none(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "grey.png").write_bytes(data)
     out = tmp_path / "boxes.parquet"
-    done = CliRunner().invoke(ens, ["crop", str(tmp_path / "images"), "-o", str(out), "--device", "cpu"])
+    done = CliRunner().invoke(
+        ens, ["crop", str(tmp_path / "images"), "-o", str(out), "--detector", "mtcnn", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     assert "none in 1 (100.0%)" in done.stdout
     assert read_boxes(out).of == {"grey.png": None}
