@@ -129,9 +129,10 @@ class ModelCard:
     ``mean`` and ``std`` are those of the network's input channels, in its order and in 0..1; they are applied inside
     the graph, and recorded here for reference.
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
-    was not trained on. ``head`` is the layout of the weights' last layer: one output per class, or (``axes``) per value
-    of each axis, from which the network computes the log-probabilities of the classes. ``activation`` is that which
-    turns the logits into probabilities: softmax for one class per image, sigmoid for any number of labels.
+    was not trained on. ``repeat`` counts the fold splits of a member that was trained on several. ``head`` is the
+    layout of the weights' last layer: one output per class, or (``axes``) per value of each axis, from which the
+    network computes the log-probabilities of the classes. ``activation`` is that which turns the logits into
+    probabilities: softmax for one class per image, sigmoid for any number of labels.
     ``class_counts`` is the number of training images per class or label, if known. ``sources`` records for each setting
     if it comes from an option, the checkpoint or timm. ``checks`` has the results of the verification, and ``tools``
     the versions that wrote the file.
@@ -155,6 +156,7 @@ class ModelCard:
     head: Head = "flat"
     activation: Activation = "softmax"
     class_counts: tuple[int, ...] | None = None
+    repeat: int = 0
     sources: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -202,6 +204,8 @@ class ModelCard:
             del value["activation"]
         if self.class_counts is None:
             del value["class_counts"]
+        if self.repeat == 0:
+            del value["repeat"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     @classmethod

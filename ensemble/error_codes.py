@@ -268,6 +268,10 @@ CODES: dict[str, Code] = {
         "Several out-of-fold files may belong to one member.",
         "name each file after its member, or give --oof the files that are meant instead of the folder",
     ),
+    "E591": Code(
+        "Several fold splits are asked for, and the folds are given.",
+        "leave --repeats out, or let ens train deal the folds",
+    ),
     "I590": Code("Files are matched to members or folds by their names.", "rename the files if that is wrong"),
     "I591": Code("Files in a folder of predictions were not read.", "name them one by one if they are predictions"),
     "E540": Code(

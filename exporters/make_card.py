@@ -155,6 +155,7 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
         holdout_sha256=card.holdout_sha256 if card else None,
         activation=card.activation if card else "softmax",
         class_counts=card.class_counts if card and card.labels == known.labels else None,
+        repeat=card.repeat if card else 0,
         precision=options.precision,
         weights=checkpoint.weights,
         sources=sources,

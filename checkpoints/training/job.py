@@ -33,6 +33,8 @@ class TrainJob:
     training part of every fold, and never to the hold-out part.
 
     ``folds_file`` is where the folds are kept for all members of ``out``; it is written when the training starts.
+    ``repeat`` counts the fold splits of a member that is trained on several: each has a folder of its own in the
+    member's, and all write their out-of-fold predictions side by side.
 
     Raises:
         OptionError: E204 when the member's name, or that of a fold, cannot be the name of a folder, or the seed is out
@@ -49,6 +51,7 @@ class TrainJob:
     pseudo_labels: PseudoLabels | None = None
     logger: LoggerKind | None = None
     folds_file: Path | None = None
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         validate_member(self.member)
@@ -58,12 +61,17 @@ class TrainJob:
 
     @property
     def folder(self) -> Path:
+        """The folder of the fold split: the member's own for the first."""
+        return self.member_folder / f"repeat{self.repeat}" if self.repeat else self.member_folder
+
+    @property
+    def member_folder(self) -> Path:
         """The member's folder."""
         return self.out / self.member
 
     def fold_name(self, fold: int) -> str:
         """Return the name of a fold's model."""
-        return f"{self.member}_f{fold}"
+        return f"{self.member}_r{self.repeat}_f{fold}" if self.repeat else f"{self.member}_f{fold}"
 
     def state_path(self, fold: int) -> Path:
         """Return the file with the training state after the last epoch of a fold that is not finished."""
@@ -85,6 +93,8 @@ class TrainJob:
             "boxes": None if self.boxes is None else self.boxes.sha256,
             "rows": _hash(people),
         }
+        if self.repeat:
+            value["repeat"] = self.repeat
         if self.pseudo_labels is not None:  # without pseudo-labels the fingerprint is that of earlier versions
             boxes = self.pseudo_labels.boxes
             value["pseudo"] = {

@@ -116,4 +116,5 @@ def _make_card(job: TrainJob, fold: int, arch: str, images: JobImages) -> ModelC
         head=settings.head,
         activation=settings.activation,
         class_counts=tuple(counts.tolist()),
+        repeat=job.repeat,
     )

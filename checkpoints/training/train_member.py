@@ -89,7 +89,8 @@ def train_member(
 
     Finished folds are kept, and an interrupted one resumes where it was, unless ``fresh``. Each folder in
     ``oof`` has one fold's logits, in the views identity and hflip, of its hold-out images; ``truth.csv`` has their
-    classes, or a column of 0 and 1 per label. Every process of a ``distributed`` training calls this function; the main
+    classes, or a column of 0 and 1 per label. A further fold split (`TrainJob.repeat`) has its weights in a folder of
+    its own, and the rest in these. Every process of a ``distributed`` training calls this function; the main
     one writes the files, and it alone returns ``oof`` and its score.
 
     Raises:
@@ -127,7 +128,7 @@ def train_member(
                     remove(job.step_state_path(fold))
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):
             return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
-        return TrainedMember(job.folder, tuple(trained), kept, job.folder / OOF, _score(job), activation)
+        return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, _score(job), activation)
 
 
 def _write_truth(path: Path, job: TrainJob) -> None:
@@ -156,7 +157,7 @@ def _writing(job: TrainJob, fingerprint: str, *, fresh: bool) -> Iterator[None]:
         try:
             made += _keep_folds(job)
             made += _require_same_job(job, fingerprint, fresh=fresh)
-            _write_truth(job.folder / "truth.csv", job)
+            _write_truth(job.member_folder / "truth.csv", job)
             yield
         except BaseException:
             if not _has_results(job.folder):
@@ -220,7 +221,7 @@ def _shown(value: object) -> str:
 
 
 def _holdout_folder(job: TrainJob, fold: int) -> Path:
-    return job.folder / OOF / job.fold_name(fold)
+    return job.member_folder / OOF / job.fold_name(fold)
 
 
 def _is_finished(job: TrainJob, fold: int, fingerprint: str) -> bool:

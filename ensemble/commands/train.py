@@ -25,12 +25,11 @@ from ensemble.commands.options import (
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
-from ensemble.errors import FileError, OptionError
+from ensemble.errors import FileError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from checkpoints.data.dataset import Dataset
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
@@ -54,6 +53,7 @@ class FoldOptions:
     """The folds, and which of them to train."""
 
     folds: str = "5"
+    repeats: int = 1
     only_fold: int | None = None
 
 
@@ -117,7 +117,6 @@ def _channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
 
 _setting = partial(field_option, TrainSettings)
 _AT_LEAST_1 = click.IntRange(min=1)
-_FOLDS_FILE = "folds.csv"
 _DATA = OptionGroup(
     "Data",
     (
@@ -134,6 +133,12 @@ _FOLDS = OptionGroup(
     "Folds",
     (
         field_option(FoldOptions, "folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
+        field_option(
+            FoldOptions,
+            "repeats",
+            "Number of fold splits to train, each with its own folds.",
+            type=click.IntRange(1, 20),
+        ),
         field_option(FoldOptions, "only_fold", "Train only this fold, counted from 0.", type=click.IntRange(min=0)),
     ),
 )
@@ -285,7 +290,8 @@ def train(
         from checkpoints.data.image_cache import fallback_crop
         from checkpoints.training.job import TrainJob
         from checkpoints.training.preflight import check_settings
-        from checkpoints.training.train_member import train_member
+        from checkpoints.training.shared_folds import read_or_make_folds
+        from checkpoints.training.train_repeats import train_repeats
     from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
 
@@ -307,26 +313,23 @@ def train(
         table=table,
         listener=listener,
     )
-    folds, is_shared = _read_or_make_folds(split.folds, output.folder, dataset, listener)
-    job = TrainJob(
-        rows=dataset.rows,
-        folds=folds,
-        member=output.member,
-        settings=replace(
-            settings,
-            preprocess=replace(settings.preprocess, face=crop),
-            labels=dataset.labels,
-            activation=dataset.activation,
-        ),
-        out=output.folder,
-        seed=seed,
-        boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
-        pseudo_labels=_read_pseudo_labels(pseudo, dataset.rows, folds, dataset.labels, listener),
-        logger=output.log,
-        folds_file=output.folder / _FOLDS_FILE if is_shared else None,
-    )
-    trained = train_member(
-        job, only_fold=split.only_fold, fresh=output.fresh, distributed=distributed, listener=listener
+    settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
+    settings = replace(settings, labels=dataset.labels, activation=dataset.activation)
+    boxes = None if faces is None else Boxes({face.id: face.box for face in faces})
+    jobs = []
+    for repeat in range(split.repeats):
+        shared = read_or_make_folds(split.folds, repeat, split.repeats, output.folder, dataset, listener=listener)
+        found = _read_pseudo_labels(pseudo, dataset.rows, shared.folds, dataset.labels, listener)
+        jobs.append(
+            TrainJob(
+                *(dataset.rows, shared.folds, output.member, settings, output.folder, seed, boxes, found),
+                logger=output.log,
+                folds_file=shared.file,
+                repeat=repeat,
+            )
+        )
+    trained = train_repeats(
+        jobs, only_fold=split.only_fold, fresh=output.fresh, distributed=distributed, listener=listener
     )
     distributed.end()
     if distributed.is_main:
@@ -357,33 +360,3 @@ def _require_paths(pseudo: PseudoOptions) -> None:
             raise FileError("E707", f"--pseudo {path} does not exist", path=path)
     if pseudo.pseudo_images is not None and not pseudo.pseudo_images.is_dir():
         raise FileError("E707", f"--pseudo-images {pseudo.pseudo_images} is not a folder", path=pseudo.pseudo_images)
-
-
-def _read_or_make_folds(folds: str, folder: Path, dataset: Dataset, listener: Listener) -> tuple[Folds, bool]:
-    """Return the folds of a file, of the table, or those that all members in the folder share, and if they are shared.
-
-    The first member that is trained in a folder writes its shared folds there.
-    """
-    from checkpoints.data.folds import make_folds, read_folds
-
-    shared = folder / _FOLDS_FILE
-    rows = dataset.rows
-    if not folds.isdecimal():
-        if not Path(folds).is_file():
-            raise OptionError("E204", f"--folds takes a number, or a CSV of id,fold that exists, got {folds!r}")
-        return read_folds(Path(folds), rows), False
-    if dataset.folds is not None:
-        if shared.exists() and read_folds(shared, rows) != dataset.folds:
-            message = f"{shared} has other folds than the table"
-            hint = "all members in a folder share its folds.csv: choose another folder with -o, or --fold-column none"
-            raise OptionError("E204", message, hint=hint)
-        return dataset.folds, True
-    if not shared.exists():
-        made = make_folds(rows, folds=int(folds), seed=0, labels=dataset.labels, unit=dataset.unit, listener=listener)
-        return made, True
-    found = read_folds(shared, rows)
-    if found.count != int(folds):
-        message = f"{shared} has {found.count} folds, --folds is {folds}"
-        hint = "all members in a folder share its folds.csv: choose another folder with -o, or remove it"
-        raise OptionError("E204", message, hint=hint)
-    return found, True

@@ -8,6 +8,10 @@ around the same class means. Each out-of-fold prediction is therefore moved towa
 factor ``sqrt(1 - (1 - 1 / k) * S / V)``, which gives all of them that variance. This is a simulation of predictions
 of the submission's quality, from which weights, biases and rules are then learned and compared.
 
+A model that was trained on R fold splits has R predictions of every image by models that did not see it. Then S is
+measured between these, on the images whose truth is known, and the mean of the R, of variance V, is turned into one of
+k models by the factor ``sqrt(1 - (1 / R - 1 / k) * S / V)``.
+
 The mean of the folds' probabilities is less confident than that of their logits. Its simulation adds to the moved
 prediction the differences of k folds from their mean, taken from a test image of the same predicted class.
 """
@@ -38,20 +42,22 @@ class FoldAverage:
     factor: float
 
 
-def simulate_fold_average(log_p: Floats, truth: Classes, folds: Floats, *, seed: int) -> FoldAverage:
-    """Return out-of-fold log-probabilities ``(N, C)`` as they would be if ``k`` folds had been averaged.
+def simulate_fold_average(looks: Floats, truth: Classes, folds: Floats, *, seed: int) -> FoldAverage:
+    """Return out-of-fold log-probabilities ``(R, N, C)`` as they would be if ``k`` models had been averaged.
 
-    ``folds`` ``(k, M, C)`` are the log-probabilities of all folds on M other images, without a truth.
+    R is the number of fold splits, each with a model that did not see the image. ``folds`` ``(k, M, C)`` are the
+    log-probabilities of all k models on M other images, without a truth; k is above R.
     """
-    count = len(folds)
-    centred, others = _centre(log_p), _centre(folds)
-    mean_of_class = np.zeros((log_p.shape[1],) * 2)
+    splits, count = len(looks), len(folds)
+    held_out, others = _centre(looks), _centre(folds)
+    centred = held_out.mean(axis=0)
+    mean_of_class = np.zeros((centred.shape[1],) * 2)
     for c in np.unique(truth):
         mean_of_class[c] = centred[truth == c].mean(axis=0)
     deviation = centred - mean_of_class[truth]
     variance = float(np.square(deviation).mean())
-    between = float(others.var(axis=0, ddof=1).mean())
-    share = 1 - (1 - 1 / count) * between / variance if variance > 0 else 1.0
+    between = float((held_out if splits > 1 else others).var(axis=0, ddof=1).mean())
+    share = 1 - (1 / splits - 1 / count) * between / variance if variance > 0 else 1.0
     factor = float(np.sqrt(max(share, _LEAST**2)))
     moved = mean_of_class[truth] + factor * deviation
     rows = _matching_rows(moved.argmax(axis=1), others.mean(axis=0).argmax(axis=1), seed)

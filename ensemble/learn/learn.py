@@ -64,11 +64,12 @@ def learn(
     by_name = members_by_name(members)
     member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     new = stack_new(applied_to, member_views, truth.labels)
-    data = replace(stack_members(by_name, member_views, truth), keep=parsed.needs_probabilities)
+    stacked = stack_members(by_name, member_views, truth)
+    stacked = replace(stacked, data=replace(stacked.data, keep=parsed.needs_probabilities))
     _notice_weak_truth(truth, listener)
-    alone = score_members(data, member_views, parsed, seed=seed)
-    _notice_odd_members(data, member_views, truth.labels, listener)
-    data = average_folds(data, member_views, new, seed=seed, listener=listener)
+    alone = score_members(stacked.data, member_views, parsed, seed=seed)
+    _notice_odd_members(stacked.data, member_views, truth.labels, listener)
+    data = average_folds(stacked, member_views, new, seed=seed, listener=listener)
     options = _fit_options(by_name, member_views, parsed, truth.labels, seed)
 
     def fit(part: LearningData) -> dict[str, Fitted]:

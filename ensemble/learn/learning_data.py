@@ -47,17 +47,37 @@ def sort_images(truth: Truth) -> SortedImages:
     return SortedImages(order, ids, person)
 
 
-def stack_members(by_name: Mapping[str, Predictions], member_views: Sequence[MemberView], truth: Truth) -> LearningData:
+@dataclass(frozen=True, slots=True, eq=False)
+class StackedMembers:
+    """The learning data, and for each member view the log-probabilities ``(R, N, C)`` of its R fold splits.
+
+    They are None for a member that was trained on one split.
+    """
+
+    data: LearningData
+    looks: tuple[Floats | None, ...]
+
+
+def stack_members(
+    by_name: Mapping[str, Predictions], member_views: Sequence[MemberView], truth: Truth
+) -> StackedMembers:
     """Stack all predictions, sorted by id and in the ground truth's class order, so that no input order matters."""
     images = sort_images(truth)
     log_p = np.empty((len(member_views), len(images.ids), len(truth.labels)))
+    looks: list[Floats | None] = []
     for i, one in enumerate(member_views):
         member = by_name[one.member]
         rows = join_rows(images.ids, member.ids, complain=partial(_other_images, one.member))
         columns = truth.labels.permutation(member.labels, owner=one.member)
         require_finite(member, one.view)
         log_p[i] = log_softmax(member.logits[one.view][rows[:, np.newaxis], columns])
-    return LearningData(log_p, truth.classes[images.order], images.person)
+        found = None if member.looks is None else member.looks[one.view][:, rows[:, np.newaxis], columns]
+        looks.append(None if found is None else log_softmax(found))
+    log_g = log_p.copy() if any(one is not None for one in looks) else None
+    for i, splits in enumerate(looks):
+        if log_g is not None and splits is not None:
+            log_g[i] = log_softmax(splits.mean(axis=0))
+    return StackedMembers(LearningData(log_p, truth.classes[images.order], images.person, log_g), tuple(looks))
 
 
 def stack_new(members: Sequence[Predictions], member_views: Sequence[MemberView], labels: LabelSpace) -> list[Floats]:
@@ -88,19 +108,23 @@ def _rows_of(fold: Predictions, view: str, ids: Sequence[str], labels: LabelSpac
 
 
 def average_folds(
-    data: LearningData, member_views: Sequence[MemberView], new: Sequence[Floats], *, seed: int, listener: Listener
+    stacked: StackedMembers, member_views: Sequence[MemberView], new: Sequence[Floats], *, seed: int, listener: Listener
 ) -> LearningData:
     """Return the data as if the folds of each group had been averaged, as they are among the ``new`` predictions."""
-    if all(len(folds) < 2 for folds in new):
+    data = stacked.data
+    log_p, factors = data.log_p.copy(), {}
+    log_g = data.log_p.copy() if data.log_g is None else data.log_g.copy()
+    for i, (one, folds, looks) in enumerate(zip(member_views, new, stacked.looks, strict=False)):
+        if len(folds) > (1 if looks is None else len(looks)):
+            given = data.log_p[i][np.newaxis] if looks is None else looks
+            found = simulate_fold_average(given, data.truth, folds, seed=seed)
+            log_p[i], log_g[i] = found.of_probabilities, found.of_logits
+            splits = "" if looks is None else f" ({len(looks)} fold splits)"
+            factors[one.member] = f"{one.member} x{found.factor:.2f}{splits}"
+    if not factors:
         return data
-    log_p, log_g, factors = data.log_p.copy(), data.log_p.copy(), {}
-    for i, (one, folds) in enumerate(zip(member_views, new, strict=True)):
-        if len(folds) > 1:
-            found = simulate_fold_average(data.log_p[i], data.truth, folds, seed=seed)
-            log_p[i], log_g[i], factors[one.member] = found.of_probabilities, found.of_logits, found.factor
-    shrunk = enumerate_some([f"{name} x{factor:.2f}" for name, factor in factors.items()])
-    message = f"learned for the mean of the folds, whose errors are smaller than those of one fold: {shrunk}"
-    listener.notice(Notice("I526", message))
+    message = "learned for the mean of the folds, whose errors are smaller than those out of fold: "
+    listener.notice(Notice("I526", f"{message}{enumerate_some(list(factors.values()))}"))
     return replace(data, log_p=log_p, log_g=log_g)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemble.arrays import Logits
+from ensemble.arrays import Floats, Logits
 from ensemble.card import METADATA_KEY, Activation, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
@@ -43,7 +43,9 @@ class Predictions:
     read-only. ``group`` is the name under which the folds of one model are averaged (the member's own name if it has no
     folds). ``sha256`` is the hash of ids and logits, ``holdout_sha256`` that of the ids held out from training, if
     the card has it (see `hash_ids`). ``filled`` lists unreadable images whose rows are the class prior, ``missing``
-    unreadable images without a row. ``activation`` turns the logits into probabilities.
+    unreadable images without a row. ``activation`` turns the logits into probabilities. ``repeat`` counts the fold
+    splits that a model was trained on. Where out-of-fold predictions of several splits were joined, ``looks[view]``
+    ``(R, N, C)`` has the logits of each split, and ``logits`` is their mean.
     """
 
     member: str
@@ -57,6 +59,8 @@ class Predictions:
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     activation: Activation = "softmax"
+    repeat: int = 0
+    looks: Mapping[str, Floats] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -180,6 +184,7 @@ def read_predictions(folder: Path) -> Predictions:
         filled=tuple(name for part in parts for name in part.filled),
         missing=complete.missing,
         activation=card.activation,
+        repeat=card.repeat,
     )
 
 

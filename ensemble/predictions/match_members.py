@@ -14,7 +14,12 @@ from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.predictions.dataset import Predictions
 
-_FOLD = re.compile(r"(?P<base>.*?[^._ -])[._ -]?(?:f|fold|cv|split)[._ -]?(?P<number>\d+)", re.IGNORECASE)
+# m_f0, m-fold3, m_r1_f0; but net_r18_f0 is a fold of net_r18
+_FOLD = re.compile(
+    r"(?P<base>.*?[^._ -])(?:[._ -](?:r(?=\d(?!\d))|rep|repeat)[._ -]?(?P<repeat>\d+))?"
+    r"[._ -]?(?:f|fold|cv|split)[._ -]?(?P<number>\d+)",
+    re.IGNORECASE,
+)
 _SIDES = frozenset(
     {"oof", "outoffold", "cv", "train", "training", "val", "valid", "validation", "holdout", "test", "testing"}
     | {"eval", "sub", "submission", "pred", "preds", "prediction", "predictions", "prob", "probs", "proba"}
@@ -46,11 +51,11 @@ def match_out_of_fold(
 
 def join_folds(members: Sequence[Predictions], *, listener: Listener) -> list[Predictions]:
     """Return members named like folds of one model, with no image in common, as the folds of one group."""
-    by_base: dict[str, list[Predictions]] = {}
+    by_base: dict[tuple[str, int], list[Predictions]] = {}
     for one in members:
         found = _FOLD.fullmatch(one.member)
         if found is not None and _is_single(one):
-            by_base.setdefault(found["base"], []).append(one)
+            by_base.setdefault((found["base"], int(found["repeat"] or 0)), []).append(one)
     several = [same for same in by_base.values() if len(same) > 1 and _have_no_image_in_common(same)]
     return _as_folds(members, [one for same in several for one in same], listener)
 
@@ -96,7 +101,9 @@ def _as_folds(members: Sequence[Predictions], folds: Sequence[Predictions], list
     found: list[Predictions] = []
     for one in members:
         named = _FOLD.fullmatch(one.member) if one in folds else None
-        found.append(one if named is None else replace(one, group=named["base"], fold=int(named["number"])))
+        if named is not None:
+            one = replace(one, group=named["base"], fold=int(named["number"]), repeat=int(named["repeat"] or 0))  # noqa: PLW2901
+        found.append(one)
     if folds:
         some = enumerate_some([f"{one.member} of {one.group}" for one in found if one.group != one.member])
         listener.notice(Notice("I590", f"{len(folds)} files are folds of a model, by their names: {some}"))

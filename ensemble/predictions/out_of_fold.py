@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_expit, log_softmax, logsumexp
 
+from ensemble.arrays import Floats, Logits
 from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.ids import join_rows
 from ensemble.predictions.dataset import Predictions, hash_ids, require_none_missing
@@ -24,16 +28,45 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
     an image its model was trained on. A group of one member needs no fold number (a single holdout). If a card has the
     hash of its holdout, the predicted images must match it.
 
+    A group that was trained on several fold splits (``repeat``) has a prediction of each for every image: the member is
+    the mean of their probabilities, with the predictions of each split as its ``looks``.
+
     Raises:
         DataError: E330 when a group's images are not those of the ground truth.
         PredictionError: E501 when classes differ, E511 when predictions are not out-of-fold, E512 when a person is in
             two holdouts, E515 when a member name is repeated, E516 when views differ within a group, E534 when images
             are missing because they were unreadable.
     """
-    groups: dict[str, list[Predictions]] = {}
+    groups: dict[str, dict[int, list[Predictions]]] = {}
     for member in members_by_name(members).values():
-        groups.setdefault(member.group, []).append(member)
-    return [_gather(group, folds, truth) for group, folds in sorted(groups.items())]
+        groups.setdefault(member.group, {}).setdefault(member.repeat, []).append(member)
+    return [
+        _join_splits([_gather(group, splits[repeat], truth) for repeat in sorted(splits)])
+        for group, splits in sorted(groups.items())
+    ]
+
+
+def _join_splits(splits: Sequence[Predictions]) -> Predictions:
+    """Return the mean of a group's predictions in several fold splits, which are in the order of the ground truth."""
+    first, *others = splits
+    if not others:
+        return first
+    looks = {view: np.stack([one.logits[view] for one in splits]).astype(np.float64) for view in common_views(splits)}
+    logits = {}
+    for view, values in looks.items():
+        mean = _mean_logits(values, independent=first.independent)
+        mean.flags.writeable = values.flags.writeable = False
+        logits[view] = cast("Logits", mean)
+    digest = hashlib.sha256("".join(one.sha256 for one in splits).encode()).hexdigest()
+    filled = tuple(dict.fromkeys(name for one in splits for name in one.filled))
+    return replace(first, logits=logits, looks=looks, sha256=digest, filled=filled)
+
+
+def _mean_logits(values: Floats, *, independent: bool) -> Floats:
+    """Return the logits ``(N, C)`` of the mean of probabilities, from the logits ``(R, N, C)`` of each split."""
+    if independent:
+        return np.asarray(logsumexp(log_expit(values), axis=0) - logsumexp(log_expit(-values), axis=0))
+    return np.asarray(logsumexp(log_softmax(values, axis=-1), axis=0) - np.log(len(values)))
 
 
 def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictions:

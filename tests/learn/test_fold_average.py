@@ -31,7 +31,7 @@ def test_the_simulated_mean_is_as_good_as_a_real_one(folds: int) -> None:
     """Accuracy and likelihood of the simulated mean are those of a real mean of folds on other images."""
     one, truth = draw_folds(1, seed=0)
     others, other_truth = draw_folds(folds, seed=1)
-    found = simulate_fold_average(one[0], truth, others, seed=0)
+    found = simulate_fold_average(one, truth, others, seed=0)
     real_of_logits = log_softmax(others.mean(axis=0), axis=-1)
     real_of_probabilities = np.log(np.exp(others).mean(axis=0))
     for simulated, real in ((found.of_logits, real_of_logits), (found.of_probabilities, real_of_probabilities)):
@@ -46,7 +46,7 @@ def test_equal_folds_change_nothing() -> None:
     """Where all folds predict the same, averaging them removes nothing."""
     one, truth = draw_folds(1, seed=2, rows=200)
     others = np.repeat(draw_folds(1, seed=3, rows=100)[0], 3, axis=0)
-    found = simulate_fold_average(one[0], truth, others, seed=0)
+    found = simulate_fold_average(one, truth, others, seed=0)
     assert found.factor == 1
     np.testing.assert_allclose(found.of_logits, one[0], atol=1e-12)
     np.testing.assert_allclose(found.of_probabilities, one[0], atol=1e-9)
@@ -56,4 +56,16 @@ def test_folds_that_disagree_more_than_they_err_do_not_erase_the_errors() -> Non
     """The factor has a lower bound, whatever the folds say on the other images."""
     one, truth = draw_folds(1, seed=4, rows=300)
     others = log_softmax(20 * np.random.default_rng(5).normal(size=(4, 100, CLASSES)), axis=-1)
-    assert simulate_fold_average(one[0], truth, others, seed=0).factor == 0.25
+    assert simulate_fold_average(one, truth, others, seed=0).factor == 0.25
+
+
+def test_two_held_out_models_measure_the_step_without_the_new_images() -> None:
+    """With two splits the simulated mean of ten models is a real one, though the new images' folds say otherwise."""
+    splits, truth = draw_folds(2, seed=6)
+    real, real_truth = draw_folds(10, seed=7)
+    misleading = np.repeat(real[:1], 10, axis=0)  # ten equal models: measured on these, nothing would average out
+    found = simulate_fold_average(splits, truth, misleading, seed=0)
+    mean = log_softmax(real.mean(axis=0), axis=-1)
+    assert nll(found.of_logits, truth) == pytest.approx(nll(mean, real_truth), abs=0.03)
+    assert nll(log_softmax(splits.mean(axis=0), axis=-1), truth) > nll(found.of_logits, truth) + 0.03
+    assert simulate_fold_average(splits[:1], truth, misleading, seed=0).factor == 1

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
 from ensemble.errors import EnsError
 from ensemble.labels import LabelSpace
@@ -99,3 +102,23 @@ def test_every_image_of_the_truth_is_needed() -> None:
     assert code_of(lambda: gather_folds(FOLDS, fewer))[0] == "E330"
     flat = replace(FOLDS[1], logits={"identity": FOLDS[1].logits["identity"]})
     assert code_of(lambda: gather_folds([FOLDS[0], flat, FOLDS[2]], TRUTH))[0] == "E516"
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_fold_splits_become_the_mean_of_their_probabilities(activation: Any) -> None:
+    """Each split covers every image; the member has the mean of their probabilities, and each split as a look."""
+    other = make_member("r18", {view: draw_logits(seed) for seed, view in enumerate(LOGITS, start=5)})
+    splits = [
+        replace(reorder(whole, rows), member=f"r18_r{r}_f{f}", fold=f, repeat=r, activation=activation)
+        for r, whole in enumerate((WHOLE, other))
+        for f, rows in enumerate((range(10), range(10, 30)))
+    ]
+    (found,) = gather_folds(splits, TRUTH)
+    assert (found.member, found.ids) == ("r18", TRUTH.ids)
+    assert found.looks is not None
+    chances = expit if activation == "sigmoid" else partial(softmax, axis=-1)
+    for view in LOGITS:
+        np.testing.assert_array_equal(found.looks[view], np.stack([WHOLE.logits[view], other.logits[view]]))
+        np.testing.assert_allclose(chances(found.logits[view]), chances(found.looks[view]).mean(axis=0), atol=1e-12)
+    assert code_of(lambda: gather_folds(splits[:3], TRUTH))[0] == "E330"
+    assert code_of(lambda: gather_folds([replace(one, repeat=0) for one in splits], TRUTH))[0] == "E511"

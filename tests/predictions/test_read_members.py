@@ -101,6 +101,16 @@ def test_files_named_like_folds_are_one_member_only_if_they_share_no_image() -> 
     assert groups_of(oof) == groups_of(members) == [("m_f0", None), ("m_f1", None)]
 
 
+def test_files_of_two_fold_splits_keep_their_split() -> None:
+    """A number after r is that of a split, unless it belongs to the model's name."""
+    halves = [TRAIN[:15], TRAIN[15:]]
+    oof = [member(f"net_r18_r{r}_f{f}", halves[f]) for r in (0, 1) for f in (0, 1)]
+    found, _ = match_out_of_fold(oof, [member("net_r18")], listener=Recorder())
+    assert [(one.group, one.repeat, one.fold) for one in found] == [("net_r18", r, f) for r in (0, 1) for f in (0, 1)]
+    found, _ = match_out_of_fold([member(f"net_r18_f{f}", halves[f]) for f in (0, 1)], [], listener=Recorder())
+    assert [(one.group, one.repeat) for one in found] == [("net_r18", 0)] * 2
+
+
 def test_two_files_that_may_be_one_members_are_refused() -> None:
     """Neither of two files is preferred."""
     with pytest.raises(PredictionError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.job import TrainJob
 from checkpoints.training.settings import TrainSettings
 from checkpoints.training.train_member import train_member
+from checkpoints.training.train_repeats import train_repeats
 from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
 from ensemble.card import Preprocess
@@ -89,3 +91,30 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         fit("a", settings=replace(SETTINGS, loss="focal"))
     assert caught.value.code == "E442"
+
+
+def test_a_second_fold_split_is_added_to_a_trained_member_and_both_are_learned_from(tmp_path: Path) -> None:
+    """The first split is kept, each has settings of its own, and every image has a prediction of both in oof/."""
+    rows = make_rows(tmp_path)
+    jobs = [
+        TrainJob(rows, make_folds(rows, folds=2, seed=repeat), "m", SETTINGS, tmp_path / "runs", repeat=repeat)
+        for repeat in (0, 1)
+    ]
+    assert len(train_repeats(jobs[:1]).splits) == 1
+    done = train_repeats(jobs)
+    assert [split.kept for split in done.splits] == [(0, 1), ()]
+    assert [split.kept for split in train_repeats(jobs).splits] == [(0, 1), (0, 1)]
+    folder = tmp_path / "runs" / "m"
+    settings = [json.loads((folder / name / "settings.json").read_text()) for name in (".", "repeat1")]
+    assert [one.get("repeat") for one in settings] == [None, 1]
+    assert settings[0]["rows"] != settings[1]["rows"]
+    found = read_members([folder / "oof"], MASK18)
+    assert [(one.member, one.group, one.fold, one.repeat) for one in found] == [
+        ("m_f0", "m", 0, 0),
+        ("m_f1", "m", 1, 0),
+        ("m_r1_f0", "m", 0, 1),
+        ("m_r1_f1", "m", 1, 1),
+    ]
+    (gathered,) = gather_folds(found, read_truth(folder / "truth.csv", MASK18))
+    assert gathered.looks is not None
+    assert gathered.looks["identity"].shape == (2, 72, 18)
