@@ -12,6 +12,7 @@ import click
 from ensemble.commands.adopt import adopt
 from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
+from ensemble.commands.bundle import bundle
 from ensemble.commands.check import check
 from ensemble.commands.crop import crop
 from ensemble.commands.data import data
@@ -33,7 +34,7 @@ _SECTIONS = {
     "Train": (data, crop, train),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
-    "Deploy": (fuse, page),
+    "Deploy": (fuse, bundle, page),
 }
 
 

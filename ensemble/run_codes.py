@@ -116,6 +116,15 @@ RUN_CODES: dict[str, Code] = {
         "leave out --runtime, or give the version that the message names, as npm pack writes it",
     ),
     "E833": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
+    "E811": Code(
+        "The folder of a bundle holds other files.", "name a new folder with -o, or one that ens bundle wrote"
+    ),
+    "E812": Code("A file does not have the scores of an evaluation.", "write it with ens evaluate --json"),
+    "E813": Code(
+        "A bundle could not be uploaded; it is written on this machine.",
+        "look at the message; huggingface-cli login stores a token, and --push again uploads again",
+    ),
+    "W811": Code("Something is missing in the model card of a bundle.", "give the option that the message names"),
     "W802": Code(
         "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
     ),

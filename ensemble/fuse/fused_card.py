@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from ensemble.blend.decision_rules import ThresholdRule
 from ensemble.blend.recipe import Recipe
 from ensemble.card import ModelCard
 from ensemble.errors import DeployError, EnsError, FileError
@@ -57,6 +58,11 @@ class FusedCard:
     def takes_boxes(self) -> bool:
         """True if a member needs the face in each image."""
         return any(member.card.preprocess.face is not None for member in self.members)
+
+    @property
+    def has_thresholds(self) -> bool:
+        """True if the file says which labels apply."""
+        return isinstance(self.recipe.rule, ThresholdRule)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -37,7 +37,7 @@ def test_the_demo_and_the_steps_after_it_run_as_they_stand(tmp_path: Path) -> No
     """
     assert [shlex.split(line)[1] for line in STEPS] == ["export", "predict", "blend", "check", "evaluate"]
     following = [shlex.split(line)[1] for line in FOLLOWING]
-    assert set(following) == {"submit", "fuse", "report", "export", "explain", "-c"}
+    assert set(following) == {"submit", "fuse", "bundle", "report", "export", "explain", "-c"}
     assert following.index("export") < following.index("explain")
     shown = next(block.text for block in README.blocks if block.text.startswith("member "))
     assert _shape(_run("ens demo", tmp_path)).startswith(_shape(shown))

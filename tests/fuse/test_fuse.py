@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, ThresholdRule
 from ensemble.blend.pooling import parse_pool
-from ensemble.blend.recipe import Group, Recipe
+from ensemble.blend.recipe import Group
 from ensemble.blend.smoothing import Smoothing
-from ensemble.card import FaceCrop, ModelCard, Preprocess
+from ensemble.card import FaceCrop, Preprocess
 from ensemble.cli import ens
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
@@ -28,42 +28,16 @@ from ensemble.fuse.fused_card import FusedCard, read_fused_card
 from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.verify import CheckImages
 from ensemble.labels import LabelSpace
+from tests.support.toy_recipes import LABELS, toy_recipe, write_members
 from tests.support.toys import card, convolutional_proto, model_proto, picture, write_model, write_pictures
 
-LABELS = LabelSpace.from_dict(
-    {"axes": [{"name": "a", "values": ["x", "y"]}, {"name": "b", "values": ["left", "right"]}]}
-)
 CLASSES = len(LABELS)
-
-
-def write_members(folder: Path, cards: Sequence[ModelCard]) -> Path:
-    """One linear toy model a card, each with other weights."""
-    for seed, one in enumerate(cards):
-        write_model(folder, one, seed=seed)
-    return folder
-
-
-def toy_recipe(**changes: Any) -> Recipe:
-    """Three members in two groups, by default averaged with weights 3 and 1."""
-    settings: dict[str, Any] = {
-        "pool": parse_pool("linear"),
-        "views": {"identity": 1.0},
-        "groups": {"big": Group(3.0, {"m0": "0" * 64, "m1": "0" * 64}), "small": Group(1.0, {"m2": "0" * 64})},
-        "labels": LABELS,
-    }
-    return Recipe(**settings | changes)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models of `toy_recipe`: two share their preprocessing, and one has the classes in another order."""
-    other = LabelSpace.flat(tuple(reversed(LABELS.names)))
-    cards = [
-        card("m0", labels=LABELS),
-        card("m1", labels=LABELS),
-        replace(card("m2", labels=other), preprocess=Preprocess((18, 18), resize="center", interpolation="bicubic")),
-    ]
-    return write_members(tmp_path_factory.mktemp("models"), cards)
+    return write_members(tmp_path_factory.mktemp("models"))
 
 
 def weigh(*weights: Sequence[float]) -> dict[str, Group]:
