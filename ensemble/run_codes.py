@@ -69,6 +69,14 @@ RUN_CODES: dict[str, Code] = {
         "A worker of the cluster cannot run this job.",
         "install the same versions on every machine, and keep the images on storage that all of them share",
     ),
+    "E612": Code(
+        "A model's answers depend on chance.",
+        "export it in evaluation mode (model.eval() in PyTorch), without layers that draw at random",
+    ),
+    "E613": Code(
+        "A model's answer for an image depends on the other images of the batch, or on their order.",
+        "export it in evaluation mode (model.eval() in PyTorch); normalize over channels or pixels, not over the batch",
+    ),
     # 7xx: the file system
     "E701": Code("The disk is full; finished parts are kept.", "free some space and run the same command again"),
     "E702": Code("A file or folder cannot be written.", "choose another path with -o, or grant write permission"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ensemble.adopt.check import BATCHES, Original, compare
+from ensemble.adopt.check import BATCHES, Original, compare, require_separate
 from ensemble.adopt.foreign import (
     ForeignModel,
     ImageInput,
@@ -29,7 +29,7 @@ from ensemble.card import (
     ModelCard,
     Preprocess,
 )
-from ensemble.errors import ModelError, OptionError
+from ensemble.errors import DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import read_image
@@ -99,6 +99,7 @@ def adopt(
         OptionError: E204 when an option is needed to tell what the file does not, or contradicts it.
         ModelError: E411 when labels and answers differ in number, E414 when the answers differ from the original's,
             E420 to E429 when the file cannot be used, E428 when the member's name is taken.
+        DeviceError: E612 when the answers depend on chance, E613 on the other images of the batch.
         DataError: when an image cannot be read.
         FileError: E701, E702 or E707 when a file cannot be read or written.
     """
@@ -198,6 +199,7 @@ def _build(
 
     Raises:
         ModelError: E414 when there is none.
+        DeviceError: E612, E613.
     """
     ways: tuple[BatchWay, ...] = ("free", "freed", "in turn") if plan.image.batch is None else ("freed", "in turn")
     plans = [plan] if plan.before is None else [plan.without_last_layer(), plan]
@@ -205,7 +207,13 @@ def _build(
     for way, tried in itertools.product(ways, plans):
         try:
             data = build_graph(model, tried, way).SerializeToString(deterministic=True)
+            require_separate(data, model.path, card)
             error = compare(data, model.path, plan, pixels, reference, LIMITS[card.precision])
+        except DeviceError as err:
+            if way == "free" or err.code == "E612":
+                raise
+            reasons.append(f"batch {way}: {err.message[:200]}")
+            continue
         except Exception as err:  # noqa: BLE001 - a graph that does not fit a batch size fails in many ways
             reasons.append(f"batch {way}: {(str(err).strip().splitlines() or [type(err).__name__])[-1][:200]}")
             continue

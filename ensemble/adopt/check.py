@@ -15,6 +15,7 @@ from ensemble.adopt.graph import WrapPlan
 from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
+from ensemble.runtime.independence import require_independent
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import relative_error
 
@@ -99,6 +100,21 @@ def compare(data: bytes, path: Path, plan: WrapPlan, pixels: Pixels, reference: 
             )
         error = max(error, worst)
     return error
+
+
+def require_separate(data: bytes, path: Path, card: ModelCard) -> None:
+    """Refuse a member's graph whose answers depend on chance or on the other images of the batch.
+
+    Raises:
+        DeviceError: E612, E613.
+    """
+    runtime = _start(data, path)
+
+    def run(pixels: Pixels) -> Logits:
+        logits: Logits = _run(runtime, LOGITS, {INPUT: pixels}, path)
+        return logits
+
+    require_independent(data, run, card.preprocess.size, member=path.name, precision=card.precision)
 
 
 def _as_answers(logits: Logits, plan: WrapPlan) -> Floats:

@@ -19,6 +19,7 @@ from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.error_text import explain_error, keep_text
 from ensemble.runtime.fixed_batch import FixedBatchModel, run_models
 from ensemble.runtime.fused_views import cast_first, fit_for_cudnn
+from ensemble.runtime.independence import require_independent
 from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
@@ -141,7 +142,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         ModelError: E420 when onnxruntime cannot build the network, E421 when the model is too new for it.
         DeviceError: E601 when the device does not start, E602 and E603 when its memory is too small, E604 when the
             logits are not finite, E606 when they differ from onnxruntime's on the CPU, E608 when a GPU does not support
-            the model's layers.
+            the model's layers, E612 when the logits depend on chance, E613 on the other images of the batch.
     """
     height, width = model.card.preprocess.size
     options = provider_options(model.card, model.sha256, device)
@@ -161,6 +162,10 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
     if device.kind == "cpu" and model.card.precision == "int8":
         require_recorded(lambda pictures: session.run_in_pieces(pictures, 1), model.card, listener=listener)
+    if device.kind == "cpu":
+        require_independent(
+            model.data, session.run, (height, width), member=model.card.member, precision=model.card.precision
+        )
     if device.kind != "cpu":
         who = f"{model.card.member} on {device}"
         precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision

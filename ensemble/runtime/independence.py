@@ -1,0 +1,59 @@
+"""Refuse models whose answer for an image depends on the other images of the batch, on their order, or on chance.
+
+Predictions go through a network in batches whose size is chosen by speed and memory, so such answers would differ from
+run to run. Typical causes: a network exported in training mode (dropout, batch normalization), a reduction over the
+batch, a layer that draws at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+
+from ensemble.arrays import Logits, Pixels
+from ensemble.errors import DeviceError, enumerate_some
+from ensemble.runtime.parity import compare_logits, draw_pictures, relative_error
+from ensemble.runtime.separate_rows import prove_rows
+
+TRIED = 4  # images
+# Relative errors of one runtime on one processor: batches of other sizes are added up in another order, no more
+_LIMITS = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.05}
+
+
+def require_independent(
+    data: bytes,
+    run: Callable[[Pixels], Logits],
+    size: tuple[int, int],
+    *,
+    member: str,
+    precision: str,
+    output: str = "logits",
+) -> None:
+    """Refuse a model that does not answer for each image alone and always the same.
+
+    What its layers do not prove is tried on four test images of ``size`` (height, width) px: all together, in reverse
+    order, two of them alone, and one of these again.
+
+    Raises:
+        DeviceError: E612 when the answers depend on chance, E613 when they depend on the other images or their order.
+    """
+    proof = prove_rows(onnx.load_from_string(data), output)
+    if proof.chance:
+        raise DeviceError("E612", f"{member} draws at random: {enumerate_some(list(proof.chance))}")
+    if not proof.mixing:
+        return
+    pictures = draw_pictures(size)[::2][:TRIED]
+    together, alone = run(pictures), np.concatenate([run(one[np.newaxis]) for one in pictures[:2]])
+    limit = _LIMITS.get(precision, _LIMITS["fp32"])
+    trials = (  # what is measured first names the cause: chance changes the other two as well
+        ("E612", "the same image again", alone[:1], run(pictures[:1])),
+        ("E613", "the images in another order", together, run(pictures[::-1].copy())[::-1]),
+        ("E613", "an image without the others", together[:2], alone),
+    )
+    for code, what, expected, found in trials:
+        if expected.shape != found.shape or not compare_logits(expected, found, limit=limit).holds:
+            error = relative_error(expected, found) if expected.shape == found.shape else float("nan")
+            message = f"{member} answers otherwise for {what}: relative error {error:.1e}, {limit:g} is allowed"
+            raise DeviceError(code, f"{message}; not known to treat images apart: {enumerate_some(list(proof.mixing))}")
