@@ -12,75 +12,79 @@ from collections.abc import Sequence
 import click
 
 from ensemble.cli import ens
-from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted, OptionError
-from ensemble.terminal import TERMINAL, show_bug, show_error
+from ensemble.errors import DeviceError, DiskFullError, EnsError, Interrupted
+from ensemble.stop_signals import StopSignals
+from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit status."""
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        return _run(arguments, as_json="--json" in arguments, debug="--debug" in arguments)
-    finally:
-        TERMINAL.close()
-        signal.signal(signal.SIGTERM, before)
+    """Run a command and return its exit status: after a signal 128 + the number of the first one."""
+    signals = StopSignals()
+    as_json = "--json" in arguments
+    with signals.heard():
+        try:
+            status = _run(arguments, signals, as_json=as_json, debug="--debug" in arguments)
+        except KeyboardInterrupt:  # while an error was being shown
+            status = _stopped(signals, as_json=as_json)
+        finally:
+            signals.end()
+            TERMINAL.close()
+    return status
 
 
-def _run(arguments: Sequence[str], *, as_json: bool, debug: bool) -> int:
+def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug: bool) -> int:
     try:
         ens.main(list(arguments), prog_name="ens", standalone_mode=False)
-    except EnsError as err:
-        if debug:
-            traceback.print_exc()
-        TERMINAL.close()
-        show_error(err, as_json=as_json)
-        return err.status if isinstance(err, Interrupted) else err.exit_status
+    except Interrupted as err:
+        return _stopped(signals, err, as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        return _stopped(signals, as_json=as_json)
     except click.exceptions.Exit as err:
         return err.exit_code
-    except click.ClickException as err:
-        if as_json:
-            show_error(OptionError("E200", err.format_message()), as_json=True)
-        else:
-            err.show()
-        return err.exit_code
-    except (KeyboardInterrupt, click.Abort) as err:
-        TERMINAL.close()
-        number = int(err.args[0]) if err.args else signal.SIGINT
-        show_error(Interrupted("stopped", signal_number=number), as_json=as_json)
-        return 128 + number
-    except BrokenPipeError:
-        # the reader of the output has closed it, as `head` does
-        sys.stdout = None
-        return 141
-    except MemoryError:
-        TERMINAL.close()
-        show_error(DeviceError("E603", "the machine ran out of memory; finished parts are kept"), as_json=as_json)
-        return DeviceError.exit_status
-    except OSError as err:
-        if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-            return _report_bug(err, debug=debug)
-        TERMINAL.close()
-        show_error(DiskFullError("E701", f"the output could not be written: {err.strerror}"), as_json=False)
-        return FileError.exit_status
-    except Exception as err:  # noqa: BLE001 - anything else is a bug
-        TERMINAL.close()
-        return _report_bug(err, debug=debug)
+    except Exception as err:  # noqa: BLE001 - every error ends here
+        if signals.first is not None:  # what fails once the command is being stopped, such as an import, is no error
+            return _stopped(signals, as_json=as_json)
+        return _failed(err, as_json=as_json, debug=debug)
     return 0
 
 
-def _stop(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(number)
+def _stopped(signals: StopSignals, err: Interrupted | None = None, *, as_json: bool) -> int:
+    number = signals.first or (signal.SIGINT if err is None else err.signal_number)
+    TERMINAL.close()
+    show_error(err or Interrupted("stopped", signal_number=number), as_json=as_json)
+    return 128 + number
 
 
-def _report_bug(err: Exception, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-        return 1
+def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
+    """Show an error and return its exit status."""
+    if debug and not isinstance(err, click.ClickException):
+        traceback.print_exception(err)
+    TERMINAL.close()
+    if isinstance(err, click.ClickException):
+        show_usage_error(err, as_json=as_json)
+        return err.exit_code
+    if isinstance(err, BrokenPipeError):
+        # the reader of the output has closed it, as `head` does
+        sys.stdout = None
+        return 141
+    if isinstance(err, MemoryError):
+        err = DeviceError("E603", "the machine ran out of memory; finished parts are kept")
+    elif isinstance(err, OSError) and err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+        err = DiskFullError("E701", f"the output could not be written: {err.strerror}")
+        as_json = False
+    if isinstance(err, EnsError):
+        show_error(err, as_json=as_json)
+        return err.exit_status
+    return 1 if debug else _report_bug(err)
+
+
+def _report_bug(err: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="ens-crash-", suffix=".txt", delete=False, encoding="utf-8") as report:
         traceback.print_exception(err, file=report)
     show_bug(err, report.name)

@@ -17,7 +17,7 @@ EnsError
 ├── FileError          E7xx   exit 7    the file system
 │   ├── DiskFullError             E701   exit 7   the disk is full
 │   └── LockedError               E703   exit 75  another run is writing to the same folder
-├── Interrupted        E801   exit 130  stopped by Ctrl-C (143: by SIGTERM); run again to resume
+├── Interrupted        E801   exit 130  stopped by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); run again to resume
 └── DeployError        E8xx   exit 8    fused files, and what is made of them
 
 An error says what happened, what was expected, what was found and what to do. `ensemble.error_codes` lists each code

@@ -28,11 +28,13 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
     The bytes go to a temporary file in the same folder, are synced to the disk, and take the final name in one step.
     Missing parent folders are created, and temporary files of killed processes there are removed. ``sync=False`` skips
     that and leaves the syncing to the system: ten times as fast, for thousands of small files that can be recomputed
-    after a power failure.
+    after a power failure. A symbolic link stays, and the file it leads to is replaced.
 
     Raises:
         FileError: E701 when the disk is full, E702 when the path cannot be written. Neither leaves a file behind.
     """
+    if os.path.islink(path):  # and not path.is_symlink(), which raises for names that are too long
+        return _write_through(path, data, sync=sync)
     temporary = _temporary(path.parent)
     try:
         if path.exists() and not path.is_file():  # /dev/null must not be replaced by a file
@@ -54,6 +56,14 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
     except OSError as err:
         raise _file_error(err, path, size=len(data)) from err
     return path
+
+
+def _write_through(link: Path, data: bytes | memoryview, *, sync: bool) -> Path:
+    target = Path(os.path.realpath(link))
+    if os.path.islink(target):
+        raise FileError("E702", f"{link} is a symbolic link that leads to itself", path=link)
+    write_atomic(target, data, sync=sync)
+    return link
 
 
 def remove(path: Path) -> None:

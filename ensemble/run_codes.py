@@ -84,6 +84,7 @@ RUN_CODES: dict[str, Code] = {
     "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),
     "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
     "E707": Code("A file does not exist or cannot be read.", "check the path"),
+    "E760": Code("Two outputs of a command would be the same file.", "choose another path with -o"),
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; finished parts are kept.",

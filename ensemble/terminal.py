@@ -1,21 +1,28 @@
-"""The terminal: the only module that prints. Results go to stdout; notices, progress and errors to stderr."""
+"""The terminal: the only module that prints. Results go to stdout; notices, progress and errors to stderr.
+
+What comes from files and names is escaped where a terminal would obey it, and long messages are cut. A stderr that is
+closed or full stops no work: what it would have said is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
 import threading
 from typing import Any
 
 import click
 
-from ensemble.errors import EnsError
+from ensemble.errors import EnsError, OptionError
 from ensemble.events import Listener, Notice
 from ensemble.progress_lines import ProgressLines
 
 # the bar takes what the words leave of the line, and is the first to give way
 _BAR = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt}, {remaining} left{postfix} |{bar}|"
+_MOST = 2000  # characters of a message
 _AROUND_DETAIL = 27  # columns of the rest: without stage, counts and detail, and with a bar of one column
 
 
@@ -44,9 +51,9 @@ class Terminal(Listener):
         if self._level < 0 and not notice.is_warning:
             return
         kind, colour = ("warning", "yellow") if notice.is_warning else ("note", "cyan")
-        line = f"{_styled(f'{kind}[{notice.code}]', colour)} {notice.message}"
+        line = f"{_styled(f'{kind}[{notice.code}]', colour)} {shorten(notice.message)}"
         if self._bar is None:
-            click.echo(line, err=True, color=_has_colour())
+            _say(line)
         else:
             self._bar.write(line, file=sys.stderr)
 
@@ -56,13 +63,15 @@ class Terminal(Listener):
             self._lines.progress(stage, done, total)
         if self._level < 0 or not _is_terminal():
             return
-        if self._bar is not None and self._bar.desc != stage:
+        if self._bar is not None and self._bar.desc != escape(stage):
             self._bar.close()
             self._bar = None
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(desc=stage, total=total, initial=done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR)
+            self._bar = tqdm(
+                desc=escape(stage), total=total, initial=done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR
+            )
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()
@@ -82,7 +91,7 @@ class Terminal(Listener):
         if self._lines is not None:
             self._lines.step_done(text)
         elif self._bar is not None and self._level > 0:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(escape(text), file=sys.stderr)
 
     def close(self) -> None:
         """End the progress of the command, finished or not."""
@@ -98,27 +107,69 @@ TERMINAL = Terminal()
 
 def show(value: object, text: str, *, as_json: bool) -> None:
     """Print a result, as JSON or as text."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=1) if as_json else text.rstrip("\n"))
+    click.echo(_to_json(value) if as_json else escape(text.rstrip("\n")))
 
 
 def show_error(err: EnsError, *, as_json: bool) -> None:
     """Print an error: what happened, its details, and what to do."""
     if as_json:
-        click.echo(json.dumps({"error": err.as_dict()}, ensure_ascii=False, indent=1))
+        said = {
+            key: shorten(value, raw=True) if isinstance(value, str) else value for key, value in err.as_dict().items()
+        }
+        if err.details:
+            said["details"] = [shorten(detail, raw=True) for detail in err.details]
+        click.echo(_to_json({"error": said}))
         return
-    lines = [f"{_styled(f'error[{err.code}]', 'red')} {err.message}"]
-    lines += [f"  {detail}" for detail in err.details[:20]]
+    lines = [f"{_styled(f'error[{err.code}]', 'red')} {shorten(err.message)}"]
+    lines += [f"  {shorten(detail)}" for detail in err.details[:20]]
     if len(err.details) > 20:
         lines.append(f"  ... and {len(err.details) - 20:,} more")
-    lines.append(f"  {_styled('hint:', 'cyan')} {err.hint}")
-    click.echo("\n".join(lines), err=True, color=_has_colour())
+    lines.append(f"  {_styled('hint:', 'cyan')} {shorten(err.hint)}")
+    _say("\n".join(lines))
+
+
+def show_usage_error(err: click.ClickException, *, as_json: bool) -> None:
+    """Print an error in the command line itself, as click does."""
+    if as_json:
+        show_error(OptionError("E200", err.format_message()), as_json=True)
+        return
+    if isinstance(err, click.UsageError) and err.ctx is not None:
+        _say(f"{err.ctx.get_usage()}\nTry '{err.ctx.command_path} --help' for help.\n")
+    _say(f"Error: {shorten(err.format_message())}")
 
 
 def show_bug(err: Exception, report: str) -> None:
     """Print one line for an error in the program itself, and where its traceback is."""
     bug = _styled("bug:", "red")
-    line = f"{bug} {type(err).__name__}: {err}\n  hint: please report it with {report}"
-    click.echo(line, err=True, color=_has_colour())
+    _say(f"{bug} {type(err).__name__}: {shorten(str(err))}\n  hint: please report it with {report}")
+
+
+def open_standard_streams() -> None:
+    """Open the standard streams that are closed (``2>&-``), on nothing: else the next file would take their place.
+
+    What a library writes to its stderr would then end up in that file.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gives the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", encoding="utf-8", closefd=False))
+
+
+def escape(text: str) -> str:
+    """Return a text without characters that a terminal obeys: escape sequences, bidirectional marks, half characters.
+
+    They become escapes such as ``\\x1b``; line breaks and tabs stay.
+    """
+    return text if text.isascii() and text.isprintable() else _OBEYED.sub(_escaped, text)
+
+
+def shorten(text: str, *, raw: bool = False) -> str:
+    """Return a message escaped, unless ``raw``, and cut at 2,000 characters."""
+    cut = text if len(text) <= _MOST else f"{text[:_MOST]}... and {len(text) - _MOST:,} more characters"
+    return cut if raw else escape(cut)
 
 
 def shorten_detail(text: str, room: int) -> str:
@@ -131,8 +182,27 @@ def shorten_detail(text: str, room: int) -> str:
     return first
 
 
+# control characters but for tab and line feed, marks that change the direction of text or end a line, surrogates
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def _to_json(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def _write_line(line: str) -> None:
-    click.echo(line, err=True)
+    _say(escape(line))
+
+
+def _say(text: str) -> None:
+    """Write to stderr, if it can be."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(text, err=True, color=_has_colour())
 
 
 def _tick(lines: ProgressLines, ended: threading.Event) -> None:
@@ -141,7 +211,7 @@ def _tick(lines: ProgressLines, ended: threading.Event) -> None:
 
 
 def _is_terminal() -> bool:
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _styled(text: str, colour: str) -> str:
@@ -154,4 +224,4 @@ def _has_colour() -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return _is_terminal() and os.environ.get("TERM") != "dumb"

@@ -130,6 +130,7 @@ def test_the_command_line_starts_light() -> None:
             "model_codes",
             "progress_lines",
             "run_codes",
+            "stop_signals",
             "terminal",
         )
     } | {"click"}
@@ -137,7 +138,7 @@ def test_the_command_line_starts_light() -> None:
     modules = [ROOT / "ensemble" / module for module in ("cli.py", "__main__.py", "terminal.py", "errors.py")]
     modules += [ROOT / "ensemble" / "events.py", ROOT / "ensemble" / "error_codes.py"]
     modules += [ROOT / "ensemble" / "run_codes.py", ROOT / "ensemble" / "model_codes.py"]
-    modules += [ROOT / "ensemble" / "progress_lines.py"]
+    modules += [ROOT / "ensemble" / "progress_lines.py", ROOT / "ensemble" / "stop_signals.py"]
     modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):
         for node in ast.parse(module.read_text(encoding="utf-8")).body:

@@ -189,6 +189,37 @@ def test_nothing_is_written_over_what_is_read(contest: Path, capsys: pytest.Capt
     assert info.read_bytes() == before
 
 
+def test_predictions_are_not_written_over(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A submission in the place of a table that is blended is refused, and the table stays."""
+    table = contest / "a.csv"
+    table.write_text("id," + ",".join(map(str, range(18))) + "\n" + "x.jpg," + ",".join(["0.05"] * 18) + "\n")
+    before = table.read_bytes()
+    assert run(["blend", f"{table}", "--as", "probabilities", "-o", f"{table}"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["errors.csv", "_run.json", "budget.json"])
+def test_a_submission_is_none_of_the_working_files(
+    contest: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """-o in the place of a file that the command writes beside it is refused before the work."""
+    work = contest / "work"
+    models = ("--models", f"{contest / 'models'}", "--images", f"{contest / 'images'}")
+    assert run(["submit", f"{contest / 'none.json'}", *models, "--work", f"{work}", "-o", f"{work / name}"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+
+
+def test_a_member_called_like_the_list_of_bad_images_is_refused(
+    contest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A member errors.csv is E760 before an image is read: its folder would be in the place of that file."""
+    toys.write_model(contest / "models", toys.card("Errors.csv"))
+    assert run(predict(contest, "-o", f"{contest / 'preds'}")) == 7
+    assert "error[E760]" in capsys.readouterr().err
+    assert not list((contest / "preds").iterdir())
+
+
 def test_a_recipe_brings_its_own_pool(contest: Path) -> None:
     """--apply with any --pool, the default one included, is refused."""
     preds, recipe = f"{contest / 'preds'}", f"{contest / 'b.json'}"

@@ -200,6 +200,29 @@ def test_devices_are_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_symbolic_link_stays(tmp_path: Path, sync: bool) -> None:
+    """Writing to a link, or to one that leads to another, replaces the file at its end, which may not be there yet."""
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "file"
+    (tmp_path / "link").symlink_to("there/file")
+    (tmp_path / "second").symlink_to(tmp_path / "link")
+    for name, data in (("second", b"one"), ("link", b"two")):
+        assert write_atomic(tmp_path / name, data, sync=sync) == tmp_path / name
+        assert target.read_bytes() == data
+        assert (tmp_path / name).is_symlink()
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_a_loop_of_symbolic_links_is_an_error(tmp_path: Path) -> None:
+    """A link that leads to itself, by way of another too, is E702, and both stay."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(FileError, match=r"E702.*leads to itself"):
+        write_atomic(tmp_path / "a", b"x")
+    assert (tmp_path / "a").is_symlink()
+
+
 def test_require_writable_leaves_nothing(tmp_path: Path) -> None:
     """Proving that a folder can be written makes the folder and leaves no file in it."""
     folder = require_writable(tmp_path / "a" / "b")

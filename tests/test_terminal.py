@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ensemble.errors import DataError
 from ensemble.events import Notice
-from ensemble.terminal import Terminal, shorten_detail, show_bug, show_error
+from ensemble.terminal import Terminal, shorten_detail, show, show_bug, show_error
+
+ROOT = Path(__file__).parents[1]
 
 
 class Screen(io.StringIO):
@@ -132,3 +137,79 @@ def test_another_stage_has_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     shown.close()
     assert "verify  75% 30/40" in screen.getvalue()
     assert "export  50% 1/2" in screen.getvalue()
+
+
+HOSTILE = "a\x1b[31mb\rc\x07d\u202ee\u2066f\x9bg\udc80h\u2028i"
+ESCAPED = r"a\x1b[31mb\rc\x07d\u202ee\u2066f\x9bg\udc80h\u2028i"
+
+
+def test_nothing_from_a_file_drives_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Escape sequences, control characters, marks of direction and half characters are shown as escapes everywhere."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = Terminal()
+    shown.notice(Notice("W301", HOSTILE))
+    show_error(DataError("E302", HOSTILE, details=(HOSTILE,), hint=HOSTILE), as_json=False)
+    show_bug(ValueError(HOSTILE), "report.txt")
+    shown.begin("train")
+    shown.step_done(HOSTILE)
+    shown.close()
+    show(None, f"한글\t{HOSTILE}\nnext", as_json=False)
+    said = capsys.readouterr()
+    assert said.err.count(ESCAPED) == 6
+    assert said.out == f"한글\t{ESCAPED}\nnext\n"
+
+
+def test_json_is_the_same_value_without_raw_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """In JSON they are JSON's own escapes: a program reads the name as it is."""
+    show({HOSTILE: "한글"}, "", as_json=True)
+    text = capsys.readouterr().out
+    assert not re.search("[\x1b\x9b\u202e\udc80]", text)
+    assert "한글" in text
+    assert json.loads(text) == {HOSTILE: "한글"}
+
+
+def test_long_messages_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    """A message of megabytes is cut at 2,000 characters, its details too, with what was left out."""
+    error = DataError("E302", "x" * 1_000_000, details=("y" * 3000,))
+    for as_json in (False, True):
+        show_error(error, as_json=as_json)
+        said = "".join(capsys.readouterr())
+        assert "x... and 998,000 more characters" in said
+        assert "y... and 1,000 more characters" in said
+        assert len(said) < 6000
+
+
+@pytest.mark.parametrize("broken", [None, "full", "closed"])
+def test_a_broken_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch, broken: str | None) -> None:
+    """Where stderr is missing, full or closed, notices and progress are lost and nothing is raised."""
+
+    class Full(Screen):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    screen = None if broken is None else Full(terminal=False)
+    if screen is not None and broken == "closed":
+        screen.close()
+    monkeypatch.setattr(sys, "stderr", screen)
+    shown = Terminal()
+    shown.begin("train")
+    shown.notice(Notice("W301", "odd"))
+    shown.progress("train", 0, 1)
+    shown.step_done("epoch 1")
+    shown.close()
+    show_error(DataError("E302", "empty"), as_json=False)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_no_work(tmp_path: Path, closed: str) -> None:
+    """With standard streams closed by the shell the work is done and the status is right."""
+    code = "from ensemble.__main__ import main; main()"
+    sample = tmp_path / "sample.csv"
+    sample.write_text("ImageID,ans\na.jpg,0\n")
+    for ids, status in (("a.jpg", 0), ("b.jpg", 5)):
+        answers = tmp_path / "answers.csv"
+        answers.write_text(f"ImageID,ans\n{ids},1\n")
+        command = f'"{sys.executable}" -c "{code}" check "{answers}" --like "{sample}" {closed}'
+        assert subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, check=False).returncode == status

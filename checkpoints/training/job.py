@@ -56,6 +56,10 @@ class TrainJob:
     def __post_init__(self) -> None:
         validate_member(self.member)
         validate_member(self.fold_name(self.folds.count - 1))
+        if self.folds_file is not None and self.folder == self.folds_file:
+            raise OptionError(
+                "E204", f"a member cannot be called {self.member}: its folder would be the file of the folds"
+            )
         if not 0 <= self.seed < 2**63:
             raise OptionError("E204", f"--seed must be 0 to 2^63 - 1, got {self.seed}")
 

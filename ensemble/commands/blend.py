@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option
+from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option, named
 from ensemble.commands.recipe_options import NAMES, RecipeExtras, recipe_options
 from ensemble.commands.sheet_options import rows_options, sheet_options, table_options
 from ensemble.terminal import TERMINAL, show
@@ -126,7 +126,8 @@ def blend(
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
 
-    require_different({"-o": output, "--save": save}, {"--like": like, "--apply": recipe_path, "--truth": truth})
+    read = {"--like": like, "--apply": recipe_path, "--truth": truth}
+    require_different({"-o": output, "--save": save}, read | named("PREDICTIONS", predictions) | named("--oof", oof))
     _require_one_source(recipe_path, oof, truth)
     space = parse_labels(labels)
     external = replace(tables, id_column=sheet.id_column)
@@ -158,8 +159,7 @@ def blend(
     summary = {"path": str(output), "rows": len(answers)}
     summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
     summary["recipe"] = json.loads(chosen.recipe.to_json())
-    unread = render_unread(blended.filled, common.missing)
-    show(summary, f"{_render_chosen(chosen)}{unread}{output}", as_json=as_json)
+    show(summary, f"{_render_chosen(chosen)}{render_unread(blended.filled, common.missing)}{output}", as_json=as_json)
 
 
 def _render_chosen(chosen: ChosenRecipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,11 @@ def conflict(message: str, *, hint: str | None = None) -> OptionError:
     context = click.get_current_context(silent=True)
     usage = () if context is None else (context.get_usage(),)
     return OptionError("E204", message, hint=hint, details=usage)
+
+
+def named(name: str, paths: Sequence[Path]) -> dict[str, Path | None]:
+    """Return the paths of an argument or option that may be repeated, by names for messages."""
+    return {f"{name} {path}": path for path in paths}
 
 
 def given_options(names: Collection[str]) -> str:

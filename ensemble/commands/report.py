@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option, report_extra
+from ensemble.commands.options import PATH, json_option, named, report_extra
 from ensemble.commands.sheet_options import table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -63,7 +63,8 @@ def report(
     from ensemble.labels import parse_labels
     from ensemble.predictions.truth import TruthOptions
 
-    require_different({"-o": output}, {"--recipe": recipe, "--truth": truth})
+    read = {"--recipe": recipe, "--truth": truth} | named("PREDICTIONS", predictions) | named("--oof", oof)
+    require_different({"-o": output}, read)
     words = ["ens", "report", *map(str, predictions)]
     given = {"--recipe": recipe, "--truth": truth, "--id-column": id_column, "--label-column": label_column}
     given |= {

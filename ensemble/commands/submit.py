@@ -86,7 +86,8 @@ def submit(
     from ensemble.submit.submit import submit as run_submit
     from ensemble.submit.time_budget import parse_budget
 
-    require_different({"-o": output}, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
+    own = {f"{name} of --work": work / name for name in ("errors.csv", "_run.json", "budget.json")}
+    require_different({"-o": output} | own, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble import files
-from ensemble.errors import DataError, ModelError, enumerate_some
+from ensemble.errors import DataError, FileError, ModelError, enumerate_some
 from ensemble.events import Listener, Notice, Recorder
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
@@ -228,6 +228,9 @@ def _read_models(models: Sequence[Path], views: Sequence[View]) -> list[ModelFil
     read = [read_model(path) for path in models]
     counts = Counter(model.card.member for model in read)
     for model in read:
+        if model.card.member.casefold() == ERRORS:
+            message = f"the predictions of {model.path} would take the place of {ERRORS}, the list of unreadable images"
+            raise FileError("E760", message, path=model.path, hint="export it again with another --member")
         if counts[model.card.member] > 1:
             both = [str(other.path) for other in read if other.card.member == model.card.member]
             raise ModelError("E428", f"{enumerate_some(both)} are all called {model.card.member!r}")

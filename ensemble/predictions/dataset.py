@@ -107,7 +107,8 @@ def write_part(path: Path, part: Part, *, sync: bool = True) -> None:
         columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
     if part.filled:
         fields.append(pa.field(_FILLED, pa.bool_()))
-        columns.append(pa.array([name in part.filled for name in part.ids], pa.bool_()))
+        filled = set(part.filled)
+        columns.append(pa.array([name in filled for name in part.ids], pa.bool_()))
     table = pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)

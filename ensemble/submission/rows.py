@@ -44,7 +44,8 @@ class RowMap:
 
     def without(self, missing: Collection[str]) -> RowMap:
         """Return the map without some images; a row of no other images is left out."""
-        kept = [i for i, name in enumerate(self.images) if name not in missing]
+        left_out = set(missing)
+        kept = [i for i, name in enumerate(self.images) if name not in left_out]
         images, rows = (tuple(part[i] for i in kept) for part in (self.images, self.rows))
         return RowMap(images, rows, self.weights[kept], self.how)
 

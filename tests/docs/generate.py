@@ -84,7 +84,7 @@ def _statuses() -> list[tuple[str, str, str]]:
         ("1", "a bug in `ens`; the traceback is in the file that is named", ""),
         *((str(kind.exit_status), _summary(kind), f"E{_digit(kind)}xx") for kind in _KINDS[:-1]),
         (str(errors.LockedError.exit_status), _summary(errors.LockedError), "E703"),
-        ("130, 143", "stopped by Ctrl-C or SIGTERM; run the same command again to resume", "E801"),
+        ("130, 143, 129", "stopped by Ctrl-C, SIGTERM or SIGHUP; run the same command again to resume", "E801"),
     ]
 
 
