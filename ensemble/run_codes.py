@@ -125,6 +125,11 @@ RUN_CODES: dict[str, Code] = {
         "leave out --runtime, or give the version that the message names, as npm pack writes it",
     ),
     "E833": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
+    "E808": Code(
+        "No member can give class-activation maps.",
+        "fuse without --maps, or export members with --features and pooled linear heads",
+    ),
+    "I802": Code("Another member than the strongest one gives the maps of a fused file.", "nothing to do"),
     "E811": Code(
         "The folder of a bundle holds other files.", "name a new folder with -o, or one that ens bundle wrote"
     ),

@@ -41,9 +41,15 @@ class Classifier:
         Learning Deep Features for Discriminative Localization, equation 2). A class of several axes has the sum of the
         scores of its values, before the softmax.
         """
-        weights = (self._values_of_classes() @ self.weights)[classes]
+        weights = self.class_weights[classes]
         found: Floats = np.einsum("bf,bfhw->bhw", weights, features.astype(np.float64))
         return found
+
+    @property
+    def class_weights(self) -> Floats:
+        """The weights of each class ``(C, F)``: of a class of several axes, the sum of those of its values."""
+        weights: Floats = self._values_of_classes() @ self.weights
+        return weights
 
     def require_explains(self, features: NDArray[np.float32], logits: Logits) -> None:
         """Check that the logits ``(B, C)`` are those of this layer on the mean of the features.

@@ -17,6 +17,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")
 @click.option("--members", is_flag=True, help="Give each member's probabilities, too.")
+@click.option("--maps", is_flag=True, help="Give the strongest member's class-activation maps, too.")
 @click.option("--licence", help="Licence of the file, kept in its card: CC-BY-4.0.")
 @json_option
 def fuse(
@@ -26,6 +27,7 @@ def fuse(
     check_images: Path | None,
     boxes: Path | None,
     members: bool,
+    maps: bool,
     licence: str | None,
     as_json: bool,
 ) -> None:
@@ -53,7 +55,7 @@ def fuse(
         models,
         output,
         images=CheckImages(check_images, boxes=None if boxes is None else read_boxes(boxes)),
-        options=FuseOptions(members=members, licence=licence),
+        options=FuseOptions(members=members, maps=maps, licence=licence),
         listener=TERMINAL,
     )
     show(done.as_dict(), str(done), as_json=as_json)

@@ -18,9 +18,10 @@ from ensemble.blend.recipe import Recipe
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
-from ensemble.fuse.fused_card import FUSED_KEY, FusedCard, FusedMember
+from ensemble.fuse.fused_card import FUSED_KEY, FusedCard, FusedMaps, FusedMember
 from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.graph import FusePlan, build_fused
+from ensemble.fuse.map_member import find_maps
 from ensemble.fuse.verify import CheckImages, FusedChecks, verify
 from ensemble.images.views import parse_views
 from ensemble.runtime.model_file import ModelFile
@@ -30,9 +31,13 @@ from ensemble.submit.submit import find_members
 
 @dataclass(frozen=True, slots=True)
 class FuseOptions:
-    """``members`` adds each member's probabilities to the outputs; ``licence`` is kept in the card."""
+    """``members`` adds each member's probabilities to the outputs, ``maps`` the strongest one's class-activation maps.
+
+    ``licence`` is kept in the card.
+    """
 
     members: bool = False
+    maps: bool = False
     licence: str | None = None
 
 
@@ -74,7 +79,7 @@ def fuse(
 
     Raises:
         DeployError: E802 when the recipe's answers depend on other images, E803 to E805 when a view, a resizer or a
-            network cannot be part of a graph, E806 when the answers differ.
+            network cannot be part of a graph, E806 when the answers differ, E808 when there are no maps.
         PredictionError: E501 or E530 when the models are not the recipe's members.
         ModelError, FileError, DataError: see `find_members`, `list_images` and `write_atomic`.
     """
@@ -82,8 +87,12 @@ def fuse(
     recipe = used_part(recipe)
     require_row_wise(recipe)
     plan = make_plan(recipe, find_members(recipe, models, listener), each_member=options.members)
+    members, maps = members_of(plan), None
+    if options.maps:
+        found = find_maps(plan, members, listener)
+        plan, maps = replace(plan, maps=found.classifier), FusedMaps(found.classifier.card.member, found.size)
     built = build_fused(plan)
-    card = FusedCard(recipe, _members_of(plan), options.licence, tools=_tools())
+    card = FusedCard(recipe, members, options.licence, maps, tools=_tools())
     draft = _serialize(built, card, target)
     checks = verify(start_fused(draft, target), plan, images)
     if checks.drawn:
@@ -125,7 +134,8 @@ def make_plan(recipe: Recipe, models: dict[str, ModelFile], *, each_member: bool
     return FusePlan(recipe, models, views, each_member)
 
 
-def _members_of(plan: FusePlan) -> tuple[FusedMember, ...]:
+def members_of(plan: FusePlan) -> tuple[FusedMember, ...]:
+    """Return the members with their shares of the vote, in the order of the recipe's groups."""
     shares = normalise({name: group.weight for name, group in plan.recipe.groups.items()})
     return tuple(
         FusedMember(name, group_name, shares[group_name] / len(group.members), model.sha256, model.card)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ensemble.arrays import Classes, Mask, Pixels
 from ensemble.errors import DeployError, OptionError
 from ensemble.fuse.fused_card import FusedCard, fused_card_of
-from ensemble.fuse.graph import APPLIES, BOXES, CLASSES, IMAGES, MEMBERS, PROBABILITIES
+from ensemble.fuse.graph import APPLIES, BOXES, CLASSES, IMAGES, MAPS, MEMBERS, PROBABILITIES
 from ensemble.images.face_boxes import Box
 
 
@@ -22,13 +22,15 @@ from ensemble.images.face_boxes import Box
 class FusedAnswers:
     """The answers for N images: ``probabilities`` ``(N, C)``, ``classes`` ``(N,)``, what ``applies`` ``(N, C)``.
 
-    ``members`` ``(N, M, C)`` are the probabilities of each member, where the file has them.
+    ``members`` ``(N, M, C)`` are the probabilities of each member, and ``maps`` ``(N, C, h, w)`` the class-activation
+    maps of one, where the file has them.
     """
 
     probabilities: NDArray[np.float32]
     classes: Classes
     applies: Mask | None = None
     members: NDArray[np.float32] | None = None
+    maps: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +53,9 @@ class FusedSession:
             feed[BOXES] = box_array(boxes)
         names = [value.name for value in self.runtime.get_outputs()]
         found = dict(zip(names, self.runtime.run(None, feed), strict=True))
-        return FusedAnswers(found[PROBABILITIES], found[CLASSES], found.get(APPLIES), found.get(MEMBERS))
+        return FusedAnswers(
+            found[PROBABILITIES], found[CLASSES], found.get(APPLIES), found.get(MEMBERS), found.get(MAPS)
+        )
 
 
 def box_array(boxes: Sequence[Box | None]) -> NDArray[np.float32]:

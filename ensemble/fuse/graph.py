@@ -11,6 +11,8 @@ import onnx.compose
 import onnx.version_converter
 from onnx import TensorProto, helper
 
+from ensemble.analysis.cam import Classifier
+from ensemble.arrays import Floats
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.card import Preprocess
 from ensemble.errors import DeployError
@@ -27,21 +29,26 @@ from ensemble.images.label_swaps import swapped_columns
 from ensemble.images.resize import plain_preprocess
 from ensemble.images.views import View
 from ensemble.runtime.fused_views import pixel_sources
-from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
+from ensemble.runtime.model_file import FEATURES, INPUT, LOGITS, ModelFile
 
 IMAGES, BOXES = "images", "boxes"
-PROBABILITIES, CLASSES, APPLIES, MEMBERS = "probabilities", "class", "applies", "members"
+PLAIN_VIEW = "identity"
+PROBABILITIES, CLASSES, APPLIES, MEMBERS, MAPS = "probabilities", "class", "applies", "members", "maps"
 _WITH_ANTIALIAS = 18  # the first opset whose Resize is antialiased, and whose Split takes num_outputs
 
 
 @dataclass(frozen=True, slots=True)
 class FusePlan:
-    """The input of a fused file: the recipe, its members' models by name, and its views by name."""
+    """The input of a fused file: the recipe, its members' models by name, and its views by name.
+
+    ``each_member`` adds their probabilities to the outputs, ``maps`` the class-activation maps of one.
+    """
 
     recipe: Recipe
     models: Mapping[str, ModelFile]
     views: Mapping[str, View]
     each_member: bool = False
+    maps: Classifier | None = None
 
     @property
     def takes_boxes(self) -> bool:
@@ -92,6 +99,7 @@ class _FusedWriter:
         self._prepared: dict[Preprocess, Tensor] = {}
         self._seen: dict[tuple[Tensor, str], Tensor] = {}
         self._stacked: dict[tuple[Tensor, ...], Tensor] = {}
+        self._maps: onnx.ValueInfoProto | None = None
         self.nodes = NodeList()
         self.weights: list[onnx.TensorProto] = []
         self.sparse_weights: list[onnx.SparseTensorProto] = []
@@ -111,6 +119,9 @@ class _FusedWriter:
         columns = recipe.labels.permutation(card.labels, owner=name)
         logits = self._network(f"{name}/", network, pixels)
         parts = self.nodes.add_split(logits, len(views), axis=0)
+        maps = self._plan.maps
+        if maps is not None and maps.card.member == name:
+            self._add_maps(maps.class_weights[columns], f"{name}/{FEATURES}", views)
         pooled = []
         for view, part in zip(views, parts, strict=True):
             # the view's exchange of labels first, then the recipe's order of them
@@ -146,7 +157,22 @@ class _FusedWriter:
             rows = [nodes.add("Unsqueeze", tensor, nodes.constant([1])) for tensor in each]
             nodes.add("Concat", *rows, output=MEMBERS, axis=1)
             found.append(helper.make_tensor_value_info(MEMBERS, TensorProto.FLOAT, ["N", len(each), count]))
+        if self._maps is not None:
+            found.append(self._maps)
         return found
+
+    def _add_maps(self, weights: Floats, features: Tensor, views: Sequence[str]) -> None:
+        """Add the maps ``(N, C, h, w)`` of the images as they are; ``weights`` are ``(C, F)``."""
+        nodes = self.nodes
+        seen = nodes.add_split(features, len(views), axis=0)[views.index(PLAIN_VIEW)]
+        shape = nodes.add("Shape", seen)
+        rows, cells = nodes.add("Slice", shape, nodes.constant([0]), nodes.constant([1])), nodes.constant([0, 0, -1])
+        flat = nodes.add("Reshape", nodes.add("Cast", seen, to=TensorProto.FLOAT), cells)
+        weighed = nodes.add("MatMul", nodes.constant(weights.astype(np.float32)), flat)
+        size = nodes.add("Slice", shape, nodes.constant([2]), nodes.constant([4]))
+        target = nodes.add("Concat", rows, nodes.constant([len(weights)]), size, axis=0)
+        nodes.add("Reshape", weighed, target, output=MAPS)
+        self._maps = helper.make_tensor_value_info(MAPS, TensorProto.FLOAT, ["N", len(weights), "rows", "columns"])
 
     def _pixels(self, preprocess: Preprocess, views: Sequence[str], *, member: str) -> Tensor:
         """Add the prepared images in every view, ``(views * N, H, W, 3)`` uint8, one view after the other."""

@@ -13,11 +13,12 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from ensemble.analysis.cam import find_classifier
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, ThresholdRule
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group
 from ensemble.blend.smoothing import Smoothing
-from ensemble.card import FaceCrop, Preprocess
+from ensemble.card import FaceCrop, ModelCard, Preprocess
 from ensemble.cli import ens
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
@@ -28,6 +29,8 @@ from ensemble.fuse.fused_card import FusedCard, read_fused_card
 from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.verify import CheckImages
 from ensemble.labels import LabelSpace
+from ensemble.runtime.model_file import read_model
+from ensemble.runtime.session import start_session
 from tests.support.toy_recipes import LABELS, toy_recipe, write_members
 from tests.support.toys import card, convolutional_proto, model_proto, picture, write_model, write_pictures
 
@@ -233,3 +236,51 @@ def test_a_file_that_is_no_fused_one_is_refused(folder: Path, tmp_path: Path) ->
         with pytest.raises(DeployError) as caught:
             read_fused_card(path)
         assert caught.value.code == "E807"
+
+
+def with_features(one: ModelCard, *, seed: int) -> onnx.ModelProto:
+    """The toy residual network with the input of its average pooling as the output ``features``."""
+    proto = convolutional_proto(one, seed=seed)
+    (pool,) = (node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+    proto.graph.node.append(onnx.helper.make_node("Identity", [pool.input[0]], ["features"]))
+    shape: list[str | int | None] = ["batch", 24, "rows", "columns"]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape))
+    return proto
+
+
+def test_maps_are_those_of_the_strongest_member_that_has_them(tmp_path: Path) -> None:
+    """The largest share of the vote is passed over with a notice, since its model has no features."""
+    other = LabelSpace.flat(tuple(reversed(LABELS.names)))
+    cards = [card("m0", labels=LABELS), card("m1", labels=LABELS), card("m2", labels=other)]
+    write_members(tmp_path, cards)
+    write_model(tmp_path, cards[2], proto=with_features(cards[2], seed=2))
+    recorder = Recorder()
+    recipe = toy_recipe(views={"hflip": 1.0, "identity": 1.0})
+    options = FuseOptions(maps=True)
+    done = fuse(recipe, [tmp_path], tmp_path / "out" / "e.onnx", options=options, listener=recorder)
+    assert done.card.maps is not None
+    assert done.card.maps.member == "m2"
+    said = [notice.message for notice in recorder.notices if notice.code == "I802"]
+    assert len(said) == 1
+    assert "m0.onnx has no output 'features'" in said[0]
+    pixels = picture(3, size=cards[2].preprocess.size)[np.newaxis]
+    found = start_fused(done.path.read_bytes(), done.path).run(pixels)
+    model = read_model(tmp_path / "m2.onnx")
+    features = start_session(model).run(pixels, output="features")
+    expected = [find_classifier(model).maps(features, np.array([label]))[0] for label in (3, 2, 1, 0)]
+    assert found.maps is not None
+    assert found.maps.shape[2:] == done.card.maps.size
+    assert found.maps[0] == pytest.approx(np.array(expected), rel=1e-4, abs=1e-5)
+
+
+def test_no_maps_is_an_error_with_the_reason_of_each_member(folder: Path, tmp_path: Path) -> None:
+    """Of three members without features none has maps, and nothing is written."""
+    with pytest.raises(DeployError, match="no member") as caught:
+        fuse(toy_recipe(), [folder], tmp_path / "e.onnx", options=FuseOptions(maps=True))
+    assert caught.value.code == "E808"
+    assert len(caught.value.details) == 3
+    mirrored = toy_recipe(views={"hflip": 1.0})
+    with pytest.raises(DeployError) as caught:
+        fuse(mirrored, [folder], tmp_path / "e.onnx", options=FuseOptions(maps=True))
+    assert "as they are" in caught.value.details[0]
+    assert not (tmp_path / "e.onnx").exists()
