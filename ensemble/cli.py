@@ -7,6 +7,8 @@ No third-party package but click is imported before a command runs, so that
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ensemble.commands.adopt import adopt
@@ -14,6 +16,7 @@ from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.bundle import bundle
 from ensemble.commands.check import check
+from ensemble.commands.config_file import find_config, read_config, with_config
 from ensemble.commands.crop import crop
 from ensemble.commands.data import data
 from ensemble.commands.demo import demo
@@ -23,6 +26,8 @@ from ensemble.commands.explain import explain
 from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.fuse import fuse
+from ensemble.commands.init import init
+from ensemble.commands.options import PATH
 from ensemble.commands.page import page
 from ensemble.commands.predict import predict
 from ensemble.commands.report import report
@@ -30,7 +35,7 @@ from ensemble.commands.submit import submit
 from ensemble.commands.train import train
 
 _SECTIONS = {
-    "Start": (demo, doctor, explain_error),
+    "Start": (demo, init, doctor, explain_error),
     "Train": (data, crop, train),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
@@ -39,7 +44,17 @@ _SECTIONS = {
 
 
 class _Sections(click.Group):
-    """Lists the commands by section, in the order of the pipeline and not of the alphabet."""
+    """Lists the commands by section, in the order of the pipeline, and adds the options of a configuration file."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        config = find_config(ctx.params.get("config"), ignore=bool(ctx.params.get("no_config")))
+        if config is None or command is None or name is None or command is init:
+            return name, command, rest
+        tables = read_config(config, self.commands)
+        return name, command, with_config(config, command, name, tables.get(name, {}), rest)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
@@ -55,7 +70,9 @@ class _Sections(click.Group):
 @click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ens-onnx", prog_name="ens")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def ens(debug: bool) -> None:
+@click.option("--config", type=PATH, help="A file with the options of commands.  [default: ens.toml, if there is one]")
+@click.option("--no-config", is_flag=True, help="Do not read ens.toml.")
+def ens(debug: bool, config: Path | None, no_config: bool) -> None:
     """Turn trained image classifiers into a contest submission you can trust.
 
     \b

@@ -85,6 +85,12 @@ RUN_CODES: dict[str, Code] = {
     "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
     "E707": Code("A file does not exist or cannot be read.", "check the path"),
     "E760": Code("Two outputs of a command would be the same file.", "choose another path with -o"),
+    "E761": Code(
+        "A configuration file is no TOML, or has unknown names or wrong values.",
+        "ens init -o other.toml writes all names; ens --no-config COMMAND does not read ens.toml",
+    ),
+    "I760": Code("Options were read from a configuration file.", "leave it out with ens --no-config COMMAND"),
+    "E762": Code("The file to be written by ens init exists.", "choose another with -o, or remove it"),
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; finished parts are kept.",

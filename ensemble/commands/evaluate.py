@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Score predictions or submissions")
-@click.argument("answers", nargs=-1, required=True, type=PATH)
+@click.argument("answers", metavar="PREDICTIONS...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--truth",
     type=PATH,

@@ -1,0 +1,200 @@
+"""The configuration file: what it sets, what overrides it, what is refused, and the file that `ens init` writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from ensemble.__main__ import run
+from ensemble.cli import ens
+from ensemble.commands.config_file import name_of, read_config, settable, with_config
+from ensemble.commands.init import render_table
+from ensemble.errors import FileError
+from ensemble.terminal import TERMINAL
+
+PREDICT = ens.commands["predict"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of each test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def merged(text: str, *given: str, name: str = "predict") -> list[str]:
+    """What a command gets as its arguments from a file and a command line."""
+    Path("ens.toml").write_text(text)
+    tables = read_config(Path("ens.toml"), ens.commands)
+    return with_config(Path("ens.toml"), ens.commands[name], name, tables.get(name, {}), list(given))
+
+
+def parsed(arguments: list[str], name: str = "predict") -> dict[str, object]:
+    """The values that the options of a command get."""
+    return ens.commands[name].make_context(name, list(arguments)).params
+
+
+def test_values_stand_for_what_would_be_typed() -> None:
+    """Text, numbers, true and lists become options and arguments, in any order of the file."""
+    text = '[predict]\ntta = true\nfresh = false\nbatch = 8\nmodels = ["a.onnx", "b.onnx"]\nimages = "x"\no = "out"\n'
+    values = parsed(merged(text))
+    assert values["models"] == (Path("a.onnx"), Path("b.onnx"))
+    assert (values["images"], values["batch"], values["tta"], values["fresh"]) == ("x", 8, True, False)
+    assert values["folder"] == Path("out")
+
+
+@pytest.mark.parametrize(
+    ("given", "models", "images", "device"),
+    [
+        ((), "a.onnx", "x", "cuda"),
+        (("b.onnx",), "b.onnx", "x", "cuda"),
+        (("--device", "cpu"), "a.onnx", "x", "cpu"),
+        (("--images=y", "b.onnx", "--device=cpu"), "b.onnx", "y", "cpu"),
+    ],
+)
+def test_the_command_line_overrides(given: tuple[str, ...], models: str, images: str, device: str) -> None:
+    """What is typed replaces the file's value, and lists are not joined."""
+    text = '[predict]\nmodels = ["a.onnx"]\nimages = "x"\ndevice = "cuda"\n'
+    values = parsed(merged(text, *given))
+    assert (values["models"], values["images"], values["device"]) == ((Path(models),), images, device)
+
+
+def test_options_that_may_be_repeated_are_replaced_as_a_whole() -> None:
+    """Two values of the file give way to the one on the command line."""
+    text = '[submit]\nrecipe = "r.json"\nimages = "x"\no = "s.csv"\nmodels = ["a", "b"]\n'
+    assert parsed(merged(text, name="submit"), "submit")["models"] == (Path("a"), Path("b"))
+    assert parsed(merged(text, "--models", "c", name="submit"), "submit")["models"] == (Path("c"),)
+
+
+def test_one_value_stands_for_a_list_and_patterns_for_files() -> None:
+    """A pattern is what a shell makes of it, in the order of names; without a match it stays, for the error."""
+    Path("models").mkdir()
+    for name in ("b.onnx", "a.onnx"):
+        Path("models", name).touch()
+    values = parsed(merged('[predict]\nmodels = "models/*.onnx"\nimages = "x"\n'))
+    assert values["models"] == (Path("models/a.onnx"), Path("models/b.onnx"))
+    assert parsed(merged('[predict]\nmodels = "no/*.onnx"\nimages = "x"\n'))["models"] == (Path("no/*.onnx"),)
+
+
+def test_texts_that_begin_with_a_dash_are_values() -> None:
+    """Neither a path nor an option's value is taken for an option."""
+    values = parsed(merged('[predict]\nmodels = "-a.onnx"\nimages = "-x"\no = "-out"\n'))
+    assert (values["models"], values["images"], values["folder"]) == ((Path("-a.onnx"),), "-x", Path("-out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[predcit]\n", "[predcit] is no command; did you mean predict?"),
+        ("predict = 1\n", "predict is a value"),
+        ("[predict]\nbacth = 1\n", "has 'bacth', which is no option of ens predict; did you mean batch?"),
+        ("[predict]\non_bad_image = 'fill'\n", "did you mean on-bad-image?"),
+        ("[predict]\nfolder = 'x'\n", "has 'folder', which is no option of ens predict"),
+        ("[predict]\nhelp = true\n", "has 'help'"),
+        ("[predict]\nbatch = '8'\n", "[predict] batch takes a whole number, got '8'"),
+        ("[predict]\nbatch = 1.5\n", "[predict] batch: "),
+        ("[predict]\nbatch = 0\n", "[predict] batch: 0 is not in the range"),
+        ("[predict]\nbatch = true\n", "[predict] batch takes a whole number, got True"),
+        ("[predict]\ntta = 1\n", "[predict] tta takes true or false, got 1"),
+        ("[predict]\ntta = 'yes'\n", "[predict] tta takes true or false"),
+        ("[predict]\nimages = ['x', 'y']\n", "[predict] images takes one value, got a list"),
+        ("[predict]\nmodels = [['x']]\n", "[predict] models takes text, got ['x']"),
+        ("[predict]\nids = 2026-01-01\n", "[predict] ids takes text"),
+        ("[predict.device]\nname = 'cpu'\n", "[predict] device takes text"),
+        ("[predict]\non-bad-image = 'ignore'\n", "[predict] on-bad-image: 'ignore' is not one of"),
+        ("[predict]\nbatch = 1\nbatch = 2\n", "is no TOML"),
+        ("[predict\n", "is no TOML"),
+        ("a = " + "[" * 5000 + "]" * 5000, "is no TOML"),
+        ("#" * 1_000_001, "more than 1,000,000 bytes"),
+    ],
+)
+def test_what_is_not_understood_is_refused(text: str, words: str) -> None:
+    """Unknown names, with the nearest one, wrong kinds and values, and files that are no TOML are E761."""
+    with pytest.raises(FileError) as caught:
+        merged(text, "m.onnx", "--images", "x")
+    assert caught.value.code == "E761"
+    assert words in caught.value.message
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    """A file in another encoding is E761."""
+    Path("ens.toml").write_bytes(b"[predict]\nimages = '\xff\xfe'\n")
+    with pytest.raises(FileError, match="E761"):
+        read_config(Path("ens.toml"), ens.commands)
+
+
+def test_a_file_is_read_where_it_is_said_or_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    """ens.toml of the working directory, or --config, is read and named in one line; --no-config reads none."""
+    Path("ens.toml").write_text('[explain-error]\ncode = "E301"\n')
+    Path("other.toml").write_text('[explain-error]\ncode = "E302"\n')
+    for options, code, name in (
+        ([], "E301", "ens.toml"),
+        (["--config", "other.toml"], "E302", "other.toml"),
+    ):
+        assert run([*options, "explain-error"]) == 0
+        said = capsys.readouterr()
+        assert code in said.out
+        assert said.err == f"note[I760] {name} sets code\n"
+    assert run(["--no-config", "explain-error", "E303"]) == 0
+    assert run(["explain-error", "E303"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["--no-config", "explain-error"]) == 2
+    assert run(["--config", "none.toml", "explain-error"]) == 7
+
+
+def test_quiet_hides_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """With -q, or quiet in the file, the file is not named."""
+    TERMINAL.close()
+    assert "--images=x" in merged("[predict]\nimages = 'x'\n", "m.onnx", "-q")
+    assert "--images=x" in merged("[predict]\nimages = 'x'\nquiet = true\n", "m.onnx")
+    assert capsys.readouterr().err == ""
+
+
+def test_help_and_wrong_options_are_clicks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where help is asked for or an option does not exist, the file adds nothing."""
+    assert merged("[predict]\nimages = 'x'\n", "--help") == ["--help"]
+    assert merged("[predict]\nimages = 'x'\n", "--no-such") == ["--no-such"]
+    assert capsys.readouterr().err == ""
+
+
+def test_init_writes_a_file_that_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file of all commands is TOML without a value, it is not overwritten, and unknown commands are refused."""
+    assert run(["init", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["commands"] == [name for name in ens.commands if name != "init"]
+    before = Path("ens.toml").read_text(encoding="utf-8")
+    assert set(tomllib.loads(before)) == set(ens.commands) - {"init"}
+    assert not any(tomllib.loads(before).values())
+    assert run(["init"]) == 7
+    assert "error[E762]" in capsys.readouterr().err
+    assert Path("ens.toml").read_text(encoding="utf-8") == before
+    assert run(["init", "predict", "-o", "one.toml"]) == 0
+    assert set(tomllib.loads(Path("one.toml").read_text())) == {"predict"}
+    assert run(["init", "no-such"]) == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(ens.commands) - {"init"}))
+def test_every_line_of_init_can_be_uncommented(name: str) -> None:
+    """Each option is there once, in its help's group, with a value of the right kind."""
+    command = ens.commands[name]
+    text = render_table(name, command)
+    values = tomllib.loads(re.sub(r"^#(?=\S+ = )", "", text, flags=re.MULTILINE))[name]
+    assert sorted(values) == sorted(settable(command))
+    uncommented = "\n".join(line[1:] if re.match(r"#\S+ = ", line) else line for line in text.splitlines())
+    merged(uncommented, name=name)
+    for heading in re.findall(r"# --- (.*) ---", text):
+        assert heading == "Other options" or heading in {group.heading for group in getattr(command, "groups", ())}
+
+
+def test_names_are_those_of_the_command_line() -> None:
+    """Every option has its longest name, and no two of a command have the same."""
+    for command in ens.commands.values():
+        names = [name_of(parameter) for parameter in command.params]
+        assert len(set(names)) == len(names)
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert {f"--{name_of(parameter)}", f"-{name_of(parameter)}"} & set(parameter.opts)
