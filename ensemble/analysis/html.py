@@ -13,12 +13,17 @@ def section(title: str, summary: str, body: str) -> str:
 
 def figure(svg: str, caption: str) -> str:
     """Render a plot above its caption."""
-    return f"<figure>{_scrolling(svg, 'plot')}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{scrolling(svg, 'plot')}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def framed(html: str, caption: str) -> str:
+    """Render HTML that scrolls by itself, such as a matrix, above its caption."""
+    return f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def preformatted(text: str, label: str) -> str:
     """Render text with its line breaks and spaces kept."""
-    return _scrolling(f"<pre>{escape(text.rstrip())}</pre>", label)
+    return scrolling(f"<pre>{escape(text.rstrip())}</pre>", label)
 
 
 def table(
@@ -41,7 +46,7 @@ def table(
         kinds = ("n" if place in numbers else "wrap" if place in wrapping else "" for place in range(len(row)))
         cells = "".join(_cell("td", value, kind) for value, kind in zip(row, kinds, strict=True))
         lines.append(f"<tr{mark}>{cells}</tr>")
-    return _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>", label)
+    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>", label)
 
 
 def _cell(tag: str, value: str | int, kind: str) -> str:
@@ -49,9 +54,11 @@ def _cell(tag: str, value: str | int, kind: str) -> str:
     return f"<{tag}{mark}>{escape(value if isinstance(value, str) else f'{value:,}')}</{tag}>"
 
 
-def _scrolling(body: str, label: str) -> str:
-    """Let content that is wider than the page scroll, also with the keyboard."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{body}</div>'
+def scrolling(body: str, label: str, *, kind: str = "") -> str:
+    """Let content that is wider than the page scroll, also with the keyboard; a ``window`` also scrolls up and down."""
+    return (
+        f'<div class="{f"scroll {kind}".strip()}" tabindex="0" role="region" aria-label="{escape(label)}">{body}</div>'
+    )
 
 
 # blue and orange of the colour-blind safe palette of Okabe and Ito; all text has a contrast ratio above 4.5
@@ -93,10 +100,30 @@ th, td { padding: 9px 14px; text-align: left; vertical-align: top; white-space: 
 th { font-weight: 600; color: var(--muted); font-size: 13px; border-bottom: 1px solid var(--line); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 td.n, th.n { text-align: right; }
+.scroll > table:not(.matrix) :is(th, td):first-child { position: sticky; left: 0; background: var(--card); }
+.scroll > table:not(.matrix) tr.chosen td:first-child { background: var(--soft); }
 td.wrap { white-space: normal; min-width: 320px; }
 tr.chosen td { background: var(--soft); font-weight: 600; }
+.window { overflow: auto; max-height: min(86vh, 900px); width: fit-content; margin: 0 auto; }
+table.matrix { border-collapse: separate; border-spacing: 0; width: auto; font-size: 12px; line-height: 1.2; }
+table.matrix th { position: sticky; z-index: 1; background: var(--card); color: var(--ink); font-size: 12px;
+  font-weight: 400; border: 0; padding: 3px 8px; vertical-align: middle; }
+table.matrix thead th { top: 0; border-bottom: 1px solid var(--muted); vertical-align: bottom; padding: 8px 3px; }
+table.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); margin: 0 auto; display: block; }
+table.matrix tbody th { left: 0; text-align: right; border-right: 1px solid var(--muted); }
+table.matrix th.corner { left: 0; z-index: 2; color: var(--muted); text-align: left; white-space: normal;
+  border-right: 1px solid var(--muted); }
+table.matrix td { min-width: 38px; height: 29px; padding: 2px 5px; text-align: center; vertical-align: middle;
+  border: 0; border-right: 1px solid var(--line); border-bottom: 1px solid var(--line);
+  background: color-mix(in srgb, var(--heat) var(--s), var(--card)); }
+table.matrix td.own { font-weight: 650; }
+table.matrix .line1:not(tr) { border-left: 1px solid var(--muted); }
+table.matrix .line2:not(tr) { border-left: 2px solid var(--ink); }
+table.matrix tr.line1 > * { border-top: 1px solid var(--muted); }
+table.matrix tr.line2 > * { border-top: 2px solid var(--ink); }
+@media (max-width: 600px) { table.matrix tbody th { white-space: normal; max-width: 30vw; min-width: 26vw; } }
 figure { margin: 20px 0 0; }
-figure .scroll { padding: 14px; }
+figure .scroll:not(.window) { padding: 14px; }
 figcaption { margin-top: 8px; font-size: 14px; color: var(--muted); max-width: 72ch; }
 svg { display: block; height: auto; margin: 0 auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }

@@ -12,9 +12,10 @@ from html import escape
 import numpy as np
 
 from ensemble.analysis import plots
-from ensemble.analysis.html import figure, preformatted, section, table
+from ensemble.analysis.html import figure, framed, preformatted, section, table
 from ensemble.analysis.label_facts import LabelDispute, LabelQuality
 from ensemble.analysis.label_report import HEADLINE, LabelReport
+from ensemble.analysis.matrix import agreement_table, together_table
 from ensemble.analysis.metric_estimates import Estimate
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe
@@ -147,15 +148,13 @@ def render_together(report: LabelReport) -> str:
     quality = report.quality
     shown = _most_frequent(report.together if quality is None else quality.together)
     parts = []
-    pictures = [("predictions", "predicted for the test images", report.together)]
+    pictures = [("predicted for the test images", report.together)]
     if quality is not None:
-        pictures.insert(0, ("truth", "of the ground truth", quality.together))
-    for key, title, counts in pictures:
+        pictures.insert(0, ("of the ground truth", quality.together))
+    for title, counts in pictures:
         picked = counts[np.ix_(shown, shown)]
-        drawn = plots.draw_together(
-            picked, [names[i] for i in shown], name=f"together-{key}", title=f"Labels {title} that occur together"
-        )
-        parts.append(figure(drawn, f"Labels {title}. Diagonal: images of the label; shading: share of the row."))
+        drawn = together_table(picked, [names[i] for i in shown], label=f"labels {title} that occur together")
+        parts.append(framed(drawn, f"Labels {title}. Diagonal: images of the label; shading: share of the row."))
     summary = _together_summary(report)
     body = f'<div class="pair">{"".join(parts)}</div>'
     if len(shown) < len(names):
@@ -235,10 +234,8 @@ def render_label_agreement(report: LabelReport) -> str:
     caption = "Of the labels of test images that either member predicts (from 0.5), the share that both predict."
     if len(shown) < len(names):
         caption += f" Shown are the {len(shown)} of {len(names)} members that agree least with the others."
-    drawn = plots.draw_agreement(
-        shares[np.ix_(shown, shown)], [names[i] for i in shown], name="agreement", title="Agreement between members"
-    )
-    return section("Agreement between members", summary, figure(drawn, caption))
+    drawn = agreement_table(shares[np.ix_(shown, shown)], [names[i] for i in shown], label="agreement between members")
+    return section("Agreement between members", summary, framed(drawn, caption))
 
 
 def render_prevalence(report: LabelReport) -> str:

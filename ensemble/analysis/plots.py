@@ -18,9 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from ensemble.arrays import Floats
 from ensemble.metrics import Reliability
 
 _INK, _MUTED, _LINE, _ACCENT, _SECOND, _HEAT = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
@@ -51,21 +49,6 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _LINE,
     "grid.linewidth": 0.6,
 }
-
-
-def draw_confusion(counts: Floats, names: Sequence[str], *, name: str, title: str) -> str:
-    """Draw counts ``(C, C)`` of true class (row) by predicted class, shaded by the share of the row."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    cells = [[f"{int(count):,}" if count else "" for count in row] for row in counts]
-    return _matrix(shares, cells, names, name=name, title=title, axes=("predicted class", "true class"))
-
-
-def draw_agreement(shares: Floats, names: Sequence[str], *, name: str, title: str) -> str:
-    """Draw shares ``(M, M)``, shaded from the lowest to 1."""
-    low = float(shares.min())
-    scaled = (shares - low) / max(1 - low, 1e-12)
-    cells = [[f"{share:.0%}" if len(names) <= 20 else "" for share in row] for row in shares]
-    return _matrix(0.08 + 0.92 * scaled, cells, names, name=name, title=title, axes=("", ""))
 
 
 def draw_bars(values: Sequence[float], notes: Sequence[str], names: Sequence[str], *, name: str, title: str) -> str:
@@ -129,15 +112,6 @@ def draw_reliability(
     return done[0]
 
 
-def draw_together(counts: Floats, names: Sequence[str], *, name: str, title: str) -> str:
-    """Draw the images ``(C, C)`` to which two labels apply, on the diagonal one, shaded by share of the row."""
-    own = np.maximum(np.diagonal(counts), 1)[:, np.newaxis]
-    shares = counts / own
-    np.fill_diagonal(shares, 0)
-    cells = [[f"{int(count):,}" if count and len(names) <= 20 else "" for count in row] for row in counts]
-    return _matrix(shares, cells, names, name=name, title=title, axes=("and this label", "images with this label"))
-
-
 def draw_pairs(
     first: Sequence[float],
     second: Sequence[float],
@@ -155,42 +129,8 @@ def draw_pairs(
         axes.plot(second, places, "D", color=_SECOND, markersize=5.5, fillstyle="none", label=legend[1])
         _name_rows(axes, names)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    return done[0]
-
-
-def _matrix(
-    shares: Floats,
-    cells: Sequence[Sequence[str]],
-    names: Sequence[str],
-    *,
-    name: str,
-    title: str,
-    axes: tuple[str, str],
-) -> str:
-    side = len(names) * (0.36 if len(names) > 6 else 0.56) + 0.4
-    with _figure(side + 1.2, side + 0.9, name=name, title=title) as (plot, done):
-        for row, texts in enumerate(cells):
-            for column, text in enumerate(texts):
-                share = float(shares[row, column])
-                if share > 0:
-                    plot.add_patch(
-                        Rectangle((column - 0.5, row - 0.5), 1, 1, color=_HEAT, alpha=round(share, 3), linewidth=0)
-                    )
-                if text:
-                    plot.text(column, row, text, ha="center", va="center", fontsize=8)
-        places = range(len(names))
-        plot.set_xticks(places, names, rotation=90 if len(names) > 3 else 0)
-        plot.set_yticks(places, names)
-        plot.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
-        plot.set(xlabel=axes[0], ylabel=axes[1])
-        plot.tick_params(length=0)
-        plot.set_xticks(np.arange(-0.5, len(names)), minor=True)
-        plot.set_yticks(np.arange(-0.5, len(names)), minor=True)
-        plot.grid(visible=True, which="minor")
-        plot.tick_params(which="minor", length=0)
-        plot.spines[:].set_visible(False)
     return done[0]
 
 

@@ -121,14 +121,18 @@ def summary_of(report: Report) -> str:
     choice, quality = report.choice, report.quality
     if choice is not None and choice.row is not None:
         row = choice.row
-        found = f"{choice.method}: {choice.metric} {row.nested:.4f} in nested cross-validation"
+        found = (
+            f"{choice.method}: {choice.metric} {row.nested:.4f} (95 % CI {row.low:.3f} to {row.high:.3f}) in nested "
+            "cross-validation"
+        )
         if row is choice.table[0]:
             return f"{found}, the mean of probabilities"
         return f"{found}, {row.gain:+.4f} ± {row.error:.4f} over the mean of probabilities"
     if quality is None:
         count = len(report.members)
         return f"{count} {'member' if count == 1 else 'members'}, {report.images:,} images, no ground truth"
-    found = f"Macro F1 {quality.scores.macro_f1.value:.4f}"
+    score = quality.scores.macro_f1
+    found = f"Macro F1 {score.value:.4f} (95 % CI {score.low:.3f} to {score.high:.3f})"
     scored = [(member.scores.macro_f1.value, member.name) for member in report.members if member.scores is not None]
     if len(scored) < 2:
         return found

@@ -12,7 +12,8 @@ from html import escape
 import numpy as np
 
 from ensemble.analysis import plots
-from ensemble.analysis.html import figure, preformatted, section, table
+from ensemble.analysis.html import figure, framed, preformatted, section, table
+from ensemble.analysis.matrix import agreement_table, confusion_table, group_levels
 from ensemble.analysis.metric_estimates import Estimate
 from ensemble.analysis.report import Report
 from ensemble.analysis.report_facts import LearnedChoice
@@ -65,6 +66,14 @@ def render_members(report: Report) -> str:
         )
         best = max(scored, key=lambda m: m.scores.macro_f1.value if m.scores else 0)
         body += figure(drawn, f"The dashed line is the blend. The best single member is {best.name}.")
+    most = max(len(group.members) for group in report.recipe.groups.values())
+    if report.out_of_fold and most > 1:
+        learned = ", and what was learned for" if report.choice is not None else ""
+        body += (
+            '<p class="note">The scores are those of models that did not see the image, one '
+            f"fold of each member. The submission averages up to {most} models of a member, which is more accurate"
+            f"{learned}.</p>"
+        )
     body += f"<h3>Recipe</h3>{preformatted(render_recipe(report.recipe), 'recipe')}"
     return section("Members", summary, body)
 
@@ -129,19 +138,18 @@ def render_confusion(report: Report) -> str:
     if len(names) > _MOST_CLASSES:
         body = _confusions(wrong, names)
     else:
-        drawn = plots.draw_confusion(quality.confusion, names, name="confusion", title="Confusion matrix")
-        body = figure(drawn, "Rows: true class. Columns: predicted class. Shading: share of the row.")
+        body = confusion_table(quality.confusion, names, group_levels(report.labels), label="confusion matrix")
+        lines = " Lines separate the values of the first axes." if len(report.labels.axes) > 1 else ""
+        body += f'<p class="note">Rows: true class. Columns: predicted class. Shading: share of the row.{lines}</p>'
     if len(quality.axes) > 1 and max(report.labels.shape) <= _MOST_CLASSES:
         parts: list[str] = []
         for axis in report.labels.axes:
             counts = quality.axes[axis.name]
             right = quality.scores.axes[axis.name]
-            drawn = plots.draw_confusion(
-                counts, axis.values, name=f"axis{len(parts)}", title=f"Confusion matrix of {axis.name}"
-            )
-            parts.append(
-                figure(drawn, f"{axis.name}: accuracy {right.value:.1%} (95 % CI {right.low:.1%} to {right.high:.1%}).")
-            )
+            levels = [0] * len(axis.values)
+            shown = confusion_table(counts, axis.values, levels, label=f"confusion matrix of {axis.name}")
+            caption = f"{axis.name}: accuracy {right.value:.1%} (95 % CI {right.low:.1%} to {right.high:.1%})."
+            parts.append(framed(shown, caption))
         body += f'<h3>Per axis</h3><div class="pair">{"".join(parts)}</div>'
     return section("Confusion matrix", _with_caveat(report, summary), body)
 
@@ -211,10 +219,8 @@ def render_agreement(report: Report) -> str:
             f"{names[high[0]]} and {names[high[1]]} agree most ({shares[high]:.1%}), {names[low[0]]} and "
             f"{names[low[1]]} least ({shares[low]:.1%}). Of members of equal quality, those that agree less add more."
         )
-    drawn = plots.draw_agreement(
-        shares[np.ix_(shown, shown)], [names[i] for i in shown], name="agreement", title="Agreement between members"
-    )
-    return section("Agreement between members", summary, figure(drawn, caption))
+    drawn = agreement_table(shares[np.ix_(shown, shown)], [names[i] for i in shown], label="agreement between members")
+    return section("Agreement between members", summary, framed(drawn, caption))
 
 
 def render_gains(gains: Sequence[ViewGain], metric: str) -> str:
@@ -228,14 +234,19 @@ def render_gains(gains: Sequence[ViewGain], metric: str) -> str:
             f"{view.wrong_to_right:,}",
             f"{view.right_to_wrong:,}",
             f"{view.cost:g}x",
+            _verdict(view),
         )
         for view in gains
     ]
     worth = [view.view for view in gains if view.gain > view.error]
+    harmful = [view.view for view in gains if view.gain < -view.error]
     summary = "No view gains more than one standard error."
     if worth:
         summary = f"Views that gain more than one standard error: {', '.join(worth)}."
-    header = ("view", f"gain in {metric} ± SE", "wrong to right", "right to wrong", "forward passes")
+    if harmful:
+        several = "these views" if len(harmful) > 1 else "this view"
+        summary += f" Drop {several}: {', '.join(harmful)} {'lower' if len(harmful) > 1 else 'lowers'} the score."
+    header = ("view", f"gain in {metric} ± SE", "wrong to right", "right to wrong", "forward passes", "verdict")
     note = (
         '<p class="note">Each view is added to the first view alone, in the plain mean of all members; images whose '
         "prediction becomes right or wrong are counted.</p>"
@@ -312,6 +323,12 @@ def _with_caveat(report: Report, summary: str) -> str:
     if report.choice is None or not report.out_of_fold:
         return summary
     return f"{summary} The recipe was fitted to these images, so this is optimistic."
+
+
+def _verdict(view: ViewGain) -> str:
+    if view.gain > view.error:
+        return "keep"
+    return "drop this view" if view.gain < -view.error else "no clear gain"
 
 
 def _images(count: int) -> str:
