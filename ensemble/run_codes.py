@@ -130,6 +130,14 @@ RUN_CODES: dict[str, Code] = {
         "The runtime of a page is not the version that was tested, or is damaged.",
         "leave out --runtime, or give the version that the message names, as npm pack writes it",
     ),
+    "I830": Code(
+        "A page has no map of evidence, and says nothing of it.",
+        "nothing to do; or export a member with ens export --features, and keep the view identity",
+    ),
+    "W830": Code(
+        "A page is large, and takes long to load on a telephone.",
+        "use fewer or smaller members, or export them with --precision int8",
+    ),
     "E833": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
     "E808": Code(
         "No member can give class-activation maps.",

@@ -78,7 +78,7 @@ def page(
     if recipe is not None:
         images = CheckImages(check_images)
         fused = sources.fuse_for_page(recipe, models, images=images, licence=licence, listener=TERMINAL)
-    site = write_site(fused, folder, web, title=DEFAULT_TITLE if title is None else title)
+    site = write_site(fused, folder, web, title=title or DEFAULT_TITLE, listener=TERMINAL)
     show(site.as_dict(), site.render(), as_json=as_json)
     if opened:
         _serve(folder, port, as_json=as_json)

@@ -11,10 +11,9 @@ import onnx
 from ensemble.blend.decision_rules import rule_to_json
 from ensemble.errors import DeployError
 from ensemble.fuse.fused_card import FusedCard, fused_card_of
-from ensemble.fuse.graph import MEMBERS
+from ensemble.fuse.graph import MAPS, MEMBERS
 
 SCHEMA = 1
-_MAPS = "maps"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +54,7 @@ def page_facts(fused: FusedFile) -> dict[str, Any]:
     """Return the JSON-ready facts that page.js reads: labels, axes, rule, members with their shares, and the map."""
     card, recipe = fused.card, fused.card.recipe
     rule = rule_to_json(recipe.rule)
-    maps = card.maps if _MAPS in fused.outputs else None
+    maps = card.maps if MAPS in fused.outputs else None
     preprocess = {member.name: member.card.preprocess for member in card.members}
     return {
         "schema": SCHEMA,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ensemble.analysis.html import PALETTE
 from ensemble.errors import DeployError
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import MAX_PIXELS
 from ensemble.install import DISTRIBUTION
@@ -28,6 +29,7 @@ FACTS, INDEX, MODEL = "facts.json", "index.html", "ensemble.onnx"
 _SCRIPT, _BINARY = "ort.js", "ort.wasm.gz"
 _STATIC = Path(__file__).parent / "static"
 _COPIED = ("decode.js", "map.js", "page.js", "worker.js")
+_LARGE = 35_000_000  # bytes
 _LICENCE = "onnxruntime-web-licence.txt"
 _FILES = {FACTS, INDEX, MODEL, "page.css", _SCRIPT, _BINARY, _LICENCE, *_COPIED}
 
@@ -76,7 +78,9 @@ def require_site_folder(folder: Path) -> Path:
     return folder
 
 
-def write_site(fused: FusedFile, folder: Path, web: WebRuntime, *, title: str = DEFAULT_TITLE) -> Site:
+def write_site(
+    fused: FusedFile, folder: Path, web: WebRuntime, *, title: str = DEFAULT_TITLE, listener: Listener = SILENT
+) -> Site:
     """Write the page of a fused model to a folder; the same inputs give the same bytes.
 
     index.html is written last, so that a page is there only when it is whole.
@@ -113,7 +117,12 @@ def write_site(fused: FusedFile, folder: Path, web: WebRuntime, *, title: str = 
     }
     for name, data in files.items():
         write_atomic(folder / name, data)
-    return Site(folder, {name: len(data) for name, data in files.items()}, facts)
+    site = Site(folder, {name: len(data) for name, data in files.items()}, facts)
+    if site.size > _LARGE:
+        listener.notice(
+            Notice("W830", f"the page has {site.size / 1e6:.0f} MB, which a browser loads before it answers")
+        )
+    return site
 
 
 def _render_index(facts: Mapping[str, Any]) -> str:

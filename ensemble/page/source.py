@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import FileError
-from ensemble.events import SILENT, Listener
+from ensemble.errors import DeployError, FileError
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.fuse.fuse import FuseOptions, fuse
 from ensemble.fuse.verify import CheckImages
 from ensemble.page.facts import FusedFile, read_fused, require_no_faces
@@ -16,6 +17,7 @@ from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
 
 _NAME = "ensemble.onnx"
+_NO_MAPS = "E808"
 
 
 def is_recipe(path: Path) -> bool:
@@ -66,12 +68,21 @@ def fuse_for_page(
 ) -> FusedFile:
     """Fuse a recipe and its models, with each member's probabilities, and compare the result with `ens submit`.
 
+    The maps of the strongest member that gives them are part of it; where none does, I830 says why.
+
     Raises:
         DeployError: the codes of `fuse` and of `ensemble.page.facts.read_fused`.
         EnsError: the others that `fuse` names.
     """
     with tempfile.TemporaryDirectory(prefix="ens-page-") as folder:
         target = Path(folder) / _NAME
-        options = FuseOptions(members=True, licence=licence)
-        fuse(recipe, models, target, images=images, options=options, listener=listener)
+        options = FuseOptions(members=True, maps=True, licence=licence)
+        try:
+            fuse(recipe, models, target, images=images, options=options, listener=listener)
+        except DeployError as err:
+            if err.code != _NO_MAPS:
+                raise
+            listener.notice(Notice("I830", f"there is no map of evidence: {'; '.join(err.details)}"))
+            options = replace(options, maps=False)
+            fuse(recipe, models, target, images=images, options=options, listener=listener)
         return read_fused_file(target)

@@ -23,8 +23,10 @@ from ensemble.blend.pooling import LINEAR
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.card import FaceCrop
 from ensemble.errors import EnsError
+from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.page import runtime
+from ensemble.page import site as site_module
 from ensemble.page.facts import read_fused
 from ensemble.page.runtime import BINARY, SCRIPT, WebRuntime, read_runtime
 from ensemble.page.server import address_of, open_server
@@ -97,6 +99,16 @@ def test_without_maps_in_the_graph_the_page_says_nothing_of_them(tmp_path: Path)
     """A card may speak of maps, but only an output of that name counts."""
     site_of(fused_proto(maps=False), tmp_path)
     assert json.loads((tmp_path / "facts.json").read_text())["maps"] is None
+
+
+def test_a_large_page_is_said_to_be_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W830 names the size; a page below the limit has no notice."""
+    fused, heard = read_fused(fused_proto().SerializeToString(), Path("e.onnx")), Recorder()
+    write_site(fused, tmp_path / "small", WEB, listener=heard)
+    assert heard.notices == []
+    monkeypatch.setattr(site_module, "_LARGE", 10_000)
+    write_site(fused, tmp_path / "large", WEB, listener=heard)
+    assert [notice.code for notice in heard.notices] == ["W830"]
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -298,6 +310,7 @@ def test_the_command_fuses_a_recipe(
     assert run([*map(str, arguments), "--licence", "CC-BY-4.0", "--json"]) == 0
     printed = capsys.readouterr()
     assert "W802" in printed.err
+    assert "no map of evidence: m0: m0.onnx has no output 'features'" in printed.err
     assert json.loads(printed.out)["members"] == ["m0", "m1"]
     facts = json.loads((tmp_path / "site" / "facts.json").read_text())
     assert [member["share"] for member in facts["members"]] == pytest.approx([0.6, 0.4])
