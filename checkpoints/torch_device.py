@@ -6,6 +6,7 @@ import torch
 
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.plain_numbers import is_count
 
 
 def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:
@@ -16,7 +17,7 @@ def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.devi
         DeviceError: E601 when torch does not have it.
     """
     kind, _, index = name.partition(":")
-    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not index.isdecimal())):
+    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not is_count(index))):
         raise OptionError("E203", f"{name!r} is not a device", hint="devices: auto, cpu, cuda, cuda:<index>")
     there = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= there:

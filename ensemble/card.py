@@ -11,10 +11,13 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.json_text import parse_json
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import is_count, to_float
 
 SCHEMA = 1
 METADATA_KEY = "ens.card"
+MAX_CARD = 20_000_000  # letters; the card of 100,000 classes has a tenth
 
 Resize = Literal["squash", "center", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
@@ -216,10 +219,12 @@ class ModelCard:
             ModelError: E427 when the text is not a card, or is one of a newer schema.
         """
         try:
-            value = json.loads(text)
+            if len(text) > MAX_CARD:
+                raise ModelError("E427", f"the card has {len(text):,} letters; {MAX_CARD:,} are allowed")
+            value = parse_json(text)
             schema = value["schema"]
-        except (ValueError, TypeError, KeyError, RecursionError) as err:
-            raise ModelError("E427", f"the card is not JSON with a schema: {text[:60]!r}") from err
+        except (ValueError, TypeError, KeyError) as err:
+            raise ModelError("E427", f"the card is not JSON with a schema ({err}): {text[:60]!r}") from err
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
         odd = sorted(name for name in value if type(value[name]) not in _json_types().get(name, ()))
@@ -300,7 +305,7 @@ def parse_size(text: str) -> tuple[int, int]:
         OptionError: E204 when the text has a different form.
     """
     sides = text.lower().split("x")
-    if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
+    if len(sides) not in (1, 2) or not all(map(is_count, sides)):
         raise OptionError("E204", f"--size takes 224 or HEIGHTxWIDTH, got {text!r}")
     return int(sides[0]), int(sides[-1])
 
@@ -312,7 +317,7 @@ def parse_channel_values(text: str, option: str) -> tuple[float, ...]:
         OptionError: E204 when the text is not one to four numbers.
     """
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(to_float(part) for part in text.split(","))
     except ValueError as err:
         raise OptionError("E204", f"{option} takes one number per channel, as R,G,B, got {text!r}") from err
     if len(values) > 4:
@@ -358,7 +363,7 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
         OptionError: E204 when the text has a different form.
     """
     try:
-        first, second, third = (float(part) for part in text.split(","))
+        first, second, third = (to_float(part) for part in text.split(","))
     except ValueError as err:
         raise OptionError("E204", f"{option} takes three numbers, got {text!r}") from err
     return first, second, third

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from ensemble.csv_table import Table
 from ensemble.errors import EnsError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.unicode_text import compose
 
 _ID_COLUMNS = (
     *("imageid", "id", "image", "imagename", "imagefile", "filename", "fileid", "file", "filepath", "imagepath"),
@@ -62,7 +62,7 @@ class _IdReading:
 
 def tidy_id(name: str) -> str:
     """Return an id in composed Unicode with ``/`` between folders, without ``./`` and surrounding blanks."""
-    text = unicodedata.normalize("NFC", name).replace("\\", "/").strip(" \t\r\n\v\f\xa0\u200b\ufeff\u3000")
+    text = compose(name).replace("\\", "/").strip(" \t\r\n\v\f\xa0\u200b\ufeff\u3000")
     while text.startswith("./"):
         text = text[2:].lstrip("/")
     return text
@@ -186,7 +186,7 @@ def without_ids(ids: Sequence[str], left_out: Collection[str]) -> tuple[str, ...
 
 
 def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return compose(name)
 
 
 def _difference(wanted: Sequence[str], found: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,8 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ensemble.arrays import Classes
 from ensemble.errors import DataError, PredictionError
+from ensemble.json_text import parse_json, read_utf8
+from ensemble.plain_numbers import is_count
 
 SEPARATOR = " / "
+MAX_CLASSES = 100_000
+"""Of a label space: a small file can name axes whose product is more than any memory holds."""
+_MAX_LETTERS = 20_000_000  # of all class names together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,32 @@ class LabelSpace:
                 raise DataError("E331", f"axis {axis.name!r} needs a name and values that are not empty")
             if len(set(axis.values)) != len(axis.values):
                 raise DataError("E331", f"axis {axis.name!r} names a value twice: {', '.join(axis.values)}")
+        self._require_few()
         if len(set(self.names)) != len(self):
             raise DataError("E331", "two combinations of the axes have the same class name")
 
+    def _require_few(self) -> None:
+        """Check the number of classes and the length of their names before they are made."""
+        count = math.prod(self.shape)
+        if count > MAX_CLASSES:
+            raise DataError(
+                "E331", f"{len(self.axes):,} axes make {_shown(count)} classes; {MAX_CLASSES:,} are allowed"
+            )
+        letters = sum(count // len(axis.values) * sum(map(len, axis.values)) for axis in self.axes)
+        letters += count * len(SEPARATOR) * (len(self.axes) - 1)
+        if letters > _MAX_LETTERS:
+            raise DataError("E331", f"the names of {count:,} classes have {_shown(letters)} letters, far too many")
+
     @classmethod
     def flat(cls, names: Sequence[str] | int) -> LabelSpace:
-        """Return a label space of one axis; a number is short for the names ``"0"`` to ``"n-1"``."""
+        """Return a label space of one axis; a number is short for the names ``"0"`` to ``"n-1"``.
+
+        Raises:
+            DataError: E331 when there are more than `MAX_CLASSES`.
+        """
+        count = names if isinstance(names, int) else len(names)
+        if count > MAX_CLASSES:
+            raise DataError("E331", f"{_shown(count)} classes; {MAX_CLASSES:,} are allowed")
         values = [str(i) for i in range(names)] if isinstance(names, int) else names
         return cls((Axis("class", tuple(values)),))
 
@@ -69,7 +94,7 @@ class LabelSpace:
         return tuple(len(axis.values) for axis in self.axes)
 
     def __len__(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def along(self, axis: str, classes: ArrayLike) -> Classes:
         """Return the values on one axis for an array of classes: ``class // 6`` for ``mask`` in mask18, and so on."""
@@ -113,6 +138,10 @@ class LabelSpace:
         return cls(tuple(Axis(axis["name"], tuple(axis["values"])) for axis in axes))
 
 
+def _shown(count: int) -> str:
+    return f"{count:,}" if count < 10**12 else "more than 10^12"
+
+
 def _is_axis(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return False
@@ -138,11 +167,11 @@ def parse_labels(text: str) -> LabelSpace:
     """
     if text == "mask18":
         return MASK18
-    if text.isdecimal() and int(text) > 0:
+    if is_count(text) and int(text) > 0:
         return LabelSpace.flat(int(text))
     path = Path(text)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as err:
+        value = parse_json(read_utf8(path))
+    except (OSError, ValueError) as err:
         raise DataError("E331", f"{text}: not a readable JSON file of labels ({err})", path=path) from err
     return LabelSpace.from_dict(value)

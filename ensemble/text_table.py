@@ -7,6 +7,8 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
+from ensemble.unicode_text import compose
+
 TableCell = str | float | None
 _GAP = 2
 _NARROWEST = 24  # a column is not wrapped below this width
@@ -46,7 +48,7 @@ def text_width(text: str) -> int:
     """Return how many columns of a terminal a text takes: Korean, Chinese and Japanese characters take two."""
     return sum(
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in unicodedata.normalize("NFC", text)
+        for character in compose(text)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from checkpoints.data.columns import whole
 from checkpoints.data.table_file import read_training_table
 from ensemble.errors import DataError
+from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace, parse_labels
 
 
@@ -48,7 +48,11 @@ def parse_class_names(text: str) -> ClassNames:
         pairs: dict[str, str] = dict(zip(*map(table.column, table.header), strict=True))
         return _from_pairs(pairs) or _from_pairs({name: number for number, name in pairs.items()}) or _fail(path)
     if suffix == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        try:
+            text = read_utf8(path)
+        except (OSError, ValueError) as err:
+            raise DataError("E331", f"{path.name}: not a text of names in UTF-8 ({err})", path=path) from err
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         return ClassNames.of(LabelSpace.flat(lines)) if lines else _fail(path)
     return ClassNames.of(parse_labels(text))
 
@@ -67,8 +71,8 @@ def find_class_names(folder: Path, numbers: Collection[int]) -> tuple[Path, Clas
 def names_in_json(path: Path) -> ClassNames | None:
     """Return the names of a JSON object of numbers and names, at its top level or under a key, or None."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(read_utf8(path))
+    except (OSError, ValueError):
         return None
     if not isinstance(value, dict):
         return None

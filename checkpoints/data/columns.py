@@ -189,7 +189,7 @@ def truth_of(cell: str) -> bool | None:
 
 def whole(cell: str) -> int | None:
     """Return a whole number that may be written as 3.0, as pandas does where cells of a column are missing."""
-    found = re.fullmatch(r"(\d+)(?:\.0+)?", cell.strip())
+    found = re.fullmatch(r"([0-9]+)(?:\.0+)?", cell.strip())
     return int(found[1]) if found else None
 
 

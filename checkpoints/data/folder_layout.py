@@ -13,6 +13,7 @@ from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import Listing, list_images
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import is_count
 
 _TRAINING = {"train", "training", "train_set", "training_set", "trn"}
 _VALIDATION = {"val", "valid", "validation", "dev", "validation_set"}
@@ -123,7 +124,7 @@ def _rows(
 ) -> FolderData:
     numbers = {name: whole(name) for name in set(folders)}
     if names is None:
-        numeric = all(name.isdecimal() for name in numbers)
+        numeric = all(is_count(name) for name in numbers)
         labels = LabelSpace.flat(sorted(numbers, key=int if numeric else None))
         position = {name: i for i, name in enumerate(labels.names)}
     else:

@@ -19,6 +19,7 @@ from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.labels import MASK18, LabelSpace
+from ensemble.plain_numbers import is_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
     """
     table = read_table(path)
     pairs = dict(zip(table.without_duplicates("id"), table.column("fold"), strict=True))
-    odd = sorted(person for person, fold in pairs.items() if not fold.isdecimal())
+    odd = sorted(person for person, fold in pairs.items() if not is_count(fold))
     lost = sorted({row.person for row in rows} - pairs.keys())
     if odd or lost:
         whose, what = (odd, "has no whole number as fold") if odd else (lost, "has no fold")

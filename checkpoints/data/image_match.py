@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import PurePosixPath
 
 from ensemble.errors import DataError, enumerate_some
 from ensemble.images.decode import SUFFIXES
+from ensemble.unicode_text import compose
 
 # folders that hold something else than the images to train on, beside those that do
 _UNLIKELY = ("test", "mask", "thumb", "annot", "label", "segment", "eval", "pred", "sample", "depth")
@@ -122,7 +122,7 @@ class ImageIndex:
 
 def normalize(cell: str) -> str:
     """Return a cell as a relative path with ``/``: without spaces around it, ``./`` and backslashes, in NFC."""
-    text = unicodedata.normalize("NFC", cell.strip().strip("\u00a0\ufeff").replace("\\", "/"))
+    text = compose(cell.strip().strip("\u00a0\ufeff").replace("\\", "/"))
     while text.startswith("./"):
         text = text[2:]
     return text

@@ -15,6 +15,7 @@ from ensemble.card import Activation
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import is_count
 
 _MANY = 0.1  # the share of images with several labels from which on repeated rows are meant
 
@@ -196,7 +197,7 @@ def _number(table: Table, found: _LabelCells, names: ClassNames | None) -> tuple
     tokens = sorted({token for row in found.rows for token in row})
     if not tokens:
         raise DataError("E336", f"{table.path.name}: no image has a label", path=table.path)
-    padded = any(token.startswith("0") and token.isdecimal() and len(token) > 1 for token in tokens)
+    padded = any(token.startswith("0") and is_count(token) and len(token) > 1 for token in tokens)
     numbers = {token: number for token in tokens if not padded and (number := whole(token)) is not None}
     numeric = len(numbers) == len(tokens)
     if found.names is not None and names is None:

@@ -12,6 +12,7 @@ from ensemble.csv_table import parse_table, read_table
 from ensemble.errors import DataError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import is_count
 
 FIELDS = ("gender", "age", "swap", "label", "drop")
 CONTEST = "contest"
@@ -142,7 +143,7 @@ def _fixed(row: Row, fix: Fix, labels: LabelSpace) -> Row | None:
             raise DataError("E342", f"{fix.id}: gender is {fix.value!r}, expected male or female")
         gender = GENDERS[fix.value]
         return replace(row, gender=gender, label=class_of(row.mask, gender, row.age))
-    if not fix.value.isdecimal():
+    if not is_count(fix.value):
         raise DataError("E342", f"{fix.id}: age is {fix.value!r}, expected whole years")
     age = int(fix.value)
     return replace(row, age=age, label=class_of(row.mask, row.gender, age))
@@ -153,7 +154,7 @@ def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
         return _with_labels(row, fix, labels)
     if fix.value in labels.names:
         label = labels.names.index(fix.value)
-    elif fix.value.isdecimal() and int(fix.value) < len(labels):
+    elif is_count(fix.value) and int(fix.value) < len(labels):
         label = int(fix.value)
     else:
         raise DataError("E342", f"{fix.id}: {fix.value!r} is none of the {len(labels)} classes")

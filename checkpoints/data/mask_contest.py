@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from ensemble.csv_table import read_table
 from ensemble.errors import DataError
 from ensemble.images.decode import SUFFIXES
+from ensemble.plain_numbers import is_count
 
 _MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
 GENDERS = {"male": 0, "female": 1}
@@ -68,7 +69,7 @@ def read_contest(train_dir: Path) -> tuple[Row, ...]:
         found = len(faults)
         if gender not in GENDERS:
             faults.append(f"line {line}: gender is {gender!r}, expected male or female")
-        if not age.isdecimal():
+        if not is_count(age):
             faults.append(f"line {line}: age is {age!r}, expected whole years")
         images = _find_images(train_dir / "images", folder, faults)
         if len(faults) == found:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from checkpoints.loading.key_names import COUNTER, natural_key
+from ensemble.plain_numbers import is_count
 
 # what the matrix of a margin loss is called where it is no torch.nn.Linear
 _MATRICES = {"W", "kernel", "weights", "w", "proxies", "prototypes"}
@@ -77,13 +78,13 @@ class HeadLayer:
     def root(self) -> str:
         """Its name without the number in a Sequential, or without its last part if it is inside another module."""
         parent, _, last = self.name.rpartition(".")
-        return parent if last.isdigit() and parent else self.name
+        return parent if is_count(last) and parent else self.name
 
     @property
     def number(self) -> int | None:
         """The number in a Sequential."""
         last = self.name.rpartition(".")[2]
-        return int(last) if last.isdigit() else None
+        return int(last) if is_count(last) else None
 
     def describe(self) -> str:
         """Return its kind and widths, such as ``linear 512 to 64``."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ensemble.plain_numbers import is_count
+
 # Parts of a name that a wrapper adds: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing,
 # Lightning Fabric and DeepSpeed, PEFT. They stand in front, or anywhere inside where single layers were wrapped.
 _MARKS = (
@@ -80,7 +82,7 @@ def shared_start(first: str, second: str) -> int:
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Return a sort key that puts ``head.2`` before ``head.10``."""
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split("."))
+    return tuple((is_count(part), int(part) if is_count(part) else 0, part) for part in name.split("."))
 
 
 def prefixes_before(anchor: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from checkpoints.loading.torchvision_names import rename_efficientnet
+from ensemble.plain_numbers import is_count
 
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 _DEPTHS = (1.0, 1.1, 1.2, 1.4, 1.8, 2.2, 2.6, 3.1, 3.6, 5.3)  # b0 to b8 and l2; b1 and b2 have the same blocks
@@ -249,7 +250,7 @@ def number_children(children: Sequence[str], tensors: Tensors) -> Names:
     names = {}
     for key in tensors:
         number, dot, rest = key.partition(".")
-        if dot and number.isdigit() and int(number) < len(children):
+        if dot and is_count(number) and int(number) < len(children):
             names[key] = f"{children[int(number)]}.{rest}"
     return names
 

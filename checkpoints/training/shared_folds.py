@@ -9,6 +9,7 @@ from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds, make_folds, read_folds
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
+from ensemble.plain_numbers import is_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ def read_or_make_folds(
     """
     rows = dataset.rows
     shared = folder / (f"folds_r{repeat}.csv" if repeat else "folds.csv")
-    if repeats > 1 and (not folds.isdecimal() or dataset.folds is not None):
-        source = f"--folds {folds}" if not folds.isdecimal() else "the table"
+    if repeats > 1 and (not is_count(folds) or dataset.folds is not None):
+        source = f"--folds {folds}" if not is_count(folds) else "the table"
         hint = "leave --repeats out, or let ens train deal the folds: --folds 5, --fold-column none"
         raise OptionError("E591", f"--repeats deals several fold splits, and {source} has one", hint=hint)
-    if not folds.isdecimal():
+    if not is_count(folds):
         if not Path(folds).is_file():
             raise OptionError("E204", f"--folds takes a number, or a CSV of id,fold that exists, got {folds!r}")
         return SharedFolds(read_folds(Path(folds), rows), None)

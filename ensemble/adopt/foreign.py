@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,9 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
-from ensemble.runtime.protobuf_limits import MAX_BYTES
+from ensemble.json_text import parse_json
+from ensemble.plain_numbers import to_int
+from ensemble.runtime.protobuf_limits import MAX_BYTES, MAX_NODES, TooLarge, WireError, measure
 
 PixelLayout = Literal["nchw", "nhwc"]
 Output = Literal["logits", "probabilities"]
@@ -26,6 +27,7 @@ _NOT_ONNX = "name a file that a program saved as ONNX; a checkpoint of PyTorch i
 _LABEL_KEYS = ("names", "classes", "class_names", "labels", "id2label", "label_names", "categories")
 # after these, an output is not squeezed into 0..1
 _LINEAR = {"Gemm", "MatMul", "Conv", "Add", "GlobalAveragePool", "ReduceMean", "QLinearAdd", "DequantizeLinear"}
+_MOST_CALLS = 40  # functions inside one another
 _SHAPE_ONLY = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
 _PROVEN: Mapping[str, Output] = {"Softmax": "probabilities", "Sigmoid": "probabilities", "LogSoftmax": "logits"}
 
@@ -73,11 +75,15 @@ def read_foreign(path: Path) -> ForeignModel:
     if not path.is_file():
         raise FileError("E707", f"{path} is not a file; name the .onnx file", path=path)
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        proto = onnx.load(path, load_external_data=False)
+        data = path.read_bytes()
+        sha256, proto = hashlib.sha256(data).hexdigest(), onnx.ModelProto()
+        measure(data, proto.DESCRIPTOR)
+        proto.ParseFromString(data)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
-    except DecodeError as err:
+    except TooLarge as err:
+        raise ModelError("E429", f"{path.name} holds {err}", path=path) from err
+    except (WireError, DecodeError) as err:
         raise ModelError("E420", f"{path.name} is damaged, or not an ONNX file", hint=_NOT_ONNX, path=path) from err
     if not proto.graph.node:
         raise ModelError("E420", f"{path.name} contains no network", hint=_NOT_ONNX, path=path)
@@ -88,9 +94,43 @@ def read_foreign(path: Path) -> ForeignModel:
         raise ModelError("E422", message, hint="put the files beside it, under their names", path=path) from err
     if proto.ByteSize() > MAX_BYTES:
         raise ModelError("E429", f"{path.name} is too large for one file with its weights inside", path=path)
+    if not proto.opset_import:
+        raise ModelError("E420", f"{path.name} names no opset, so that its operators have no meaning", path=path)
     if proto.functions:
+        if count_expanded(proto) > MAX_NODES:
+            raise ModelError(
+                "E429", f"{path.name} has functions that expand to more than {MAX_NODES:,} nodes", path=path
+            )
         proto = onnx.inliner.inline_local_functions(proto)
     return ForeignModel(path, proto, sha256)
+
+
+def count_expanded(proto: onnx.ModelProto) -> int:
+    """Return how many nodes a model has once its functions are put in place of their calls, counted to a limit.
+
+    Functions that call each other in a circle count as more than the limit.
+    """
+    bodies = {(function.domain, function.name): function.node for function in proto.functions}
+    counts: dict[tuple[str, str], int] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def count(nodes: Iterable[onnx.NodeProto], depth: int = 0) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in bodies and key not in counts:
+                if key in open_calls or depth > _MOST_CALLS:
+                    return MAX_NODES + 1
+                open_calls.add(key)
+                counts[key] = count(bodies[key], depth + 1)
+                open_calls.discard(key)
+            total += counts.get(key, 1)
+            total += sum(count(attribute.g.node, depth + 1) for attribute in node.attribute if attribute.HasField("g"))
+            if total > MAX_NODES:
+                return MAX_NODES + 1
+        return total
+
+    return count(proto.graph.node)
 
 
 def find_input(model: ForeignModel, layout: PixelLayout | None) -> ImageInput:
@@ -185,7 +225,7 @@ def class_names(model: ForeignModel) -> tuple[str, tuple[str, ...]] | None:
 
 def _parse_names(text: str) -> tuple[str, ...]:
     value: object = None
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             value = parse(text)
             break
@@ -193,7 +233,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
             continue
     if isinstance(value, dict):
         try:
-            ordered = sorted(value.items(), key=lambda entry: int(entry[0]))
+            ordered = sorted(value.items(), key=lambda entry: to_int(str(entry[0])))
         except (ValueError, TypeError):
             # class_to_idx: names to numbers
             numbers = list(value.values())

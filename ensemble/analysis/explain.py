@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +24,13 @@ from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import is_count
 from ensemble.predict.bad_images import ERRORS, tell_oddities, unread, write_errors
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES, LOGITS, read_model
 from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
+from ensemble.unicode_text import compose
 
 BATCH = 16
 
@@ -167,7 +168,7 @@ def find_class(text: str, labels: LabelSpace) -> int:
     """
     if text in labels.names:
         return labels.names.index(text)
-    if text.isdecimal() and int(text) < len(labels):
+    if is_count(text) and int(text) < len(labels):
         return int(text)
     known = enumerate_some([f"{i} {name}" for i, name in enumerate(labels.names)], limit=20)
     raise OptionError("E204", f"{text!r} is not a class", hint=f"classes: {known}")
@@ -318,12 +319,12 @@ def _would_be_overwritten(path: Path) -> OptionError:
 
 def _select_boxes(boxes: Boxes, listing: Listing) -> tuple[Box | None, ...]:
     """Select the boxes of images whose ids may have fewer or more leading folders than those in the box file."""
-    known = {unicodedata.normalize("NFC", name) for name in boxes.of}
+    known = {compose(name) for name in boxes.of}
     ids = []
     for image_id, path in zip(listing.ids, listing.paths, strict=True):
         parts = Path(os.path.abspath(path)).parts[1:]
         tails = ["/".join(parts[start:]) for start in range(len(parts))]
-        ids.append(next((t for t in [image_id, *tails] if unicodedata.normalize("NFC", t) in known), image_id))
+        ids.append(next((t for t in [image_id, *tails] if compose(t) in known), image_id))
     return boxes.select(ids)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ensemble.arrays import Floats, Pixels
+from ensemble.unicode_text import compose
 
 COLUMNS, ROWS = 4, 6
 _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on a sheet
@@ -87,7 +87,7 @@ def resize_heat(heat: Floats, size: tuple[int, int]) -> Floats:
 
 def _plain(text: str) -> str:
     """Replace characters outside ASCII, which Pillow's own font lacks."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in unicodedata.normalize("NFC", text))
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in compose(text))
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

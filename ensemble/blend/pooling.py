@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError
+from ensemble.plain_numbers import to_float
 
 K = TypeVar("K", bound=Hashable)
 
@@ -195,7 +196,7 @@ def _hard_vote(log_p: Floats) -> Floats:
 
 def _parse_power(text: str) -> float:
     try:
-        order = float(text)
+        order = to_float(text)
     except ValueError:
         order = math.nan
     # below 0.001 the logarithm of the sum has too few significant digits to be divided by the power

@@ -26,7 +26,9 @@ from ensemble.blend.pooling import LINEAR, Pool, normalise, normalise_by_class, 
 from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
+from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import common_views, members_by_name
 from ensemble.text_table import render_columns
@@ -166,7 +168,7 @@ class Recipe:
             PredictionError: E518 when the text is not a recipe, or has another schema version.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise PredictionError("E518", f"it has schema {schema}; this version of ens reads {SCHEMA}")
@@ -270,11 +272,13 @@ def read_recipe(path: Path) -> Recipe:
         PredictionError: E518 when it is not a recipe.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_utf8(path)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
     except UnicodeDecodeError as err:
         raise PredictionError("E518", f"{path.name}: not a text file", path=path) from err
+    except ValueError as err:
+        raise PredictionError("E518", str(err), path=path) from err
     try:
         return Recipe.from_json(text)
     except PredictionError as err:
@@ -294,7 +298,7 @@ def parse_weights(text: str) -> dict[str, float]:
             # a name alone, which may be that of a view that exchanges labels: hflip:left=right
             name, number = part.strip(), "1"
         try:
-            weight = float("" if "=" in name and ":" not in name else number)
+            weight = to_float("" if "=" in name and ":" not in name else number)
         except ValueError as err:
             raise PredictionError("E508", f"{part.strip()!r} is not a weight of the form name=number") from err
         if not name or name in weights:
@@ -305,7 +309,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        to_float(text)
     except ValueError:
         return False
     return True

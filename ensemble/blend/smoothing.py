@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ensemble.arrays import Floats
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.plain_numbers import to_float
 
 Edges = Literal["nearest", "shrink", "zero", "reflect"]
 IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"
@@ -103,7 +104,7 @@ def _files_of(ids: Sequence[str], smoothing: Smoothing) -> dict[str, NDArray[np.
         match = pattern.fullmatch(name)
         try:
             file, number = match.groups() if match else (None, "")
-            place = float(number)
+            place = to_float(number)
         except (ValueError, TypeError):
             match = None
         if match is None or file is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands.options import PATH
+from ensemble.plain_numbers import to_float
 
 if TYPE_CHECKING:
     from ensemble.blend.smoothing import Smoothing
@@ -92,7 +93,7 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
         found[group] = {}
         for name, cell, line in zip(classes, table.column(group), table.lines, strict=True):
             try:
-                found[group][name] = float(cell)
+                found[group][name] = to_float(cell)
             except ValueError as err:
                 raise PredictionError("E508", f"{path.name}: line {line}: {cell!r} is not a weight", path=path) from err
     return found
@@ -102,7 +103,7 @@ def _parse_thresholds(text: str) -> float | dict[str, float]:
     from ensemble.blend.recipe import parse_weights
 
     try:
-        return float(text)
+        return to_float(text)
     except ValueError:
         return parse_weights(text)
 
@@ -117,7 +118,7 @@ def _parse_smoothing(kernel: str | None, ids: str | None, edges: Any) -> Smoothi
             raise conflict("--smooth-ids and --smooth-edges belong to --smooth")
         return None
     try:
-        weights = tuple(float(part) for part in kernel.split(","))
+        weights = tuple(to_float(part) for part in kernel.split(","))
     except ValueError as err:
         raise PredictionError("E508", f"--smooth {kernel!r} is not a list of numbers such as 0.25,0.5,0.25") from err
     return Smoothing(weights, IDS if ids is None else ids, edges or "nearest")

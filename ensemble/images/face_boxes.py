@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.files import write_atomic
+from ensemble.unicode_text import compose
 
 FoundBy = Literal["first", "second"]
 # right and left are the person's: in a photograph that is not mirrored, the right eye is on the left
@@ -133,7 +133,7 @@ class Boxes:
         for name, box in sorted(self.of.items()):
             digest.update(f"{name}\0{box}\0".encode())
         object.__setattr__(self, "sha256", digest.hexdigest())
-        object.__setattr__(self, "_normalised", {unicodedata.normalize("NFC", name): name for name in self.of})
+        object.__setattr__(self, "_normalised", {compose(name): name for name in self.of})
 
     def __len__(self) -> int:
         return len(self.of)
@@ -144,7 +144,7 @@ class Boxes:
         Raises:
             DataError: E351 when some of them have no entry.
         """
-        names = [i if i in self.of else self._normalised.get(unicodedata.normalize("NFC", i), i) for i in ids]
+        names = [i if i in self.of else self._normalised.get(compose(i), i) for i in ids]
         missing = [i for i, name in zip(ids, names, strict=True) if name not in self.of]
         if missing:
             raise DataError(

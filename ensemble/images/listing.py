@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_l
 from ensemble.images.decode import SUFFIXES, read_error
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
+from ensemble.unicode_text import compose
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +146,11 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
         raise DataError("E323", f"{len(escaping)} ids leave the image folder: {enumerate_some(escaping)}", path=root)
     by_normal: dict[str, list[str]] = {}
     for name in files:
-        by_normal.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        by_normal.setdefault(compose(name), []).append(name)
     by_id: list[str | None] = []
     missing: list[str] = []
     for i in ids:
-        candidates = by_normal.get(unicodedata.normalize("NFC", i), [])
+        candidates = by_normal.get(compose(i), [])
         if len(candidates) > 1:
             raise DataError(
                 "E311", f"two files are {i!r} after normalisation: {', '.join(map(ascii, sorted(candidates)))}"
@@ -211,7 +211,7 @@ def _match_loosely(ids: Sequence[str], files: Set[str], root: Path | None, liste
 
 
 def _fold(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return compose(name).casefold()
 
 
 def _is_unicode(name: str) -> bool:

@@ -55,7 +55,7 @@ def parse_memory(text: str) -> int:
     Raises:
         OptionError: E204 when the text has another form or is not above 0.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise OptionError("E204", f"--memory takes an amount such as 4G or 512M, got {text!r}")
     return int(float(found[1]) * _UNITS[found[2].upper()])

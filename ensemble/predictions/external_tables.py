@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from ensemble.csv_table import Table, parse_table
 from ensemble.errors import ColumnsError, DataError, FileError, PredictionError, enumerate_some, show_spaces
 from ensemble.events import Listener, Notice
 from ensemble.ids import find_id_column, usual_id_column
+from ensemble.json_text import parse_json
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float
 from ensemble.predictions.external_arrays import ExternalTable
 from ensemble.submission.class_names import ColumnMatch, Mismatch, fold_name, match_columns
 
@@ -114,7 +115,7 @@ def _notice_match(
 
 def _is_measure(cell: str) -> bool:
     """Return True for a number that is no plain class number, so that it cannot be a column's name."""
-    return re.fullmatch(r"\s*[-+]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][-+]?\d+|nan)\s*", cell) is not None
+    return re.fullmatch(r"\s*[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|nan)\s*", cell) is not None
 
 
 def _numbers(table: Table, places: Sequence[int]) -> Floats:
@@ -133,7 +134,7 @@ def _numbers(table: Table, places: Sequence[int]) -> Floats:
 
 
 def _number(cell: str, delimiter: str) -> float:
-    return float(cell.replace(",", ".") if delimiter != "," and cell.count(",") == 1 else cell)
+    return to_float(cell.replace(",", ".") if delimiter != "," and cell.count(",") == 1 else cell)
 
 
 def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None, listener: Listener) -> ExternalTable:
@@ -173,7 +174,7 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
 def _index_columns(table: Any) -> list[str]:
     """Return the columns that hold the index of pandas; a range is stored in the metadata only."""
     try:
-        stored = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+        stored = parse_json((table.schema.metadata or {}).get(b"pandas", b"{}"))
         return [name for name in stored.get("index_columns", []) if isinstance(name, str)]
     except ValueError:
         return []

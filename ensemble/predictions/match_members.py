@@ -16,8 +16,8 @@ from ensemble.predictions.dataset import Predictions
 
 # m_f0, m-fold3, m_r1_f0; but net_r18_f0 is a fold of net_r18
 _FOLD = re.compile(
-    r"(?P<base>.*?[^._ -])(?:[._ -](?:r(?=\d(?!\d))|rep|repeat)[._ -]?(?P<repeat>\d+))?"
-    r"[._ -]?(?:f|fold|cv|split)[._ -]?(?P<number>\d+)",
+    r"(?P<base>.*?[^._ -])(?:[._ -](?:r(?=[0-9](?![0-9]))|rep|repeat)[._ -]?(?P<repeat>[0-9]+))?"
+    r"[._ -]?(?:f|fold|cv|split)[._ -]?(?P<number>[0-9]+)",
     re.IGNORECASE,
 )
 _SIDES = frozenset(

@@ -15,6 +15,7 @@ from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns, nearest
 from ensemble.submission.sheet_options import SheetOptions
 
@@ -100,7 +101,7 @@ def _read_answers(
             match = match_columns(columns, labels.names)
             if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
                 ordered = [columns[match.classes.index(label)] for label in range(len(labels))]
-                return np.stack([np.array([float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
+                return np.stack([np.array([to_float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
     column = _answer_column(table, rest, options)
     known = _known_answers(table.column(column), labels)
     applies = np.zeros((len(table.rows), len(labels)), dtype=bool)

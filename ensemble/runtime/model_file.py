@@ -132,6 +132,8 @@ def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
     needed |= {part.domain for part in messages_in(model.graph) if isinstance(part, onnx.NodeProto)}
     if foreign := sorted(needed - _DOMAINS):
         raise ModelError("E425", f"{path.name} needs custom operators from {enumerate_some(foreign)}", path=path)
+    if not model.opset_import:
+        raise ModelError("E420", f"{path.name} names no opset, so that its operators have no meaning", path=path)
     newest = onnx.defs.onnx_opset_version()
     opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
     if opset > newest or model.ir_version > onnx.IR_VERSION:
@@ -146,6 +148,10 @@ def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
     found = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     if not found:
         raise ModelError("E423", f"{path.name} has no {METADATA_KEY} in its metadata", path=path)
+    if len(found) > 1:  # readers differ in which of them counts
+        raise ModelError(
+            "E427", f"{path.name} has {len(found)} cards: {METADATA_KEY} is in its metadata twice", path=path
+        )
     try:
         return ModelCard.from_json(found[0])
     except ModelError as err:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError
+from ensemble.plain_numbers import to_float
 from ensemble.scoring import counted, curves, probabilistic
 from ensemble.scoring.answers import ScoredAnswers
 from ensemble.scoring.custom import read_custom
@@ -182,7 +183,7 @@ def find_metric(text: str) -> ContestMetric:
 
 
 def _with_number(name: str) -> ContestMetric | None:
-    match = re.fullmatch(r"(macro|weighted|micro|sample|binary)-f(\d+(?:\.\d+)?)", name)
+    match = re.fullmatch(r"(macro|weighted|micro|sample|binary)-f([0-9]+(?:\.[0-9]+)?)", name)
     if match:
         beta = _in_range(name, match[2], 0.01, 100)
         score = partial(counted.f_score, beta=beta, average=match[1])
@@ -191,16 +192,16 @@ def _with_number(name: str) -> ContestMetric | None:
         by_class = partial(counted.class_f, beta=beta) if match[1] in {"macro", "weighted"} else None
         title = f"{match[1]} F{match[2]}"
         return ContestMetric(name, title, "decisions", score, True, only, classes, by_class=by_class)
-    match = re.fullmatch(r"(?:top-?(\d+)(?:-accuracy)?|(?:accuracy|top)@(\d+))", name)
+    match = re.fullmatch(r"(?:top-?([0-9]+)(?:-accuracy)?|(?:accuracy|top)@([0-9]+))", name)
     if match:
         k = int(_in_range(name, match[1] or match[2], 1, 1000))
         return ContestMetric(name, f"top-{k} accuracy", "ranking", partial(probabilistic.top_accuracy, k=k))
-    match = re.fullmatch(r"map@(\d+)", name)
+    match = re.fullmatch(r"map@([0-9]+)", name)
     if match:
         k = int(_in_range(name, match[1], 1, 1000))
         score = partial(probabilistic.mean_average_precision_at, k=k)
         return ContestMetric(name, f"MAP@{k}", "ranking", score)
-    match = re.fullmatch(r"(partial-auc|pauc|roc-auc)@(0?\.\d+)", name)
+    match = re.fullmatch(r"(partial-auc|pauc|roc-auc)@(0?\.[0-9]+)", name)
     if match:
         bound = _in_range(name, match[2], 1e-6, 1 - 1e-6)
         if match[1] == "roc-auc":
@@ -209,7 +210,7 @@ def _with_number(name: str) -> ContestMetric | None:
             )
         area = partial(curves.partial_auc_above, min_tpr=bound)
         return _ordered(name, f"partial AUC above TPR {bound:g}", _area(area, "macro"))
-    match = re.fullmatch(r"average-precision-padded@(\d+)", name)
+    match = re.fullmatch(r"average-precision-padded@([0-9]+)", name)
     if match:
         rows = int(_in_range(name, match[1], 1, 1000))
         score = partial(probabilistic.padded_average_precision, rows=rows)
@@ -218,7 +219,7 @@ def _with_number(name: str) -> ContestMetric | None:
 
 
 def _in_range(name: str, text: str, low: float, high: float) -> float:
-    value = float(text)
+    value = to_float(text)
     if not low <= value <= high:
         raise OptionError("E204", f"{name}: the number must be from {low:g} to {high:g}")
     return value

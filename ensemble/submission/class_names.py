@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ensemble.errors import show_spaces
+from ensemble.unicode_text import compose
 
 _PREFIX = re.compile(
     r"^(?:probability|proba|prob|predicted|prediction|pred|class|label|logits?|score|target|output|cls|is|has|p|c|y)"
@@ -66,7 +66,7 @@ def _quoted(name: str) -> str:
 
 def fold_name(name: str) -> str:
     """Return a name without regard to letter case, Unicode form, blanks, underscores, hyphens and slashes."""
-    return re.sub(r"[\s_\-/]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+    return re.sub(r"[\s_\-/]+", " ", compose(name, "NFKC")).strip().casefold()
 
 
 def are_numbers(names: Sequence[str]) -> bool:
@@ -128,7 +128,7 @@ def _unique(folded: dict[str, int], names: Sequence[str]) -> dict[str, int]:
 
 
 def _strip(column: str) -> str:
-    text = unicodedata.normalize("NFKC", column).strip()
+    text = compose(column, "NFKC").strip()
     return _SUFFIX.sub("", _PREFIX.sub("", text, count=1))
 
 

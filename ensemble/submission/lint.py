@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
 from ensemble.text_table import render_rows
+from ensemble.unicode_text import compose
 
 MEANING = {
     "encoding": "the text is not UTF-8",
@@ -308,7 +308,7 @@ class _SampleIds:
 
     def __init__(self, ids: tuple[str, ...]) -> None:
         self.exact = set(ids)
-        self._normal = {unicodedata.normalize("NFC", name): name for name in ids}
+        self._normal = {compose(name): name for name in ids}
         # a key that two ids share tells neither
         found = [{key(name): name for name in ids} for key in _LOOSE]
         self._loose = [names if len(names) == len(self.exact) else {} for names in found]
@@ -319,7 +319,7 @@ class _SampleIds:
             return _Match(cell, None)
         if cell.strip() in self.exact:
             return _Match(cell.strip(), "spaces")
-        normal = unicodedata.normalize("NFC", cell.strip())
+        normal = compose(cell.strip())
         if normal in self._normal:
             return _Match(self._normal[normal], "spelling")
         for key, loose in zip(_LOOSE, self._loose, strict=True):

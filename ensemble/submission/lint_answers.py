@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import nearest
 from ensemble.submission.sheet import AnswerSheet
 
@@ -75,7 +76,7 @@ def _number_fault(answer: str, classes: int | None) -> str | None:
     if re.fullmatch(r"-?[1-9][0-9]*|0", answer):
         return None if classes is None or (len(answer) < 10 and 0 <= int(answer) < classes) else "range"
     try:
-        return "float" if math.isfinite(float(answer)) else "nan"
+        return "float" if math.isfinite(to_float(answer)) else "nan"
     except ValueError:
         return "text"
 
@@ -108,7 +109,7 @@ def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tu
         if fault is not None:
             yield fault, repr(cell)
             continue
-        value = float(cell.replace(sheet.decimal, "."))
+        value = to_float(cell.replace(sheet.decimal, "."))
         values.append(value)
         if not 0 <= value <= 1:
             yield "probability", repr(cell)
@@ -128,7 +129,7 @@ def _numeric_fault(sheet: AnswerSheet, cell: str) -> str | None:
         return "nan"
     text = cell.replace(sheet.decimal, ".") if sheet.decimal != "." and "." not in cell else cell
     try:
-        return None if math.isfinite(float(text)) else "nan"
+        return None if math.isfinite(to_float(text)) else "nan"
     except ValueError:
         return "text"
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ensemble.arrays import Floats
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float, to_int
 from ensemble.submission.sheet import AnswerSheet, Submission
 
 
@@ -73,8 +74,8 @@ def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], 
 
 
 def _label(sheet: AnswerSheet, text: str) -> int:
-    return sheet.spelling.index(text) if sheet.spelling else int(text)
+    return sheet.spelling.index(text) if sheet.spelling else to_int(text)
 
 
 def _value(sheet: AnswerSheet, cell: str) -> float:
-    return float(cell.strip().replace(sheet.decimal, "."))
+    return to_float(cell.replace(sheet.decimal, "."))

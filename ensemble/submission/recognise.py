@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ensemble.errors import (
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column
 from ensemble.labels import LabelSpace
+from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import (
     USUAL_ANSWERS,
     Mismatch,
@@ -36,6 +36,7 @@ from ensemble.submission.long_format import find_long_rows
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
+from ensemble.unicode_text import compose
 
 _SEPARATORS = (" ", ",", ";", "|")
 _SUM_TOLERANCE = 1e-3
@@ -317,7 +318,9 @@ class _Reader:
 
     def _with_decimal_mark(self, sheet: AnswerSheet, cells: Sequence[str]) -> AnswerSheet:
         """Write numbers with a decimal comma if the sample does."""
-        comma = sheet and self.table.delimiter != "," and any(re.fullmatch(r"\s*\d+,\d+\s*", cell) for cell in cells)
+        comma = (
+            sheet and self.table.delimiter != "," and any(re.fullmatch(r"\s*[0-9]+,[0-9]+\s*", cell) for cell in cells)
+        )
         return replace(sheet, decimal=",") if comma else sheet
 
     def _say(self, what: str, option: str | None = None) -> None:
@@ -336,10 +339,10 @@ class _Reader:
 
 def _as_spelled(table: Table, labels: LabelSpace) -> LabelSpace:
     """Return the classes in decomposed Unicode, as macOS writes names, if a cell of the sample has one so."""
-    decomposed = {unicodedata.normalize("NFD", name) for name in labels.names} - set(labels.names)
+    decomposed = {compose(name, "NFD") for name in labels.names} - set(labels.names)
     if not decomposed or decomposed.isdisjoint(cell.strip() for row in table.rows for cell in row):
         return labels
-    return LabelSpace.flat([unicodedata.normalize("NFD", name) for name in labels.names])
+    return LabelSpace.flat([compose(name, "NFD") for name in labels.names])
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -363,7 +366,7 @@ def _whole(cells: Sequence[str]) -> bool:
 def parse_number(cell: str) -> float | None:
     """Return the finite number in a cell, with a point or comma as decimal mark; None if there is none."""
     try:
-        value = float(cell.strip().replace(",", "."))
+        value = to_float(cell.replace(",", "."))
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -15,6 +15,7 @@ from ensemble.csv_table import read_table
 from ensemble.errors import DataError, PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
+from ensemble.plain_numbers import to_float
 
 Combination = Literal["mean", "max", "noisy-or"]
 COMBINATIONS: tuple[Combination, ...] = ("mean", "max", "noisy-or")
@@ -88,7 +89,7 @@ def read_row_map(path: Path, *, how: Combination = "mean", listener: Listener = 
 
 def _weight(cell: str) -> float:
     try:
-        return float(cell)
+        return to_float(cell)
     except ValueError:
         return float("nan")
 

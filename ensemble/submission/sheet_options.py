@@ -38,7 +38,7 @@ class SheetOptions:
         if self.answers is None:
             return None
         name = "label-columns" if self.answers == DECISIONS else self.answers.partition(":")[0]
-        if name not in KINDS or (":" in self.answers and not re.fullmatch(r"ranking:[1-9]\d*", self.answers)):
+        if name not in KINDS or (":" in self.answers and not re.fullmatch(r"ranking:[1-9][0-9]*", self.answers)):
             known = ", ".join([*KINDS, DECISIONS, "ranking:<k>"])
             raise OptionError("E202", f"--answers {self.answers!r} is not one of {known}", hint=f"one of {known}")
         return cast("AnswerKind", name)

@@ -21,6 +21,7 @@ from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.learn.objective import LIKELIHOOD, METRICS, Metric, parse_metric
 from ensemble.metrics import bootstrap
+from ensemble.plain_numbers import to_float
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds, match_to_groups
 from ensemble.predictions.out_of_fold import gather_folds
@@ -66,7 +67,7 @@ def parse_goal(text: str) -> Goal:
     """
     metric, _, number = text.rpartition(":")
     try:
-        value = float(number)
+        value = to_float(number)
     except ValueError:
         value = -1.0
     if metric and metric != LIKELIHOOD and 0 < value < 1:

@@ -66,7 +66,7 @@ def parse_budget(text: str) -> float:
     Raises:
         OptionError: E204 when the text has another form or is not above 0.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text.strip())
     if found is None or float(found[1]) <= 0:
         raise OptionError("E204", f"--budget takes a time such as 90m, 2h or 5400s, got {text!r}")
     return float(found[1]) * _SECONDS[found[2]]

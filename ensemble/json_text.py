@@ -1,0 +1,49 @@
+"""JSON from users and files, with a limit on its size: a name that is given twice is an error, not the last value."""
+
+from __future__ import annotations
+
+import collections
+import json
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 256 * 2**20
+"""Of a JSON file; a recipe of a million weights has 20 MB."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, gives a name of an object twice, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as err:
+        raise ValueError("the JSON is nested too deeply") from err
+
+
+def read_utf8(path: Path, *, limit: int = MAX_BYTES) -> str:
+    """Return the text of a file in UTF-8, with or without a BOM.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a regular file, not UTF-8, or has more than ``limit`` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # before opening it: a FIFO would block forever
+        raise ValueError(f"{path.name} is not a regular file")
+    if status.st_size > limit:
+        raise ValueError(f"{path.name} has {status.st_size:,} bytes; {limit:,} are allowed")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the name {twice[:60]!r} is given twice")
+    return value
