@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands.options import PATH
-from ensemble.plain_numbers import to_float
 
 if TYPE_CHECKING:
     from ensemble.blend.smoothing import Smoothing
@@ -83,6 +82,7 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
     """
     from ensemble.csv_table import read_table
     from ensemble.errors import PredictionError
+    from ensemble.plain_numbers import to_float
 
     table = read_table(path)
     classes = table.without_duplicates("class")
@@ -101,6 +101,7 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
 
 def _parse_thresholds(text: str) -> float | dict[str, float]:
     from ensemble.blend.recipe import parse_weights
+    from ensemble.plain_numbers import to_float
 
     try:
         return to_float(text)
@@ -112,6 +113,7 @@ def _parse_smoothing(kernel: str | None, ids: str | None, edges: Any) -> Smoothi
     from ensemble.blend.smoothing import IDS, Smoothing
     from ensemble.commands.options import conflict
     from ensemble.errors import PredictionError
+    from ensemble.plain_numbers import to_float
 
     if kernel is None:
         if ids is not None or edges is not None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ensemble.bounded_tables import read_parquet
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.files import write_atomic
 from ensemble.unicode_text import compose
@@ -197,8 +198,7 @@ def read_faces(path: Path) -> FaceFile:
     if not path.is_file():
         raise FileError("E707", f"{path} is not a file", path=path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+        table = read_parquet(path)
         origin = (table.schema.metadata or {}).get(_ORIGIN_KEY, b"").decode()
         faces = tuple(_face(row) for row in table.to_pylist())
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, DataError) as err:

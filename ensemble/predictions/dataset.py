@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ensemble.arrays import Floats, Logits
+from ensemble.bounded_tables import read_parquet
 from ensemble.card import METADATA_KEY, Activation, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
+from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace
 
 COMPLETE = "_complete.json"
@@ -122,15 +125,16 @@ def read_part(path: Path) -> Part:
         PredictionError: E514 when the file cannot be read or is not a part of predictions.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+        table = read_parquet(path)
         metadata = table.schema.metadata or {}
         card = ModelCard.from_json(metadata[METADATA_KEY.encode()].decode())
         origin = metadata[ORIGIN_KEY.encode()].decode()
-        ids = tuple(table.column(_ID).to_pylist())
+        ids = _ids(table.column(_ID))
         views = [name for name in table.column_names if name not in {_ID, _FILLED}]
         logits = {view: _matrix(table.column(view), len(card.labels)) for view in views}
         flags = table.column(_FILLED).to_pylist() if _FILLED in table.column_names else [False] * len(ids)
+        if not views or len(views) < len(set(table.column_names) - {_ID, _FILLED}):
+            raise ValueError("it has no view, or two of one name")
     except (OSError, pa.ArrowException, KeyError, ValueError, ModelError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
     filled = tuple(name for name, flag in zip(ids, flags, strict=True) if flag)
@@ -219,7 +223,7 @@ def has_members(path: Path) -> bool:
 
 
 def _is_member(path: Path) -> bool:
-    return (path / COMPLETE).is_file() or part_path(path, 0).exists()
+    return os.path.lexists(path / COMPLETE) or part_path(path, 0).exists()
 
 
 def require_none_missing(members: Sequence[Predictions], ids: Iterable[str]) -> None:
@@ -267,18 +271,36 @@ class _Complete:
 
 def _read_complete(folder: Path) -> _Complete:
     try:
-        value = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        value = parse_json(read_utf8(folder / COMPLETE))
         parts = tuple(_CompletePart(str(part["name"]), str(part["sha256"])) for part in value["parts"])
+        if not parts or any(Path(part.name).name != part.name for part in parts):
+            raise ValueError("it lists no parts, or some in another folder")
         return _Complete(parts, int(value["rows"]), tuple(map(str, value.get("missing", ()))))
-    except FileNotFoundError as err:
+    except (FileNotFoundError, NotADirectoryError) as err:
+        if (folder / COMPLETE).is_symlink():
+            message = f"{folder / COMPLETE} is a link that leads nowhere"
+            raise PredictionError("E514", message, path=folder, hint=_REPAIR) from err
         if part_path(folder, 0).exists():
             raise PredictionError("E513", f"the predictions in {folder} are incomplete", path=folder) from err
         raise PredictionError("E514", f"{folder} contains no predictions", path=folder) from err
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
         raise PredictionError("E514", f"{folder / COMPLETE} cannot be read: {err}", path=folder, hint=_REPAIR) from err
 
 
+def _ids(column: Any) -> tuple[str, ...]:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+        raise ValueError(f"the ids are {column.type} with {column.null_count:,} empty, expected text for each row")
+    return tuple(column.to_pylist())
+
+
 def _matrix(column: Any, classes: int) -> Logits:
+    if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
+        raise ValueError(
+            f"a column has the type {column.type}, expected {classes} float32 values in each row: "
+            "it was written by another program"
+        )
+    if column.null_count or column.combine_chunks().flatten().null_count:
+        raise ValueError("a view has empty values")
     if column.type.list_size != classes:
         raise ValueError(f"a view has {column.type.list_size} columns, the card has {classes} classes")
     flat = column.combine_chunks().flatten() if len(column) else pa.array([], pa.float32())

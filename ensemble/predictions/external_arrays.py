@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
+from ensemble.bounded_tables import load_arrays
 from ensemble.csv_table import read_table
 from ensemble.errors import FileError, PredictionError
 from ensemble.events import Listener
@@ -38,7 +40,7 @@ def read_npz(path: Path, labels: LabelSpace) -> ExternalTable:
     """
     arrays = _load(path)
     if not isinstance(arrays, dict) or _IDS not in arrays or len(arrays) < 2:
-        got = sorted(arrays) if isinstance(arrays, dict) else "one array"
+        got = sorted(arrays) if isinstance(arrays, dict) else "one array, as in a .npy file"
         hint = "write it with numpy.savez(path, ids=ids, identity=logits)"
         raise PredictionError("E514", f"{path.name} needs ids and at least one view, got {got}", path=path, hint=hint)
     raw = arrays.pop(_IDS)
@@ -80,14 +82,10 @@ def read_npy(
 
 def _load(path: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found as file:
-            return {name: file[name] for name in file.files}
+        return load_arrays(path)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as err:
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error) as err:
         raise PredictionError("E514", f"{path.name} is not a file of plain numpy arrays: {err}", path=path) from err
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ensemble.arrays import Floats
+from ensemble.bounded_tables import read_parquet
 from ensemble.csv_table import Table, parse_table
 from ensemble.errors import ColumnsError, DataError, FileError, PredictionError, enumerate_some, show_spaces
 from ensemble.events import Listener, Notice
@@ -146,12 +146,13 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
         PredictionError: E514 when it is not such a table, E541 when its columns are not the classes.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        table = read_parquet(path, checksums=False)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror or err}", path=path) from err
     except pa.ArrowException as err:
         raise PredictionError("E514", f"{path.name} is not a Parquet file: {err}", path=path) from err
+    except ValueError as err:
+        raise PredictionError("E514", str(err), path=path) from err
     if any(pa.types.is_nested(column.type) for column in table.schema):
         raise PredictionError(
             "E514", f"{path.name} has columns of lists: give the folder that ens predict wrote", path=path
@@ -176,7 +177,7 @@ def _index_columns(table: Any) -> list[str]:
     try:
         stored = parse_json((table.schema.metadata or {}).get(b"pandas", b"{}"))
         return [name for name in stored.get("index_columns", []) if isinstance(name, str)]
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         return []
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.arrays import Classes, Logits
+from ensemble.bounded_tables import read_parquet
 from ensemble.errors import PredictionError
 from ensemble.predictions.dataset import ORIGIN_KEY
 
@@ -76,8 +77,7 @@ def read_chunk(path: Path) -> Chunk:
         PredictionError: E514 when it cannot be read.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+        table = read_parquet(path)
         metadata = table.schema.metadata
         shape = json.loads(metadata[b"shape"])
         flat = table.column("logits").combine_chunks().flatten().to_numpy()
@@ -91,5 +91,5 @@ def read_chunk(path: Path) -> Chunk:
         if len(chunk.logits) != int((chunk.classes == OPEN).sum()):
             raise ValueError("its logits are not those of the open rows")
         return chunk
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as err:
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err

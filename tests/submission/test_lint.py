@@ -42,7 +42,7 @@ def test_a_good_submission_has_no_faults(tmp_path: Path, text: str) -> None:
         (GOOD.replace("c,3", "c,3.0"), "float", 1, "line 4: '3.0'"),
         (GOOD.replace("c,3", "c,3e0"), "float", 1, "line 4: '3e0'"),
         (GOOD.replace("c,3", "c,03"), "float", 1, "line 4: '03'"),
-        (GOOD.replace("c,3", "c,３"), "float", 1, "line 4: '３'"),
+        (GOOD.replace("c,3", "c,３"), "text", 1, "line 4: '３'"),
         (GOOD.replace("c,3", "c,"), "empty", 1, "line 4: ''"),
         (GOOD.replace("c,3", "c,NaN"), "nan", 1, "line 4: 'NaN'"),
         (GOOD.replace("c,3", "c,None"), "nan", 1, "line 4: 'None'"),

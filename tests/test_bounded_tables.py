@@ -1,0 +1,201 @@
+"""Parquet and numpy files are measured before they are unpacked, and rewritten or damaged ones have a code."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ensemble.bounded_tables import load_arrays, read_parquet
+from ensemble.errors import EnsError, PredictionError
+from ensemble.images.face_boxes import read_boxes
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import (
+    COMPLETE,
+    Part,
+    find_predictions,
+    part_path,
+    read_part,
+    read_predictions,
+    write_complete,
+    write_part,
+)
+from ensemble.predictions.external import ExternalOptions, read_external
+from ensemble.submit.chunk_file import read_chunk
+from tests.support import toys
+
+CLASSES = len(toys.CARD.labels)
+IDS = ("a.jpg", "b.jpg", "c.jpg")
+
+
+def a_folder(folder: Path) -> Path:
+    """A member's complete predictions."""
+    folder.mkdir(parents=True)
+    logits = {"identity": np.arange(3 * CLASSES, dtype=np.float32).reshape(3, CLASSES)}
+    write_part(part_path(folder, 0), Part(IDS, logits, "{}", toys.CARD))
+    write_complete(folder, [part_path(folder, 0)], 3)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"id": ["a"] * 3_000_000, "x": np.zeros(3_000_000)}),
+        pa.table(
+            {"id": pa.DictionaryArray.from_arrays(pa.array(np.zeros(40_000, np.int32)), pa.array(["a" * 50_000]))}
+        ),
+        pa.table({"id": ["a"] * 1_900_000} | {f"c{i}": pa.nulls(1_900_000, pa.float64()) for i in range(40)}),
+    ],
+)
+def test_a_table_that_unpacks_to_far_more_is_not_unpacked(tmp_path: Path, table: pa.Table) -> None:
+    """Rows, columns and repeated texts are counted in the file's own description: every reader refuses it at once."""
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 1_000_000
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"bomb\.parquet has [0-9,]+ bytes"):
+        read_parquet(path)
+    readers: list[Callable[[Path], object]] = [
+        read_boxes,
+        read_part,
+        read_chunk,
+        lambda p: read_external(p, LabelSpace.flat(2), options=ExternalOptions("logits")),
+    ]
+    for read in readers:
+        with pytest.raises(EnsError):
+            read(path)
+    assert time.process_time() - began < 3
+
+
+def test_usual_tables_are_read_as_they_are(tmp_path: Path) -> None:
+    """Texts, numbers, lists and no rows at all."""
+    for table in (
+        pa.table({"id": IDS, "x": [1.0, None, 3.0], "t": ["x", None, ""], "b": [b"1", b"2", None]}),
+        pa.table({"id": IDS, "x": [[1], [], [2, 3]]}),
+        pa.table({"id": pa.array([], pa.string()), "x": pa.array([], pa.float32())}),
+    ):
+        pq.write_table(table.replace_schema_metadata({"k": "v"}), tmp_path / "t.parquet")
+        found = read_parquet(tmp_path / "t.parquet")
+        assert found.to_pylist() == table.to_pylist()
+        assert found.schema.metadata[b"k"] == b"v"
+
+
+def test_arrays_that_unpack_to_far_more_are_not_unpacked(tmp_path: Path) -> None:
+    """Of a .npz the sizes in its directory count, and of an array the bytes behind its header."""
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, ids=np.array(IDS), identity=np.zeros((30_000_000, 3)))
+    for read in (load_arrays, lambda p: read_external(p, LabelSpace.flat(3), options=ExternalOptions("logits"))):
+        with pytest.raises((ValueError, EnsError), match="would take"):
+            read(path)
+    np.savez(path, ids=np.array(IDS), identity=np.zeros((3, 3)))
+    path.write_bytes(path.read_bytes().replace(b"(3, 3), }   ", b"(3, 99999), }"[:12].ljust(12)))
+    with pytest.raises(PredictionError):
+        read_external(path, LabelSpace.flat(3), options=ExternalOptions("logits"))
+
+
+def test_an_array_is_what_its_content_says(tmp_path: Path) -> None:
+    """A .npy that is called .npz and the reverse are told as what they are."""
+    np.save(tmp_path / "x.npy", np.zeros((3, 2)))
+    np.savez(tmp_path / "y.npz", ids=np.array(IDS), identity=np.zeros((3, 2)))
+    (tmp_path / "x.npy").rename(tmp_path / "one.npz")
+    (tmp_path / "y.npz").rename(tmp_path / "several.npy")
+    (tmp_path / "ids.csv").write_text("id\n" + "\n".join(IDS) + "\n")
+    for name, words in (("one.npz", "one array"), ("several.npy", "several arrays")):
+        options = ExternalOptions("logits", ids=tmp_path / "ids.csv")
+        with pytest.raises(PredictionError, match=words) as caught:
+            read_external(tmp_path / name, LabelSpace.flat(2), options=options)
+        assert caught.value.code == "E514"
+
+
+def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    """Write a part again as another program would."""
+
+    def rewrite(folder: Path) -> None:
+        path = part_path(folder, 0)
+        table = pq.read_table(path)
+        pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+
+    return rewrite
+
+
+def column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.append_column("extra", pa.array([1, 2, 3])),
+        lambda t: t.append_column("words", pa.array(["x", "y", "z"])),
+        lambda t: t.append_column("identity", t.column("identity")),
+        lambda t: t.drop_columns(["id"]),
+        lambda t: t.drop_columns(["identity"]),
+        column("id", pa.array([1, 2, 3])),
+        column("id", pa.array(["a.jpg", None, "c.jpg"])),
+        column("id", pa.array([["a"], ["b"], ["c"]])),
+        column("identity", pa.array([[0.0] * CLASSES] * 3)),
+        column("identity", pa.array([[0.0] * CLASSES] * 3, pa.list_(pa.float64(), CLASSES))),
+        column("identity", pa.array([[0.0] * CLASSES, None, [0.0] * CLASSES], pa.list_(pa.float32(), CLASSES))),
+        column("identity", pa.array([[0.0] * (CLASSES - 1)] * 3, pa.list_(pa.float32(), CLASSES - 1))),
+        column("identity", pa.array([[None] * CLASSES] * 3, pa.list_(pa.float32(), CLASSES))),
+        column("identity", pa.array([1.0, 2.0, 3.0])),
+    ],
+)
+def test_a_part_that_another_program_wrote_is_refused(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Another column, other types and empty values are E514: predict computes the part again."""
+    folder = a_folder(tmp_path / "toy")
+    rewritten(change)(folder)
+    write_complete(folder, [part_path(folder, 0)], 3)
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(folder)
+    assert caught.value.code == "E514"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "3", '{"rows": 3}', '{"rows": 3, "parts": []}', '{"rows": 3, "parts": 7}'),
+        '{"rows": 3, "rows": 4, "parts": []}',
+        '{"rows": 1e999, "parts": [{"name": "part-00000.parquet", "sha256": "0"}]}',
+        '{"rows": 3, "parts": [{"name": "../x/part-00000.parquet", "sha256": "0"}]}',
+        '{"rows": 3, "parts": [{"name": "/etc/passwd", "sha256": "0"}]}',
+        '{"rows": 3, "parts": ["part-00000.parquet"]}',
+        '{"rows": 3, "parts": [{"name": "part-00000.parquet", "sha256": "0"}], "missing": 4}',
+    ],
+)
+def test_a_damaged_list_of_parts_has_a_code(tmp_path: Path, text: str) -> None:
+    """Whatever is in _complete.json: E514, and no file elsewhere is opened."""
+    folder = a_folder(tmp_path / "toy")
+    (folder / COMPLETE).write_text(text)
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(folder)
+    assert caught.value.code == "E514"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("nowhere", p)])
+def test_a_list_of_parts_that_is_no_file_has_a_code(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A FIFO is not waited for; a folder and a link that leads nowhere are named."""
+    folder = a_folder(tmp_path / "toy")
+    (folder / COMPLETE).unlink()
+    make(folder / COMPLETE)
+    assert find_predictions(tmp_path) == (folder,)
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(folder)
+    assert caught.value.code == "E514"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("nowhere", p)])
+def test_a_part_that_is_no_file_has_a_code(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """As the list of parts."""
+    folder = a_folder(tmp_path / "toy")
+    part_path(folder, 0).unlink()
+    make(part_path(folder, 0))
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(folder)
+    assert caught.value.code == "E514"
