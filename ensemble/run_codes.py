@@ -152,7 +152,12 @@ RUN_CODES: dict[str, Code] = {
         "A bundle could not be uploaded; it is written on this machine.",
         "look at the message; huggingface-cli login stores a token, and --push again uploads again",
     ),
-    "W811": Code("Something is missing in the model card of a bundle.", "give the option that the message names"),
+    "E814": Code(
+        "The packages of a bundle could not be fetched.",
+        "look at the lines of pip; it fetches the versions that are installed here",
+    ),
+    "I811": Code("The size of the packages in a bundle.", "nothing to do"),
+    "W811": Code("Something is missing in the description of a bundle.", "give the option that the message names"),
     "W802": Code(
         "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
     ),

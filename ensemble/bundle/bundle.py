@@ -9,34 +9,48 @@ from typing import Any, Literal
 
 from ensemble.blend.recipe import Recipe
 from ensemble.bundle.hub import HubFacts, hub_files
+from ensemble.bundle.kaggle import KaggleFacts, kaggle_files
 from ensemble.bundle.run_script import run_script
+from ensemble.bundle.wheels import PYTHONS, fetch_wheels
 from ensemble.errors import DeployError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.fuse.fuse import Fused, FuseOptions, fuse
 from ensemble.fuse.verify import CheckImages
+from ensemble.submit.early_exit import used_part
+from ensemble.submit.submit import find_members
+from ensemble.submit.time_budget import parse_budget
 
-BundleKind = Literal["folder", "hub"]
+BundleKind = Literal["folder", "hub", "kaggle"]
 ENSEMBLE, LABELS, RUN = "ensemble.onnx", "labels.txt", "run.py"
+RECIPE, MODELS, WHEELS = "blend.json", "models", "wheels"
 
 
 @dataclass(frozen=True, slots=True)
 class BundleOptions:
-    """``licence`` is that of the ensemble; ``scores`` are those of ``ens evaluate --json``, for the model card."""
+    """``licence`` is that of the ensemble; ``scores`` are those of ``ens evaluate --json``, for the model card.
+
+    The rest is for Kaggle: ``name`` is ``USER/NAME``, ``budget`` the time limit of the notebook; ``pythons`` are the
+    versions that wheels are fetched for, and with ``gpu`` onnxruntime is the package for CUDA.
+    """
 
     licence: str | None = None
     scores: Mapping[str, Any] | None = None
     title: str | None = None
+    name: str | None = None
+    budget: str | None = None
+    pythons: tuple[str, ...] = PYTHONS
+    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A written folder: the bytes of each file by name, and the fused file in it."""
+    """A written folder: the bytes of each file by name, and the fused file in it, if there is one."""
 
     folder: Path
     kind: BundleKind
     files: Mapping[str, int]
-    fused: Fused = field(repr=False)
+    fused: Fused | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -47,7 +61,7 @@ class Bundle:
         lines = [f"{self.folder}  {sum(self.files.values()) / 1e6:.1f} MB"]
         width = max(map(len, self.files))
         lines += [f"  {name:{width}}  {size:>12,} bytes" for name, size in sorted(self.files.items())]
-        return "\n".join([*lines, str(self.fused)])
+        return "\n".join(lines if self.fused is None else [*lines, str(self.fused)])
 
 
 def bundle(
@@ -60,13 +74,16 @@ def bundle(
     options: BundleOptions = BundleOptions(),
     listener: Listener = SILENT,
 ) -> Bundle:
-    """Fuse a recipe and its models into ``folder/ensemble.onnx``, and write what its reader needs beside it.
+    """Write what its reader needs to run an ensemble: the fused file, or for Kaggle the models and all packages.
 
     Raises:
-        DeployError: E811 when the folder holds other files.
-        EnsError: see `fuse`.
+        DeployError: E811 when the folder holds other files, E814 when pip does not find the packages.
+        OptionError: E204 when a name, a version of Python or a budget has another form.
+        EnsError: see `fuse` and `find_members`.
     """
     require_bundle_folder(folder)
+    if kind == "kaggle":
+        return _write_kaggle(recipe, models, folder, options, listener)
     fused = fuse(
         recipe,
         models,
@@ -92,5 +109,27 @@ def require_bundle_folder(folder: Path) -> None:
         DeployError: E811 when it holds other files.
     """
     require_writable(folder)
-    if any(folder.iterdir()) and not (folder / ENSEMBLE).exists():
-        raise DeployError("E811", f"{folder} holds other files, and no {ENSEMBLE}", path=folder)
+    if any(folder.iterdir()) and not ((folder / ENSEMBLE).exists() or (folder / RECIPE).exists()):
+        raise DeployError("E811", f"{folder} holds other files, and no {ENSEMBLE} or {RECIPE}", path=folder)
+
+
+def _write_kaggle(
+    recipe: Recipe, models: Sequence[Path], folder: Path, options: BundleOptions, listener: Listener
+) -> Bundle:
+    """Write the members, the recipe, the wheels, and the script that installs and runs them."""
+    recipe = used_part(recipe)
+    if options.budget is not None:
+        parse_budget(options.budget)
+    facts = KaggleFacts(options.title or folder.name, options.name, options.licence, options.budget)
+    texts = {RECIPE: recipe.to_json(), **kaggle_files(facts, listener)}
+    contents = {f"{MODELS}/{name}.onnx": model.data for name, model in find_members(recipe, models, listener).items()}
+    contents |= {name: text.encode() for name, text in texts.items()}
+    wheels = fetch_wheels(folder / WHEELS, options.pythons, gpu=options.gpu)
+    for name, data in contents.items():
+        write_atomic(folder / name, data)
+    sizes = {name: len(data) for name, data in contents.items()}
+    sizes |= {f"{WHEELS}/{name}": size for name, size in wheels.items()}
+    packages = sum(wheels.values()) / 1e6
+    message = f"{packages:.0f} MB are packages for Python {', '.join(options.pythons)}"
+    listener.notice(Notice("I811", f"{message}; fewer versions are smaller (--python)"))
+    return Bundle(folder, "kaggle", sizes)

@@ -1,0 +1,154 @@
+"""A dataset for Kaggle runs without network, finds the contest's files itself, and gives the bytes of home."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ensemble
+from ensemble.bundle import bundle as bundle_module
+from ensemble.bundle import wheels
+from ensemble.bundle.bundle import BundleOptions, bundle
+from ensemble.bundle.own_wheel import own_wheel, requirements
+from ensemble.errors import DeployError, EnsError
+from ensemble.events import Recorder
+from ensemble.submission.recognise import read_sheet
+from ensemble.submit.destination import Destination
+from ensemble.submit.submit import submit
+from tests.support.toy_recipes import toy_recipe, write_members
+from tests.support.toys import write_pictures
+
+ROOT = Path(ensemble.__file__).parents[1]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle without wheels, which only an index has."""
+    monkeypatch.setattr(bundle_module, "fetch_wheels", lambda *arguments, **options: {})
+    write_members(tmp_path / "models")
+    options = BundleOptions(title="Toy masks", name="me/toy-masks", budget="8h", licence="CC0-1.0")
+    return bundle(toy_recipe(), [tmp_path / "models"], tmp_path / "dataset", "kaggle", options=options).folder
+
+
+def test_the_dataset_describes_itself(dataset: Path) -> None:
+    """Kaggle's metadata has name, title and licence, and the notebook runs the script below the dataset's name."""
+    metadata = json.loads((dataset / "dataset-metadata.json").read_text())
+    assert metadata == {"title": "Toy masks", "id": "me/toy-masks", "licenses": [{"name": "CC0-1.0"}]}
+    notebook = json.loads((dataset / "notebook.ipynb").read_text())
+    assert [cell["cell_type"] for cell in notebook["cells"]] == ["markdown", "code"]
+    assert notebook["cells"][1]["source"] == ["!python /kaggle/input/toy-masks/run.py --budget 8h"]
+    assert sorted(path.name for path in (dataset / "models").iterdir()) == ["m0.onnx", "m1.onnx", "m2.onnx"]
+
+
+@pytest.mark.slow
+def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_path: Path) -> None:
+    """It finds the sample and the images below the input, also ids without suffix; no network is there where Linux
+    lets it be taken away.
+    """
+    contest = tmp_path / "input" / "contest"
+    names = [f"{number:02d}" for number in range(12)]
+    write_pictures(contest / "test" / "images", [f"{name}.jpg" for name in names])
+    write_pictures(contest / "train", [f"{name}.jpg" for name in names[:3]])
+    sample = contest / "Sample_Submission.csv"
+    sample.write_text("id,label\n" + "".join(f"{name},0\n" for name in names))
+    shutil.copytree(dataset, tmp_path / "input" / "toy-masks")
+    command = [sys.executable, str(tmp_path / "input/toy-masks/run.py"), "--input", str(tmp_path / "input")]
+    command += ["--packages", str(ROOT), "-o", str(tmp_path / "there.csv"), "--budget", "1h", "--device", "cpu"]
+    alone = ["unshare", "-n", "-r"]
+    if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0:
+        command = [*alone, *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"images: {contest / 'test' / 'images'}" in done.stdout
+    recipe = toy_recipe()
+    sheet = read_sheet(sample, recipe.labels)
+    destination = Destination(tmp_path / "home.csv", tmp_path / "work", sheet)
+    submit(recipe, contest / "test" / "images", [tmp_path / "models"], destination)
+    assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "home.csv").read_bytes()
+
+
+def test_the_script_asks_for_what_it_cannot_find(dataset: Path, tmp_path: Path) -> None:
+    """Two samples, images of other names and a budget without a unit end with a sentence, before anything runs."""
+    run = [sys.executable, str(dataset / "run.py"), "--input", str(tmp_path / "input"), "--packages", str(ROOT)]
+    write_pictures(tmp_path / "input" / "images", ["x.jpg"])
+    for samples, more, words in (
+        ([], [], "0 sample submissions are below"),
+        (["sample_submission.csv"], [], "no images below"),
+        (["sample_submission.csv", "b/sample-submission.csv"], [], "2 sample submissions"),
+        ([], ["--budget", "8"], "--budget takes 90m, 8h or 5400s, got '8'"),
+    ):
+        for sample in samples:
+            (tmp_path / "input" / sample).parent.mkdir(exist_ok=True)
+            (tmp_path / "input" / sample).write_text("id,label\na,0\n")
+        done = subprocess.run([*run, *more], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
+def test_the_wheel_of_this_program_is_whole(tmp_path: Path) -> None:
+    """It has every module and page file, its requirements with their versions, and equal bytes each time."""
+    name, data = own_wheel(["numpy==2.4.1"])
+    assert (name, data) == own_wheel(["numpy==2.4.1"])
+    path, stem = tmp_path / name, name.removesuffix("-py3-none-any.whl")
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(f"{stem}.dist-info/METADATA").decode()
+        record = archive.read(f"{stem}.dist-info/RECORD").decode().splitlines()
+    assert {"ensemble/cli.py", "checkpoints/__init__.py", "exporters/py.typed"} <= names
+    assert "ensemble/bundle/templates/kaggle_run.txt" in names
+    assert re.search(r"^Requires-Dist: numpy==2.4.1$", metadata, re.MULTILINE)
+    assert len(record) == len(names)
+
+
+def test_the_light_install_is_required_in_the_versions_of_home() -> None:
+    """No package of an extra is among them, and onnxruntime goes by that name."""
+    found = requirements()
+    assert {"numpy", "onnx", "onnxruntime", "pillow", "pyarrow", "click"} <= found.keys()
+    assert not {"torch", "timm", "onnxruntime-gpu", "nvidia-cublas"} & found.keys()
+    assert all(re.match(r"\d", version) for version in found.values())
+
+
+def test_pip_is_asked_for_each_version_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command names version, platform and exact packages; a failure is told in pip's own lines."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        fails = "3.13" in command
+        return subprocess.CompletedProcess(command, int(fails), "", "WARNING: x\nERROR: no numpy\n" if fails else "")
+
+    monkeypatch.setattr(wheels.subprocess, "run", run)  # type: ignore[attr-defined]
+    monkeypatch.setattr(wheels, "_pip", lambda: ["pip"])
+    made = wheels.fetch_wheels(tmp_path, ["3.12"], gpu=True)
+    assert [name.partition("-")[0] for name in made] == ["ens_onnx"]
+    assert "3.12" in asked[0]
+    assert "manylinux_2_28_x86_64" in asked[0]
+    assert any(part.startswith("onnxruntime-gpu==") for part in asked[0])
+    with pytest.raises(DeployError, match=r"Python 3\.13") as caught:
+        wheels.fetch_wheels(tmp_path, ["3.13"], gpu=False)
+    assert caught.value.code == "E814"
+    assert caught.value.details == ("ERROR: no numpy",)
+    with pytest.raises(EnsError, match="--python takes"):
+        wheels.fetch_wheels(tmp_path, ["cp312"], gpu=False)
+
+
+def test_a_name_is_asked_for_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --name the metadata has the words of Kaggle's client, with a warning; a wrong one is refused."""
+    monkeypatch.setattr(bundle_module, "fetch_wheels", lambda *arguments, **options: {})
+    write_members(tmp_path / "models")
+    recorder = Recorder()
+    bundle(toy_recipe(), [tmp_path / "models"], tmp_path / "my masks", "kaggle", listener=recorder)
+    metadata = json.loads((tmp_path / "my masks/dataset-metadata.json").read_text())
+    assert metadata["id"] == "INSERT_USERNAME/my-masks"
+    assert "--name" in next(notice.message for notice in recorder.notices if notice.code == "W811")
+    options = BundleOptions(name="masks")
+    with pytest.raises(EnsError, match="USER/NAME"):
+        bundle(toy_recipe(), [tmp_path / "models"], tmp_path / "other", "kaggle", options=options)
