@@ -126,6 +126,10 @@ MODEL_CODES: dict[str, Code] = {
         "An adopted model's file does not tell something that matters, so a default was taken.",
         "name it with the option if the network was trained otherwise",
     ),
+    "I485": Code(
+        "How a dry run read a checkpoint: by names and shapes alone, or with torch.",
+        "nothing to do; an export checks the values and the answers",
+    ),
     "W484": Code(
         "The weights do not tell how a network uses one of its tensors, and the usual way was taken.",
         "compare a few answers with those of the training code, or name the layers with --head-layers",

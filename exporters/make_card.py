@@ -6,27 +6,31 @@ convention; the first of these that knows it wins.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
-
-import onnx
-import onnxruntime
-import onnxscript
-import timm
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from checkpoints.loading.metadata import Found
-from checkpoints.loading.open import Checkpoint
 from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Notice
 from ensemble.labels import LabelSpace
 
+if TYPE_CHECKING:
+    import torch
+
+    from checkpoints.loading.open import Checkpoint
+    from checkpoints.loading.outline import Outline
+
+# what a card is made from: a checkpoint that was opened, or its outline, which has the same settings
+Opened: TypeAlias = "Checkpoint | Outline"
 _INTERPOLATIONS: Mapping[str, Interpolation] = {name: name for name in get_args(Interpolation)}
 _CROP_MODES: Mapping[str, Resize] = {"center": "center", "squash": "squash", "border": "pad"}
 _WEIGHT_ENDINGS = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"}
@@ -91,10 +95,17 @@ class ExportOptions(CardSettings):
             )
 
 
+@dataclass(frozen=True, slots=True)
+class TimmDefaults:
+    """The default preprocessing of an architecture in timm, in the place of a network that has it."""
+
+    pretrained_cfg: Mapping[str, Any]
+
+
 DEFAULTS = ExportOptions()
 
 
-def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOptions) -> ModelCard:
+def make_card(checkpoint: Opened, model: torch.nn.Module | TimmDefaults, options: ExportOptions) -> ModelCard:
     """Build the card of a model that is to be exported; its ``sources`` record where each setting comes from.
 
     An option overrides the checkpoint's own card or other metadata, which overrides the member's name
@@ -163,7 +174,7 @@ def make_card(checkpoint: Checkpoint, model: torch.nn.Module, options: ExportOpt
     )
 
 
-def _require_channels(preprocess: Preprocess, checkpoint: Checkpoint) -> None:
+def _require_channels(preprocess: Preprocess, checkpoint: Opened) -> None:
     if preprocess.planes != checkpoint.in_channels:
         raise OptionError(
             "E204",
@@ -199,7 +210,7 @@ def _from_card(card: ModelCard) -> CardSettings:
     )
 
 
-def _from_metadata(checkpoint: Checkpoint, options: ExportOptions) -> CardSettings:
+def _from_metadata(checkpoint: Opened, options: ExportOptions) -> CardSettings:
     """Return what the checkpoint says beside its weights; its classes must fit the head, unless an option has them."""
     found = checkpoint.metadata
     if options.labels is None:
@@ -217,7 +228,7 @@ def _from_metadata(checkpoint: Checkpoint, options: ExportOptions) -> CardSettin
     )
 
 
-def _require_class_count(checkpoint: Checkpoint) -> None:
+def _require_class_count(checkpoint: Opened) -> None:
     """Check that the number of classes that the file names is that of its head."""
     found, outputs = checkpoint.metadata, checkpoint.num_classes
     counts = [(len(found.classes.value), found.classes.place)] if found.classes is not None else []
@@ -233,7 +244,7 @@ def _require_class_count(checkpoint: Checkpoint) -> None:
             )
 
 
-def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
+def describe_settings(card: ModelCard, checkpoint: Opened) -> list[Notice]:
     """Say which settings come from the checkpoint's metadata, and which are timm's defaults for want of better."""
     if checkpoint.card is not None:
         return []
@@ -266,7 +277,7 @@ def describe_settings(card: ModelCard, checkpoint: Checkpoint) -> list[Notice]:
     return notices
 
 
-def _places(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+def _places(checkpoint: Opened, names: Sequence[str]) -> list[str]:
     found = checkpoint.metadata
     entries: dict[str, Found[Any] | None] = {
         "labels": found.classes,
@@ -289,7 +300,7 @@ def _from_name(member: str) -> CardSettings:
     )
 
 
-def _from_timm(model: torch.nn.Module) -> CardSettings:
+def _from_timm(model: torch.nn.Module | TimmDefaults) -> CardSettings:
     network: Any = model
     found: Mapping[str, Any] = network.pretrained_cfg
     interpolation, resize = found.get("interpolation"), _CROP_MODES.get(found.get("crop_mode") or "")
@@ -304,7 +315,7 @@ def _from_timm(model: torch.nn.Module) -> CardSettings:
     )
 
 
-def _from_convention(checkpoint: Checkpoint) -> CardSettings:
+def _from_convention(checkpoint: Opened) -> CardSettings:
     """Number the classes, and assume what timm assumes where an architecture has no pretrained configuration."""
     return CardSettings(
         labels=LabelSpace.flat(checkpoint.num_classes),
@@ -347,6 +358,16 @@ def _grey(known: CardSettings) -> tuple[int, int, int]:
 
 
 def _tools() -> dict[str, str]:
-    modules = (onnx, onnxruntime, onnxscript, timm, torch)
     # without +cu130 and the like, so that every build of one version writes the same file
-    return {m.__name__: m.__version__.split("+")[0] for m in modules} | {"ens": version("ens-onnx")}
+    names = ("onnx", "onnxruntime", "onnxscript", "timm", "torch")
+    return {name: _version(name).split("+")[0] for name in names} | {"ens": version("ens-onnx")}
+
+
+def _version(module: str) -> str:
+    """Return the version of a module, which is not imported for it: a dry run has no torch."""
+    if (loaded := sys.modules.get(module)) is not None:
+        return str(loaded.__version__)
+    for distribution in (module, f"{module}-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(distribution)
+    return str(importlib.import_module(module).__version__)

@@ -7,32 +7,59 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from checkpoints.loading.container import format_size
 from checkpoints.loading.hub import find_named
-from checkpoints.loading.open import OpenOptions, build_model
-from checkpoints.loading.read import stored_card
+from checkpoints.loading.key_names import COUNTER
+from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkpoint
+from checkpoints.loading.read import Content, read_content, stored_card
+from checkpoints.loading.state_dicts import is_tensor, key_text
+from checkpoints.loading.timm_tables import default_config, row_of
 from ensemble.card import ModelCard
-from ensemble.errors import ModelError
-from ensemble.events import Listener, Notice
+from ensemble.errors import ModelError, enumerate_some
+from ensemble.events import Listener, Notice, Recorder
 from ensemble.text_table import render_columns
-from exporters.make_card import ExportOptions, describe_settings, make_card, member_of
+from exporters.make_card import ExportOptions, TimmDefaults, describe_settings, make_card, member_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from checkpoints.loading.open import Checkpoint
+    from checkpoints.loading.open_options import OpenOptions
+
+_CONTAINERS = {
+    "safetensors": "safetensors",
+    "zip": "archive of torch.save",
+    "legacy": "torch.save's format before 1.6",
+    "plain": "pickle",
+    "npz": "numpy's npz",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """The content of a checkpoint, and the card and file that an export would write."""
+    """The content of a checkpoint, and the card and file that an export would write.
+
+    ``holds`` are lines about the file; ``fits`` are the architectures of the network's names and shapes. ``tensors``
+    and ``parameters`` are the numbers of the network's tensors and values, without the counters of batches.
+    """
 
     checkpoint: Path
     output: Path
     card: ModelCard
     tensors: int
     parameters: int
+    holds: tuple[str, ...] = ()
+    fits: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON-ready values."""
         return {
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
+            "holds": list(self.holds),
+            "fits": list(self.fits),
             "tensors": self.tensors,
             "parameters": self.parameters,
             "card": json.loads(self.card.to_json()),
@@ -57,7 +84,7 @@ def stored_members(paths: Sequence[Path]) -> dict[Path, str]:
 def plan_exports(
     paths: Sequence[Path], folder: Path, options: ExportOptions, how: OpenOptions, *, listener: Listener
 ) -> list[ExportPlan]:
-    """Open every checkpoint as an export would, and return what it would write; nothing is written.
+    """Return what an export of every checkpoint would write; without torch where names and shapes tell.
 
     Raises:
         EnsError: as `open_checkpoint`, `make_card` and `name_members`.
@@ -66,26 +93,76 @@ def plan_exports(
     names = {} if options.member is not None else name_members(found, stored_members(found), listener)
     plans = []
     for path in found:
-        checkpoint = how.open(path, listener=listener)
         named = replace(options, member=names[path]) if path in names else options
-        card = make_card(checkpoint, build_model(checkpoint), named)
-        for notice in describe_settings(card, checkpoint):
-            listener.notice(notice)
-        tensors = checkpoint.state_dict
-        plans.append(
-            ExportPlan(
-                checkpoint=path,
-                output=folder / f"{card.member}.onnx",
-                card=card,
-                tensors=len(tensors),
-                parameters=sum(tensor.numel() for tensor in tensors.values()),
-            )
-        )
+        plans.append(_plan(path, folder, named, how, listener))
     return plans
 
 
+def _plan(path: Path, folder: Path, options: ExportOptions, how: OpenOptions, listener: Listener) -> ExportPlan:
+    read, heard = Recorder(), Recorder()
+    content = read_content(path, with_values=False, listener=read)
+    holds = [_describe(content)]
+    checkpoint: Outline | Checkpoint
+    try:
+        if not how.are_simple or (how.arch is not None and row_of(how.arch) is None):
+            raise NeedsTorchError("options say what names and shapes do not tell")
+        outline = outline_checkpoint(
+            content, path, arch=how.arch, weights=how.weights, labels=options.labels, listener=heard
+        )
+    except NeedsTorchError as err:
+        listener.notice(Notice("I485", f"{path.name} is opened with torch: {err}", path))
+        checkpoint = how.open(path, listener=listener)
+        card = make_card(checkpoint, _build(checkpoint), options)
+        sizes = [tensor.numel() for key, tensor in checkpoint.state_dict.items() if not key.endswith(COUNTER)]
+        tensors, parameters, fits = len(sizes), sum(sizes), _twins(checkpoint.arch)
+    else:
+        for notice in (*read.notices, *heard.notices):
+            listener.notice(notice)
+        checkpoint = outline
+        card = make_card(outline, TimmDefaults(default_config(outline.arch)), options)
+        tensors, parameters, fits = outline.tensors, outline.parameters, outline.twins
+        holds += [*outline.networks, f"head {outline.head.name}: {outline.num_classes} classes"]
+        message = f"{path.name} was read without its values: an export also checks them, and the answers"
+        listener.notice(Notice("I485", message, path))
+    for notice in describe_settings(card, checkpoint):
+        listener.notice(notice)
+    return ExportPlan(
+        checkpoint=path,
+        output=folder / f"{card.member}.onnx",
+        card=card,
+        tensors=tensors,
+        parameters=parameters,
+        holds=tuple(holds),
+        fits=fits,
+    )
+
+
+def _build(checkpoint: Checkpoint) -> torch.nn.Module:
+    from checkpoints.loading.open import build_model
+
+    return build_model(checkpoint)
+
+
+def _twins(arch: str) -> tuple[str, ...]:
+    row = row_of(arch.partition(".")[0])
+    return row.names if row is not None else (arch,)
+
+
+def _describe(content: Content) -> str:
+    """Return the container, its size, and what is in it beside tensors."""
+    files = f" in {len(content.files)} files" if len(content.files) > 1 else ""
+    shown = f"{_CONTAINERS[content.container]}, {format_size(content.size)}{files}"
+    if not isinstance(content.payload, Mapping):
+        return shown
+    entries = [key_text(key) for key, value in content.payload.items() if not is_tensor(value)]
+    count = len(content.payload) - len(entries)
+    parts = [f"{count:,} tensors"] if count else []
+    parts += [enumerate_some(entries)] if entries else []
+    return f"{shown}: {' and '.join(parts)}"
+
+
 def render_plan(plans: Sequence[ExportPlan]) -> str:
-    """Return a table of what would be exported."""
+    """Return what the checkpoints hold, and a table of what would be exported."""
     rows = [
         (
             plan.checkpoint.name,
@@ -98,7 +175,13 @@ def render_plan(plans: Sequence[ExportPlan]) -> str:
         )
         for plan in plans
     ]
-    return render_columns(("checkpoint", "arch", "weights", "parameters", "classes", "size", "would write"), rows)
+    lines = []
+    for plan in plans:
+        lines.append(plan.checkpoint.name)
+        lines += [f"  holds  {line}" for line in plan.holds]
+        lines += [f"  fits   {', '.join(plan.fits)}", ""]
+    table = render_columns(("checkpoint", "arch", "weights", "parameters", "classes", "size", "would write"), rows)
+    return "\n".join((*lines, table))
 
 
 def name_members(paths: Sequence[Path], cards: Mapping[Path, str], listener: Listener) -> dict[Path, str]:

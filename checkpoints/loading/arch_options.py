@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.loading.metadata import Found
-from checkpoints.loading.network import ArchOptions, make_network
 from ensemble.errors import OptionError
 from ensemble.events import Listener, Notice
+
+if TYPE_CHECKING:
+    from checkpoints.loading.network import ArchOptions
 
 
 def parse_arch_options(texts: Iterable[str]) -> dict[str, Any]:
@@ -63,6 +63,10 @@ def settle_options(
 
 def why_not(arch: str, options: ArchOptions) -> str | None:
     """Return why an architecture cannot be built with these options; None if it can."""
+    import torch
+
+    from checkpoints.loading.network import make_network
+
     try:
         with torch.device("meta"):
             make_network(arch, outputs=2, arch_options=options)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
 import timm
@@ -19,10 +16,8 @@ from timm.models import get_deprecated_models
 
 from checkpoints.loading.key_names import COUNTER
 from checkpoints.loading.network import ArchOptions, classifiers, size_options
+from checkpoints.loading.timm_tables import table_rows, usual_name
 from ensemble.errors import OptionError, enumerate_some
-
-# Names of rare variants: strided convolutions followed by a blur, or copies of a pretraining.
-_RARE = re.compile(r".*(blur|_aa_|resnetaa|resnextaa|_pruned).*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,8 +226,7 @@ class Twins:
     @property
     def usual(self) -> str | None:
         """The one that most networks with these names and shapes are; None if none is."""
-        plain = [name for name in self.names if not _RARE.fullmatch(name)]
-        return plain[0] if len(plain) == 1 else self.names[0] if len(self.names) == 1 else None
+        return usual_name(self.names)
 
 
 @dataclass(slots=True)
@@ -247,19 +241,13 @@ class _KnownArchitectures:
 def _table() -> _KnownArchitectures:
     """Read the table of all architectures that timm knows; those that the installed timm lacks are left out."""
     table, known = _KnownArchitectures(), set(timm.list_models())
-    text = files("checkpoints.loading").joinpath("timm_architectures.csv").read_text(encoding="utf-8")
-    for row in csv.DictReader(text.splitlines()):
-        names = tuple(name for name in row["names"].split() if name in known)
+    for row in table_rows():
+        names = tuple(name for name in row.names if name in known)
         if names:
-            twins = Twins(
-                names,
-                int(row["values"]),
-                tuple(row["tops"].split()),
-                tuple(row["classifier"].split()),
-                row["first_conv"] or None,
-            )
+            twins = Twins(names, row.values, row.tops, row.classifier, row.first_conv)
             table.groups.append(twins)
-            table.by_layout[twins.tops, twins.classifier, twins.first_conv].append(twins)
+            if not names[0].startswith("test_"):  # timm's miniatures, which nobody trains
+                table.by_layout[twins.tops, twins.classifier, twins.first_conv].append(twins)
     return table
 
 

@@ -10,7 +10,6 @@ import torch
 from checkpoints.loading.architectures import (
     Architecture,
     BodyMatch,
-    Twins,
     compare_body,
     describe,
     first_convolutions,
@@ -156,14 +155,10 @@ def _under_prefixes(
             yield _compare(layout, prefix, known, sources, wanted, ())
             continue
         for twins in nearest_twins(known):
-            body = _compare(layout, prefix, known, sources, wanted, _accepted(twins, layout))
+            body = _compare(layout, prefix, known, sources, wanted, layout.accepted(twins.names))
             yield body
             if body.match.is_full:
                 break
-
-
-def _accepted(twins: Twins, layout: Layout) -> tuple[str, ...]:
-    return tuple(name for name in twins.names if layout.accepts(name)) or twins.names
 
 
 def _compare(
@@ -176,15 +171,8 @@ def _compare(
 ) -> Body:
     arch = wanted.arch or twins[0]
     match = compare_body(arch, known, size=wanted.size, arch_options=wanted.arch_options)
-    usual = arch if len(twins) <= 1 else _usual(twins, layout)
+    usual = arch if len(twins) <= 1 else layout.usual(twins)
     return Body(layout, prefix, match, sources, twins or (arch,), usual)
-
-
-def _usual(twins: tuple[str, ...], layout: Layout) -> str | None:
-    plain = Twins(twins, 0, (), (), None).usual
-    if plain is not None or layout.name not in {"efficientnet_pytorch", "transformers", "mmpretrain", "torchvision"}:
-        return plain
-    return min(twins, key=len)  # these libraries have the plain variant only
 
 
 def as_architecture(

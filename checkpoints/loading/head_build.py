@@ -11,9 +11,9 @@ import torch
 
 from checkpoints.loading.architectures import Architecture
 from checkpoints.loading.head_modules import HeadLayer, fold
-from checkpoints.loading.head_options import HeadRequest
+from checkpoints.loading.head_options import WITH_WEIGHTS, HeadRequest
 from checkpoints.loading.metadata import Found
-from checkpoints.loading.network import WITH_WEIGHTS, HeadLayers
+from checkpoints.loading.network import HeadLayers
 from ensemble.errors import ModelError
 from ensemble.labels import LabelSpace
 

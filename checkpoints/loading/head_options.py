@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from checkpoints.loading.network import WITH_WEIGHTS, WITHOUT_WEIGHTS
 from ensemble.errors import OptionError
 from ensemble.labels import LabelSpace
 
+# the layers that --head-layers may name: those with weights, and those without, which `network` builds
+WITH_WEIGHTS = ("linear", "cosine", "batchnorm", "layernorm", "prelu")
+WITHOUT_WEIGHTS = (
+    *("relu", "relu6", "leakyrelu", "elu", "selu", "gelu", "silu", "mish", "hardswish", "tanh", "sigmoid"),
+    *("softplus", "identity"),
+)
 _OTHER_NAMES = {
     "bn": "batchnorm",
     "bn1d": "batchnorm",

@@ -7,13 +7,13 @@ from pathlib import Path
 from checkpoints.loading.architectures import compare_body, current_name, twins_of
 from checkpoints.loading.bodies import Body, Wanted, as_architecture, find_bodies
 from checkpoints.loading.layouts import TIMM
+from checkpoints.loading.name_notices import ambiguous, say_claimed, say_usual
 from checkpoints.loading.networks import Network
 from checkpoints.loading.state_dicts import AllTensors, Claim
 from ensemble.errors import ModelError
-from ensemble.events import Listener, Notice
+from ensemble.events import Listener
 
 _LEAST_PERCENT = 50
-_NAMES_OF_THE_MODEL = {"model", "arch", "architecture", "model_name", "timm_model", "model_arch"}
 
 
 def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: Path, listener: Listener) -> Body:
@@ -30,21 +30,20 @@ def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: 
     for claim in claims:
         current = current_name(claim.arch)
         if current is not None and current.partition(".")[0] in body.twins:
-            listener.notice(Notice("I419", f"{path.name} is {current}, as {claim.place} in the file says", path))
+            say_claimed(current, claim, path, listener)
             return as_architecture(body, current, None, network.tensors)
     _require_no_other_claim(body, claims, path)
     if body.usual is None:
-        raise _ambiguous(body, path)
+        raise ambiguous(body.twins, path)
     total = len([key for key in body.match.architecture.state if not key.endswith(".num_batches_tracked")])
-    others = _others(body)
-    listener.notice(Notice("I419", f"{path.name} is {body.usual}: all {total} keys and shapes fit{others}", path))
+    say_usual(body.usual, body.twins, total, path, listener)
     return as_architecture(body, body.usual, None, network.tensors)
 
 
 def _require_no_other_claim(body: Body, claims: tuple[Claim, ...], path: Path) -> None:
     """Refuse weights that are not those of the architecture that the file names as its model."""
     for claim in claims:
-        if claim.place.rpartition(".")[2] in _NAMES_OF_THE_MODEL and current_name(claim.arch) is not None:
+        if claim.is_model and current_name(claim.arch) is not None:
             raise ModelError(
                 "E410",
                 f"{path.name} says that it is {claim.arch} ({claim.place}), but its weights are those of "
@@ -52,16 +51,6 @@ def _require_no_other_claim(body: Body, claims: tuple[Claim, ...], path: Path) -
                 hint=f"give the one that is right with --arch, such as --arch {body.twins[0]}",
                 path=path,
             )
-
-
-def _others(body: Body) -> str:
-    """Return what else has the same names and shapes, and what would tell."""
-    others = [name for name in body.twins if name != body.usual]
-    if (body.usual or "").startswith("resnet"):
-        others.append(f"a dilated {body.usual} (--arch-option output_stride=8)")
-    if not others:
-        return ""
-    return f"; so would {' and '.join(others)}: give --arch if it is one of those"
 
 
 def unknown_network(nearest: Body | None, wanted: Wanted, found: AllTensors, path: Path) -> ModelError:
@@ -112,16 +101,3 @@ def _pads_differently(body: Body, arch: str, path: Path) -> ModelError:
     looks = f". Looks like {' or '.join(others)} ({body.match.percent} %)" if others else ""
     whose = f"{body.layout.name}'s" if not body.layout.name.endswith("s") else f"{body.layout.name}'"
     return ModelError("E410", f"{path.name} is {whose}, which does not pad as {arch} does{looks}", path=path)
-
-
-def _ambiguous(body: Body, path: Path) -> ModelError:
-    names = body.twins
-    named = max((name for name in names if name in path.name), key=len, default=None)
-    hint = f"the file's name suggests --arch {named}, but a name proves nothing" if named else None
-    return ModelError(
-        "E416",
-        f"{path.name} fits {' and '.join(names)}: their weights have the same names and shapes, but they pad, blur or "
-        "scale differently",
-        hint=hint or f"give the one that was trained with --arch, such as --arch {names[0]}",
-        path=path,
-    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 from ensemble.plain_numbers import is_count
 
@@ -60,7 +62,8 @@ def is_training_state(key: str, tensor: torch.Tensor) -> bool:
     parts = key.split(".")
     if any(_TRAINING_WORDS.fullmatch(part.lower()) for part in parts):
         return True
-    whole = tensor.dtype in {torch.int64, torch.int32, torch.int16, torch.bool, torch.uint8}
+    # by its text, which a tensor without values has too
+    whole = str(tensor.dtype).removeprefix("torch.") in {"int64", "int32", "int16", "bool", "uint8"}
     return whole and not key.endswith(COUNTER) and tensor.ndim <= 2 and parts[-1] not in {"weight", "bias"}
 
 

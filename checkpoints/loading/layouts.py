@@ -11,12 +11,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-
+from checkpoints.loading.timm_tables import usual_name
 from checkpoints.loading.torchvision_names import rename_efficientnet
 from ensemble.plain_numbers import is_count
 
+if TYPE_CHECKING:
+    import torch
+
+# libraries that have the plain variants only
+_PLAIN_ONLY = {"efficientnet_pytorch", "transformers", "mmpretrain", "torchvision"}
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 _DEPTHS = (1.0, 1.1, 1.2, 1.4, 1.8, 2.2, 2.6, 3.1, 3.6, 5.3)  # b0 to b8 and l2; b1 and b2 have the same blocks
 # sides of the images for which efficientnet_pytorch fixes its padding, efficientnet_pytorch/utils.py
@@ -24,7 +29,7 @@ _SIDES = {"b0": 224, "b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6"
 _ALWAYS_EVEN = 1024
 
 Names = dict[str, str]
-Tensors = Mapping[str, torch.Tensor]
+Tensors: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,17 @@ class Layout:
     accepts: Callable[[str], bool] = lambda _: True
     padded_for: Callable[[str], int | None] = lambda _: None
     changes: str = ""
+
+    def accepted(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of several architectures of the same shapes that the library can have."""
+        return tuple(name for name in names if self.accepts(name)) or names
+
+    def usual(self, names: tuple[str, ...]) -> str | None:
+        """Return the one of several architectures that a network of this library is; None if that is not known."""
+        plain = usual_name(names)
+        if plain is not None or self.name not in _PLAIN_ONLY:
+            return plain
+        return min(names, key=len)
 
 
 def _is_tensorflows(arch: str) -> bool:

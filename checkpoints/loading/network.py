@@ -16,8 +16,6 @@ from ensemble.labels import LabelSpace
 # Options of an architecture that its weights cannot show, such as global_pool or bn_eps, by timm's names.
 ArchOptions = Mapping[str, Any]
 
-# the layers that --head-layers may name: those with weights, and those without
-WITH_WEIGHTS = ("linear", "cosine", "batchnorm", "layernorm", "prelu")
 _ACTIVATIONS = {
     "relu": torch.nn.ReLU,
     "relu6": torch.nn.ReLU6,
@@ -33,15 +31,14 @@ _ACTIVATIONS = {
     "softplus": torch.nn.Softplus,
     "identity": torch.nn.Identity,
 }
-WITHOUT_WEIGHTS = tuple(_ACTIVATIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayers:
     """The head in place of an architecture's classifier; by default that is one linear layer.
 
-    ``layers`` are the names of those in `WITH_WEIGHTS` and `WITHOUT_WEIGHTS`, ``widths`` what each returns. ``pool`` is
-    ``catmaxavg`` (fastai's order) or ``gem`` where timm does not have that pooling. ``axes`` are the sizes of the heads
+    ``layers`` are those that `head_options` lists, ``widths`` what each returns. ``pool`` is ``catmaxavg`` (fastai's
+    order) or ``gem`` where timm does not have that pooling. ``axes`` are the sizes of the heads
     of an `AxesHead`. With ``one_logit`` the head's only output is the logit of the second of two classes. ``scale`` is
     that of a cosine layer.
     """

@@ -19,6 +19,7 @@ from checkpoints.loading.heads import HeadFinder
 from checkpoints.loading.identify import identify, unknown_network
 from checkpoints.loading.metadata import NO_METADATA, Metadata
 from checkpoints.loading.metadata_files import claims_of, read_all_metadata
+from checkpoints.loading.name_notices import say_layout, say_names
 from checkpoints.loading.network import (
     ArchOptions,
     HeadLayers,
@@ -44,7 +45,7 @@ from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 
-__all__ = ["Checkpoint", "HeadRequest", "OpenOptions", "build_model", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "HeadRequest", "build_model", "open_checkpoint", "save_checkpoint"]
 
 _ANY_HEAD = HeadRequest()
 
@@ -73,27 +74,6 @@ class Checkpoint:
     padded_for: int | None = None
     arch_options: ArchOptions = field(default_factory=dict)
     metadata: Metadata = NO_METADATA
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """The options of `open_checkpoint`."""
-
-    arch: str | None = None
-    arch_options: ArchOptions = field(default_factory=dict)
-    weights: str | None = None
-    head: HeadRequest = _ANY_HEAD
-
-    def open(self, path: Path, *, listener: Listener = SILENT) -> Checkpoint:
-        """Open a checkpoint with these options."""
-        return open_checkpoint(
-            path,
-            arch=self.arch,
-            arch_options=self.arch_options,
-            weights=self.weights,
-            head=self.head,
-            listener=listener,
-        )
 
 
 def open_checkpoint(
@@ -257,26 +237,11 @@ def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
 def _say_names(network: Network, found: AllTensors, path: Path, listener: Listener) -> None:
     """Say which prefix was removed, and which names were changed."""
     body = network.body
-    key = next(iter(body.sources.values()))
-    origin = found.origins.get(key)
-    if origin is not None:
-        tail = key.removeprefix(body.prefix)
-        prefix = origin.key.removesuffix(tail) if origin.key.endswith(tail) else body.prefix
-        marks = [mark for mark in found.marks if mark not in prefix]
-        if prefix:
-            listener.notice(Notice("I407", f"the prefix {prefix!r} was removed from every key", path))
-        if marks:
-            message = f"the marks of wrappers were removed from the keys: {', '.join(marks)}"
-            listener.notice(Notice("I407", message, path))
+    say_names(found, next(iter(body.sources.values())), body.prefix, path, listener)
     if body.match.in_channels != 3:
         message = f"{body.match.architecture.first_conv} takes images of {body.match.in_channels} channels"
         listener.notice(Notice("I418", message, path))
-    if (side := body.layout.padded_for(body.match.arch)) is not None and side < 1024:
-        message = f"{body.layout.name} fixes its padding for images of {side} px, and so does the exported network"
-        listener.notice(Notice("I418", message, path))
-    if body.layout.changes:
-        message = f"keys were renamed: {body.layout.changes} ({body.layout.name})"
-        listener.notice(Notice("I418", message, path))
+    say_layout(body.layout, body.match.arch, path, listener)
 
 
 def _say_head(head: FoundHead, path: Path, listener: Listener) -> None:

@@ -5,6 +5,7 @@ This module needs the standard library alone, as the sandboxed process imports i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -101,6 +102,10 @@ class StoredTensor:
     def ndim(self) -> int:
         """The number of dimensions."""
         return len(self.shape)
+
+    def numel(self) -> int:
+        """Return the number of elements, as of a tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(slots=True, eq=False)

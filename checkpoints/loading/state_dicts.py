@@ -6,13 +6,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, TypeGuard
 
 from checkpoints.loading.key_names import remove_marks
 from ensemble.errors import ModelError, enumerate_some
 
+if TYPE_CHECKING:
+    import torch
+
 _DEEPEST = 12
+_NAMES_OF_THE_MODEL = {"model", "arch", "architecture", "model_name", "timm_model", "model_arch"}
 # states of the training, which hold tensors of the same shapes as the network
 _TRAINING = re.compile(r".*(optim|sched|scaler|rng|loops?$|lightning_sam|amp$).*", re.IGNORECASE)
 _AVERAGED = re.compile(
@@ -76,11 +79,21 @@ class Claim:
     arch: str
     place: str
 
+    @property
+    def is_model(self) -> bool:
+        """True if the entry's name says that it is the architecture of the whole network."""
+        return self.place.rpartition(".")[2] in _NAMES_OF_THE_MODEL
+
 
 def is_averaged_name(name: str) -> bool:
     """Return True for the name of averaged weights, such as ``state_dict_ema`` or ``swa_model.module``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return any(_AVERAGED.fullmatch(part) is not None and _MOMENTS.fullmatch(part) is None for part in spaced.split("."))
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Return True for a tensor, with or without values: nothing else in a checkpoint's content has dimensions."""
+    return not isinstance(value, Mapping) and hasattr(value, "ndim")
 
 
 def key_text(key: object) -> str:
@@ -122,7 +135,7 @@ def _search(
     if isinstance(value, Mapping):
         for key, item in value.items():
             name = key_text(key)
-            if isinstance(item, torch.Tensor):
+            if is_tensor(item):
                 yield TensorOrigin(".".join(place), name), item
             elif _COPIES.fullmatch(name):
                 continue
@@ -131,7 +144,7 @@ def _search(
             else:
                 yield from _averages_in(item, (*place, name), above)
     elif isinstance(value, (list, tuple)):
-        tensors = [item for item in value if isinstance(item, torch.Tensor)]
+        tensors = [item for item in value if is_tensor(item)]
         if tensors and len(tensors) == len(value):
             yield TensorList(".".join(place), tensors)
             return

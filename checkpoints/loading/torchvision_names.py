@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 OTHER_EPSILON = frozenset(
     {"efficientnet_b5", "efficientnet_b6", "efficientnet_b7"}

@@ -21,7 +21,7 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
-    from checkpoints.loading.open import OpenOptions
+    from checkpoints.loading.open_options import OpenOptions
     from ensemble.card import Channels, Interpolation, Precision, Resize, Resizer
     from exporters.export import Exported
     from exporters.make_card import ExportOptions
@@ -139,10 +139,12 @@ def export(
         truth=truth,
         boxes=boxes,
     )
-    with torch_extra("export"):
-        from exporters.make_card import ExportOptions
+    if not dry_run:
+        with torch_extra("export"):
+            import exporters.export  # noqa: F401 - a missing package is said before anything else
     from ensemble.card import parse_size
     from ensemble.labels import parse_labels
+    from exporters.make_card import ExportOptions
 
     means, stds = _parse_mean_and_std(mean, std)
     options = ExportOptions(
@@ -186,10 +188,12 @@ def _how_to_open(
     arch: str | None, arch_options: tuple[str, ...], weights: str | None, head: HeadRequest
 ) -> OpenOptions:
     from checkpoints.loading.arch_options import parse_arch_options
-    from checkpoints.loading.architectures import resolve_architecture
-    from checkpoints.loading.open import OpenOptions
+    from checkpoints.loading.open_options import OpenOptions
+    from checkpoints.loading.timm_tables import row_of
 
-    if arch is not None:
+    if arch is not None and row_of(arch) is None:
+        from checkpoints.loading.architectures import resolve_architecture
+
         resolve_architecture(arch)
     return OpenOptions(arch=arch, arch_options=parse_arch_options(arch_options), weights=weights, head=head)
 
@@ -200,7 +204,8 @@ def _show_plan(
     from ensemble.terminal import TERMINAL
     from exporters.plan import plan_exports, render_plan
 
-    plans = plan_exports(request.checkpoints, folder, options, how, listener=TERMINAL)
+    with torch_extra("export"):
+        plans = plan_exports(request.checkpoints, folder, options, how, listener=TERMINAL)
     show([plan.as_dict() for plan in plans], render_plan(plans), as_json=as_json)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ import timm
 import torch
 
 from checkpoints.loading.hub import find_named
-from checkpoints.loading.open import OpenOptions, build_model, open_checkpoint
+from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.loading.open_options import OpenOptions
 from ensemble.card import scale_channel_values
 from ensemble.errors import EnsError
 from ensemble.events import Recorder
@@ -120,8 +123,50 @@ def test_a_plan_writes_nothing(network: torch.nn.Module, tmp_path: Path) -> None
     plans = plan_exports([path], tmp_path / "out", DEFAULTS, OpenOptions(), listener=Recorder())
     text = render_plan(plans)
     assert all(word in text for word in (ARCH, "64x64", "a.onnx"))
-    assert plans[0].as_dict()["parameters"] == sum(tensor.numel() for tensor in network.state_dict().values())
+    weights = {k: t for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert plans[0].as_dict()["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert not (tmp_path / "out").exists()
+
+
+_DRY_RUN = """
+import sys
+from ensemble.__main__ import run
+status = run(["export", sys.argv[1], "--dry-run", "--json"])
+assert not {"torch", "timm"} & sys.modules.keys(), "torch was imported"
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("file", ["a.pth", "a.safetensors", "old.pth"])
+def test_a_dry_run_says_the_same_without_torch(network: torch.nn.Module, tmp_path: Path, file: str) -> None:
+    """Archives of torch.save, safetensors and the old format get the card that an export makes; torch is not loaded."""
+    path = tmp_path / file
+    state = {f"model.{key}": tensor for key, tensor in network.state_dict().items()}
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(
+            {"net": state, "cfg": {"img_size": 96}}, path, _use_new_zipfile_serialization=not file.startswith("old")
+        )
+    command = [sys.executable, "-c", _DRY_RUN, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(done.stdout)
+    checkpoint = open_checkpoint(path)
+    assert plan["card"] == json.loads(make_card(checkpoint, build_model(checkpoint), DEFAULTS).to_json())
+    assert plan["fits"] == [ARCH]
+    assert "head net.model.fc: 3 classes" in plan["holds"] or "head model.fc: 3 classes" in plan["holds"]
+
+
+def test_a_dry_run_goes_on_with_torch_where_names_do_not_tell(network: torch.nn.Module, tmp_path: Path) -> None:
+    """A head without bias needs its values: the reason is said, and the plan is that of the opened checkpoint."""
+    state = {key: tensor for key, tensor in network.state_dict().items() if key != "fc.bias"}
+    torch.save(state, tmp_path / "a.pth")
+    heard = Recorder()
+    (plan,) = plan_exports([tmp_path / "a.pth"], tmp_path, DEFAULTS, OpenOptions(), listener=heard)
+    assert plan.card.arch == ARCH
+    told = [notice.message for notice in heard.notices if notice.code == "I485"]
+    assert told == ["a.pth is opened with torch: the head is no linear layer with a bias"]
 
 
 def test_mean_and_std_of_0_to_255_are_understood_together() -> None:

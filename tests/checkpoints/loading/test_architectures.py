@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from checkpoints.loading.architectures import compare_body, describe, nearest_twins, twins_of
 from checkpoints.loading.open import open_checkpoint
+from checkpoints.loading.timm_tables import default_config, digest_of, row_of, table_version
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
@@ -114,6 +116,20 @@ def test_the_table_of_architectures_is_what_timm_builds(arch: str) -> None:
     assert nearest.names == twins_of(arch)
     assert arch in nearest.names
     assert compare_body(nearest.names[0], describe(arch).state).is_full
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet50", "vit_tiny_patch16_224", "tf_efficientnet_b3", "swin_tiny_patch4_window7_224"]
+)
+def test_the_tables_have_timms_shapes_and_defaults(arch: str) -> None:
+    """Digest, width of the classifier and default preprocessing are those of the installed timm."""
+    row, known = row_of(arch), describe(arch)
+    assert row is not None
+    assert row.digest == digest_of({key: tuple(shape) for key, shape in known.body.items()})
+    assert row.features == known.features
+    config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    assert default_config(arch) == {name: getattr(config, name) for name in default_config(arch)}
+    assert table_version() == timm.__version__
 
 
 @pytest.mark.parametrize("arch", ["efficientnet_b0", "tf_efficientnet_lite0", "tf_efficientnetv2_s", "resnet50"])

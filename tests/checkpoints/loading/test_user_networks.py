@@ -8,13 +8,31 @@ import pytest
 import torch
 
 from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.loading.open_options import OpenOptions
+from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkpoint
+from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError
+from ensemble.events import SILENT
 from tests.support.user_networks import Case, all_cases
 from tests.support.weights import save
 
 pytestmark = pytest.mark.slow
 
 CASES = all_cases()
+# some of those that a dry run tells without torch
+TOLD = {"prefix model.", "mark inside module.", "average: timm", "head apart: fc", "args beside"}
+
+
+def outline(path: Path, case: Case) -> Outline | None:
+    """Return what names and shapes tell of a case's file; None where they do not, or the file is refused."""
+    how = OpenOptions(**case.options)
+    if not how.are_simple:
+        return None
+    content = read_content(path, with_values=False)
+    try:
+        return outline_checkpoint(content, path, arch=how.arch, weights=how.weights, labels=None, listener=SILENT)
+    except (EnsError, NeedsTorchError):
+        return None
 
 
 def test_the_corpus_is_large() -> None:
@@ -32,6 +50,7 @@ def test_the_logits_are_those_of_the_users_network(tmp_path: Path, case: Case) -
         with pytest.raises(EnsError) as caught:
             open_checkpoint(path, **case.options)
         assert caught.value.code == case.code
+        assert outline(path, case) is None
         return
     checkpoint = open_checkpoint(path, **case.options)
     images = torch.randn(2, case.channels, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -39,3 +58,11 @@ def test_the_logits_are_those_of_the_users_network(tmp_path: Path, case: Case) -
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     assert checkpoint.weights == case.weights
+    if (told := outline(path, case)) is not None:
+        same = (told.arch, told.num_classes, told.weights, told.sha256)
+        assert same == (checkpoint.arch, checkpoint.num_classes, checkpoint.weights, checkpoint.sha256)
+        assert told.parameters == sum(
+            tensor.numel() for key, tensor in checkpoint.state_dict.items() if not key.endswith("num_batches_tracked")
+        )
+    if case.name in TOLD:
+        assert told is not None
