@@ -150,7 +150,7 @@ def _under_prefixes(
         sources = {name: prefix + key for key, name in renamed.items()}
         if len(sources) < len(renamed):
             continue  # two tensors would get one name
-        known = {name: tensors[key] for name, key in sources.items()}
+        known = {name: layout.shaped(name, tensors[key]) for name, key in sources.items()}
         if wanted.arch is not None:
             yield _compare(layout, prefix, known, sources, wanted, ())
             continue
@@ -179,5 +179,5 @@ def as_architecture(
     body: Body, arch: str, arch_options: ArchOptions | None, tensors: Mapping[str, torch.Tensor]
 ) -> Body:
     """Return the body as another one of its twins."""
-    known = {name: tensors[key] for name, key in body.sources.items()}
+    known = {name: body.layout.shaped(name, tensors[key]) for name, key in body.sources.items()}
     return replace(body, match=compare_body(arch, known, size=body.match.size, arch_options=arch_options))

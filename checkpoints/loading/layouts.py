@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from checkpoints.loading.timm_tables import usual_name
+from checkpoints.loading.torchvision_layouts import rename_features, rename_regnet, rename_vit, timms_shape
 from checkpoints.loading.torchvision_names import rename_efficientnet
 from ensemble.plain_numbers import is_count
 
@@ -37,6 +38,7 @@ class Layout:
     """The names of one library: ``anchors`` are those of its first weight, ``rename`` maps them to timm's.
 
     ``accepts`` is False for architectures that the library does not have, although the shapes are the same.
+    ``shape`` returns timm's shape of a tensor by timm's name.
     ``padded_for`` is the side of the images for which the library fixes its padding; None where it has timm's.
     """
 
@@ -46,6 +48,12 @@ class Layout:
     accepts: Callable[[str], bool] = lambda _: True
     padded_for: Callable[[str], int | None] = lambda _: None
     changes: str = ""
+    shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape
+
+    def shaped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor in timm's shape."""
+        wanted = self.shape(name, tuple(tensor.shape))
+        return tensor if wanted == tuple(tensor.shape) else tensor.reshape(wanted)
 
     def accepted(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of several architectures of the same shapes that the library can have."""
@@ -290,6 +298,26 @@ LAYOUTS = (
         _rename_numbered_torchvision,
         _is_not_tensorflows,
         changes="0.* to conv_stem, blocks.* and conv_head",
+    ),
+    Layout(
+        "torchvision",
+        ("features.0.0.weight",),
+        rename_features,
+        _is_not_tensorflows,
+        changes="features.* to timm's stem, stages, layers or blocks",
+        shape=timms_shape,
+    ),
+    Layout(
+        "torchvision",
+        ("conv_proj.weight",),
+        rename_vit,
+        changes="conv_proj and encoder.* to patch_embed and blocks.*",
+    ),
+    Layout(
+        "torchvision",
+        ("stem.0.weight",),
+        rename_regnet,
+        changes="trunk_output.* to s1.* to s4.*",
     ),
     Layout(
         "efficientnet_pytorch",

@@ -168,7 +168,11 @@ def _assemble(network: Network, behind: FoundHead, content: Content, path: Path,
     axes = card.labels.shape if card is not None and card.head == "axes" else behind.layers.axes
     if card is not None and card.head == "axes":
         _require_head(behind.outputs, card, path)
-    named = {name: network.tensors[key] for name, key in body.sources.items() if name in match.architecture.state}
+    named = {
+        name: body.layout.shaped(name, network.tensors[key])
+        for name, key in body.sources.items()
+        if name in match.architecture.state
+    }
     own = tuple(f"{name}." for name in match.architecture.classifier)
     named = {name: tensor for name, tensor in named.items() if not (own and name.startswith(own))}
     tensors = cast_to_architecture({**named, **behind.tensors}, match.architecture, behind.tensors, path, listener)

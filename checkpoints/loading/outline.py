@@ -219,7 +219,7 @@ def _under(
             for name, key in sources.items()
             if name.partition(".")[0] in wanted and not name.startswith(own) and not name.endswith(COUNTER)
         }
-        row = by_digest.get(digest_of({name: known[key].shape for name, key in body.items()}))
+        row = by_digest.get(digest_of({name: layout.shape(name, known[key].shape) for name, key in body.items()}))
         if row is not None and (row.tops, row.classifier) == (tops, classifier):
             if not all(known[key].dtype in _FLOATS for key in body.values()):
                 raise NeedsTorchError("a weight is not of a floating-point type")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OTHER_EPSILON = frozenset(
     {"efficientnet_b5", "efficientnet_b6", "efficientnet_b7"}
+    | {"mobilenetv3_large_100", "mobilenetv3_small_100"}
     | {"efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l"}
 )
 EPSILON_DIFFERENCE = 1e-3 - 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -35,6 +36,48 @@ def test_torchvisions_networks_give_the_same_logits(tmp_path: Path, theirs: str,
     images = torch.rand(2, 3, 65, 65)  # an odd size, for which another padding changes the result
     with torch.no_grad():
         expected, got = model(images), build_model(checkpoint)(images)
+    assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def _tiny_vit() -> Any:
+    """torchvision's ViT in the size of timm's vit_tiny_patch16_224."""
+    return torchvision.models.VisionTransformer(
+        image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=6
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "side"),
+    [
+        ("mobilenet_v2", "mobilenetv2_100", 65),
+        ("mobilenet_v3_small", "mobilenetv3_small_100", 65),
+        ("mobilenet_v3_large", "mobilenetv3_large_100", 65),
+        ("regnet_x_400mf", "regnetx_004_tv", 65),
+        ("regnet_y_400mf", "regnety_004", 65),
+        ("densenet121", "densenet121", 65),
+        ("convnext_tiny", "convnext_tiny", 65),
+        ("swin_t", "swin_tiny_patch4_window7_224", 224),
+        ("vit", "vit_tiny_patch16_224", 224),
+    ],
+)
+@torch.no_grad()
+def test_every_family_of_torchvision_opens_as_its_twin(tmp_path: Path, theirs: str, ours: str, side: int) -> None:
+    """A network with values as after a training gives the same logits through timm's twin, others for other images."""
+    torch.manual_seed(0)
+    model = _tiny_vit() if theirs == "vit" else getattr(torchvision.models, theirs)(num_classes=6)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    if theirs != "densenet121":  # whose sums of many layers overflow with small variances
+        shake(model)
+    for parameter in model.parameters():
+        if parameter.ndim in {1, 3}:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    checkpoint = open_checkpoint(save(tmp_path / "a.pth", {"net": model.eval().state_dict()}))
+    assert checkpoint.arch == ours
+    images = torch.rand(2, 3, side, side)
+    expected, got = model(images), build_model(checkpoint)(images)
+    assert float((expected[0] - expected[1]).abs().max()) > 0.01 * float(expected.abs().max())
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
