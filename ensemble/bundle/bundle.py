@@ -11,6 +11,7 @@ from ensemble.blend.recipe import Recipe
 from ensemble.bundle.hub import HubFacts, hub_files
 from ensemble.bundle.kaggle import KaggleFacts, kaggle_files
 from ensemble.bundle.run_script import run_script
+from ensemble.bundle.triton import MODEL, triton_files
 from ensemble.bundle.wheels import PYTHONS, fetch_wheels
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
@@ -21,7 +22,7 @@ from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
 from ensemble.submit.time_budget import parse_budget
 
-BundleKind = Literal["folder", "hub", "kaggle"]
+BundleKind = Literal["folder", "hub", "kaggle", "triton"]
 ENSEMBLE, LABELS, RUN = "ensemble.onnx", "labels.txt", "run.py"
 RECIPE, MODELS, WHEELS = "blend.json", "models", "wheels"
 
@@ -30,8 +31,8 @@ RECIPE, MODELS, WHEELS = "blend.json", "models", "wheels"
 class BundleOptions:
     """``licence`` is that of the ensemble; ``scores`` are those of ``ens evaluate --json``, for the model card.
 
-    The rest is for Kaggle: ``name`` is ``USER/NAME``, ``budget`` the time limit of the notebook; ``pythons`` are the
-    versions that wheels are fetched for, and with ``gpu`` onnxruntime is the package for CUDA.
+    For Kaggle, ``name`` is ``USER/NAME``, ``budget`` the time limit of the notebook, and ``pythons`` are the versions
+    that wheels are fetched for. With ``gpu`` onnxruntime is the package for CUDA; a Triton server uses its GPUs.
     """
 
     licence: str | None = None
@@ -84,22 +85,26 @@ def bundle(
     require_bundle_folder(folder)
     if kind == "kaggle":
         return _write_kaggle(recipe, models, folder, options, listener)
+    place = f"{MODEL}/1/model.onnx" if kind == "triton" else ENSEMBLE
     fused = fuse(
         recipe,
         models,
-        folder / ENSEMBLE,
+        folder / place,
         images=images,
         options=FuseOptions(licence=options.licence),
         listener=listener,
     )
     labels = "".join(f"{name}\n" for name in fused.card.recipe.labels.names)
-    texts = {LABELS: labels, RUN: run_script(fused.card)}
+    if kind == "triton":
+        texts = triton_files(fused.card, labels, gpu=options.gpu)
+    else:
+        texts = {LABELS: labels, RUN: run_script(fused.card)}
     if kind == "hub":
         texts |= hub_files(HubFacts(fused, texts[RUN], options.scores, options.title or folder.name), listener)
     for name, text in texts.items():
         write_atomic(folder / name, text.encode())
     sizes = {name: len(text.encode()) for name, text in texts.items()}
-    return Bundle(folder, kind, sizes | {ENSEMBLE: fused.size}, fused)
+    return Bundle(folder, kind, sizes | {place: fused.size}, fused)
 
 
 def require_bundle_folder(folder: Path) -> None:
@@ -109,7 +114,7 @@ def require_bundle_folder(folder: Path) -> None:
         DeployError: E811 when it holds other files.
     """
     require_writable(folder)
-    if any(folder.iterdir()) and not ((folder / ENSEMBLE).exists() or (folder / RECIPE).exists()):
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in (ENSEMBLE, RECIPE, MODEL)):
         raise DeployError("E811", f"{folder} holds other files, and no {ENSEMBLE} or {RECIPE}", path=folder)
 
 

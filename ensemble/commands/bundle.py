@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 ONLY_FOR = {
     ("hub",): ("scores", "push"),
     ("hub", "kaggle"): ("title",),
-    ("kaggle",): ("name", "budget", "pythons", "gpu"),
-    ("folder", "hub"): ("check_images", "boxes"),
+    ("kaggle",): ("name", "budget", "pythons"),
+    ("kaggle", "triton"): ("gpu",),
+    ("folder", "hub", "triton"): ("check_images", "boxes"),
 }
 
 
@@ -27,10 +28,10 @@ ONLY_FOR = {
 @click.option(
     "--for",
     "kind",
-    type=click.Choice(["folder", "hub", "kaggle"]),
+    type=click.Choice(["folder", "hub", "kaggle", "triton"]),
     required=True,
     help="folder: the fused file, a script and the labels; hub: with a model card for the Hugging Face Hub; kaggle: a "
-    "dataset with all packages, for notebooks without network.",
+    "dataset with all packages, for notebooks without network; triton: a model repository for a Triton server.",
 )
 @click.option("-o", "folder", type=PATH, required=True, help="Folder to write.")
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
@@ -48,7 +49,7 @@ ONLY_FOR = {
     metavar="VERSION",
     help="Version of Python in the notebook; may be repeated.  [default: 3.11, 3.12 and 3.13]",
 )
-@click.option("--gpu", is_flag=True, help="Take the package of onnxruntime for CUDA.")
+@click.option("--gpu", is_flag=True, help="Run on a GPU: the package of onnxruntime for CUDA, or the GPUs of Triton.")
 @json_option
 def bundle(
     recipe_path: Path,
