@@ -22,7 +22,7 @@ MAX_CARD = 20_000_000  # letters; the card of 100,000 classes has a tenth
 Resize = Literal["squash", "center", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Resizer = Literal["pillow", "opencv", "torch", "torch-antialias", "torch-uint8", "torch-uint8-antialias"]
-Channels = Literal["rgb", "bgr", "grey"]
+Channels = Literal["rgb", "bgr", "grey", "1", "2", "3", "4"]
 Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
@@ -37,7 +37,8 @@ _FILTERS: Mapping[Resizer, tuple[Interpolation, ...]] = {
     "torch-uint8": ("nearest", "bilinear", "bicubic"),
     "torch-uint8-antialias": ("nearest", "bilinear", "bicubic"),
 }
-_PLANES: Mapping[Channels, int] = {"rgb": 3, "bgr": 3, "grey": 1}
+_PLANES: Mapping[Channels, int] = {"rgb": 3, "bgr": 3, "grey": 1, "1": 1, "2": 2, "3": 3, "4": 4}
+_EIGHT_BITS = (0.0, 255.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,13 @@ class Preprocess:
 
     ``resizer`` is the library whose arithmetic is used: ``pillow`` is antialiased, ``opencv`` is not; ``torch`` is
     torchvision's resize of tensors, see `ensemble.images.torch_resize`. ``channels`` are those of the network's input,
-    which the graph makes from RGB: ``bgr`` reverses them, ``grey`` is Pillow's mode L. With ``face`` all this happens
-    to the square around the face.
+    which the graph makes from RGB: ``bgr`` reverses them, ``grey`` is Pillow's mode L. ``1`` to ``4`` are as many
+    channels of the file itself, kept in float32 as they are stored (`ensemble.images.planes`); ``scale`` are the values
+    that become 0 and 1 then. With ``face`` all this happens to the square around the face.
 
     Raises:
-        OptionError: E204 when a value is out of range, or the resizer does not have the interpolation.
+        OptionError: E204 when a value is out of range, or the resizer does not have the interpolation; E560 when a
+            setting is not possible for channels of the file itself.
     """
 
     size: tuple[int, int]
@@ -92,11 +95,27 @@ class Preprocess:
     face: FaceCrop | None = None
     resizer: Resizer = "pillow"
     channels: Channels = "rgb"
+    scale: tuple[float, float] = _EIGHT_BITS
 
     @property
     def planes(self) -> int:
         """The number of channels of the network's input."""
         return _PLANES[self.channels]
+
+    @property
+    def kept(self) -> bool:
+        """True if the model takes the file's own channels, in float32, and not RGB in 8 bits."""
+        return self.channels.isdecimal()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image of the graph's input: ``(height, width, channels)``."""
+        return (*self.size, self.planes if self.kept else 3)
+
+    @property
+    def dtype(self) -> Literal["uint8", "float32"]:
+        """The type of the graph's input."""
+        return "float32" if self.kept else "uint8"
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and 8 <= side <= 4096 for side in self.size):
@@ -119,10 +138,22 @@ class Preprocess:
                 f"{', '.join(_FILTERS[self.resizer])}",
                 hint="area is OpenCV's: --resizer opencv" if self.interpolation == "area" else None,
             )
+        self._require_scale()
         if not 0.1 <= self.crop_pct <= 1.0:
             raise OptionError("E204", f"crop-pct must be between 0.1 and 1, got {self.crop_pct}")
         if len(self.fill) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in self.fill):
             raise OptionError("E204", f"fill must be three whole values of 0 to 255, got {self.fill}")
+
+    def _require_scale(self) -> None:
+        if len(self.scale) != 2 or not all(map(_is_finite, self.scale)) or not self.scale[0] < self.scale[1]:
+            raise OptionError("E204", f"scale must be two numbers, the lower one first, got {self.scale}")
+        if not self.kept:
+            if self.scale != _EIGHT_BITS:
+                hint = "name the number of channels too, such as --channels 1"
+                raise OptionError("E560", "a scale is only for channels that are kept as they are", hint=hint)
+        elif self.resizer != "pillow" or self.face is not None:
+            what = "a face crop" if self.face is not None else f"the resizer {self.resizer}"
+            raise OptionError("E560", f"{what} is not supported for channels that are kept as they are")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +225,23 @@ class ModelCard:
         if self.head == "axes" and len(self.labels.axes) < 2:
             raise OptionError("E204", "a head for each axis needs labels with two axes or more")
 
+    def require_rgb(self, what: str) -> None:
+        """Check that the model takes images made from RGB, for something that is only done with those.
+
+        Raises:
+            OptionError: E560 when it keeps the channels of the file.
+        """
+        if self.preprocess.kept:
+            message = (
+                f"{self.member} takes {self.preprocess.planes} channels as a file has them: {what} is not supported"
+            )
+            raise OptionError("E560", message)
+
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys; equal cards give equal text."""
         value = asdict(self) | {"labels": self.labels.to_dict()}
         # settings that came later are left out at their defaults: cards from before keep their bytes
-        for name, default in (("face", None), ("resizer", "pillow"), ("channels", "rgb")):
+        for name, default in (("face", None), ("resizer", "pillow"), ("channels", "rgb"), ("scale", _EIGHT_BITS)):
             if value["preprocess"][name] == default:
                 del value["preprocess"][name]
         if self.head == "flat":
@@ -266,7 +309,7 @@ def _json_types_of(annotation: Any) -> tuple[type, ...]:
 
 
 def _preprocess_from(value: dict[str, Any]) -> Preprocess:
-    settings = value | {key: tuple(value[key]) for key in ("size", "fill")}
+    settings = value | {key: tuple(value[key]) for key in ("size", "fill", "scale") if key in value}
     if "face" in value:
         face = value["face"]
         settings["face"] = FaceCrop(**face | {"fallback": tuple(face["fallback"])})
@@ -308,52 +351,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(sides) not in (1, 2) or not all(map(is_count, sides)):
         raise OptionError("E204", f"--size takes 224 or HEIGHTxWIDTH, got {text!r}")
     return int(sides[0]), int(sides[-1])
-
-
-def parse_channel_values(text: str, option: str) -> tuple[float, ...]:
-    """Parse ``R,G,B`` from the command line, or as many numbers as the network's input has channels.
-
-    Raises:
-        OptionError: E204 when the text is not one to four numbers.
-    """
-    try:
-        values = tuple(to_float(part) for part in text.split(","))
-    except ValueError as err:
-        raise OptionError("E204", f"{option} takes one number per channel, as R,G,B, got {text!r}") from err
-    if len(values) > 4:
-        raise OptionError("E204", f"{option} takes one number per channel, up to four, got {text!r}")
-    return values
-
-
-def scale_channel_values(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, bool]:
-    """Return mean and std for channels in 0..1, and if they were given for channels in 0..255.
-
-    They are for 0..255 where a value is above 1.5: no mean or std of channels in 0..1 is.
-
-    Raises:
-        OptionError: E204 when one seems to be for 0..1 and the other for 0..255.
-    """
-    for option, values in (("--mean", mean), ("--std", std)):
-        if values is not None and max(values) > 1.5 and any(0 < value <= 1 for value in values):
-            raise OptionError("E204", f"{option} {_listed(values)} has values for 0..1 and for 0..255")
-    large = [values is not None and max(values, default=0) > 1.5 for values in (mean, std)]
-    if not any(large):
-        return mean, std, False
-    small = [values is not None and 0 < max(values, default=0) <= 1.5 for values in (mean, std)]
-    if any(small):
-        raise OptionError(
-            "E204",
-            f"--mean {_listed(mean)} and --std {_listed(std)} are not for channels of the same range",
-            hint="give both for 0..1, or both for 0..255",
-        )
-    mean, std = (None if values is None else tuple(value / 255 for value in values) for values in (mean, std))
-    return mean, std, True
-
-
-def _listed(values: tuple[float, ...] | None) -> str:
-    return ",".join(f"{value:g}" for value in values or ())
 
 
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:

@@ -14,9 +14,10 @@ from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import Precision, Preprocess
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import name_image, read_image
+from ensemble.images.decode import name_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
+from ensemble.images.planes import read_for
 from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions.truth import Truth
 
@@ -131,12 +132,12 @@ def load_images(
     Raises:
         DataError: when one cannot be read, E354 when its face box was made for another image.
     """
-    loaded = np.empty((len(places), *preprocess.size, 3), dtype=np.uint8)
+    loaded = np.empty((len(places), *preprocess.shape), dtype=preprocess.dtype)
     for row, place in enumerate(places):
         box = None if images.boxes is None else images.boxes[place]
-        pixels = read_image(images.paths[place]).pixels
+        image = read_for(images.paths[place], preprocess).image
         try:
-            loaded[row] = prepare_image(pixels, preprocess, box)
+            loaded[row] = prepare_image(image, preprocess, box)
         except DataError as err:
             raise name_image(err, images.paths[place]) from err
         listener.progress("read images", row + 1, len(places))

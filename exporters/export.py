@@ -25,6 +25,7 @@ from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
+from ensemble.images.planes import as_planes
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
@@ -89,6 +90,8 @@ def export(
     listener: Listener = SILENT,
 ) -> Exported:
     """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
+
+    A model of the file's own channels takes ``(batch, H, W, channels)`` float32, without any conversion before.
 
     The file is verified on up to 64 of ``check_images``, or on rendered images when there are none; for a model with a
     face crop the rendered images take its fallback. It appears whole and verified, or not at all; an older file of that
@@ -155,9 +158,9 @@ def export(
 class Exportable(torch.nn.Module):
     """The network with transposition and normalisation in front and a cast to float32 behind.
 
-    It maps ``(B, H, W, 3)`` uint8 RGB to logits ``(B, C)``, and with ``features`` also to the features before pooling
-    ``(B, F, h, w)``, both float32. The channels that the network takes are made from RGB first. With the card's
-    precision fp16 the network in between computes in float16.
+    It maps ``(B, H, W, 3)`` uint8 RGB, or the file's own channels in float32, to logits ``(B, C)``, and with
+    ``features`` also to the features before pooling ``(B, F, h, w)``, both float32. The channels that the network takes
+    are made from RGB first. With the card's precision fp16 the network in between computes in float16.
     """
 
     scale: torch.Tensor
@@ -169,11 +172,12 @@ class Exportable(torch.nn.Module):
         self.model: Any = to_half(model, card.preprocess.size, card.preprocess.planes) if half else model
         self.dtype = torch.float16 if half else torch.float32
         self.features = features
-        # (x / 255 - mean) / std in one multiplication and one addition, rounded once each
+        # ((x - low) / (high - low) - mean) / std in one multiplication and one addition, rounded once each
         mean, std = (np.array(values, dtype=np.float64).reshape(1, -1, 1, 1) for values in (card.mean, card.std))
         self.channels = card.preprocess.channels
-        self.register_buffer("scale", torch.tensor(1 / (255 * std), dtype=torch.float32))
-        self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32))
+        low, high = card.preprocess.scale
+        self.register_buffer("scale", torch.tensor(1 / ((high - low) * std), dtype=torch.float32))
+        self.register_buffer("shift", torch.tensor(-(mean + low / (high - low)) / std, dtype=torch.float32))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the logits, and the features if wanted."""
@@ -187,6 +191,8 @@ class Exportable(torch.nn.Module):
 
 
 def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:
+    if card.precision == "int8" and card.preprocess.kept:
+        raise OptionError("E560", "int8 is not supported for channels that are kept as they are")
     if card.precision == "int8" and images is None:
         raise OptionError("E204", "int8 is calibrated on real images", hint="name a folder of them with --calibrate")
     if card.precision == "fp32" and (images is not None or truth is not None):
@@ -230,7 +236,8 @@ def _judge_half(
 def _check_pixels(images: ImageSet | None, preprocess: Preprocess) -> Pixels:
     """Return the images ``(N, H, W, 3)`` to verify on, from the whole list: folders are often sorted by class."""
     if images is None:
-        return np.stack([prepare_image(picture, preprocess, None) for picture in render_pictures()])
+        pictures = (as_planes(one, preprocess) if preprocess.kept else one for one in render_pictures())
+        return np.stack([prepare_image(picture, preprocess, None) for picture in pictures])
     chosen = np.linspace(0, len(images.paths) - 1, min(len(images.paths), MOST_PICTURES)).round().astype(int)
     return load_images(images, chosen.tolist(), preprocess)
 
@@ -258,7 +265,7 @@ def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
 
 def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
     # a batch of one would be exported as a constant
-    example = torch.zeros(2, *card.preprocess.size, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *card.preprocess.shape, dtype=getattr(torch, card.preprocess.dtype))
     with warnings.catch_warnings():
         # they concern the exporter's internals; whether the result is right is verified afterwards
         warnings.simplefilter("ignore")

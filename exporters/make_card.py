@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Opened: TypeAlias = "Checkpoint | Outline"
 _INTERPOLATIONS: Mapping[str, Interpolation] = {name: name for name in get_args(Interpolation)}
 _CROP_MODES: Mapping[str, Resize] = {"center": "center", "squash": "squash", "border": "pad"}
+_EIGHT_BITS = (0.0, 255.0)
 _WEIGHT_ENDINGS = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"}
 # resnet18_f3, resnet18_fold3, resnet18-fold12; but _f16 is a precision
 _FOLD = re.compile(r"(?P<group>.+)[-_](?:f(?=\d$)|fold)(?P<fold>\d+)")
@@ -49,6 +50,7 @@ class CardSettings:
     crop_pct: float | None = None
     resizer: Resizer | None = None
     channels: Channels | None = None
+    scale: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     member: str | None = None
@@ -87,6 +89,8 @@ class ExportOptions(CardSettings):
 
     def __post_init__(self) -> None:
         hint = "give them for channels in 0..1: values for 0..255 divided by 255"
+        if self.channels is not None and self.channels.isdecimal():
+            return  # they are of values of any range
         if self.mean is not None and not (len(self.mean) in {1, 3} and all(0 <= value <= 1 for value in self.mean)):
             raise OptionError("E204", f"mean must be three values of 0 to 1 (grey: one), got {self.mean}", hint=hint)
         if self.std is not None and not (len(self.std) in {1, 3} and all(0 < value <= 1 for value in self.std)):
@@ -148,11 +152,13 @@ def make_card(checkpoint: Opened, model: torch.nn.Module | TimmDefaults, options
         interpolation=known.interpolation,
         resizer=known.resizer or "pillow",
         channels=known.channels or "rgb",
+        scale=known.scale or _EIGHT_BITS,
         crop_pct=known.crop_pct,
         face=card.preprocess.face if card else None,
         fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
     )
     _require_channels(preprocess, checkpoint)
+    _require_own_normalisation(preprocess, sources)
     return ModelCard(
         member=known.member,
         arch=checkpoint.arch,
@@ -174,13 +180,28 @@ def make_card(checkpoint: Opened, model: torch.nn.Module | TimmDefaults, options
     )
 
 
+def _require_own_normalisation(preprocess: Preprocess, sources: Mapping[str, str]) -> None:
+    """Check that mean and std of channels that are kept as they are do not come from timm, whose are of photographs."""
+    missing = [f"--{name}" for name in ("mean", "std") if sources[name] in {"timm", "default"}]
+    if preprocess.kept and missing:
+        low, high = preprocess.scale
+        raise OptionError(
+            "E561",
+            f"--channels {preprocess.channels} takes values as they are stored, and the checkpoint does not say their "
+            "mean and standard deviation",
+            hint=f"name {' and '.join(missing)}, one value per channel, of values scaled from {low:g}..{high:g} to "
+            "0..1 (--scale LOW,HIGH)",
+        )
+
+
 def _require_channels(preprocess: Preprocess, checkpoint: Opened) -> None:
     if preprocess.planes != checkpoint.in_channels:
         raise OptionError(
             "E204",
             f"{checkpoint.path.name} takes images of {checkpoint.in_channels} channels, not the {preprocess.planes} of "
             f"{preprocess.channels}",
-            hint="rgb and bgr are for networks of three channels, grey for those of one; others are not supported",
+            hint="rgb and bgr are for networks of three channels, grey for those of one; --channels 1 to 4 are as many "
+            "of the image file's own, with --scale, --mean and --std",
         )
 
 
@@ -201,6 +222,7 @@ def _from_card(card: ModelCard) -> CardSettings:
         # a default is no setting: the sources in a card of before these settings keep their bytes
         resizer=wanted.resizer if wanted.resizer != "pillow" else None,
         channels=wanted.channels if wanted.channels != "rgb" else None,
+        scale=wanted.scale if wanted.scale != _EIGHT_BITS else None,
         crop_pct=wanted.crop_pct,
         mean=own.mean,
         std=own.std,
@@ -353,7 +375,8 @@ def _grey(known: CardSettings) -> tuple[int, int, int]:
     """Return the RGB colour that normalisation maps to zero, with which timm fills borders."""
     mean = known.mean or ()
     levels = [round(255 * channel) for channel in (mean[::-1] if known.channels == "bgr" else mean)]
-    red, green, blue = levels if len(levels) == 3 else levels[:1] * 3
+    levels = [min(255, max(0, level)) for level in levels]
+    red, green, blue = levels[:3] if len(levels) >= 3 else (*levels, *levels[:1] * 2)[:3]
     return red, green, blue
 
 

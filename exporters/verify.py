@@ -169,7 +169,8 @@ def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pi
         batch = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in batch])[..., np.newaxis]
     network: Any = model
     with torch.inference_mode():
-        image = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        low, high = card.preprocess.scale
+        image = ((torch.from_numpy(batch).permute(0, 3, 1, 2).float() - low) / (high - low) - mean) / std
         found = {LOGITS: network(image)}
         if features:
             found[FEATURES] = network.forward_features(image)

@@ -11,7 +11,7 @@ from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.table_options import NONE, TableOptions
 from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
-from ensemble.images.decode import SUFFIXES
+from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES
 
 _SAMPLE = 500
 
@@ -207,7 +207,7 @@ def _names_images(column: str) -> bool:
 
 
 def _is_image_name(cell: str) -> bool:
-    return os.path.splitext(cell.strip().lower())[1] in SUFFIXES
+    return os.path.splitext(cell.strip().lower())[1] in {*SUFFIXES, ARRAY_SUFFIX}
 
 
 def _rank(name: str, names: Sequence[str]) -> int:

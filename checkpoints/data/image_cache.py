@@ -14,9 +14,10 @@ from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
-from ensemble.images.decode import name_image, read_image
+from ensemble.images.decode import name_image
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
+from ensemble.images.planes import read_for
 from ensemble.predict.bad_images import tell_oddities
 
 _THREADS = 4
@@ -24,7 +25,7 @@ _THREADS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImages:
-    """``pixels`` ``(N, H, W, 3)`` uint8: every image as the model gets it for prediction.
+    """``pixels`` ``(N, H, W, 3)`` uint8, or of the file's own channels in float32: images as the model gets them.
 
     In training, image i is ``fallback[fallback_index[i]]`` where the index is not negative: the same image, cropped as
     if no face had been detected.
@@ -69,20 +70,20 @@ def decode_images(
     """
     faces = boxes if boxes is not None else [None] * len(rows)
     fallback_index = _draw_fallbacks(faces, fallback_share, seed)
-    pixels = np.empty((len(rows), *preprocess.size, 3), dtype=np.uint8)
-    fallback = np.empty((int(fallback_index.max(initial=-1)) + 1, *preprocess.size, 3), dtype=np.uint8)
+    pixels = np.empty((len(rows), *preprocess.shape), dtype=preprocess.dtype)
+    fallback = np.empty((int(fallback_index.max(initial=-1)) + 1, *preprocess.shape), dtype=preprocess.dtype)
 
     def load(i: int) -> tuple[str, ...] | DataError:
         try:
-            photo = read_image(rows[i].path)
+            photo = read_for(rows[i].path, preprocess)
             try:
-                pixels[i] = prepare_image(photo.pixels, preprocess, faces[i])
+                pixels[i] = prepare_image(photo.image, preprocess, faces[i])
             except DataError as err:
                 raise name_image(err, rows[i].path) from err
         except DataError as err:
             return err
         if fallback_index[i] >= 0:
-            fallback[fallback_index[i]] = prepare_image(photo.pixels, preprocess, None)
+            fallback[fallback_index[i]] = prepare_image(photo.image, preprocess, None)
         return photo.notices
 
     oddities: dict[str, list[str]] = {}

@@ -20,8 +20,9 @@ from checkpoints.data.mask_contest import Row
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
-from ensemble.images.decode import read_image
+from ensemble.images.decode import decode_file, read_file
 from ensemble.images.face_boxes import Boxes
+from ensemble.images.planes import describe_array, is_array
 from ensemble.runtime.machine import available_cores
 from ensemble.text_table import render_columns
 
@@ -252,7 +253,11 @@ def _label_columns(data: Dataset) -> dict[str, pa.Array]:
 
 def _scan_image(path: Path) -> ScannedImage:
     try:
-        pixels = read_image(path).pixels
+        data = read_file(path)
+        if is_array(data):
+            height, width, mode = describe_array(data)
+            return ScannedImage(width, height, mode, hashlib.sha256(data).hexdigest())
+        pixels = decode_file(data, path).pixels
     except DataError as err:
         return ScannedImage(fault=str(err))
     with Image.open(path) as image:  # the header again, for the mode before the conversion to RGB

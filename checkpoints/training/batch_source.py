@@ -136,24 +136,34 @@ class _StoredArrays:
     fallback: Path
     fallback_shape: tuple[int, ...]
     fallback_index: NDArray[np.int64]
+    dtype: str
 
     @classmethod
     def write(cls, folder: Path, decoded: DecodedImages) -> _StoredArrays:
         pixels, fallback = folder / "pixels", folder / "fallback"
         for path, array in ((pixels, decoded.pixels), (fallback, decoded.fallback)):
             write_atomic(path, np.ascontiguousarray(array).data.cast("B") if array.size else b"", sync=False)
-        return cls(pixels, decoded.pixels.shape, fallback, decoded.fallback.shape, decoded.fallback_index)
+        return cls(
+            pixels,
+            decoded.pixels.shape,
+            fallback,
+            decoded.fallback.shape,
+            decoded.fallback_index,
+            decoded.pixels.dtype.name,
+        )
 
     def open(self) -> DecodedImages:
         return DecodedImages(
-            _map(self.pixels, self.pixels_shape), _map(self.fallback, self.fallback_shape), self.fallback_index
+            _map(self.pixels, self.pixels_shape, self.dtype),
+            _map(self.fallback, self.fallback_shape, self.dtype),
+            self.fallback_index,
         )
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> Pixels:
+def _map(path: Path, shape: tuple[int, ...], dtype: str) -> Pixels:
     if 0 in shape:  # an empty file cannot be mapped
-        return np.empty(shape, dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+        return np.empty(shape, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
 
 _worker: _Maker | None = None

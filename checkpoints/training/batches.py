@@ -50,8 +50,15 @@ class LabeledImages:
 
 
 def normalize(pixels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
-    """Return ``(B, H, W, 3)`` uint8 pixels as the model's input, ``(B, planes, H, W)`` float32."""
+    """Return ``(B, H, W, 3)`` uint8 pixels as the model's input, ``(B, planes, H, W)`` float32.
+
+    Pixels of the file's own channels are ``(B, H, W, planes)`` float32, and scaled as the card says.
+    """
     channels = settings.preprocess.channels
+    if settings.preprocess.kept:
+        low, high = settings.preprocess.scale
+        mean, std = pixels.new_tensor(settings.mean), pixels.new_tensor(settings.std)
+        return (((pixels - low) / (high - low) - mean) / std).permute(0, 3, 1, 2)
     if channels != "rgb":
         pixels = network_channels(pixels.permute(0, 3, 1, 2), channels).permute(0, 2, 3, 1)
     images = pixels / 255

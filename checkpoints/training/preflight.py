@@ -44,7 +44,7 @@ def check_job(job: TrainJob, *, distributed: DistributedContext) -> None:
     """
     settings, processes = job.settings, distributed.world_size
     require_valid_loss(settings)
-    if max((*settings.mean, *settings.std)) > 1:
+    if not settings.preprocess.kept and max((*settings.mean, *settings.std)) > 1:
         hint = "settings.fit_channels divides values for channels in 0..255"
         raise OptionError("E204", "mean and std of a training are those of channels in 0..1", hint=hint)
     if settings.batch % processes:

@@ -133,6 +133,10 @@ class TrainSettings:
             raise OptionError("E204", f"ema and layer decay must be between 0 and 1, got {given}")
 
     def _require_channels(self) -> None:
+        if self.preprocess.kept:
+            if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+                raise OptionError("E204", f"--mean must be finite and --std above 0, got {self.mean} and {self.std}")
+            return
         for name, values, least in (("--mean", self.mean, 0.0), ("--std", self.std, 1e-3)):
             if not all(least <= value <= 255 for value in values) or 1 < max(values, default=0) <= 1.5:
                 raise OptionError(
@@ -145,13 +149,16 @@ class TrainSettings:
 def fit_channels(settings: TrainSettings, preprocess: Preprocess, *, listener: Listener) -> TrainSettings:
     """Return the settings with a preprocessing, with mean and std for channels in 0..1.
 
-    Values for 0..255 are divided by 255, which I451 says; for grey, mean and std of RGB are averaged, which I470 says.
+    Values for 0..255 are divided by 255, which I451 says; those of kept channels are left alone; for grey, mean and std
+    of RGB are averaged, which I470 says.
 
     Raises:
         OptionError: E204 when mean and std do not have one value per channel, or are not for the same range.
     """
-    from ensemble.card import scale_channel_values
+    from ensemble.channel_values import scale_channel_values
 
+    if preprocess.kept:
+        return replace(settings, preprocess=preprocess)  # `own_channels.fit_own_channels` needs the images
     # a default is in 0..1, and goes with either range of the other
     means, stds, scaled = scale_channel_values(
         None if settings.mean == _MEAN else settings.mean, None if settings.std == _STD else settings.std
@@ -184,7 +191,7 @@ _ADDED_LATER: Mapping[str, Any] = {
     "gamma_positive": 0.0,
     "clip_negative": 0.05,
 }
-_PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb"}
+_PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb", "scale": (0.0, 255.0)}
 
 
 def settings_dict(settings: TrainSettings) -> dict[str, Any]:

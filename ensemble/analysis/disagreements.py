@@ -13,7 +13,7 @@ from PIL import Image
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.blend import Blended
 from ensemble.card import Preprocess
-from ensemble.images.decode import read_image
+from ensemble.images.decode import ARRAY_SUFFIX, read_image
 from ensemble.images.listing import list_images
 from ensemble.images.resize import resize_image
 from ensemble.labels import LabelSpace
@@ -109,7 +109,11 @@ def make_thumbnails(ids: Sequence[str], images: Path | None) -> list[bytes | Non
     Raises:
         DataError: E3xx when an image is missing or cannot be read.
     """
-    return [None] * len(ids) if images is None else [_thumbnail(path) for path in list_images(images, ids).paths]
+    if images is None:
+        return [None] * len(ids)
+    # arrays have no colours to show
+    paths = list_images(images, ids).paths
+    return [None if path.suffix.lower() == ARRAY_SUFFIX else _thumbnail(path) for path in paths]
 
 
 def _thumbnail(path: Path) -> bytes:

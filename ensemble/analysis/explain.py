@@ -115,6 +115,7 @@ def explain(
     read = read_model(model)
     classifier = find_classifier(read)
     chosen = None if target is None else find_class(target, read.card.labels)
+    read.card.require_rgb("a map over the image")
     if boxes is None and read.card.preprocess.face is not None:
         raise OptionError("E206", f"{read.card.member} was trained on face crops and needs face boxes")
     listing = list_given(images, listener=listener)

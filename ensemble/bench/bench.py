@@ -168,6 +168,8 @@ def _choose(contenders: list[_Contender], arms: Sequence[str]) -> list[_Contende
 
 def _cards(models: Sequence[Path]) -> dict[str, ModelCard]:
     cards = [read_model(path).card for path in models]
+    for card in cards:
+        card.require_rgb("the benchmark")
     return {card.member: card for card in cards}
 
 

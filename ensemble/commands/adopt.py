@@ -102,7 +102,8 @@ def adopt(
     """
     from ensemble.adopt.adopt import adopt as run_adopt
     from ensemble.adopt.make_card import AdoptOptions
-    from ensemble.card import parse_channel_values, parse_size
+    from ensemble.card import parse_size
+    from ensemble.channel_values import parse_channel_values
     from ensemble.commands.options import conflict
     from ensemble.images.listing import list_images
     from ensemble.labels import parse_labels

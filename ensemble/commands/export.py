@@ -65,8 +65,9 @@ if TYPE_CHECKING:
 @click.option(
     "--channels",
     type=click.Choice(CHANNELS),
-    help="Channels of the network's input, made from RGB in the graph.  [default: rgb]",
+    help="Channels of the network's input, made from RGB in the graph, or 1 to 4 of the file itself.  [default: rgb]",
 )
+@click.option("--scale", metavar="LOW,HIGH", help="Stored values that become 0 and 1, for --channels 1 to 4.")
 @click.option("--crop-pct", type=float, help="Fraction of the resized image to keep, around its center.")
 @click.option("--mean", help="Normalization mean: one value per channel, in 0..1 or 0..255.")
 @click.option("--std", help="Normalization standard deviation: one value per channel, in the range of --mean.")
@@ -104,6 +105,7 @@ def export(
     interpolation: Interpolation | None,
     resizer: Resizer | None,
     channels: Channels | None,
+    scale: str | None,
     crop_pct: float | None,
     mean: str | None,
     std: str | None,
@@ -146,7 +148,7 @@ def export(
     from ensemble.labels import parse_labels
     from exporters.make_card import ExportOptions
 
-    means, stds = _parse_mean_and_std(mean, std)
+    means, stds = _parse_mean_and_std(mean, std, kept=(channels or "rgb").isdecimal())
     options = ExportOptions(
         labels=None if labels is None else parse_labels(labels),
         size=None if size is None else parse_size(size),
@@ -156,6 +158,7 @@ def export(
         interpolation=interpolation,
         resizer=resizer,
         channels=channels,
+        scale=_parse_scale(scale),
         crop_pct=crop_pct,
         member=member,
         fold=fold,
@@ -163,22 +166,39 @@ def export(
         features=features,
     )
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))
+    _plan_or_export(request, folder, options, how, dry_run=dry_run, as_json=as_json)
+
+
+def _plan_or_export(
+    request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, dry_run: bool, as_json: bool
+) -> None:
     if dry_run:
         _show_plan(request, folder, options, how, as_json=as_json)
-        return
-    done = _export_all(request, folder, options, how, quiet=as_json)
-    if as_json:
-        show([exported.as_dict() for exported in done], "", as_json=True)
+    else:
+        done = _export_all(request, folder, options, how, quiet=as_json)
+        if as_json:
+            show([exported.as_dict() for exported in done], "", as_json=True)
 
 
-def _parse_mean_and_std(mean: str | None, std: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    from ensemble.card import parse_channel_values, scale_channel_values
+def _parse_scale(scale: str | None) -> tuple[float, float] | None:
+    from ensemble.channel_values import parse_scale
+
+    return None if scale is None else parse_scale(scale)
+
+
+def _parse_mean_and_std(
+    mean: str | None, std: str | None, *, kept: bool
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    from ensemble.channel_values import parse_channel_values, scale_channel_values
     from ensemble.events import Notice
 
-    means, stds, scaled = scale_channel_values(
-        None if mean is None else parse_channel_values(mean, "--mean"),
-        None if std is None else parse_channel_values(std, "--std"),
+    means, stds = (
+        None if text is None else parse_channel_values(text, option)
+        for text, option in ((mean, "--mean"), (std, "--std"))
     )
+    if kept:
+        return means, stds
+    means, stds, scaled = scale_channel_values(means, stds)
     if scaled:
         TERMINAL.notice(Notice("I451", "--mean and --std are for channels in 0..255: they are divided by 255"))
     return means, stds

@@ -19,7 +19,7 @@ ROOT = "runs"
 # the values of `ensemble.card`, which the help needs without importing it
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
 RESIZERS = ("pillow", "opencv", "torch", "torch-antialias", "torch-uint8", "torch-uint8-antialias")
-CHANNELS = ("rgb", "bgr", "grey")
+CHANNELS = ("rgb", "bgr", "grey", "1", "2", "3", "4")
 bad_image_option = click.option(
     "--on-bad-image",
     type=click.Choice(["fail", "fill", "skip"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ensemble.commands.options import (
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
+from ensemble.commands.train_input import InputOptions, channel_values
 from ensemble.errors import FileError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
-    from ensemble.card import Channels, Interpolation, Preprocess, Resize, Resizer
     from ensemble.labels import LabelSpace
 
 
@@ -55,25 +55,6 @@ class FoldOptions:
     folds: str = "5"
     repeats: int = 1
     only_fold: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InputOptions:
-    """The preprocessing of images for the model."""
-
-    size: str = "224"
-    resize: Resize = "squash"
-    interpolation: Interpolation = "bilinear"
-    resizer: Resizer = "pillow"
-    channels: Channels = "rgb"
-
-    def preprocess(self) -> Preprocess:
-        """Return the preprocessing, without a face crop."""
-        from ensemble.card import Preprocess, parse_size
-
-        return Preprocess(
-            parse_size(self.size), self.resize, self.interpolation, resizer=self.resizer, channels=self.channels
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +85,6 @@ class OutputOptions:
     folder: Path = Path(ROOT)
     log: Literal["wandb", "tensorboard"] | None = None
     fresh: bool = False
-
-
-def _channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
-    def convert(text: str) -> tuple[float, ...]:
-        from ensemble.card import parse_channel_values
-
-        return parse_channel_values(text, option)
-
-    return convert
 
 
 _setting = partial(field_option, TrainSettings)
@@ -159,9 +131,17 @@ _MODEL = OptionGroup(
         ),
         field_option(InputOptions, "interpolation", "Resampling filter.", type=InterpolationChoice()),
         field_option(InputOptions, "resizer", "Library whose resizing is used.", type=click.Choice(RESIZERS)),
-        field_option(InputOptions, "channels", "Channels of the network's input.", type=click.Choice(CHANNELS)),
-        _setting("mean", "Mean of the pixels, in 0..1 or 0..255.", type=_channel_values("--mean"), metavar="R,G,B"),
-        _setting("std", "Standard deviation, in the range of --mean.", type=_channel_values("--std"), metavar="R,G,B"),
+        field_option(
+            InputOptions,
+            "channels",
+            "Channels of the network's input, or 1 to 4 of the file itself.",
+            type=click.Choice(CHANNELS),
+        ),
+        field_option(
+            InputOptions, "scale", "Stored values that become 0 and 1, for --channels 1 to 4.", metavar="LOW,HIGH"
+        ),
+        _setting("mean", "Mean of the pixels, in 0..1 or 0..255.", type=channel_values("--mean"), metavar="R,G,B"),
+        _setting("std", "Standard deviation, in the range of --mean.", type=channel_values("--std"), metavar="R,G,B"),
     ),
 )
 _OPTIMIZATION = OptionGroup(
@@ -289,6 +269,7 @@ def train(
         from checkpoints.data.dataset import read_dataset
         from checkpoints.data.image_cache import fallback_crop
         from checkpoints.training.job import TrainJob
+        from checkpoints.training.own_channels import fit_own_channels
         from checkpoints.training.preflight import check_settings
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
@@ -313,6 +294,7 @@ def train(
         table=table,
         listener=listener,
     )
+    settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
     settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
     settings = replace(settings, labels=dataset.labels, activation=dataset.activation)
     boxes = None if faces is None else Boxes({face.id: face.box for face in faces})

@@ -26,7 +26,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import completeness, formats
-from ensemble.images.metadata import read_orientation, strip_metadata
+from ensemble.images.metadata import strip_metadata, turn_of
 from ensemble.images.storage import RemoteImage
 
 MAX_PIXELS = 64_000_000
@@ -113,6 +113,8 @@ _FORMAT_OF_SUFFIX = {
     ".avifs": "AVIF",
 }
 SUFFIXES = frozenset(_FORMAT_OF_SUFFIX)
+ARRAY_SUFFIX = ".npy"
+"""Of arrays, for models that take as many channels as a file has: `ensemble.images.planes`."""
 
 
 def decode_file(data: bytes, path: Path | RemoteImage) -> DecodedImage:
@@ -166,7 +168,23 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
             return DecodedImage(found.image, (*found.notices, "W334"))
 
 
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
+    """Decode an image file's bytes to the pixels that it stores, not turned; with the codes of what is unusual.
+
+    Raises:
+        DataError: E301, E302, E303, E307 and E309 as `decode_image`.
+    """
+    if not data:
+        raise DataError("E302", "the file is empty")
+    with _quiet_pillow():
+        return _load(data, max_pixels)
+
+
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
+    return _upright_rgb(*_load(data, max_pixels))
+
+
+def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
     image = _open(data)
     _require_size(image, max_pixels)
     if image.format in {"JPEG", "MPO"}:
@@ -188,7 +206,7 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
             fault = completeness.find_fault(data, image)
         if fault is not None:
             raise DamagedImageError("E301", f"the image is truncated or damaged: {fault}")
-    return _upright_rgb(image, notices)
+    return image, notices
 
 
 def convert_image(image: Image.Image) -> DecodedImage:
@@ -284,11 +302,7 @@ def _upright_rgb(image: Image.Image, notices: list[str]) -> DecodedImage:
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         notices.append("W308")
     rgb = _to_rgb(image)
-    try:
-        turn = _TRANSPOSE_OF.get(read_orientation(image.info))
-    except ValueError:
-        notices.append("W305")
-        turn = None
+    turn = turn_of(image, notices)
     return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
 
 
@@ -324,17 +338,6 @@ def _bits_per_sample(image: Image.Image) -> int:
 def _is_white_zero(image: Image.Image) -> bool:
     """Return whether a TIFF stores white as zero (PhotometricInterpretation 0), which Pillow inverts in 8 bits only."""
     return getattr(image, "tag_v2", {}).get(262) == 0
-
-
-_TRANSPOSE_OF = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_size(path: Path) -> tuple[int, int] | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box
+from ensemble.images.planes import Planes, resize_planes
 from ensemble.images.resize import resize_image
 
 
@@ -29,15 +33,19 @@ def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tup
     return left, top, left + side, top + side
 
 
-def prepare_image(image: Image.Image | Pixels, preprocess: Preprocess, box: Box | None) -> Pixels:
+def prepare_image(image: Image.Image | Pixels | Planes, preprocess: Preprocess, box: Box | None) -> Pixels:
     """Crop and resize a decoded RGB image, ``(H, W, 3)`` as an array, to the model's input ``(*preprocess.size, 3)``.
 
-    ``box`` is used by models of face crops only. An image that Pillow holds takes no detour through an array, which
-    would cost as much as decoding; the pixels are the same.
+    For a model that takes the file's own channels both are float32, of that many channels. ``box`` is used by models of
+    face crops only. An image that Pillow holds takes no detour through an array, which would cost as much as decoding;
+    the pixels are the same.
 
     Raises:
         DataError: E354 when the box was made for another image.
     """
+    if preprocess.kept:
+        assert isinstance(image, np.ndarray), "images of their own channels are arrays"
+        return cast("Pixels", resize_planes(image.astype(np.float32, copy=False), preprocess))
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if preprocess.face is not None:

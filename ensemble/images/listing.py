@@ -16,7 +16,7 @@ from ensemble.csv_table import read_table
 from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
-from ensemble.images.decode import SUFFIXES, read_error
+from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES, read_error
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
 from ensemble.unicode_text import compose
@@ -69,7 +69,7 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     normalisation (file names from macOS are decomposed), or else, with a notice, the only image that it is without
     surrounding spaces, ``./``, its suffix or its folder; the id's own spelling is kept. Files and folders whose names
     begin with a dot are ignored. Without ``ids``, files whose suffix is not an image's are listed if they begin like an
-    image (I333), and the others are counted (I332).
+    image (I333), and the others are counted (I332). Where none has an image's suffix, ``.npy`` arrays are images.
 
     Raises:
         DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
@@ -78,9 +78,11 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
             folder is several images.
     """
     files = set(_walk(root, listener))
-    images = sorted(name for name in files if _is_image(name))
+    images = _images_of(files)
     if ids is None:
         by_content = sorted(name for name in files.difference(images) if has_image_content(root / name))
+        if by_content and not any(map(_is_image, images)):
+            images = []  # arrays beside images without a suffix are none
         tell_unlisted(root, by_content, files.difference(images, by_content), listener)
         images = sorted([*images, *by_content])
     if not images and files.isdisjoint(ids or ()):
@@ -126,6 +128,12 @@ def tell_unlisted(
 
 def _count(names: Collection[str]) -> str:
     return f"{len(names):,} file{'s' if len(names) > 1 else ''}"
+
+
+def _images_of(files: Collection[str]) -> list[str]:
+    """Return the files with an image's suffix, sorted; where there are none, the arrays."""
+    images = sorted(name for name in files if _is_image(name))
+    return images or sorted(name for name in files if name.lower().endswith(ARRAY_SUFFIX))
 
 
 def _is_image(name: str) -> bool:
@@ -186,7 +194,7 @@ def _match_loosely(ids: Sequence[str], files: Set[str], root: Path | None, liste
     Raises:
         DataError: E383 when an id is several images.
     """
-    images = sorted(name for name in files if _is_image(name))
+    images = _images_of(files)
     for comparison in COMPARISONS:
         if comparison.drops_suffix and any(map(has_image_suffix, ids)):
             continue

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 from ensemble.images.formats import orientation_tag
 
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -71,3 +73,23 @@ def _strip_jpeg(data: bytes) -> bytes:
             kept.append(data[at : at + 2 + length])
         at += 2 + length
     return b"".join([*kept, data[at:]])
+
+
+_TRANSPOSE_OF = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def turn_of(image: Image.Image, notices: list[str]) -> Image.Transpose | None:
+    """Return how a loaded image is turned upright; add the code of metadata that cannot be read to ``notices``."""
+    try:
+        return _TRANSPOSE_OF.get(read_orientation(image.info))
+    except ValueError:
+        notices.append("W305")
+        return None

@@ -29,7 +29,7 @@ def plain_preprocess(preprocess: Preprocess) -> Preprocess:
         preprocess,
         fill=preprocess.fill if preprocess.resize == "pad" else Preprocess(preprocess.size).fill,
         crop_pct=1.0 if targets == preprocess.size else preprocess.crop_pct,
-        channels="rgb",  # the graph makes the others
+        channels=preprocess.channels if preprocess.kept else "rgb",  # the graph makes the others
     )
 
 
@@ -44,6 +44,11 @@ def resize_image(image: Image.Image | Pixels, preprocess: Preprocess) -> Pixels:
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
+    return np.asarray(resize_with(image, preprocess, fill=preprocess.fill))
+
+
+def resize_with(image: Image.Image, preprocess: Preprocess, *, fill: tuple[int, ...] | float) -> Image.Image:
+    """Resize and cut one image of any mode, as `resize_image` does; ``fill`` has the values of an added border."""
     height, width = preprocess.size
     if preprocess.resize == "center":
         image = _without_far_ends(image, preprocess)
@@ -52,10 +57,10 @@ def resize_image(image: Image.Image | Pixels, preprocess: Preprocess) -> Pixels:
         image = _scale(image, inner, preprocess)
     if inner != (height, width):
         top, left = (_offset(*sides, preprocess) for sides in zip(inner, (height, width), strict=True))
-        canvas = Image.new("RGB", (width, height), preprocess.fill)
+        canvas = Image.new(image.mode, (width, height), fill)
         canvas.paste(image, (-left, -top))
         image = canvas
-    return np.asarray(image)
+    return image
 
 
 def _scale(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> Image.Image:

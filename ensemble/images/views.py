@@ -1,6 +1,7 @@
 """Test-time augmentation (TTA): the views of a batch that a model predicts.
 
-A view maps a resized batch ``(B, H, W, 3)`` uint8 to another of the same shape. ``identity`` is always the first one.
+A view maps a resized batch ``(B, H, W, 3)`` uint8 to another of the same shape; or, for models that take the file's own
+channels, ``(B, H, W, C)`` float32. ``identity`` is always the first one.
 """
 
 from __future__ import annotations
@@ -139,6 +140,8 @@ def _identity(batch: Pixels) -> Pixels:
 
 
 def _hflip(batch: Pixels) -> Pixels:
+    if batch.dtype != np.uint8 or batch.shape[-1] != 3:
+        return batch[:, :, ::-1].copy()
     # moves whole pixels, not bytes: twice as fast
     return np.ascontiguousarray(batch).view("V3")[:, :, ::-1].copy().view(np.uint8)
 
@@ -197,7 +200,12 @@ def _crop(down: float, right: float, share: float) -> Callable[[Pixels], Pixels]
 
 def _resize(batch: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
     """Resize the part of each image inside ``box`` (left, top, right, bottom) to ``size`` (height, width)."""
-    resized = np.empty((len(batch), *size, 3), np.uint8)
+    resized = np.empty((len(batch), *size, batch.shape[-1]), batch.dtype)
     for i, image in enumerate(batch):
-        resized[i] = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
+        if batch.dtype == np.uint8:
+            resized[i] = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
+            continue
+        for c in range(batch.shape[-1]):
+            plane = Image.fromarray(np.ascontiguousarray(image[..., c]))
+            resized[i, ..., c] = np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR, box=box))
     return resized

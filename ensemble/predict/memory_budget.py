@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 from onnx import shape_inference
 
@@ -63,7 +65,10 @@ def parse_memory(text: str) -> int:
 
 def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Need:
     """Return the memory that the models need for the listed images, the largest files of which are inspected."""
-    sizes = [3 * p.size[0] * p.size[1] for p in {plain_preprocess(model.card.preprocess) for model in models}]
+    sizes = [
+        math.prod(p.shape) * np.dtype(p.dtype).itemsize
+        for p in {plain_preprocess(model.card.preprocess) for model in models}
+    ]
     largest = sorted(range(len(listing)), key=lambda i: listing.sizes[i])[-_LOOKED_AT:]
     photo = max(_PIXEL * count_pixels(listing.place(i)) + listing.sizes[i] for i in largest)
     layers = [layers_of(model.data) for model in models]

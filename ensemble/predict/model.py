@@ -17,23 +17,25 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from ensemble.arrays import Logits, Pixels
+from ensemble.arrays import Logits
 from ensemble.blend.pooling import pool
-from ensemble.card import ModelCard
+from ensemble.card import ModelCard, Preprocess
 from ensemble.errors import DataError, OptionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import DecodedImage, convert_image, read_image
+from ensemble.images.decode import DecodedImage, convert_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
+from ensemble.images.planes import DecodedPlanes, planes_of, read_for
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | Pixels
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.number]
 AnyImage = TypeVar("AnyImage", bound=ImageLike)
 
 _BATCH = 16  # images decoded and computed at once; the logits do not depend on it
@@ -124,8 +126,9 @@ class Model:
         """Predict one image, or each of a list.
 
         An image is a path, a PIL image (any mode; its EXIF orientation is applied) or a uint8 RGB array ``(H, W, 3)``,
-        upright. The order of an array's channels cannot be checked: OpenCV reads BGR, which ``array[..., ::-1]`` makes
-        RGB.
+        upright. A model of the file's own channels takes their arrays, ``(H, W, channels)`` or ``(channels, H, W)`` of
+        any real numbers. The order of an array's channels cannot be checked: OpenCV reads BGR, which
+        ``array[..., ::-1]`` makes RGB.
 
         A model of face crops needs ``box``, the face in the upright image in px, or None where there is no face (the
         card's fallback is cropped); for a list of images, a list of them. ``views`` are test-time augmentations such as
@@ -170,7 +173,10 @@ class Model:
         self, images: Sequence[object], boxes: Sequence[Box | None], views: Sequence[View]
     ) -> Iterator[Prediction]:
         for start in range(0, len(images), _BATCH):
-            decoded = [_decode(image, place) for place, image in enumerate(images[start : start + _BATCH], start)]
+            decoded = [
+                _decode(image, place, self.card.preprocess)
+                for place, image in enumerate(images[start : start + _BATCH], start)
+            ]
             pixels = np.stack(
                 [
                     prepare_image(one.image, self.card.preprocess, box)
@@ -197,14 +203,23 @@ def _prediction(
     return Prediction(names[best], by_name, axes, logits, notices)
 
 
-def _decode(image: object, place: int) -> DecodedImage:
+def _decode(image: object, place: int, preprocess: Preprocess) -> DecodedImage | DecodedPlanes:
     """Decode a path, convert a PIL image, or check an array, which is image number ``place`` of a call.
 
     Raises:
         DataError: E329 when it is something else; see `read_image` and `convert_image`.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
+        return read_for(Path(image), preprocess)
+    if preprocess.kept:
+        if isinstance(image, Image.Image):
+            image = np.asarray(image)
+        if not isinstance(image, np.ndarray):
+            raise DataError("E329", f"image {place}: expected a path or an array, got {type(image).__name__}")
+        try:
+            return planes_of(image, preprocess.planes)
+        except DataError as err:
+            raise DataError(err.code, f"image {place}: {err.message}", hint=err.hint) from err
     if isinstance(image, Image.Image):
         return convert_image(image)
     expected = f"image {place}: expected {_EXPECTED}"

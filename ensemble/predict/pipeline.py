@@ -23,8 +23,9 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.decode import decode_file, name_image, read_file
+from ensemble.images.decode import name_image, read_file
 from ensemble.images.face_crop import prepare_image
+from ensemble.images.planes import decode_for
 from ensemble.images.resize import plain_preprocess
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.gpu_lanes import ModelInputs, load_ahead, through_lanes
@@ -210,7 +211,7 @@ class Pipeline:
             range(rows.start, rows.stop, _READ_ROWS),
         )
         plain = {preprocess: plain_preprocess(preprocess) for preprocess in preprocesses}
-        whole: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.size, 3), np.uint8) for p in plain.values()}
+        whole: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.shape), p.dtype) for p in plain.values()}
         good: list[int] = []
         faults: dict[int, DataError] = {}
         oddities: dict[int, tuple[str, ...]] = {}
@@ -227,7 +228,8 @@ class Pipeline:
     def _prepare(self, rows: range, preprocesses: set[Preprocess]) -> Batch:
         """Read, decode and resize; preprocessings that come to the same pixels share them."""
         plain = {preprocess: plain_preprocess(preprocess) for preprocess in preprocesses}
-        prepared: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.size, 3), np.uint8) for p in plain.values()}
+        prepared: dict[Preprocess, Pixels] = {p: np.empty((len(rows), *p.shape), p.dtype) for p in plain.values()}
+        by_channels = {p.channels: p for p in prepared}  # an image is decoded once for each kind of channels
         good: list[int] = []
         faults: dict[int, DataError] = {}
         oddities: dict[int, tuple[str, ...]] = {}
@@ -241,7 +243,7 @@ class Pipeline:
                 with timing("read", clock=time.perf_counter):
                     data = read_file(path)
                 with timing("decode", rows=1):
-                    photo = decode_file(data, path)
+                    photos = {p.channels: decode_for(data, path, p) for p in by_channels.values()}
             except DataError as err:
                 faults[row] = err
                 continue
@@ -249,13 +251,14 @@ class Pipeline:
                 with timing("resize", rows=1):
                     for preprocess, images in prepared.items():
                         box = None if self._boxes is None else self._boxes[row]
-                        images[len(good)] = prepare_image(photo.image, preprocess, box)
+                        images[len(good)] = prepare_image(photos[preprocess.channels].image, preprocess, box)
             except DataError as err:
                 faults[row] = name_image(err, path)
                 continue
             good.append(row)
-            if photo.notices:
-                oddities[row] = photo.notices
+            noticed = dict.fromkeys(code for photo in photos.values() for code in photo.notices)
+            if noticed:
+                oddities[row] = tuple(noticed)
         pixels = {preprocess: prepared[same][: len(good)] for preprocess, same in plain.items()} if good else {}
         return Batch(tuple(good), pixels, faults, oddities)
 

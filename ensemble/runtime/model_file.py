@@ -159,15 +159,17 @@ def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
 
 
 def _require_contract(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
-    height, width = card.preprocess.size
+    height, width, channels = card.preprocess.shape
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: _signature(value) for value in model.graph.input if value.name not in weights}
     outputs = {value.name: _signature(value) for value in model.graph.output}
-    uint8, float32 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
-    if inputs != {INPUT: (uint8, (None, height, width, 3))}:
+    float32 = onnx.TensorProto.FLOAT
+    taken = float32 if card.preprocess.kept else onnx.TensorProto.UINT8
+    if inputs != {INPUT: (taken, (None, height, width, channels))}:
         raise ModelError(
             "E424",
-            f"{path.name} takes {_show(inputs)}; its card says {INPUT} uint8 (batch, {height}, {width}, 3)",
+            f"{path.name} takes {_show(inputs)}; its card says {INPUT} {card.preprocess.dtype} "
+            f"(batch, {height}, {width}, {channels})",
             path=path,
         )
     if outputs.get(LOGITS) != (float32, (None, len(card.labels))):

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import numpy as np
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
-from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError
+from ensemble.errors import DeviceError, DeviceMemoryError, EnsError, ModelError, ModelRunError, OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.images.planes import as_planes
 from ensemble.runtime.device import CPU, Device
 from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.error_text import explain_error, keep_text
@@ -144,7 +147,12 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
             logits are not finite, E606 when they differ from onnxruntime's on the CPU, E608 when a GPU does not support
             the model's layers, E612 when the logits depend on chance, E613 on the other images of the batch.
     """
-    height, width = model.card.preprocess.size
+    wanted = model.card.preprocess
+    if wanted.kept and device.kind != "cpu":
+        message = (
+            f"{model.card.member} takes images of {wanted.planes} channels as they are, on the CPU alone, not {device}"
+        )
+        raise OptionError("E560", message, hint="predict with --device cpu")
     options = provider_options(model.card, model.sha256, device)
     match device.kind:
         case "tensorrt":
@@ -159,23 +167,26 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     if device.is_gpu or device.kind == "plugin":
         require_on_device(runtime, device, member=model.card.member)
     with report_start_failure(device):
-        session.run(np.full((1, height, width, 3), 128, dtype=np.uint8))
+        session.run(np.full((1, *wanted.shape), sum(wanted.scale) / 2 + 0.5, dtype=wanted.dtype))
     if device.kind == "cpu" and model.card.precision == "int8":
         require_recorded(lambda pictures: session.run_in_pieces(pictures, 1), model.card, listener=listener)
     if device.kind == "cpu":
-        require_independent(
-            model.data, session.run, (height, width), member=model.card.member, precision=model.card.precision
-        )
+        run = partial(_run_pictures, session)
+        require_independent(model.data, run, wanted.size, member=model.card.member, precision=model.card.precision)
     if device.kind != "cpu":
         who = f"{model.card.member} on {device}"
         precision = "bf16" if device.bf16 and model.card.precision != "int8" else model.card.precision
         reference = start_session(model, threads=threads)
         limits = ON_GPUS if device.is_gpu or device.kind == "plugin" else LIMITS
-        parity = require_parity(
-            session.run, reference.run, (height, width), who=who, precision=precision, limits=limits
-        )
+        parity = require_parity(session.run, reference.run, wanted.size, who=who, precision=precision, limits=limits)
         notify_parity(parity, who=who, listener=listener)
     return session
+
+
+def _run_pictures(session: Session, pictures: Pixels) -> Logits:
+    """Return the logits of test images in RGB, which are made into those that the model takes."""
+    wanted = session.card.preprocess
+    return session.run(cast("Pixels", as_planes(pictures, wanted)) if wanted.kept else pictures)
 
 
 def build_network(

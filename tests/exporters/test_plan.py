@@ -20,7 +20,7 @@ import torch
 from checkpoints.loading.hub import find_named
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.loading.open_options import OpenOptions
-from ensemble.card import scale_channel_values
+from ensemble.channel_values import scale_channel_values
 from ensemble.errors import EnsError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
