@@ -82,7 +82,8 @@ def web() -> WebRuntime:
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with browser(tmp_path_factory.mktemp("profile"), *camera) as found:
         found.show_as(width=1200)
         yield found
 
@@ -199,6 +200,10 @@ def test_the_answers_are_those_of_onnxruntime(page: Opened, tmp_path: Path) -> N
         words = page.texts_of("#answer .word span")
         assert " / ".join(words) == MASK18.names[chosen]
         assert page.text_of("#share").startswith(f"{shares[chosen]:.1%}"[:-1])
+        cube = shares.reshape(MASK18.shape)
+        place = np.unravel_index(chosen, MASK18.shape)
+        marginals = [cube.take(place[axis], axis=axis).sum() for axis in range(3)]
+        assert page.texts_of("#answer .word span + small") == [f"{100 * value:.1f} %" for value in marginals]
         bars = page.texts_of("#vote .label")
         assert bars == [MASK18.names[i] for i in np.argsort(-shares, kind="stable")[:6]]
         firsts = page.texts_of(".member .bar:first-child .label")
@@ -279,6 +284,21 @@ def test_a_photograph_can_be_dropped(page: Opened, tmp_path: Path) -> None:
     page.tab.drop_files("h1", tmp_path / "b.png")
     page.tab.wait_for(ANSWERED)
     assert page.text_of("#name") == "b.png"
+
+
+def test_a_photograph_can_be_taken(page: Opened) -> None:
+    """The camera's picture is shown as any other; afterwards, and where it is given up, the camera is off."""
+    off = "document.getElementById('video').srcObject === null"
+    for button, state in (("#camera-dialog button:last-child", READY), ("#camera-dialog .primary", ANSWERED)):
+        page.tab.click("#camera")
+        page.tab.wait_for(
+            "document.getElementById('camera-dialog').open && document.getElementById('video').videoWidth"
+        )
+        page.tab.click(button)
+        page.tab.wait_for(state)
+        page.tab.wait_for(off)
+    assert page.text_of("#name") == "from the camera"
+    assert page.tab.complaints() == []
 
 
 def test_the_keyboard_is_enough(page: Opened, tmp_path: Path) -> None:
@@ -368,16 +388,17 @@ def test_a_rule_that_overrules_the_vote_is_named(
     tab: Browser, host: str, root: Path, web: WebRuntime, tmp_path: Path
 ) -> None:
     """Where another class has the largest share, the page names it and the rule; markup in names is text."""
-    page = opened(tab, host, root / "rule", web, fused_proto(HOSTILE, bias=(50, 0), seed=1))
+    page = opened(tab, host, root / "rule", web, fused_proto(HOSTILE, bias=(50, 0), shares=(0.2, 0.8)))
     photograph().save(tmp_path / "a.png")
     if np.argmax(page.expected(tmp_path / "a.png")["probabilities"]) == 0:
-        page = opened(tab, host, root / "rule", web, fused_proto(HOSTILE, bias=(0, 50), seed=1))
+        page = opened(tab, host, root / "rule", web, fused_proto(HOSTILE, bias=(0, 50), shares=(0.2, 0.8)))
     outputs = page.expected(tmp_path / "a.png")
     chosen, highest = int(outputs["class"][0]), int(np.argmax(outputs["probabilities"]))
     page.show(tmp_path / "a.png")
     assert page.text_of("#answer") == HOSTILE.names[chosen]
     sentence = f"{HOSTILE.names[highest]} has the larger share, but the recipe decides by the rule prior."
     assert page.text_of("#rule") == sentence
+    assert page.texts_of(".member-name") == ["toy1", "toy0"], "the strongest member is first"
     assert tab.complaints() == []
 
 

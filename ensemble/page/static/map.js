@@ -13,6 +13,9 @@ const INFERNO = [
   [252, 255, 164],
 ];
 
+const FAINTEST = 90; // opacity of 255: the photograph stays visible where there is little evidence
+const STRONGEST = 185;
+
 /**
  * Return the part of the photograph that the model saw, as shares of its width and height.
  *
@@ -48,7 +51,7 @@ export function drawMap(canvas, { values, shape }, chosen, place, picture) {
   const image = new ImageData(columns, rows);
   map.forEach((value, i) => {
     const heat = Math.max(0, value / highest);
-    image.data.set([...colourOf(heat), 255], 4 * i);
+    image.data.set([...colourOf(heat), FAINTEST + (STRONGEST - FAINTEST) * heat], 4 * i);
   });
   small.getContext("2d").putImageData(image, 0, 0);
   const context = canvas.getContext("2d");

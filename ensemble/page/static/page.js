@@ -138,8 +138,9 @@ function showAnswer(answer) {
   const words = several
     ? chosen.map((i) => facts.labels[i]).join(", ") || "None of the labels applies"
     : facts.labels[answer.chosen];
-  showWords(several || facts.axes.length < 2 ? null : valuesOf(answer.chosen), words);
-  const share = several ? "" : `${percent(answer.probabilities[answer.chosen])} of the vote`;
+  showWords(several || facts.axes.length < 2 ? null : valuesOf(answer.chosen), words, answer.probabilities);
+  const value = percent(answer.probabilities[answer.chosen]);
+  const share = several ? "" : facts.activation === "softmax" ? `${value} of the vote` : `probability ${value}`;
   at("share").textContent = share;
   at("rule").textContent = whyChosen(answer, several);
   at("rule").hidden = at("rule").textContent === "";
@@ -162,13 +163,19 @@ function valuesOf(chosen) {
   return values;
 }
 
-function showWords(values, words) {
+/** Return the share of the vote that one value of an axis has, over all values of the other axes. */
+function shareOf(place, value, probabilities) {
+  return probabilities.reduce((sum, p, i) => (valuesOf(i)[place].value === value ? sum + p : sum), 0);
+}
+
+function showWords(values, words, probabilities) {
   const parts =
     values === null
       ? [element("span", "word", words)]
-      : values.map(({ axis, value }) => {
+      : values.map(({ axis, value }, place) => {
           const part = element("span", "word");
-          part.append(element("small", "", axis), element("span", "", value));
+          const share = percent(shareOf(place, value, probabilities));
+          part.append(element("small", "", axis), element("span", "", value), element("small", "", share));
           return part;
         });
   at("answer").replaceChildren(...parts.flatMap((part, i) => (i === 0 ? [part] : [" ", part])));
@@ -208,7 +215,8 @@ function showMembers(answer, several) {
     item.append(head, element("p", "says", agrees ? "Agrees with the answer." : "Has another first choice."), bars);
     return item;
   });
-  at("members").replaceChildren(...items);
+  const order = items.map((_, m) => m).sort((a, b) => facts.members[b].share - facts.members[a].share);
+  at("members").replaceChildren(...order.map((m) => items[m]));
 }
 
 function bar(name, value, chosen) {
