@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from ensemble.cli import ens
-from ensemble.errors import DeviceError, DiskFullError, EnsError, Interrupted
+from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted
 from ensemble.stop_signals import StopSignals
 from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
 
@@ -40,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug: bool) -> int:
     try:
+        _require_working_folder(arguments)
         ens.main(list(arguments), prog_name="ens", standalone_mode=False)
     except Interrupted as err:
         return _stopped(signals, err, as_json=as_json)
@@ -52,6 +54,19 @@ def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug
             return _stopped(signals, as_json=as_json)
         return _failed(err, as_json=as_json, debug=debug)
     return 0
+
+
+def _require_working_folder(arguments: Sequence[str]) -> None:
+    """Refuse to work in a folder that was removed: torch and Ray end the process there without a message of ours.
+
+    Raises:
+        FileError: E740.
+    """
+    if {"--help", "--version"}.isdisjoint(arguments):
+        try:
+            os.getcwd()
+        except FileNotFoundError as err:
+            raise FileError("E740", "the working folder does not exist any more") from err
 
 
 def _stopped(signals: StopSignals, err: Interrupted | None = None, *, as_json: bool) -> int:

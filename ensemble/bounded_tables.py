@@ -63,6 +63,15 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
         ValueError, EOFError, KeyError, zipfile.BadZipFile: it is neither, holds objects, or takes too much memory.
     """
     size = _size(path)
+    try:
+        return _load_arrays(path, size)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        raise
+    except Exception as err:  # numpy's reader of headers raises what Python's tokenizer and parser raise
+        raise ValueError(f"damaged: {err or type(err).__name__}") from err
+
+
+def _load_arrays(path: Path, size: int) -> dict[str, NDArray[Any]] | NDArray[Any]:
     if not zipfile.is_zipfile(path):
         found = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a header that the file is too short for
         if not isinstance(found, np.ndarray):

@@ -77,6 +77,10 @@ RUN_CODES: dict[str, Code] = {
         "A model's answer for an image depends on the other images of the batch, or on their order.",
         "export it in evaluation mode (model.eval() in PyTorch); normalize over channels or pixels, not over the batch",
     ),
+    "E614": Code(
+        "A model's answers do not have the shape that its file declares.",
+        "export it again with one row of logits for each image, and one column for each class",
+    ),
     # 7xx: the file system
     "E701": Code("The disk is full; finished parts are kept.", "free some space and run the same command again"),
     "E702": Code("A file or folder cannot be written.", "choose another path with -o, or grant write permission"),
@@ -84,6 +88,7 @@ RUN_CODES: dict[str, Code] = {
     "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),
     "W705": Code("A finished part was damaged or its images changed; it is computed again.", "nothing to do"),
     "E707": Code("A file does not exist or cannot be read.", "check the path"),
+    "E740": Code("The working folder was removed.", "change to a folder that exists (cd) and run the command again"),
     "E760": Code("Two outputs of a command would be the same file.", "choose another path with -o"),
     "E761": Code(
         "A configuration file is no TOML, or has unknown names or wrong values.",

@@ -199,3 +199,11 @@ def test_a_part_that_is_no_file_has_a_code(tmp_path: Path, make: Callable[[Path]
     with pytest.raises(PredictionError) as caught:
         read_predictions(folder)
     assert caught.value.code == "E514"
+
+
+def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
+    """They would become infinite without a word."""
+    (tmp_path / "m.csv").write_text("id,0,1\na,1e300,2\nb,1,2\n")
+    with pytest.raises(PredictionError) as caught:
+        read_external(tmp_path / "m.csv", LabelSpace.flat(2), options=ExternalOptions("logits"))
+    assert caught.value.code == "E505"

@@ -129,6 +129,19 @@ def test_our_own_bugs_leave_a_report(
     report.unlink()
 
 
+def test_a_working_folder_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the command, it is E740 before anything is imported or read; help works."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for command in (["doctor"], ["predict", "m.onnx", "--images", "images"], ["data", "train"]):
+        assert run(command) == 7
+        assert "E740" in capsys.readouterr().err
+    assert run(["doctor", "--help"]) == 0
+
+
 def test_every_option_has_a_help_text() -> None:
     """No option is left unexplained, and every command ends in an example."""
     for command in cli.ens.commands.values():

@@ -120,6 +120,8 @@ def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
     if odd or lost:
         whose, what = (odd, "has no whole number as fold") if odd else (lost, "has no fold")
         raise DataError("E341", f"{path.name}: {enumerate_some(whose)} {what}", path=path)
+    if not pairs:
+        raise DataError("E341", f"{path.name} has no rows", path=path)
     of_person = {person: int(fold) for person, fold in pairs.items()}
     count = max(of_person.values()) + 1
     if count < 2 or len(set(of_person.values())) != count:

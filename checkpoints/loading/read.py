@@ -7,12 +7,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from checkpoints.loading.container import Container, detect_container, format_size
 from checkpoints.loading.pickle_file import array_tensor, read_pickle, row_strides
 from checkpoints.loading.pickle_objects import Storage, StoredTensor
 from checkpoints.loading.shards import Files, find_files
+from ensemble.bounded_tables import load_arrays
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -143,8 +142,8 @@ def _outline(file: object, key: str) -> StoredTensor:
 
 def _read_npz(path: Path, with_values: bool) -> dict[str, object]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found: dict[str, object] = dict(arrays.items())
+        arrays = load_arrays(path)
+        found: dict[str, object] = dict(arrays) if isinstance(arrays, dict) else {"array": arrays}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
         raise ModelError("E405", f"{path.name} cannot be read: {err}", path=path) from err
     return {name: array_tensor(value, with_values=with_values) for name, value in found.items()}

@@ -321,6 +321,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey).convert("RGB")
     if image.mode in {"I", "F"}:
         raise DataError("E309", "32-bit integer and floating-point pixels are not supported: their range is unknown")
+    if image.mode in {"P", "PA"} and image.palette is None:
+        raise DamagedImageError("E301", "the image is truncated or damaged: it has no palette")
     try:
         if image.has_transparency_data:
             shown = image.convert("RGBA")

@@ -104,10 +104,13 @@ def _read_classes(path: Path, labels: LabelSpace, options: ExternalOptions) -> P
 
 
 def _require_numbers(values: Floats, ids: tuple[str, ...], path: Path) -> None:
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    # what float32 does not hold would become infinite; a NaN is not below anything
+    bad = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max).all(axis=1))
     if bad.size:
         raise PredictionError(
-            "E505", f"{path.name}: {bad.size} rows are NaN or infinite, such as {ids[bad[0]]}", path=path
+            "E505",
+            f"{path.name}: {bad.size} rows are NaN, infinite or beyond float32, such as {ids[bad[0]]}",
+            path=path,
         )
 
 

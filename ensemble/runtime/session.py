@@ -60,7 +60,7 @@ class Session:
         Raises:
             DeviceError: E602 when the device's memory is too small for this batch, E603 when the machine's memory is
                 too small for a single image, E604 when a logit is NaN or infinite, E605 when the device fails in
-                another way.
+                another way, E614 when the logits have another shape.
         """
         with self.explained(len(batch)):
             if self.fixed_batch is not None:
@@ -73,6 +73,8 @@ class Session:
             else:
                 assert self.runtime is not None
                 answers = self.runtime.run([output], {INPUT: batch})[0]
+        if output == LOGITS:
+            self._require_rows(answers, len(batch))
         self.require_finite(answers)
         return answers
 
@@ -103,6 +105,17 @@ class Session:
             raise
         except Exception as err:
             raise _run_error(err, self.card.member, self.device, batch) from err
+
+    def _require_rows(self, answers: object, rows: int) -> None:
+        """Check that the model gave what its file declares.
+
+        Raises:
+            DeviceError: E614 when it did not.
+        """
+        expected = (rows, len(self.card.labels))
+        if not isinstance(answers, np.ndarray) or answers.shape != expected:
+            given = answers.shape if isinstance(answers, np.ndarray) else type(answers).__name__
+            raise DeviceError("E614", f"{self.card.member} gave {given} for {rows} images, expected {expected}")
 
     def require_finite(self, answers: Logits) -> None:
         """Check logits ``(B, ...)``.

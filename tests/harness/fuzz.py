@@ -2,9 +2,10 @@
 
     python -m tests.harness.fuzz TARGET --minutes 20
 
-TARGET is ``image``, ``onnx``, ``checkpoint`` or ``csv``. The corpus is made here. Where atheris is installed it steers
-the mutations by the lines they reach; elsewhere they are random. What fails is kept in ``runs/fuzz``, and
-``python -m tests.harness.fuzz TARGET --repeat FILE`` runs it again. pytest does not collect this file.
+TARGET is ``image``, ``onnx``, ``checkpoint`` or ``csv``, or one of `tests.harness.fuzz_text`. The corpus is made here.
+Where atheris is installed it steers the mutations by the lines they reach; elsewhere they are random. What fails is
+kept in ``runs/fuzz``, and ``python -m tests.harness.fuzz TARGET --repeat FILE`` runs it again. pytest does not collect
+this file.
 """
 
 from __future__ import annotations
@@ -277,10 +278,16 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
+def _all_targets() -> dict[str, Callable[[Path], Target]]:
+    from tests.harness.fuzz_text import TEXT_TARGETS  # which imports this module
+
+    return TARGETS | TEXT_TARGETS
+
+
 def main() -> None:
     """Fuzz one target for some minutes, or repeat one input."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target", choices=_all_targets())
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=Path)
@@ -292,7 +299,7 @@ def main() -> None:
 
 
 def _fuzz_without(options: argparse.Namespace, folder: Path) -> None:
-    target = TARGETS[options.target](folder)
+    target = _all_targets()[options.target](folder)
     fuzzer = Fuzzer(target.check, Path("runs", "fuzz", options.target))
     if options.repeat is not None:
         fuzzer.run(options.repeat.read_bytes())
@@ -306,7 +313,7 @@ def _fuzz_without(options: argparse.Namespace, folder: Path) -> None:
 def _fuzz_with_atheris(options: argparse.Namespace, folder: Path) -> None:
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["ensemble", "checkpoints"]):
-        target = TARGETS[options.target](folder)
+        target = _all_targets()[options.target](folder)
     fuzzer = Fuzzer(target.check, Path("runs", "fuzz", options.target))
     corpus = folder / "corpus"
     corpus.mkdir()

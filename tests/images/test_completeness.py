@@ -149,3 +149,9 @@ def test_a_tiff_of_sixteen_bits_whose_white_is_zero_is_inverted() -> None:
     """PhotometricInterpretation 0 is applied in the 16-bit mode too."""
     values = np.array([[0, 65535, 0x8000, 0x4000]] * 4, "<u2")
     assert decode_image(tiff(values, t262=0)).pixels[0, :, 0].tolist() == [255, 0, 127, 191]
+
+
+@pytest.mark.parametrize("chunks", [{}, {"tRNS": b"\0\1"}])
+def test_a_png_without_its_palette_is_damaged(chunks: dict[str, bytes]) -> None:
+    """Numbers of colours without colours, with and without transparency: E301."""
+    assert outcome(png(8, 8, 8, 3, b"".join(b"\0" + bytes(range(8)) for _ in range(8)), **chunks)) == "E301"
