@@ -100,7 +100,8 @@ def _read_answers(
         for columns in (rest, beside):
             match = match_columns(columns, labels.names)
             if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
-                ordered = [columns[match.classes.index(label)] for label in range(len(labels))]
+                column_of = dict(zip(match.classes, columns, strict=True))
+                ordered = [column_of[label] for label in range(len(labels))]
                 return np.stack([np.array([to_float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
     column = _answer_column(table, rest, options)
     known = _known_answers(table.column(column), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_row_map(path: Path, *, how: Combination = "mean", listener: Listener = 
         raise DataError("E384", f"{path.name}: no line names an image and a row, or one of them is empty", path=path)
     pairs = list(zip(images, rows, strict=True))
     if len(set(pairs)) < len(pairs):
-        first = next(pair for pair in pairs if pairs.count(pair) > 1)
+        first = next(pair for pair, count in Counter(pairs).items() if count > 1)
         raise DataError("E384", f"{path.name}: image {first[0]} is in row {first[1]} more than once", path=path)
     weights = np.ones(len(images))
     if "weight" in header:
