@@ -268,6 +268,9 @@ CODES: dict[str, Code] = {
         "Several out-of-fold files may belong to one member.",
         "name each file after its member, or give --oof the files that are meant instead of the folder",
     ),
+    "I592": Code(
+        "Some models have no evidence maps in a report.", "export them with --features; models of face crops have none"
+    ),
     "E591": Code(
         "Several fold splits are asked for, and the folds are given.",
         "leave --repeats out, or let ens train deal the folds",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -25,23 +26,30 @@ _THUMBNAIL = Preprocess((144, 144), resize="center")
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """The members that predict one class for an image."""
+    """The members that predict one class for an image, and the probability that each of them gives it."""
 
     class_name: str
     members: tuple[str, ...]
+    confidences: tuple[float, ...]
+
+    @property
+    def confidence(self) -> float:
+        """The mean of the members' probabilities."""
+        return sum(self.confidences) / len(self.confidences)
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
     """An image on which members disagree: their mutual information in nats, and the votes, most members first.
 
-    ``blend`` is the class that the blend predicts, ``truth`` the true class where it is known, and ``thumbnail`` the
-    content of a JPEG file.
+    ``blend`` is the class that the blend predicts with the probability ``confidence``, ``truth`` the true class where
+    it is known, and ``thumbnail`` the content of a JPEG file.
     """
 
     image: str
     information: float
     blend: str
+    confidence: float
     votes: tuple[Vote, ...]
     truth: str | None
     thumbnail: bytes | None
@@ -53,7 +61,8 @@ def find_disagreements(
     """Return the images with the highest mutual information between members: entropy of the mean less mean entropy.
 
     ``alone`` holds each member's own predictions for the images of ``blended``, in the same order. See Houlsby et al.,
-    "Bayesian Active Learning" (arXiv 1112.5745), equation 2. Images that could not be read are skipped.
+    "Bayesian Active Learning" (arXiv 1112.5745), equation 2. Images that could not be read are skipped, and of each
+    person, as far as they are known (see `person_of`), there is one image.
 
     Raises:
         DataError: E330 when the ground truth is of other images, E3xx when an image is missing or cannot be read.
@@ -61,35 +70,62 @@ def find_disagreements(
     labels = blended.labels
     mean = np.zeros_like(blended.probabilities)
     entropy = np.zeros(len(blended))
+    chances: dict[str, Floats] = {}
     for name, one in alone.items():
         p = one.probabilities[:, labels.permutation(one.labels, owner=name)]
         mean += p / len(alone)
+        chances[name] = p
         entropy += _entropy(p) / len(alone)
     information = _entropy(mean) - entropy
     filled = set(blended.filled)  # images that could not be read have the same probabilities from all members
     read = np.array([row for row, name in enumerate(blended.ids) if name not in filled], dtype=np.intp)
-    rows = read[np.argsort(-information[read], kind="stable")[:_MOST]].tolist()
+    person, taken = person_of(blended.ids, truth), dict[str, int]()
+    for row in read[np.argsort(-information[read], kind="stable")].tolist():
+        taken.setdefault(person[row], row)
+    rows = list(taken.values())[:_MOST]
     ids = [blended.ids[row] for row in rows]
     true = None if truth is None else true_classes(blended.ids, truth)
     pictures = make_thumbnails(ids, images)
     predicted = {name: predicted_classes(one, labels) for name, one in alone.items()}
+    index = {name: place for place, name in enumerate(labels.names)}
     found = []
     for row, picture in zip(rows, pictures, strict=True):
         votes: dict[str, list[str]] = {}
         for name, classes in predicted.items():
             votes.setdefault(labels.names[classes[row]], []).append(name)
-        ordered = sorted(votes.items(), key=lambda item: (-len(item[1]), item[0]))
+        cast = [
+            Vote(name, tuple(members), tuple(float(chances[one][row, index[name]]) for one in members))
+            for name, members in votes.items()
+        ]
         found.append(
             Disagreement(
                 image=blended.ids[row],
                 information=float(information[row]),
                 blend=labels.names[blended.classes[row]],
-                votes=tuple(Vote(name, tuple(members)) for name, members in ordered),
+                confidence=float(blended.probabilities[row, blended.classes[row]]),
+                votes=tuple(sorted(cast, key=lambda vote: (-len(vote.members), -vote.confidence, vote.class_name))),
                 truth=None if true is None else labels.names[true[row]],
                 thumbnail=picture,
             )
         )
     return tuple(found)
+
+
+def person_of(ids: Sequence[str], truth: Truth | None) -> list[str]:
+    """Return the person on each image: that of the ground truth, else the folder that the image shares with others.
+
+    An image of which neither is known is by itself.
+    """
+    if truth is not None and truth.persons is not None:
+        known = dict(zip(truth.ids, truth.persons, strict=True))
+        if all(name in known for name in ids):
+            return [known[name] for name in ids]
+    folders = [PurePosixPath(name).parent.as_posix() for name in ids]
+    shared = Counter(folders)
+    return [
+        folder if folder != "." and 1 < shared[folder] < len(ids) else name
+        for name, folder in zip(ids, folders, strict=True)
+    ]
 
 
 def predicted_classes(blended: Blended, labels: LabelSpace) -> Classes:

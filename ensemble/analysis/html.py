@@ -141,6 +141,9 @@ ol.disagreements code { font-size: 12px; color: var(--muted); display: block; }
 ol.disagreements p { margin: 0 0 4px; }
 ol.disagreements ul { padding-left: 16px; }
 ol.disagreements li li { margin: 2px 0; }
+ol.disagreements .maps { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px; }
+ol.disagreements figure { margin: 0; width: 104px; }
+ol.disagreements figcaption { font-size: 11px; line-height: 1.35; margin-top: 3px; }
 .muted { color: var(--muted); }
 p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }

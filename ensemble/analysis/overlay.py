@@ -49,17 +49,27 @@ def draw_pair(pixels: Pixels, heat: Floats, caption: Sequence[str], *, small: bo
         factor = max(1.0, factor)  # nothing that the model saw is lost
     width, height = (max(1, round(pixels.shape[axis] * factor)) for axis in (1, 0))
     seen = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    warm = Image.fromarray(colour_heat(resize_heat(heat, (height, width))))
     font = ImageFont.load_default(12 if small else 15)
     line = 16 if small else 20
     tile = Image.new("RGB", (2 * width + _GAP // 2, height + 4 + line * len(caption)), _PAPER)
     tile.paste(seen, (0, 0))
-    grey = seen.convert("L").point(_DIMMED).convert("RGB")
-    tile.paste(Image.blend(grey, warm, _HEAT), (width + _GAP // 2, 0))
+    tile.paste(_under_heat(seen, heat), (width + _GAP // 2, 0))
     pen = ImageDraw.Draw(tile)
     for number, text in enumerate(caption):
         pen.text((1, height + 3 + line * number), _shorten(_plain(text), font, tile.width - 2), font=font, fill=_INK)
     return tile
+
+
+def overlay_heat(pixels: Pixels, heat: Floats, side: int) -> Image.Image:
+    """Draw an image ``(H, W, 3)`` in grey under its ``heat`` ``(h, w)``; ``side`` is the longer side in px."""
+    factor = side / max(pixels.shape[:2])
+    width, height = (max(1, round(pixels.shape[axis] * factor)) for axis in (1, 0))
+    return _under_heat(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), heat)
+
+
+def _under_heat(seen: Image.Image, heat: Floats) -> Image.Image:
+    warm = Image.fromarray(colour_heat(resize_heat(heat, (seen.height, seen.width))))
+    return Image.blend(seen.convert("L").point(_DIMMED).convert("RGB"), warm, _HEAT)
 
 
 def draw_sheet(tiles: Sequence[Image.Image]) -> Image.Image:

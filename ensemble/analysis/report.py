@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble.analysis.disagreements import Disagreement, find_disagreements
+from ensemble.analysis.evidence import EvidenceMap, draw_evidence
 from ensemble.analysis.report_facts import (
     BlendQuality,
     ClassDistribution,
@@ -43,6 +44,7 @@ class Report:
     disagreements: tuple[Disagreement, ...]
     missing: tuple[MissingSection, ...]
     commands: tuple[str, ...]
+    evidence: Mapping[str, tuple[EvidenceMap, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> LabelSpace:
@@ -78,12 +80,16 @@ def report(
     return report_of(inputs, images=images, commands=commands)
 
 
-def report_of(inputs: ReportInputs, *, images: Path | None, commands: Sequence[str]) -> Report:
+def report_of(
+    inputs: ReportInputs, *, images: Path | None, commands: Sequence[str], models: Sequence[Path] = ()
+) -> Report:
     """Gather the facts about predictions that have been read, as `report` does.
+
+    With ``models`` and ``images``, the evidence of the members that contradict each other is drawn.
 
     Raises:
         PredictionError: E548 when several labels may apply to an image.
-        EnsError: as `evaluate` and `list_images`.
+        EnsError: as `evaluate`, `list_images` and `draw_evidence`.
     """
     if inputs.independent:
         raise PredictionError("E548", "the members have several labels: their report is that of label_report")
@@ -94,6 +100,10 @@ def report_of(inputs: ReportInputs, *, images: Path | None, commands: Sequence[s
         views = ViewSummary() if known is None else ViewSummary.of(scored.members, known)
     several, alone = len(test.members) > 1, inputs.alone
     shown_truth = None if inputs.out_of_fold else known
+    disagreements = find_disagreements(alone, test.blended, shown_truth, images) if several else ()
+    evidence: dict[str, tuple[EvidenceMap, ...]] = {}
+    if models and images is not None:
+        evidence = draw_evidence(disagreements, images, models, listener=inputs.recorder)
     return Report(
         images=len(test.blended),
         out_of_fold=inputs.out_of_fold,
@@ -106,14 +116,21 @@ def report_of(inputs: ReportInputs, *, images: Path | None, commands: Sequence[s
         views=views,
         agreement=MemberAgreement.of(alone, test.recipe.labels) if several else None,
         distribution=None if known is None else ClassDistribution.of(known, test.blended),
-        disagreements=find_disagreements(alone, test.blended, shown_truth, images) if several else (),
+        disagreements=disagreements,
+        evidence=evidence,
         missing=(
             *inputs.missing_options(images),
             *([MissingSection("Test-time augmentation", views.problem)] if views.problem else []),
+            *([] if evidence or not several else [_MAPS]),
             *([] if several else [MissingSection("Agreement and disagreements", "predictions of two or more members")]),
         ),
         commands=tuple(commands),
     )
+
+
+_MAPS = MissingSection(
+    "Evidence maps of the disagreements", "--models DIR, exported with ens export --features, and --images DIR"
+)
 
 
 def summary_of(report: Report) -> str:

@@ -12,6 +12,8 @@ from html import escape
 import numpy as np
 
 from ensemble.analysis import plots
+from ensemble.analysis.disagreements import Disagreement
+from ensemble.analysis.evidence import EvidenceMap
 from ensemble.analysis.html import figure, framed, preformatted, section, table
 from ensemble.analysis.matrix import agreement_table, confusion_table, group_levels
 from ensemble.analysis.metric_estimates import Estimate
@@ -286,28 +288,43 @@ def render_disagreements(report: Report) -> str:
     """Render the images on which the members disagree most."""
     if not report.disagreements:
         return ""
-    items = []
-    for one in report.disagreements:
-        picture = ""
-        if one.thumbnail is not None:
-            data = base64.b64encode(one.thumbnail).decode()
-            picture = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(one.image)}" width="104" height="104">'
-        votes = "".join(
-            f"<li>{escape(vote.class_name)}: {len(vote.members)} "
-            f'<span class="muted">({escape(enumerate_some(list(vote.members), limit=3))})</span></li>'
-            for vote in one.votes
-        )
-        truth = "" if one.truth is None else f"<p>true class: <strong>{escape(one.truth)}</strong></p>"
-        items.append(
-            f"<li>{picture}<div><code>{escape(one.image)}</code><p>blend: <strong>{escape(one.blend)}</strong></p>"
-            f"{truth}<ul>{votes}</ul></div></li>"
-        )
-    summary = "The images with the highest mutual information: members are confident and contradict each other."
+    items = [_dispute(one, report.evidence.get(one.image, ())) for one in report.disagreements]
+    summary = (
+        "The images with the highest mutual information, one per person: members are confident and contradict each "
+        "other. Beside each class is the mean probability that its members give it."
+    )
+    if report.evidence:
+        summary += " The maps show where the surest member sees the evidence for its class, dark to light."
     known = [one for one in report.disagreements if one.truth is not None]
     if known:
         right = sum(one.truth == one.blend for one in known)
         summary += f" The blend is right on {right} of these {len(known)}."
     return section("Largest disagreements", summary, f'<ol class="disagreements">{"".join(items)}</ol>')
+
+
+def _dispute(one: Disagreement, evidence: Sequence[EvidenceMap]) -> str:
+    picture = "" if one.thumbnail is None else _picture(one.thumbnail, one.image)
+    votes = "".join(
+        f"<li>{escape(vote.class_name)} <strong>{vote.confidence:.0%}</strong>, {len(vote.members)} "
+        f"{'member' if len(vote.members) == 1 else 'members'} "
+        f'<span class="muted">({escape(enumerate_some(list(vote.members), limit=3))})</span></li>'
+        for vote in one.votes
+    )
+    truth = "" if one.truth is None else f"<p>true class: <strong>{escape(one.truth)}</strong></p>"
+    maps = "".join(
+        f"<figure>{_picture(found.picture, f'evidence of {found.member}')}<figcaption>{escape(found.class_name)}"
+        f"<br>{escape(found.member)}</figcaption></figure>"
+        for found in evidence
+    )
+    return (
+        f"<li>{picture}<div><code>{escape(one.image)}</code><p>blend: <strong>{escape(one.blend)}</strong> "
+        f'{one.confidence:.0%}</p>{truth}<ul>{votes}</ul><div class="maps">{maps}</div></div></li>'
+    )
+
+
+def _picture(content: bytes, text: str) -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(text)}" width="104" height="104">'
 
 
 def _confusions(wrong: Floats, names: Sequence[str]) -> str:

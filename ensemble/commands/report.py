@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option, named, report_extra
+from ensemble.commands.options import PATH, conflict, json_option, named, report_extra
 from ensemble.commands.sheet_options import table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.  [--recipe has its own]",
 )
 @click.option("--images", type=PATH, help="Folder of the test images, to show those that members disagree on.")
+@click.option(
+    "--models",
+    type=PATH,
+    multiple=True,
+    help="Models or folders of them, exported with --features: draws where the members that disagree see their class; "
+    "repeatable.",
+)
 @click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
 @json_option
 def report(
@@ -46,6 +53,7 @@ def report(
     tables: ExternalOptions,
     labels: str,
     images: Path | None,
+    models: tuple[Path, ...],
     output: Path,
     as_json: bool,
 ) -> None:
@@ -76,6 +84,7 @@ def report(
     for option, value in (*given.items(), *(("--oof", path) for path in oof)):
         words += [] if value is None else [option, str(value)]
     words += ["--in-order"] * tables.in_order + ["--activation", "sigmoid"] * (tables.activation == "sigmoid")
+    words += [word for path in models for word in ("--models", str(path))]
     words += ([] if images is None else ["--images", str(images)]) + ["-o", str(output)]
     inputs = gather_inputs(
         predictions,
@@ -90,11 +99,15 @@ def report(
         listener=TERMINAL,
     )
     commands = (shlex.join(words),)
+    if inputs.independent and models:
+        raise conflict(
+            "--models is for members of one class per image: maps of several labels are those of ens explain"
+        )
     if inputs.independent:
         of_labels = label_report_of(inputs, images=images, commands=commands)
         text, summary, absent = render_label_page(of_labels), summary_of_labels(of_labels), of_labels.missing
     else:
-        found = report_of(inputs, images=images, commands=commands)
+        found = report_of(inputs, images=images, commands=commands, models=models)
         text, summary, absent = render_page(found), summary_of(found), found.missing
     page = text.encode()
     write_atomic(output, page)

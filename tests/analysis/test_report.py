@@ -217,7 +217,9 @@ def test_the_page_is_whole_safe_and_offline(full: Report) -> None:
         "Class distribution",
         "Largest disagreements",
         "Reproduce",
+        "Not in this report",
     ]
+    assert [one.section for one in full.missing] == ["Evidence maps of the disagreements"]
     assert "script" not in page.tags
     assert page.tags.count("img") == 12
     assert page.tags.count("svg") == 5
