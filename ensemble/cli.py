@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from ensemble.commands.adopt import adopt
+from ensemble.commands.audit import audit
 from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.bundle import bundle
@@ -36,7 +37,7 @@ from ensemble.commands.train import train
 
 _SECTIONS = {
     "Start": (demo, init, doctor, explain_error),
-    "Train": (data, crop, train),
+    "Train": (data, crop, audit, train),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
     "Deploy": (fuse, bundle, page),

@@ -167,6 +167,11 @@ RUN_CODES: dict[str, Code] = {
         "A fused file was compared with ens submit on drawn pictures only.", "give photographs with --check-images"
     ),
     # 86x: faces and labels
+    "W861": Code(
+        "There are many images, so copies that are cropped were not looked for.",
+        "give --crops yes to look for them anyway",
+    ),
+    "I862": Code("Labels were not judged.", "give the out-of-fold predictions of a model with --oof"),
     "I860": Code(
         "Which face detector is used, and why.",
         "name one with --detector: boxes for training and prediction need the same",

@@ -110,18 +110,20 @@ def _sheets(data: Dataset) -> list[str]:
         rows = by_class[label]
         # spread over the class: consecutive images are often of one person
         chosen = np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int).tolist()
-        sheets.append(f"<h3>{escape(data.labels.names[label])}</h3>{''.join(_thumbnail(rows[i]) for i in chosen)}")
+        figures = "".join(image_figure(rows[i].path, rows[i].id) for i in chosen)
+        sheets.append(f"<h3>{escape(data.labels.names[label])}</h3>{figures}")
     return sheets
 
 
-def _thumbnail(row: Row) -> str:
+def image_figure(path: Path, caption: str) -> str:
+    """Render a thumbnail above its caption, or the code of the error where the image cannot be read."""
     try:
-        image = Image.fromarray(read_image(row.path).pixels)
+        image = Image.fromarray(read_image(path).pixels)
     except DataError as err:
-        return f"<figure>{escape(err.code)}<figcaption>{escape(row.id)}</figcaption></figure>"
+        return f"<figure>{escape(err.code)}<figcaption>{escape(caption)}</figcaption></figure>"
     image.thumbnail((_SIDE, _SIDE))
     data = io.BytesIO()
     image.save(data, "JPEG", quality=72)
     code = base64.b64encode(data.getvalue()).decode()
-    name = escape(row.id, quote=True)
+    name = escape(caption, quote=True)
     return f'<figure><img src="data:image/jpeg;base64,{code}" alt="{name}"><figcaption>{name}</figcaption></figure>'

@@ -1,0 +1,203 @@
+"""`ens audit`: label errors, copies within and across training and evaluation, copies in two folds, outliers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from checkpoints.audit.findings import KINDS, Finding
+from checkpoints.audit.label_errors import find_label_errors, find_several_label_errors
+from checkpoints.audit.near_duplicates import NearDuplicate, find_near_duplicates
+from checkpoints.audit.outliers import find_outliers
+from checkpoints.audit.thumbnails import Thumbnails, make_thumbnails
+from checkpoints.data.dataset import Dataset
+from checkpoints.data.folds import Folds
+from checkpoints.data.mask_contest import Row
+from ensemble.arrays import Floats
+from ensemble.errors import OptionError
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images.listing import list_images
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.match_members import join_folds
+from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.truth import Truth
+
+MOST_CROPPED = 20_000  # images; the search for crops takes time that grows with their square
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """The settings of an audit.
+
+    A label error becomes a fix if its score is at least ``sure``. ``crops`` also looks for cropped copies: None does so
+    for up to `MOST_CROPPED` images.
+
+    Raises:
+        OptionError: E204 when ``sure`` is not between 0 and 1.
+    """
+
+    sure: float = 0.95
+    crops: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sure <= 1:
+            raise OptionError("E204", f"--sure must be between 0 and 1, got {self.sure}")
+
+
+DEFAULT = AuditSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The findings of an audit of ``images`` training and ``evaluation`` images, label errors first, by score."""
+
+    images: int
+    evaluation: int
+    findings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON-ready values."""
+        counts = Counter(one.kind for one in self.findings)
+        return {"images": self.images, "evaluation": self.evaluation} | {kind: counts[kind] for kind in KINDS}
+
+    def render(self) -> str:
+        """Return the counts as text."""
+        counts = Counter(one.kind for one in self.findings)
+        sure = sum(one.sure for one in self.findings if one.kind == "label")
+        lines = [
+            f"{counts['label']:,} labels are not the most probable value, {sure:,} of them are sure",
+            f"{counts['leak']:,} copies of evaluation images, {counts['folds']:,} copies of images of another fold",
+            f"{counts['duplicate']:,} other copies, {counts['outlier']:,} outliers",
+            f"{counts['unreadable']:,} images could not be read",
+        ]
+        return "\n".join(lines)
+
+
+def audit_dataset(
+    data: Dataset,
+    *,
+    predictions: Sequence[Predictions] = (),
+    evaluation: Path | None = None,
+    folds: Folds | None = None,
+    settings: AuditSettings = DEFAULT,
+    workers: int | None = None,
+    listener: Listener = SILENT,
+) -> Audit:
+    """Audit a training set; ``predictions`` are out-of-fold, without them no label is judged.
+
+    ``evaluation`` is a folder of images that training must not contain. ``folds`` are those of the training, by default
+    the table's own.
+
+    Raises:
+        DataError: E3xx when the folder cannot be listed or the predictions are of other images.
+        PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`.
+    """
+    # predictions are matched before any image is read
+    findings = _label_findings(data, predictions, settings, listener)
+    listing = None if evaluation is None else list_images(evaluation, listener=listener)
+    paths = [row.path for row in data.rows] + ([] if listing is None else list(listing.paths))
+    count = len(data.rows)
+    crops = settings.crops if settings.crops is not None else len(paths) <= MOST_CROPPED
+    if not crops and settings.crops is None:
+        text = f"{len(paths):,} images: cropped copies are not looked for; --crops yes does, which may take hours"
+        listener.notice(Notice("W861", text))
+    thumbnails = make_thumbnails([Path(path) for path in paths], workers=workers, listener=listener)
+    names = [row.id for row in data.rows] + ([] if listing is None else list(listing.ids))
+    pairs = find_near_duplicates(thumbnails, crops=crops, listener=listener)
+    folds = folds or data.folds
+    copies = [_copy_finding(data.rows, names, paths, thumbnails, folds, pair) for pair in pairs]
+    findings += sorted((one for one in copies if one is not None), key=lambda one: (KINDS.index(one.kind), -one.score))
+    mine = Thumbnails(thumbnails.grey[:count], thumbnails.sizes[:count], thumbnails.faults)
+    findings += [
+        Finding("outlier", one.score, names[one.row], data.rows[one.row].person, why=one.why)
+        for one in find_outliers(mine)
+    ]
+    findings += [
+        Finding("unreadable", 1.0, names[row], data.rows[row].person if row < count else "", why=err.message)
+        for row, err in sorted(thumbnails.faults.items())
+    ]
+    return Audit(count, len(paths) - count, tuple(findings))
+
+
+def _label_findings(
+    data: Dataset, predictions: Sequence[Predictions], settings: AuditSettings, listener: Listener
+) -> list[Finding]:
+    if not predictions:
+        listener.notice(Notice("I862", "no label is judged without out-of-fold predictions: --oof names them"))
+        return []
+    rows = data.rows
+    several = data.activation == "sigmoid"
+    applies = np.zeros((len(rows), len(data.labels)), dtype=bool)
+    for place, row in enumerate(rows):
+        applies[place, list(row.present) if row.present is not None else [row.label]] = True
+    groups = tuple(row.person for row in rows)
+    ids = tuple(row.id for row in rows)
+    truth = Truth(ids, applies.argmax(axis=1).astype(np.intp), groups, data.labels, applies if several else None)
+    members = gather_folds(join_folds(predictions, listener=listener), truth)
+    probabilities = np.mean([_mean_probability(member) for member in members], axis=0)
+    if several:
+        errors = find_several_label_errors(probabilities, applies, data.labels, groups)
+    else:
+        errors = find_label_errors(probabilities, truth.classes, data.labels, groups)
+    found = []
+    for error in errors:
+        row, joined = rows[error.row], f"joined over {error.joined} images" if error.joined > 1 else ""
+        sure = error.score >= settings.sure
+        values = (error.axis, error.given, error.suggested)
+        found.append(Finding("label", error.score, row.id, row.person, *values, why=joined, sure=sure))
+    return found
+
+
+def _mean_probability(member: Predictions) -> Floats:
+    turn = expit if member.independent else lambda logits: softmax(logits, axis=1)
+    return np.asarray(np.mean([turn(logits.astype(np.float64)) for logits in member.logits.values()], axis=0))
+
+
+def _copy_finding(
+    rows: Sequence[Row],
+    names: Sequence[str],
+    paths: Sequence[Any],
+    images: Thumbnails,
+    folds: Folds | None,
+    pair: NearDuplicate,
+) -> Finding | None:
+    """Return the finding about the training image of a pair, or None if both are evaluation images."""
+    count = len(rows)
+    copy, of = (pair.copy, pair.of) if pair.copy < count else (pair.of, pair.copy)
+    if copy >= count:
+        return None
+    why = _relation(paths, images, pair)
+    one = Finding("leak", pair.likeness, names[copy], rows[copy].person, other=names[of], why=why, sure=True)
+    if of >= count:
+        return one
+    # of two training images, the later one is the copy to drop, unless it shows more
+    if not pair.cropped and of > copy:
+        copy, of = of, copy
+    one = replace(one, kind="duplicate", id=names[copy], group=rows[copy].person, other=names[of])
+    given, other = (
+        "|".join(map(str, row.present)) if row.present is not None else str(row.label) for row in (rows[copy], rows[of])
+    )
+    if folds is not None and folds.of_person[rows[copy].person] != folds.of_person[rows[of].person]:
+        one = replace(one, kind="folds")
+    if given != other:
+        return replace(one, why=f"{why}, with another label", sure=False)
+    return one
+
+
+def _relation(paths: Sequence[Any], images: Thumbnails, pair: NearDuplicate) -> str:
+    """Return how the two files differ."""
+    words = ["mirrored"] if pair.mirrored else []
+    if pair.cropped:
+        words.append("cropped")
+    elif (images.sizes[pair.copy] != images.sizes[pair.of]).any():
+        words.append("resized")
+    if not words:
+        same = Path(paths[pair.copy]).read_bytes() == Path(paths[pair.of]).read_bytes()
+        words.append("the same file" if same else "re-encoded")
+    return ", ".join(words) if words == ["the same file"] else f"{' and '.join(words)} copy"

@@ -1,0 +1,90 @@
+"""Grey thumbnails of images, and the mean brightness of windows of them, which the search for near-duplicates compares.
+
+A window is ``(left, top, right, bottom)`` in shares of the image's sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ensemble.arrays import Floats
+from ensemble.errors import DataError
+from ensemble.events import SILENT, Listener
+from ensemble.images.decode import read_image
+from ensemble.runtime.machine import available_cores
+
+SIDE = 64  # px of a thumbnail, whatever the aspect ratio of the image
+_CHUNK = 256
+
+Grey = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Thumbnails:
+    """The grey thumbnails ``(N, SIDE, SIDE)`` of images and their sizes ``(N, 2)`` (width, height) in px.
+
+    ``faults`` has the images that could not be read, by row; their thumbnails are black and their sizes zero.
+    """
+
+    grey: Grey
+    sizes: NDArray[np.int64]
+    faults: dict[int, DataError]
+
+
+def make_thumbnails(paths: Sequence[Path], *, workers: int | None = None, listener: Listener = SILENT) -> Thumbnails:
+    """Decode every image once, in threads, upright as for training."""
+    grey = np.zeros((len(paths), SIDE, SIDE), np.uint8)
+    sizes = np.zeros((len(paths), 2), np.int64)
+    faults: dict[int, DataError] = {}
+    with ThreadPoolExecutor(workers or available_cores()) as pool:
+        for start in range(0, len(paths), _CHUNK):
+            for row, found in enumerate(pool.map(_thumbnail, paths[start : start + _CHUNK]), start):
+                if isinstance(found, DataError):
+                    faults[row] = found
+                else:
+                    grey[row], sizes[row] = found
+            listener.progress("audit", min(start + _CHUNK, len(paths)), len(paths))
+    return Thumbnails(grey, sizes, faults)
+
+
+def _thumbnail(path: Path) -> tuple[Grey, tuple[int, int]] | DataError:
+    try:
+        image = Image.fromarray(read_image(path).pixels).convert("L")
+    except DataError as err:
+        return err
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)), image.size
+
+
+def sum_tables(grey: Grey) -> Floats:
+    """Return summed-area tables ``(N, SIDE + 1, SIDE + 1)``: entry ``[y, x]`` sums the pixels above and left."""
+    tables = np.zeros((len(grey), grey.shape[1] + 1, grey.shape[2] + 1), np.float64)
+    tables[:, 1:, 1:] = grey.astype(np.float64).cumsum(axis=1).cumsum(axis=2)
+    return tables
+
+
+def window_means(tables: Floats, rows: NDArray[np.intp], windows: Floats, cells: int) -> Floats:
+    """Return ``(M, cells, cells)``: the mean brightness of a grid of cells over window m of the image ``rows[m]``.
+
+    ``windows`` is ``(M, 4)``. Cells end between pixels: a summed-area table is linear within a pixel.
+    """
+    steps = np.linspace(0, 1, cells + 1)
+    side = tables.shape[1] - 1
+    x = (windows[:, :1] + (windows[:, 2:3] - windows[:, :1]) * steps) * side
+    y = (windows[:, 1:2] + (windows[:, 3:] - windows[:, 1:2]) * steps) * side
+    x0, y0 = np.clip(x.astype(np.intp), 0, side - 1), np.clip(y.astype(np.intp), 0, side - 1)
+    fx, fy = (x - x0)[:, None, :], (y - y0)[:, :, None]
+    image, down, right = rows[:, None, None], y0[:, :, None], x0[:, None, :]
+    upper = tables[image, down, right] * (1 - fx) + tables[image, down, right + 1] * fx
+    lower = tables[image, down + 1, right] * (1 - fx) + tables[image, down + 1, right + 1] * fx
+    corners = upper * (1 - fy) + lower * fy
+    sums = corners[:, 1:, 1:] - corners[:, :-1, 1:] - corners[:, 1:, :-1] + corners[:, :-1, :-1]
+    area = (np.diff(x, axis=1)[:, None, :]) * (np.diff(y, axis=1)[:, :, None])
+    means: Floats = sums / np.maximum(area, 1e-9)
+    return means

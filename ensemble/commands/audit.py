@@ -1,0 +1,122 @@
+"""The command `ens audit`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from checkpoints.data.table_options import TableOptions
+from ensemble.commands.option_groups import grouped_command
+from ensemble.commands.options import PATH, ROOT, json_option, progress_options
+from ensemble.commands.table_group import TABLE
+from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from checkpoints.data.dataset import Dataset
+    from ensemble.predictions.dataset import Predictions
+
+
+@grouped_command(TABLE, collect={"table": TableOptions}, short_help="Find wrong labels, copies and outliers")
+@click.argument("train_dir", type=PATH)
+@click.option(
+    "--oof", type=PATH, multiple=True, help="Out-of-fold predictions, from which labels are judged; repeatable."
+)
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["logits", "probabilities"]),
+    help="Content of tables and arrays of --oof.",
+)
+@click.option("--evaluation", type=PATH, help="Folder of the evaluation images, of which training must hold no copy.")
+@click.option("--folds", "fold_file", type=PATH, help="CSV of id,fold, as in ens train.  [default: the table's own]")
+@click.option("--fixes", multiple=True, help="CSV of label fixes that are applied first, or contest; repeatable.")
+@click.option("--without", multiple=True, help="Ignore the fixes of this source; repeatable.")
+@click.option(
+    "--sure",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Score from which a label becomes a fix: about one minus the probability of the given value.",
+)
+@click.option(
+    "--crops",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    help="Look for cropped copies, too: auto does for up to 20,000 images.",
+)
+@click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
+@click.option(
+    "-o",
+    "folder",
+    type=PATH,
+    default=Path(ROOT, "audit"),
+    show_default=True,
+    help="Folder for audit.csv, audit.html and fixes.csv.",
+)
+@progress_options
+@json_option
+def audit(
+    train_dir: Path,
+    oof: tuple[Path, ...],
+    kind: str | None,
+    evaluation: Path | None,
+    fold_file: Path | None,
+    fixes: tuple[str, ...],
+    without: tuple[str, ...],
+    sure: float,
+    crops: str,
+    workers: int | None,
+    folder: Path,
+    class_names: str | None,
+    table: TableOptions,
+    as_json: bool,
+) -> None:
+    """Find labels that are probably wrong, copies of images (re-encoded, resized, cropped, mirrored), and outliers.
+
+    Strike in fixes.csv what is right as it is, and give the file to ens train with --fixes.
+
+    Example: ens audit train --oof runs/r18/oof --evaluation eval/images -o runs/audit
+    """
+    from checkpoints.audit.audit import AuditSettings, audit_dataset
+    from checkpoints.audit.audit_html import write_audit_page
+    from checkpoints.audit.findings import findings_table, fixes_table
+    from checkpoints.data.class_names import parse_class_names
+    from checkpoints.data.dataset import read_dataset
+    from checkpoints.data.folds import read_folds
+    from ensemble.files import require_writable, write_atomic
+    from ensemble.images.listing import list_images
+
+    settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops))
+    require_writable(folder.parent)
+    labels = None if class_names is None else parse_class_names(class_names)
+    data = read_dataset(train_dir, fixes=fixes, without=without, labels=labels, table=table, listener=TERMINAL)
+    found = audit_dataset(
+        data,
+        predictions=_read(oof, kind, data),
+        evaluation=evaluation,
+        folds=None if fold_file is None else read_folds(fold_file, data.rows),
+        settings=settings,
+        workers=workers,
+        listener=TERMINAL,
+    )
+    csv, count = fixes_table(data, found.findings)
+    written = [write_atomic(folder / "audit.csv", findings_table(found.findings))]
+    listing = None if evaluation is None else list_images(evaluation)
+    others = {} if listing is None else dict(zip(listing.ids, map(Path, map(str, listing.paths)), strict=True))
+    pictures = {row.id: row.path for row in data.rows}
+    written.append(write_audit_page(folder / "audit.html", found, pictures, others))
+    written.append(write_atomic(folder / "fixes.csv", csv))
+    value = found.as_dict() | {"fixes": count, "written": [str(path) for path in written]}
+    show(value, "\n".join([found.render(), f"{count:,} label fixes", *map(str, written)]), as_json=as_json)
+
+
+def _read(oof: tuple[Path, ...], kind: str | None, data: Dataset) -> list[Predictions]:
+    from ensemble.predictions.external import NO_OPTIONS
+    from ensemble.predictions.read_members import read_members
+
+    options = replace(NO_OPTIONS, kind=kind, activation=data.activation)  # type: ignore[arg-type]
+    return read_members(oof, data.labels, options=options, listener=TERMINAL) if oof else []

@@ -1,0 +1,167 @@
+"""The audit as a whole: findings of every kind, the table, the page, and the fixes that training reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from checkpoints.audit.audit import AuditSettings, audit_dataset
+from checkpoints.audit.findings import Finding, fixes_table
+from checkpoints.data.dataset import Dataset, read_dataset
+from checkpoints.data.folds import Folds
+from checkpoints.data.table_options import TableOptions
+from ensemble.cli import ens
+from ensemble.errors import EnsError, OptionError
+from ensemble.events import Recorder
+from ensemble.labels import MASK18
+from ensemble.predictions.dataset import Predictions
+from tests.checkpoints.audit.test_near_duplicates import crop, flip, recoded, scene
+
+STEMS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve people of seven images each; the images of one are copies of another's."""
+    root = tmp_path_factory.mktemp("contest") / "train"
+    lines = ["id,gender,race,age,path"]
+    for person in range(12):
+        gender = ("male", "female")[person % 2]
+        lines.append(f"{person},{gender},x,{25 if person < 6 else 65},p{person}")
+        folder = root / "images" / f"p{person}"
+        folder.mkdir(parents=True)
+        for place, stem in enumerate(STEMS):
+            image = scene(10 * person + place, size=(60, 80))
+            if (person, stem) == (11, "mask1"):
+                image = flip(scene(10 * 2 + 1, size=(60, 80)))  # mask1 of person 2, of another gender
+            image.save(folder / f"{stem}.png")
+    (root / "train.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def predict(data: Dataset, truth: np.ndarray[Any, Any]) -> Predictions:
+    """Out-of-fold predictions of a model that knows these classes nearly always."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 0.3, (len(data.rows), len(data.labels))).astype(np.float32)
+    logits[np.arange(len(truth)), truth] += 6
+    ids = tuple(row.id for row in data.rows)
+    return Predictions("r18", "r18", None, data.labels, ids, {"identity": logits}, "0" * 64)
+
+
+def read_fixed(contest: Path, tmp_path: Path, audit: Any, data: Dataset) -> Dataset:
+    text, count = fixes_table(data, audit.findings)
+    (tmp_path / "fixes.csv").write_bytes(text)
+    assert count == len(text.splitlines()) - 1
+    return read_dataset(contest, fixes=[tmp_path / "fixes.csv"])
+
+
+def test_the_fixes_restore_the_true_labels(contest: Path, tmp_path: Path) -> None:
+    """A wrong gender is one fix per person, exchanged images are a swap, another class is one image's label."""
+    data = read_dataset(contest)
+    true = np.array([row.label for row in data.rows])
+    for i, row in enumerate(data.rows):
+        if row.person == "4":  # annotated male: female in truth
+            true[i] += 3
+        if row.person == "7" and row.mask in {1, 2}:
+            true[i] += 6 if row.mask == 1 else -6
+        if row.id == "p9/mask2.png":  # worn in the annotation, not worn in truth
+            true[i] += 12
+    found = audit_dataset(data, predictions=[predict(data, true)], settings=AuditSettings(0.8), workers=1)
+    fixed = read_fixed(contest, tmp_path, found, data)
+    fields = [(line["id"], line["field"]) for line in csv.DictReader((tmp_path / "fixes.csv").read_text().splitlines())]
+    assert sorted(fields) == [("4", "gender"), ("7", "swap"), ("p9/mask2.png", "label")]
+    assert [row.label for row in fixed.rows] == true.tolist()
+
+
+def test_copies_leaks_and_folds_are_told_apart(contest: Path, tmp_path: Path) -> None:
+    """A copy of an evaluation image is a leak, one of another fold's image is told, each with how it was made."""
+    evaluation = tmp_path / "eval"
+    evaluation.mkdir()
+    crop(scene(33, size=(60, 80)), 0.05, 0.1, 0.95, 0.95).save(evaluation / "a.png")
+    recoded(scene(45, size=(60, 80)), 80).save(evaluation / "b.jpg")
+    scene(999).save(evaluation / "c.png")
+    data, recorder = read_dataset(contest), Recorder()
+    folds = Folds(2, {str(person): int(person >= 6) for person in range(12)})
+    found = audit_dataset(data, evaluation=evaluation, folds=folds, workers=1, listener=recorder)
+    leaks = {(one.id, one.other, one.why) for one in found.findings if one.kind == "leak"}
+    assert leaks == {("p3/mask3.png", "a.png", "cropped copy"), ("p4/mask5.png", "b.jpg", "re-encoded copy")}
+    (across,) = [one for one in found.findings if one.kind == "folds"]
+    assert (across.id, across.other) == ("p11/mask1.png", "p2/mask1.png")
+    assert across.why == "mirrored copy, with another label"
+    assert not across.sure, "which of the labels is right is not known"
+    assert (found.images, found.evaluation) == (84, 3)
+    assert [notice.code for notice in recorder.notices] == ["I862"]
+    text, count = fixes_table(data, found.findings)
+    assert count == 2
+    assert b"p3/mask3.png,drop,,audit" in text
+    without = audit_dataset(data, workers=1)
+    assert {one.kind for one in without.findings} == {"duplicate"}
+
+
+def test_predictions_of_other_images_are_refused_before_images_are_read(
+    contest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that lacks an image is an error, and no image was decoded for it."""
+    data = read_dataset(contest)
+    member = predict(data, np.zeros(len(data.rows), np.intp))
+    short = replace(member, ids=member.ids[1:], logits={"identity": member.logits["identity"][1:]})
+    monkeypatch.setattr("checkpoints.audit.audit.make_thumbnails", None)
+    with pytest.raises(EnsError, match="E330"):
+        audit_dataset(data, predictions=[short])
+    with pytest.raises(OptionError, match="E204"):
+        AuditSettings(1.3)
+
+
+def test_several_labels_are_fixed_together(tmp_path: Path) -> None:
+    """The labels of an image are given anew, with what is missing and without what is too much."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "train.csv").write_text("image,rain,snow,fog\na.png,1,1,0\nb.png,1,0,1\n")
+    data = read_dataset(tmp_path / "train.csv", table=TableOptions(activation="sigmoid"))
+    findings = [
+        Finding("label", 0.99, "a.png", axis="rain", given="present", suggested="absent", sure=True),
+        Finding("label", 0.98, "a.png", axis="fog", given="absent", suggested="present", sure=True),
+        Finding("label", 0.9, "b.png", axis="fog", given="present", suggested="absent"),
+    ]
+    text, count = fixes_table(data, findings)
+    (tmp_path / "fixes.csv").write_bytes(text)
+    assert count == 1
+    fixed = read_dataset(
+        tmp_path / "train.csv", fixes=[tmp_path / "fixes.csv"], table=TableOptions(activation="sigmoid")
+    )
+    names = [{fixed.labels.names[label] for label in row.present or ()} for row in fixed.rows]
+    assert names == [{"snow", "fog"}, {"rain", "fog"}]
+
+
+def test_the_command_writes_a_table_a_page_and_fixes(contest: Path, tmp_path: Path) -> None:
+    """Probabilities of any tool do; what the files hold is counted, and an id with markup cannot break the page."""
+    data = read_dataset(contest)
+    true = np.array([row.label + 3 * (row.person == "4") for row in data.rows])
+    rows = np.full((len(true), len(MASK18)), 0.001)
+    rows[np.arange(len(true)), true] = 1 - 0.017
+    header = ["ImageID", *(str(label) for label in range(len(MASK18)))]
+    lines = [[row.id, *map(str, values)] for row, values in zip(data.rows, rows, strict=True)]
+    (tmp_path / "oof.csv").write_text("\n".join(",".join(line) for line in [header, *lines]) + "\n")
+    command = ["audit", str(contest), "--oof", str(tmp_path / "oof.csv"), "--as", "probabilities", "--json"]
+    done = CliRunner().invoke(ens, [*command, "-o", str(tmp_path / "out"), "--crops", "no"])
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.stdout)
+    table = list(csv.DictReader((tmp_path / "out" / "audit.csv").read_text().splitlines()))
+    assert value["label"] == sum(line["kind"] == "label" for line in table) == 7
+    assert {(line["group"], line["given"], line["suggested"]) for line in table if line["kind"] == "label"} == {
+        ("4", "male", "female")
+    }
+    assert value["duplicate"] == 1
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "p4/" in page
+    assert "male &rarr; female" in page
+    assert "http" not in page
+    assert (tmp_path / "out" / "fixes.csv").read_text().count("\n") == 1 + value["fixes"]
