@@ -149,6 +149,7 @@ RUN_CODES: dict[str, Code] = {
         "fuse without --maps, or export members with --features and pooled linear heads",
     ),
     "I802": Code("Another member than the strongest one gives the maps of a fused file.", "nothing to do"),
+    "I803": Code("The predictions of a fused file have probabilities, and not its decisions.", "nothing to do"),
     "E811": Code(
         "The folder of a bundle holds other files.", "name a new folder with -o, or one that ens bundle wrote"
     ),

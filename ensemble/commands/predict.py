@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, conflict, json_option, progress_options, run_options
+from ensemble.commands.options import PATH, ROOT, conflict, given_options, json_option, progress_options, run_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ def predict(
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
+    from ensemble.fuse.predict_fused import is_fused, predict_fused
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import read_ids
     from ensemble.images.views import parse_views
     from ensemble.predict.predict import predict as run_predict
+    from ensemble.runtime.machine import available_cores
     from ensemble.runtime.model_file import find_models
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
@@ -71,6 +73,20 @@ def predict(
     if options.memory is not None and engine == "ray":
         raise conflict("--memory cannot be used with --engine ray")
     found = find_models(models)
+    if len(found) == 1 and found[0].is_file() and is_fused(found[0]):
+        if given := given_options(("tta", "views", "engine", "address", "batch", "memory", "device", "on_bad_image")):
+            raise conflict(f"{given}: not for a fused file, which has its views inside and runs on the CPU")
+        fused = predict_fused(
+            found[0],
+            Path(images),
+            folder,
+            ids=None if ids is None else read_ids(ids, id_column=id_column, listener=TERMINAL),
+            boxes=None if boxes is None else read_boxes(boxes),
+            threads=options.workers or available_cores(),
+            listener=TERMINAL,
+        )
+        show(fused.as_dict(), str(fused), as_json=as_json)
+        return
     run = partial(
         run_predict,
         found,

@@ -1,0 +1,84 @@
+"""A fused file is a model for `ens predict`, and for other commands a file that is named as what it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from scipy.special import expit
+
+from ensemble.cli import ens
+from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.fuse.fuse import Fused, fuse
+from ensemble.fuse.fused_session import start_fused
+from ensemble.fuse.predict_fused import predict_fused
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import read_predictions
+from ensemble.runtime.model_file import read_model
+from tests.support.toy_recipes import LABELS, toy_recipe, write_members
+from tests.support.toys import card, write_pictures
+
+IDS = ["b.jpg", "a.jpg", "c.jpg"]
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Fused:
+    """A fused file, and three pictures beside it."""
+    write_members(tmp_path / "models")
+    write_pictures(tmp_path / "images", IDS)
+    return fuse(toy_recipe(bias=(0.4, 0.0, -0.3, 0.1)), [tmp_path / "models"], tmp_path / "both.onnx")
+
+
+def test_predictions_are_the_file_s_probabilities(fused: Fused, tmp_path: Path) -> None:
+    """`ens predict` writes them as the member that the file is called; the softmax gives them back."""
+    command = ["predict", str(fused.path), "--images", str(tmp_path / "images"), "-o", str(tmp_path / "preds")]
+    done = CliRunner().invoke(ens, command)
+    assert done.exit_code == 0, done.output
+    read = read_predictions(tmp_path / "preds/both")
+    session = start_fused(fused.path.read_bytes(), fused.path)
+    assert sorted(read.ids) == sorted(IDS)
+    assert read.labels == LABELS
+    for name, logits in zip(read.ids, read.logits["identity"], strict=True):
+        found = session.run(np.asarray(Image.open(tmp_path / "images" / name))[np.newaxis])
+        assert np.exp(logits) == pytest.approx(found.probabilities[0], abs=1e-6)
+    again = CliRunner().invoke(ens, command)
+    assert again.exit_code == 0
+    assert read_predictions(tmp_path / "preds/both").sha256 == read.sha256
+
+
+def test_predictions_of_independent_labels_are_log_odds(tmp_path: Path) -> None:
+    """Their sigmoid is the file's probability, and the predictions say that labels are independent."""
+    labels = LabelSpace.flat(("cat", "dog"))
+    write_members(tmp_path / "m", [replace(card(f"m{i}", labels=labels), activation="sigmoid") for i in range(3)])
+    write_pictures(tmp_path / "images", IDS)
+    done = fuse(toy_recipe(labels=labels, activation="sigmoid"), [tmp_path / "m"], tmp_path / "e.onnx")
+    run = predict_fused(done.path, tmp_path / "images", tmp_path / "preds", ids=IDS[:1])
+    read = read_predictions(run.folder)
+    assert read.activation == "sigmoid"
+    pixels = np.asarray(Image.open(tmp_path / "images" / IDS[0]))[np.newaxis]
+    found = start_fused(done.path.read_bytes(), done.path).run(pixels)
+    assert expit(read.logits["identity"][0]) == pytest.approx(found.probabilities[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("more", [["--tta"], ["--device", "cpu"], ["--views", "hflip"]], ids=lambda more: more[0])
+def test_options_of_members_are_not_for_a_fused_file(more: list[str], fused: Fused, tmp_path: Path) -> None:
+    """The message names the option, and nothing is written."""
+    command = ["predict", str(fused.path), "--images", str(tmp_path / "images"), "-o", str(tmp_path / "preds"), *more]
+    refused: Any = CliRunner().invoke(ens, command).exception
+    assert isinstance(refused, OptionError)
+    assert refused.message.startswith(more[0])
+    assert not (tmp_path / "preds").exists()
+
+
+def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
+    """Reading it as one model is E423 with the way out."""
+    with pytest.raises(ModelError, match="fused ensemble, not one model") as caught:
+        read_model(fused.path)
+    assert caught.value.code == "E423"
+    assert isinstance(caught.value, EnsError)
+    assert "ens predict takes it" in caught.value.hint
