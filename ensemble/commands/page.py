@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands.options import PATH, conflict, json_option
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.page.site import Site
 
 
 @click.command(short_help="Write a web page that runs the ensemble")
@@ -52,6 +56,7 @@ def page(
     from ensemble.fuse.verify import CheckImages
     from ensemble.page import source as sources
     from ensemble.page.runtime import read_runtime
+    from ensemble.page.server import require_port
     from ensemble.page.site import DEFAULT_TITLE, require_site_folder, write_site
 
     fusing = {"--models": models, "--licence": licence, "--check-images": check_images}
@@ -60,10 +65,12 @@ def page(
         _refuse({**fusing, **writing}, f"{source} is a folder, to be served as it is with --open")
         if not opened:
             raise OptionError("E204", f"{source} is a folder", hint="serve a page with --open, or give a recipe")
-        _serve(source, port, as_json=as_json)
+        _serve(source, port, None, as_json=as_json)
         return
     if folder is None:
         raise OptionError("E204", "the folder to write the page to is missing", hint="name it with -o, such as -o site")
+    if opened:
+        require_port(port)
     # whatever can be wrong with the input is found before npm is asked and before models are fused
     recipe = read_recipe(source) if sources.is_recipe(source) else None
     if recipe is None:
@@ -79,9 +86,10 @@ def page(
         images = CheckImages(check_images)
         fused = sources.fuse_for_page(recipe, models, images=images, licence=licence, listener=TERMINAL)
     site = write_site(fused, folder, web, title=title or DEFAULT_TITLE, listener=TERMINAL)
-    show(site.as_dict(), site.render(), as_json=as_json)
     if opened:
-        _serve(folder, port, as_json=as_json)
+        _serve(folder, port, site, as_json=as_json)
+    else:
+        show(site.as_dict(), site.render(), as_json=as_json)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -90,15 +98,19 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
         raise conflict(f"{why}: {', '.join(found)}")
 
 
-def _serve(folder: Path, port: int, *, as_json: bool) -> None:
-    """Serve the folder until Ctrl-C, and open the page in the browser that the system has for pages."""
+def _serve(folder: Path, port: int, site: Site | None, *, as_json: bool) -> None:
+    """Serve the folder until Ctrl-C, and open the page in the browser that the system has for pages.
+
+    ``site`` is what was written just now, whose facts are printed with the address.
+    """
     import webbrowser
 
     from ensemble.page.server import address_of, open_server
 
     with open_server(folder, port) as server:
         address = address_of(server)
-        show({"address": address}, f"{address} (Ctrl-C ends)", as_json=as_json)
+        facts, lines = ({}, "") if site is None else (site.as_dict(), f"{site.render()}\n")
+        show({**facts, "address": address}, f"{lines}{address} (Ctrl-C ends)", as_json=as_json)
         webbrowser.open(address)
         try:
             server.serve_forever()

@@ -49,8 +49,24 @@ def open_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         raise FileError("E707", f"{folder} holds no page that ens page wrote", path=folder)
     try:
         return ThreadingHTTPServer((_HOST, port), functools.partial(_QuietHandler, directory=str(folder)))
-    except (OSError, OverflowError) as err:
-        raise OptionError("E204", f"--port {port} cannot be used: {err}", hint="choose another port") from err
+    except OSError as err:
+        raise _port_error(port, err) from err
+
+
+def require_port(port: int) -> None:
+    """Check that a port can be used, before any work is done.
+
+    Raises:
+        OptionError: E204 when it is in use or not allowed.
+    """
+    try:
+        ThreadingHTTPServer((_HOST, port), _QuietHandler).server_close()
+    except OSError as err:
+        raise _port_error(port, err) from err
+
+
+def _port_error(port: int, err: OSError) -> OptionError:
+    return OptionError("E204", f"--port {port} cannot be used: {err}", hint="choose another port")
 
 
 def address_of(server: ThreadingHTTPServer) -> str:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import onnx
@@ -271,11 +272,34 @@ def test_a_folder_without_a_page_is_not_served(tmp_path: Path, capsys: pytest.Ca
     assert code_of("page", tmp_path, "--open", capsys=capsys) == "E707"
 
 
-def test_a_port_in_use_is_an_error_of_the_option(address: str, tmp_path: Path) -> None:
-    """The message names --port."""
+def test_a_port_in_use_is_an_error_of_the_option(
+    address: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names --port, and nothing is written before."""
+    port = address.rstrip("/").rpartition(":")[2]
     with pytest.raises(EnsError, match="--port") as caught:
-        open_server(tmp_path / "site", int(address.rstrip("/").rpartition(":")[2]))
+        open_server(tmp_path / "site", int(port))
     assert caught.value.code == "E204"
+    assert code_of("page", model, "-o", tmp_path / "new", "--open", "--port", port, capsys=capsys) == "E204"
+    assert not (tmp_path / "new").exists()
+
+
+def test_open_prints_one_json_value(
+    model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --open, the facts of the page and its address are one value, and Ctrl-C is no failure."""
+    asked: list[str] = []
+
+    def stop(_: ThreadingHTTPServer) -> None:
+        raise KeyboardInterrupt(2)
+
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", stop)
+    arguments = ["page", model, "-o", tmp_path / "site", "--runtime", package, "--open", "--json"]
+    assert run([*map(str, arguments)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["address"] == asked[0]
+    assert found["members"] == ["toy0", "toy1"]
 
 
 def test_the_command_writes_the_page(
