@@ -324,6 +324,14 @@ CODES: dict[str, Code] = {
     ),
     "I562": Code("Images of their own channels are trained without augmentation.", "name one with --augment"),
     "E563": Code("An array has values that are not finite.", "replace NaN and infinity in the file"),
+    "E564": Code(
+        "A sample asks for measured numbers, and the members predict classes or labels.",
+        "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",
+    ),
+    "E565": Code(
+        "A sample asks for a class and its score in one cell, which is not written.",
+        "write the class alone with --answers name, and add the score from the probabilities of the predictions",
+    ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }
 CODES |= MODEL_CODES | RUN_CODES

@@ -37,11 +37,33 @@ def find_id_column(table: Table, *, named: str | None = None, listener: Listener
         return table.header[table.place(named)]
     found = usual_id_column(table.header)
     if found is not None:
-        return found
+        return _column_of_images(table, found, listener)
     if len(table.header) > 1:
         first = show_spaces(table.header[0])
         listener.notice(Notice("I382", f"{table.path.name}: the ids are taken from the first column, {first}"))
     return table.header[0]
+
+
+def _column_of_images(table: Table, found: str, listener: Listener) -> str:
+    """Return the column of ids by its name, or another one that is called so too if the first has the answers.
+
+    A table with the columns Image and Id may have the image in the former and an animal in the latter: its ids repeat,
+    or have no suffix where the images have one.
+    """
+    others = [name for name in table.header if name != found and usual_id_column([name]) is not None]
+    if not table.rows or not others:
+        return found
+    cells = table.column(found)
+    repeats, bare = len(set(cells)) < len(cells), not any(map(has_image_suffix, cells))
+    for name in others:
+        images = table.column(name)
+        if "" in images or len(set(images)) < len(images):
+            continue
+        if repeats or (bare and all(map(has_image_suffix, images))):
+            message = f"{table.path.name}: the ids are taken from the column {name}, and {found} is not one of ids"
+            listener.notice(Notice("I382", message))
+            return name
+    return found
 
 
 def usual_id_column(header: Sequence[str]) -> str | None:

@@ -28,9 +28,10 @@ def find_long_rows(
     """Return the rows if each is of one image and one class, and every image has each class once; None otherwise.
 
     Classes that are named by numbers may as well be the number of a frame or a view: an id that ends in one counts only
-    if the format was ``asked`` for.
+    if the format was ``asked`` for, or its column is called so, as ImageId_ClassId is.
     """
     if len(rest) == 1:
+        asked = asked or re.search("class|label", fold_name(table.header[id_place])) is not None
         classes = None if are_numbers(names) and not asked else _by_name(names)
         if asked and not are_numbers(names):
             classes = {str(label): label for label in range(len(names))} | _by_name(names)

@@ -240,6 +240,10 @@ class _Reader:
                 self._say(f"its answers are {_values(filled)}: class numbers are written", other)
             return kind
         if all(map(self._is_number, filled)) and not _whole(filled):
+            outside = [cell for cell in filled if not 0 <= (parse_number(cell) or 0) <= 1]
+            if outside:
+                seen = f"its answers are numbers such as {outside[0]}, which is neither a class nor a probability"
+                raise PredictionError("E564", f"{self.table.path.name}: {seen}", path=self.table.path)
             if two and not self.independent:
                 return "probability"
             raise self._unclear(
@@ -248,6 +252,9 @@ class _Reader:
         several = self._split_cells(cells)
         if several is not None:
             return self._kind_of_several(several)
+        if all(len(pair := cell.split()) == 2 and pair[0] in known and self._is_number(pair[1]) for cell in filled):
+            seen = f"its answers are pairs of a class and a score, such as {filled[0]!r}"
+            raise PredictionError("E565", f"{self.table.path.name}: {seen}", path=self.table.path)
         unknown = [cell for cell in dict.fromkeys(filled) if cell not in known]
         near = nearest(unknown[0], names)
         meant = f" (did you mean {near!r}?)" if near else ""

@@ -183,3 +183,42 @@ def test_an_unknown_kind_is_an_option_error(tmp_path: Path, answers: str) -> Non
     with pytest.raises(EnsError, match="E202") as caught:
         sheet_of(tmp_path, one_column("ant"), PETS, answers=answers)
     assert "label-cells" in caught.value.hint
+
+
+def test_the_column_of_images_is_found_beside_a_column_of_answers_called_id(tmp_path: Path) -> None:
+    """In a table of Image and Id the column that does not repeat, or has the suffixes, has the images."""
+    whales = ["new_whale", "w_1", "w_2"]
+    for text in ("Image,Id\na.jpg,w_1 w_2\nb.jpg,w_1 w_2\n", "Image,Id\na.jpg,w_1 w_2\nb.jpg,w_2 w_1\n"):
+        heard = Recorder()
+        found = sheet_of(tmp_path, text, whales, heard=heard)
+        assert (found.ids, found.kind, found.id_place) == (("a.jpg", "b.jpg"), "ranking", 0)
+        assert heard.notices[0].code == "I382"
+    kept = sheet_of(tmp_path, "id,image\n1,ant\n2,ant\n", PETS)
+    assert kept.ids == ("1", "2")
+
+
+def test_numbers_as_classes_of_a_long_sample_need_a_column_that_says_so(tmp_path: Path) -> None:
+    """ImageId_ClassId ends in the number of a class; an id that only ends in a number may be one of a frame."""
+    rows = "".join(f"{image}.jpg_{label},0.5\n" for image in "ab" for label in (1, 2, 3))
+    found = sheet_of(tmp_path, f"ImageId_ClassId,p\n{rows}", ["1", "2", "3"], independent=True)
+    assert (found.kind, found.ids) == ("long", ("a.jpg", "b.jpg"))
+    with pytest.raises(EnsError) as caught:
+        sheet_of(tmp_path, f"id,p\n{rows}", ["1", "2", "3"], independent=True)
+    assert caught.value.code == "E540"
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "code"),
+    [
+        (one_column("41.5", "0.2"), TWO, "E564"),
+        (one_column("41.5", "3.5"), PETS, "E564"),
+        (one_column("7 0.88", "9 0.1"), ["7", "9", "11"], "E565"),
+    ],
+)
+def test_measured_numbers_and_scores_of_classes_are_refused(
+    tmp_path: Path, text: str, names: list[str], code: str
+) -> None:
+    """Neither a regression nor a class with its score is written as something else."""
+    with pytest.raises(EnsError) as caught:
+        sheet_of(tmp_path, text, names)
+    assert caught.value.code == code
