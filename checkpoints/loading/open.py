@@ -17,6 +17,7 @@ from checkpoints.loading.head_build import FoundHead
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.heads import HeadFinder
 from checkpoints.loading.identify import identify, unknown_network
+from checkpoints.loading.lora import find_scale
 from checkpoints.loading.metadata import NO_METADATA, Metadata
 from checkpoints.loading.metadata_files import claims_of, read_all_metadata
 from checkpoints.loading.name_notices import say_layout, say_names
@@ -104,7 +105,7 @@ def open_checkpoint(
     """
     content = read_content(path, listener=listener)
     card = content.card
-    found = _merge(collect_tensors(content.payload, path), content.size, path, listener)
+    found = _merge(collect_tensors(content.payload, path), content, path, listener)
     metadata = NO_METADATA if card else read_all_metadata(content.payload, path)
     named = arch or (card.arch if card else None)
     resolved = None if named is None else resolve_architecture(named)
@@ -155,9 +156,10 @@ def _find_claimed(found: AllTensors, claims: tuple[Claim, ...], metadata: Metada
     return None
 
 
-def _merge(found: AllTensors, size: int, path: Path, listener: Listener) -> AllTensors:
-    require_plausible_sizes(found.tensors, size, path)
-    merged = merge_parts(found.tensors, path)
+def _merge(found: AllTensors, content: Content, path: Path, listener: Listener) -> AllTensors:
+    require_plausible_sizes(found.tensors, content.size, path)
+    scale = find_scale(content.payload, path) if any("lora_" in key for key in found.tensors) else None
+    merged = merge_parts(found.tensors, path, scale=scale)
     for note in merged.notes:
         listener.notice(Notice("I418", note, path))
     return replace(found, tensors=merged.tensors)

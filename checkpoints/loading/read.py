@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.loading.container import Container, detect_container, format_size
 from checkpoints.loading.pickle_file import array_tensor, read_pickle, row_strides
 from checkpoints.loading.pickle_objects import Storage, StoredTensor
-from checkpoints.loading.shards import Files, find_files
+from checkpoints.loading.shards import Files, adapter_beside, find_files
 from ensemble.bounded_tables import load_arrays
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import FileError, ModelError, enumerate_some
@@ -47,13 +47,17 @@ def read_content(path: Path, *, with_values: bool = True, listener: Listener = S
     """
     files = find_files(path, listener)
     contents = [_read_file(part, with_values, listener) for part in files.paths]
+    adapter = adapter_beside(path, files.path)
+    if adapter is not None:
+        listener.notice(Notice("I480", f"{adapter.name} in the folder is read too", path))
+        contents.append(_of_base(_read_file(adapter, with_values, listener)))
     if len(contents) == 1:
         return contents[0]
     return Content(
         payload=_merge(files, contents),
         card=next((content.card for content in contents if content.card is not None), None),
         container=contents[0].container,
-        files=files.paths,
+        files=tuple(file for content in contents for file in content.files),
         size=sum(content.size for content in contents),
         sha256=hashlib.sha256("".join(content.sha256 for content in contents).encode()).hexdigest(),
     )
@@ -88,6 +92,14 @@ def _merge(files: Files, contents: list[Content]) -> dict[object, object]:
             "E403", f"{files.path.name}: the files lack {enumerate_some(missing)} of its index", path=files.path
         )
     return merged
+
+
+def _of_base(adapter: Content) -> Content:
+    """Return a LoRA adapter with the names of its base network, to which peft adds a prefix."""
+    if not isinstance(adapter.payload, dict):
+        return adapter
+    names = {key: str(key).removeprefix("base_model.model.") for key in adapter.payload}
+    return replace(adapter, payload={names[key]: value for key, value in adapter.payload.items()})
 
 
 def _read_file(path: Path, with_values: bool, listener: Listener) -> Content:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.loading.lora import LoraScale, merge_lora, restore_saved_modules
 from ensemble.errors import ModelError
 
 _PARAMETRIZED = re.compile(r"(?P<layer>.*?)\.?parametrizations\.(?P<leaf>\w+)\.(?P<part>original[01]?|\d+\..+)")
-_LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.(?P<adapter>[^.]+))?(\.weight)?")
 _QUANTIZED = re.compile(r".*(\.|^)(_packed_params(\._packed_params|\.dtype)?|zero_point|quant_state.*|qweight|SCB)")
 
 
@@ -24,15 +24,13 @@ class Merged:
     notes: list[str] = field(default_factory=list)
 
 
-def merge_parts(
-    tensors: Mapping[str, torch.Tensor], path: Path, *, lora_alpha: Mapping[str, float] | None = None
-) -> Merged:
+def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraScale | None = None) -> Merged:
     """Return the weights as the network uses them.
 
     - ``weight_orig * weight_mask``: torch.nn.utils.prune
     - ``weight_g * weight_v / |weight_v|``: weight_norm, also as ``parametrizations.weight.original0`` and ``1``
     - ``weight_orig / (u W v)``: spectral_norm
-    - ``weight + scale * B @ A``: LoRA, where ``lora_alpha`` maps an adapter's name to its alpha
+    - ``weight + scale * B @ A``: LoRA, whose ``scale`` no tensor tells
 
     Raises:
         ModelError: E417 for quantised weights, and for parts that cannot be merged.
@@ -50,7 +48,9 @@ def merge_parts(
     _merge_pruned(merged)
     _merge_weight_norm(merged)
     _merge_spectral_norm(merged, path)
-    _merge_lora(merged, path, lora_alpha or {})
+    merged.tensors, notes = restore_saved_modules(merged.tensors, path)
+    merged.tensors, more = merge_lora(merged.tensors, scale, path)
+    merged.notes += notes + more
     return merged
 
 
@@ -132,40 +132,3 @@ def _merge_parametrizations(merged: Merged, path: Path) -> None:
             )
     if names:
         merged.tensors = {names.get(key, key): tensor for key, tensor in merged.tensors.items()}
-
-
-def _merge_lora(merged: Merged, path: Path, alphas: Mapping[str, float]) -> None:
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for key in merged.tensors:
-        if match := _LORA.fullmatch(key):
-            found.setdefault((match["layer"], match["adapter"] or ""), {})[match["part"]] = key
-    if not found:
-        return
-    adapters = sorted({adapter for _, adapter in found})
-    if len(adapters) > 1:
-        raise ModelError(
-            "E417",
-            f"{path.name} holds several LoRA adapters: {', '.join(adapters)}",
-            hint="merge the one you mean before saving: model.merge_and_unload()",
-            path=path,
-        )
-    parts: set[str] = set()
-    for (layer, adapter), keys in found.items():
-        base = next((k for k in (f"{layer}.base_layer.weight", f"{layer}.weight") if k in merged.tensors), None)
-        alpha = alphas.get(adapter)
-        if base is None or keys.keys() != {"A", "B"} or alpha is None:
-            missing = "its base weights" if base is None else "alpha, which scales them"
-            raise ModelError(
-                "E417",
-                f"{path.name} holds LoRA updates, but not {missing}",
-                hint="save the merged network: model.merge_and_unload() of peft, or weight += alpha / r * B @ A",
-                path=path,
-            )
-        down, up, weight = merged.tensors[keys["A"]], merged.tensors[keys["B"]], merged.tensors[base]
-        update = (up.flatten(1).float() @ down.flatten(1).float()).reshape(weight.shape) * (alpha / down.shape[0])
-        merged.tensors[base] = (weight.float() + update).to(weight.dtype)
-        parts |= set(keys.values())
-    merged.tensors = {
-        key.replace(".base_layer.", "."): tensor for key, tensor in merged.tensors.items() if key not in parts
-    }
-    merged.notes.append(f"{len(found)} LoRA updates were merged")

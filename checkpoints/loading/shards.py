@@ -64,6 +64,14 @@ def find_files(path: Path, listener: Listener) -> Files:
     return Files(path, tuple(paths))
 
 
+def adapter_beside(path: Path, base: Path) -> Path | None:
+    """Return the LoRA adapter in a folder that also has the weights it belongs to; None if there is none."""
+    if not path.is_dir():
+        return None
+    files = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    return next((file for file in files if file.is_file() and file != base), None)
+
+
 def _in_folder(folder: Path, listener: Listener) -> Path:
     names = {entry.name for entry in folder.iterdir()}
     found = [folder / name for name in _WEIGHT_FILES if name in names]

@@ -542,6 +542,40 @@ def parts() -> Iterator[Case]:
     yield Case("quantised", quantised, None, {"arch": TINY}, code="E417")
     low = state_of(body()) | {"fc.lora_A.weight": torch.rand(2, WIDTH), "fc.lora_B.weight": torch.rand(5, 2)}
     yield Case("LoRA", low, None, {"arch": TINY}, code="E417")
+    yield from lora()
+
+
+def lora() -> Iterator[Case]:
+    """Networks whose updates lie beside their base weights, as peft names them (peft/tuners/lora/layer.py)."""
+    torch.manual_seed(3)
+    net = body()
+    merged = copy.deepcopy(net)
+    state = state_of(net)
+    wrapped: State = {}
+    for key, tensor in state.items():
+        if key.endswith("conv2.weight"):
+            layer, (out, taken, height, width) = key.removesuffix(".weight"), tensor.shape
+            down, up = 0.1 * torch.randn(4, taken, height, width), torch.randn(out, 4, 1, 1)
+            wrapped |= {f"{layer}.base_layer.weight": tensor}
+            wrapped |= {f"{layer}.lora_A.default.weight": down, f"{layer}.lora_B.default.weight": up}
+            update = (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+            merged.get_parameter(key).data.add_(update * 8 / 4)
+        elif key.startswith("fc."):
+            leaf = key.removeprefix("fc.")
+            wrapped |= {f"fc.original_module.{leaf}": torch.zeros_like(tensor)}
+            wrapped |= {f"fc.modules_to_save.default.{leaf}": tensor}
+        else:
+            wrapped[key] = tensor
+    whole = prefixed("base_model.model.", wrapped)
+    config = {"r": 4, "lora_alpha": 8, "use_rslora": False, "peft_type": "LORA"}
+    yield Case("LoRA of peft", {"model": whole, "peft_config": {"default": config}}, merged, {"arch": TINY})
+    for name, content in (
+        ("without its alpha", {"model": whole}),
+        ("DoRA", {"model": whole, "peft_config": config | {"use_dora": True}}),
+        ("ranks of their own", {"model": whole, "peft_config": config | {"alpha_pattern": {"layer1": 2}}}),
+        ("two adapters", {"model": whole | {"base_model.model.fc.lora_A.b.weight": down}, "peft_config": config}),
+    ):
+        yield Case(f"LoRA: {name}", content, None, {"arch": TINY}, code="E417")
 
 
 def all_cases() -> list[Case]:
