@@ -4,8 +4,9 @@
 
 Each round starts a command on a toy contest in a process of its own and sends SIGKILL. Then no file may stand under a
 final name but the one from before or the whole new one. The command is run again, and must leave the files of an
-undisturbed run: the same names, the same bytes, nothing temporary. Half of the rounds are of `ens predict`, with parts
-of a few rows, the others of `ens submit`, `ens blend` and `ens export`.
+undisturbed run: the same names, the same bytes, nothing temporary. Most rounds are of `ens predict`, with parts of a
+few rows, and of `ens submit` and `ens blend`, the others of `ens crop`, `ens train` and `ens export`. What is computed
+is written at once, as it is otherwise after some seconds.
 
 One moment of five is drawn over the whole of an undisturbed run, start-up included. The others are drawn over its
 writing: one thread is held before or after a sync or rename, the others go on for a moment, and all are killed. Each
@@ -23,6 +24,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import tempfile
@@ -40,11 +42,12 @@ from tests.support import toys
 from tests.support.children import PART_ROWS, start
 
 STAGES = ("before the first file", "during a write", "between files", "at joining", "after completion")
-_ROUNDS = ("predict", "submit", "predict", "blend", "predict", "submit", "predict", "blend", "predict", "export")
+_ROUNDS = ("predict", "submit", "train", "blend", "predict", "submit", "crop", "blend", "predict", "export")
 _MEANWHILE = 0.03  # seconds at most that other threads go on after one is held
 _LIMIT = 1800  # seconds of the clock that a command may take on a machine that others use too
 
 _TIMED = "_run.json"  # what really ran, with seconds: whole, but never the same twice
+_LOG = re.compile(r"fold\d+\.csv")  # with images per second, and a line more after each epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class Command:
         """Start it in a process of its own, with parts of so many rows, to be held at a point."""
         reading, writing = os.pipe()
         try:
-            process = start(self._filled(out), part_rows=rows, points=writing, hold=-1 if hold is None else hold)
+            process = start(
+                self._filled(out), part_rows=rows, points=writing, hold=-1 if hold is None else hold, early=True
+            )
         finally:
             os.close(writing)
         return Started(process, open(reading, "rb"))
@@ -131,14 +136,17 @@ class Report:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too, by its name; of those that tell times or processes only the name."""
-    untold = {_TIMED, ".lock"}
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {f"{path.relative_to(folder)}": b"" if path.name in untold else path.read_bytes() for path in found}
+    return {f"{path.relative_to(folder)}": b"" if _is_untold(path.name) else path.read_bytes() for path in found}
+
+
+def _is_untold(name: str) -> bool:
+    return name in {_TIMED, ".lock"} or _LOG.fullmatch(name) is not None
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file is one that gets its final name later."""
-    return name.endswith(".tmp")
+    """Whether a file is one that gets its final name later, or is gone when the command has ended."""
+    return name.endswith((".tmp", ".early", ".partial", ".state"))
 
 
 def stage_of(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> str:
@@ -243,7 +251,7 @@ def kill(command: Command, out: Path, expected: Mapping[str, bytes], *, rows: in
 
 
 def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, ...]:
-    """A toy contest in ``folder``, and the commands on it; ``torch`` says whether `ens export` is one of them."""
+    """A toy contest in ``folder``, and the commands on it; ``torch``: also those that need it."""
     names = [f"{i:04d}.jpg" for i in range(images)]
     toys.write_pictures(folder / "images", names)
     for seed, member in enumerate(("a", "b")):
@@ -264,7 +272,7 @@ def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, .
         ("submit", recipe, "--models", models, *source, *like, *work),
         {"submission.csv": old["submission.csv"]},
     )
-    return (predict, blend, submit, *([make_export(folder)] if torch else []))
+    return (predict, blend, submit, *([make_export(folder), make_crop(folder), make_train(folder)] if torch else []))
 
 
 def make_export(folder: Path) -> Command:
@@ -274,6 +282,21 @@ def make_export(folder: Path) -> Command:
     checkpoint = save(folder / "toy.pth", tiny_state())
     options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}")
     return Command("export", ("export", f"{checkpoint}", *options), {"toy.onnx": b"old"})
+
+
+def make_crop(folder: Path) -> Command:
+    """`ens crop` of the toy pictures, in which there is hardly a face."""
+    options = ("--detector", "mtcnn", "--device", "cpu", "-j", "1", "-o", "{out}/boxes.parquet")
+    return Command("crop", ("crop", f"{folder / 'images'}", *options))
+
+
+def make_train(folder: Path) -> Command:
+    """`ens train` of a small network on three classes, in two folds of two epochs."""
+    for label in range(3):
+        toys.write_pictures(folder / "train" / f"class{label}", [f"{label}_{i:02d}.jpg" for i in range(12)])
+    network = ("--arch", "test_resnet", "--size", "32", "--augment", "flip", "--ema", "0.9")
+    options = ("--member", "toy", "--folds", "2", "--epochs", "2", "--batch", "6", "--device", "cpu", "-o", "{out}")
+    return Command("train", ("train", f"{folder / 'train'}", *network, *options))
 
 
 def kill_often(
@@ -288,7 +311,7 @@ def kill_often(
 ) -> Report:
     """Kill commands ``times`` times, work in ``folder``.
 
-    ``torch`` allows `ens export`.
+    ``torch`` allows `ens export`, `ens crop` and `ens train`.
 
     Raises:
         AssertionError: when a file is torn, differs or is left over.

@@ -23,10 +23,18 @@ os.execv(sys.executable, [sys.executable, "-c", RUN, *arguments])
 """
 _RUN = """
 import os, sys, threading, time
-from ensemble.predict import parts
+from ensemble.predict import parts, resumable
 from ensemble.__main__ import run
 parts.PART_ROWS, pause = int(sys.argv[1]), float(sys.argv[2])
 told, left = map(int, sys.argv[3:5])
+if sys.argv[5] == "1":
+    resumable.EARLY_SECONDS = 0.0
+    if sys.argv[6] == "train":
+        from checkpoints.training import training_state
+        training_state._SECONDS, training_state._LEAST_SHARE = 0.0, 0
+    if sys.argv[6] == "crop":
+        from checkpoints.data import face_store
+        face_store.ROUND = parts.PART_ROWS
 lock = threading.Lock()
 def between():
     global told, left
@@ -49,7 +57,7 @@ def watched(step):
     return watch
 if pause or told >= 0:
     os.fsync, os.replace = watched(os.fsync), watched(os.replace)
-sys.exit(run(sys.argv[5:]))
+sys.exit(run(sys.argv[6:]))
 """
 
 
@@ -61,16 +69,18 @@ def start(
     file_bytes: int = 0,
     points: int = -1,
     hold: int = -1,
+    early: bool = False,
 ) -> subprocess.Popen[str]:
     """Start a command; what it says on stderr can be read, and root's right to read what is closed is taken away.
 
     ``part_rows`` is how many rows a part of the predictions has, ``pause`` the seconds that pass before and after each
     sync and rename, ``file_bytes`` how long a file may become, where it is not 0. To the pipe ``points`` goes a byte
     before and after each sync and rename; at number ``hold`` the pipe is closed, and who has come there waits for ever.
+    With ``early`` everything is written as soon as it is computed, and not every some seconds.
     """
     code = f"RUN = {_RUN!r}\n{_START}"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, (file_bytes, part_rows, pause, points, hold)), *arguments],
+        [sys.executable, "-c", code, *map(str, (file_bytes, part_rows, pause, points, hold, int(early))), *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
