@@ -81,6 +81,11 @@ RUN_CODES: dict[str, Code] = {
         "A model's answers do not have the shape that its file declares.",
         "export it again with one row of logits for each image, and one column for each class",
     ),
+    "I633": Code("The images that judge a model of lower precision.", "nothing to do"),
+    "W633": Code(
+        "A model of lower precision is judged on images that the network was trained on.",
+        "give images of other people with --calibrate; those of the fold's hold-out part are known to be others",
+    ),
     # 7xx: the file system
     "E701": Code("The disk is full; finished parts are kept.", "free some space and run the same command again"),
     "E702": Code("A file or folder cannot be written.", "choose another path with -o, or grant write permission"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ LEAST_AGREEMENT_WITH_TRUTH: Mapping[Precision, float] = {"fp16": 0.995, "int8": 
 MOST_F1_LOST = 0.003
 MOST_IMAGES = 1000
 LEAST_IMAGES = 8
+_Z = 1.959964  # of a 95 % interval
+_RESAMPLES = 400
 # peak memory grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
 _BATCH = 4
 
@@ -44,9 +46,13 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of the calibration set and of the evaluation set (``gate``); no image or person is in both."""
+    """Indices of the images to calibrate with, to ``choose`` layers by and to judge by (``gate``).
+
+    No image and no person is in two of them.
+    """
 
     calibration: tuple[int, ...]
+    choose: tuple[int, ...]
     gate: tuple[int, ...]
 
 
@@ -55,7 +61,7 @@ class Verdict:
     """A comparison of a model's answers with those of float32, on ``images`` images.
 
     ``changed`` counts the images with another class; ``f1`` and ``reference_f1`` are macro F1 scores where the ground
-    truth is known.
+    truth is known, and ``lost_interval`` is the 95 % bootstrap interval of what the score loses.
     """
 
     precision: Precision
@@ -63,11 +69,27 @@ class Verdict:
     changed: int
     f1: float | None = None
     reference_f1: float | None = None
+    lost_interval: tuple[float, float] | None = None
 
     @property
     def agreement(self) -> float:
         """The share of images with the same class as in float32."""
         return 1 - self.changed / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the agreement (Wilson 1927), each image counted as drawn alone."""
+        share, z2 = self.agreement, _Z**2
+        middle = (share + z2 / (2 * self.images)) / (1 + z2 / self.images)
+        half = _Z * np.sqrt(share * (1 - share) / self.images + z2 / (4 * self.images**2)) / (1 + z2 / self.images)
+        return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+    @property
+    def is_safe(self) -> bool:
+        """True if at most half of what may change or be lost does: on other images it will be more or less."""
+        least = (LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH)[self.precision]
+        lost = 0.0 if self.f1 is None or self.reference_f1 is None else self.reference_f1 - self.f1
+        return self.changed <= (1 - least) * self.images / 2 and lost <= MOST_F1_LOST / 2
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -84,27 +106,44 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""
         found: dict[str, Any] = {"images": self.images, "agreement": round(self.agreement, 4)}
+        found["agreement_interval"] = [round(end, 4) for end in self.interval]
         if self.f1 is not None and self.reference_f1 is not None:
             found |= {"macro_f1": round(self.f1, 4), "macro_f1_fp32": round(self.reference_f1, 4)}
+        if self.lost_interval is not None:
+            found["macro_f1_lost_interval"] = [round(end, 4) for end in self.lost_interval]
         return found
 
     def __str__(self) -> str:
-        text = f"{self.agreement:.1%} of {self.images} answers as in fp32"
+        low, high = self.interval
+        text = f"{self.agreement:.1%} of {self.images} answers as in fp32 (95 % interval {low:.1%} to {high:.1%})"
         if self.f1 is not None and self.reference_f1 is not None:
             text += f", macro F1 {self.f1:.4f} against {self.reference_f1:.4f}"
+        if self.lost_interval is not None:
+            text += f" ({self.lost_interval[0]:+.4f} to {self.lost_interval[1]:+.4f} lost)"
         return text
 
 
-def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -> Split:
+def split_images(
+    ids: Sequence[str],
+    truth: Truth | None,
+    *,
+    calibration: int,
+    choosing: bool = False,
+    persons: Mapping[str, str] | None = None,
+    trained: Collection[str] = (),
+) -> Split:
     """Split images into a calibration set (``calibration`` or a quarter, at most) and up to 1,000 to evaluate on.
 
-    With a ground truth only the images that it names are evaluated; those that it leaves out calibrate first. No
-    person is on both sides. The order is that of hashes, so that it depends on the names alone.
+    With a ground truth only the images that it names are evaluated; those that it leaves out calibrate first. With
+    ``choosing``, half of the people who are evaluated choose, and the others judge. No person is in two sets: people
+    are those of the truth, else of ``persons`` by id. ``trained`` are images that the network was trained on: where
+    enough others are left they judge nothing, and calibrate first. The order is that of hashes, so that it depends on
+    the names alone.
 
     Raises:
         DataError: E330 when the ground truth names images that are missing, E316 when fewer than 8 can judge.
     """
-    person = dict(zip(ids, ids, strict=True))
+    person = {name: (persons or {}).get(name, name) for name in ids}
     if truth is not None:
         unknown = [name for name in truth.ids if name not in person]
         if unknown:
@@ -113,15 +152,38 @@ def split_images(ids: Sequence[str], truth: Truth | None, *, calibration: int) -
             )
         person = dict(zip(truth.ids, truth.persons or truth.ids, strict=True))
     wanted = min(calibration, len(ids) // 4)
+    others = [name for name in ids if name in person and name not in trained]
+    if len(others) >= LEAST_IMAGES * (2 if choosing else 1):
+        person = {name: person[name] for name in others}
     order = sorted(range(len(ids)), key=lambda i: (ids[i] in person, _hash(person.get(ids[i], "")), _hash(ids[i])))
     first = order[:wanted]
     seen = {person[ids[i]] for i in first if ids[i] in person}
     rest = [i for i in order[wanted:] if ids[i] in person and person[ids[i]] not in seen]
     # ordered by the hash of each id, so that a thousand images cover as many people as possible
     gate = sorted(rest, key=lambda i: _hash(ids[i]))[:MOST_IMAGES]
-    if len(gate) < LEAST_IMAGES:
-        raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {LEAST_IMAGES} are needed")
-    return Split(tuple(first), tuple(gate))
+    least = LEAST_IMAGES * (2 if choosing else 1)
+    if len(gate) < least:
+        raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {least} are needed")
+    if not choosing:
+        return Split(tuple(first), (), tuple(gate))
+    choose, judging = _halves(gate, [person[ids[i]] for i in gate])
+    if min(len(choose), len(judging)) < LEAST_IMAGES:
+        count = len({person[ids[i]] for i in gate})
+        message = f"{count} people are too few to choose layers by some and to judge by others"
+        raise DataError("E316", message, hint="give images of more people")
+    return Split(tuple(first), tuple(choose), tuple(judging))
+
+
+def _halves(rows: Sequence[int], people: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the rows of about half of the images, and those of the other people."""
+    halves: tuple[list[int], list[int]] = ([], [])
+    by_person: dict[str, list[int]] = {}
+    for row, who in zip(rows, people, strict=True):
+        by_person.setdefault(who, []).append(row)
+    for who in sorted(by_person, key=lambda who: (-len(by_person[who]), _hash(who))):
+        halves[len(halves[0]) > len(halves[1])].extend(by_person[who])
+    first = set(halves[0])
+    return [row for row in rows if row in first], [row for row in rows if row not in first]
 
 
 def load_images(
@@ -172,7 +234,22 @@ def judge(precision: Precision, reference: Logits, found: Logits, truth: Classes
     f1, reference_f1 = (
         float(macro_f1(confusion_matrix(truth, answers, classes=count))) for answers in (classes, expected)
     )
-    return Verdict(precision, len(same), changed, f1, reference_f1)
+    return Verdict(precision, len(same), changed, f1, reference_f1, _lost_interval(truth, classes, expected, count))
+
+
+def _lost_interval(truth: Classes, classes: Classes, expected: Classes, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of the macro F1 that is lost, by the percentiles of a bootstrap over the images."""
+    generator = np.random.default_rng(0)
+    lost = []
+    for _ in range(_RESAMPLES):
+        drawn = generator.integers(0, len(truth), len(truth))
+        scores = [
+            float(macro_f1(confusion_matrix(truth[drawn], answers[drawn], classes=count)))
+            for answers in (expected, classes)
+        ]
+        lost.append(scores[0] - scores[1])
+    low, high = np.percentile(lost, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _hash(text: str) -> str:

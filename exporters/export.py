@@ -31,9 +31,10 @@ from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
-from exporters.int8 import CALIBRATION, Quantised, to_int8
+from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
+from exporters.training_record import TrainingRecord, tell_familiar, training_record
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
 
 __all__ = ["DEFAULTS", "ExportOptions", "Exported", "ImageSet", "export"]
@@ -141,13 +142,14 @@ def export(
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate_images is not None, "see _require_images"
-        found = _quantise(proto, card, gate_images, truth, listener)
+        found = _quantise(proto, card, gate_images, truth, training_record(checkpoint, gate_images.ids), listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialise(proto), card)
         recorded = record_logits(partial(predict_logits, lambda some: exported.run(some)[LOGITS]), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
-        verdict = _judge_half(model, _serialise(proto), card, gate_images, truth, listener)
+        record = training_record(checkpoint, gate_images.ids)
+        verdict = _judge_half(model, _serialise(proto), card, gate_images, truth, record, listener)
         kept |= {"gate": verdict.as_dict()}
     card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
@@ -202,27 +204,50 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
 
 
 def _quantise(
-    proto: onnx.ModelProto, card: ModelCard, images: ImageSet, truth: Path | None, listener: Listener
+    proto: onnx.ModelProto,
+    card: ModelCard,
+    images: ImageSet,
+    truth: Path | None,
+    record: TrainingRecord,
+    listener: Listener,
 ) -> Quantised:
-    """Quantise the float32 graph, calibrated on some images and evaluated on others."""
+    """Quantise the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
     known = None if truth is None else read_truth(truth, card.labels, listener=listener)
-    split = split_images(images.ids, known, calibration=CALIBRATION)
-    return to_int8(
-        proto,
-        card,
-        calibration=load_images(images, split.calibration, card.preprocess, listener=listener),
-        gate=load_images(images, split.gate, card.preprocess, listener=listener),
-        truth=None if known is None else classes_of(images.ids, split.gate, known),
-        listener=listener,
+    split = split_images(
+        images.ids,
+        known,
+        calibration=CALIBRATION,
+        choosing=True,
+        persons=record.persons,
+        trained=record.trained,
     )
+    seen = record.count([images.ids[place] for place in split.gate])
+    tell_familiar(card.member, "int8", seen, chosen_on=len(split.choose), listener=listener)
+
+    def judges(places: tuple[int, ...]) -> Judges:
+        pixels = load_images(images, places, card.preprocess, listener=listener)
+        return Judges(pixels, None if known is None else classes_of(images.ids, places, known))
+
+    calibration = load_images(images, split.calibration, card.preprocess, listener=listener)
+    choose, gate = judges(split.choose), judges(split.gate)
+    found = to_int8(proto, card, calibration=calibration, choose=choose, gate=gate, listener=listener)
+    return replace(found, judged_on=seen)
 
 
 def _judge_half(
-    model: torch.nn.Module, exported: bytes, card: ModelCard, images: ImageSet, truth: Path, listener: Listener
+    model: torch.nn.Module,
+    exported: bytes,
+    card: ModelCard,
+    images: ImageSet,
+    truth: Path,
+    record: TrainingRecord,
+    listener: Listener,
 ) -> Verdict:
     """Evaluate float16, with the rounding of a float16 device, against torch on images with a ground truth."""
     known = read_truth(truth, card.labels, listener=listener)
     split = split_images(images.ids, known, calibration=0)
+    seen = record.count([images.ids[place] for place in split.gate])
+    tell_familiar(card.member, "fp16", seen, chosen_on=0, listener=listener)
     pixels = load_images(images, split.gate, card.preprocess, listener=listener)
     reference = predict_logits(lambda batch: run_torch(model, card, False, batch)[LOGITS], pixels, listener=listener)
     runtime = ExportedModel(with_rounding(exported), card)

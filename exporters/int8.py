@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
+from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
 
 CALIBRATION = 128
@@ -30,7 +31,8 @@ class Quantised:
     """A quantised model and its verdict.
 
     ``in_float`` are the layers that stayed in float32, the one with the largest error for its cost first, and
-    ``in_float_share`` their share of the multiplications; ``ranges`` names how the ranges were chosen.
+    ``in_float_share`` their share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were
+    chosen by ``chosen_on`` images, and none of them is among those of the verdict, which are ``judged_on``.
     """
 
     proto: onnx.ModelProto
@@ -40,17 +42,28 @@ class Quantised:
     in_float_share: float
     calibration: int
     ranges: str
+    chosen_on: int = 0
+    judged_on: Familiar | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""
         return {
-            "gate": self.verdict.as_dict(),
+            "gate": self.verdict.as_dict() | ({} if self.judged_on is None else {"seen": self.judged_on.as_dict()}),
             "calibration_images": self.calibration,
+            "choosing_images": self.chosen_on,
             "ranges": self.ranges,
             "layers": self.layers,
             "layers_in_float": list(self.in_float),
             "multiplications_in_float": round(self.in_float_share, 4),
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judges:
+    """Images ``(N, H, W, 3)`` to evaluate on, and their true classes ``(N,)`` where they are known."""
+
+    pixels: Pixels
+    truth: Classes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +83,18 @@ def to_int8(
     card: ModelCard,
     *,
     calibration: Pixels,
-    gate: Pixels,
-    truth: Classes | None,
+    choose: Judges,
+    gate: Judges,
     listener: Listener = SILENT,
 ) -> Quantised:
-    """Quantise a verified float32 model with ``calibration`` images, evaluated on ``gate`` ``(N, H, W, 3)``.
+    """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
 
-    If the whole network on integers fails the gate, layers return to float32, in the order of their error for the
-    multiplications that they save: the fewest that pass, found by bisection between none and half of the
-    multiplications.
+    If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, layers return
+    to float32, in the order of their error for the multiplications that they save: the fewest that are enough, found
+    by bisection between none and half of the multiplications. The images of the gate choose nothing.
 
     Raises:
-        ModelError: E436 when even that fails, or when there is nothing to quantise.
+        ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
     """
     model = prepare(proto)
     layers = find_layers(model.graph)
@@ -96,26 +109,32 @@ def to_int8(
     # the range of all values comes first, so that it wins on ties
     chosen = min(candidates, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
     ranges = candidates[chosen]
-    answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], gate, listener=listener)
+    answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], choose.pixels, listener=listener)
 
     def attempt(in_float: tuple[str, ...]) -> Quantised:
         found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
         run = ExportedModel(_serialise(found), card).run
-        logits = predict_logits(lambda batch: run(batch)[LOGITS], gate, listener=listener)
-        verdict = judge("int8", answers, logits, truth)
+        logits = predict_logits(lambda batch: run(batch)[LOGITS], choose.pixels, listener=listener)
+        verdict = judge("int8", answers, logits, choose.truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
-        return Quantised(found, verdict, len(layers), in_float, share, len(calibration), chosen)
+        return Quantised(found, verdict, len(layers), in_float, share, len(calibration), chosen, len(choose.pixels))
+
+    def pass_gate(found: Quantised, harms: Sequence[Harm] = ()) -> Quantised:
+        judged = replace(found, verdict=_judge_on(gate, reference, found.proto, card, listener))
+        if judged.verdict.faults:
+            raise _failed(card, judged, harms)
+        return judged
 
     whole = attempt(())
-    if not whole.verdict.faults:
-        return whole
+    if whole.verdict.is_safe:
+        return pass_gate(whole)
     harms = _rank(model, card, ranges, products, layers, few, expected, listener)
     order = tuple(harm.layer.name for harm in harms)
     so_far = np.cumsum([harm.products for harm in harms])
     most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * so_far[-1], side="right"))])
     if most.verdict.faults:
         raise _failed(card, most, harms)
-    best = _fewest_in_float(order, most, attempt)
+    best = pass_gate(_fewest_in_float(order, most, attempt), harms)
     kept = (
         f"{len(best.in_float)} of {len(layers)} layers with {best.in_float_share:.1%} of the multiplications stay in "
         f"float: {', '.join(best.in_float)}"
@@ -127,15 +146,25 @@ def to_int8(
 def _fewest_in_float(
     order: tuple[str, ...], passing: Quantised, attempt: Callable[[tuple[str, ...]], Quantised]
 ) -> Quantised:
-    """Return the model that passes with the fewest layers of ``order`` in float, by bisection below ``passing``."""
+    """Return the model that is safe with the fewest layers of ``order`` in float, by bisection below ``passing``."""
     fails = 0
     while len(passing.in_float) - fails > 1:
         tried = attempt(order[: (fails + len(passing.in_float)) // 2])
-        if tried.verdict.faults:
+        if not tried.verdict.is_safe:
             fails = len(tried.in_float)
         else:
             passing = tried
     return passing
+
+
+def _judge_on(
+    gate: Judges, reference: ExportedModel, proto: onnx.ModelProto, card: ModelCard, listener: Listener
+) -> Verdict:
+    """Compare the chosen model with float32 on images that have chosen nothing."""
+    run = ExportedModel(_serialise(proto), card).run
+    expected = predict_logits(lambda batch: reference.run(batch)[LOGITS], gate.pixels, listener=listener)
+    found = predict_logits(lambda batch: run(batch)[LOGITS], gate.pixels, listener=listener)
+    return judge("int8", expected, found, gate.truth)
 
 
 def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelError:

@@ -30,7 +30,7 @@ from exporters import accuracy_gate
 from exporters import export as module
 from exporters.accuracy_gate import Verdict, judge, split_images
 from exporters.export import Exported, ExportOptions, ImageSet, export
-from exporters.int8 import to_int8
+from exporters.int8 import Judges, to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import Range, count_products, find_layers, find_tensors, prepare, quantise
 from exporters.verify import ExportedModel
@@ -114,7 +114,8 @@ def test_an_int8_file_keeps_the_contract(exported: Exported) -> None:
     assert read.card == exported.card
     assert read.card.precision == "int8"
     assert read.card.checks["calibration_images"] == 12
-    assert read.card.checks["gate"]["images"] == 36
+    assert read.card.checks["choosing_images"] == read.card.checks["gate"]["images"] == 18
+    assert read.card.checks["gate"]["seen"] == {"trained": 0, "held_out": 0, "unknown": 18}
     assert exported.verdict is not None
     proto = onnx.load(exported.path)
     assert {(opset.domain, opset.version) for opset in proto.opset_import} == {("", 20)}
@@ -263,8 +264,8 @@ def squeeze(factor: float, heard: Recorder) -> Any:
         write_planted(factor),
         toys.card("planted", labels=LabelSpace.flat(4)),
         calibration=draw_batch(16, 24),
-        gate=draw_batch(60, 24),
-        truth=None,
+        choose=Judges(draw_batch(60, 24)),
+        gate=Judges(draw_batch(60, 24)),
         listener=heard,
     )
 
@@ -369,6 +370,74 @@ def test_no_image_and_no_person_is_on_both_sides(with_truth: bool) -> None:
         assert not {persons[i] for i in split.calibration} & {persons[i] for i in split.gate}
 
 
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_who_chooses_does_not_judge(with_truth: bool) -> None:
+    """Three sets without a person in common, the two of the gate about as large, by the truth or by the training."""
+    persons = {name: name[0] for name in NAMES}
+    truth = Truth(NAMES, np.zeros(len(NAMES), dtype=np.intp), tuple(persons.values()), LabelSpace.flat(4))
+    split = split_images(
+        NAMES, truth if with_truth else None, calibration=12, choosing=True, persons=None if with_truth else persons
+    )
+    people = [{persons[NAMES[i]] for i in part} for part in (split.calibration, split.choose, split.gate)]
+    assert all(people)
+    assert len(set.union(*people)) == sum(map(len, people))
+    assert abs(len(split.choose) - len(split.gate)) <= 6
+
+
+def test_what_the_network_was_trained_on_judges_nothing() -> None:
+    """Training images calibrate first; where too few others are left, they have to judge."""
+    split = split_images(NAMES, None, calibration=12, choosing=True, trained=NAMES[:24])
+    assert {NAMES[i] for i in (*split.choose, *split.gate)} == set(NAMES[24:])
+    assert {NAMES[i] for i in split.calibration} <= set(NAMES[:24])
+    split = split_images(NAMES, None, calibration=12, choosing=True, trained=NAMES[:40])
+    assert len(split.choose) == len(split.gate) == 18
+
+
+def test_one_person_cannot_choose_and_judge() -> None:
+    """Images of one person are E316: there is nobody else to judge by."""
+    with pytest.raises(DataError, match="1 people are too few") as caught:
+        split_images(NAMES, None, calibration=0, choosing=True, persons=dict.fromkeys(NAMES, "a"))
+    assert caught.value.code == "E316"
+
+
+def test_the_interval_is_wilsons() -> None:
+    """The ends are those of a published example (Newcombe 1998: 81 of 263 and 0 of 20), and hold all for no change."""
+    low, high = Verdict("int8", 263, 263 - 81).interval
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    low, high = Verdict("int8", 20, 20).interval
+    assert (round(low, 4), round(high, 4)) == (0.0, 0.1611)
+    assert Verdict("int8", 231, 0).interval[1] == 1
+
+
+def test_the_images_of_the_gate_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the other half says, a gate that does not pass is E436, after one look at its images."""
+    lenient(monkeypatch, 0.8)
+    seen: list[int] = []
+
+    def judge_both(precision: Any, reference: Any, found: Any, truth: Any) -> Verdict:
+        seen.append(len(found))
+        return Verdict("int8", len(found), len(found) if len(found) == 20 else 0)
+
+    monkeypatch.setattr("exporters.int8.judge", judge_both)
+    images = draw_batch(60, 24)
+    with pytest.raises(ModelError, match="another class on 20 of 20 images"):
+        to_int8(
+            write_planted(1),
+            toys.card("planted", labels=LabelSpace.flat(4)),
+            calibration=images[:16],
+            choose=Judges(images[:40]),
+            gate=Judges(images[40:]),
+        )
+    assert seen == [40, 20]
+
+
+@pytest.mark.parametrize(("changed", "safe"), [(4, True), (5, True), (6, False)])
+def test_layers_are_chosen_with_a_margin(changed: int, safe: bool) -> None:
+    """On the images that choose, half of what the gate allows may change: 1 % of 500."""
+    assert Verdict("int8", 500, changed).is_safe == safe
+    assert not Verdict("int8", 500, 10).faults
+
+
 def test_images_without_a_truth_calibrate() -> None:
     """A truth of some people only leaves the others to the calibration, and all of its own to the gate."""
     known = NAMES[:24]
@@ -419,7 +488,8 @@ def test_half_precision_is_judged_by_the_truth(
     arguments: dict[str, Any] = {"options": options, "gate_images": photographs, "truth": truth}
     lenient(monkeypatch, 0.9)
     done = export(CHECKPOINT, tmp_path / "out", **arguments)
-    assert done.card.checks["gate"].keys() == {"images", "agreement", "macro_f1", "macro_f1_fp32"}
+    intervals = {"agreement_interval", "macro_f1_lost_interval"}
+    assert done.card.checks["gate"].keys() == {"images", "agreement", "macro_f1", "macro_f1_fp32"} | intervals
     proto = onnx.load(done.path)
     monkeypatch.setattr(module, "_to_onnx", lambda *_: proto)
     monkeypatch.setattr(module, "judge", lambda *_: Verdict("fp16", 48, 9, 0.1, 0.2))
