@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ensemble.events import SILENT, Listener
 from ensemble.predict.bad_images import OnBadImage
@@ -16,6 +17,7 @@ class RunOptions:
     first images shows to be fastest. ``workers`` threads decode, and on the CPU also compute; by default one per core.
     ``memory`` bytes, by default half of what is available, bound both. ``fresh`` removes what an earlier run left.
     ``on_bad_image`` is how unreadable images are handled; another choice in a later run computes nothing again.
+    ``errors`` is the file that lists those images, by default ``errors.csv`` in the folder of the predictions.
     ``listener`` hears notices and progress.
     """
 
@@ -25,4 +27,5 @@ class RunOptions:
     memory: int | None = None
     fresh: bool = False
     on_bad_image: OnBadImage = "fail"
+    errors: Path | None = None
     listener: Listener = SILENT

@@ -122,14 +122,15 @@ def predict(
             member.clear()
         with noted([member.folder for member in members]):
             faults |= _compute_in_turn(members, inputs, setup, recorder)
-        policy = _apply_policy(faults, members, listing, folder / ERRORS, options)
+        errors = options.errors or folder / ERRORS
+        policy = _apply_policy(faults, members, listing, errors, options)
         done = _result(members, inputs, setup, faults, policy, began)
         for member in members:
             changed = member.finish(policy)
             if member.computed or changed or not is_record(member.folder / RUN):
                 files.write_atomic(member.folder / RUN, done.record(member.model, recorder.notices))
     if faults and policy == "fail":
-        raise unread(faults, listing, folder / ERRORS, kept="all others are predicted and kept")
+        raise unread(faults, listing, errors, kept="all others are predicted and kept")
     return done
 
 

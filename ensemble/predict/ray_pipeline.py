@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from ensemble.errors import DataError, DeviceError, EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.images.sandbox import find_faults
 from ensemble.predict import parts
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.inputs import Inputs
@@ -192,3 +193,14 @@ class _WorkerPool:
                 hint="run the command with --engine local: if an image crashes its decoder, the second run names it",
             ) from err
         self._listener.notice(Notice("W610", f"a worker ended; part {task.number + 1} is computed again"))
+        if task.deaths == _TRIES - 1:
+            self._name_crashing_images(task)
+
+    def _name_crashing_images(self, task: _Task) -> None:
+        """Decode the images of a task here, in a subprocess: those that crash it are not sent to a worker again."""
+        images = task.share.listing
+        rows = [row for row in range(len(images)) if row not in task.share.known]
+        faults = find_faults(images, rows, listener=self._listener)
+        if faults:
+            task.share = replace(task.share, known={**task.share.known, **faults})
+            task.deaths = 0

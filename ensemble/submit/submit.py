@@ -123,6 +123,7 @@ def submit(
     listing = list_images(images, destination.images, listener=recorder)
     device = choose_device(options.device, listener=recorder)
     options = replace(options, device=str(device), workers=options.workers or available_cores(), listener=recorder)
+    options = replace(options, errors=options.errors or work / ERRORS)
     inputs = Inputs(listing, select_boxes(list(found.values()), boxes, listing, recorder))
     fit = None
     if budget is not None:
@@ -327,7 +328,7 @@ def _handle_unread(
         DataError: E326 when the policy is ``fail``, or when no image could be read.
         PredictionError: E534 when images are to be left out and may not be.
     """
-    path = destination.work / ERRORS
+    path = options.errors or destination.work / ERRORS
     write_errors(path, listing, faults)
     if not faults:
         return _Unread()

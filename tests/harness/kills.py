@@ -43,6 +43,7 @@ from tests.support.children import PART_ROWS, start
 
 STAGES = ("before the first file", "during a write", "between files", "at joining", "after completion")
 _ROUNDS = ("predict", "submit", "train", "blend", "predict", "submit", "crop", "blend", "predict", "export")
+_WITH_TORCH = ("crop", "export", "train")
 _MEANWHILE = 0.03  # seconds at most that other threads go on after one is held
 _LIMIT = 1800  # seconds of the clock that a command may take on a machine that others use too
 
@@ -101,6 +102,10 @@ class Command:
         Raises:
             AssertionError: when it does not end with 0.
         """
+        if self.name in _WITH_TORCH:
+            import torch
+
+            torch.set_num_threads(1)  # as OMP_NUM_THREADS has it for the process that is killed: it decides the bytes
         with mock.patch.object(parts, "PART_ROWS", rows), contextlib.redirect_stdout(io.StringIO()):
             assert run(self._filled(out)) == 0
 

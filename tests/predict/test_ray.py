@@ -179,6 +179,33 @@ def test_workers_that_keep_dying_end_the_run(tmp_path: Path, deaths: dict[str, i
     assert ray.alive == 0
 
 
+def test_an_image_that_crashes_workers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two deaths over a part its images are tried alone here; the one that crashes is E325, and all others are
+    predicted as without it.
+    """
+
+    class Crashing(FakeRay):
+        def _call(self, worker: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+            ids = arguments[0].listing.ids if name == "run" else ()
+            if "09.jpg" in ids and ids.index("09.jpg") not in arguments[0].known:
+                raise RayError("the worker process has died")
+            return super()._call(worker, name, arguments)
+
+    def find(listing: Any, rows: Any, **_: Any) -> dict[int, DataError]:
+        tried.extend(listing.ids[row] for row in rows)
+        return {listing.ids.index("09.jpg"): DataError("E325", "09.jpg: crashes the decoder (SIGSEGV)")}
+
+    tried: list[str] = []
+    monkeypatch.setattr("ensemble.predict.ray_pipeline.find_faults", find)
+    recorder, ray = Recorder(), Crashing(cpus=1)
+    done = run(tmp_path, ray, "cluster", listener=recorder, on_bad_image="skip")
+    assert done.missing == ("09.jpg",)
+    assert tried == ["08.jpg", "09.jpg", "10.jpg", "11.jpg"]
+    assert [notice.code for notice in recorder.notices] == ["W610", "W610", "W326"]
+    assert "09.jpg,E325" in (tmp_path / "cluster" / "errors.csv").read_text()
+    assert ray.alive == 0
+
+
 @pytest.mark.parametrize("policy", ["fill", "skip"])
 def test_bad_images_become_what_they_become_on_one_machine(tmp_path: Path, policy: OnBadImage) -> None:
     """The files are those of a local run with the same policy; what is known to crash is sent to no worker."""
@@ -251,7 +278,7 @@ def test_stopping_ends_the_workers_and_keeps_what_is_done(tmp_path: Path) -> Non
     """Ctrl-C between two parts ends every worker; the next run goes on, locally if one likes."""
     ray = FakeRay()
     with pytest.raises(EnsError, match=r"E801.*8 of 38"):
-        run(tmp_path, ray, "out", listener=Recorder(StopAfter(1)))
+        run(tmp_path, ray, "out", listener=Recorder(StopAfter(2)))
     assert ray.alive == 0
     assert run(tmp_path, None, "out").members[0].computed == 30
 

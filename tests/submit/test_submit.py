@@ -238,7 +238,8 @@ def test_images_that_cannot_be_read_stop_the_submission_alone(
         run(tmp_path, models, early_exit=early_exit)
     assert caught.value.code == "E326"
     assert caught.value.exit_status == 3
-    assert caught.value.path is not None
+    assert caught.value.path == tmp_path / "work" / "errors.csv"
+    assert list(tmp_path.rglob("errors.csv")) == [caught.value.path]
     assert "10.jpg,E302" in caught.value.path.read_text()
     assert not (tmp_path / "out.csv").exists()
     (images / "10.jpg").write_bytes(good)
