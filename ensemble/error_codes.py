@@ -173,6 +173,10 @@ CODES: dict[str, Code] = {
         "A face box was made for another image.",
         "find the faces in these images again: ens crop IMAGES -o boxes.parquet --fresh",
     ),
+    "E356": Code(
+        "Decoding an image takes more than a minute.",
+        "write it again with an image editor; all other images are done",
+    ),
     "W355": Code(
         "Face boxes do not record the size of their images.",
         "make sure that they were found in images of this size, or find the faces again with ens crop",

@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import completeness, formats
 from ensemble.images.metadata import strip_metadata, turn_of
 from ensemble.images.storage import RemoteImage
+from ensemble.images.time_limit import LIMIT, run_limited
 
 MAX_PIXELS = 64_000_000
 
@@ -121,10 +123,13 @@ def decode_file(data: bytes, path: Path | RemoteImage) -> DecodedImage:
     """Decode what `read_file` read from ``path``; the file's name goes into errors and is compared with the content.
 
     Raises:
-        DataError: the codes of `decode_image`.
+        DataError: the codes of `decode_image`; E356 when decoding takes longer than a minute.
     """
     try:
-        decoded = decode_image(data)
+        decoded = run_limited(partial(decode_image, data))
+    except TimeoutError as err:
+        place = None if isinstance(path, RemoteImage) else path
+        raise DataError("E356", f"{path.name}: decoding takes more than {LIMIT:g} seconds", path=place) from err
     except DataError as err:
         raise name_image(err, path) from err
     # a row of a table may have a number for a name

@@ -27,6 +27,7 @@ from ensemble.images.decode import name_image, read_file
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import decode_for
 from ensemble.images.resize import plain_preprocess
+from ensemble.images.time_limit import thread_time
 from ensemble.predict.batch_size import Trial
 from ensemble.predict.gpu_lanes import ModelInputs, load_ahead, through_lanes
 from ensemble.predict.inputs import Inputs
@@ -242,7 +243,7 @@ class Pipeline:
             try:
                 with timing("read", clock=time.perf_counter):
                     data = read_file(path)
-                with timing("decode", rows=1):
+                with timing("decode", clock=thread_time, rows=1):
                     photos = {p.channels: decode_for(data, path, p) for p in by_channels.values()}
             except DataError as err:
                 faults[row] = err

@@ -187,4 +187,4 @@ def test_sessions_bring_no_threads(tmp_path: Path) -> None:
     members += sessions(tmp_path, SQUASH, replace(SQUASH, resize="pad"))
     for session in members:
         session.run(np.zeros((4, 16, 12, 3), np.uint8))
-    assert len(list(Path("/proc/self/task").iterdir())) == before
+    assert len(list(Path("/proc/self/task").iterdir())) <= before
