@@ -240,8 +240,8 @@ def tables_target(folder: Path) -> Target:
     return Target(tuple(text.encode() for text in corpus), check)
 
 
-class _Tags(html.parser.HTMLParser):
-    """Collects what a page would run or load."""
+class PageTags(html.parser.HTMLParser):
+    """Collects what a page would run or load, but for scripts of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ def pages_target(folder: Path) -> Target:
         labels = LabelSpace.flat(names if len(set(names)) == 4 and all(names) else 4)
         page += preformatted(make_recipe([make_member("a", draw_logits(0), labels=labels)]).to_json(), text)
         (folder / "page.html").write_text(page, encoding="utf-8", errors="replace")
-        tags = _Tags()
+        tags = PageTags()
         tags.feed(page)
         assert not tags.found, tags.found
 
