@@ -17,6 +17,7 @@ from ensemble.plain_numbers import is_count, to_float
 
 SCHEMA = 1
 METADATA_KEY = "ens.card"
+_MOST_IMAGES, _MOST_FOLDS = 10**12, 10**6
 MAX_CARD = 20_000_000  # letters; the card of 100,000 classes has a tenth
 
 Resize = Literal["squash", "center", "pad"]
@@ -217,9 +218,14 @@ class ModelCard:
                 raise OptionError("E204", f"{name} {getattr(self, name)!r} is not known")
         counts = self.class_counts
         if counts is not None and not (
-            len(counts) == len(self.labels) and all(isinstance(count, int) and count >= 0 for count in counts)
+            len(counts) == len(self.labels)
+            and all(isinstance(count, int) and 0 <= count <= _MOST_IMAGES for count in counts)
         ):
-            raise OptionError("E204", f"class_counts must be {len(self.labels)} whole numbers, got {counts}")
+            raise OptionError(
+                "E204", f"class_counts must be {len(self.labels)} numbers of images, got {str(counts)[:80]}"
+            )
+        if self.fold is not None and not 0 <= self.fold < _MOST_FOLDS:
+            raise OptionError("E204", f"fold must be a number from 0, got {str(self.fold)[:40]}")
         if self.activation == "sigmoid" and (self.head == "axes" or len(self.labels.axes) > 1):
             raise OptionError("E204", "labels that exclude nothing have no axes")
         if self.head == "axes" and len(self.labels.axes) < 2:

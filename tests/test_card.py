@@ -14,6 +14,7 @@ from ensemble.card import SCHEMA, Channels, Interpolation, ModelCard, Preprocess
 from ensemble.commands import options
 from ensemble.errors import ModelError, OptionError
 from ensemble.labels import MASK18, LabelSpace
+from tests.support import toys
 
 CARD = ModelCard(
     member="resnet18_f0",
@@ -199,3 +200,13 @@ def test_the_options_offer_what_the_card_takes() -> None:
     """The command line's lists, which do not import the card, are those of the card."""
     assert (get_args(Interpolation), get_args(Resizer)) == (options.INTERPOLATIONS, options.RESIZERS)
     assert get_args(Channels) == options.CHANNELS
+
+
+@pytest.mark.parametrize(
+    "field", [{"class_counts": [10**400] * 18}, {"class_counts": [10**18] * 18}, {"fold": 10**30}, {"fold": -1}]
+)
+def test_a_card_with_absurd_counts_is_refused(field: dict[str, object]) -> None:
+    """Numbers of images and folds that no training has would fail where they are used: E427."""
+    with pytest.raises(ModelError) as caught:
+        ModelCard.from_json(json.dumps(json.loads(toys.CARD.to_json()) | {"group": "g"} | field))
+    assert caught.value.code == "E427"
