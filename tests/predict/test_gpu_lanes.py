@@ -14,6 +14,7 @@ from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 from tests.support.limits import HANG
 
 TWO = Device("cuda", 0, others=(1,))
+OURS = ("ens-read", "ens-copy", "ens-cuda")
 
 
 def test_answers_come_in_order_from_two_devices() -> None:
@@ -113,7 +114,7 @@ def test_an_error_anywhere_comes_out_and_stops_all(stage: str) -> None:
             workers=2,
             ahead=4,
         )
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ens-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(OURS)]
 
 
 def test_whoever_stops_early_leaves_no_thread() -> None:
@@ -122,4 +123,4 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
         through_lanes(range(100), lambda n: n, lambda *_: None, lambda _, n: n, device=TWO, workers=2, ahead=4)
     ) as work:
         assert next(work) == 0
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ens-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(OURS)]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ensemble.card import Preprocess
 from ensemble.errors import (
     DataError,
     DeviceError,
@@ -27,8 +28,8 @@ from ensemble.errors import (
 )
 from ensemble.events import Recorder
 from ensemble.files import locked
-from ensemble.images.decode import DecodedImage, decode_file
 from ensemble.images.listing import list_images
+from ensemble.images.planes import decode_for
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
 from ensemble.predict import pipeline as pipeline_module
@@ -210,11 +211,11 @@ def test_every_image_is_decoded_once_for_all_members_and_views(
     """Three members and two views read each file exactly once."""
     read: list[str] = []
 
-    def count(data: bytes, path: Path) -> DecodedImage:
+    def count(data: bytes, path: Path, preprocess: Preprocess) -> Any:
         read.append(path.name)
-        return decode_file(data, path)
+        return decode_for(data, path, preprocess)
 
-    monkeypatch.setattr(pipeline_module, "decode_file", count)
+    monkeypatch.setattr(pipeline_module, "decode_for", count)
     predict(models, images, tmp_path / "out", views=TTA, options=RunOptions(device="cpu"))
     assert sorted(read) == NAMES
 

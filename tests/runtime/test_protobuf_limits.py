@@ -37,7 +37,7 @@ def test_too_many_nodes_are_refused(tmp_path: Path) -> None:
         read_model(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize(("branches", "code"), [(5, "E423"), (13, "E429"), (2_000, "E429")])
+@pytest.mark.parametrize(("branches", "code"), [(5, "E420.*names no opset"), (13, "E429"), (2_000, "E429")])
 def test_branches_inside_branches_are_bounded(tmp_path: Path, branches: int, code: str) -> None:
     """A few branches inside one another are read on; more than a dozen are E429, and thousands overflow no stack."""
     graph = b""
