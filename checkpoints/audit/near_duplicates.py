@@ -56,8 +56,8 @@ class CopyLimits:
     The difference is in shades of 0 to 255, after brightness and contrast are made equal.
     """
 
-    correlation: float = 0.985
-    difference: float = 12.0
+    correlation: float = 0.99
+    difference: float = 8.0
 
 
 DEFAULT = CopyLimits()
