@@ -210,6 +210,26 @@ def test_the_answers_are_those_of_onnxruntime(page: Opened, tmp_path: Path) -> N
         assert firsts == [MASK18.names[int(np.argmax(row))] for row in outputs["members"][0]]
 
 
+@pytest.mark.parametrize(
+    ("resize", "share", "expected"),
+    [
+        ("squash", 1.0, (0, 0, 1, 1)),
+        ("squash", 0.5, (0.25, 0.25, 0.5, 0.5)),
+        ("center", 1.0, (0.25, 0, 0.5, 1)),
+        ("center", 0.5, (0.375, 0.25, 0.25, 0.5)),
+        ("pad", 1.0, (0, -0.5, 1, 2)),
+    ],
+)
+def test_the_map_lies_over_what_the_member_saw(
+    page: Opened, resize: str, share: float, expected: tuple[float, ...]
+) -> None:
+    """For a picture twice as wide as high: left, top, width and height of the map as shares of the picture."""
+    preprocess = json.dumps({"size": [100, 100], "resize": resize, "crop_pct": share})
+    script = f"import('./map.js').then((map) => map.positionOfMap({preprocess}, 400, 200))"
+    found = page.tab.evaluate(script)
+    assert [found[side] for side in ("left", "top", "width", "height")] == pytest.approx(expected)
+
+
 def test_nothing_is_requested_once_the_models_are_loaded(page: Opened, tmp_path: Path) -> None:
     """Loading asks the page's own folder only; photographs cause no request, no error of the console, no exception."""
     loading = page.tab.requests()
