@@ -24,7 +24,7 @@ from ensemble.bench.agreement import MemberLogits
 from ensemble.bench.contenders import BenchJob, JobInputs
 from ensemble.bench.process_meter import PassResult, PassTimer
 from ensemble.card import Channels, ModelCard, Preprocess
-from ensemble.errors import enumerate_some
+from ensemble.errors import EnsError, enumerate_some
 from ensemble.files import sha256_file
 from ensemble.images.decode import read_image
 from ensemble.images.face_crop import prepare_image
@@ -125,9 +125,7 @@ class TorchLoop:
     def _network(self, card: ModelCard, device: torch.device) -> Any:
         import torch
 
-        from checkpoints.loading.open import build_model, open_checkpoint
-
-        network = build_model(open_checkpoint(self.checkpoints[card.member], arch=card.arch, weights=card.weights))
+        network = _reopen(self.checkpoints[card.member], card)
         if device.type == "cpu":
             return network
         placed: Any = network.to(device)
@@ -164,7 +162,26 @@ def find_weights(models: Sequence[Path], paths: Sequence[Path]) -> FoundWeights:
     missing = [card.member for card in cards if card.checkpoint_sha256 not in by_sha256]
     if missing:
         return FoundWeights({}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}")
-    return FoundWeights({card.member: by_sha256[card.checkpoint_sha256] for card in cards})
+    found = {card.member: by_sha256[card.checkpoint_sha256] for card in cards}
+    for card in cards:
+        try:
+            _reopen(found[card.member], card)
+        except (EnsError, RuntimeError) as err:  # such as a head that --head-layers named: the card does not have it
+            reason = err.message if isinstance(err, EnsError) else str(err).splitlines()[0]
+            return FoundWeights({}, f"the checkpoint of {card.member} cannot be opened from its card alone: {reason}")
+    return FoundWeights(found)
+
+
+def _reopen(path: Path, card: ModelCard) -> Any:
+    """Return the network of a card from its checkpoint, which may need options that the card does not have."""
+    from checkpoints.loading.head_options import HeadRequest
+    from checkpoints.loading.open import build_model, open_checkpoint
+
+    head = HeadRequest(labels=card.labels)
+    checkpoint = open_checkpoint(path, arch=card.arch, weights=card.weights, head=head)
+    if checkpoint.num_classes != len(card.labels):
+        raise RuntimeError(f"its head has {checkpoint.num_classes} outputs, not the {len(card.labels)} of the card")
+    return build_model(checkpoint)
 
 
 def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, channels: Channels = "rgb") -> torch.Tensor:

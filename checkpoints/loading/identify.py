@@ -7,7 +7,7 @@ from pathlib import Path
 from checkpoints.loading.architectures import compare_body, current_name, twins_of
 from checkpoints.loading.bodies import Body, Wanted, as_architecture, find_bodies
 from checkpoints.loading.layouts import TIMM
-from checkpoints.loading.name_notices import ambiguous, say_claimed, say_usual
+from checkpoints.loading.name_notices import ambiguous, require_no_other_name, say_claimed, say_usual
 from checkpoints.loading.networks import Network
 from checkpoints.loading.state_dicts import AllTensors, Claim
 from ensemble.errors import ModelError
@@ -35,6 +35,7 @@ def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: 
     _require_no_other_claim(body, claims, path)
     if body.usual is None:
         raise ambiguous(body.twins, path)
+    require_no_other_name(body.usual, body.twins, path)
     total = len([key for key in body.match.architecture.state if not key.endswith(".num_batches_tracked")])
     say_usual(body.usual, body.twins, total, path, listener)
     return as_architecture(body, body.usual, None, network.tensors)

@@ -61,3 +61,22 @@ def ambiguous(names: Sequence[str], path: Path) -> ModelError:
         hint=hint or f"give the one that was trained with --arch, such as --arch {names[0]}",
         path=path,
     )
+
+
+def require_no_other_name(usual: str, names: Sequence[str], path: Path) -> None:
+    """Refuse to take the usual one of several architectures for a file or folder that is named after another one.
+
+    Raises:
+        ModelError: E416 with the other name in the hint.
+    """
+    texts = (path.name, path.absolute().parent.name)
+    for text in texts:
+        named = max((name for name in names if name in text), key=len, default=usual)
+        if named != usual:
+            error = ambiguous(names, path)
+            raise ModelError(
+                "E416",
+                error.message,
+                hint=f"its name suggests --arch {named}, but a name proves nothing: give --arch {named} or {usual}",
+                path=path,
+            )

@@ -13,7 +13,14 @@ from checkpoints.loading.key_names import COUNTER, is_normalisation, is_training
 from checkpoints.loading.layouts import LAYOUTS, TIMM, Layout
 from checkpoints.loading.metadata import NO_METADATA, Metadata
 from checkpoints.loading.metadata_files import claims_of, read_all_metadata
-from checkpoints.loading.name_notices import ambiguous, say_claimed, say_layout, say_names, say_usual
+from checkpoints.loading.name_notices import (
+    ambiguous,
+    require_no_other_name,
+    say_claimed,
+    say_layout,
+    say_names,
+    say_usual,
+)
 from checkpoints.loading.pickle_objects import StoredTensor
 from checkpoints.loading.read import Content
 from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors, is_averaged_name
@@ -283,6 +290,7 @@ def _name(chosen: _Whole, wanted: str | None, claims: tuple[Claim, ...], path: P
     usual = chosen.layout.usual(chosen.names) if len(chosen.names) > 1 else chosen.names[0]
     if usual is None:
         raise ambiguous(chosen.names, path)
+    require_no_other_name(usual, chosen.names, path)
     return usual, None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.open import open_checkpoint
 from ensemble.__main__ import run
 from ensemble.bench import bench as module
@@ -67,6 +68,23 @@ def in_line(monkeypatch: pytest.MonkeyPatch) -> None:
         return Pass(result, timer.cost(result))
 
     monkeypatch.setattr(module, "measure", here)
+
+
+def test_a_checkpoint_that_needs_options_leaves_the_torch_loop_out(made: Bench, tmp_path: Path) -> None:
+    """A head whose activations the weights do not tell cannot be opened again, and the loop is left out."""
+    state = dict(make_checkpoint(seed=0).state_dict)
+    head = torch.nn.Sequential(torch.nn.Linear(state["fc.weight"].shape[1], 8), torch.nn.ReLU(), torch.nn.Linear(8, 18))
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    torch.save(state | {f"fc.{key}": tensor for key, tensor in head.state_dict().items()}, tmp_path / "a.pth")
+    opened = open_checkpoint(
+        tmp_path / "a.pth", arch="test_resnet", head=HeadRequest(layers=("linear", "relu", "linear"))
+    )
+    options = ExportOptions(labels=MASK18, size=(48, 32))
+    model = export(opened, tmp_path / "models", options=options).path
+    found = find_weights([model], [tmp_path])
+    assert found.checkpoints == {}
+    assert "the checkpoint of a cannot be opened from its card alone" in found.problem
+    assert "activations between its layers" in found.problem
 
 
 def test_the_torch_loop_answers_as_predict_does(made: Bench) -> None:

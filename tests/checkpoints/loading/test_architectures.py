@@ -13,8 +13,10 @@ import torch
 
 from checkpoints.loading.architectures import compare_body, describe, nearest_twins, twins_of
 from checkpoints.loading.open import open_checkpoint
+from checkpoints.loading.outline import outline_checkpoint
+from checkpoints.loading.read import read_content
 from checkpoints.loading.timm_tables import default_config, digest_of, row_of, table_version
-from ensemble.errors import OptionError
+from ensemble.errors import EnsError, OptionError
 from ensemble.events import Recorder
 from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
 
@@ -52,6 +54,22 @@ def test_twins_are_not_told_apart_by_guessing(tmp_path: Path, lite0_state: State
     assert "efficientnet_lite0 and tf_efficientnet_lite0" in error.message
     assert "--arch tf_efficientnet_lite0" in error.hint
     assert "suggests" not in refused(save(tmp_path / "a.pth", lite0_state)).hint
+
+
+@pytest.mark.parametrize("name", ["resnetblur18_f0.pth", "resnetblur18/best.pth"])
+def test_the_usual_twin_is_not_taken_for_a_file_of_another_name(tmp_path: Path, resnet18: Path, name: str) -> None:
+    """Weights of resnet18 in a file or folder that names resnetblur18 are E416, unless --arch tells."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(resnet18.read_bytes())
+    error = refused(path)
+    assert (error.code, "--arch resnetblur18" in error.hint) == ("E416", True)
+    with pytest.raises(EnsError) as caught:
+        outline_checkpoint(
+            read_content(path, with_values=False), path, arch=None, weights=None, labels=None, listener=Recorder()
+        )
+    assert (caught.value.code, caught.value.hint) == (error.code, error.hint)
+    assert open_checkpoint(path, arch="resnet18").arch == "resnet18"
 
 
 @pytest.mark.parametrize("arch", ["efficientnet_lite0", "tf_efficientnet_lite0"])
