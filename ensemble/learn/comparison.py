@@ -19,7 +19,7 @@ from ensemble.learn.cross_validation import (
 )
 from ensemble.learn.objective import Metric
 from ensemble.learn.result import CandidateScore, MemberScore, MemberView
-from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
+from ensemble.learn.selection import ResampledScores, bias_corrected_gain, demanded_errors, select_candidate
 from ensemble.metrics import interval
 
 
@@ -73,14 +73,15 @@ def compare_candidates(
         )
         for i, name in enumerate(names)
     ]
-    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=metric.by_score)
+    errors = demanded_errors(int(data.person.max()) + 1)
+    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=metric.by_score, errors=errors)
     expected = 0.0
     if selected:
         left_out = np.stack(
             [bootstrap_scores(metric, data, answers, seed=seed, out_of_bag=True) for answers in nested.values()]
         )
         expected = bias_corrected_gain(
-            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=metric.by_score
+            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=metric.by_score, errors=errors
         )
         if expected <= 0:
             selected, expected = 0, 0.0
@@ -88,7 +89,7 @@ def compare_candidates(
         table=tuple(table),
         selected=names[selected],
         expected_gain=expected,
-        without_mix=names[select_candidate(names, score, likelihood, by_score=metric.by_score)],
+        without_mix=names[select_candidate(names, score, likelihood, by_score=metric.by_score, errors=errors)],
         elsewhere={}
         if elsewhere is None
         else {name: float(elsewhere.value[i] - elsewhere.value[0]) for i, name in enumerate(names)},

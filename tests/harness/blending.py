@@ -279,7 +279,8 @@ def _read(options: argparse.Namespace) -> Draw:
     oof = read_members(options.oof, MASK18)
     truth = read_truth(options.truth, oof[0].labels)
     if options.test is None:
-        return Draw(oof, truth, [], truth)
+        # the other people's predictions are to be blended: each fold has only some of their images
+        return Draw(gather_folds(oof, truth), truth, [], truth)
     test = read_members(options.test, MASK18)
     return Draw(oof, truth, test, read_truth(options.test_truth, test[0].labels))
 

@@ -10,7 +10,7 @@ import pytest
 from ensemble.labels import LabelSpace
 from ensemble.learn.cross_validation import CandidateAnswers, LearningData, bootstrap_scores
 from ensemble.learn.objective import parse_metric
-from ensemble.learn.selection import ResampledScores, bias_corrected_gain, select_candidate
+from ensemble.learn.selection import ResampledScores, bias_corrected_gain, demanded_errors, select_candidate
 
 RESAMPLES = 400
 
@@ -99,3 +99,26 @@ def test_the_best_of_many_equal_candidates_has_no_expected_gain() -> None:
         expected.append(bias_corrected_gain(names, score, score, out_of_bag))
     assert np.mean(apparent) > 0.04
     assert abs(np.mean(expected)) < np.mean(apparent) / 2
+
+
+def test_few_people_must_gain_more() -> None:
+    """A gain of 1.2 standard errors is adopted from many people, and not from few."""
+    noise = np.random.default_rng(0).normal(size=4000)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    score = ResampledScores(np.array([0.5, 0.62]), np.stack([np.full(4000, 0.5), 0.5 + 0.1 * noise]))
+    flat = ResampledScores(np.zeros(2), np.zeros((2, 4000)))
+    taken = [select_candidate(("mean", "calibrated"), score, flat, errors=demanded_errors(n)) for n in (60, 100, 2000)]
+    assert taken == [0, 0, 1]
+    assert demanded_errors(10) == demanded_errors(100) == 1.5
+    assert 1 < demanded_errors(2000) < demanded_errors(250) < 1.5
+
+
+def test_a_likelier_pool_must_not_lose_where_people_are_few() -> None:
+    """A pool of clearly better likelihood whose score is not better is adopted from many people alone."""
+    rng = np.random.default_rng(1)
+    score = ResampledScores(np.array([0.5, 0.5]), np.stack([np.full(500, 0.5), 0.5 + 0.1 * rng.normal(size=500)]))
+    likelihood = ResampledScores(
+        np.array([-1.0, -0.5]), np.stack([np.full(500, -1.0), -0.5 + 0.1 * rng.normal(size=500)])
+    )
+    assert select_candidate(("mean", "log-linear"), score, likelihood) == 1
+    assert select_candidate(("mean", "log-linear"), score, likelihood, errors=demanded_errors(100)) == 0
