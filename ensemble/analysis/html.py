@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from html import escape
+from typing import NamedTuple
 
 
 def section(title: str, summary: str, body: str) -> str:
@@ -144,6 +145,19 @@ ol.disagreements li li { margin: 2px 0; }
 ol.disagreements .maps { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px; }
 ol.disagreements figure { margin: 0; width: 104px; }
 ol.disagreements figcaption { font-size: 11px; line-height: 1.35; margin-top: 3px; }
+.bar { background: var(--accent); height: 13px; border-radius: 2px; }
+td.chart { width: 46%; min-width: 180px; }
+.scale { display: flex; justify-content: space-between; font-weight: 400; min-width: 180px; }
+.ages { display: flex; align-items: flex-end; height: 150px; gap: 1px; border-bottom: 1px solid var(--muted); }
+.ages div { flex: 1; background: var(--accent); }
+.ages .moved { background: var(--second); }
+.ages .cut { border-left: 2px solid var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 10px 0 0; font-size: 14px; color: var(--muted); }
+.legend b { display: inline-block; width: 12px; height: 12px; margin-right: 6px; border-radius: 2px; }
+.thumbnails { display: flex; flex-wrap: wrap; gap: 8px; }
+.thumbnails figure { margin: 0; width: 96px; }
+.thumbnails figcaption { font-size: 11px; margin: 2px 0 0; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis; }
 .muted { color: var(--muted); }
 p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }
@@ -152,3 +166,29 @@ aside { margin-top: 56px; border-top: 1px solid var(--line); padding-top: 24px; 
 @media print { main { padding: 0; } section { break-inside: avoid; } }
 """
 )
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+class Tile(NamedTuple):
+    """A number at the top of the page, under its title and with a note."""
+
+    title: str
+    value: str
+    note: str
+
+
+def render_document(summary: str, *, subtitle: str, tiles: Sequence[Tile], body: str) -> str:
+    """Render the whole file: the summary as its title, tiles, and the sections in ``body``."""
+    numbers = "".join(
+        f"<div><dt>{escape(t)}</dt><dd>{value}<small>{note}</small></dd></div>" for t, value, note in tiles
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(summary)}</title>\n<style>{STYLE}</style>\n</head>\n'
+        f'<body>\n<main>\n<header>\n<p class="kind">{escape(subtitle)}</p>\n<h1>{escape(summary)}</h1>\n'
+        f'<dl class="tiles">{numbers}</dl>\n'
+        f"</header>\n{body}</main>\n</body>\n</html>\n"
+    )

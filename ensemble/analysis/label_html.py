@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from ensemble.analysis import label_sections as sections
+from ensemble.analysis.html import Tile, render_document
 from ensemble.analysis.label_report import HEADLINE, LabelReport, subtitle_of_labels, summary_of_labels
 from ensemble.analysis.report_html import (
-    Tile,
     render_commands,
-    render_document,
     render_interval,
     render_missing,
     render_runs,

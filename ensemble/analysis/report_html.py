@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 from ensemble.analysis import report_sections as sections
-from ensemble.analysis.html import STYLE, preformatted, section, table
+from ensemble.analysis.html import Tile, preformatted, render_document, section, table
 from ensemble.analysis.report import Report, subtitle_of, summary_of
 from ensemble.analysis.report_facts import MissingSection, RunRecords
 from ensemble.errors import enumerate_some
 from ensemble.events import Notice
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def render_page(report: Report) -> str:
@@ -33,30 +30,6 @@ def render_page(report: Report) -> str:
         render_missing(report.missing),
     )
     return render_document(summary_of(report), subtitle=subtitle_of(report), tiles=_tiles(report), body="".join(parts))
-
-
-class Tile(NamedTuple):
-    """A number at the top of the page, under its title and with a note."""
-
-    title: str
-    value: str
-    note: str
-
-
-def render_document(summary: str, *, subtitle: str, tiles: Sequence[Tile], body: str) -> str:
-    """Render the whole file: the summary as its title, tiles, and the sections in ``body``."""
-    numbers = "".join(
-        f"<div><dt>{escape(t)}</dt><dd>{value}<small>{note}</small></dd></div>" for t, value, note in tiles
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(summary)}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f'<body>\n<main>\n<header>\n<p class="kind">{escape(subtitle)}</p>\n<h1>{escape(summary)}</h1>\n'
-        f'<dl class="tiles">{numbers}</dl>\n'
-        f"</header>\n{body}</main>\n</body>\n</html>\n"
-    )
 
 
 def _tiles(report: Report) -> list[Tile]:

@@ -106,10 +106,12 @@ def test_data_writes_the_table_and_the_page(contest: Path, tmp_path: Path) -> No
     assert (rows["a/normal.png"]["class"], rows["a/normal.png"]["person"]) == ("none / female / under 30", "1")
     assert rows["b/mask2.png"]["fault"].startswith("[E302]")
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"https?://|<script|<link", text)
+    assert not re.search(r"https?://|<script|<link(?! rel=.icon. href=.data:,.)", text)
     assert text.count("<img ") == 19
     assert "class='moved cut' style='height:100.0%' title='59: 1'" in text
-    assert "0.0% with a face" in text
+    assert '<th class="n">with a face</th>' in text
+    assert '<td class="n">0.0%</td>' in text
+    assert "prefers-color-scheme: dark" in text
 
 
 def fixes(root: Path) -> Path:
