@@ -272,6 +272,7 @@ CODES: dict[str, Code] = {
         "Several out-of-fold files may belong to one member.",
         "name each file after its member, or give --oof the files that are meant instead of the folder",
     ),
+    "W590": Code("Images to be explained are not in the ground truth.", "add them to it, or leave --truth out"),
     "I592": Code(
         "Some models have no evidence maps in a report.", "export them with --features; models of face crops have none"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from ensemble import files
 from ensemble.analysis.cam import Classifier, find_classifier
 from ensemble.analysis.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resize_heat, to_png
 from ensemble.arrays import Floats, Mask, Pixels
+from ensemble.card import ModelCard
 from ensemble.errors import DataError, OptionError, enumerate_some
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import name_image, read_image
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
@@ -26,6 +27,7 @@ from ensemble.images.listing import Listing, list_images
 from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import is_count
 from ensemble.predict.bad_images import ERRORS, tell_oddities, unread, write_errors
+from ensemble.predictions.truth import read_truth
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES, LOGITS, read_model
 from ensemble.runtime.providers import choose_device
@@ -40,7 +42,8 @@ class Explained:
     """The map of one image: the class it is for, the probability of that class, and the predicted class.
 
     ``on_face`` is the share of the map that is in the face box, None without a box or without any evidence.
-    ``face_area`` is the share of the image that is in the box.
+    ``face_area`` is the share of the image that is in the box. ``truth`` are the names of the true class or labels,
+    where they are known.
     """
 
     image: str
@@ -50,6 +53,7 @@ class Explained:
     path: Path
     on_face: float | None
     face_area: float | None
+    truth: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -94,6 +98,7 @@ def explain(
     *,
     target: str | None = None,
     boxes: Boxes | None = None,
+    truth: Path | None = None,
     device: str = "auto",
     listener: Listener = SILENT,
 ) -> Explanations:
@@ -102,7 +107,7 @@ def explain(
     ``images`` are files and folders. Each image gets ``<folder>/<image>.png``; contact sheets are ``sheet-001.png`` and
     so on. A map shows the evidence for the class (negative values count as 0), scaled to its own maximum. Where several
     labels may apply, each one that does (from a probability of 0.5, and the most probable one) has a map,
-    ``<folder>/<image>.<number>-<label>.png``.
+    ``<folder>/<image>.<number>-<label>.png``. With the CSV ``truth`` each map has the true class below the answer.
 
     Raises:
         OptionError: E203 when the device is not known, E204 when the class is not, or when a map would overwrite an
@@ -110,6 +115,7 @@ def explain(
         DataError: E316 when there are no images, E327 when a name is not valid Unicode, E351 when an image is not in
             ``boxes``; E326 when some could not be read: all others are done, and ``errors.csv`` lists the rest.
         ModelError: E431 without the output ``features``, E432 when the head is not linear; see also `read_model`.
+        EnsError: see `read_truth`.
         FileError, DeviceError: see `read_model`, `choose_device` and `start_session`; E701 or E702 for the folder.
     """
     read = read_model(model)
@@ -119,12 +125,13 @@ def explain(
     if boxes is None and read.card.preprocess.face is not None:
         raise OptionError("E206", f"{read.card.member} was trained on face crops and needs face boxes")
     listing = list_given(images, listener=listener)
+    known = None if truth is None else _true_names(truth, read.card, listing, listener)
     _require_no_image(folder, listing)
     faces = None if boxes is None else _select_boxes(boxes, listing)
     files.require_writable(folder)
     where = choose_device(device, listener=listener)
     session = start_session(read, device=where, threads=available_cores())
-    explainer = _Explainer(session, classifier, listing, faces, folder, chosen)
+    explainer = _Explainer(session, classifier, listing, faces, folder, chosen, known)
     listener.progress("explain", 0, len(listing))
     for start in range(0, len(listing), BATCH):
         rows = range(start, min(start + BATCH, len(listing)))
@@ -175,6 +182,28 @@ def find_class(text: str, labels: LabelSpace) -> int:
     raise OptionError("E204", f"{text!r} is not a class", hint=f"classes: {known}")
 
 
+def _true_names(path: Path, card: ModelCard, listing: Listing, listener: Listener) -> dict[str, str]:
+    """Return the names of the true class or labels of the listed images; those that the truth lacks are a notice.
+
+    Ids are compared exactly, or else without their folders.
+    """
+    truth = read_truth(path, card.labels, independent=card.activation == "sigmoid", listener=listener)
+    names = card.labels.names
+    if truth.applies is None:
+        answers = [names[c] for c in truth.classes]
+    else:
+        answers = [", ".join(names[c] for c in np.flatnonzero(row)) or "none" for row in truth.applies]
+    known = dict(zip(truth.ids, answers, strict=True))
+    if not known.keys() & set(listing.ids):
+        known = {name.rpartition("/")[2]: answer for name, answer in known.items()}
+    found = {name: known.get(name, known.get(name.rpartition("/")[2])) for name in listing.ids}
+    missing = [name for name, answer in found.items() if answer is None]
+    if missing:
+        text = f"{len(missing):,} of {len(listing):,} images are not in {path.name}: {enumerate_some(missing)}"
+        listener.notice(Notice("W590", text))
+    return {name: answer for name, answer in found.items() if answer is not None}
+
+
 class _Explainer:
     """Explains the images of one model, collects the images that could not be read, and fills contact sheets."""
 
@@ -186,13 +215,14 @@ class _Explainer:
         faces: Sequence[Box | None] | None,
         folder: Path,
         chosen: int | None,
+        truth: Mapping[str, str] | None,
     ) -> None:
         self.done: list[Explained] = []
         self.sheets: list[Path] = []
         self.faults: dict[int, DataError] = {}
         self.oddities: dict[str, list[str]] = {}
         self._session, self._classifier, self._listing = session, classifier, listing
-        self._faces, self._folder, self._chosen = faces, folder, chosen
+        self._faces, self._folder, self._chosen, self._truth = faces, folder, chosen, truth
         self._images = {path.resolve() for path in listing.paths}
         self._tiles: list[Any] = []
 
@@ -240,6 +270,7 @@ class _Explainer:
                 path=path,
                 on_face=_share(maps[k], one.face),
                 face_area=None if one.face is None else float(one.face.mean()),
+                truth=None if self._truth is None else self._truth.get(self._listing.ids[one.row]),
             )
             self._draw(one.pixels, maps[k] / max(float(maps[k].max()), 1e-12), explained)
             self.done.append(explained)
@@ -276,6 +307,9 @@ class _Explainer:
         caption = [f"{explained.class_name}  {explained.probability:.1%}"]
         if self._chosen is not None:
             caption.append(f"predicted: {explained.predicted}")
+        if self._truth is not None:
+            right = " (right)" if explained.truth == explained.predicted else ""
+            caption.append("truth unknown" if explained.truth is None else f"true: {explained.truth}{right}")
         if self._faces is not None:
             share = "no evidence" if explained.face_area else "no face box"
             caption.append(share if explained.on_face is None else f"{explained.on_face:.0%} on the face")

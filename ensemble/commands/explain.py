@@ -20,6 +20,7 @@ from ensemble.terminal import TERMINAL, show
     type=PATH,
     help="Face boxes from ens crop: for models trained on face crops, and to measure the share of evidence on faces.",
 )
+@click.option("--truth", type=PATH, help="Ground-truth CSV: shows the true class below the answer.")
 @click.option(
     "--device",
     default="auto",
@@ -33,6 +34,7 @@ def explain(
     folder: Path,
     target: str | None,
     boxes: Path | None,
+    truth: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -52,6 +54,7 @@ def explain(
         folder,
         target=target,
         boxes=None if boxes is None else read_boxes(boxes),
+        truth=truth,
         device=device,
         listener=TERMINAL,
     )

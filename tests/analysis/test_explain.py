@@ -22,6 +22,7 @@ from ensemble.analysis.explain import Explained, Explanations, explain, find_cla
 from ensemble.analysis.overlay import COLUMNS, colour_heat, draw_pair
 from ensemble.card import METADATA_KEY, Activation, FaceCrop, ModelCard, Precision, Preprocess
 from ensemble.errors import DataError, ModelError, OptionError
+from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, Boxes, Face, write_boxes
 from ensemble.labels import MASK18, Axis, LabelSpace
 from ensemble.runtime.model_file import FEATURES, read_model
@@ -430,3 +431,24 @@ def test_the_command_explains_without_torch(tmp_path: Path) -> None:
     assert found["class_name"] == found["predicted"] == "red"
     assert Path(found["path"]).is_file()
     assert 0 < found["face_area"] < found["on_face"] <= 1
+
+
+def test_the_true_class_stands_below_the_answer(tmp_path: Path) -> None:
+    """Ids of the truth may have folders; an image that it lacks is named, and the pictures have one line more."""
+    path, out = colour_model(tmp_path), tmp_path / "out"
+    for name, colour in (("a.png", (255, 40, 40)), ("b.png", (40, 255, 40)), ("c.png", (40, 40, 255))):
+        patch(tmp_path / "images" / name, colour)
+    truth = tmp_path / "truth.csv"
+    truth.write_text("ImageID,ans\nset/a.png,0\nset/b.png,2\n")
+    heard = Recorder()
+    done = explain(path, [tmp_path / "images"], out, truth=truth, device="cpu", listener=heard)
+    assert {one.image: one.truth for one in done.images} == {"a.png": "red", "b.png": "blue", "c.png": None}
+    assert [one.predicted for one in done.images][:2] == ["red", "green"]
+    assert [one.code for one in heard.notices] == ["W590"]
+    assert "1 of 3 images are not in truth.csv: c.png" in heard.notices[0].message
+    plain = explain(path, [tmp_path / "images"], tmp_path / "plain", device="cpu")
+    heights = []
+    for found in (done, plain):
+        with Image.open(found.images[0].path) as picture:
+            heights.append(picture.height)
+    assert heights[0] == heights[1] + 20
