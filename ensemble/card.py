@@ -84,7 +84,7 @@ class Preprocess:
     that become 0 and 1 then. With ``face`` all this happens to the square around the face.
 
     Raises:
-        OptionError: E204 when a value is out of range, or the resizer does not have the interpolation; E560 when a
+        OptionError: E204 when a value is out of range, or the resizer does not have the interpolation; E209 when a
             setting is not possible for channels of the file itself.
     """
 
@@ -151,10 +151,10 @@ class Preprocess:
         if not self.kept:
             if self.scale != _EIGHT_BITS:
                 hint = "name the number of channels too, such as --channels 1"
-                raise OptionError("E560", "a scale is only for channels that are kept as they are", hint=hint)
+                raise OptionError("E209", "a scale is only for channels that are kept as they are", hint=hint)
         elif self.resizer != "pillow" or self.face is not None:
             what = "a face crop" if self.face is not None else f"the resizer {self.resizer}"
-            raise OptionError("E560", f"{what} is not supported for channels that are kept as they are")
+            raise OptionError("E209", f"{what} is not supported for channels that are kept as they are")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +235,13 @@ class ModelCard:
         """Check that the model takes images made from RGB, for something that is only done with those.
 
         Raises:
-            OptionError: E560 when it keeps the channels of the file.
+            OptionError: E209 when it keeps the channels of the file.
         """
         if self.preprocess.kept:
             message = (
                 f"{self.member} takes {self.preprocess.planes} channels as a file has them: {what} is not supported"
             )
-            raise OptionError("E560", message)
+            raise OptionError("E209", message)
 
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys; equal cards give equal text."""

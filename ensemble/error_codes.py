@@ -276,7 +276,7 @@ CODES: dict[str, Code] = {
     "I592": Code(
         "Some models have no evidence maps in a report.", "export them with --features; models of face crops have none"
     ),
-    "E591": Code(
+    "E208": Code(
         "Several fold splits are asked for, and the folds are given.",
         "leave --repeats out, or let ens train deal the folds",
     ),
@@ -313,22 +313,22 @@ CODES: dict[str, Code] = {
         "This is only possible for classes that exclude each other.",
         "blend members of several labels with ens blend, and score them with ens evaluate",
     ),
-    "E560": Code(
+    "E209": Code(
         "This is not possible for images whose own channels are kept (channels 1 to 4 in the card).",
         "leave the option out, or use --channels rgb, bgr or grey, which are made from RGB in 8 bits",
     ),
     "I560": Code("An image without alpha was taken as opaque, for a model of four channels.", "nothing to do"),
-    "E561": Code(
+    "E210": Code(
         "A model takes stored values as they are, and nothing says how to normalize them.",
         "name --mean, --std and --scale",
     ),
     "I561": Code("Scale, mean and std of the channels were measured on training images.", "name them to use others"),
-    "E562": Code(
+    "E362": Code(
         "An image or array does not have the channels that the model takes.",
         "give it the channels of the card; arrays are (height, width), (height, width, channels) or (channels, height, width)",
     ),
     "I562": Code("Images of their own channels are trained without augmentation.", "name one with --augment"),
-    "E563": Code("An array has values that are not finite.", "replace NaN and infinity in the file"),
+    "E363": Code("An array has values that are not finite.", "replace NaN and infinity in the file"),
     "E564": Code(
         "A sample asks for measured numbers, and the members predict classes or labels.",
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",

@@ -13,7 +13,8 @@ EnsError
 │   └── PositiveClassError        E542   exit 5   which of two classes is the positive one is not known
 ├── DeviceError        E6xx   exit 6    devices and memory
 │   ├── DeviceMemoryError         E602   exit 6   the device is out of memory
-│   └── ModelRunError             E605   exit 6   a model failed while running
+│   ├── ModelRunError             E605   exit 6   a model failed while running
+│   └── ChanceError               E612   exit 6   a model's answers depend on chance
 ├── FileError          E7xx   exit 7    the file system
 │   ├── DiskFullError             E701   exit 7   the disk is full
 │   └── LockedError               E703   exit 75  another run is writing to the same folder
@@ -134,6 +135,10 @@ class DeviceMemoryError(DeviceError):
 
 class ModelRunError(DeviceError):
     """A model failed while running: E605."""
+
+
+class ChanceError(DeviceError):
+    """The answers of a model depend on chance: E612."""
 
 
 class FileError(EnsError):

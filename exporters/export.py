@@ -194,7 +194,7 @@ class Exportable(torch.nn.Module):
 
 def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:
     if card.precision == "int8" and card.preprocess.kept:
-        raise OptionError("E560", "int8 is not supported for channels that are kept as they are")
+        raise OptionError("E209", "int8 is not supported for channels that are kept as they are")
     if card.precision == "int8" and images is None:
         raise OptionError("E204", "int8 is calibrated on real images", hint="name a folder of them with --calibrate")
     if card.precision == "fp32" and (images is not None or truth is not None):

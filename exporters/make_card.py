@@ -186,7 +186,7 @@ def _require_own_normalisation(preprocess: Preprocess, sources: Mapping[str, str
     if preprocess.kept and missing:
         low, high = preprocess.scale
         raise OptionError(
-            "E561",
+            "E210",
             f"--channels {preprocess.channels} takes values as they are stored, and the checkpoint does not say their "
             "mean and standard deviation",
             hint=f"name {' and '.join(missing)}, one value per channel, of values scaled from {low:g}..{high:g} to "

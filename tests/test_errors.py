@@ -46,6 +46,7 @@ OWN_CLASS = {
     "TooLittleTruthError": "E525",
     "DeviceMemoryError": "E602",
     "ModelRunError": "E605",
+    "ChanceError": "E612",
     "DiskFullError": "E701",
     "LockedError": "E703",
 }

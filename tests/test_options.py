@@ -27,9 +27,18 @@ OTHERS = {
     "retinaface.py": {"--no-deps"},  # pip's
     "machine.py": {"--query-gpu", "--format"},  # nvidia-smi's
     "process_meter.py": {"--query-gpu", "--format"},
+    "wheels.py": {
+        "--only-binary",
+        "--implementation",
+        "--python-version",
+        "--dest",
+        "--platform",
+        "--disable-pip-version-check",
+    },  # pip's
+    "runtime.py": {"--prefer-offline", "--ignore-scripts", "--loglevel", "--pack-destination"},  # npm's
     "distributed.py": {"--multi_gpu"},  # accelerate's
 }
-STYLES = {"html.py", "plots.py"}  # whose --words are variables of CSS
+STYLES = {"html.py", "matrix.py", "plots.py"}  # whose --words are variables of CSS
 
 
 def texts(path: Path) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ def fit_own_channels(
     are for photographs in 8 bits.
 
     Raises:
-        OptionError: E204 when mean and std do not have one value per channel, E560 when the augmentation is a policy
+        OptionError: E204 when mean and std do not have one value per channel, E209 when the augmentation is a policy
             for RGB.
         DataError: the codes of `ensemble.images.planes.decode_planes`.
     """
@@ -43,7 +43,7 @@ def fit_own_channels(
         settings = replace(settings, augment="none")
     if settings.augment in {"light", "strong"}:
         raise OptionError(
-            "E560",
+            "E209",
             f"--augment {settings.augment} is for RGB in 8 bits, and --channels {channels} keeps the file's values",
             hint="--augment none, flip, or a TOML file of transforms that take float32 of any range",
         )

@@ -29,7 +29,7 @@ def read_or_make_folds(
     for each split.
 
     Raises:
-        OptionError: E204 when ``folds`` is neither, or others are shared; E591 when there are several splits, and the
+        OptionError: E204 when ``folds`` is neither, or others are shared; E208 when there are several splits, and the
             folds are given.
         DataError: as `make_folds` and `read_folds`.
     """
@@ -38,7 +38,7 @@ def read_or_make_folds(
     if repeats > 1 and (not is_count(folds) or dataset.folds is not None):
         source = f"--folds {folds}" if not is_count(folds) else "the table"
         hint = "leave --repeats out, or let ens train deal the folds: --folds 5, --fold-column none"
-        raise OptionError("E591", f"--repeats deals several fold splits, and {source} has one", hint=hint)
+        raise OptionError("E208", f"--repeats deals several fold splits, and {source} has one", hint=hint)
     if not is_count(folds):
         if not Path(folds).is_file():
             raise OptionError("E204", f"--folds takes a number, or a CSV of id,fold that exists, got {folds!r}")

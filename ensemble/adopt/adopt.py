@@ -29,7 +29,7 @@ from ensemble.card import (
     ModelCard,
     Preprocess,
 )
-from ensemble.errors import DeviceError, ModelError, OptionError
+from ensemble.errors import ChanceError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import read_image
@@ -210,7 +210,7 @@ def _build(
             require_separate(data, model.path, card)
             error = compare(data, model.path, plan, pixels, reference, LIMITS[card.precision])
         except DeviceError as err:
-            if way == "free" or err.code == "E612":
+            if way == "free" or isinstance(err, ChanceError):
                 raise
             reasons.append(f"batch {way}: {err.message[:200]}")
             continue

@@ -87,7 +87,7 @@ def _explainable(models: Sequence[Path], listener: Listener) -> dict[str, _Expla
         try:
             known[name] = _Explainable(model, find_classifier(model))
         except ModelError as err:
-            left_out.append(f"{name} ({'exported without --features' if err.code == 'E431' else err.message})")
+            left_out.append(f"{name} ({err.message})")
     if left_out:
         listener.notice(Notice("I592", f"no evidence maps of {enumerate_some(left_out)}"))
     return known

@@ -54,6 +54,7 @@ def progress_options(command: Callable[..., None]) -> Callable[..., None]:
             raise conflict("--quiet and --verbose contradict each other")
         name = str(click.get_current_context().info_name)
         TERMINAL.begin(name, level=int(is_verbose) - int(is_quiet))
+        click.get_current_context().call_on_close(TERMINAL.close)
         command(**parameters)
 
     wrapped: Callable[..., None] = with_progress

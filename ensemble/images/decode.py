@@ -157,8 +157,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
             supported, E353 a JPEG of too many scans.
         MemoryError: when there is too little memory to decode it.
     """
-    if not data:
-        raise DataError("E302", "the file is empty")
+    _require_content(data)
     with _quiet_pillow():
         try:
             return _decode(data, max_pixels)
@@ -173,14 +172,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
             return DecodedImage(found.image, (*found.notices, "W334"))
 
 
+def _require_content(data: bytes) -> None:
+    if not data:
+        raise DataError("E302", "the file is empty")
+
+
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
     """Decode an image file's bytes to the pixels that it stores, not turned; with the codes of what is unusual.
 
     Raises:
         DataError: E301, E302, E303, E307 and E309 as `decode_image`.
     """
-    if not data:
-        raise DataError("E302", "the file is empty")
+    _require_content(data)
     with _quiet_pillow():
         return _load(data, max_pixels)
 

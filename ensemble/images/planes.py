@@ -66,13 +66,13 @@ def decode_for(data: bytes, path: Path | RemoteImage, preprocess: Preprocess) ->
     """Decode what `read_file` read from ``path``: to RGB, or to the file's own channels where the card says so.
 
     Raises:
-        DataError: the codes of `decode_file`, and of `decode_planes` for a card that keeps channels; E562 when an array
+        DataError: the codes of `decode_file`, and of `decode_planes` for a card that keeps channels; E362 when an array
             is given to a model that takes RGB.
     """
     if not preprocess.kept:
         if is_array(data):
             hint = "models of arrays are trained and exported with --channels 1 to 4"
-            raise DataError("E562", f"{path.name}: an array, and the model takes RGB", hint=hint, path=_place(path))
+            raise DataError("E362", f"{path.name}: an array, and the model takes RGB", hint=hint, path=_place(path))
         return decode_file(data, path)
     try:
         return decode_planes(data, preprocess.planes)
@@ -86,8 +86,8 @@ def decode_planes(data: bytes, channels: int) -> DecodedPlanes:
     An array is ``(H, W)``, ``(H, W, channels)`` or ``(channels, H, W)``, of whole or floating-point numbers.
 
     Raises:
-        DataError: E301, E302, E303, E307 and E309 as `ensemble.images.decode.decode_image`; E562 when the file has
-            another number of channels or another shape, E563 when a value is not finite.
+        DataError: E301, E302, E303, E307 and E309 as `ensemble.images.decode.decode_image`; E362 when the file has
+            another number of channels or another shape, E363 when a value is not finite.
     """
     if is_array(data):
         return planes_of(_load_array(data), channels)
@@ -98,10 +98,10 @@ def planes_of(values: NDArray[np.generic], channels: int) -> DecodedPlanes:
     """Return an array ``(H, W)``, ``(H, W, channels)`` or ``(channels, H, W)`` as a decoded image.
 
     Raises:
-        DataError: E562 and E563 as `decode_planes`.
+        DataError: E362 and E363 as `decode_planes`.
     """
     if values.dtype.kind not in _KINDS:
-        raise DataError("E562", f"an array of {values.dtype}, which are not real numbers")
+        raise DataError("E362", f"an array of {values.dtype}, which are not real numbers")
     planes = _channels_last(values, channels)
     return _require_finite(DecodedPlanes(np.ascontiguousarray(planes, dtype=np.float32), (), values.dtype.name))
 
@@ -110,14 +110,14 @@ def describe_array(data: bytes) -> tuple[int, int, str]:
     """Return height, width and a description of a ``.npy`` array, whose shortest outer side of up to 4 are channels.
 
     Raises:
-        DataError: E301, E307 and E562 when it cannot be read or is no image.
+        DataError: E301, E307 and E362 when it cannot be read or is no image.
     """
     values = _load_array(data)
     if values.ndim not in {2, 3} or 0 in values.shape:
-        raise DataError("E562", f"an array of shape {values.shape}, which is no image")
+        raise DataError("E362", f"an array of shape {values.shape}, which is no image")
     channels = 1 if values.ndim == 2 else min(values.shape[0], values.shape[-1])
     if channels > max(_MODES):
-        raise DataError("E562", f"an array of shape {values.shape}: images have 1 to 4 channels")
+        raise DataError("E362", f"an array of shape {values.shape}: images have 1 to 4 channels")
     height, width = _channels_last(values, channels).shape[:2]
     return height, width, f"{channels} x {values.dtype}"
 
@@ -160,7 +160,7 @@ def scale_of(kinds: Sequence[str]) -> tuple[float, float] | None:
 
 def _require_finite(found: DecodedPlanes) -> DecodedPlanes:
     if not np.isfinite(found.image).all():
-        raise DataError("E563", "it has values that are not finite", hint="replace NaN and infinity before")
+        raise DataError("E363", "it has values that are not finite", hint="replace NaN and infinity before")
     return found
 
 
@@ -175,7 +175,7 @@ def _load_array(data: bytes) -> NDArray[np.generic]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(header)
         if dtype.kind not in _KINDS:  # objects, whose data would be a pickle
-            raise DataError("E562", f"an array of {dtype}, which are not real numbers")
+            raise DataError("E362", f"an array of {dtype}, which are not real numbers")
         if int(np.prod(shape, dtype=np.int64)) > 4 * MAX_PIXELS:
             raise DataError("E307", f"an array of shape {shape} exceeds {MAX_PIXELS / 1e6:g} MP of 4 channels")
         values: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -188,19 +188,19 @@ def _channels_last(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
     shape = values.shape
     takes = f"the model takes {channels} channel{'s' if channels > 1 else ''}"
     if 0 in shape:
-        raise DataError("E562", f"an array of shape {shape}, which is empty")
+        raise DataError("E362", f"an array of shape {shape}, which is empty")
     if values.ndim == 2 and channels == 1:
         return values[..., np.newaxis]
     if values.ndim == 3:
         last, first = shape[-1] == channels, shape[0] == channels
         if last and first:
             hint = "save arrays as (height, width, channels) of other sides than the channels"
-            raise DataError("E562", f"an array of shape {shape}, whose first and last side are {channels}", hint=hint)
+            raise DataError("E362", f"an array of shape {shape}, whose first and last side are {channels}", hint=hint)
         if last:
             return values
         if first:
             return values.transpose(1, 2, 0)
-    raise DataError("E562", f"an array of shape {shape}, and {takes}")
+    raise DataError("E362", f"an array of shape {shape}, and {takes}")
 
 
 def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
@@ -218,7 +218,7 @@ def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
         stored = next((str(count) for count, modes in _MODES.items() if image.mode in modes), "other")
         only_grey = "--channels grey makes one channel from colours" if channels == 1 else None
         raise DataError(
-            "E562",
+            "E362",
             f"it has {stored} channels ({image.mode}), and the model takes {channels} of the file's",
             hint=only_grey,
         )

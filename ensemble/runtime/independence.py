@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from ensemble.arrays import Logits, Pixels
-from ensemble.errors import DeviceError, enumerate_some
+from ensemble.errors import ChanceError, DeviceError, enumerate_some
 from ensemble.runtime.parity import compare_logits, draw_pictures, relative_error
 from ensemble.runtime.separate_rows import prove_rows
 
@@ -41,19 +41,20 @@ def require_independent(
     """
     proof = prove_rows(onnx.load_from_string(data), output)
     if proof.chance:
-        raise DeviceError("E612", f"{member} draws at random: {enumerate_some(list(proof.chance))}")
+        raise ChanceError("E612", f"{member} draws at random: {enumerate_some(list(proof.chance))}")
     if not proof.mixing:
         return
     pictures = draw_pictures(size)[::2][:TRIED]
     together, alone = run(pictures), np.concatenate([run(one[np.newaxis]) for one in pictures[:2]])
     limit = _LIMITS.get(precision, _LIMITS["fp32"])
     trials = (  # what is measured first names the cause: chance changes the other two as well
-        ("E612", "the same image again", alone[:1], run(pictures[:1])),
-        ("E613", "the images in another order", together, run(pictures[::-1].copy())[::-1]),
-        ("E613", "an image without the others", together[:2], alone),
+        (True, "the same image again", alone[:1], run(pictures[:1])),
+        (False, "the images in another order", together, run(pictures[::-1].copy())[::-1]),
+        (False, "an image without the others", together[:2], alone),
     )
-    for code, what, expected, found in trials:
+    for by_chance, what, expected, found in trials:
         if expected.shape != found.shape or not compare_logits(expected, found, limit=limit).holds:
             error = relative_error(expected, found) if expected.shape == found.shape else float("nan")
             message = f"{member} answers otherwise for {what}: relative error {error:.1e}, {limit:g} is allowed"
-            raise DeviceError(code, f"{message}; not known to treat images apart: {enumerate_some(list(proof.mixing))}")
+            message += f"; not known to treat images apart: {enumerate_some(list(proof.mixing))}"
+            raise ChanceError("E612", message) if by_chance else DeviceError("E613", message)

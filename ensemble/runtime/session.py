@@ -165,7 +165,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
         message = (
             f"{model.card.member} takes images of {wanted.planes} channels as they are, on the CPU alone, not {device}"
         )
-        raise OptionError("E560", message, hint="predict with --device cpu")
+        raise OptionError("E209", message, hint="predict with --device cpu")
     options = provider_options(model.card, model.sha256, device)
     match device.kind:
         case "tensorrt":

@@ -60,11 +60,11 @@ def test_the_exported_graph_scales_and_normalises(two: tuple[Path, torch.nn.Modu
 
 
 def test_what_cannot_be_known_or_done_is_refused(two: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
-    """Without mean and std E561, int8 E560, another number of channels E204: each names the option."""
+    """Without mean and std E210, int8 E209, another number of channels E204: each names the option."""
     path, _ = two
     for code, text, options in (
-        ("E561", "--mean and --std", ExportOptions(channels="2", resize="squash")),
-        ("E560", "int8", ExportOptions(channels="2", mean=MEAN, std=STD, precision="int8", resize="squash")),
+        ("E210", "--mean and --std", ExportOptions(channels="2", resize="squash")),
+        ("E209", "int8", ExportOptions(channels="2", mean=MEAN, std=STD, precision="int8", resize="squash")),
         ("E204", "--channels 1 to 4", ExportOptions(mean=None, size=(SIZE, SIZE))),
     ):
         with pytest.raises(OptionError) as caught:

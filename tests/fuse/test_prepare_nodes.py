@@ -67,7 +67,12 @@ def test_prepared_pixels_are_the_program_s(name: str, size: tuple[int, int]) -> 
         [draw_pictures(size)[:2], np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)]
     )
     height, width = size
-    faces = [None, Box(0.25 * width, 0.125 * height, 0.5 * width, 0.875 * height), Box(-3, -4, 2.5, 3), None]
+    faces = [
+        None,
+        Box(0.25 * width, 0.125 * height, 0.5 * width, 0.875 * height),
+        Box(-0.25 * width, -0.5 * height, 0.5 * width, 0.75 * height),
+        None,
+    ]
     expected = np.stack(
         [prepare_image(image, preprocess, face) for image, face in zip(images, faces, strict=True)]
     ).astype(int)

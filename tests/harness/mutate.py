@@ -161,7 +161,12 @@ GUARDS = (
     Guard("ensemble/images/decode.py", "    if not data:", "    if False:", "images/test_decode.py::test_fault_04"),
     Guard("ensemble/images/decode.py", "if ended is None:", "if False:", "images/test_decode.py::test_fault_01"),
     Guard("ensemble/images/decode.py", "if complete else None", "", "images/test_formats.py::test_fault_02"),
-    Guard("ensemble/images/decode.py", "(values >> 8)", "values.clip(0, 255)", "images/test_pixels.py::test_fault_08"),
+    Guard(
+        "ensemble/images/decode.py",
+        "(values >> (_bits_per_sample(image) - 8))",
+        "values.clip(0, 255)",
+        "images/test_pixels.py::test_fault_08",
+    ),
     Guard(
         "ensemble/images/decode.py",
         'if image.mode in {"I", "F"}:',

@@ -80,15 +80,15 @@ def test_the_orientation_is_applied_to_every_channel() -> None:
 def test_what_has_other_channels_is_refused_by_name() -> None:
     """Shapes, modes, types and values that do not fit: each its code, and the model and the file are named."""
     cases = [
-        (npy(np.zeros((9, 12), np.float32)), 2, "E562", r"\(9, 12\), and the model takes 2"),
-        (npy(np.zeros((9, 12, 5), np.float32)), 2, "E562", r"\(9, 12, 5\)"),
-        (npy(np.zeros((2, 9, 2), np.float32)), 2, "E562", "first and last side are 2"),
-        (npy(np.zeros((0, 9), np.float32)), 1, "E562", "empty"),
-        (npy(np.zeros((9, 9), np.complex64)), 1, "E562", "not real numbers"),
-        (npy(np.full((9, 9), np.nan)), 1, "E563", "not finite"),
+        (npy(np.zeros((9, 12), np.float32)), 2, "E362", r"\(9, 12\), and the model takes 2"),
+        (npy(np.zeros((9, 12, 5), np.float32)), 2, "E362", r"\(9, 12, 5\)"),
+        (npy(np.zeros((2, 9, 2), np.float32)), 2, "E362", "first and last side are 2"),
+        (npy(np.zeros((0, 9), np.float32)), 1, "E362", "empty"),
+        (npy(np.zeros((9, 9), np.complex64)), 1, "E362", "not real numbers"),
+        (npy(np.full((9, 9), np.nan)), 1, "E363", "not finite"),
         (npy(np.zeros((9, 9)))[:-8], 1, "E301", "cut off"),
-        (encoded(np.zeros((9, 9, 3), np.uint8)), 1, "E562", r"3 channels \(RGB\)"),
-        (encoded(np.zeros((9, 9), np.uint8)), 4, "E562", r"1 channels \(L\)"),
+        (encoded(np.zeros((9, 9, 3), np.uint8)), 1, "E362", r"3 channels \(RGB\)"),
+        (encoded(np.zeros((9, 9), np.uint8)), 4, "E362", r"1 channels \(L\)"),
         (b"hello", 1, "E303", "not an image"),
         (b"", 1, "E302", "empty"),
     ]
@@ -98,7 +98,7 @@ def test_what_has_other_channels_is_refused_by_name() -> None:
         assert caught.value.code == code
     with pytest.raises(DataError, match="takes RGB") as array:
         decode_for(npy(np.zeros((9, 9))), Path("a.npy"), Preprocess((8, 8)))
-    assert array.value.code == "E562"
+    assert array.value.code == "E362"
 
 
 def test_pickled_arrays_are_refused_without_loading_them() -> None:
@@ -162,12 +162,12 @@ def test_views_of_channels_are_those_of_rgb() -> None:
 
 
 def test_a_card_refuses_what_kept_channels_do_not_have() -> None:
-    """A scale without kept channels, another resizer and a face crop: E560; a scale of no width: E204."""
+    """A scale without kept channels, another resizer and a face crop: E209; a scale of no width: E204."""
     size = (16, 16)
     cases: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("E560", {"scale": (0.0, 1.0)}),
-        ("E560", {"channels": "1", "resizer": "opencv"}),
-        ("E560", {"channels": "1", "face": FaceCrop(0.2)}),
+        ("E209", {"scale": (0.0, 1.0)}),
+        ("E209", {"channels": "1", "resizer": "opencv"}),
+        ("E209", {"channels": "1", "face": FaceCrop(0.2)}),
         ("E204", {"channels": "1", "scale": (1.0, 1.0)}),
     )
     for code, settings in cases:

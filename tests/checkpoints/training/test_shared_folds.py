@@ -39,5 +39,5 @@ def test_given_folds_are_one_split(tmp_path: Path) -> None:
     for folds, dataset in ((str(path), DATASET), ("2", replace(DATASET, folds=given))):
         with pytest.raises(OptionError) as caught:
             read_or_make_folds(folds, 0, 2, tmp_path, dataset)
-        assert caught.value.code == "E591"
+        assert caught.value.code == "E208"
     assert read_or_make_folds(str(path), 0, 1, tmp_path, DATASET).file is None
