@@ -15,9 +15,12 @@ from ensemble.commands.sheet_options import rows_options, sheet_options, table_o
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from ensemble.labels import LabelSpace
     from ensemble.learn.choose_recipe import ChosenRecipe, GivenWeights, LearnFrom
     from ensemble.predictions.external import ExternalOptions
+    from ensemble.predictions.truth import TruthOptions
     from ensemble.submission.rows import RowMap
+    from ensemble.submission.sheet import AnswerSheet
     from ensemble.submission.sheet_options import SheetOptions
 
 _WEIGHTS = ("pool_name", "weights", "views", "rule_name", *NAMES)
@@ -121,7 +124,6 @@ def blend(
     from ensemble.predict.result import render_unread
     from ensemble.predictions.members import common_images
     from ensemble.predictions.read_members import read_members
-    from ensemble.predictions.truth import truth_columns
     from ensemble.submission.recognise import read_sheet
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
@@ -129,6 +131,7 @@ def blend(
     read = {"--like": like, "--apply": recipe_path, "--truth": truth}
     require_different({"-o": output, "--save": save}, read | named("PREDICTIONS", predictions) | named("--oof", oof))
     _require_one_source(recipe_path, oof, truth)
+    sheet = replace(sheet, scored=truth is not None and _is_contest_metric(metric))
     space = parse_labels(labels)
     external = replace(tables, id_column=sheet.id_column)
     found = read_members(predictions, space, options=external, listener=TERMINAL)
@@ -144,7 +147,7 @@ def blend(
     )
     if truth is not None:
         held_out = read_members(oof, space, options=external.for_oof(), beside=(truth,), listener=TERMINAL)
-        source = LearnFrom(held_out, truth, method, metric, seed, transductive, truth_columns(sheet))
+        source = LearnFrom(held_out, truth, method, metric, seed, transductive, _truth_columns(sheet, sample, names))
     chosen = choose_recipe(common.members, source, listener=TERMINAL)
     ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
@@ -160,6 +163,22 @@ def blend(
     summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
     summary["recipe"] = json.loads(chosen.recipe.to_json())
     show(summary, f"{_render_chosen(chosen)}{render_unread(blended.filled, common.missing)}{output}", as_json=as_json)
+
+
+def _is_contest_metric(text: str) -> bool:
+    from ensemble.learn.objective import METRICS
+
+    return text.partition(":")[0] not in METRICS
+
+
+def _truth_columns(options: SheetOptions, sample: AnswerSheet | None, labels: LabelSpace) -> TruthOptions:
+    """Return what the options say about the ground truth; a sample of one probability says which class is positive."""
+    from ensemble.predictions.truth import truth_columns
+
+    columns = truth_columns(options)
+    if sample is None or sample.positive is None:
+        return columns
+    return replace(columns, positive=labels.names[sample.positive])
 
 
 def _render_chosen(chosen: ChosenRecipe) -> str:

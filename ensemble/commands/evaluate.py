@@ -75,7 +75,7 @@ def evaluate(
     from ensemble.submission.sheet import Submission
 
     contest = [find_metric(name) for name in metrics]
-    columns = truth_columns(sheet)
+    columns, sheet = truth_columns(sheet), replace(sheet, scored=bool(contest))
     space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
     found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
     read = _read_answers(found, space, options, like, sheet)

@@ -54,12 +54,12 @@ def learn(
 
     Raises:
         DataError: E330 when the ground truth is not for the members' images.
-        OptionError: E204 when the method or the metric is unknown.
+        OptionError: E204 when the method or the metric is unknown, or a positive class is named for other than two.
         PredictionError: E501 when classes differ, E504 when the folds to be averaged predict other images, E505 when a
             prediction is not finite, E515 when a member name is repeated, E516 when a view is missing, E525 when there
             are fewer than five persons (or images, if persons are unknown).
     """
-    parsed = parse_metric(metric, truth.labels)
+    parsed = _parse_metric(metric, truth, listener)
     names = _candidate_names(method, candidates_for(parsed, truth.labels), metric)
     by_name = members_by_name(members)
     member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
@@ -106,6 +106,18 @@ def learn(
         repeats=repeats,
         seed=seed,
     )
+
+
+def _parse_metric(text: str, truth: Truth, listener: Listener) -> Metric:
+    """Parse the metric, and say which of two classes it is about where that is not named (I549)."""
+    labels = truth.labels
+    if truth.positive is not None and len(labels) != 2:
+        raise OptionError("E204", f"--positive names one of two classes, and there are {len(labels)}")
+    metric = parse_metric(text, labels, positive=truth.positive)
+    if metric.contest is not None and len(labels) == 2 and truth.positive is None:
+        name = labels.names[metric.positive]
+        listener.notice(Notice("I549", f"{metric.title} is about {name!r} where it is about one of two classes"))
+    return metric
 
 
 def _fit_options(

@@ -114,10 +114,11 @@ class Metric:
         return self.score(confusion)
 
 
-def parse_metric(text: str, labels: LabelSpace) -> Metric:
+def parse_metric(text: str, labels: LabelSpace, *, positive: int | None = None) -> Metric:
     """Parse ``macro-f1``, ``accuracy``, ``balanced-accuracy`` or ``nll``, or the name of any contest metric.
 
-    The first three also with ``:axis``.
+    The first three also with ``:axis``. Metrics of one of two classes are about ``positive``, by default the class that
+    the names tell, or the second.
 
     Raises:
         OptionError: E204 when the metric or the axis is unknown, or the metric is not for such classes.
@@ -127,7 +128,7 @@ def parse_metric(text: str, labels: LabelSpace) -> Metric:
     if text == LIKELIHOOD:
         return Metric(text, "log-likelihood", text, classes, len(labels), None)
     if base not in _SCORES:
-        return parse_contest_metric(text, labels)
+        return parse_contest_metric(text, labels, positive=positive)
     score = _SCORES[base]
     if base == text:
         return Metric(text, score.title, base, classes, len(labels), score.of_confusion)
@@ -145,7 +146,9 @@ def parse_metric(text: str, labels: LabelSpace) -> Metric:
     )
 
 
-def parse_contest_metric(text: str, labels: LabelSpace, *, exclusive: bool = True) -> Metric:
+def parse_contest_metric(
+    text: str, labels: LabelSpace, *, exclusive: bool = True, positive: int | None = None
+) -> Metric:
     """Parse the name of a contest metric, of classes that exclude each other or of independent labels.
 
     Raises:
@@ -155,7 +158,9 @@ def parse_contest_metric(text: str, labels: LabelSpace, *, exclusive: bool = Tru
     contest.require_fits(exclusive=exclusive, classes=len(labels))
     title = contest.title if contest.greater_is_better else f"negated {contest.title}"
     classes = np.arange(len(labels), dtype=np.intp)
-    return Metric(text, title, "contest", classes, len(labels), None, contest, _positive(labels))
+    return Metric(
+        text, title, "contest", classes, len(labels), None, contest, _positive(labels) if positive is None else positive
+    )
 
 
 def title_of(text: str, labels: LabelSpace, *, exclusive: bool = True) -> str:

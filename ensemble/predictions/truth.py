@@ -17,6 +17,7 @@ from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns, nearest
+from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet_options import SheetOptions
 
 _GROUPS = ("person", "person id", "patient", "patient id", "subject", "subject id", "group", "group id")
@@ -27,7 +28,7 @@ class Truth:
     """The ground truth: ``classes[i]``, ``(N,)``, is the class of image ``ids[i]``, ``persons[i]`` the person on it.
 
     Where several labels may apply, ``applies`` ``(N, C)`` has them, and ``classes`` the first of each image (0 where
-    none applies).
+    none applies). ``positive`` is the class that metrics of one of two classes are about, where it is named.
     """
 
     ids: tuple[str, ...]
@@ -35,6 +36,7 @@ class Truth:
     persons: tuple[str, ...] | None
     labels: LabelSpace
     applies: NDArray[np.bool_] | None = None
+    positive: int | None = None
 
     @property
     def shares(self) -> Floats:
@@ -46,18 +48,19 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class TruthOptions:
-    """The columns of a ground truth, where their names do not tell them."""
+    """The columns of a ground truth, and the positive one of two classes, where the names do not tell them."""
 
     id_column: str | None = None
     label_column: str | None = None
+    positive: str | None = None
 
 
 NO_COLUMNS = TruthOptions()
 
 
 def truth_columns(options: SheetOptions) -> TruthOptions:
-    """Return the columns that the options of a sheet name: they are those of the ground truth as well."""
-    return TruthOptions(options.id_column, options.label_column)
+    """Return what the options of a sheet name: the columns and the class are those of the ground truth as well."""
+    return TruthOptions(options.id_column, options.label_column, options.positive)
 
 
 def read_truth(
@@ -77,6 +80,7 @@ def read_truth(
     Raises:
         FileError: E707 when the file cannot be read.
         DataError: E313 when an id is repeated, E322 when a column is missing, E330 when an answer is not a class.
+        PredictionError: E541 when the positive class that is named is none.
     """
     table = read_table(path, listener=listener)
     id_column = find_id_column(table, named=options.id_column, listener=listener)
@@ -87,7 +91,8 @@ def read_truth(
     if not independent:
         _require_one_each(table, applies)
     classes = applies.argmax(axis=1).astype(np.intp)
-    return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None)
+    positive = None if options.positive is None else find_positive(labels.names, "", options.positive)
+    return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive)
 
 
 def _read_answers(

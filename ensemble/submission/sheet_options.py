@@ -18,7 +18,8 @@ class SheetOptions:
     """The options that overrule what is read from a sample.
 
     ``answers`` is a kind, ``decisions``, or ``ranking:<k>``; ``positive`` the class of a single probability;
-    ``separator`` what is between the names in a cell; ``digits`` the decimals of probabilities.
+    ``separator`` what is between the names in a cell; ``digits`` the decimals of probabilities. ``scored`` says that
+    ``positive`` may also be about a metric, whatever the kind of answers.
     """
 
     answers: str | None = None
@@ -27,6 +28,7 @@ class SheetOptions:
     positive: str | None = None
     separator: str | None = None
     digits: int | None = None
+    scored: bool = False
 
     @property
     def kind(self) -> AnswerKind | None:
@@ -86,7 +88,7 @@ def apply_options(sheet: AnswerSheet, options: SheetOptions, name: str) -> Answe
     numeric = sheet.kind in {"probabilities", "probability", "label-columns", "long"} and not sheet.decisions
     unfit = {
         "--digits": options.digits is not None and not numeric,
-        "--positive": options.positive is not None and sheet.kind != "probability",
+        "--positive": options.positive is not None and sheet.kind != "probability" and not options.scored,
         "--sep": options.separator is not None and sheet.kind not in {"label-cells", "ranking"},
     }
     for option, bad in unfit.items():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
 from ensemble.blend.blend import blend
 from ensemble.blend.decision_rules import OrdinalRule, decide, fit_ordinal_rule
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import OptionError
+from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.learn.candidates import candidates_for
 from ensemble.learn.learn import learn
@@ -62,6 +64,30 @@ def test_learning_for_auc_weighs_the_better_member_more() -> None:
     assert recipe.pool.ranks
     found = blend(members, recipe, ids=truth.ids)
     assert roc_auc_score(truth.classes, found.probabilities[:, 1]) == pytest.approx(method.table[1].in_sample, abs=1e-3)
+
+
+def test_learning_is_about_the_positive_class_that_is_named() -> None:
+    """The in-sample average precision of the mean is that of scikit-learn for the class named, else the second."""
+    members, truth = contest(2, (1.0, 0.2))
+    order = sorted(range(ROWS), key=truth.ids.__getitem__)
+    p = np.exp(np.stack([log_softmax(member.logits["identity"])[order] for member in members])).mean(axis=0)
+    heard: list[str] = []
+    for positive in (0, 1, None):
+        listener = Recorder()
+        named = replace(truth, positive=positive)
+        learned = learn(members, named, metric="average-precision", method="mean", repeats=1, listener=listener)
+        shown = 1 if positive is None else positive
+        expected = average_precision_score(truth.classes[order] == shown, p[:, shown])
+        assert learned.table[0].in_sample == pytest.approx(expected, abs=1e-9)
+        heard += [notice.code for notice in listener.notices if notice.code == "I549"]
+    assert heard == ["I549"]
+
+
+def test_a_positive_class_of_three_is_refused() -> None:
+    """Metrics of one of two classes have no meaning for three."""
+    members, truth = contest(3, (1.0, 0.2))
+    with pytest.raises(OptionError, match="one of two classes, and there are 3"):
+        learn(members, replace(truth, positive=1), metric="average-precision")
 
 
 def test_ordinal_cuts_raise_kappa_on_a_skewed_scale() -> None:
