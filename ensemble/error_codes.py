@@ -329,6 +329,10 @@ CODES: dict[str, Code] = {
     ),
     "I562": Code("Images of their own channels are trained without augmentation.", "name one with --augment"),
     "E363": Code("An array has values that are not finite.", "replace NaN and infinity in the file"),
+    "W566": Code(
+        "Predictions have a view that the out-of-fold predictions lack: the recipe leaves it out.",
+        "predict the training images with that view, too, or the new ones without it",
+    ),
     "E564": Code(
         "A sample asks for measured numbers, and the members predict classes or labels.",
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.blend.pooling import normalise, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.learn.label_learning import learn_labels
 from ensemble.learn.learn import AUTO, learn
 from ensemble.learn.result import Learned
@@ -33,13 +33,14 @@ def learn_from_folds(
     """Learn from the folds' out-of-fold predictions and a CSV of the ground truth, as `learn`.
 
     What can be refused is refused before learning: ``applied_to``, the predictions that will be blended, must be of the
-    same groups.
+    same groups and have the views of their out-of-fold predictions. Other views of theirs are left out, which is said
+    (W566).
 
     The class indices in the CSV are those of the first member by name.
 
     Raises:
         EnsError: as `gather_folds`, `learn` and `read_truth`.
-        PredictionError: E517 when the groups of ``applied_to`` are not those of ``oof``.
+        PredictionError: E516 when ``applied_to`` lacks a view of ``oof``, E517 when its groups are not the same.
     """
     first = next(iter(members_by_name(oof).values()))
     answers = read_truth(truth, first.labels, options=columns, independent=first.independent, listener=listener)
@@ -47,6 +48,7 @@ def learn_from_folds(
         groups = {member.group for member in members_by_name(oof).values()}
         _require_same_groups(groups, {member.group for member in members_by_name(applied_to).values()})
     gathered = gather_folds(oof, answers)
+    _require_learned_views(gathered, applied_to, listener)
     if first.independent:
         return learn_labels(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
     return learn(gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener)
@@ -115,6 +117,35 @@ def _own_views(views: Mapping[str, float], total: Mapping[str, float]) -> dict[s
         return dict.fromkeys(views, 1.0)
     everywhere = {view: weight for view, weight in total.items() if weight > 0}
     return None if normalise(used) == normalise(everywhere) else used
+
+
+def _require_learned_views(learned: Sequence[Predictions], members: Sequence[Predictions], listener: Listener) -> None:
+    """Check that members have the views of their groups' out-of-fold predictions, and name views that these lack.
+
+    Raises:
+        PredictionError: E516 when a member lacks one.
+    """
+    views = {one.group: set(one.logits) for one in learned}
+    others: dict[str, list[str]] = {}
+    for member in members:
+        lacking, more = sorted(views[member.group] - set(member.logits)), set(member.logits) - views[member.group]
+        if lacking:
+            asked = ",".join(sorted(views[member.group] - {"identity"}))
+            have = ", ".join(sorted(member.logits))
+            raise PredictionError(
+                "E516",
+                f"{member.member} has no view {lacking[0]}, which its out-of-fold predictions have; it has {have}",
+                hint=f"predict its images with the same views{f': --views {asked}' if asked else ''}, or learn from "
+                f"out-of-fold predictions without {', '.join(lacking)}",
+            )
+        for view in more:
+            others.setdefault(view, []).append(member.member)
+    for view, names in sorted(others.items()):
+        message = (
+            f"out-of-fold predictions lack the view {view}, which {enumerate_some(sorted(names))} has: it is left out"
+        )
+        cure = f"predict the training images with --views {view}, too, for it to count"
+        listener.notice(Notice("W566", f"{message}; {cure}"))
 
 
 def _require_same_groups(learned: set[str], found: set[str]) -> None:

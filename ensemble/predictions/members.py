@@ -32,7 +32,10 @@ def members_by_name(members: Sequence[Predictions]) -> dict[str, Predictions]:
     return by_name
 
 
-def common_views(members: Sequence[Predictions]) -> list[str]:
+_SELECT = "select views that all members have, such as --views identity=1, or predict the missing view"
+
+
+def common_views(members: Sequence[Predictions], *, hint: str = _SELECT) -> list[str]:
     """Return the views of the first member, after checking that all members have the same views.
 
     Raises:
@@ -47,7 +50,7 @@ def common_views(members: Sequence[Predictions]) -> list[str]:
                 "E516",
                 f"{first.member} and {other.member} were predicted with different views: only {owner.member} has "
                 f"{difference[0]}",
-                hint="select views that all members have, such as --views identity=1, or predict the missing view",
+                hint=hint,
             )
     return list(first.logits)
 

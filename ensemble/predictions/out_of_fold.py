@@ -20,6 +20,8 @@ from ensemble.predictions.dataset import Predictions, hash_ids, require_none_mis
 from ensemble.predictions.members import common_views, members_by_name
 from ensemble.predictions.truth import Truth
 
+_SAME_VIEWS = "predict every fold's images with the same views"
+
 
 def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictions]:
     """Return one member per group, named like it: its folds' rows, in the order of the ground truth's ids and classes.
@@ -51,7 +53,10 @@ def _join_splits(splits: Sequence[Predictions]) -> Predictions:
     first, *others = splits
     if not others:
         return first
-    looks = {view: np.stack([one.logits[view] for one in splits]).astype(np.float64) for view in common_views(splits)}
+    looks = {
+        view: np.stack([one.logits[view] for one in splits]).astype(np.float64)
+        for view in common_views(splits, hint=_SAME_VIEWS)
+    }
     logits = {}
     for view, values in looks.items():
         mean = _mean_logits(values, independent=first.independent)
@@ -79,7 +84,7 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
     columns = [truth.labels.permutation(fold.labels, owner=fold.member) for fold in folds]
     logits = {
         view: np.concatenate([fold.logits[view][:, order] for fold, order in zip(folds, columns, strict=True)])[rows]
-        for view in common_views(folds)
+        for view in common_views(folds, hint=_SAME_VIEWS)
     }
     for values in logits.values():
         values.flags.writeable = False

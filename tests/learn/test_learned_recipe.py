@@ -16,8 +16,11 @@ from ensemble.__main__ import run
 from ensemble.blend.blend import blend
 from ensemble.blend.pooling import log_softmax
 from ensemble.blend.recipe import Recipe, make_recipe, render_recipe
+from ensemble.card import Activation
 from ensemble.errors import PredictionError
+from ensemble.events import Recorder
 from ensemble.labels import MASK18
+from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
 from ensemble.learn.learn import learn
 from ensemble.learn.learned_recipe import learned_recipe
 from ensemble.predictions.dataset import Part, Predictions, part_path, write_complete, write_part
@@ -88,6 +91,39 @@ def test_members_must_be_of_the_learned_groups() -> None:
         learned_recipe(learned, [*members[:3], replace(members[3], member="z", group="z")])
     assert caught.value.code == "E517"
     assert "without predictions: d; without out-of-fold predictions: z" in caught.value.message
+
+
+def test_views_that_only_the_new_predictions_have_are_named_and_left_out(tmp_path: Path) -> None:
+    """Out-of-fold predictions without mirrored images: W566 names the view, and the recipe is of the others."""
+    members, truth = contest()
+    write_truth(tmp_path / "truth.csv", truth)
+    oof = [replace(one, logits={"identity": one.logits["identity"]}) for one in members]
+    new = [replace(one, logits={**oof[i].logits, "hflip": oof[i].logits["identity"]}) for i, one in enumerate(members)]
+    heard = Recorder()
+    chosen = choose_recipe(new, LearnFrom(oof, tmp_path / "truth.csv", method="mean"), listener=heard)
+    said = [notice.message for notice in heard.notices if notice.code == "W566"]
+    assert len(said) == 1
+    assert "lack the view hflip, which a, b, c" in said[0]
+    assert "--views hflip" in said[0]
+    assert set(chosen.recipe.views) == {"identity"}
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_view_that_only_the_out_of_fold_predictions_have_is_refused_before_learning(
+    activation: Activation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E516 names the member, the view and the option, for one or several labels per image."""
+    members, truth = contest()
+    write_truth(tmp_path / "truth.csv", truth)
+    new = [replace(one, activation=activation, logits={"identity": one.logits["identity"]}) for one in members]
+    oof = [replace(one, logits={**one.logits, "hflip": one.logits["identity"]}) for one in new]
+    for name in ("learn", "learn_labels"):
+        monkeypatch.setattr(f"ensemble.learn.learned_recipe.{name}", None)
+    with pytest.raises(PredictionError) as caught:
+        choose_recipe(new, LearnFrom(oof, tmp_path / "truth.csv"))
+    assert caught.value.code == "E516"
+    assert "a has no view hflip, which its out-of-fold predictions have" in caught.value.message
+    assert "--views hflip" in str(caught.value.hint)
 
 
 def test_the_learned_parts_are_shown() -> None:
