@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import SheetOptions
 
+_UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
+"""Errors of a submission whose columns or kind of answers are not recognised."""
+
 
 @click.command(short_help="Score predictions or submissions")
 @click.argument("answers", metavar="PREDICTIONS...", nargs=-1, required=True, type=PATH)
@@ -75,7 +78,8 @@ def evaluate(
     from ensemble.submission.sheet import Submission
 
     contest = [find_metric(name) for name in metrics]
-    columns, sheet = truth_columns(sheet), replace(sheet, scored=bool(contest))
+    columns = truth_columns(_named_in(truth, answers, sheet))
+    sheet = replace(sheet, scored=bool(contest))
     space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
     found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
     read = _read_answers(found, space, options, like, sheet)
@@ -144,6 +148,24 @@ def _expand(paths: Sequence[Path], classes: int, beside: Sequence[Path | None]) 
     return found
 
 
+def _named_in(truth: Path, answers: Sequence[Path], sheet: SheetOptions) -> SheetOptions:
+    """Return the options without the columns that a submission has and the ground truth lacks.
+
+    Raises:
+        DataError: E322 when no file has a column that is named.
+    """
+    from ensemble.csv_table import read_table
+
+    def known(column: str | None) -> str | None:
+        own = _if_there(truth, column)
+        there = (_if_there(path, column) for path in answers if path.is_file() and path.suffix.lower() == ".csv")
+        if column is not None and own is None and not any(there):
+            read_table(truth).place(column)
+        return own
+
+    return replace(sheet, id_column=known(sheet.id_column), label_column=known(sheet.label_column))
+
+
 def _if_there(path: Path, column: str | None) -> str | None:
     """Return a column that an option names, if this file has it: it may be one of the ground truth only."""
     from ensemble.csv_table import read_table
@@ -168,11 +190,17 @@ def _independent(member: Predictions) -> Predictions | Submission:
 def _read_submission(path: Path, labels: LabelSpace, like: Path | None, sheet: SheetOptions) -> Blended | Submission:
     """Read a submission; one of probabilities of exclusive classes is scored like a blend."""
     from ensemble.blend.blend import Blended
+    from ensemble.errors import EnsError
     from ensemble.submission.lint import read_submission
     from ensemble.submission.recognise import read_sheet
 
     form = None if like is None else read_sheet(like, labels, options=sheet, listener=TERMINAL)
-    found = read_submission(path, labels, like=form, options=sheet)
+    try:
+        found = read_submission(path, labels, like=form, options=sheet)
+    except EnsError as err:
+        if form is None and err.code in _UNCLEAR:
+            err.hint += "; --id-column and --label-column name its columns, and --like the contest's sample"
+        raise
     if found.probabilities is None or found.independent or found.ranked:
         return found
     return Blended(found.ids, found.probabilities, found.classes, labels)

@@ -136,10 +136,14 @@ def read_submission(
 
     Raises:
         FileError: E707 when the file cannot be read.
+        EnsError: as `read_sheet` when there is no sample, and it cannot be told how the submission is written.
         PredictionError: E520 when it has faults; the details list all of them. E541 as `check_submission`.
     """
     found = _inspect(path, like, labels, options)
     if found.faults:
+        if like is None and found.faults[0].what == "header":
+            # a comparison with the header of class numbers says nothing about a file with other columns
+            read_sheet(path, labels, options=options)
         raise invalid_submission(path, found.faults)
     return read_answers(found.sheet, [(row.id, row.answers) for row in found.rows], labels)
 

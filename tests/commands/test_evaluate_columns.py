@@ -1,0 +1,90 @@
+"""`ens evaluate` of submissions under column names of their own, without a sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ensemble.cli import ens
+from ensemble.errors import EnsError
+
+ANSWERS = ["cat", "dog", "dog", "cat"]
+
+
+@pytest.fixture
+def evaluating(tmp_path: Path) -> list[str]:
+    """Write the classes and the truth of four images; return the command without the submission."""
+    (tmp_path / "classes.json").write_text('["cat", "dog"]')
+    (tmp_path / "truth.csv").write_text("id,label\n" + "".join(f"t{i},{one}\n" for i, one in enumerate(ANSWERS)))
+    return ["evaluate", "--truth", str(tmp_path / "truth.csv"), "--labels", str(tmp_path / "classes.json"), "--json"]
+
+
+def written(folder: Path, header: str, row: str, name: str = "sub.csv") -> str:
+    """Write a submission, one row per image; ``row`` is formatted with what is known of it."""
+    rows = [
+        row.format(
+            i=i, name=one, number=int(one == "dog"), p=0.9 if one == "dog" else 0.2, q=0.1 if one == "dog" else 0.8
+        )
+        for i, one in enumerate(ANSWERS)
+    ]
+    (folder / name).write_text("\n".join([header, *rows]) + "\n")
+    return str(folder / name)
+
+
+def accuracy(command: list[str]) -> float:
+    """Run the command and return the accuracy that it prints."""
+    done = CliRunner().invoke(ens, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return float(json.loads(done.stdout)["scores"][0]["accuracy"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "more"),
+    [
+        ("picture_ref,verdict", "t{i},{name}", []),
+        ("ref,code", "t{i},{number}", []),
+        ("ref,dog,cat", "t{i},{p},{q}", []),
+        ("ref,chance", "t{i},{p}", ["--positive", "dog", "--answers", "probability"]),
+        ("verdict,ref", "{name},t{i}", ["--id-column", "ref", "--label-column", "verdict"]),
+        ("number,ref,verdict", "{i},t{i},{name}", ["--id-column", "ref", "--label-column", "verdict"]),
+    ],
+)
+def test_columns_are_recognised_or_named(
+    header: str, row: str, more: list[str], evaluating: list[str], tmp_path: Path
+) -> None:
+    """Names, numbers, probabilities; columns that an option names need not be in the ground truth."""
+    assert accuracy([*evaluating, written(tmp_path, header, row), *more]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "code", "said"),
+    [
+        ("ref,chance", "t{i},{p}", "E542", "'cat' or 'dog': the names do not tell"),
+        ("ref,verdict", "t{i},cow", "E540", "its answer 'cow' is neither a class"),
+        ("verdict,ref", "{name},t{i}", "E313", "duplicate ids: "),
+        ("number,ref,verdict", "{i},t{i},{name}", "E541", "column 'ref' is no class"),
+    ],
+)
+def test_what_is_not_recognised_is_said_with_the_options(
+    header: str, row: str, code: str, said: str, evaluating: list[str], tmp_path: Path
+) -> None:
+    """The cause is named, not a header that nobody asked for, and the hint has the options that settle it."""
+    done: Any = CliRunner().invoke(ens, [*evaluating, written(tmp_path, header, row)])
+    assert isinstance(done.exception, EnsError)
+    assert done.exception.code == code
+    assert said in done.exception.message
+    assert "--id-column and --label-column name its columns" in done.exception.hint
+
+
+def test_a_column_that_no_file_has_is_refused(evaluating: list[str], tmp_path: Path) -> None:
+    """A misspelled column is an error, not left to be recognised."""
+    done: Any = CliRunner().invoke(
+        ens, [*evaluating, written(tmp_path, "ref,verdict", "t{i},{name}"), "--id-column", "reff"]
+    )
+    assert isinstance(done.exception, EnsError)
+    assert done.exception.code == "E322"
+    assert "reff" in done.exception.message
