@@ -31,13 +31,14 @@ from ensemble.commands.init import init
 from ensemble.commands.options import PATH
 from ensemble.commands.page import page
 from ensemble.commands.predict import predict
+from ensemble.commands.probe import probe
 from ensemble.commands.report import report
 from ensemble.commands.submit import submit
 from ensemble.commands.train import train
 
 _SECTIONS = {
     "Start": (demo, init, doctor, explain_error),
-    "Train": (data, crop, audit, train),
+    "Train": (data, crop, audit, train, probe),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyse": (evaluate, report, explain, bench),
     "Deploy": (fuse, bundle, page),

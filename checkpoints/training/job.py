@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from checkpoints.data.folds import Folds
 from checkpoints.data.image_cache import DecodedImages, decode_images
 from checkpoints.data.mask_contest import Row
+from checkpoints.data.truth_table import labels_of
 from checkpoints.training.batches import LabeledImages
 from checkpoints.training.loggers import LoggerKind
 from checkpoints.training.pseudo_labels import PseudoLabels
@@ -150,13 +151,7 @@ def _load(rows: Sequence[Row], boxes: Boxes | None, job: TrainJob, listener: Lis
 
 def true_labels(rows: Sequence[Row], settings: TrainSettings, *, trained: bool = False) -> NDArray[np.int64]:
     """Return the classes ``(N,)``, or with several labels per image 0 and 1 as ``(N, L)``; ``trained``: the targets."""
-    if settings.activation == "softmax":
-        return np.array([row.target if trained else row.label for row in rows], dtype=np.int64)
-    found = np.zeros((len(rows), len(settings.labels)), dtype=np.int64)
-    for i, row in enumerate(rows):
-        assert row.present is not None, "the rows have several labels each"
-        found[i, list(row.present)] = 1
-    return found
+    return labels_of(rows, settings.labels, settings.activation, trained=trained)
 
 
 def _classes(row: Row) -> tuple[Any, ...]:

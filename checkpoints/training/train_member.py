@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from checkpoints.data.folds import read_folds, write_folds
+from checkpoints.data.truth_table import truth_table
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -131,20 +130,6 @@ def train_member(
         return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, _score(job), activation)
 
 
-def _write_truth(path: Path, job: TrainJob) -> None:
-    """Write the ground truth of the out-of-fold predictions, for ``--truth`` of `ens blend` and `ens evaluate`."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    if job.settings.activation == "sigmoid":
-        writer.writerow(("ImageID", *job.settings.labels.names, "person"))
-        present = true_labels(job.rows, job.settings).tolist()
-        writer.writerows((row.id, *labels, row.person) for row, labels in zip(job.rows, present, strict=True))
-    else:
-        writer.writerow(("ImageID", "ans", "person"))
-        writer.writerows((row.id, row.label, row.person) for row in job.rows)
-    write_atomic(path, sink.getvalue().encode())
-
-
 @contextmanager
 def _writing(job: TrainJob, fingerprint: str, *, fresh: bool) -> Iterator[None]:
     """Hold the lock of the member's folder, and write settings, folds and truth there.
@@ -157,7 +142,9 @@ def _writing(job: TrainJob, fingerprint: str, *, fresh: bool) -> Iterator[None]:
         try:
             made += _keep_folds(job)
             made += _require_same_job(job, fingerprint, fresh=fresh)
-            _write_truth(job.member_folder / "truth.csv", job)
+            settings = job.settings
+            table = truth_table(job.rows, settings.labels, settings.activation)
+            write_atomic(job.member_folder / "truth.csv", table)
             yield
         except BaseException:
             if not _has_results(job.folder):

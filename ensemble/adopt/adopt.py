@@ -111,8 +111,28 @@ def adopt(
     card = make_card(model, image, options, listener)
     if card.member in taken:
         raise ModelError("E428", f"{path} would be another {card.member!r}", path=path)
-    name = find_output(model, options.output_name)
     pixels = _pixels(check_images, card.preprocess)
+    return adopt_network(model, image, card, folder, options=options, pixels=pixels, listener=listener)
+
+
+def adopt_network(
+    model: ForeignModel,
+    image: ImageInput,
+    card: ModelCard,
+    folder: Path,
+    *,
+    options: AdoptOptions,
+    pixels: Pixels,
+    listener: Listener = SILENT,
+) -> Adopted:
+    """Write ``<folder>/<member>.onnx`` as `adopt` does, of a network in memory and the card of `make_card`.
+
+    It is compared with the network as it is on ``pixels`` ``(N, H, W, 3)`` uint8.
+
+    Raises:
+        OptionError, ModelError, DeviceError, FileError: as `adopt`.
+    """
+    name = find_output(model, options.output_name)
     original = Original(model, image, card, name)
     reference = original.run(pixels)
     plan = _make_plan(model, image, name, card, options, reference, listener)
@@ -120,7 +140,7 @@ def adopt(
     if plan.answers > 1 and (options.activation or ("sigmoid" if plan.independent else "softmax")) == "sigmoid":
         card = replace(card, activation="sigmoid")
     data, checks = _build(model, plan, card, pixels, reference, listener)
-    card = replace(card, checks=checks.as_dict(LIMITS[card.precision]))
+    card = replace(card, checks=dict(card.checks) | checks.as_dict(LIMITS[card.precision]))
     proto = onnx.load_from_string(data)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     final = proto.SerializeToString(deterministic=True)

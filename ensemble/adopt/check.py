@@ -34,8 +34,7 @@ class Original:
         count = self._image.batch or 1
         rows = []
         for one in pixels:
-            batch = np.repeat(self._prepared(one)[np.newaxis], count, axis=0)
-            found = _run(self._runtime, self._output, {self._image.name: batch}, self._model.path)
+            found = self.values(one)
             if found.size % count:
                 raise self._unfit(found)
             answers = found.astype(np.float64).reshape(count, -1)[0]
@@ -43,6 +42,11 @@ class Original:
                 raise self._unfit(found)
             rows.append(answers)
         return np.stack(rows)
+
+    def values(self, pixels: Pixels) -> NDArray[Any]:
+        """Return the output as it is, for a batch of the network's size that repeats one image ``(H, W, 3)``."""
+        batch = np.repeat(self._prepared(pixels)[np.newaxis], self._image.batch or 1, axis=0)
+        return _run(self._runtime, self._output, {self._image.name: batch}, self._model.path)
 
     def _prepared(self, pixels: Pixels) -> NDArray[Any]:
         if self._image.channels == 1:

@@ -1,0 +1,210 @@
+"""Cut a foreign ONNX network at the value that holds its features, and give it a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from checkpoints.probe.linear_head import LinearHead
+from ensemble.adopt.check import Original
+from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer
+from ensemble.arrays import Floats, Pixels
+from ensemble.card import METADATA_KEY, ModelCard
+from ensemble.errors import ModelError, OptionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.runtime.model_file import FEATURES
+from ensemble.runtime.parity import draw_pictures
+
+ROW = "ens.probe.features"
+ANSWERS = "ens.probe.logits"
+_NORMALISING = {"Softmax", "LogSoftmax", "Sigmoid"}
+_NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureNetwork:
+    """A network that ends in its features, ``count`` numbers per image; ``source`` is the value they are made of."""
+
+    model: ForeignModel
+    image: ImageInput
+    source: str
+    count: int
+
+    def run(self, pixels: Pixels, card: ModelCard, *, listener: Listener = SILENT) -> Floats:
+        """Return the features ``(N, count)`` of images ``(N, H, W, 3)`` uint8 in plain onnxruntime, one by one.
+
+        Raises:
+            ModelError: E414 when the network fails on an image, or a feature is not finite.
+        """
+        original = Original(self.model, self.image, card, ROW)
+        features = np.empty((len(pixels), self.count))
+        for i in range(len(pixels)):
+            features[i] = original.run(pixels[i : i + 1])[0]
+            listener.progress("features", i + 1, len(pixels))
+        if not np.isfinite(features).all():
+            some = int((~np.isfinite(features)).any(axis=1).sum())
+            message = f"{self.model.path.name}: the features {self.source} of {some:,} images are not finite"
+            raise ModelError("E414", message, hint="name another value with --output", path=self.model.path)
+        return features
+
+    def answers(self, pixels: Pixels, card: ModelCard) -> Floats:
+        """Return the logits ``(N, classes)`` of images, of a network that `with_head` made."""
+        return Original(self.model, self.image, card, ANSWERS).run(pixels)
+
+    def with_head(self, head: LinearHead) -> ForeignModel:
+        """Return the network with a linear head; its only output `ANSWERS` are the logits ``(batch, classes)``."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.model.proto)
+        graph = proto.graph
+        parts: list[str] = []
+        for number, block in enumerate(head.blocks):
+            name = f"ens.probe.{number}"
+            graph.initializer.append(numpy_helper.from_array(block.weights.astype(np.float32), f"{name}.weights"))
+            graph.initializer.append(numpy_helper.from_array(block.bias.astype(np.float32), f"{name}.bias"))
+            graph.node.append(helper.make_node("MatMul", [ROW, f"{name}.weights"], [f"{name}.products"]))
+            graph.node.append(helper.make_node("Add", [f"{name}.products", f"{name}.bias"], [f"{name}.logits"]))
+            parts.append(f"{name}.logits")
+        if len(head.blocks) > 1:
+            for number, spread in enumerate(head.spreads()):
+                name = f"ens.probe.{number}"
+                graph.initializer.append(numpy_helper.from_array(spread.astype(np.float32), f"{name}.spread"))
+                graph.node.append(helper.make_node("LogSoftmax", [f"{name}.logits"], [f"{name}.shares"], axis=1))
+                graph.node.append(helper.make_node("MatMul", [f"{name}.shares", f"{name}.spread"], [f"{name}.classes"]))
+            parts = [f"ens.probe.{number}.classes" for number in range(len(head.blocks))]
+        graph.node.append(helper.make_node("Sum", parts, [ANSWERS]))
+        del graph.output[:]
+        graph.output.append(helper.make_tensor_value_info(ANSWERS, TensorProto.FLOAT, [None, head.classes]))
+        return replace(self.model, proto=proto)
+
+
+def find_features(
+    model: ForeignModel, image: ImageInput, card: ModelCard, name: str | None, *, listener: Listener = SILENT
+) -> FeatureNetwork:
+    """Return the network that ends in the value ``name``, or in the only output: before its softmax, if it has one.
+
+    A map of features or a row of tokens is averaged over its places, and a notice says so.
+
+    Raises:
+        OptionError: E204 when the graph does not compute the value, or has several outputs.
+        ModelError: E424 when the value is not one of numbers per image; E414 when the network fails.
+    """
+    source = name if name is not None else _only_output(model)
+    _require_value(model, source)
+    shape = _shape_of(model, image, card, source)
+    places = [size for size in shape[1:] if size != 1]
+    proto = _cut(model.proto, source)
+    nodes = [helper.make_node("Cast", [source], ["ens.probe.floats"], to=TensorProto.FLOAT)]
+    pooled = "ens.probe.floats"
+    if len(places) > 1:
+        order, what = _channels_second(shape, image)
+        if order is not None:
+            nodes.append(helper.make_node("Transpose", [pooled], ["ens.probe.moved"], perm=order))
+            pooled = "ens.probe.moved"
+        nodes.append(helper.make_node("GlobalAveragePool", [pooled], ["ens.probe.means"]))
+        pooled = "ens.probe.means"
+        count = shape[1 if order is None else order[1]]
+    else:
+        count, what = int(np.prod(shape[1:])), "as they are"
+    row = numpy_helper.from_array(np.array([-1, count], dtype=np.int64), "ens.probe.row")
+    nodes.append(helper.make_node("Reshape", [pooled, row.name], [ROW]))
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.append(row)
+    proto.graph.output.append(helper.make_tensor_value_info(ROW, TensorProto.FLOAT, [None, count]))
+    chosen = "named" if name is not None else "by default: --output names any other value of the graph"
+    shown = "x".join(map(str, shape[1:]))
+    text = f"the features are the {count:,} numbers of {source} ({shown}, {what}), {chosen}"
+    listener.notice(Notice("I482", text, model.path))
+    return FeatureNetwork(replace(model, proto=proto), image, source, count)
+
+
+def _only_output(model: ForeignModel) -> str:
+    names = [str(value.name) for value in model.proto.graph.output]
+    if FEATURES in names and any(entry.key == METADATA_KEY for entry in model.proto.metadata_props):
+        return FEATURES  # of a model of ens: what goes into its head
+    if len(names) != 1:
+        raise OptionError(
+            "E204",
+            f"{model.path.name} gives {enumerate_some(names) or 'nothing'}; which one has the features is not clear",
+            hint="name it with --output; any value inside the network will do",
+        )
+    last = find_last_layer(model, names[0])
+    return last.before if last.kind in _NORMALISING else names[0]
+
+
+def _require_value(model: ForeignModel, name: str) -> None:
+    made = [output for node in model.proto.graph.node for output in node.output if output]
+    if name not in made:
+        outputs = [str(value.name) for value in model.proto.graph.output]
+        inside = [value for value in made if value not in outputs][-5:]
+        listed = enumerate_some([*outputs, *reversed(inside)])
+        message = f"{model.path.name} computes no value {name!r}; from its end, it has {listed}"
+        raise OptionError("E204", message, hint="name one of them with --output")
+
+
+def _shape_of(model: ForeignModel, image: ImageInput, card: ModelCard, name: str) -> tuple[int, ...]:
+    """Run the network on a test image; return the shape of a value, with the batch in front."""
+    proto = _cut(model.proto, name)
+    proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    found = Original(replace(model, proto=proto), image, card, name).values(draw_pictures(card.preprocess.size)[0])
+    kind = helper.np_dtype_to_tensor_dtype(found.dtype)
+    batch = image.batch or 1
+    if kind not in _NUMBERS or found.ndim < 1 or found.ndim > 5 or found.shape[0] != batch or found.size == 0:
+        raise ModelError(
+            "E424",
+            f"{model.path.name} gives {name} as {found.dtype} of shape {found.shape}, not numbers for each image",
+            hint="name another value with --output",
+            path=model.path,
+        )
+    return tuple(int(side) for side in found.shape)
+
+
+def _channels_second(shape: Sequence[int], image: ImageInput) -> tuple[list[int] | None, str]:
+    """Return the permutation that puts the channels second, None where they are, and words for the notice."""
+    last = [0, len(shape) - 1, *range(1, len(shape) - 1)]
+    if len(shape) == 3:
+        return last, f"averaged over {shape[1]} tokens"
+    if shape[1] == shape[2] != shape[3]:
+        is_last = True
+    elif shape[2] == shape[3] != shape[1]:
+        is_last = False
+    else:
+        is_last = image.layout == "nhwc"
+    places = int(np.prod(shape[1:-1] if is_last else shape[2:]))
+    return (last if is_last else None), f"averaged over {places} places, channels {'last' if is_last else 'first'}"
+
+
+def _cut(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return a copy without outputs, and without what the value ``name`` does not need."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    needed, kept = {name}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(_read_by(node))
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    sparse = [tensor for tensor in graph.sparse_initializer if tensor.values.name in needed]
+    taken = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in taken or value.name in needed]
+    for field, values in (("node", nodes), ("initializer", weights), ("sparse_initializer", sparse), ("input", inputs)):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)
+        getattr(graph, field).extend(copies)
+    del graph.output[:]
+    return copy
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those inside its subgraphs too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                yield from _read_by(inner)
+            yield from (value.name for value in graph.output)

@@ -1,0 +1,149 @@
+"""Linear heads with an L2 penalty on standardized features: multinomial, one per axis, or one logit per label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, logsumexp, softmax
+from threadpoolctl import threadpool_limits
+
+from ensemble.arrays import Floats, Mask
+from ensemble.card import Activation, Head
+from ensemble.labels import LabelSpace
+
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
+"""The L2 strengths to choose from: half of one times the squared weights is added to the mean loss of an image."""
+_OF_BIAS = 1e-6  # keeps the bias of a class without images finite
+_STEPS = 300
+_FEW = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One linear map ``features @ weights + bias``: weights ``(F, K)``, bias ``(K,)``."""
+
+    weights: Floats
+    bias: Floats
+
+    def logits(self, features: Floats) -> Floats:
+        """Return the logits ``(N, K)`` of features ``(N, F)``."""
+        found: Floats = features @ self.weights + self.bias
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearHead:
+    """The blocks of a head, one or one per axis of ``labels``, and the classes they make together."""
+
+    labels: LabelSpace
+    blocks: tuple[Block, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.labels)
+
+    def logits(self, features: Floats) -> Floats:
+        """Return the logits ``(N, C)``; of several blocks, the sums of the log-probabilities of the axes' values."""
+        if len(self.blocks) == 1:
+            return self.blocks[0].logits(features)
+        parts = [log_softmax(block.logits(features), axis=1) for block in self.blocks]
+        total: Floats = np.sum([part @ spread for part, spread in zip(parts, self.spreads(), strict=True)], axis=0)
+        return total
+
+    def spreads(self) -> list[Floats]:
+        """Return for each axis the matrix ``(K, C)`` of 0 and 1: which classes have which of its values."""
+        every = np.arange(len(self.labels))
+        return [
+            (self.labels.along(axis.name, every) == np.arange(len(axis.values))[:, np.newaxis]).astype(np.float64)
+            for axis in self.labels.axes
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """The labels of one block: ``trained`` and ``true`` are classes ``(N,)``, or 0 and 1 ``(N, L)`` for labels."""
+
+    name: str
+    trained: NDArray[np.int64]
+    true: NDArray[np.int64]
+    outputs: int
+    activation: Activation
+
+    def wanted(self, rows: Mask) -> Floats:
+        """Return the target probabilities ``(n, K)`` of the rows in training."""
+        chosen = self.trained[rows]
+        return chosen.astype(np.float64) if chosen.ndim == 2 else np.eye(self.outputs)[chosen]
+
+    def loss(self, logits: Floats, rows: Mask) -> float:
+        """Return the sum of the negative log-likelihood of the true labels over the rows."""
+        true = self.true[rows]
+        if true.ndim == 2:
+            return float((np.logaddexp(0, logits) - true * logits).sum())
+        return float((logsumexp(logits, axis=1) - np.take_along_axis(logits, true[:, np.newaxis], axis=1)[:, 0]).sum())
+
+
+def make_targets(
+    labels: LabelSpace, head: Head, activation: Activation, trained: NDArray[np.int64], true: NDArray[np.int64]
+) -> list[Target]:
+    """Return one target, or one per axis for the head ``axes``."""
+    if head == "flat":
+        return [Target("all" if activation == "softmax" else "labels", trained, true, len(labels), activation)]
+    return [
+        Target(axis.name, labels.along(axis.name, trained), labels.along(axis.name, true), len(axis.values), activation)
+        for axis in labels.axes
+    ]
+
+
+def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[float]) -> Iterator[Block]:
+    """Yield the block fitted on the rows for each strength, strongest first: each starts from the one before.
+
+    Features are standardized by the rows' own mean and standard deviation, which the block then contains.
+    """
+    chosen = features[rows]
+    mean, scale = chosen.mean(axis=0), chosen.std(axis=0)
+    scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant feature gets no weight
+    scale[scale == 0] = np.inf
+    chosen = (chosen - mean) / scale
+    wanted = target.wanted(rows)
+    start = np.zeros((chosen.shape[1] + 1) * target.outputs)
+    for strength in strengths:
+        start = _minimise(chosen, wanted, strength, start, target.activation)
+        weights, bias = _split(start, target.outputs)
+        weights = weights / scale[:, np.newaxis]
+        yield Block(weights, bias - mean @ weights)
+
+
+def _split(values: Floats, outputs: int) -> tuple[Floats, Floats]:
+    table = values.reshape(-1, outputs)
+    return table[:-1], table[-1]
+
+
+def _minimise(
+    features: Floats, wanted: Floats, strength: float, start: Floats, activation: Literal["softmax", "sigmoid"]
+) -> Floats:
+    """Return the flat weights and bias that minimise the mean loss plus the penalty, by L-BFGS."""
+    count, outputs = wanted.shape
+
+    def loss_and_slope(values: Floats) -> tuple[float, Floats]:
+        weights, bias = _split(values, outputs)
+        logits = features @ weights + bias
+        if activation == "sigmoid":
+            loss, found = np.logaddexp(0, logits).sum() - (wanted * logits).sum(), expit(logits)
+        else:
+            loss, found = logsumexp(logits, axis=1).sum() - (wanted * logits).sum(), softmax(logits, axis=1)
+        error = (found - wanted) / count
+        slopes = np.vstack([features.T @ error + strength * weights, error.sum(axis=0) + _OF_BIAS * bias])
+        penalty = (strength * (weights**2).sum() + _OF_BIAS * (bias**2).sum()) / 2
+        return float(loss / count + penalty), slopes.ravel()
+
+    options = {"maxiter": _STEPS, "ftol": 1e-8, "gtol": 1e-6}
+    # on small arrays the threads of BLAS wait for each other most of the time
+    with threadpool_limits(1 if features.size < _FEW else None, "blas"):
+        found: Floats = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", options=options).x
+    return found

@@ -1,0 +1,73 @@
+"""Open an ONNX file as a frozen network of features, with its preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from checkpoints.probe.feature_network import FeatureNetwork, find_features
+from ensemble.adopt.foreign import ForeignModel, find_input, read_foreign
+from ensemble.adopt.make_card import AdoptOptions, make_card
+from ensemble.card import METADATA_KEY, FaceCrop, ModelCard
+from ensemble.errors import OptionError
+from ensemble.events import SILENT, Listener, Notice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenNetwork:
+    """A network of features, the options it was opened with, and the card with its preprocessing."""
+
+    network: FeatureNetwork
+    options: AdoptOptions
+    card: ModelCard
+
+
+def open_network(
+    path: Path,
+    options: AdoptOptions,
+    output: str | None,
+    *,
+    face: FaceCrop | None = None,
+    listener: Listener = SILENT,
+) -> OpenNetwork:
+    """Read an ONNX file and find its features.
+
+    A model of ens brings its preprocessing, which options overrule; of another file the options say it, or defaults
+    that a notice names. ``face`` crops the faces first.
+
+    Raises:
+        OptionError: E204 when an option is needed, or contradicts the file; E206 when a model of ens crops faces and
+            ``face`` is None; E209 when it takes the channels of a file as they are.
+        ModelError: E414, E420 to E429 when the file cannot be used.
+        FileError: E707 when it cannot be read.
+    """
+    model = read_foreign(path)
+    own = _own_card(model)
+    if own is not None:
+        own.require_rgb("a head on its features")
+        if own.preprocess.face is not None:
+            if face is None:
+                raise OptionError("E206", f"{path.name} was trained on face crops: give the boxes with --boxes")
+            face = own.preprocess.face
+        before = own.preprocess
+        options = replace(
+            options,
+            resize=options.resize or before.resize,
+            interpolation=options.interpolation or before.interpolation,
+            resizer=options.resizer or before.resizer,
+            crop_pct=before.crop_pct if options.crop_pct is None else options.crop_pct,
+        )
+        message = (
+            f"resizing{', cropping of faces' if own.preprocess.face else ''} and normalization are those of its card"
+        )
+        listener.notice(Notice("I482", f"{path.name} is a model of ens: {message}", path))
+    image = find_input(model, options.layout)
+    card = make_card(model, image, replace(options, member=options.member or "probe"), listener)
+    fill = card.preprocess.fill if own is None else own.preprocess.fill
+    card = replace(card, preprocess=replace(card.preprocess, face=face, fill=fill))
+    return OpenNetwork(find_features(model, image, card, output, listener=listener), options, card)
+
+
+def _own_card(model: ForeignModel) -> ModelCard | None:
+    found = [entry.value for entry in model.proto.metadata_props if entry.key == METADATA_KEY]
+    return ModelCard.from_json(found[0]) if found else None

@@ -1,0 +1,220 @@
+"""The command `ens probe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from checkpoints.data.table_options import TableOptions
+from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
+from ensemble.commands.options import (
+    CHANNELS,
+    PATH,
+    RESIZERS,
+    ROOT,
+    InterpolationChoice,
+    json_option,
+    progress_options,
+)
+from ensemble.commands.table_group import TABLE
+from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from checkpoints.data.dataset import Dataset
+    from ensemble.adopt.make_card import AdoptOptions
+    from ensemble.card import Channels, Interpolation, Resize, Resizer
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """The network of the features, and the preprocessing that it was trained with; None is what the file tells."""
+
+    features: Path
+    output: str | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
+    size: str | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    resizer: Resizer | None = None
+    crop_pct: float | None = None
+    mean: str | None = None
+    std: str | None = None
+    input_range: Literal["0..1", "-1..1", "0..255"] | None = None
+    channels: Channels | None = None
+
+    def adopt_options(self) -> AdoptOptions:
+        """Return the options of the preprocessing.
+
+        Raises:
+            OptionError: E204 when a value is out of range, or options contradict each other.
+        """
+        from ensemble.adopt.make_card import AdoptOptions
+        from ensemble.card import parse_size
+        from ensemble.channel_values import parse_channel_values
+
+        return AdoptOptions(
+            layout=self.layout,
+            size=None if self.size is None else parse_size(self.size),
+            resize=self.resize,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            mean=None if self.mean is None else parse_channel_values(self.mean, "--mean"),
+            std=None if self.std is None else parse_channel_values(self.std, "--std"),
+            input_range=self.input_range,
+            channels=self.channels,
+            resizer=self.resizer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LearnOptions:
+    """The head, the training data and its folds."""
+
+    head: Literal["flat", "axes"] = "flat"
+    folds: str = "5"
+    fixes: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    age_cut: int = 60
+    boxes: Path | None = None
+    margin: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutput:
+    """The member's name and folder, and whether to replace an earlier one."""
+
+    member: str
+    folder: Path = Path(ROOT)
+    fresh: bool = False
+
+
+_network = partial(field_option, NetworkOptions)
+_learn = partial(field_option, LearnOptions)
+_output = partial(field_option, ProbeOutput)
+_NETWORK = OptionGroup(
+    "Network",
+    (
+        _network("features", "ONNX file of the network; it is not trained.", type=PATH),
+        _network(
+            "output",
+            "Output, or any value inside the network, that has the features.  [default: the only output, before its "
+            "softmax]",
+        ),
+        _network("layout", "Where the channels are, if the shape does not tell.", type=click.Choice(["nchw", "nhwc"])),
+        _network("size", "Input size in pixels, if the network takes any: 224, or HEIGHTxWIDTH."),
+        _network(
+            "resize",
+            "How to resize images to the input size.  [default: center]",
+            type=click.Choice(["squash", "center", "pad"]),
+        ),
+        _network("interpolation", "Interpolation when resizing.  [default: bilinear]", type=InterpolationChoice()),
+        _network(
+            "resizer", "Library that resized the images in training.  [default: pillow]", type=click.Choice(RESIZERS)
+        ),
+        _network(
+            "crop_pct",
+            "Fraction of the resized image to keep, around its center.  [default: 0.875, or 1]",
+            type=float,
+        ),
+        _network("mean", "Normalization mean: one value per channel in 0..1.  [default: ImageNet's]"),
+        _network("std", "Normalization standard deviation: one value per channel in 0..1.  [default: ImageNet's]"),
+        _network(
+            "input_range",
+            "Range that pixels are scaled to, instead of --mean and --std.",
+            type=click.Choice(["0..1", "-1..1", "0..255"]),
+        ),
+        _network(
+            "channels",
+            "Channels of the network's input, made from RGB in the graph.  [default: rgb, or grey for one]",
+            type=click.Choice(CHANNELS),
+        ),
+    ),
+)
+_LEARN = OptionGroup(
+    "Head and data",
+    (
+        _learn("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
+        _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
+        _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
+        _learn("without", "Ignore the fixes of this source; repeatable."),
+        _learn("age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
+        _learn("boxes", "Take the features of face crops, with the boxes written by ens crop.", type=PATH),
+        _learn("margin", "Margin around a face box, as a share of its longer side."),
+    ),
+)
+_OUTPUT = OptionGroup(
+    "Output",
+    (
+        _output("member", "Name of the member: its folder, and the group of its folds."),
+        _output("folder", "Parent folder of the members.", flag="-o", type=PATH),
+        _output("fresh", "Replace an earlier probe of the same name."),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
+    ),
+)
+_COLLECTED = {"network": NetworkOptions, "learn": LearnOptions, "output_": ProbeOutput, "table": TableOptions}
+
+
+@grouped_command(
+    *(_NETWORK, _LEARN, TABLE, _OUTPUT),
+    collect=_COLLECTED,
+    short_help="Train a linear head on a frozen ONNX network",
+)
+@click.argument("train_dir", type=PATH)
+@progress_options
+@json_option
+def probe(
+    train_dir: Path,
+    network: NetworkOptions,
+    learn: LearnOptions,
+    table: TableOptions,
+    class_names: str | None,
+    output_: ProbeOutput,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train a linear head on the features of a frozen ONNX network: a member per fold, and out-of-fold predictions.
+
+    The L2 penalty is chosen within the training part of each fold. TRAIN_DIR and the folds are those of ens train.
+
+    \b
+    Example: ens probe train --features face.onnx --input-range -1..1 --head axes --member face
+    """
+    from checkpoints.data.image_cache import fallback_crop
+    from checkpoints.probe.open_network import open_network
+    from checkpoints.probe.probe_member import ProbeJob, probe_member
+    from checkpoints.training.shared_folds import read_or_make_folds
+    from ensemble.card import validate_member
+    from ensemble.images.face_boxes import Boxes, read_faces
+
+    validate_member(output_.member)
+    faces = None if learn.boxes is None else read_faces(learn.boxes).faces
+    crop = None if faces is None else fallback_crop(faces, learn.margin)
+    opened = open_network(network.features, network.adopt_options(), network.output, face=crop, listener=TERMINAL)
+    data = _read_data(train_dir, learn, table, class_names)
+    shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, data, listener=TERMINAL)
+    job = ProbeJob(
+        *(data, shared.folds, output_.member, opened, output_.folder, learn.head, seed),
+        boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
+        folds_file=shared.file,
+    )
+    probed = probe_member(job, fresh=output_.fresh, listener=TERMINAL)
+    show(probed.as_dict(), probed.render(), as_json=as_json)
+
+
+def _read_data(train_dir: Path, learn: LearnOptions, table: TableOptions, class_names: str | None) -> Dataset:
+    from checkpoints.data.class_names import parse_class_names
+    from checkpoints.data.dataset import read_dataset
+
+    return read_dataset(
+        train_dir,
+        fixes=learn.fixes,
+        without=learn.without,
+        age_cut=learn.age_cut,
+        labels=None if class_names is None else parse_class_names(class_names),
+        table=table,
+        listener=TERMINAL,
+    )

@@ -1,0 +1,319 @@
+"""`ens probe`: heads on a frozen network's features are honest out of fold, and answer as the files they are in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+
+import ensemble
+from checkpoints.data.dataset import Dataset, read_dataset
+from checkpoints.data.folds import make_folds
+from checkpoints.probe.choose_strength import plan_fits
+from checkpoints.probe.linear_head import LinearHead, fit_path, make_targets
+from checkpoints.probe.open_network import open_network
+from checkpoints.probe.probe_member import ProbeJob, probe_member
+from ensemble.adopt.make_card import AdoptOptions
+from ensemble.card import FaceCrop
+from ensemble.cli import ens
+from ensemble.errors import EnsError, OptionError
+from ensemble.events import Recorder
+from ensemble.images.face_boxes import Box, Face, write_boxes
+from ensemble.labels import Axis, LabelSpace
+from ensemble.predictions.dataset import read_predictions
+from ensemble.runtime.model_file import read_model
+from tests.support import toys
+
+SIDE = 8
+KNOWN = AdoptOptions(input_range="0..1", resize="squash", interpolation="bilinear", resizer="pillow", crop_pct=1.0)
+SPACE = LabelSpace((Axis("hue", ("red", "blue")), Axis("light", ("dark", "bright"))))
+COLOURS = {"red / dark": (90, 20, 20), "red / bright": (250, 90, 90), "blue / dark": (20, 20, 90)}
+COLOURS["blue / bright"] = (90, 90, 250)
+
+
+def write_network(
+    path: Path,
+    *,
+    layout: str = "nchw",
+    kind: int = TensorProto.FLOAT,
+    batch: Any = "n",
+    end: str = "map",
+    opset: int = 17,
+) -> Path:
+    """A convolution of 12 channels; ``end`` is what its output is: a map, tokens, a row, a softmax, two outputs."""
+    generator = np.random.default_rng(3)
+    weights: dict[str, NDArray[Any]] = {
+        "filters": generator.normal(0, 0.4, (12, 3, 3, 3)).astype(np.float32),
+        "head": generator.normal(0, 0.4, (12, 5)).astype(np.float32),
+        "unused": np.zeros(50_000, dtype=np.float32),
+        "tokens_shape": np.array([-1 if batch == "n" else batch, 12, SIDE * SIDE], dtype=np.int64),
+    }
+    shape = [batch, 3, SIDE, SIDE] if layout == "nchw" else [batch, SIDE, SIDE, 3]
+    nodes = [helper.make_node("Cast", ["x"], ["x32"], to=TensorProto.FLOAT)]
+    planes = "x32"
+    if layout == "nhwc":
+        nodes.append(helper.make_node("Transpose", ["x32"], ["moved"], perm=[0, 3, 1, 2]))
+        planes = "moved"
+    nodes += [
+        helper.make_node("Conv", [planes, "filters"], ["conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["conv"], ["map"]),
+        helper.make_node("Transpose", ["map"], ["map_last"], perm=[0, 2, 3, 1]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["row"]),
+        helper.make_node("MatMul", ["row", "head"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["softmax"], axis=1),
+        helper.make_node("Reshape", ["map", "tokens_shape"], ["by_channel"]),
+        helper.make_node("Transpose", ["by_channel"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("ArgMax", ["scores"], ["class"], axis=1),
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in end.split(",")]
+    image = helper.make_tensor_value_info("x", kind, shape)
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [image], outputs, initializer=tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def write_table(folder: Path, *, people: int = 8, several: bool = False) -> Path:
+    """Two images per person and class, of noisy colours; a table with the person, and one label or two columns."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["image,person,red,bright" if several else "image,person,label"]
+    for person in range(people):
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            for copy in range(2):
+                file = f"{person}_{number}_{copy}.png"
+                pixels = generator.normal(colour, 45, (12, 10, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / file)
+                what = f"{int('red' in name)},{int('bright' in name)}" if several else number
+                lines.append(f"{file},p{person},{what}")
+    path = folder / "train.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return read_dataset(write_table(tmp_path_factory.mktemp("data") / "train"), labels=SPACE)
+
+
+def make_job(data: Dataset, network: Path, out: Path, *, folds: int = 3, **more: Any) -> ProbeJob:
+    """A job of the member p, with folds of its own; ``output`` and ``options`` are those of the network."""
+    dealt = make_folds(data.rows, folds=folds, seed=0, labels=data.labels)
+    opened = open_network(network, more.pop("options", KNOWN), more.pop("output", None), face=more.pop("face", None))
+    return ProbeJob(data, dealt, "p", opened, out, folds_file=out / "folds.csv", **more)
+
+
+def probed(data: Dataset, tmp_path: Path, **more: Any) -> float:
+    """Probe, and check every fold: its file gives the out-of-fold predictions of exactly the images it held out."""
+    habits = {key: more.pop(key) for key in ("layout", "kind", "batch", "end", "opset") if key in more}
+    tolerance = 0.1 if habits.get("kind") == TensorProto.FLOAT16 else 2e-3
+    job = make_job(data, write_network(tmp_path / "net.onnx", **habits), tmp_path / "runs", **more)
+    result = probe_member(job)
+    for fold, one in enumerate(result.folds):
+        card = read_model(one.path).card
+        part = read_predictions(result.oof / card.member)
+        held = [row for row in data.rows if job.folds.of_person[row.person] == fold]
+        assert (card.group, card.fold, card.labels, part.fold) == ("p", fold, data.labels, fold)
+        assert part.ids == tuple(row.id for row in held)
+        assert card.holdout_sha256 is not None
+        answers = ensemble.load(one.path, device="cpu")([row.path for row in held[:5]])
+        logits = np.stack([answer.logits["identity"] for answer in answers])
+        assert np.allclose(logits, part.logits["identity"][:5], atol=tolerance)
+        assert not np.array_equal(part.logits["identity"], part.logits["hflip"])
+    return result.score
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [
+        {},
+        {"end": "row"},
+        {"end": "tokens"},
+        {"end": "softmax"},
+        {"end": "map_last", "layout": "nhwc"},
+        {"end": "scores,class", "output": "row"},
+        {"layout": "nhwc", "kind": TensorProto.UINT8, "options": AdoptOptions(resize="squash")},
+        {"batch": 1, "end": "tokens"},
+        {"batch": 4},
+        {"kind": TensorProto.FLOAT16, "end": "row"},
+        {"opset": 9, "end": "row"},
+        {"head": "axes"},
+        {"folds": 2},
+    ],
+    ids=lambda habits: "-".join(map(str, habits.values()))[:40] or "plain",
+)
+def test_a_probe_of_any_network_is_a_member_that_knows_the_classes(
+    data: Dataset, tmp_path: Path, habits: dict[str, Any]
+) -> None:
+    """Maps, tokens, rows, softmax, either layout, uint8, half floats, fixed batches, an old opset, axes, two folds."""
+    assert probed(data, tmp_path, **habits) > 0.8
+
+
+def test_labels_that_exclude_nothing_get_a_logit_each(tmp_path: Path) -> None:
+    """A table with two columns of 0 and 1 gives sigmoid members of two labels."""
+    several = read_dataset(write_table(tmp_path / "train", several=True))
+    assert several.activation == "sigmoid"
+    assert probed(several, tmp_path) > 0.9
+
+
+def test_a_head_is_the_minimum_that_scikit_learn_finds(data: Dataset) -> None:
+    """LogisticRegression with C = 1 / (rows * strength) on the same standardized features gives the same."""
+    generator = np.random.default_rng(1)
+    classes = generator.integers(0, 4, 200)
+    features = generator.normal(0, 1, (200, 6)) * [1, 2, 3, 4, 5, 0] + np.eye(6)[classes] + [0, 0, 0, 0, 0, 7]
+    rows = np.arange(200) < 150
+    (target,) = make_targets(data.labels, "flat", "softmax", classes, classes)
+    *_, block = fit_path(features, target, rows, (1.0, 0.01))
+    mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)
+    centred = (features - mean) / np.where(spread == 0, 1, spread)
+    oracle = LogisticRegression(C=1 / (150 * 0.01), tol=1e-8, max_iter=5000).fit(centred[rows], classes[rows])
+    head = LinearHead(data.labels, (block,))
+    powers = np.exp(head.logits(features))
+    assert np.abs(powers / powers.sum(axis=1, keepdims=True) - oracle.predict_proba(centred)).max() < 2e-3
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_no_inner_fit_sees_the_outer_fold_or_a_person_it_is_scored_on(data: Dataset, count: int) -> None:
+    """Every image but those of the outer fold is scored once for it, by a fit of other people."""
+    folds = make_folds(data.rows, folds=count, seed=0, labels=data.labels)
+    people = np.array([row.person for row in data.rows])
+    times = np.zeros((count, len(data.rows)), dtype=int)
+    for fit in plan_fits(data, folds, seed=0):
+        for fold, scored in fit.scored:
+            held = folds.holdout(data.rows, fold)
+            assert not (fit.training & held).any()
+            assert not set(people[fit.training]) & set(people[scored])
+            times[fold] += scored
+    for fold in range(count):
+        assert np.array_equal(times[fold], (~folds.holdout(data.rows, fold)).astype(int))
+
+
+def ran(*words: object, status: int = 0) -> Result:
+    done = CliRunner().invoke(ens, [str(word) for word in words])
+    assert isinstance(done.exception, EnsError) if status else done.exit_code == 0, (done.exception, done.output)
+    return done
+
+
+@pytest.mark.slow
+def test_folds_of_the_command_blend_like_those_of_training(tmp_path: Path) -> None:
+    """ens probe, ens predict --tta and ens blend --oof need no further option; two probes share folds.csv."""
+    table = write_table(tmp_path / "train")
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(SPACE.to_dict()))
+    network, runs = write_network(tmp_path / "net.onnx"), tmp_path / "runs"
+    common = ["probe", table, "--features", network, "--labels", labels, "--folds", 3, "-o", runs, "--resize", "squash"]
+    first = json.loads(ran(*common, "--input-range", "0..1", "--member", "a", "--head", "axes", "--json").stdout)
+    assert set(first["folds"][0]["l2"]) == {"hue", "light"}
+    ran(*common, "--input-range", "0..1", "--output", "row", "--member", "b")
+    with (runs / "folds.csv").open() as stream:
+        assert {row["fold"] for row in csv.DictReader(stream)} == {"0", "1", "2"}
+    sample = tmp_path / "sample.csv"
+    sample.write_text("ImageID,ans\n0_0_0.png,0\n1_1_0.png,0\n")
+    models = sorted(runs.glob("*/*.onnx"))
+    assert [path.name for path in models] == [f"{name}_f{fold}.onnx" for name in "ab" for fold in range(3)]
+    ran("predict", *models, "--images", table.parent, "--ids", sample, "--tta", "-o", tmp_path / "preds")
+    oof = [word for name in "ab" for word in ("--oof", runs / name / "oof")]
+    out = tmp_path / "submission.csv"
+    ran("blend", tmp_path / "preds", *oof, "--truth", runs / "a" / "truth.csv", "--like", sample, "-o", out)
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_an_earlier_probe_with_other_settings_is_kept_unless_told(data: Dataset, tmp_path: Path) -> None:
+    """E442 before work is spent; --fresh replaces the files, and the same settings give the same bytes."""
+    network = write_network(tmp_path / "net.onnx")
+    job = make_job(data, network, tmp_path / "runs", output="row")
+    (first,) = {one.path.read_bytes() for one in probe_member(job).folds[:1]}
+    assert probe_member(job).folds[0].path.read_bytes() == first
+    other = make_job(data, network, tmp_path / "runs", output="scores")
+    with pytest.raises(EnsError) as caught:
+        probe_member(other)
+    assert caught.value.code == "E442"
+    assert job.folder.joinpath("p_f0.onnx").read_bytes() == first
+    assert probe_member(other, fresh=True).folds[0].path.read_bytes() != first
+
+
+def test_a_trained_member_is_never_replaced(data: Dataset, tmp_path: Path) -> None:
+    """E442 where the folder has weights of a training, even with --fresh."""
+    job = make_job(data, write_network(tmp_path / "net.onnx"), tmp_path / "runs")
+    job.folder.mkdir(parents=True)
+    (job.folder / "fold0.safetensors").write_bytes(b"weights")
+    with pytest.raises(EnsError) as caught:
+        probe_member(job, fresh=True)
+    assert caught.value.code == "E442"
+
+
+@pytest.mark.parametrize(
+    ("end", "output", "code"),
+    [
+        ("row", "nothing", "E204"),
+        ("row,map", None, "E204"),
+        ("row", "filters", "E204"),
+        ("row", "class", "E424"),
+    ],
+)
+def test_a_value_that_cannot_be_features_is_refused(tmp_path: Path, end: str, output: str | None, code: str) -> None:
+    """No such value, several outputs, a weight, whole numbers."""
+    network = write_network(tmp_path / "net.onnx", end=end)
+    with pytest.raises(EnsError) as caught:
+        open_network(network, KNOWN, output)
+    assert caught.value.code == code
+
+
+def test_guesses_are_said(tmp_path: Path) -> None:
+    """Where the features are, that they are averaged, and what preprocessing is assumed."""
+    recorder = Recorder()
+    opened = open_network(write_network(tmp_path / "net.onnx"), AdoptOptions(), None, listener=recorder)
+    told = {notice.code: notice.message for notice in recorder.notices}
+    assert "12 numbers of map" in told["I482"]
+    assert "averaged over 64 places" in told["I482"]
+    assert "mean and std of ImageNet" in told["W483"]
+    assert opened.network.model.proto.ByteSize() < 20_000, "weights that the features do not need are left out"
+
+
+def test_axes_and_boxes_that_are_not_there_are_named(data: Dataset, tmp_path: Path) -> None:
+    """--head axes without axes is E204; a network of face crops without boxes is E206."""
+    network = write_network(tmp_path / "net.onnx")
+    flat = read_dataset(Path(data.rows[0].path).parent / "train.csv")
+    with pytest.raises(OptionError, match="axes"):
+        make_job(flat, network, tmp_path / "runs", head="axes")
+    own = replace(toys.card("m"), preprocess=replace(toys.card().preprocess, face=FaceCrop(0.2)))
+    (tmp_path / "models").mkdir()
+    with pytest.raises(OptionError) as caught:
+        open_network(toys.write_model(tmp_path / "models", own), AdoptOptions(), None)
+    assert caught.value.code == "E206"
+
+
+def test_a_model_of_ens_brings_its_preprocessing(data: Dataset, tmp_path: Path) -> None:
+    """Its card's resizing is taken, and said; a head on its logits is a member of other classes."""
+    recorder = Recorder()
+    path = toys.write_model(tmp_path / "models", toys.card("m", size=(10, 8)))
+    opened = open_network(path, AdoptOptions(), None, listener=recorder)
+    assert opened.card.preprocess == toys.card(size=(10, 8)).preprocess
+    assert any("model of ens" in notice.message for notice in recorder.notices)
+    assert probe_member(make_job(data, path, tmp_path / "runs", options=AdoptOptions())).features == 18
+
+
+def test_a_probe_of_face_crops_needs_its_boxes_ever_after(tmp_path: Path) -> None:
+    """--boxes crops in training, and the card of each fold says so."""
+    table = write_table(tmp_path / "train")
+    faces = [Face(path.name, Box(1, 1, 9, 9), 0.9, 1, None, 10, 12) for path in sorted(table.parent.glob("*.png"))]
+    boxes = write_boxes(tmp_path / "boxes.parquet", faces)
+    words: Sequence[object] = ("probe", table, "--features", write_network(tmp_path / "net.onnx"), "--boxes", boxes)
+    ran(*words, "--member", "f", "--folds", 2, "-o", tmp_path / "runs", "--input-range", "0..1")
+    cards = [read_model(path).card for path in sorted((tmp_path / "runs" / "f").glob("*.onnx"))]
+    assert [card.preprocess.face is not None for card in cards] == [True, True]
