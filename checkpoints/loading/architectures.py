@@ -130,8 +130,9 @@ def _describe(
     options = size_options(arch, size) | dict(arch_options)
     if in_channels != 3:
         options["in_chans"] = in_channels
-    with torch.device("meta"):  # names and shapes only: nothing is allocated or drawn at random
-        model: Any = timm.create_model(arch, pretrained=False, **options)
+    model = _build_meta(arch, options)
+    if len(classifier) == 1 and f"{classifier[0]}.weight" not in model.state_dict():
+        model = _build_meta(arch, options | {"num_classes": 1})  # timm's default is no classes: an encoder
     state = model.state_dict()
     parameters = {name for name, _ in model.named_parameters()}
     own = tuple(f"{name}." for name in classifier)
@@ -152,6 +153,11 @@ def _describe(
         first_conv=f"{first}.weight" if isinstance(first, str) else None,
         features=heads[0].shape[1] if heads and heads[0].ndim >= 2 else None,
     )
+
+
+def _build_meta(arch: str, options: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):  # names and shapes only: nothing is allocated or drawn at random
+        return timm.create_model(arch, pretrained=False, **options)
 
 
 def compare_body(

@@ -67,6 +67,13 @@ class HeadFinder:
     def find(self) -> FoundHead:
         """Return the head."""
         architecture = self._body.match.architecture
+        if not any(f"{name}.weight" in architecture.state for name in architecture.classifier):
+            raise ModelError(
+                "E415",
+                f"{self._path.name} is {architecture.arch}, which timm builds without a classifier: it gives features",
+                hint="export the whole network, with its head, with torch.onnx.export; then: ens adopt model.onnx",
+                path=self._path,
+            )
         if len(architecture.classifier) != 1:
             return self._own_head()
         pools = [layer for layer in self._rest.layers if layer.kind == "gem"]
@@ -129,7 +136,7 @@ class HeadFinder:
         return layer.name.removeprefix(self._body.prefix)
 
     def _own_head(self) -> FoundHead:
-        """Return the classifiers of an architecture that has several, or none, under timm's names."""
+        """Return the classifiers of an architecture that has several, under timm's names."""
         architecture = self._body.match.architecture
         own = tuple(f"{name}." for name in architecture.classifier)
         tensors: dict[str, torch.Tensor] = {}

@@ -12,7 +12,7 @@ import timm
 import torch
 
 from checkpoints.loading.architectures import compare_body, describe, nearest_twins, twins_of
-from checkpoints.loading.open import open_checkpoint
+from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.loading.outline import outline_checkpoint
 from checkpoints.loading.read import read_content
 from checkpoints.loading.timm_tables import default_config, digest_of, row_of, table_version
@@ -114,6 +114,29 @@ def test_a_network_without_its_classifier_is_named(tmp_path: Path, resnet18: Pat
     assert "resnet18 without a classifier: no linear layer takes its 512 features" in error.message
 
 
+@torch.no_grad()
+def test_an_encoder_that_was_given_classes_opens(tmp_path: Path) -> None:
+    """timm's default has no classes (num_classes 0 in pretrained_cfg): a head inside or beside is still found."""
+    arch = "vit_tiny_patch16_dinov3_qkvb"
+    user = timm.create_model(arch, pretrained=False, num_classes=5).eval()
+    state = user.state_dict()
+    beside = {f"fc.{k[5:]}" if k.startswith("head.") else f"backbone.{k}": tensor for k, tensor in state.items()}
+    images = torch.randn(1, *timm.get_pretrained_cfg(arch).input_size, generator=torch.Generator().manual_seed(0))
+    for content in (state, beside):
+        opened = open_checkpoint(save(tmp_path / "a.pth", content), arch=arch)
+        assert torch.allclose(build_model(opened)(images), user(images), atol=1e-5)
+    error = refused(save(tmp_path / "a.pth", {k: t for k, t in state.items() if not k.startswith("head.")}), arch=arch)
+    assert (error.code, f"takes its {user.num_features} features" in error.message) == ("E415", True)
+
+
+def test_an_encoder_that_takes_no_classes_is_refused(tmp_path: Path) -> None:
+    """An encoder that timm builds without a classifier, whatever num_classes, is no member."""
+    arch, small = "qwen3_vit_88m_enc", {"depth": 1, "num_heads": 2, "embed_dim": 64}
+    user = timm.create_model(arch, pretrained=False, num_classes=5, **small)
+    error = refused(save(tmp_path / "a.pth", user.state_dict()), arch=arch, arch_options=small)
+    assert (error.code, "without a classifier" in error.message) == ("E415", True)
+
+
 def test_nearly_a_known_network_is_not_that_network(tmp_path: Path, resnet18: Path) -> None:
     """A ResNet-18 without one of its normalisations is refused, naming what is missing."""
     state = dict(open_checkpoint(resnet18).state_dict)
@@ -137,7 +160,16 @@ def test_the_table_of_architectures_is_what_timm_builds(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["resnet50", "vit_tiny_patch16_224", "tf_efficientnet_b3", "swin_tiny_patch4_window7_224"]
+    "arch",
+    [
+        "resnet50",
+        "vit_tiny_patch16_224",
+        "tf_efficientnet_b3",
+        "swin_tiny_patch4_window7_224",
+        "vit_tiny_patch16_dinov3_qkvb",
+        "aimv2_large_patch14_224",
+        "resnet50_clip",
+    ],
 )
 def test_the_tables_have_timms_shapes_and_defaults(arch: str) -> None:
     """Digest, width of the classifier and default preprocessing are those of the installed timm."""
