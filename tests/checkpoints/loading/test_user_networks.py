@@ -13,12 +13,14 @@ from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkp
 from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError
 from ensemble.events import SILENT
+from tests.support.user_containers import CONTAINERS, PROGRAMS, contents
 from tests.support.user_networks import Case, all_cases
-from tests.support.weights import save
+from tests.support.weights import TINY, save
 
 pytestmark = pytest.mark.slow
 
 CASES = all_cases()
+CONTENTS = list(contents())
 # some of those that a dry run tells without torch
 TOLD = {"prefix model.", "mark inside module.", "average: timm", "head apart: fc", "args beside"}
 
@@ -66,3 +68,47 @@ def test_the_logits_are_those_of_the_users_network(tmp_path: Path, case: Case) -
         )
     if case.name in TOLD:
         assert told is not None
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@torch.no_grad()
+def test_every_container_gives_the_users_logits(tmp_path: Path, container: str) -> None:
+    """A container opens by its folder, index or any file to the user's own logits, whatever is in it."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, *others = CONTENTS
+    number = list(CONTAINERS).index(container)
+    for name, state, network, weights in (plain, others[number % len(others)]):
+        folder = tmp_path / name
+        folder.mkdir()
+        expected = network(images)
+        paths = CONTAINERS[container](folder, state)
+        for path in paths if name == "plain" else paths[:1]:
+            checkpoint = open_checkpoint(path, arch=TINY)
+            found = build_model(checkpoint)(images)
+            assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), (name, path.name)
+            assert checkpoint.weights == weights
+
+
+@pytest.mark.parametrize("container", [name for name in CONTAINERS if "config.json" in name])
+def test_a_config_beside_the_weights_names_the_architecture(tmp_path: Path, container: str) -> None:
+    """The architecture in config.json, which these weights alone do not tell, opens the folder and its file."""
+    _, state, _, _ = CONTENTS[0]
+    for path in CONTAINERS[container](tmp_path, state):
+        assert open_checkpoint(path).arch == TINY
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(EnsError, match="E415"):
+        open_checkpoint(tmp_path)
+
+
+# torch's warnings that its older writers are deprecated
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_are_called_what_they_are(tmp_path: Path, program: str) -> None:
+    """What holds a program is refused by what it is, whatever its name, with the line that helps."""
+    write, code, description, hint = PROGRAMS[program]
+    path = write(tmp_path)
+    for arch in (TINY, None):
+        with pytest.raises(EnsError) as caught:
+            open_checkpoint(path, arch=arch)
+        assert (caught.value.code, description in caught.value.message) == (code, True)
+        assert hint in caught.value.hint
