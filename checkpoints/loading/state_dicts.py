@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+import numpy as np
+
 from checkpoints.loading.key_names import remove_marks
 from ensemble.errors import ModelError, enumerate_some
 
@@ -92,8 +94,8 @@ def is_averaged_name(name: str) -> bool:
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Return True for a tensor, with or without values: nothing else in a checkpoint's content has dimensions."""
-    return not isinstance(value, Mapping) and hasattr(value, "ndim")
+    """Return True for a tensor, with or without values; numpy's arrays and numbers beside tensors are metadata."""
+    return hasattr(value, "ndim") and not isinstance(value, (Mapping, np.ndarray, np.generic))
 
 
 def key_text(key: object) -> str:

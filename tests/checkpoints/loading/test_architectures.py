@@ -121,7 +121,7 @@ def test_an_encoder_that_was_given_classes_opens(tmp_path: Path) -> None:
     user = timm.create_model(arch, pretrained=False, num_classes=5).eval()
     state = user.state_dict()
     beside = {f"fc.{k[5:]}" if k.startswith("head.") else f"backbone.{k}": tensor for k, tensor in state.items()}
-    images = torch.randn(1, *timm.get_pretrained_cfg(arch).input_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     for content in (state, beside):
         opened = open_checkpoint(save(tmp_path / "a.pth", content), arch=arch)
         assert torch.allclose(build_model(opened)(images), user(images), atol=1e-5)
@@ -131,7 +131,8 @@ def test_an_encoder_that_was_given_classes_opens(tmp_path: Path) -> None:
 
 def test_an_encoder_that_takes_no_classes_is_refused(tmp_path: Path) -> None:
     """An encoder that timm builds without a classifier, whatever num_classes, is no member."""
-    arch, small = "qwen3_vit_88m_enc", {"depth": 1, "num_heads": 2, "embed_dim": 64}
+    arch = "qwen3_vit_88m_enc"
+    small: dict[str, Any] = {"depth": 1, "num_heads": 2, "embed_dim": 64}
     user = timm.create_model(arch, pretrained=False, num_classes=5, **small)
     error = refused(save(tmp_path / "a.pth", user.state_dict()), arch=arch, arch_options=small)
     assert (error.code, "without a classifier" in error.message) == ("E415", True)

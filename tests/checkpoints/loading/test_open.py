@@ -422,7 +422,7 @@ def test_fault_47_missing_and_unexpected_keys_are_counted_and_named(tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("change", [{"extra": torch.ones(1)}, {"fc.bias": torch.ones(17)}])
+@pytest.mark.parametrize("change", [{"extra": torch.ones(2)}, {"fc.bias": torch.ones(17)}])
 def test_fault_47_one_wrong_key_is_enough(tmp_path: Path, change: State) -> None:
     """A single unexpected or misshaped key is refused, even if all others fit."""
     error = refused(save(tmp_path / "a.pth", tiny_state() | change), arch=TINY)
