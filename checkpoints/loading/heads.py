@@ -71,7 +71,7 @@ class HeadFinder:
             raise ModelError(
                 "E415",
                 f"{self._path.name} is {architecture.arch}, which timm builds without a classifier: it gives features",
-                hint="export the whole network, with its head, with torch.onnx.export; then: ens adopt model.onnx",
+                hint="save the whole network, with its head, as ONNX; then: ens adopt model.onnx",
                 path=self._path,
             )
         if len(architecture.classifier) != 1:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from ensemble.adopt.check import BATCHES, Original, compare, require_separate
+from ensemble.adopt.features import find_pooled_maps, require_explainable
 from ensemble.adopt.foreign import (
     ForeignModel,
     ImageInput,
@@ -98,7 +99,8 @@ def adopt(
     Raises:
         OptionError: E204 when an option is needed to tell what the file does not, or contradicts it.
         ModelError: E411 when labels and answers differ in number, E414 when the answers differ from the original's,
-            E420 to E429 when the file cannot be used, E428 when the member's name is taken.
+            E420 to E429 when the file cannot be used, E428 when the member's name is taken, E432 when there are no
+            features that the options ask for.
         DeviceError: E612 when the answers depend on chance, E613 on the other images of the batch.
         DataError: when an image cannot be read.
         FileError: E701, E702 or E707 when a file cannot be read or written.
@@ -136,6 +138,8 @@ def adopt_network(
     original = Original(model, image, card, name)
     reference = original.run(pixels)
     plan = _make_plan(model, image, name, card, options, reference, listener)
+    if options.features:
+        plan = replace(plan, maps=find_pooled_maps(model, name))
     card = with_labels(model, card, plan.classes, options, listener)
     if plan.answers > 1 and (options.activation or ("sigmoid" if plan.independent else "softmax")) == "sigmoid":
         card = replace(card, activation="sigmoid")
@@ -145,7 +149,9 @@ def adopt_network(
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     final = proto.SerializeToString(deterministic=True)
     target = folder / f"{card.member}.onnx"
-    check_model(final, target)
+    checked = check_model(final, target)
+    if options.features:
+        require_explainable(checked, pixels)
     return Adopted(write_atomic(target, final), card, checks)
 
 
@@ -222,6 +228,8 @@ def _build(
         DeviceError: E612, E613.
     """
     ways: tuple[BatchWay, ...] = ("free", "freed", "in turn") if plan.image.batch is None else ("freed", "in turn")
+    if plan.maps is not None:
+        ways = tuple(way for way in ways if way != "in turn")  # a Scan would have to collect the maps, too
     plans = [plan] if plan.before is None else [plan.without_last_layer(), plan]
     reasons: list[str] = []
     for way, tried in itertools.product(ways, plans):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,18 @@ def _start(data: bytes, path: Path) -> Any:
         text = str(err).strip().splitlines()[-1][:300]
         code = "E421" if re.search(r"IR version|opset", text) else "E420"
         raise ModelError(code, f"{path.name}: onnxruntime cannot build it: {text}", path=path) from err
+
+
+def run_outputs(
+    data: bytes, path: Path, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]
+) -> tuple[NDArray[Any], ...]:
+    """Return several outputs of a model's file for ``inputs``.
+
+    Raises:
+        ModelError: E414 when it fails.
+    """
+    runtime = _start(data, path)
+    return tuple(_run(runtime, output, inputs, path) for output in outputs)
 
 
 def _run(runtime: Any, output: str, inputs: dict[str, NDArray[Any]], path: Path) -> NDArray[Any]:

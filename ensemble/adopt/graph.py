@@ -11,10 +11,10 @@ import onnx.compose
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
-from ensemble.adopt.foreign import ForeignModel, ImageInput, Output
+from ensemble.adopt.foreign import ForeignModel, ImageInput, Output, PixelLayout
 from ensemble.adopt.free_batch import free_batch
 from ensemble.card import Channels
-from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.model_file import FEATURES, INPUT, LOGITS
 
 # Pillow's weights of red, green and blue in a grey image, in 65536ths
 _GREY = (19595, 38470, 7471)
@@ -25,12 +25,21 @@ BatchWay = Literal["free", "freed", "in turn"]
 
 
 @dataclass(frozen=True, slots=True)
+class PooledMaps:
+    """The value that a network averages over height and width before its last layer, and where its channels are."""
+
+    name: str
+    layout: PixelLayout
+
+
+@dataclass(frozen=True, slots=True)
 class WrapPlan:
     """The way that a network is wrapped: its input and output, normalisation and number of answers.
 
     ``answers`` is the length of a row of the network's output, with 1 for a single logit or probability. ``mean`` and
     ``std`` are those of the network's channels, in its order. ``size`` is ``(height, width)``. ``independent`` are
     probabilities whose sum is not 1; ``before`` is the value before the softmax or sigmoid, if the network ends in one.
+    ``maps`` become one more output, if they are wanted.
     """
 
     image: ImageInput
@@ -43,6 +52,7 @@ class WrapPlan:
     channels: Channels = "rgb"
     independent: bool = False
     before: str | None = None
+    maps: PooledMaps | None = None
 
     @property
     def classes(self) -> int:
@@ -85,12 +95,13 @@ def build_graph(model: ForeignModel, plan: WrapPlan, batch: BatchWay) -> onnx.Mo
             helper.make_node("Identity", [INPUT], ["pixels"], name="pixels"),
             *inner,
             helper.make_node("Identity", ["answers"], [LOGITS], name="logits"),
+            *parts.features(),
         ]
     graph = helper.make_graph(
         nodes,
         "adopted",
         [image],
-        [logits],
+        [logits, *parts.more_outputs()],
         initializer=[*network.initializer, *parts.constants],
         sparse_initializer=list(network.sparse_initializer),
     )
@@ -171,6 +182,23 @@ class _Parts:
             case _:
                 last = self._node("Identity", ["rows"], "answers")
         return [*nodes, last]
+
+    def features(self) -> list[onnx.NodeProto]:
+        """Return nodes from the maps, if they are wanted, to the output ``features``, float32 ``(batch, F, h, w)``."""
+        maps = self._plan.maps
+        if maps is None:
+            return []
+        name, nodes = _PREFIX + maps.name, []
+        if maps.layout == "nhwc":
+            nodes.append(self._node("Transpose", [name], "turned_maps", perm=[0, 3, 1, 2]))
+            name = "turned_maps"
+        return [*nodes, self._node("Cast", [name], FEATURES, to=TensorProto.FLOAT)]
+
+    def more_outputs(self) -> list[onnx.ValueInfoProto]:
+        """Return the outputs beside the logits."""
+        if self._plan.maps is None:
+            return []
+        return [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", "F", "h", "w"])]
 
     def one_image(self) -> list[onnx.NodeProto]:
         """Return nodes from one image of the Scan to a batch of the network's size, which repeats it."""

@@ -34,7 +34,8 @@ class AdoptOptions:
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
     and in 0..1; ``input_range`` is short for those that scale pixels to it.
-    ``activation`` is sigmoid for independent labels, of which an image may have several.
+    ``activation`` is sigmoid for independent labels, of which an image may have several. ``fold`` is the one that the
+    network was not trained on. With ``features`` the pooled maps become an output, for `ens explain`.
 
     Raises:
         OptionError: E204 when options contradict each other or are out of range.
@@ -55,6 +56,8 @@ class AdoptOptions:
     channels: Channels | None = None
     activation: Activation | None = None
     member: str | None = None
+    fold: int | None = None
+    features: bool = False
 
     def __post_init__(self) -> None:
         if self.input_range is not None and (self.mean is not None or self.std is not None):
@@ -103,6 +106,7 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
         mean=mean,
         std=std,
         checkpoint_sha256=model.sha256,
+        fold=options.fold,
         precision=_precision(model, image),
         sources={
             "size": "option" if options.size else "model",

@@ -92,7 +92,7 @@ def find_classifier(model: ModelFile) -> Classifier:
     """
     member = model.card.member
     if FEATURES not in model.outputs:
-        adopted = "an adopted network has no output of features; explain a member that ens export --features wrote"
+        adopted = "adopt the network again with ens adopt --features"
         hint = adopted if model.card.arch == "onnx" else None
         raise ModelError("E431", f"{model.path.name} has no output {FEATURES!r}", hint=hint, path=model.path)
     graph = onnx.load_model_from_string(model.data).graph

@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     help="sigmoid for independent labels, of which an image may have several.  [default: what the answers show]",
 )
 @click.option("--member", help="Name of the member.  [default: the file name]")
+@click.option("--fold", type=click.IntRange(min=0), help="Fold that the network was not trained on.")
+@click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Compare on the images in this folder instead of the built-in ones.")
 @json_option
 def adopt(
@@ -90,6 +92,8 @@ def adopt(
     channels: Channels | None,
     activation: Activation | None,
     member: str | None,
+    fold: int | None,
+    features: bool,
     check_images: Path | None,
     as_json: bool,
 ) -> None:
@@ -126,6 +130,8 @@ def adopt(
         resizer=resizer,
         activation=activation,
         member=member,
+        fold=fold,
+        features=features,
     )
     images = () if check_images is None else list_images(check_images, listener=TERMINAL).paths
     done: list[Adopted] = []

@@ -20,11 +20,12 @@ from PIL import Image
 import ensemble
 from ensemble.adopt.adopt import adopt
 from ensemble.adopt.make_card import AdoptOptions
+from ensemble.analysis.cam import find_classifier
 from ensemble.cli import ens
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.runtime.model_file import check_model
+from ensemble.runtime.model_file import check_model, read_model
 from ensemble.runtime.parity import draw_pictures
 from ensemble.runtime.session import start_session
 
@@ -479,13 +480,64 @@ def test_export_predict_and_explain_say_what_an_onnx_file_needs(tmp_path: Path) 
         (["predict", str(path), "--images", str(tmp_path / "images"), "-o", out], "ens adopt model.onnx"),
         (
             ["explain", str(adopted), str(tmp_path / "images" / "a.png"), "-o", out],
-            "an adopted network has no output of features",
+            "ens adopt --features",
         ),
         (["adopt", str(adopted), "-o", out], "use it as it is"),
     ):
         done = CliRunner().invoke(ens, command)
         assert isinstance(done.exception, EnsError)
         assert words in done.exception.hint
+
+
+def channels_last(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the network with its pooling as Keras has it: the mean over the sides of maps whose channels are last."""
+    nodes = list(network.graph.node)
+    place = next(number for number, node in enumerate(nodes) if node.op_type == "GlobalAveragePool")
+    nodes[place : place + 1] = [
+        helper.make_node("Transpose", ["active"], ["keras"], perm=[0, 2, 3, 1]),
+        helper.make_node("ReduceMean", ["keras"], ["pooled"], axes=[1, 2], keepdims=0),
+    ]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    return network
+
+
+@pytest.mark.parametrize(
+    "habits", [{}, {"end": "Softmax"}, {"batch": 1}, {"layout": "nhwc", "kind": TensorProto.FLOAT16}]
+)
+@pytest.mark.parametrize("keras", [False, True])
+def test_features_make_an_adopted_member_explainable(tmp_path: Path, habits: dict[str, Any], keras: bool) -> None:
+    """With --features the maps are an output whose mean gives the logits, and `ens explain` draws them."""
+    path = tmp_path / "net.onnx"
+    proto = Network(**habits).proto()
+    onnx.save(channels_last(proto) if keras else proto, path)
+    adopted = adopt(path, tmp_path / "models", options=replace(KNOWN, features=True, fold=3))
+    assert adopted.card.fold == 3
+    pixels = draw_pictures(SIZE)
+    runtime = onnxruntime.InferenceSession(adopted.path, providers=["CPUExecutionProvider"])
+    logits, features = runtime.run(["logits", "features"], {"image": pixels})
+    assert features.shape == (len(pixels), 8, 7, 5)
+    classifier = find_classifier(read_model(adopted.path))
+    assert np.allclose(features.mean(axis=(2, 3)) @ classifier.weights.T + classifier.bias, logits, atol=2e-2)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels[0]).save(tmp_path / "images" / "a.png")
+    arguments = ["explain", str(adopted.path), str(tmp_path / "images" / "a.png"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(ens, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "out").glob("a*.png"))
+
+
+def test_a_network_without_pooled_maps_has_no_features(tmp_path: Path) -> None:
+    """A network whose last layer does not take the mean of maps is E432 with --features, and nothing is written."""
+    by_maximum = Network().proto()
+    next(node for node in by_maximum.graph.node if node.op_type == "GlobalAveragePool").op_type = "GlobalMaxPool"
+    single = Network(end="Sigmoid", classes=1).proto()
+    for proto, classes in ((by_maximum, CLASSES), (single, 2)):
+        onnx.save(proto, tmp_path / "net.onnx")
+        options = replace(KNOWN, features=True, labels=LabelSpace.flat(classes))
+        with pytest.raises(ModelError, match="E432"):
+            adopt(tmp_path / "net.onnx", tmp_path / "models", options=options)
+    assert not list((tmp_path / "models").glob("*"))
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
