@@ -73,7 +73,7 @@ def evaluate(
     from ensemble.analysis.metric_estimates import positive_class
     from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
-    from ensemble.predictions.truth import read_truth, truth_columns
+    from ensemble.predictions.truth import names_several, read_truth, truth_columns
     from ensemble.scoring.catalogue import find_metric
     from ensemble.submission.sheet import Submission
 
@@ -82,7 +82,8 @@ def evaluate(
     sheet = replace(sheet, scored=bool(contest))
     space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
     found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
-    read = _read_answers(found, space, options, like, sheet)
+    labelled = names_several(truth, space, options=columns)
+    read = _read_answers(found, space, options, like, sheet, several=labelled)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
     if several and len(several) < len(read):
         raise PredictionError(
@@ -111,7 +112,13 @@ def evaluate(
 
 
 def _read_answers(
-    paths: Sequence[Path], labels: LabelSpace, tables: ExternalOptions, like: Path | None, sheet: SheetOptions
+    paths: Sequence[Path],
+    labels: LabelSpace,
+    tables: ExternalOptions,
+    like: Path | None,
+    sheet: SheetOptions,
+    *,
+    several: bool | None,
 ) -> dict[str, Predictions | Blended | Submission]:
     """Read members' folders, tables and arrays of predictions, and submissions, by name."""
     from ensemble.predictions.dataset import notice_filled, read_predictions
@@ -134,7 +141,7 @@ def _read_answers(
                 id_column=_if_there(path, sheet.id_column),
                 label_column=_if_there(path, sheet.label_column),
             )
-            found[name] = _read_submission(path, labels, like, own_sheet)
+            found[name] = _read_submission(path, labels, like, own_sheet, several=several)
     return found
 
 
@@ -187,16 +194,36 @@ def _independent(member: Predictions) -> Predictions | Submission:
     return Submission(found.ids, found.classes, found.labels, found.probabilities, independent=True)
 
 
-def _read_submission(path: Path, labels: LabelSpace, like: Path | None, sheet: SheetOptions) -> Blended | Submission:
-    """Read a submission; one of probabilities of exclusive classes is scored like a blend."""
+def _read_submission(
+    path: Path, labels: LabelSpace, like: Path | None, sheet: SheetOptions, *, several: bool | None
+) -> Blended | Submission:
+    """Read a submission; one of probabilities of exclusive classes is scored like a blend.
+
+    ``several`` says that images of the ground truth have several labels.
+    """
     from ensemble.blend.blend import Blended
     from ensemble.errors import EnsError
+    from ensemble.events import Recorder
     from ensemble.submission.lint import read_submission
     from ensemble.submission.recognise import read_sheet
 
-    form = None if like is None else read_sheet(like, labels, options=sheet, listener=TERMINAL)
+    form = None
+    if like is not None:
+        heard = Recorder()
+        form = read_sheet(like, labels, options=sheet, listener=heard)
+        if form.kind == "ranking" and several:
+            # cells of equally many names are a ranking only where one label applies
+            heard = Recorder()
+            form = read_sheet(like, labels, options=sheet, independent=True, listener=heard)
+        for notice in heard.notices:
+            TERMINAL.notice(notice)
     try:
-        found = read_submission(path, labels, like=form, options=sheet)
+        found = read_submission(path, labels, like=form, options=sheet, independent=several)
+        one_each = form is not None and form.kind in {"name", "number"} and not found.independent
+        if like is not None and several and one_each and sheet.kind is None:
+            # cells of one name, in the sample as well, are labels where several may apply
+            form = read_sheet(like, labels, options=sheet, independent=True)
+            found = read_submission(path, labels, like=form, options=sheet)
     except EnsError as err:
         if form is None and err.code in _UNCLEAR:
             err.hint += "; --id-column and --label-column name its columns, and --like the contest's sample"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
 from ensemble.csv_table import Table, read_table
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
@@ -93,6 +93,20 @@ def read_truth(
     classes = applies.argmax(axis=1).astype(np.intp)
     positive = None if options.positive is None else find_positive(labels.names, "", options.positive)
     return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive)
+
+
+def names_several(path: Path, labels: LabelSpace, *, options: TruthOptions = NO_COLUMNS) -> bool | None:
+    """Return True if some image of a ground truth has several labels or none, and None if that is not known.
+
+    A ground truth with one label per image may still be of labels that do not exclude each other, and one that cannot
+    be read is refused by `read_truth`.
+    """
+    try:
+        found = read_truth(path, labels, options=options, independent=True)
+    except EnsError:
+        return None
+    assert found.applies is not None
+    return True if (found.applies.sum(axis=1) != 1).any() else None
 
 
 def _read_answers(

@@ -131,15 +131,18 @@ def read_submission(
     *,
     like: AnswerSheet | None = None,
     options: SheetOptions = NO_OPTIONS,
+    independent: bool | None = None,
 ) -> Submission:
     """Read a valid submission; see `check_submission`.
+
+    Without a sample, ``independent`` says whether several labels may apply to an image, if it is known.
 
     Raises:
         FileError: E707 when the file cannot be read.
         EnsError: as `read_sheet` when there is no sample, and it cannot be told how the submission is written.
         PredictionError: E520 when it has faults; the details list all of them. E541 as `check_submission`.
     """
-    found = _inspect(path, like, labels, options)
+    found = _inspect(path, like, labels, options, independent=independent)
     if found.faults:
         if like is None and found.faults[0].what == "header":
             # a comparison with the header of class numbers says nothing about a file with other columns
@@ -168,7 +171,7 @@ def render_faults(faults: tuple[Fault, ...]) -> str:
     return "\n".join([header, *(f"{line}\n{case}" for line, case in zip(lines, cases, strict=True))]) + "\n"
 
 
-def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions) -> AnswerSheet:
+def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions, *, independent: bool | None = None) -> AnswerSheet:
     """Return the sheet by which a submission without a sample is read: its own, or else that of class numbers.
 
     Raises:
@@ -176,7 +179,7 @@ def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions) -> AnswerSh
         PredictionError: E541 when columns of the submission are no classes.
     """
     try:
-        return read_sheet(path, labels, options=options)
+        return read_sheet(path, labels, options=options, independent=independent)
     except (FileError, ColumnsError):
         raise
     except EnsError:
@@ -192,9 +195,11 @@ def _inspect(
     labels: LabelSpace,
     options: SheetOptions,
     listener: Listener = SILENT,
+    *,
+    independent: bool | None = None,
 ) -> _Inspection:
     cases: _Cases = defaultdict(list)
-    sheet = own_sheet(path, labels, options) if like is None else like
+    sheet = own_sheet(path, labels, options, independent=independent) if like is None else like
     rows = _read_rows(path, sheet, labels, cases, bom=like is not None and like.bom)
     if sheet.independent is None and (sheet.constant or sheet.kind == "ranking"):
         settled = settle_several(sheet, labels, [row.answers for row in rows])

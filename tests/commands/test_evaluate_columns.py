@@ -88,3 +88,36 @@ def test_a_column_that_no_file_has_is_refused(evaluating: list[str], tmp_path: P
     assert isinstance(done.exception, EnsError)
     assert done.exception.code == "E322"
     assert "reff" in done.exception.message
+
+
+@pytest.mark.parametrize(
+    ("sample", "cells"),
+    [
+        *(
+            (sample, cells)
+            for sample in (None, "a b c", "a", "b c")
+            for cells in (("a b", "b a", "c d"), ("a", "b", "c"))
+        ),
+        *((sample, ("a;b", "b", "c;d")) for sample in (None, "a")),
+    ],
+)
+def test_a_truth_of_several_labels_makes_cells_of_names_labels(
+    cells: tuple[str, ...], sample: str | None, tmp_path: Path
+) -> None:
+    """Also where each cell has equally many names, or one; no notice speaks of the most probable classes."""
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d"]')
+    (tmp_path / "truth.csv").write_text("id,tags\n0,a b c\n1,b\n2,c d\n")
+    (tmp_path / "sub.csv").write_text("id,tags\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells)))
+    command = ["evaluate", str(tmp_path / "sub.csv"), "--truth", str(tmp_path / "truth.csv")]
+    command += ["--labels", str(tmp_path / "classes.json"), "--json"]
+    if sample is not None:
+        (tmp_path / "sample.csv").write_text("id,tags\n" + "".join(f"{i},{sample}\n" for i in range(3)))
+        command += ["--like", str(tmp_path / "sample.csv")]
+    done = CliRunner().invoke(ens, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "most probable classes" not in done.stderr
+    named = [set(cell.replace(";", " ").split()) for cell in cells]
+    true = [{"a", "b", "c"}, {"b"}, {"c", "d"}]
+    hits = sum(len(one & other) for one, other in zip(named, true, strict=True))
+    expected = 2 * hits / (sum(map(len, named)) + sum(map(len, true)))
+    assert json.loads(done.stdout)["scores"][0]["micro_f1"]["value"] == pytest.approx(expected, abs=1e-12)
