@@ -38,7 +38,7 @@ OTHERS = {
     "runtime.py": {"--prefer-offline", "--ignore-scripts", "--loglevel", "--pack-destination"},  # npm's
     "distributed.py": {"--multi_gpu"},  # accelerate's
 }
-STYLES = {"html.py", "matrix.py", "plots.py"}  # whose --words are variables of CSS
+STYLES = {"html.py", "matrix.py", "plots.py", "summary_html.py"}  # whose --words are variables of CSS
 
 
 def texts(path: Path) -> Iterator[tuple[str, str]]:
