@@ -73,4 +73,6 @@ def test_the_surest_member_with_a_model_shows_its_evidence(tmp_path: Path) -> No
         "2.png": [("a", second)],
     }
     assert Image.open(io.BytesIO(found["1.png"][0].picture)).size == (144, 144)
-    assert [(one.code, "b (exported without --features)" in one.message) for one in heard.notices] == [("I592", True)]
+    assert [(one.code, "b (b.onnx has no output 'features')" in one.message) for one in heard.notices] == [
+        ("I592", True)
+    ]

@@ -454,8 +454,8 @@ GUARDS = (
     # learning
     Guard(
         "ensemble/learn/selection.py",
-        "s.value[one] - s.value[0] - s.error(one, 0) > _ROUNDING",
-        "s.value[one] - s.value[0] - s.error(one, 0) > 0",
+        "s.value[one] - s.value[0] - errors * s.error(one, 0) > _ROUNDING",
+        "s.value[one] - s.value[0] - errors * s.error(one, 0) > 0",
         "learn/test_selection.py::test_members_that_differ_by_rounding",
     ),
 )

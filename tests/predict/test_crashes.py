@@ -19,11 +19,13 @@ import pytest
 from ensemble import files
 from ensemble.__main__ import run as run_command
 from ensemble.analysis.report import report
+from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, EnsError, FileError, PredictionError
 from ensemble.events import Recorder
 from ensemble.images import sandbox
 from ensemble.images.decode import DecodedImage, decode_file, decode_image
 from ensemble.images.listing import list_images
+from ensemble.images.planes import DecodedPlanes, decode_for
 from ensemble.images.sandbox import find_faults
 from ensemble.images.views import parse_views
 from ensemble.predict import pipeline as pipeline_module
@@ -358,13 +360,13 @@ def test_fault_63_memory_that_runs_out_while_decoding_keeps_what_is_done(
     """
     run(tmp_path, "good")
 
-    def fail(data: bytes, path: Path) -> DecodedImage:
+    def fail(data: bytes, path: Path, preprocess: Preprocess) -> DecodedImage | DecodedPlanes:
         if path.name == "13.jpg":
             raise MemoryError
-        return decode_file(data, path)
+        return decode_for(data, path, preprocess)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline_module, "decode_file", fail)
+        patch.setattr(pipeline_module, "decode_for", fail)
         with pytest.raises(DeviceError, match="E603") as caught:
             run(tmp_path)
     assert caught.value.exit_status == 6
@@ -450,15 +452,15 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from ensemble.predict import parts, pipeline
-from ensemble.images.decode import decode_file
+from ensemble.images.planes import decode_for
 from ensemble.__main__ import run
 parts.PART_ROWS = 8
-def limited(data, path):
+def limited(data, path, preprocess):
     if path.name == "29.jpg":  # everything has started: from here on there is room for no large picture
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 20), resource.RLIM_INFINITY))
-    return decode_file(data, path)
-pipeline.decode_file = limited
+    return decode_for(data, path, preprocess)
+pipeline.decode_for = limited
 sys.exit(run(sys.argv[1:]))
 """
 

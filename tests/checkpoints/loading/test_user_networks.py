@@ -32,7 +32,9 @@ def outline(path: Path, case: Case) -> Outline | None:
         return None
     content = read_content(path, with_values=False)
     try:
-        return outline_checkpoint(content, path, arch=how.arch, weights=how.weights, labels=None, listener=SILENT)
+        return outline_checkpoint(
+            content, path, arch=how.arch, weights=how.weights, labels=how.head.labels, listener=SILENT
+        )
     except (EnsError, NeedsTorchError):
         return None
 
