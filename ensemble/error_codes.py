@@ -333,6 +333,10 @@ CODES: dict[str, Code] = {
         "Predictions have a view that the out-of-fold predictions lack: the recipe leaves it out.",
         "predict the training images with that view, too, or the new ones without it",
     ),
+    "E364": Code(
+        "A table has fractions as labels (soft labels, or measured values), which are neither trained on nor scored.",
+        "write one class per image, such as the most probable, or 0 and 1 per label; ens train --smoothing softens them",
+    ),
     "E564": Code(
         "A sample asks for measured numbers, and the members predict classes or labels.",
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",

@@ -14,6 +14,7 @@ from ensemble.errors import DataError, enumerate_some
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES
 
 _SAMPLE = 500
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -115,7 +116,8 @@ def choose_columns(table: Table, image: str, options: TableOptions) -> Columns:
     """Return the columns of the other roles.
 
     Raises:
-        DataError: E322 when a column of an option does not exist, E336 when no column is recognised as the label.
+        DataError: E322 when a column of an option does not exist, E336 when no column is recognised as the label, E364
+            when columns have fractions.
     """
     guesses = [] if image == "path" or options.id_column else [f"the images are in column {image!r}"]
     taken = {image}
@@ -165,6 +167,11 @@ def _find_labels(table: Table, taken: Collection[str], guesses: list[str]) -> tu
     if len(kept) == 1:
         guesses.append(f"the labels are in column {kept[0]!r}, the only other one")
         return (kept[0],)
+    soft = [name for name in kept if (cells := table.column(name)) and fractions(cells)]
+    if len(soft) > 1:
+        shown = f"{soft[0]!r} is {fractions(table.column(soft[0]))[0]}"
+        message = f"{table.path.name}: no column is known to have the labels, and {enumerate_some(soft)} have fractions"
+        raise DataError("E364", f"{message}: {shown}", path=table.path)
     have = ", ".join(table.header)
     raise DataError(
         "E336",
@@ -177,6 +184,14 @@ def _find_labels(table: Table, taken: Collection[str], guesses: list[str]) -> tu
 def is_binary(cells: Sequence[str]) -> bool:
     """Return whether all cells are yes or no, written as numbers or words, and not all are empty."""
     return all(truth_of(cell) is not None for cell in cells) and any(cell.strip() for cell in cells)
+
+
+def fractions(cells: Sequence[str]) -> list[str]:
+    """Return the distinct cells that are no whole numbers; none of a column that has other cells than numbers."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    if not all(_NUMBER.fullmatch(cell) for cell in filled):
+        return []
+    return [cell for cell in dict.fromkeys(filled) if whole(cell.lstrip("+-")) is None]
 
 
 def truth_of(cell: str) -> bool | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints.data.class_names import ClassNames, find_class_names
-from checkpoints.data.columns import Columns, truth_of, whole
+from checkpoints.data.columns import Columns, fractions, truth_of, whole
 from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
 from ensemble.card import Activation
 from ensemble.csv_table import Table
@@ -18,6 +18,7 @@ from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import is_count
 
 _MANY = 0.1  # the share of images with several labels from which on repeated rows are meant
+_FRACTIONS = 10  # distinct ones of a column up to which they are names of classes, such as half stars
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def read_labels(
 
     Raises:
         DataError: E336 when a cell is no label or has none, E337 when rows of an image contradict each other or the
-            labels do not fit the activation, E340 when a label is none of the given classes.
+            labels do not fit the activation, E340 when a label is none of the given classes, E364 when labels are
+            fractions.
     """
     found = _from_columns(table, columns) if len(columns.labels) > 1 else _from_cells(table, columns.labels[0], options)
     joined: dict[str, dict[str, None]] = {}
@@ -69,11 +71,9 @@ def _from_columns(table: Table, columns: Columns) -> _LabelCells:
         for row, (cell, line) in enumerate(zip(table.column(name), table.lines, strict=True)):
             is_true = truth_of(cell)
             if is_true is None:
-                raise DataError(
-                    "E336",
-                    f"{table.path.name}: line {line}: {name!r} is {cell!r}; a label's column has 0 and 1",
-                    path=table.path,
-                )
+                code = "E364" if fractions(table.column(name)) else "E336"
+                message = f"{table.path.name}: line {line}: {name!r} is {cell!r}; a label's column has 0 and 1"
+                raise DataError(code, message, path=table.path)
             if is_true:
                 rows[row].append(name)
     once = all(len(row) == 1 for row in rows)
@@ -94,6 +94,11 @@ def _from_cells(table: Table, column: str, options: TableOptions) -> _LabelCells
     separator = options.separator or _guess_separator(cells)
     if separator == NONE:
         found = _LabelCells([(cell,) if cell else () for cell in cells], several=False)
+        if soft := fractions(cells):
+            if len(soft) > _FRACTIONS:
+                message = f"{table.path.name}: {column!r} has {len(soft)} different fractions, such as {soft[0]}"
+                raise DataError("E364", message, path=table.path)
+            found.guesses.append(f"the numbers of {column!r}, such as {soft[0]}, are taken as names of classes")
         half = _recurring(cells, " ")
         if options.separator is None and half is not None and half >= 0.5:
             found.guesses.append(

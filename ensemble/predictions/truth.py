@@ -79,7 +79,8 @@ def read_truth(
 
     Raises:
         FileError: E707 when the file cannot be read.
-        DataError: E313 when an id is repeated, E322 when a column is missing, E330 when an answer is not a class.
+        DataError: E313 when an id is repeated, E322 when a column is missing, E330 when an answer is not a class,
+            E364 when answers are fractions.
         PredictionError: E541 when the positive class that is named is none.
     """
     table = read_table(path, listener=listener)
@@ -122,6 +123,10 @@ def _read_answers(
                 column_of = dict(zip(match.classes, columns, strict=True))
                 ordered = [column_of[label] for label in range(len(labels))]
                 return np.stack([np.array([to_float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
+            if not isinstance(match, Mismatch) and (cell := _fraction_in(table, columns)):
+                raise DataError(
+                    "E364", f"{table.path.name}: a column of 0 and 1 per class has {cell!r}", path=table.path
+                )
     column = _answer_column(table, rest, options)
     known = _known_answers(table.column(column), labels)
     applies = np.zeros((len(table.rows), len(labels)), dtype=bool)
@@ -136,6 +141,15 @@ def _read_answers(
 
 def _are_flags(table: Table, columns: Sequence[str]) -> bool:
     return all(set(map(str.strip, table.column(name))) <= {"0", "1", "0.0", "1.0"} for name in columns)
+
+
+def _fraction_in(table: Table, columns: Sequence[str]) -> str | None:
+    """Return the first cell that is no whole number, of columns of numbers."""
+    try:
+        cells = [(cell, to_float(cell)) for name in columns for cell in table.column(name)]
+    except ValueError:
+        return None
+    return next((cell for cell, value in cells if not value.is_integer()), None)
 
 
 def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> str:

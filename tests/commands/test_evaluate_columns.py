@@ -121,3 +121,12 @@ def test_a_truth_of_several_labels_makes_cells_of_names_labels(
     hits = sum(len(one & other) for one, other in zip(named, true, strict=True))
     expected = 2 * hits / (sum(map(len, named)) + sum(map(len, true)))
     assert json.loads(done.stdout)["scores"][0]["micro_f1"]["value"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_truth_of_fractions_is_refused(evaluating: list[str], tmp_path: Path) -> None:
+    """Soft labels are not scored: E364 names the cell."""
+    (tmp_path / "truth.csv").write_text("id,cat,dog\n" + "".join(f"t{i},0.7,0.3\n" for i in range(4)))
+    done: Any = CliRunner().invoke(ens, [*evaluating, written(tmp_path, "ref,verdict", "t{i},{name}")])
+    assert isinstance(done.exception, EnsError)
+    assert done.exception.code == "E364"
+    assert "0.7" in done.exception.message

@@ -88,6 +88,36 @@ def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
         heard(contest(tmp_path / "c", "x/{0}.png", *lines))
 
 
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        (["image,cat,dog", *(f"{i},{i / 16},{1 - i / 16}" for i in N)], {}, "cat, dog have fractions: 'cat' is"),
+        (["image,label", *(f"{i},{i / 16}" for i in N)], {}, "different fractions, such as 0.0625"),
+        (["image,label", *(f"{i},{i}e-3" for i in N)], {}, "different fractions, such as "),
+        (
+            ["image,cat,dog", *(f"{i},{i / 16},{1 - i / 16}" for i in N)],
+            {"label_columns": ("cat", "dog")},
+            "line 3: 'cat' is '0.0625'; a label's column has 0 and 1",
+        ),
+    ],
+)
+def test_soft_labels_are_refused(tmp_path: Path, lines: list[str], options: dict[str, object], said: str) -> None:
+    """Fractions as labels are no classes of their own: E364 says what is possible."""
+    with pytest.raises(DataError) as caught:
+        heard(contest(tmp_path, "x/{0}.png", *lines), **options)
+    assert caught.value.code == "E364"
+    assert said in caught.value.message
+    assert "one class per image" in str(caught.value.hint)
+
+
+def test_a_few_fractions_are_names_of_classes_which_is_said(tmp_path: Path) -> None:
+    """A scale of half steps, such as a clinical dementia rating, has few of them."""
+    scale = ("0", "0.5", "1", "2")
+    data, said = heard(contest(tmp_path, "x/{0}.png", "image,label", *(f"{i},{scale[i % 4]}" for i in N)))
+    assert sorted(set(classes(data))) == ["0", "0.5", "1", "2"]
+    assert "such as 0.5, are taken as names of classes" in said
+
+
 def test_a_column_of_each_label(tmp_path: Path) -> None:
     """One 1 per row is one class per image, any number of them are labels, and the option overrules; both are said."""
     one = ["image_id,healthy,rust,scab", *(f"t{i},{int(i % 3 == 0)},{int(i % 3 == 1)},{int(i % 3 == 2)}" for i in N)]
