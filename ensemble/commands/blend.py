@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ensemble.submission.sheet_options import SheetOptions
 
 _WEIGHTS = ("pool_name", "weights", "views", "rule_name", *NAMES)
+_SMOOTHED_LATER = (
+    '; to smooth, add a line such as "smoothing": {"kernel": [0.2, 0.6, 0.2]} to a saved recipe and --apply it'
+)
 _LEARNING = ("method", "metric", "transductive", "seed")
 
 
@@ -203,7 +206,8 @@ def _require_one_source(recipe_path: Path | None, oof: tuple[Path, ...], truth: 
         raise conflict("--apply and --oof exclude each other")
     if (recipe_path is not None or oof) and (given := given_options(_WEIGHTS)):
         source = "--apply brings" if recipe_path is not None else "--oof learns"
-        raise conflict(f"{source} its own pool, weights, views and rule; leave out {given}")
+        later = _SMOOTHED_LATER if "--smooth" in given else ""
+        raise conflict(f"{source} its own pool, weights, views and rule; leave out {given}{later}")
 
 
 def _parse_weights(pool: str, weights: str | None, views: str | None, rule: str, extras: RecipeExtras) -> GivenWeights:

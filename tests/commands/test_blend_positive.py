@@ -68,3 +68,20 @@ def test_a_class_that_matters_neither_to_the_sheet_nor_to_the_metric_is_refused(
     assert isinstance(done.exception, EnsError)
     assert done.exception.code == "E204"
     assert "--positive does not fit" in str(done.exception)
+
+
+def test_smoothing_is_added_to_the_recipe_that_was_learned(contest: list[str], tmp_path: Path) -> None:
+    """Learning refuses --smooth, and the line that the message names smooths when the recipe is applied."""
+    refused: Any = CliRunner().invoke(ens, [*contest, "--smooth", "0.2,0.6,0.2"])
+    assert refused.exception.code == "E204"
+    line = '"smoothing": {"kernel": [0.2, 0.6, 0.2]}'
+    assert line in refused.exception.message
+    saved = tmp_path / "blend.json"
+    learned_score(contest, saved=saved)
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | json.loads(f"{{{line}}}")))
+    command = [*contest[: contest.index("--method")], "--labels", str(tmp_path / "classes.json")]
+    done = CliRunner().invoke(
+        ens, [*command, "--apply", str(saved), "-o", str(tmp_path / "smooth.csv")], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "smooth.csv").read_bytes() != (tmp_path / "out.csv").read_bytes()
