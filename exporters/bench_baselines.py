@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from checkpoints.loading.open_options import OpenOptions
 from ensemble.arrays import Logits, Pixels
 from ensemble.bench.agreement import MemberLogits
 from ensemble.bench.contenders import BenchJob, JobInputs
 from ensemble.bench.process_meter import PassResult, PassTimer
 from ensemble.card import Channels, ModelCard, Preprocess
 from ensemble.errors import EnsError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import sha256_file
 from ensemble.images.decode import read_image
 from ensemble.images.face_crop import prepare_image
@@ -85,9 +87,13 @@ def onnxruntime_loop(job: BenchJob, timer: PassTimer) -> PassResult:
 
 @dataclass(frozen=True, slots=True)
 class TorchLoop:
-    """A DataLoader, timm networks, up to two views; ``checkpoints[member]`` are the weights of each model."""
+    """A DataLoader, timm networks, up to two views; ``checkpoints[member]`` are the weights of each model.
+
+    ``how[member]`` are the options that its checkpoint is opened with; without, it is opened by its card alone.
+    """
 
     checkpoints: Mapping[str, Path]
+    how: Mapping[str, OpenOptions] = field(default_factory=dict)
 
     def __call__(self, job: BenchJob, timer: PassTimer) -> PassResult:
         """Run one network after another over the images."""
@@ -125,7 +131,7 @@ class TorchLoop:
     def _network(self, card: ModelCard, device: torch.device) -> Any:
         import torch
 
-        network = _reopen(self.checkpoints[card.member], card)
+        network = _reopen(self.checkpoints[card.member], card, self.how.get(card.member))
         if device.type == "cpu":
             return network
         placed: Any = network.to(device)
@@ -134,14 +140,22 @@ class TorchLoop:
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """The checkpoint of each member; ``problem`` says why there is none, and is empty otherwise."""
+    """The checkpoint of each member; ``problem`` says why there is none, and is empty otherwise.
+
+    ``how`` are the options that members need which cannot be opened by their cards alone.
+    """
 
     checkpoints: Mapping[str, Path]
     problem: str = ""
+    how: Mapping[str, OpenOptions] = field(default_factory=dict)
 
 
-def find_weights(models: Sequence[Path], paths: Sequence[Path]) -> FoundWeights:
+def find_weights(
+    models: Sequence[Path], paths: Sequence[Path], *, options: OpenOptions | None = None, listener: Listener = SILENT
+) -> FoundWeights:
     """Find, by SHA-256, the checkpoint that each model was exported from, in files and folders.
+
+    ``options`` open the checkpoints that they fit; all others are opened by their cards alone, which a notice says.
 
     Raises:
         EnsError: as `read_model`.
@@ -163,22 +177,43 @@ def find_weights(models: Sequence[Path], paths: Sequence[Path]) -> FoundWeights:
     if missing:
         return FoundWeights({}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}")
     found = {card.member: by_sha256[card.checkpoint_sha256] for card in cards}
+    how: dict[str, OpenOptions] = {}
     for card in cards:
-        try:
-            _reopen(found[card.member], card)
-        except (EnsError, RuntimeError) as err:  # such as a head that --head-layers named: the card does not have it
-            reason = err.message if isinstance(err, EnsError) else str(err).splitlines()[0]
-            return FoundWeights({}, f"the checkpoint of {card.member} cannot be opened from its card alone: {reason}")
-    return FoundWeights(found)
+        unfit = None if options is None else _why_unfit(found[card.member], card, options)
+        if options is not None and unfit is None:
+            how[card.member] = options
+            continue
+        if (reason := _why_unfit(found[card.member], card, None)) is not None:
+            given = "from its card alone" if unfit is None else "with the options that were given"
+            message = f"the checkpoint of {card.member} cannot be opened {given}: {unfit or reason}"
+            return FoundWeights({}, message)
+        if unfit is not None:
+            message = f"the checkpoint of {card.member} is opened by its card alone, without the options: {unfit}"
+            listener.notice(Notice("W622", message, found[card.member]))
+    return FoundWeights(found, how=how)
 
 
-def _reopen(path: Path, card: ModelCard) -> Any:
+def _why_unfit(path: Path, card: ModelCard, options: OpenOptions | None) -> str | None:
+    """Return why a checkpoint does not open as the network of a card; None if it does."""
+    try:
+        _reopen(path, card, options)
+    except (EnsError, RuntimeError) as err:  # such as a head that --head-layers named: the card does not have it
+        return err.message if isinstance(err, EnsError) else str(err).splitlines()[0]
+    return None
+
+
+def _reopen(path: Path, card: ModelCard, options: OpenOptions | None) -> Any:
     """Return the network of a card from its checkpoint, which may need options that the card does not have."""
-    from checkpoints.loading.head_options import HeadRequest
     from checkpoints.loading.open import build_model, open_checkpoint
 
-    head = HeadRequest(labels=card.labels)
-    checkpoint = open_checkpoint(path, arch=card.arch, weights=card.weights, head=head)
+    given = options or OpenOptions()
+    checkpoint = open_checkpoint(
+        path,
+        arch=card.arch,
+        arch_options=given.arch_options,
+        weights=given.weights or card.weights,
+        head=replace(given.head, labels=card.labels),
+    )
     if checkpoint.num_classes != len(card.labels):
         raise RuntimeError(f"its head has {checkpoint.num_classes} outputs, not the {len(card.labels)} of the card")
     return build_model(checkpoint)

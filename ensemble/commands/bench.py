@@ -15,6 +15,7 @@ from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from checkpoints.loading.open_options import OpenOptions
     from ensemble.predictions.external import ExternalOptions
 
 
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoints", type=PATH, multiple=True, help="Checkpoints for the torch loop: files or folders; repeatable."
 )
+@click.option(
+    "--arch-option",
+    "arch_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of timm's create_model that a checkpoint was exported with, as in ens export; repeatable.",
+)
+@click.option(
+    "--weights", "chosen", metavar="NAME", help="Weights that a checkpoint was exported from, as in ens export."
+)
+@click.option("--head-layers", help="Layers of the head that a checkpoint was exported with, as in ens export.")
+@click.option("--head-name", help="Name of the head that a checkpoint was exported with, as in ens export.")
+@click.option("--leave-out", multiple=True, help="Start of names of tensors that are no part of the network.")
 @click.option(
     "--also", type=PATH, multiple=True, help="Folder with other models of the same members, such as int8; repeatable."
 )
@@ -61,6 +75,11 @@ def bench(
     ids: Path | None,
     limit: int | None,
     checkpoints: tuple[Path, ...],
+    arch_options: tuple[str, ...],
+    chosen: str | None,
+    head_layers: str | None,
+    head_name: str | None,
+    leave_out: tuple[str, ...],
     also: tuple[Path, ...],
     recipe: Path | None,
     early_exit: str | None,
@@ -95,6 +114,7 @@ def bench(
     from ensemble.runtime.providers import choose_device
     from exporters.bench_baselines import TorchLoop, find_weights, onnxruntime_loop
 
+    how = _how_to_open(checkpoints, arch_options, chosen, head_layers, head_name, leave_out)
     goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
         raise conflict("--early-exit needs --recipe")
@@ -107,14 +127,14 @@ def bench(
     left_out = []
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
     where = str(choose_device(device, listener=TERMINAL))
-    weights = find_weights(found, checkpoints)
+    weights = find_weights(found, checkpoints, options=how, listener=TERMINAL)
     if quick and not where.startswith("cpu") and "torch" not in asked:
         weights = replace(weights, problem="torch.compile takes minutes; --arms can name it")
     if weights.problem and (not asked or "torch" in asked):
         left_out.append(f"torch: {weights.problem}")
         TERMINAL.notice(Notice("W622", left_out[0]))
     if not weights.problem:
-        baselines["torch"] = TorchLoop(weights.checkpoints)
+        baselines["torch"] = TorchLoop(weights.checkpoints, weights.how)
     named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
@@ -128,3 +148,25 @@ def bench(
     if output is not None:
         write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _how_to_open(
+    checkpoints: tuple[Path, ...],
+    arch_options: tuple[str, ...],
+    weights: str | None,
+    head_layers: str | None,
+    head_name: str | None,
+    leave_out: tuple[str, ...],
+) -> OpenOptions | None:
+    """Return the options of the checkpoints; None where none is given."""
+    if not (arch_options or weights or head_layers or head_name or leave_out):
+        return None
+    if not checkpoints:
+        raise conflict("--arch-option, --weights, --head-layers, --head-name and --leave-out need --checkpoints")
+    from checkpoints.loading.arch_options import parse_arch_options
+    from checkpoints.loading.head_options import HeadRequest, parse_head_layers
+    from checkpoints.loading.open_options import OpenOptions
+
+    layers, scale = (None, 1.0) if head_layers is None else parse_head_layers(head_layers)
+    head = HeadRequest(layers=layers, scale=scale, name=head_name, leave_out=leave_out)
+    return OpenOptions(arch_options=parse_arch_options(arch_options), weights=weights, head=head)

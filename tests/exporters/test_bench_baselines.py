@@ -13,11 +13,13 @@ import torch
 
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.open import open_checkpoint
+from checkpoints.loading.open_options import OpenOptions
 from ensemble.__main__ import run
 from ensemble.bench import bench as module
 from ensemble.bench.contenders import BenchJob, run_predict
 from ensemble.bench.process_meter import Pass, PassTimer, measure
 from ensemble.errors import DeviceError
+from ensemble.events import Recorder
 from ensemble.labels import MASK18
 from ensemble.runtime.parity import relative_error
 from exporters.bench_baselines import FoundWeights, TorchLoop, find_weights, normalise, pad
@@ -85,6 +87,15 @@ def test_a_checkpoint_that_needs_options_leaves_the_torch_loop_out(made: Bench, 
     assert found.checkpoints == {}
     assert "the checkpoint of a cannot be opened from its card alone" in found.problem
     assert "activations between its layers" in found.problem
+    given = OpenOptions(head=HeadRequest(layers=("linear", "relu")))
+    wrong = find_weights([model], [tmp_path], options=given)
+    assert "cannot be opened with the options that were given" in wrong.problem
+    given = OpenOptions(head=HeadRequest(layers=("linear", "relu", "linear")))
+    heard = Recorder()
+    both = find_weights([model, made.model], [tmp_path, made.weights], options=given, listener=heard)
+    assert (both.problem, both.how) == ("", {"a": given})
+    (notice,) = heard.notices
+    assert "the checkpoint of r0 is opened by its card alone, without the options" in notice.message
 
 
 def test_the_torch_loop_answers_as_predict_does(made: Bench) -> None:
