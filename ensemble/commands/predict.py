@@ -59,7 +59,7 @@ def predict(
     \b
     Example: ens predict models/*.onnx --images eval/images --ids eval/info.csv --tta -o runs/preds
     """
-    from ensemble.fuse.predict_fused import is_fused, predict_fused
+    from ensemble.fuse.detect import is_fused
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import read_ids
     from ensemble.images.views import parse_views
@@ -76,6 +76,8 @@ def predict(
     if len(found) == 1 and found[0].is_file() and is_fused(found[0]):
         if given := given_options(("tta", "views", "engine", "address", "batch", "memory", "device", "on_bad_image")):
             raise conflict(f"{given}: not for a fused file, which has its views inside and runs on the CPU")
+        from ensemble.fuse.predict_fused import predict_fused
+
         fused = predict_fused(
             found[0],
             Path(images),

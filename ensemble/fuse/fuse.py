@@ -18,7 +18,8 @@ from ensemble.blend.recipe import Recipe
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
-from ensemble.fuse.fused_card import FUSED_KEY, FusedCard, FusedMaps, FusedMember
+from ensemble.fuse.detect import FUSED_KEY
+from ensemble.fuse.fused_card import FusedCard, FusedMaps, FusedMember
 from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.graph import FusePlan, build_fused
 from ensemble.fuse.map_member import find_maps

@@ -15,8 +15,8 @@ from ensemble.blend.decision_rules import ThresholdRule
 from ensemble.blend.recipe import Recipe
 from ensemble.card import ModelCard
 from ensemble.errors import DeployError, EnsError, FileError
+from ensemble.fuse.detect import FUSED_KEY
 
-FUSED_KEY = "ens.fused"
 FUSED_SCHEMA = 1
 
 

@@ -15,7 +15,7 @@ from ensemble.card import ModelCard, validate_member
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import locked, remove, require_writable
-from ensemble.fuse.fused_card import FUSED_KEY, FusedCard
+from ensemble.fuse.fused_card import FusedCard
 from ensemble.fuse.fused_session import FusedSession, start_fused
 from ensemble.fuse.graph import PLAIN_VIEW
 from ensemble.images.decode import read_image
@@ -39,12 +39,6 @@ class FusedRun:
 
     def __str__(self) -> str:
         return f"{self.folder}  {self.images:,} images"
-
-
-def is_fused(path: Path) -> bool:
-    """Return True if a file names the card of a fused file; reading that card tells if it has one."""
-    with path.open("rb") as file:
-        return FUSED_KEY.encode() in file.read()
 
 
 def predict_fused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.model_file import read_model
 from tests.support.toy_recipes import LABELS, toy_recipe, write_members
-from tests.support.toys import card, write_pictures
+from tests.support.toys import card, write_model, write_pictures
 
 IDS = ["b.jpg", "a.jpg", "c.jpg"]
 
@@ -82,3 +84,23 @@ def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
     assert caught.value.code == "E423"
     assert isinstance(caught.value, EnsError)
     assert "ens predict takes it" in caught.value.hint
+
+
+def test_predictions_of_a_member_load_nothing_of_blending(tmp_path: Path) -> None:
+    """A model that is no fused file is predicted without SciPy, whose import takes longer than many a start."""
+    write_pictures(tmp_path / "images", ["a.jpg"])
+    model = write_model(tmp_path)
+    code = "import sys; from ensemble.__main__ import run; print(run(sys.argv[1:]), 'scipy' in sys.modules)"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "predict",
+        str(model),
+        "--images",
+        str(tmp_path / "images"),
+        "--device",
+        "cpu",
+    ]
+    ended = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "0 False"

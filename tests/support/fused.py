@@ -16,7 +16,8 @@ from ensemble.blend.decision_rules import PriorRule, Rule, ThresholdRule
 from ensemble.blend.pooling import LINEAR
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.card import FaceCrop
-from ensemble.fuse.fused_card import FUSED_KEY, FusedCard, FusedMaps, FusedMember
+from ensemble.fuse.detect import FUSED_KEY
+from ensemble.fuse.fused_card import FusedCard, FusedMaps, FusedMember
 from ensemble.labels import MASK18, LabelSpace
 from tests.support import toys
 
