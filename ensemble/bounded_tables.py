@@ -12,14 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from ensemble.errors import OptionError
+from ensemble.install import install_command
 
 _FREE_BYTES, _TIMES = 512 * 2**20, 20
 _FREE_ROWS = 2_000_000
 _MAX_COLUMNS = 200_000
+
+
+def has_pyarrow() -> bool:
+    """Return True if Parquet can be read and written here."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def require_pyarrow(what: str) -> None:
+    """Check that a Parquet file can be read or written; ``what`` begins the message.
+
+    Raises:
+        OptionError: E205 when pyarrow is not installed.
+    """
+    if not has_pyarrow():
+        raise OptionError("E205", f"{what} needs pyarrow, which is not installed", hint=install_command("pyarrow"))
 
 
 def read_parquet(path: Path, *, checksums: bool = True) -> Any:
@@ -28,7 +47,12 @@ def read_parquet(path: Path, *, checksums: bool = True) -> Any:
     Raises:
         OSError, pyarrow.ArrowException: it cannot be read or is not Parquet.
         ValueError: it is not a regular file, or takes too much memory.
+        OptionError: E205 when pyarrow is not installed.
     """
+    require_pyarrow(path.name)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     size = _size(path)
     with pq.ParquetFile(path, page_checksum_verification=checksums) as file:
         schema, about = file.schema_arrow, file.metadata
@@ -120,6 +144,8 @@ def _require_bytes(path: Path, wanted: int, size: int) -> None:
 
 def _width(kind: Any) -> int:
     """Return the bytes that a value takes at least."""
+    import pyarrow as pa
+
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _width(kind.value_type)
     try:
@@ -129,15 +155,22 @@ def _width(kind: Any) -> int:
 
 
 def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind))
 
 
 def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind))
 
 
 def _unpacked(column: Any) -> int:
     """Return the bytes of a column once equal texts are no longer stored once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     lengths = pc.binary_length(column.dictionary).take(column.indices)
@@ -145,4 +178,6 @@ def _unpacked(column: Any) -> int:
 
 
 def _plain(column: Any) -> Any:
+    import pyarrow as pa
+
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

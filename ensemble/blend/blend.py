@@ -8,12 +8,11 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import decide, decide_labels, fit_macro_f1_rule
 from ensemble.blend.odd_members import find_odd
-from ensemble.blend.pooling import Pool, log_softmax, pool, pool_by_class, pool_ranks
+from ensemble.blend.pooling import Pool, expit, log_softmax, pool, pool_by_class, pool_ranks
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.blend.smoothing import smooth_rows
 from ensemble.errors import PredictionError, enumerate_some

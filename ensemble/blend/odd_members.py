@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
 from ensemble.metrics import confusion_matrix
@@ -51,8 +51,9 @@ def find_odd(reference: Classes, answers: Classes, *, classes: int) -> Odd | Non
         return None
     counts = confusion_matrix(reference, answers, classes=classes)
     found = cohen_kappa(counts)
-    # the assignment of the member's columns to the reference's classes with the most agreement
-    columns = linear_sum_assignment(-counts)[1]
+    if found + _CLEARLY_BETTER >= 1:  # no permutation can be that much better
+        return None
+    columns = most_agreement(counts)
     permuted = cohen_kappa(counts[:, columns])
     if permuted > found + _CLEARLY_BETTER:
         return Odd(found, tuple(columns.tolist()), permuted)
@@ -65,3 +66,48 @@ def cohen_kappa(counts: Floats) -> float:
     agreed = np.trace(counts) / total
     chance = float((counts.sum(axis=0) * counts.sum(axis=1)).sum() / total**2)
     return float((agreed - chance) / (1 - chance)) if chance < 1 else 0.0
+
+
+def most_agreement(counts: Floats) -> NDArray[np.intp]:
+    """Return the permutation of the columns of ``(C, C)`` with the largest sum on the diagonal.
+
+    By shortest augmenting paths, with the ties of ``scipy.optimize.linear_sum_assignment``, which a run of a saved
+    recipe does not load: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace
+    and Electronic Systems 52 (2016).
+    """
+    cost = -np.asarray(counts, dtype=np.float64)
+    size = len(cost)
+    row_price, column_price = np.zeros(size), np.zeros(size)
+    column_of, row_of = np.full(size, -1, dtype=np.intp), np.full(size, -1, dtype=np.intp)
+    for first in range(size):
+        lengths, came_from = np.full(size, np.inf), np.full(size, -1, dtype=np.intp)
+        left = np.arange(size)[::-1].copy()
+        rows, row, least, end = [first], first, 0.0, -1
+        while end < 0:
+            reached = least + cost[row, left] - row_price[row] - column_price[left]
+            shorter = reached < lengths[left]
+            came_from[left[shorter]], lengths[left[shorter]] = row, reached[shorter]
+            least = float(lengths[left].min())
+            nearest = np.flatnonzero(lengths[left] == least)
+            free = nearest[row_of[left[nearest]] < 0]  # a column without a row ends the path
+            place = int(free[-1] if len(free) else nearest[0])
+            column = int(left[place])
+            left[place] = left[-1]
+            left = left[:-1]
+            if row_of[column] < 0:
+                end = column
+            else:
+                row = int(row_of[column])
+                rows.append(row)
+        row_price[first] += least
+        for other in rows[1:]:
+            row_price[other] += least - lengths[column_of[other]]
+        seen = np.setdiff1d(np.arange(size), left)
+        column_price[seen] -= least - lengths[seen]
+        while True:
+            row = int(came_from[end])
+            row_of[end] = row
+            column_of[row], end = end, int(column_of[row])
+            if row == first:
+                break
+    return column_of

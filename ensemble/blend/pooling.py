@@ -7,6 +7,7 @@ the next.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError
@@ -25,6 +25,7 @@ K = TypeVar("K", bound=Hashable)
 
 TIE_BREAK = 1e-6
 _RANK_DIGITS = 12
+_LARGEST_EXP = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,21 @@ def pool_by_class(logits: Iterable[ArrayLike], weights: Floats, *, kind: Pool = 
 
 def percentile_ranks(values: Floats) -> Floats:
     """Return the rank of each row in its column ``(N, C)``, 1 / N to 1, ties averaged: ``rankdata(values) / N``."""
-    return np.asarray(rankdata(values, method="average", axis=0) / len(values))
+    ranks = np.empty(values.shape)
+    for column, found in zip(values.T, ranks.T, strict=True):
+        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
+        last = np.cumsum(counts)
+        found[:] = ((2 * last - counts + 1) / 2)[inverse]
+    return np.asarray(ranks / len(values))
+
+
+def expit(values: Floats) -> Floats:
+    """Return ``1 / (1 + exp(-x))`` of each value, by the C library's exp: the bytes of ``scipy.special.expit``.
+
+    A run of a saved recipe loads no scipy, which takes half a second and 80 MB. numpy's own exp rounds otherwise.
+    """
+    flat = np.asarray(values, dtype=np.float64).ravel().tolist()
+    return np.array([0.0 if x < -_LARGEST_EXP else 1 / (1 + math.exp(-x)) for x in flat]).reshape(np.shape(values))
 
 
 def pool_ranks(scores: Iterable[Floats], weights: Floats) -> Floats:

@@ -12,7 +12,7 @@ from ensemble.bundle.hub import HubFacts, hub_files
 from ensemble.bundle.kaggle import KaggleFacts, kaggle_files
 from ensemble.bundle.run_script import run_script
 from ensemble.bundle.triton import MODEL, triton_files
-from ensemble.bundle.wheels import PYTHONS, fetch_wheels
+from ensemble.bundle.wheels import PYTHONS, fetch_wheels, packages_to_run
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
@@ -127,14 +127,17 @@ def _write_kaggle(
         parse_budget(options.budget)
     facts = KaggleFacts(options.title or folder.name, options.name, options.licence, options.budget)
     texts = {RECIPE: recipe.to_json(), **kaggle_files(facts, listener)}
-    contents = {f"{MODELS}/{name}.onnx": model.data for name, model in find_members(recipe, models, listener).items()}
+    found = find_members(recipe, models, listener)
+    contents = {f"{MODELS}/{name}.onnx": model.data for name, model in found.items()}
     contents |= {name: text.encode() for name, text in texts.items()}
-    wheels = fetch_wheels(folder / WHEELS, options.pythons, gpu=options.gpu)
+    packages = packages_to_run(model.card for model in found.values())
+    wheels = fetch_wheels(folder / WHEELS, options.pythons, packages=packages, gpu=options.gpu)
     for name, data in contents.items():
         write_atomic(folder / name, data)
     sizes = {name: len(data) for name, data in contents.items()}
     sizes |= {f"{WHEELS}/{name}": size for name, size in wheels.items()}
-    packages = sum(wheels.values()) / 1e6
-    message = f"{packages:.0f} MB are packages for Python {', '.join(options.pythons)}"
+    message = f"{sum(wheels.values()) / 1e6:.0f} MB are packages for Python {', '.join(options.pythons)}"
+    reasons = {"pyarrow": "models with face crops", "scipy": "resizers other than Pillow's"}
+    message += "".join(f"; {name} is there for {why}" for name, why in reasons.items() if name in packages)
     listener.notice(Notice("I811", f"{message}; fewer versions are smaller (--python)"))
     return Bundle(folder, "kaggle", sizes)

@@ -1,4 +1,4 @@
-"""Fetch the wheels of the light install for other versions of Python, with pip."""
+"""Fetch the wheels of what a run of a saved recipe loads, for other versions of Python, with pip."""
 
 from __future__ import annotations
 
@@ -7,23 +7,42 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ensemble.bundle.own_wheel import own_wheel, requirements
+from ensemble.card import ModelCard
 from ensemble.errors import DeployError, OptionError
-from ensemble.files import write_atomic
+from ensemble.files import remove, write_atomic
 
 PYTHONS = ("3.11", "3.12", "3.13")
 # what wheels for Linux on x86-64 are tagged with, newest first
+_ONLY_LEARNING = ("scikit-learn", "threadpoolctl")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-def fetch_wheels(folder: Path, pythons: Sequence[str], *, gpu: bool) -> dict[str, int]:
-    """Write the wheels of the light install and of this program into ``folder``; return their bytes by name.
+def packages_to_run(cards: Iterable[ModelCard]) -> dict[str, str]:
+    """Return the packages that `ens submit` loads for these models, with the versions that are installed here.
 
-    The versions are those that are installed here, so that a run elsewhere gives the same bytes. With ``gpu``
-    onnxruntime is the package for CUDA.
+    scikit-learn and threadpoolctl only learn recipes. pyarrow reads face boxes, and stores parts where it is there;
+    scipy resizes as OpenCV and torchvision do.
+    """
+    preprocess = [card.preprocess for card in cards]
+    unused = set(_ONLY_LEARNING)
+    if all(one.face is None for one in preprocess):
+        unused.add("pyarrow")
+    if all(one.resizer == "pillow" for one in preprocess):
+        unused.add("scipy")
+    return {name: version for name, version in requirements().items() if name not in unused}
+
+
+def fetch_wheels(
+    folder: Path, pythons: Sequence[str], *, packages: Mapping[str, str], gpu: bool = False
+) -> dict[str, int]:
+    """Write the wheels of ``packages`` and of this program into ``folder``; return their bytes by name.
+
+    Their versions are given by name, so that a run elsewhere gives the same bytes. With ``gpu`` onnxruntime is the
+    package for CUDA.
 
     Raises:
         OptionError: E204 when a version of Python is not written as 3.12.
@@ -32,9 +51,11 @@ def fetch_wheels(folder: Path, pythons: Sequence[str], *, gpu: bool) -> dict[str
     for one in pythons:
         if not re.fullmatch(r"3\.\d+", one):
             raise OptionError("E204", f"--python takes 3.11, 3.12 and so on, got {one!r}")
-    names = {("onnxruntime-gpu" if gpu and name == "onnxruntime" else name): v for name, v in requirements().items()}
+    names = {("onnxruntime-gpu" if gpu and name == "onnxruntime" else name): v for name, v in packages.items()}
     required = [f"{name}=={version}" for name, version in names.items()]
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.whl"):  # of an earlier bundle
+        remove(old)
     pip = _pip()
     for python in pythons:
         command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]

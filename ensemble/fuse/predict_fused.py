@@ -21,6 +21,7 @@ from ensemble.fuse.graph import PLAIN_VIEW
 from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing, list_images
+from ensemble.part_file import SUFFIXES
 from ensemble.predictions.dataset import Part, part_path, write_complete, write_part
 
 _TINY = np.finfo(np.float32).tiny  # the smallest probability that has a logarithm
@@ -67,7 +68,7 @@ def predict_fused(
     listing = list_images(images, ids, listener=listener)
     target = require_writable(folder / validate_member(path.stem))
     with locked(target):
-        for old in sorted(target.glob("*.parquet")):
+        for old in sorted(old for suffix in SUFFIXES for old in target.glob(f"*{suffix}")):
             remove(old)
         logits = _logits(session, listing, boxes, path.stem, listener)
         card = _card_of(session.card, path)

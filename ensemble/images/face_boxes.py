@@ -17,10 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ensemble.bounded_tables import read_parquet
+from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.files import write_atomic
 from ensemble.unicode_text import compose
@@ -30,18 +27,6 @@ FoundBy = Literal["first", "second"]
 POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 _POINT_COLUMNS = tuple(f"{name}_{axis}" for name in POINTS for axis in "xy")
 _ORIGIN_KEY = b"ens.origin"
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        *(pa.field(side, pa.float32()) for side in ("left", "top", "right", "bottom")),
-        pa.field("probability", pa.float32()),
-        pa.field("faces", pa.int32(), nullable=False),
-        pa.field("found_by", pa.string()),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +144,12 @@ def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
+        OptionError: E205 when pyarrow is not installed.
     """
+    require_pyarrow(path.name)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = sorted(faces, key=lambda face: face.id)
     columns: dict[str, list[Any]] = {
         side: [None if face.box is None else getattr(face.box, side) for face in rows]
@@ -167,7 +157,7 @@ def write_boxes(path: Path, faces: Iterable[Face], *, origin: str = "") -> Path:
     }
     for name in ("id", "probability", "faces", "found_by", "width", "height", "bytes"):
         columns[name] = [getattr(face, name) for face in rows]
-    schema = _SCHEMA
+    schema = _schema()
     if any(face.box is not None and face.box.points for face in rows):
         for index, name in enumerate(_POINT_COLUMNS):
             columns[name] = [
@@ -194,9 +184,13 @@ def read_faces(path: Path) -> FaceFile:
     Raises:
         FileError: E707 when the file does not exist.
         DataError: E350 when it is not a file of boxes, E313 when an id is there twice.
+        OptionError: E205 when pyarrow is not installed.
     """
     if not path.is_file():
         raise FileError("E707", f"{path} is not a file", path=path)
+    require_pyarrow(path.name)
+    import pyarrow as pa
+
     try:
         table = read_parquet(path)
         origin = (table.schema.metadata or {}).get(_ORIGIN_KEY, b"").decode()
@@ -239,4 +233,21 @@ def _face(row: Mapping[str, Any]) -> Face:
         row.get("width", 0),
         row.get("height", 0),
         row.get("bytes", 0),
+    )
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            *(pa.field(side, pa.float32()) for side in ("left", "top", "right", "bottom")),
+            pa.field("probability", pa.float32()),
+            pa.field("faces", pa.int32(), nullable=False),
+            pa.field("found_by", pa.string()),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("bytes", pa.int64(), nullable=False),
+        ]
     )

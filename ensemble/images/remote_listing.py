@@ -18,9 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from ensemble.bounded_tables import require_pyarrow
 from ensemble.errors import DataError, NoImagesError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
@@ -129,6 +127,10 @@ def _members(file: Any, url: str, unlisted: _Unlisted) -> Iterator[RemoteImage]:
 
 def _rows(file: Any, url: str) -> Iterator[RemoteImage]:
     """Iterate over the rows of a Parquet file without reading images; each ``size`` is the row group's image column."""
+    require_pyarrow(url)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.ParquetFile(file)
         columns = {name.lower(): name for name in table.schema_arrow.names}
@@ -150,7 +152,9 @@ def _rows(file: Any, url: str) -> Iterator[RemoteImage]:
         raise DataError("E319", f"{url} is not a Parquet file: {err}") from err
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

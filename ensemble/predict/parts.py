@@ -1,4 +1,4 @@
-"""The parts of `predict`: the store of one member's predictions, with one Parquet file per `PART_ROWS` images.
+"""The parts of `predict`: the store of one member's predictions, with one file per `PART_ROWS` images.
 
 Images that could not be read have no row in a part, whatever becomes of them: ``on_bad_image`` is applied when all
 parts are there (see `PartStore.finish`), so that another choice in a later run computes nothing again.
@@ -50,6 +50,11 @@ class PartStore(SliceFolder[Answer, Part]):
         """The member's name."""
         return self.model.card.member
 
+    @property
+    def filled(self) -> Path:
+        """The file of the rows whose images could not be read, written or not."""
+        return (self.folder / FILLED).with_suffix(self.suffix)
+
     def read(self, path: Path) -> Part:
         """See `SliceFolder.read`."""
         return read_part(path)
@@ -94,7 +99,7 @@ class PartStore(SliceFolder[Answer, Part]):
         """Remove the stale files, and while parts are pending also what says that the predictions are finished."""
         if self.pending:
             files.remove(self.folder / COMPLETE)
-            files.remove(self.folder / FILLED)
+            files.remove(self.filled)
         super().clear()
 
     def finish(self, on_bad_image: OnBadImage) -> bool:
@@ -106,7 +111,7 @@ class PartStore(SliceFolder[Answer, Part]):
         Raises:
             FileError: E701 or E702 when a file cannot be written.
         """
-        marker, filled = self.folder / COMPLETE, self.folder / FILLED
+        marker, filled = self.folder / COMPLETE, self.filled
         paths = [self.path(piece.index) for piece in self.slices]
         rows, lacking = len(self.listing), tuple(self.listing.ids[row] for row in self.lacking)
         before = marker.read_bytes() if marker.is_file() else b""

@@ -1,4 +1,4 @@
-"""A folder with one Parquet file per slice of a run, numbered from 0, and nothing else that looks like one."""
+"""A folder with one file per slice of a run, numbered from 0, and nothing else that looks like one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ensemble.errors import DataError, FileError, PredictionError
 from ensemble.events import Listener, Notice
 from ensemble.images.listing import Listing
 from ensemble.images.sandbox import find_faults
+from ensemble.part_file import ARRAYS, SUFFIXES, part_suffix
 from ensemble.predict.crash_note import read_note, tell_died
 from ensemble.predict.fingerprint import Fingerprint, Origin
 from ensemble.predict.resumable import A, Slice, Store
 
-_SUFFIX = ".parquet"
 _EARLY = ".early"
 
 
@@ -37,13 +37,13 @@ C = TypeVar("C", bound=SliceContent)
 
 
 class SliceFolder(Store[A], Generic[A, C]):
-    """The files ``<prefix>-00000.parquet`` and so on of a run with the fingerprint ``run``.
+    """The files ``<prefix>-00000.parquet`` and so on of a run with the fingerprint ``run``; see `ensemble.part_file`.
 
     ``lacks`` are the rows without a result because their images could not be read, by slice. ``doubtful`` are the rows
     that an earlier run was processing when it crashed. ``stale`` are files to be removed before anything is computed.
 
-    What there is of an unfinished slice is in ``_<prefix>-00000.early``, a file like its own; Parquet readers pass over
-    names with an underscore.
+    What there is of an unfinished slice is in ``_<prefix>-00000.early``, a file like its own, or ``.npz.early`` of
+    arrays; Parquet readers pass over names with an underscore.
     """
 
     prefix: ClassVar[str]
@@ -51,6 +51,7 @@ class SliceFolder(Store[A], Generic[A, C]):
     def __init__(self, folder: Path, run: Fingerprint, listing: Listing, *, size: int) -> None:
         super().__init__(folder, slices_of(listing, size))
         self.run = run
+        self.suffix = part_suffix(folder, self.prefix)
         self.listing = listing
         self.lacks: dict[int, tuple[int, ...]] = {}
         self.doubtful: frozenset[int] = frozenset()
@@ -75,11 +76,12 @@ class SliceFolder(Store[A], Generic[A, C]):
 
     def path(self, index: int) -> Path:
         """Return the file of a slice, written or not."""
-        return self.folder / f"{self.prefix}-{index:05d}{_SUFFIX}"
+        return self.folder / f"{self.prefix}-{index:05d}{self.suffix}"
 
     def early_path(self, index: int) -> Path:
         """Return the file of the rows that there are of an unfinished slice."""
-        return self.folder / f"_{self.prefix}-{index:05d}{_EARLY}"
+        kind = ARRAYS if self.suffix == ARRAYS else ""
+        return self.folder / f"_{self.prefix}-{index:05d}{kind}{_EARLY}"
 
     def early(self, piece: Slice) -> C | None:
         """Return the stored rows of an unfinished slice if the run relies on any."""
@@ -156,7 +158,7 @@ class SliceFolder(Store[A], Generic[A, C]):
 
     def _looks_like_slice(self, name: str) -> bool:
         lower = name.lower()
-        return f"{self.prefix}-" in lower and lower.endswith(_SUFFIX) and not lower.startswith(".")
+        return f"{self.prefix}-" in lower and lower.endswith(SUFFIXES) and not lower.startswith(".")
 
     def _take(self, path: Path, piece: Slice | None, listener: Listener) -> None:
         """Read the file of a slice, or of none, and note what is finished."""

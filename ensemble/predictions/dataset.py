@@ -4,6 +4,8 @@ part-00000.parquet    id: string, and one fixed_size_list<float32>[C] per view; 
 filled.parquet        only if unreadable images were filled: their rows, plus a column filled: bool (always true)
 _complete.json        the files and their SHA-256; without it the predictions are incomplete
 
+Without pyarrow the files are ``part-00000.npz`` and ``filled.npz``, see `ensemble.part_file`.
+
 pandas, polars and DuckDB open the folder directly. If there are filled rows, pass union_by_name=true to DuckDB or
 missing_columns="insert" to polars.
 """
@@ -19,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ensemble.arrays import Floats, Logits
-from ensemble.bounded_tables import read_parquet
+from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.card import METADATA_KEY, Activation, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace
+from ensemble.part_file import is_arrays, part_suffix, read_arrays, write_arrays
 
 COMPLETE = "_complete.json"
 FILLED = "filled.parquet"
@@ -91,7 +92,7 @@ class Part:
 
 def part_path(folder: Path, index: int) -> Path:
     """Return the path of part ``index`` in a member's folder."""
-    return folder / f"part-{index:05d}.parquet"
+    return folder / f"part-{index:05d}{part_suffix(folder, 'part')}"
 
 
 def write_part(path: Path, part: Part, *, sync: bool = True) -> None:
@@ -100,6 +101,13 @@ def write_part(path: Path, part: Part, *, sync: bool = True) -> None:
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
+    if is_arrays(path):
+        about = {"ids": part.ids, "filled": part.filled, METADATA_KEY: part.card.to_json(), ORIGIN_KEY: part.origin}
+        write_arrays(path, {view: np.asarray(one, np.float32) for view, one in part.logits.items()}, about, sync=sync)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     metadata = {METADATA_KEY: part.card.to_json(), ORIGIN_KEY: part.origin}
     fields = [pa.field(_ID, pa.string(), nullable=False)]
     columns: list[Any] = [pa.array(part.ids, pa.string())]
@@ -123,7 +131,27 @@ def read_part(path: Path) -> Part:
 
     Raises:
         PredictionError: E514 when the file cannot be read or is not a part of predictions.
+        OptionError: E205 when it is Parquet, and pyarrow is not installed.
     """
+    try:
+        return _read_arrays(path) if is_arrays(path) else _read_parquet(path)
+    except (OSError, KeyError, ValueError, TypeError, ModelError) as err:
+        raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
+
+
+def _read_arrays(path: Path) -> Part:
+    views, about = read_arrays(path)
+    card, ids = ModelCard.from_json(about[METADATA_KEY]), tuple(map(str, about["ids"]))
+    shapes = {(values.shape, values.dtype.name) for values in views.values()}
+    if shapes != {((len(ids), len(card.labels)), "float32")}:
+        raise ValueError(f"its views are not float32 of {len(ids):,} rows and {len(card.labels)} columns")
+    return Part(ids, views, str(about[ORIGIN_KEY]), card, tuple(map(str, about["filled"])))
+
+
+def _read_parquet(path: Path) -> Part:
+    require_pyarrow(path.name)
+    import pyarrow as pa
+
     try:
         table = read_parquet(path)
         metadata = table.schema.metadata or {}
@@ -133,10 +161,10 @@ def read_part(path: Path) -> Part:
         views = [name for name in table.column_names if name not in {_ID, _FILLED}]
         logits = {view: _matrix(table.column(view), len(card.labels)) for view in views}
         flags = table.column(_FILLED).to_pylist() if _FILLED in table.column_names else [False] * len(ids)
-        if not views or len(views) < len(set(table.column_names) - {_ID, _FILLED}):
-            raise ValueError("it has no view, or two of one name")
-    except (OSError, pa.ArrowException, KeyError, ValueError, ModelError) as err:
-        raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
+    except pa.ArrowException as err:
+        raise ValueError(str(err)) from err
+    if not views or len(views) < len(set(table.column_names) - {_ID, _FILLED}):
+        raise ValueError("it has no view, or two of one name")
     filled = tuple(name for name, flag in zip(ids, flags, strict=True) if flag)
     return Part(ids, logits, origin, card, filled)
 
@@ -288,12 +316,16 @@ def _read_complete(folder: Path) -> _Complete:
 
 
 def _ids(column: Any) -> tuple[str, ...]:
+    import pyarrow as pa
+
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
         raise ValueError(f"the ids are {column.type} with {column.null_count:,} empty, expected text for each row")
     return tuple(column.to_pylist())
 
 
 def _matrix(column: Any, classes: int) -> Logits:
+    import pyarrow as pa
+
     if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
         raise ValueError(
             f"a column has the type {column.type}, expected {classes} float32 values in each row: "

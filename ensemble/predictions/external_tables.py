@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ensemble.arrays import Floats
-from ensemble.bounded_tables import read_parquet
+from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.csv_table import Table, parse_table
 from ensemble.errors import ColumnsError, DataError, FileError, PredictionError, enumerate_some, show_spaces
 from ensemble.events import Listener, Notice
@@ -144,7 +143,11 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
         FileError: E707 when the file cannot be read.
         DataError: E322 when it lacks the column of ids.
         PredictionError: E514 when it is not such a table, E541 when its columns are not the classes.
+        OptionError: E205 when pyarrow is not installed.
     """
+    require_pyarrow(path.name)
+    import pyarrow as pa
+
     try:
         table = read_parquet(path, checksums=False)
     except OSError as err:
@@ -188,6 +191,8 @@ def _parquet_ids(
     if id_column is not None:
         found = find_id_column(Table(path, (*names, *index), (), ()), named=id_column)
     else:
+        import pyarrow as pa
+
         texts = [name for name in index if not pa.types.is_integer(table.schema.field(name).type)]
         known = usual_id_column(names) or usual_id_column(index)
         found = known or next(iter([*texts, *names, *index]))

@@ -11,7 +11,6 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_expit, log_softmax, logsumexp
 
 from ensemble.arrays import Floats, Logits
 from ensemble.errors import DataError, PredictionError, enumerate_some
@@ -69,6 +68,8 @@ def _join_splits(splits: Sequence[Predictions]) -> Predictions:
 
 def _mean_logits(values: Floats, *, independent: bool) -> Floats:
     """Return the logits ``(N, C)`` of the mean of probabilities, from the logits ``(R, N, C)`` of each split."""
+    from scipy.special import log_expit, log_softmax, logsumexp
+
     if independent:
         return np.asarray(logsumexp(log_expit(values), axis=0) - logsumexp(log_expit(-values), axis=0))
     return np.asarray(logsumexp(log_softmax(values, axis=-1), axis=0) - np.log(len(values)))

@@ -1,4 +1,4 @@
-"""Chunk: the results of an early exit for some images, in memory and as a Parquet file."""
+"""Chunk: the results of an early exit for some images, in memory and as a file, see `ensemble.part_file`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.arrays import Classes, Logits
-from ensemble.bounded_tables import read_parquet
+from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.errors import PredictionError
+from ensemble.part_file import is_arrays, read_arrays, write_arrays
 from ensemble.predictions.dataset import ORIGIN_KEY
 
 OPEN = -1
@@ -55,6 +55,13 @@ def write_chunk(path: Path, chunk: Chunk, *, sync: bool = True) -> None:
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
+    if is_arrays(path):
+        arrays: dict[str, NDArray[Any]] = {"class": chunk.classes, "passes": chunk.passes, "logits": chunk.logits}
+        write_arrays(path, arrays, {"ids": chunk.ids, ORIGIN_KEY: chunk.origin}, sync=sync)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     count, passes, classes = chunk.logits.shape
     values = iter(chunk.logits.reshape(count, passes * classes).tolist())
     table = pa.table(
@@ -75,21 +82,40 @@ def read_chunk(path: Path) -> Chunk:
 
     Raises:
         PredictionError: E514 when it cannot be read.
+        OptionError: E205 when it is Parquet, and pyarrow is not installed.
     """
     try:
-        table = read_parquet(path)
-        metadata = table.schema.metadata
-        shape = json.loads(metadata[b"shape"])
-        flat = table.column("logits").combine_chunks().flatten().to_numpy()
-        chunk = Chunk(
-            tuple(table.column("id").to_pylist()),
-            table.column("class").to_numpy().astype(np.intp),
-            table.column("passes").to_numpy().astype(np.intp),
-            np.asarray(flat, dtype=np.float32).reshape(shape),
-            metadata[ORIGIN_KEY.encode()].decode(),
-        )
+        chunk = _read_arrays(path) if is_arrays(path) else _read_parquet(path)
         if len(chunk.logits) != int((chunk.classes == OPEN).sum()):
             raise ValueError("its logits are not those of the open rows")
         return chunk
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError) as err:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as a chunk: {err}", path=path) from err
+
+
+def _read_arrays(path: Path) -> Chunk:
+    arrays, about = read_arrays(path)
+    ids, logits = tuple(map(str, about["ids"])), np.asarray(arrays["logits"], dtype=np.float32)
+    if not len(ids) == len(arrays["class"]) == len(arrays["passes"]) or logits.ndim != 3:
+        raise ValueError("its columns have other lengths")
+    classes, passes = (arrays[name].astype(np.intp) for name in ("class", "passes"))
+    return Chunk(ids, classes, passes, logits, str(about[ORIGIN_KEY]))
+
+
+def _read_parquet(path: Path) -> Chunk:
+    require_pyarrow(path.name)
+    import pyarrow as pa
+
+    try:
+        table = read_parquet(path)
+        metadata = table.schema.metadata
+        flat = table.column("logits").combine_chunks().flatten().to_numpy()
+        return Chunk(
+            tuple(table.column("id").to_pylist()),
+            table.column("class").to_numpy().astype(np.intp),
+            table.column("passes").to_numpy().astype(np.intp),
+            np.asarray(flat, dtype=np.float32).reshape(json.loads(metadata[b"shape"])),
+            metadata[ORIGIN_KEY.encode()].decode(),
+        )
+    except pa.ArrowException as err:
+        raise ValueError(str(err)) from err

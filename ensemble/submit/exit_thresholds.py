@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv
 
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.recipe import Recipe
@@ -283,6 +282,8 @@ def _allowed(share: float, rows: int) -> tuple[int, bool]:
     The limit is Poisson's: none of n seen bounds the rate by 3 / n (Garwood, "Fiducial limits for the Poisson
     distribution", Biometrika 1936).
     """
+    from scipy.special import gammaincinv
+
     counts = np.arange(rows + 1)
     fits = np.flatnonzero(gammaincinv(counts + 1, _CONFIDENCE) <= (1 - share) * rows * (1 + 1e-12))
     return (int(fits[-1]), True) if len(fits) else (0, False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import cohen_kappa_score
 
 from ensemble.blend.blend import blend
-from ensemble.blend.odd_members import cohen_kappa, find_odd
+from ensemble.blend.odd_members import cohen_kappa, find_odd, most_agreement
 from ensemble.blend.recipe import make_recipe
 from ensemble.events import Recorder
 from ensemble.metrics import confusion_matrix
@@ -22,6 +23,15 @@ def test_kappa_is_scikit_learns(seed: int) -> None:
     answers[:150] = truth[:150]
     counts = confusion_matrix(truth, answers, classes=4)
     assert cohen_kappa(counts) == pytest.approx(cohen_kappa_score(truth, answers), abs=1e-12)
+
+
+def test_the_assignment_is_scipys() -> None:
+    """The permutation is that of scipy's solver, also where several have the same sum."""
+    rng = np.random.default_rng(0)
+    for most in (2, 5, 50) * 30:
+        size = int(rng.integers(1, 15))
+        counts = rng.integers(0, most, (size, size)).astype(np.float64)
+        assert np.array_equal(most_agreement(counts), linear_sum_assignment(-counts)[1])
 
 
 def test_a_permutation_is_found_and_undone() -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit as scipy_expit
 from scipy.special import log_softmax as scipy_log_softmax
 from scipy.special import softmax
+from scipy.stats import rankdata
 
 from ensemble.arrays import Floats
-from ensemble.blend.pooling import LINEAR, log_softmax, normalise, parse_pool, pool
+from ensemble.blend.pooling import LINEAR, expit, log_softmax, normalise, parse_pool, percentile_ranks, pool
 from ensemble.errors import OptionError, PredictionError
 
 KINDS = ["linear", "logit", "geometric", "power:0.5", "power:-2", "power:100", "power:0.001", "hard"]
@@ -27,6 +29,15 @@ def problems(draw: st.DrawFn) -> tuple[Floats, list[float]]:
     logits = generator.normal(size=(members, rows, classes)) * draw(st.sampled_from([0.1, 3.0, 100.0]))
     weights = draw(st.lists(st.sampled_from([0.0, 0.1, 0.3, 1.0, 7.0]), min_size=members, max_size=members))
     return logits, weights if any(weights) else [1.0] * members
+
+
+def test_the_sigmoid_and_the_ranks_are_scipys_to_the_last_bit() -> None:
+    """Over the whole range of float64, and with many ties in each column."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([*(rng.normal(0, scale, 2000) for scale in (1, 30, 500)), [0, -709.78, -709.79, -745, 800]])
+    assert np.array_equal(expit(x), scipy_expit(x))
+    values = rng.integers(0, 9, (60, 4)) / 7
+    assert np.array_equal(percentile_ranks(values), rankdata(values, axis=0) / 60)
 
 
 def by_hand(logits: Floats, weights: list[float], order: float) -> Floats:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,17 @@ from ensemble.bundle import bundle as bundle_module
 from ensemble.bundle import wheels
 from ensemble.bundle.bundle import BundleOptions, bundle
 from ensemble.bundle.own_wheel import own_wheel, requirements
+from ensemble.card import FaceCrop
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
 from ensemble.submission.recognise import read_sheet
 from ensemble.submit.destination import Destination
 from ensemble.submit.submit import submit
 from tests.support.toy_recipes import toy_recipe, write_members
-from tests.support.toys import write_pictures
+from tests.support.toys import card, write_pictures
 
 ROOT = Path(ensemble.__file__).parents[1]
+_MODULES = {"scikit-learn": "sklearn"}
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_the_dataset_describes_itself(dataset: Path) -> None:
 @pytest.mark.slow
 def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_path: Path) -> None:
     """It finds the sample and the images below the input, also ids without suffix; no network is there where Linux
-    lets it be taken away.
+    lets it be taken away, and no package of which the bundle has no wheel.
     """
     contest = tmp_path / "input" / "contest"
     names = [f"{number:02d}" for number in range(12)]
@@ -64,7 +68,13 @@ def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_
     alone = ["unshare", "-n", "-r"]
     if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0:
         command = [*alone, *command]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    left_out = requirements().keys() - wheels.packages_to_run([card()]).keys()
+    for name in left_out:
+        module = tmp_path / "hidden" / _MODULES.get(name, name) / "__init__.py"
+        module.parent.mkdir(parents=True)
+        module.write_text(f"raise ModuleNotFoundError('{name} has no wheel in the bundle')\n")
+    hidden = {**os.environ, "PYTHONPATH": str(tmp_path / "hidden")}
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"images: {contest / 'test' / 'images'}" in done.stdout
     recipe = toy_recipe()
@@ -116,6 +126,18 @@ def test_the_light_install_is_required_in_the_versions_of_home() -> None:
     assert all(re.match(r"\d", version) for version in found.values())
 
 
+def test_large_packages_are_there_where_a_model_needs_them() -> None:
+    """pyarrow comes with face crops, scipy with the resizers of other libraries, what only learns never."""
+    pillow = card()
+    face = replace(pillow, preprocess=replace(pillow.preprocess, face=FaceCrop(0.2)))
+    opencv = replace(pillow, preprocess=replace(pillow.preprocess, resizer="opencv"))
+    whole = requirements().keys()
+    learning = {"scikit-learn", "threadpoolctl"}
+    assert whole - wheels.packages_to_run([pillow]).keys() == {"pyarrow", "scipy"} | learning
+    assert whole - wheels.packages_to_run([pillow, face]).keys() == {"scipy"} | learning
+    assert whole - wheels.packages_to_run([opencv, pillow]).keys() == {"pyarrow"} | learning
+
+
 def test_pip_is_asked_for_each_version_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command names version, platform and exact packages; a failure is told in pip's own lines."""
     asked: list[list[str]] = []
@@ -127,17 +149,20 @@ def test_pip_is_asked_for_each_version_of_python(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(wheels.subprocess, "run", run)  # type: ignore[attr-defined]
     monkeypatch.setattr(wheels, "_pip", lambda: ["pip"])
-    made = wheels.fetch_wheels(tmp_path, ["3.12"], gpu=True)
+    packages = wheels.packages_to_run([card()])
+    (tmp_path / "pyarrow-1-py3-none-any.whl").write_bytes(b"of an earlier bundle")
+    made = wheels.fetch_wheels(tmp_path, ["3.12"], packages=packages, gpu=True)
     assert [name.partition("-")[0] for name in made] == ["ens_onnx"]
     assert "3.12" in asked[0]
     assert "manylinux_2_28_x86_64" in asked[0]
     assert any(part.startswith("onnxruntime-gpu==") for part in asked[0])
+    assert not any(part.startswith("pyarrow") for part in asked[0])
     with pytest.raises(DeployError, match=r"Python 3\.13") as caught:
-        wheels.fetch_wheels(tmp_path, ["3.13"], gpu=False)
+        wheels.fetch_wheels(tmp_path, ["3.13"], packages=packages)
     assert caught.value.code == "E814"
     assert caught.value.details == ("ERROR: no numpy",)
     with pytest.raises(EnsError, match="--python takes"):
-        wheels.fetch_wheels(tmp_path, ["cp312"], gpu=False)
+        wheels.fetch_wheels(tmp_path, ["cp312"], packages=packages)
 
 
 def test_a_name_is_asked_for_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
