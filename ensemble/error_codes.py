@@ -342,7 +342,7 @@ CODES: dict[str, Code] = {
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",
     ),
     "E565": Code(
-        "A sample asks for a class and its score in one cell, which is not written.",
+        "A sample asks for a class and its score, in one cell or two columns, which are not written together.",
         "write the class alone with --answers name, and add the score from the probabilities of the predictions",
     ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),

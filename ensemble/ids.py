@@ -219,4 +219,11 @@ def _difference(wanted: Sequence[str], found: Sequence[str]) -> str:
         parts.append(f"lacks {len(lacking):,} of {len(wanted):,} ids: {enumerate_some(lacking)}")
     if extra:
         parts.append(f"has {len(extra):,} others: {enumerate_some(extra)}")
+    bare = {_without_zeros(name) for name in wanted}
+    if len(bare) == len(set(wanted)) and bare == {_without_zeros(name) for name in found}:
+        parts.append("they are the same numbers without leading zeros, which spreadsheets drop: write the ids as text")
     return "; ".join(parts)
+
+
+def _without_zeros(name: str) -> str:
+    return re.sub(r"^0+(?=[0-9]+$)", "", _basename(_without_suffix(name)))

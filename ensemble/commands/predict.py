@@ -73,6 +73,10 @@ def predict(
     if options.memory is not None and engine == "ray":
         raise conflict("--memory cannot be used with --engine ray")
     found = find_models(models)
+
+    listed = None
+    if ids is not None:
+        listed = read_ids(ids, id_column=id_column, classes=partial(_classes_of, found[0]), listener=TERMINAL)
     if len(found) == 1 and found[0].is_file() and is_fused(found[0]):
         if given := given_options(("tta", "views", "engine", "address", "batch", "memory", "device", "on_bad_image")):
             raise conflict(f"{given}: not for a fused file, which has its views inside and runs on the CPU")
@@ -82,7 +86,7 @@ def predict(
             found[0],
             Path(images),
             folder,
-            ids=None if ids is None else read_ids(ids, id_column=id_column, listener=TERMINAL),
+            ids=listed,
             boxes=None if boxes is None else read_boxes(boxes),
             threads=options.workers or available_cores(),
             listener=TERMINAL,
@@ -95,7 +99,7 @@ def predict(
         images,
         folder,
         views=parse_views(wanted),
-        ids=None if ids is None else read_ids(ids, id_column=id_column, listener=TERMINAL),
+        ids=listed,
         boxes=None if boxes is None else read_boxes(boxes),
         options=options,
     )
@@ -107,3 +111,15 @@ def predict(
     else:
         done = run()
     show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _classes_of(model: Path) -> tuple[str, ...]:
+    """Return the names of a model's classes."""
+    from ensemble.fuse.detect import is_fused
+    from ensemble.runtime.model_file import read_model
+
+    if is_fused(model):
+        from ensemble.fuse.fused_card import read_fused_card
+
+        return read_fused_card(model).recipe.labels.names
+    return read_model(model).card.labels.names

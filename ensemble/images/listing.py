@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,7 @@ from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_l
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES, read_error
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
+from ensemble.submission.long_format import find_long_rows
 from ensemble.unicode_text import compose
 
 
@@ -49,8 +51,17 @@ class Listing:
         return hashlib.sha256("\0".join(self.ids).encode()).hexdigest()
 
 
-def read_ids(path: Path, *, id_column: str | None = None, listener: Listener = SILENT) -> tuple[str, ...]:
+def read_ids(
+    path: Path,
+    *,
+    id_column: str | None = None,
+    classes: Callable[[], Sequence[str]] | None = None,
+    listener: Listener = SILENT,
+) -> tuple[str, ...]:
     """Read the ids of a sample submission or list: the column that is named or usual, else the first one.
+
+    A sample with one row per image and class lists each image once, in the order of its first row. ``classes`` returns
+    the names of the classes, and is called where ids repeat, or end alike.
 
     Raises:
         DataError: E313 when an id is repeated, E322 when the column or the header line is missing.
@@ -59,7 +70,21 @@ def read_ids(path: Path, *, id_column: str | None = None, listener: Listener = S
     name = find_id_column(table, named=id_column, listener=listener)
     if _is_image(name):  # without a header the first image would be lost
         raise DataError("E322", f"{path.name}: the first line must name the columns, got {name!r}", path=path)
+    if classes is not None and _may_be_long(table.column(name)):
+        place = table.header.index(name)
+        rest = [i for i in range(len(table.header)) if i != place]
+        found = find_long_rows(table, place, rest, classes(), asked=False)
+        if found is not None:
+            count = f"{len(table.rows):,} rows of one image and class each: {len(found.ids):,} images"
+            listener.notice(Notice("I382", f"{path.name}: {count}, such as {found.ids[0]}"))
+            return found.ids
     return table.without_duplicates(name)
+
+
+def _may_be_long(cells: Sequence[str]) -> bool:
+    """Return True if ids repeat or have few endings, so that each may be of one image and class."""
+    endings = {re.split(r"[_\-:/|. #@]", cell)[-1] for cell in cells}
+    return len(cells) > 1 and (len(set(cells)) < len(cells) or 2 * len(endings) <= len(cells))
 
 
 def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Listener = SILENT) -> Listing:

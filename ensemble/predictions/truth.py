@@ -17,6 +17,7 @@ from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns, nearest
+from ensemble.submission.label_cells import find_lists
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet_options import SheetOptions
 
@@ -183,6 +184,9 @@ def _known_answers(answers: Sequence[str], labels: LabelSpace) -> dict[str, int]
 
 
 def _parts(answer: str) -> list[str]:
+    listed = find_lists([answer])
+    if listed is not None:
+        return listed.split(answer)
     separator = next((mark for mark in (";", ",", "|") if mark in answer), None)
     return [part for part in map(str.strip, answer.split(separator)) if part]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ensemble.errors import show_spaces
 from ensemble.unicode_text import compose
@@ -87,7 +89,7 @@ def match_columns(columns: Sequence[str], names: Sequence[str]) -> ColumnMatch |
     the classes themselves are named by numbers. All columns are matched in the same one of these ways.
     """
     best: dict[int, int] = {}
-    for reading in _readings(names):
+    for reading in _readings(names, columns):
         found = {place: label for place, column in enumerate(columns) if (label := reading.find(column)) is not None}
         if len(found) == len(columns) == len(names) == len(set(found.values())):
             return ColumnMatch(tuple(found[place] for place in range(len(columns))), reading.how)
@@ -107,7 +109,7 @@ class _ColumnReading:
         return self.how is not None and self.how.endswith("from 1")
 
 
-def _readings(names: Sequence[str]) -> Iterator[_ColumnReading]:
+def _readings(names: Sequence[str], columns: Sequence[str]) -> Iterator[_ColumnReading]:
     exact = {name: label for label, name in enumerate(names)}
     folded = _unique({fold_name(name): label for label, name in enumerate(names)}, names)
     numbers = {str(label): label for label in range(len(names))}
@@ -121,6 +123,31 @@ def _readings(names: Sequence[str]) -> Iterator[_ColumnReading]:
         # all of 1 to C: counted from 1, as there is no class C when counted from 0
         ones = {str(label + 1): label for label in range(len(names))}
         yield _ColumnReading("by the number of the class, counted from 1", lambda column: ones.get(_strip(column)))
+    for start, end in _shared_ends(columns):
+        ends = " and ".join(f"'{text}'" for text in (start, end) if text)
+        yield _ColumnReading(f"but for {ends}, which all have", partial(_between, folded, start, end))
+
+
+def _between(folded: Mapping[str, int], start: str, end: str, column: str) -> int | None:
+    return folded.get(fold_name(compose(column, "NFKC").removeprefix(start).removesuffix(end)))
+
+
+def _shared_ends(columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what several columns all begin and end with, up to marks between words: ``votes_`` or `` (%)``."""
+    texts = [compose(column, "NFKC") for column in columns]
+    if len(set(texts)) < 2:
+        return []
+    start = _common_start(texts)
+    end = _common_start([text[len(start) :][::-1] for text in texts])[::-1]
+    starts = ["", *(start[: mark.end()] for mark in re.finditer(r"[\W_]+", start))]
+    ends = ["", *(end[mark.start() :] for mark in re.finditer(r"[\W_]+", end))]
+    return [pair for pair in itertools.product(starts, ends) if any(pair)]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same]
 
 
 def _unique(folded: dict[str, int], names: Sequence[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from ensemble.errors import ColumnsError, EnsError, FileError, PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS
 from ensemble.labels import LabelSpace
-from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_several
+from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_exclusive, settle_several
 from ensemble.submission.read import read_answers
 from ensemble.submission.recognise import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
@@ -47,6 +47,7 @@ MEANING = {
     "probability": "a probability is below 0 or above 1",
     "sum": "the probabilities of an image do not sum to one",
     "decision": "a decision is neither 0 nor 1",
+    "list": "a list of names is not written as in the sample",
     "repeated": "an answer names a class twice",
     "count": "an answer names more classes than those of the sample",
 }
@@ -207,6 +208,8 @@ def _inspect(
             text = f"its answers have several labels per image, so it is read as {settled.kind}"
             listener.notice(Notice("I543", f"{path.name}: {text} (--answers {sheet.kind} permits one class)"))
         sheet = settled
+    if sheet.independent is None and options.kind is None and not independent:
+        sheet = settle_exclusive(sheet, [row.answers for row in rows])
     _check_ids(rows, like, cases)
     for row in rows:
         for fault, case in answer_faults(sheet, labels, row.answers):

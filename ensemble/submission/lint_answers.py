@@ -27,7 +27,7 @@ def answer_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) 
         if fault:
             yield fault, repr(stripped[0])
     elif sheet.kind in {"name", "label-cells", "ranking"}:
-        yield from _name_faults(sheet, labels, stripped[0])
+        yield from _name_faults(sheet, labels, stripped)
     else:
         yield from _probability_faults(sheet, stripped)
 
@@ -37,7 +37,8 @@ def looks_like_answers(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[s
     if sheet.kind == "number":
         return _number_fault(cells[-1].strip(), None) is None
     if sheet.kind in {"name", "label-cells", "ranking"}:
-        return bool(cells[-1].strip()) and not any(_name_faults(sheet, labels, cells[-1].strip()))
+        stripped = [cell.strip() for cell in cells]
+        return all(stripped) and not any(_name_faults(sheet, labels, stripped))
     return len(cells) == len(sheet.answer_places) and all(_numeric_fault(sheet, cell.strip()) is None for cell in cells)
 
 
@@ -53,17 +54,28 @@ def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Seq
             several = replace(sheet, kind="label-cells", separator=separator, empty_cells=True)
             if not any(separator in cells[0].strip() for cells in answers):
                 continue
-            if not any(fault for cells in answers for fault in _name_faults(several, labels, cells[0].strip())):
+            if not any(fault for cells in answers for fault in _name_faults(several, labels, [cells[0].strip()])):
                 return several
-    if sheet.kind == "ranking":
+    if sheet.kind == "ranking" and not sheet.in_columns:
         several = replace(sheet, kind="label-cells")
-        counts = [len(_parts(sheet, cells[0].strip())) for cells in answers]
+        counts = [len(sheet.cell_form.split(cells[0])) for cells in answers]
         return several if sum(count != sheet.at_most for count in counts) > len(answers) / 10 else sheet
     if sheet.kind == "probabilities":
         wrong = sum(any(fault == "sum" for fault, _ in _probability_faults(sheet, cells)) for cells in answers)
         if wrong > len(answers) / 2:
             return replace(sheet, kind="label-columns")
     return sheet
+
+
+def settle_exclusive(sheet: AnswerSheet, answers: Sequence[Sequence[str]]) -> AnswerSheet:
+    """Return the sheet by which columns are read where the sample's, such as 0.9 everywhere, do not sum to one.
+
+    Labels that do not exclude each other would not sum to one in every row of a submission.
+    """
+    if sheet.kind != "label-columns" or sheet.decisions or not answers:
+        return sheet
+    exclusive = replace(sheet, kind="probabilities")
+    return sheet if any(any(_probability_faults(exclusive, cells)) for cells in answers) else exclusive
 
 
 def _number_fault(answer: str, classes: int | None) -> str | None:
@@ -81,25 +93,30 @@ def _number_fault(answer: str, classes: int | None) -> str | None:
         return "text"
 
 
-def _name_faults(sheet: AnswerSheet, labels: LabelSpace, answer: str) -> Iterator[tuple[str, str]]:
+def names_in(sheet: AnswerSheet, cells: Sequence[str]) -> list[str]:
+    """Return the names in the cells of one image's answer: one each, or several in the only cell."""
+    if sheet.kind == "name" or sheet.in_columns:
+        return [cell.strip() for cell in cells if cell.strip()]
+    return sheet.cell_form.split(cells[0])
+
+
+def _name_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
     names = sheet.spelling or tuple(map(str, range(len(labels))))
-    if not answer:
+    answer, parts = sheet.delimiter.join(cells), names_in(sheet, cells)
+    if not parts or (sheet.in_columns and len(parts) < len(cells)):
         if not sheet.empty_cells or sheet.kind == "name":
             yield "empty", repr(answer)
         return
-    parts = [answer] if sheet.kind == "name" else _parts(sheet, answer)
     for part in parts:
         if part not in names:
             near = nearest(part, names)
             yield "name", repr(part) if near is None else f"{part!r} (did you mean {near!r}?)"
+    if sheet.brackets and sheet.cell_form.join(parts) != answer:
+        yield "list", f"{answer!r} instead of {sheet.cell_form.join(parts)!r}"
     if len(set(parts)) < len(parts):
         yield "repeated", repr(answer)
     if sheet.kind == "ranking" and sheet.at_most is not None and len(parts) > sheet.at_most:
         yield "count", f"{len(parts)} instead of at most {sheet.at_most}"
-
-
-def _parts(sheet: AnswerSheet, answer: str) -> list[str]:
-    return [part.strip() for part in answer.split(sheet.separator.strip() or None)]
 
 
 def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -109,7 +126,7 @@ def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tu
         if fault is not None:
             yield fault, repr(cell)
             continue
-        value = to_float(cell.replace(sheet.decimal, "."))
+        value = to_float(cell.replace(sheet.decimal, ".")) / sheet.scale
         values.append(value)
         if not 0 <= value <= 1:
             yield "probability", repr(cell)
@@ -117,7 +134,7 @@ def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tu
             yield "decision", repr(cell)
     if sheet.kind == "probabilities" and len(values) == len(cells):
         # each of the values may be off by half a unit of its last digit, but 0.3, 0.3, 0.3 is no rounding
-        unit = max((_last_digit(cell) for cell in cells), default=1.0)
+        unit = max((_last_digit(cell) for cell in cells), default=1.0) / sheet.scale
         if abs(sum(values) - 1) > max(_LEAST_TOLERANCE, min(_MOST_TOLERANCE, len(values) * unit / 2)):
             yield "sum", f"{sum(values):.6g}"
 

@@ -9,6 +9,7 @@ import numpy as np
 from ensemble.arrays import Floats
 from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import to_float, to_int
+from ensemble.submission.lint_answers import names_in
 from ensemble.submission.sheet import AnswerSheet, Submission
 
 
@@ -27,7 +28,7 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
     if sheet.kind == "long":
         return _read_long(sheet, rows, labels)
     if sheet.kind in {"label-cells", "ranking"}:
-        return _read_cells(sheet, ids, [cells[0] for _, cells in rows], labels)
+        return _read_cells(sheet, ids, [names_in(sheet, cells) for _, cells in rows], labels)
     values = np.array([[_value(sheet, cell) for cell in cells] for _, cells in rows], dtype=np.float64)
     values = values.reshape(len(rows), -1)
     found = np.zeros((len(rows), len(labels)))
@@ -42,7 +43,10 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
 
 def _of_probabilities(ids: tuple[str, ...], found: Floats, labels: LabelSpace, sheet: AnswerSheet) -> Submission:
     sums = np.abs(found.sum(axis=1) - 1)
-    independent = sheet.kind == "label-columns" or (sheet.kind == "long" and bool((sums > _TOLERANCE).any()))
+    several = bool((sums > _TOLERANCE).any())
+    # decisions with one 1 in each row are classes, where nothing says that several may apply
+    one_each = sheet.decisions and not sheet.independent and not several
+    independent = (sheet.kind == "label-columns" and not one_each) or (sheet.kind == "long" and several)
     decisions = found > 0.5 if sheet.decisions else None
     return Submission(ids, found.argmax(axis=1), labels, found, decisions, independent)
 
@@ -59,12 +63,14 @@ def _read_long(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], 
     return _of_probabilities(sheet.ids, found, labels, sheet)
 
 
-def _read_cells(sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[str], labels: LabelSpace) -> Submission:
+def _read_cells(
+    sheet: AnswerSheet, ids: tuple[str, ...], cells: Sequence[Sequence[str]], labels: LabelSpace
+) -> Submission:
     named = np.zeros((len(ids), len(labels)), dtype=bool)
     weights = np.zeros((len(ids), len(labels)))
-    for row, cell in enumerate(cells):
-        for rank, part in enumerate(cell.strip().split(sheet.separator.strip() or None)):
-            label = _label(sheet, part.strip())
+    for row, parts in enumerate(cells):
+        for rank, part in enumerate(parts):
+            label = _label(sheet, part)
             named[row, label] = True
             weights[row, label] = 0.5**rank
     classes = weights.argmax(axis=1)
@@ -78,4 +84,4 @@ def _label(sheet: AnswerSheet, text: str) -> int:
 
 
 def _value(sheet: AnswerSheet, cell: str) -> float:
-    return to_float(cell.replace(sheet.decimal, "."))
+    return to_float(cell.replace(sheet.decimal, ".")) / sheet.scale

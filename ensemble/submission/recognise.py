@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,14 @@ from ensemble.errors import (
     ColumnsError,
     DataError,
     FileError,
-    OptionError,
     PredictionError,
     enumerate_some,
     show_spaces,
 )
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.ids import find_id_column
+from ensemble.ids import find_id_column, has_image_suffix
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
+from ensemble.submission.cell_spelling import spellings
 from ensemble.submission.class_names import (
     USUAL_ANSWERS,
     Mismatch,
@@ -32,14 +30,14 @@ from ensemble.submission.class_names import (
     match_columns,
     nearest,
 )
+from ensemble.submission.columns_beside import find_ranks, has_scores, without_context
+from ensemble.submission.label_cells import SampleCells, find_form, plain_cells, require_separable, split_cells
 from ensemble.submission.long_format import find_long_rows
+from ensemble.submission.number_scale import PERCENT, find_scale, parse_number, sums_to_one
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
 from ensemble.unicode_text import compose
-
-_SEPARATORS = (" ", ",", ";", "|")
-_SUM_TOLERANCE = 1e-3
 
 
 def read_sheet(
@@ -84,16 +82,6 @@ def read_sheet(
 
 
 @dataclass(frozen=True, slots=True)
-class _Cells:
-    """The names in the cells of a column, all of them known: their separator, spelling, and number per cell."""
-
-    separator: str
-    spelling: tuple[str, ...]
-    counts: tuple[int, ...]
-    repeated: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Reader:
     """A sample, and what is known besides."""
 
@@ -102,10 +90,18 @@ class _Reader:
     options: SheetOptions
     independent: bool | None
     listener: Listener
+    signed: int | None = None
 
     def read(self, kind: AnswerKind | None) -> AnswerSheet:
         """Return the sheet; ``kind`` is the one asked for, or None to find it."""
         id_column = find_id_column(self.table, named=self.options.id_column, listener=self.listener)
+        if has_image_suffix(id_column) or parse_number(id_column) is not None:
+            raise DataError(
+                "E322",
+                f"{self.table.path.name}: the first line must name the columns, got {','.join(self.table.header)}",
+                path=self.table.path,
+                hint="write a header line such as image,label above the first row; without one its image would be lost",
+            )
         place = self.table.header.index(id_column)
         rest = [i for i in range(len(self.table.header)) if i != place]
         if self.options.label_column is not None:
@@ -122,10 +118,14 @@ class _Reader:
         if kind not in {"probabilities", "label-columns"} and self.options.label_column is None:
             rest = self._answer_places(rest)
         sheet = replace(sheet, ids=self.table.without_duplicates(id_column))
+        if len(rest) > 1:
+            rest = without_context(self.table, rest, self.labels.names)
         if len(rest) + 1 < len(self.table.header):
-            sheet = self._copying(sheet, rest[0])
+            sheet = self._copying(sheet, rest)
         columns = [self.table.header[i] for i in rest]
         if kind in {"probabilities", "label-columns"} or (kind is None and len(rest) > 1):
+            return self._read_columns(sheet, kind, columns, rest)
+        if len(rest) > 1 and kind == "ranking":
             return self._read_columns(sheet, kind, columns, rest)
         if len(rest) > 1:
             raise self._unclear(f"it has {len(rest)} columns of answers", ["probabilities", "label-columns"])
@@ -139,28 +139,52 @@ class _Reader:
         none = isinstance(match, Mismatch) and len(match.missing) == len(self.labels)
         return usual if len(usual) == 1 and none else rest
 
-    def _copying(self, sheet: AnswerSheet, answer_place: int) -> AnswerSheet:
-        """Return the sheet of a sample with columns beside ids and answers: they are copied."""
-        places = (i for i in range(len(self.table.header)) if i not in {sheet.id_place, answer_place})
-        others = enumerate_some([self.table.header[i] for i in places])
-        answers = show_spaces(self.table.header[answer_place])
-        self._say(f"answers are written in column {answers}, and the sample's {others} copied")
+    def _copying(self, sheet: AnswerSheet, answer_places: Sequence[int]) -> AnswerSheet:
+        """Return the sheet of a sample with columns beside ids and answers: they are copied.
+
+        Raises:
+            PredictionError: E565 when one of them has scores, and no option says that it is to be copied.
+        """
+        header = self.table.header
+        places = [i for i in range(len(header)) if i not in {sheet.id_place, *answer_places}]
+        answers = enumerate_some([show_spaces(header[i]) for i in answer_places])
+        score = next((header[i] for i in places if has_scores(self.table, i)), None)
+        if score is not None and self.options.label_column is None and self.options.kind is None:
+            seen = f"it has the answers in column {answers}, and scores in column {score}"
+            raise PredictionError(
+                "E565",
+                f"{self.table.path.name}: {seen}",
+                path=self.table.path,
+                hint=f"one column is written, and the others are copied: --label-column {header[answer_places[0]]}, or "
+                f"--label-column {score} --answers probability",
+            )
+        columns = f"column{'s' * (len(answer_places) > 1)} {answers}"
+        others = enumerate_some([header[i] or "(without a name)" for i in places])
+        self._say(f"answers are written in {columns}, and the sample's {others} copied")
         rows = tuple(LongRow(cells, i, 0) for i, cells in enumerate(self.table.rows))
-        return replace(sheet, rows=rows, answer_place=answer_place)
+        return replace(sheet, rows=rows, answer_place=answer_places[0], answer_columns=tuple(answer_places))
 
     def _read_columns(
         self, sheet: AnswerSheet, kind: AnswerKind | None, columns: list[str], places: list[int]
     ) -> AnswerSheet:
         """Return the sheet of a sample with one column per class."""
         match = match_columns(columns, self.labels.names)
+        cells = [[row[place] for place in places] for row in self.table.rows]
+        if isinstance(match, Mismatch) and kind in {None, "ranking"} and not self.independent:
+            ranked = find_ranks(columns, cells, self.labels.names)
+            if ranked is not None:
+                self._say(f"its {len(columns)} columns have a class each: the most probable ones are written, in order")
+                return replace(sheet, kind="ranking", in_columns=True, at_most=len(columns), spelling=ranked)
         if isinstance(match, Mismatch):
             count = f"{len(columns)} columns of answers for {len(self.labels)} classes"
             raise ColumnsError("E541", f"{self.table.path.name}: {count}: {match}", path=self.table.path)
         if match.how is not None:
             example = f"column {show_spaces(columns[0])} is {self.labels.names[match.classes[0]]}"
             self.listener.notice(Notice("I544", f"{self.table.path.name}: columns matched {match.how}: {example}"))
-        cells = [[row[place] for place in places] for row in self.table.rows]
-        ones = all(_sums_to_one(row) for row in cells)
+        scale = find_scale(self.table.path.name, columns, cells, asked=kind is not None)
+        if scale == PERCENT:
+            self._say("its answers are percentages, which are written")
+        ones = all(sums_to_one(row, scale=scale) for row in cells)
         found = kind or self._kind_of_columns(ones=ones)
         constant = len({tuple(map(str.strip, row)) for row in cells}) == 1 and kind is None
         sheet = replace(
@@ -169,11 +193,10 @@ class _Reader:
             classes=match.classes,
             decisions=self.options.answers == DECISIONS,
             constant=constant,
+            scale=1.0 if self.options.answers == DECISIONS else scale,
         )
-        whole = (
-            found == "label-columns" and not sheet.decisions and all(c.strip() in {"0", "1"} for r in cells for c in r)
-        )
-        if whole and kind is None and self.independent:
+        whole = not sheet.decisions and all(c.strip() in {"0", "1", "0.0", "1.0"} for r in cells for c in r)
+        if whole and scale == 1 and kind is None and self.independent is not None:
             self._say("its cells are 0 and 1: probabilities are written", f"--answers {DECISIONS} writes 0 and 1")
         return self._with_decimal_mark(sheet, [cell for row in cells for cell in row])
 
@@ -190,27 +213,62 @@ class _Reader:
         self, sheet: AnswerSheet, kind: AnswerKind | None, column: str, cells: list[str]
     ) -> AnswerSheet:
         """Return the sheet of a sample with a single column of answers."""
+        respelled = self._respelled(column, cells)
+        if respelled is not None:
+            return respelled._read_one_column(sheet, kind, column, cells)
         found = kind or self._kind_of_cells(column, cells)
         names = self.labels.names
         sheet = replace(sheet, kind=found, constant=len(set(cells)) == 1 and kind is None)
         if found == "number":
             return sheet
         if found == "name":
-            return replace(sheet, spelling=names)
+            return replace(sheet, spelling=names, positive=self.signed)
         if found == "probability":
             positive = find_positive(names, column, self.options.positive)
             self._say(f"a single probability is written, that of {names[positive]}")
-            return self._with_decimal_mark(replace(sheet, positive=positive), cells)
-        several = self._split_cells(cells)
+            scale = find_scale(self.table.path.name, [column], [[cell] for cell in cells], asked=kind is not None)
+            if scale == PERCENT:
+                self._say("its answers are percentages, which are written")
+            return self._with_decimal_mark(replace(sheet, positive=positive, scale=scale), cells)
+        several = split_cells(cells, self.labels.names, self.options.separator)
         if several is None:
             by_number = _whole(cells) and not are_numbers(names)
-            several = _Cells(self.options.separator or " ", () if by_number else names, (1,), repeated=False)
-        sheet = replace(sheet, separator=several.separator, spelling=several.spelling, empty_cells="" in cells)
-        self._require_separable(several)
+            several = plain_cells(self.options.separator, () if by_number else names)
+        form = several.form
+        sheet = replace(
+            sheet,
+            separator=form.separator,
+            brackets=form.brackets,
+            quote=form.quote,
+            spelling=several.spelling,
+            empty_cells="" in cells or 0 in several.counts,
+        )
+        require_separable(several)
         if found == "ranking":
             at_most = self.options.ranks or max(several.counts)
             return replace(sheet, at_most=min(at_most, len(names)), empty_cells=False)
         return sheet
+
+    def _respelled(self, column: str, cells: Sequence[str]) -> _Reader | None:
+        """Return the reader with the classes as the cells spell them, where that is not their exact names."""
+        names, form = self.labels.names, find_form(cells, self.options.separator)
+        parts = {part for cell in cells for part in form.split(cell)} | {cell for cell in cells if cell}
+        if not parts or parts & {*names, *map(str, range(len(names)))}:
+            return None
+        for parts in ({cell for cell in cells if cell}, {part for cell in cells for part in form.split(cell)}):
+            for found in spellings(names, sorted(parts)):
+                spelled, positive = found.names, None
+                if found.signed:
+                    positive = find_positive(names, column, self.options.positive)
+                    spelled = spelled if positive else spelled[::-1]
+                self._say(f"classes are written {found.how}, such as {spelled[-1]} for {names[-1]}")
+                options = replace(self.options, positive=self._named_positive(spelled))
+                return replace(self, labels=LabelSpace.flat(spelled), options=options, signed=positive)
+        return None
+
+    def _named_positive(self, spelled: Sequence[str]) -> str | None:
+        named, names = self.options.positive, self.labels.names
+        return spelled[names.index(named)] if named in names else named
 
     def _kind_of_cells(self, column: str, cells: list[str]) -> AnswerKind:
         """Return the kind of answers in a single column.
@@ -240,16 +298,13 @@ class _Reader:
                 self._say(f"its answers are {_values(filled)}: class numbers are written", other)
             return kind
         if all(map(self._is_number, filled)) and not _whole(filled):
-            outside = [cell for cell in filled if not 0 <= (parse_number(cell) or 0) <= 1]
-            if outside:
-                seen = f"its answers are numbers such as {outside[0]}, which is neither a class nor a probability"
-                raise PredictionError("E564", f"{self.table.path.name}: {seen}", path=self.table.path)
+            find_scale(self.table.path.name, [column], [[cell] for cell in filled], asked=False)
             if two and not self.independent:
                 return "probability"
             raise self._unclear(
                 f"its answers are numbers such as {filled[0]}, and there are {len(names)} classes", ["number", "name"]
             )
-        several = self._split_cells(cells)
+        several = split_cells(cells, self.labels.names, self.options.separator)
         if several is not None:
             return self._kind_of_several(several)
         if all(len(pair := cell.split()) == 2 and pair[0] in known and self._is_number(pair[1]) for cell in filled):
@@ -279,7 +334,7 @@ class _Reader:
         )
         return "label-cells"
 
-    def _kind_of_several(self, cells: _Cells) -> AnswerKind:
+    def _kind_of_several(self, cells: SampleCells) -> AnswerKind:
         """Return the kind of cells of several names: the members say whether several labels can apply."""
         ranks = len(set(cells.counts)) == 1 and cells.counts[0] > 1 and not cells.repeated
         if self.independent or not ranks:
@@ -290,38 +345,6 @@ class _Reader:
             f"its cells have {cells.counts[0]} names each: the {cells.counts[0]} most probable classes are written"
         )
         return "ranking"
-
-    def _split_cells(self, cells: Sequence[str]) -> _Cells | None:
-        """Split the cells into names or class numbers; None when some part is neither, or nothing is to be split."""
-        names = self.labels.names
-        spellings = [names] if are_numbers(names) else [names, ()]
-        given = self.options.separator
-        for separator in _SEPARATORS if given is None else (given,):
-            if not any(separator in cell for cell in cells):
-                continue
-            parts = [[part.strip() for part in cell.split(separator.strip() or None)] for cell in cells if cell]
-            for spelling in spellings:
-                known = set(spelling or map(str, range(len(names))))
-                if all(part in known for row in parts for part in row):
-                    wide = separator != " " and all(f"{separator} " in c or separator not in c for c in cells)
-                    repeated = any(len(set(row)) < len(row) for row in parts)
-                    return _Cells(
-                        f"{separator} " if wide and given is None else separator,
-                        tuple(spelling),
-                        tuple(len(row) for row in parts),
-                        repeated,
-                    )
-        return None
-
-    def _require_separable(self, cells: _Cells) -> None:
-        mixed = [name for name in cells.spelling if cells.separator.strip(" ") == "" and " " in name]
-        mixed += [name for name in cells.spelling if cells.separator.strip() and cells.separator.strip() in name]
-        if mixed:
-            raise OptionError(
-                "E204",
-                f"the names in a cell are separated by {cells.separator!r}, which is in the class {mixed[0]!r}",
-                hint="name another separator with --sep",
-            )
 
     def _with_decimal_mark(self, sheet: AnswerSheet, cells: Sequence[str]) -> AnswerSheet:
         """Write numbers with a decimal comma if the sample does."""
@@ -368,18 +391,3 @@ def _values(filled: Sequence[str]) -> str:
 def _whole(cells: Sequence[str]) -> bool:
     filled = [cell for cell in cells if cell]
     return bool(filled) and all(re.fullmatch(r"-?(0|[1-9][0-9]{0,8})", cell) for cell in filled)
-
-
-def parse_number(cell: str) -> float | None:
-    """Return the finite number in a cell, with a point or comma as decimal mark; None if there is none."""
-    try:
-        value = to_float(cell.replace(",", "."))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _sums_to_one(cells: Sequence[str]) -> bool:
-    values = [parse_number(cell) for cell in cells]
-    numbers = [value for value in values if value is not None]
-    return len(numbers) == len(values) and abs(sum(numbers) - 1) < _SUM_TOLERANCE * max(1, len(numbers) / 10)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
 from ensemble.labels import LabelSpace
+from ensemble.submission.label_cells import CellForm
 
 Decisions: TypeAlias = NDArray[np.bool_]
 AnswerKind = Literal[
@@ -78,7 +79,8 @@ class AnswerSheet:
     The probabilities of ``independent`` labels do not sum to one; None if that is not known. With ``decisions``,
     label columns hold 0 and 1. The answers of a ``constant`` sample are all the same: they do not tell whether several
     labels may apply. Probabilities are written with ``digits`` decimals, by default nine significant digits,
-    and ``decimal`` as decimal mark.
+    and ``decimal`` as decimal mark; percentages have a ``scale`` of 100. Cells of several names are divided by
+    ``separator``; lists have ``brackets`` (two characters) around them and may have a ``quote`` around each name.
     """
 
     ids: tuple[str, ...]
@@ -92,15 +94,25 @@ class AnswerSheet:
     spelling: tuple[str, ...] = ()
     positive: int | None = None
     separator: str = " "
+    brackets: str = ""
+    quote: str = ""
     at_most: int | None = None
     empty_cells: bool = False
     rows: tuple[LongRow, ...] = ()
     answer_place: int = 1
+    answer_columns: tuple[int, ...] = ()
+    in_columns: bool = False
     independent: bool | None = None
     decisions: bool = False
     constant: bool = field(default=False, compare=False)
     digits: int | None = None
     decimal: str = "."
+    scale: float = 1.0
+
+    @property
+    def cell_form(self) -> CellForm:
+        """The separator, brackets and quotes of the names in a cell."""
+        return CellForm(self.separator, self.brackets, self.quote)
 
     @property
     def id_column(self) -> str:
@@ -111,7 +123,7 @@ class AnswerSheet:
     def answer_places(self) -> tuple[int, ...]:
         """The places of the columns that hold answers."""
         if self.rows:
-            return (self.answer_place,)
+            return self.answer_columns or (self.answer_place,)
         return tuple(place for place in range(len(self.columns)) if place != self.id_place)
 
     @property
@@ -119,8 +131,8 @@ class AnswerSheet:
         """The key of each row: its id, or all of its cells but the answer where the sample has more columns."""
         if not self.rows:
             return self.ids
-        place = self.answer_place
-        return tuple(self.delimiter.join(cell for i, cell in enumerate(row.cells) if i != place) for row in self.rows)
+        answers = set(self.answer_places)
+        return tuple(self.delimiter.join(c for i, c in enumerate(row.cells) if i not in answers) for row in self.rows)
 
     @property
     def needs_probabilities(self) -> bool:

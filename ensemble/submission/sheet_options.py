@@ -88,7 +88,7 @@ def apply_options(sheet: AnswerSheet, options: SheetOptions, name: str) -> Answe
     numeric = sheet.kind in {"probabilities", "probability", "label-columns", "long"} and not sheet.decisions
     unfit = {
         "--digits": options.digits is not None and not numeric,
-        "--positive": options.positive is not None and sheet.kind != "probability" and not options.scored,
+        "--positive": options.positive is not None and sheet.positive is None and not options.scored,
         "--sep": options.separator is not None and sheet.kind not in {"label-cells", "ranking"},
     }
     for option, bad in unfit.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def write_submission(
         submission.labels,
         None if submission.probabilities is None else submission.probabilities[rows],
         None if submission.decisions is None else submission.decisions[rows],
+        submission.independent,
     )
     if form.kind in {"number", "name"}:
         notice_single_class([form.spell(label) for label in ordered.classes.tolist()], listener)
@@ -132,8 +134,8 @@ def render_answers(sheet: AnswerSheet, submission: Submission) -> Iterator[tuple
     if sheet.rows:
         answers_of = list(_answers(sheet, submission))
         for row in sheet.rows:
-            before, after = row.cells[: sheet.answer_place], row.cells[sheet.answer_place + 1 :]
-            yield (*before, *answers_of[row.image], *after)
+            written = dict(zip(sheet.answer_places, answers_of[row.image], strict=True))
+            yield tuple(written.get(place, cell) for place, cell in enumerate(row.cells))
         return
     for name, answers in zip(sheet.ids, _answers(sheet, submission), strict=True):
         yield (*answers[: sheet.id_place], name, *answers[sheet.id_place :])
@@ -145,17 +147,21 @@ def _answers(sheet: AnswerSheet, submission: Submission) -> Iterator[tuple[objec
         yield from ((sheet.spell(label),) for label in submission.classes.tolist())
         return
     if sheet.kind == "label-cells" or sheet.decisions:
+        if sheet.decisions and not submission.independent:
+            # of exclusive classes one applies, however small its probability
+            submission = replace(submission, probabilities=None, decisions=None)
         decided = decide_labels(submission, empty_cells=sheet.empty_cells or sheet.decisions)
         if sheet.decisions:
             yield from (tuple(map(int, row)) for row in decided[:, list(sheet.classes)].tolist())
             return
         for row in decided:
-            yield (sheet.separator.join(sheet.spell(label) for label in np.flatnonzero(row).tolist()),)
+            yield (sheet.cell_form.join([sheet.spell(label) for label in np.flatnonzero(row).tolist()]),)
         return
     assert submission.probabilities is not None
     if sheet.kind == "ranking":
         best = np.argsort(-submission.probabilities, axis=1, kind="stable")[:, : sheet.at_most]
-        yield from ((sheet.separator.join(map(sheet.spell, row)),) for row in best.tolist())
+        for names in ([sheet.spell(label) for label in row] for row in best.tolist()):
+            yield tuple(names) if sheet.in_columns else (sheet.cell_form.join(names),)
         return
     places = [sheet.positive or 0] if sheet.kind == "probability" else list(sheet.classes)
     for values in _values(sheet, submission.probabilities)[:, places].tolist():
@@ -165,10 +171,11 @@ def _answers(sheet: AnswerSheet, submission: Submission) -> Iterator[tuple[objec
 def _values(sheet: AnswerSheet, probabilities: Floats) -> Floats:
     """Return the probabilities as they are written; rounded rows of exclusive classes still sum to one."""
     if sheet.digits is None:
-        return probabilities
+        return probabilities * sheet.scale
     if sheet.kind == "probabilities" or (sheet.kind == "long" and not sheet.independent):
-        return round_to_one(probabilities, sheet.digits)
-    return probabilities
+        more = round(math.log10(sheet.scale))
+        return round_to_one(probabilities, sheet.digits + more) * sheet.scale
+    return probabilities * sheet.scale
 
 
 def _number(sheet: AnswerSheet, value: float) -> str:

@@ -1,0 +1,52 @@
+"""Other spellings of the classes in a sample's cells: another letter case, TRUE and FALSE, numbers with zeros ahead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ensemble.submission.class_names import are_numbers
+
+_CASES: tuple[Callable[[str], str], ...] = (str.lower, str.upper, str.capitalize, str.title)
+_BOOLEANS = (
+    *(("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"), ("NO", "YES")),
+    *(("f", "t"), ("F", "T"), ("n", "y"), ("N", "Y")),
+)
+"""The negative and the positive answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """The classes as a sample spells them, in their order, and a word on how; ``signed`` are those of yes and no.
+
+    The first of two ``signed`` names is that of the negative class, whichever that is.
+    """
+
+    names: tuple[str, ...]
+    how: str
+    signed: bool = False
+
+
+def spellings(names: Sequence[str], parts: Sequence[str]) -> Iterator[Spelling]:
+    """Yield the spellings of the classes in which all ``parts``, names in a sample's cells, are classes."""
+    found = set(parts)
+    for number, case in enumerate(_CASES):
+        other = tuple(map(case, names))
+        if len(set(other)) < len(other) or not found <= set(other):
+            continue
+        # common wheat: Common wheat or Common Wheat, where the sample has neither
+        rivals = [tuple(map(one, names)) for one in _CASES[number + 1 :]]
+        if not any(rival != other and found <= set(rival) for rival in rivals):
+            yield Spelling(other, "in the sample's letter case")
+    if len(names) == 2:
+        for pair in _BOOLEANS:
+            if found <= set(pair):
+                yield Spelling(pair, f"as {pair[0]} and {pair[1]}", signed=True)
+    widths = {len(part) for part in parts}
+    if len(widths) == 1 and all(re.fullmatch(r"0[0-9]+", part) or part.isdecimal() for part in parts):
+        width = widths.pop()
+        numbers = [int(name) for name in names] if are_numbers(names) else list(range(len(names)))
+        padded = tuple(f"{number:0{width}}" for number in numbers)
+        if any(part.startswith("0") for part in parts) and width > 1 and found <= set(padded):
+            yield Spelling(padded, f"as numbers of {width} digits")
