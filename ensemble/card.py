@@ -28,6 +28,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
 Activation = Literal["softmax", "sigmoid"]
+Align = Literal["arcface", "dlib"]
 
 
 _FILTERS: Mapping[Resizer, tuple[Interpolation, ...]] = {
@@ -48,6 +49,8 @@ class FaceCrop:
 
     ``margin`` is the share of the box's longer side that is added on every side. ``fallback`` is the square where no
     face was found: its centre as shares of the image's width and height, its side as a share of the shorter one.
+    With ``align`` the square is turned and placed by the face's five points, as the networks of ArcFace or of dlib
+    expect (`ensemble.images.face_alignment`), and ``margin`` is added to the square they use.
 
     Raises:
         OptionError: E204 when a value is out of range.
@@ -55,8 +58,11 @@ class FaceCrop:
 
     margin: float
     fallback: tuple[float, float, float] = (0.5, 0.5, 1.0)
+    align: Align | None = None
 
     def __post_init__(self) -> None:
+        if self.align is not None and self.align not in get_args(Align):
+            raise OptionError("E204", f"align must be {' or '.join(get_args(Align))}, got {self.align!r}")
         if not _is_finite(self.margin) or not 0 <= self.margin <= 4:
             raise OptionError("E204", f"the margin of a face crop must be between 0 and 4, got {self.margin}")
         shares = self.fallback
@@ -250,6 +256,8 @@ class ModelCard:
         for name, default in (("face", None), ("resizer", "pillow"), ("channels", "rgb"), ("scale", _EIGHT_BITS)):
             if value["preprocess"][name] == default:
                 del value["preprocess"][name]
+        if self.preprocess.face is not None and self.preprocess.face.align is None:
+            del value["preprocess"]["face"]["align"]
         if self.head == "flat":
             del value["head"]
         if self.activation == "softmax":

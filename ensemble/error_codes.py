@@ -187,6 +187,10 @@ CODES: dict[str, Code] = {
         "Ids matched without regard to spaces, ./, folders or the suffix.", "nothing to do if the example looks right"
     ),
     "I382": Code("A column was chosen by its place or name.", "--id-column and --label-column name another one"),
+    "E380": Code(
+        "A model aligns faces by five points, and the file of boxes has none.",
+        "find the faces with ens crop --detector retinaface, which finds points",
+    ),
     "E383": Code(
         "An id is several images once its suffix or folder is left out.",
         "write the ids with suffix and folder, or remove the other images",

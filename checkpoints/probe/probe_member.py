@@ -26,6 +26,7 @@ from ensemble.card import Head, ModelCard, validate_member
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.files import locked, remove, write_atomic
+from ensemble.images.face_alignment import require_points
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.views import parse_views
 from ensemble.predictions.dataset import COMPLETE, Part, hash_ids, part_path, write_complete, write_part
@@ -45,6 +46,7 @@ class ProbeJob:
     Raises:
         OptionError: E204 when a name cannot be that of a folder, or the labels do not allow the head; E206 when boxes
             are missing.
+        DataError: E351 when an image has no entry in the boxes, E380 when faces are to be aligned and have no points.
     """
 
     data: Dataset
@@ -69,6 +71,9 @@ class ProbeJob:
             raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18")
         if self.card.preprocess.face is not None and self.boxes is None:
             raise OptionError("E206", f"{self.network.model.path.name} takes face crops: give the boxes with --boxes")
+        if self.boxes is not None:
+            ids = [row.id for row in self.data.rows]
+            require_points(self.card.preprocess.face, ids, self.boxes.select(ids))
 
     @property
     def network(self) -> FeatureNetwork:

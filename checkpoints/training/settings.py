@@ -205,6 +205,8 @@ def settings_dict(settings: TrainSettings) -> dict[str, Any]:
     for name, default in _PREPROCESS_ADDED_LATER.items():
         if value["preprocess"][name] == default:
             del value["preprocess"][name]
+    if settings.preprocess.face is not None and settings.preprocess.face.align is None:
+        del value["preprocess"]["face"]["align"]
     if settings.augment.endswith(".toml"):
         value["augment"] = sha256_file(Path(settings.augment))
     return {key: setting for key, setting in value.items() if key not in _ADDED_LATER or setting != _ADDED_LATER[key]}

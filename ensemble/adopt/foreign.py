@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,7 +102,28 @@ def read_foreign(path: Path) -> ForeignModel:
                 "E429", f"{path.name} has functions that expand to more than {MAX_NODES:,} nodes", path=path
             )
         proto = onnx.inliner.inline_local_functions(proto)
+    _leave_out_unread_inputs(proto.graph)
     return ForeignModel(path, proto, sha256)
+
+
+def _leave_out_unread_inputs(graph: onnx.GraphProto) -> None:
+    """Remove the inputs that nothing reads: quantizers leave those of the weights they replaced."""
+    read = set(names_read(graph))
+    kept = [value for value in graph.input if value.name in read]
+    if len(kept) < len(graph.input):
+        copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del graph.input[:]
+        graph.input.extend(copies)
+
+
+def names_read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names that the nodes and outputs of a graph read, those inside its subgraphs too."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from names_read(inner)
+    yield from (value.name for value in graph.output)
 
 
 def count_expanded(proto: onnx.ModelProto) -> int:

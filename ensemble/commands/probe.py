@@ -26,7 +26,7 @@ from ensemble.terminal import TERMINAL, show
 if TYPE_CHECKING:
     from checkpoints.data.dataset import Dataset
     from ensemble.adopt.make_card import AdoptOptions
-    from ensemble.card import Channels, Interpolation, Resize, Resizer
+    from ensemble.card import Align, Channels, Interpolation, Resize, Resizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class LearnOptions:
     without: tuple[str, ...] = ()
     age_cut: int = 60
     boxes: Path | None = None
-    margin: float = 0.2
+    margin: float | None = None
+    align: Align | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,16 @@ _LEARN = OptionGroup(
         _learn("without", "Ignore the fixes of this source; repeatable."),
         _learn("age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
         _learn("boxes", "Take the features of face crops, with the boxes written by ens crop.", type=PATH),
-        _learn("margin", "Margin around a face box, as a share of its longer side."),
+        _learn(
+            "margin",
+            "Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
+            type=float,
+        ),
+        _learn(
+            "align",
+            "Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
+            type=click.Choice(["arcface", "dlib"]),
+        ),
     ),
 )
 _OUTPUT = OptionGroup(
@@ -183,7 +193,7 @@ def probe(
     \b
     Example: ens probe train --features face.onnx --input-range -1..1 --head axes --member face
     """
-    from checkpoints.data.image_cache import fallback_crop
+    from checkpoints.data.image_cache import choose_crop
     from checkpoints.probe.open_network import open_network
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
@@ -192,7 +202,7 @@ def probe(
 
     validate_member(output_.member)
     faces = None if learn.boxes is None else read_faces(learn.boxes).faces
-    crop = None if faces is None else fallback_crop(faces, learn.margin)
+    crop = choose_crop(faces, learn.margin, learn.align)
     opened = open_network(network.features, network.adopt_options(), network.output, face=crop, listener=TERMINAL)
     data = _read_data(train_dir, learn, table, class_names)
     shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, data, listener=TERMINAL)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
+    from ensemble.card import Align
     from ensemble.labels import LabelSpace
 
 
@@ -45,7 +46,8 @@ class DataOptions:
     without: tuple[str, ...] = ()
     age_cut: int = 60
     boxes: Path | None = None
-    margin: float = 0.2
+    margin: float | None = None
+    align: Align | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,18 @@ _DATA = OptionGroup(
         field_option(DataOptions, "without", "Ignore the fixes of this source; repeatable."),
         field_option(DataOptions, "age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
         field_option(DataOptions, "boxes", "Train on face crops, with the boxes written by ens crop.", type=PATH),
-        field_option(DataOptions, "margin", "Margin around a face box, as a share of its longer side."),
+        field_option(
+            DataOptions,
+            "margin",
+            "Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
+            type=float,
+        ),
+        field_option(
+            DataOptions,
+            "align",
+            "Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
+            type=click.Choice(["arcface", "dlib"]),
+        ),
         _setting("fallback_share", "Share of the detected faces to crop as if none had been detected."),
         _setting("balanced", "Sample all classes equally often; of several labels, the rarest of an image counts."),
     ),
@@ -267,7 +280,7 @@ def train(
         resolve_architecture(settings.arch)  # before the slower imports
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
-        from checkpoints.data.image_cache import fallback_crop
+        from checkpoints.data.image_cache import choose_crop
         from checkpoints.training.job import TrainJob
         from checkpoints.training.own_channels import fit_own_channels
         from checkpoints.training.preflight import check_settings
@@ -284,7 +297,7 @@ def train(
     validate_member(output.member)
     _require_paths(pseudo)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
-    crop = None if faces is None else fallback_crop(faces, data.margin)
+    crop = choose_crop(faces, data.margin, data.align)
     dataset = read_dataset(
         train_dir,
         fixes=data.fixes,

@@ -36,6 +36,8 @@ def require_resizable(preprocess: Preprocess, *, member: str) -> None:
     Raises:
         DeployError: E804 when it cannot.
     """
+    if preprocess.face is not None and preprocess.face.align is not None:
+        raise DeployError("E804", f"{member} aligns faces by their points, which is not written as a graph")
     if preprocess.resizer != "pillow" or preprocess.interpolation not in {"nearest", *_MODES}:
         raise DeployError(
             "E804",

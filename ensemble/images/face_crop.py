@@ -1,4 +1,4 @@
-"""Prepare a decoded image for a model: crop the face, if the model was trained on faces, then resize."""
+"""Prepare a decoded image for a model: crop or align the face, if the model was trained on faces, then resize."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from ensemble.arrays import Pixels
 from ensemble.card import FaceCrop, Preprocess
+from ensemble.images.face_alignment import align_face
 from ensemble.images.face_boxes import Box
 from ensemble.images.planes import Planes, resize_planes
 from ensemble.images.resize import resize_image
@@ -41,7 +42,7 @@ def prepare_image(image: Image.Image | Pixels | Planes, preprocess: Preprocess, 
     the pixels are the same.
 
     Raises:
-        DataError: E354 when the box was made for another image.
+        DataError: E354 when the box was made for another image, E380 when it has no points to align the face by.
     """
     if preprocess.kept:
         assert isinstance(image, np.ndarray), "images of their own channels are arrays"
@@ -51,5 +52,8 @@ def prepare_image(image: Image.Image | Pixels | Planes, preprocess: Preprocess, 
     if preprocess.face is not None:
         if box is not None:
             box.require_fits(image.width, image.height)
-        image = image.crop(face_square(image.height, image.width, preprocess.face, box))
+        if box is not None and preprocess.face.align is not None:
+            image = align_face(image, preprocess.face, box)
+        else:
+            image = image.crop(face_square(image.height, image.width, preprocess.face, box))
     return resize_image(image, preprocess)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ensemble.errors import DataError, OptionError
 from ensemble.events import Listener, Notice
 from ensemble.images.decode import name_image, read_size
+from ensemble.images.face_alignment import require_points
 from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.listing import Listing
 from ensemble.images.views import View
@@ -35,7 +36,8 @@ def select_boxes(
 
     Raises:
         OptionError: E206 when a model needs it and there are no boxes.
-        DataError: E351 when an image has no entry, E354 when a box was made for another image.
+        DataError: E351 when an image has no entry, E354 when a box was made for another image, E380 when a
+            face has no points and a model aligns faces.
     """
     wanting = [model for model in models if model.card.preprocess.face is not None]
     if not wanting:
@@ -45,6 +47,8 @@ def select_boxes(
     if boxes is None:
         raise OptionError("E206", f"{wanting[0].card.member} was trained on face crops and needs face boxes")
     found = boxes.select(listing.ids)
+    for model in wanting:
+        require_points(model.card.preprocess.face, listing.ids, found)
     _try_some(found, listing, listener)
     return found
 

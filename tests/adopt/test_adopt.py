@@ -372,6 +372,7 @@ def _flat_image() -> onnx.ModelProto:
 
 def two_inputs(proto: onnx.ModelProto) -> None:
     proto.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    proto.graph.node.append(helper.make_node("Identity", ["more"], ["read"]))
 
 
 def own_operator(proto: onnx.ModelProto) -> None:
@@ -545,3 +546,18 @@ def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     path = Network().save(tmp_path / "net.onnx")
     first = adopt(path, tmp_path / "m", options=KNOWN).path.read_bytes()
     assert adopt(path, tmp_path / "m", options=KNOWN).path.read_bytes() == first
+
+
+def test_inputs_that_nothing_reads_are_no_inputs(tmp_path: Path) -> None:
+    """Quantizers leave the names of weights that they replaced among the inputs: it answers as before."""
+    proto = Network().proto()
+    plain, odd = tmp_path / "plain.onnx", tmp_path / "odd.onnx"
+    onnx.save(proto, plain)
+    proto.graph.input.append(helper.make_tensor_value_info("replaced", TensorProto.FLOAT, [8, 3, 3, 3]))
+    onnx.save(proto, odd)
+    pictures = draw_pictures(SIZE)
+    one, two = (
+        start_session(read_model(adopt(path, tmp_path / "models", options=KNOWN).path)).run(pictures)
+        for path in (plain, odd)
+    )
+    assert np.array_equal(one, two)

@@ -317,3 +317,11 @@ def test_a_probe_of_face_crops_needs_its_boxes_ever_after(tmp_path: Path) -> Non
     ran(*words, "--member", "f", "--folds", 2, "-o", tmp_path / "runs", "--input-range", "0..1")
     cards = [read_model(path).card for path in sorted((tmp_path / "runs" / "f").glob("*.onnx"))]
     assert [card.preprocess.face is not None for card in cards] == [True, True]
+    refused = CliRunner().invoke(ens, [str(word) for word in (*words, "--member", "g", "--align", "arcface")])
+    assert isinstance(refused.exception, EnsError)
+    assert refused.exception.code == "E380"
+    points = (2.0, 3.0, 6.0, 3.5, 4.0, 5.0, 2.5, 7.0, 5.5, 7.5)
+    write_boxes(boxes, [replace(face, box=Box(1, 1, 9, 9, points)) for face in faces])
+    ran(*words, "--member", "g", "--align", "arcface", "--folds", 2, "-o", tmp_path / "runs", "--input-range", "0..1")
+    crops = {read_model(path).card.preprocess.face for path in (tmp_path / "runs" / "g").glob("*.onnx")}
+    assert [(crop.margin, crop.align) for crop in crops if crop] == [(0.0, "arcface")]

@@ -1,0 +1,89 @@
+"""Turn a face upright by its five points, as networks that recognise faces were trained to see it.
+
+`arcface`: the square of 112 px that ArcFace, SFace and their kin take, with eyes, nose and corners of the mouth at
+    fixed places (insightface, ``face_align.arcface_dst``).
+`dlib`: the square of dlib's ``get_face_chip_details``, whose margin is dlib's ``padding`` (0.25 for its face
+    recognition, 0.2 for its age and gender networks). dlib finds other points than RetinaFace: the two squares are
+    related by the centres of the eyes, at (0.753, 0.221) and (0.227, 0.221) of dlib's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ensemble.card import Align, FaceCrop
+from ensemble.errors import DataError, enumerate_some
+from ensemble.images.face_boxes import Box
+
+# right eye, left eye, nose, right and left corner of the mouth, px of ArcFace's square
+_TEMPLATE = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+# centre x, centre y and side of each square, in px of ArcFace's
+_SQUARES: Mapping[Align, tuple[float, float, float]] = {"arcface": (56.0, 56.0, 112.0), "dlib": (56.58, 70.29, 67.06)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Square:
+    """An upright square in an image: its first corner, and the way along its upper side, as complex px."""
+
+    start: complex
+    along: complex
+
+
+def align_face(image: Image.Image, crop: FaceCrop, box: Box) -> Image.Image:
+    """Return the upright square around the face, at the scale of the photograph; beyond its border it is black.
+
+    The square is placed by the rotation, scale and shift that take the template to the points with least squares.
+
+    Raises:
+        DataError: E380 when the box has no points.
+    """
+    square = _find_square(crop, box)
+    pixels = max(1, min(round(abs(square.along)), max(image.size)))
+    step, start = square.along / pixels, square.start
+    matrix = (step.real, -step.imag, start.real, step.imag, step.real, start.imag)
+    return image.transform((pixels, pixels), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def centre_and_side(crop: FaceCrop, box: Box) -> tuple[float, float, float]:
+    """Return the centre x and y and the side of the square around the face, px.
+
+    Raises:
+        DataError: E380 when the box has no points.
+    """
+    square = _find_square(crop, box)
+    centre = square.start + square.along * (1 + 1j) / 2
+    return centre.real, centre.imag, abs(square.along)
+
+
+def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Box | None]) -> None:
+    """Refuse faces without points for a crop that aligns them, before anything is computed.
+
+    Raises:
+        DataError: E380 when a face has none.
+    """
+    if crop is None or crop.align is None:
+        return
+    without = [name for name, box in zip(ids, boxes, strict=True) if box is not None and box.points is None]
+    if without:
+        message = f"{len(without):,} of {len(ids):,} faces have no points to align them by: {enumerate_some(without)}"
+        raise DataError("E380", message)
+
+
+def _find_square(crop: FaceCrop, box: Box) -> _Square:
+    if box.points is None:
+        raise DataError("E380", "the face has a box, and no points to align it by")
+    assert crop.align is not None, "faces are aligned for a card that says how"
+    centre_x, centre_y, side = _SQUARES[crop.align]
+    side *= 1 + 2 * crop.margin
+    # with points as complex numbers, a rotation with a scale is one factor
+    template, found = _TEMPLATE @ (1, 1j), np.reshape(box.points, (-1, 2)) @ (1, 1j)
+    around = template - template.mean()
+    factor = complex(around.conj() @ (found - found.mean()) / (around.conj() @ around).real)
+    start = found.mean() + factor * (complex(centre_x - side / 2, centre_y - side / 2) - template.mean())
+    return _Square(complex(start), factor * side)
