@@ -76,7 +76,10 @@ MODEL_CODES: dict[str, Code] = {
         "A reduced-precision model differs too much from float32 on real images; no model was written.",
         "calibrate on more images, and more typical ones, or export with --precision fp32; fp16 loses less than int8",
     ),
-    "I437": Code("Layers of an int8 model stay in float32.", "nothing to do: int8 would change too many predictions"),
+    "I437": Code(
+        "Layers of an int8 model stay in float32.",
+        "nothing to do: int8 would change too many predictions, or TensorRT has no kernels for them",
+    ),
     "I438": Code("An older int8 model runs on slower kernels, which are exact.", "export it again for full speed"),
     "E440": Code("Training diverged: the loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("Training starts from the weights of a file.", "nothing to do"),

@@ -39,7 +39,7 @@ RUN_CODES: dict[str, Code] = {
     ),
     "E608": Code(
         "The device does not support some of a model's layers; they would run on the CPU.",
-        "try --device cuda or --device cpu, or export the model again",
+        "try --device cuda or --device cpu, or export an int8 model with --quantization symmetric",
     ),
     "I608": Code("TensorRT builds an engine, which is cached for the next run.", "nothing to do"),
     "W608": Code(

@@ -32,6 +32,7 @@ from ensemble.runtime.parity import record_logits
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
+from exporters.int8_schemes import SCHEMES, Scheme
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
 from exporters.training_record import TrainingRecord, tell_familiar, training_record
@@ -142,7 +143,8 @@ def export(
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate_images is not None, "see _require_images"
-        found = _quantise(proto, card, gate_images, truth, training_record(checkpoint, gate_images.ids), listener)
+        record, scheme = training_record(checkpoint, gate_images.ids), SCHEMES[options.quantization]
+        found = _quantise(proto, card, gate_images, truth, record, scheme, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialise(proto), card)
         recorded = record_logits(partial(predict_logits, lambda some: exported.run(some)[LOGITS]), card.preprocess.size)
@@ -209,6 +211,7 @@ def _quantise(
     images: ImageSet,
     truth: Path | None,
     record: TrainingRecord,
+    scheme: Scheme,
     listener: Listener,
 ) -> Quantised:
     """Quantise the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
@@ -230,7 +233,7 @@ def _quantise(
 
     calibration = load_images(images, split.calibration, card.preprocess, listener=listener)
     choose, gate = judges(split.choose), judges(split.gate)
-    found = to_int8(proto, card, calibration=calibration, choose=choose, gate=gate, listener=listener)
+    found = to_int8(proto, card, calibration=calibration, choose=choose, gate=gate, scheme=scheme, listener=listener)
     return replace(found, judged_on=seen)
 
 

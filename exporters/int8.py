@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.int8_calibration import measure_activations
-from exporters.int8_qdq import Layer, Range, count_products, find_layers, find_tensors, prepare, quantise
+from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
+from exporters.int8_schemes import ASYMMETRIC, Scheme
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
 
@@ -30,9 +32,10 @@ _OVERHEAD = 0.002  # of all multiplications: the cost of converting to and from 
 class Quantised:
     """A quantised model and its verdict.
 
-    ``in_float`` are the layers that stayed in float32, the one with the largest error for its cost first, and
-    ``in_float_share`` their share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were
-    chosen by ``chosen_on`` images, and none of them is among those of the verdict, which are ``judged_on``.
+    ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, then the one with the
+    largest error for its cost first. ``in_float_share`` is their share of the multiplications; ``ranges`` names how the
+    ranges were chosen. The layers were chosen by ``chosen_on`` images, and none of them is among those of the verdict,
+    which are ``judged_on``.
     """
 
     proto: onnx.ModelProto
@@ -44,6 +47,7 @@ class Quantised:
     ranges: str
     chosen_on: int = 0
     judged_on: Familiar | None = None
+    scheme: Scheme = ASYMMETRIC
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""
@@ -55,6 +59,7 @@ class Quantised:
             "layers": self.layers,
             "layers_in_float": list(self.in_float),
             "multiplications_in_float": round(self.in_float_share, 4),
+            **({} if self.scheme is ASYMMETRIC else {"scheme": self.scheme.name}),
         }
 
 
@@ -85,6 +90,7 @@ def to_int8(
     calibration: Pixels,
     choose: Judges,
     gate: Judges,
+    scheme: Scheme = ASYMMETRIC,
     listener: Listener = SILENT,
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
@@ -99,25 +105,33 @@ def to_int8(
     model = prepare(proto)
     layers = find_layers(model.graph)
     if not layers:
-        raise ModelError("E436", f"{card.member} (int8): {card.arch} has no convolution or matrix product to quantise")
+        raise _nothing_to_quantise(card, "")
+    suited = tuple(layer for layer in layers if suits_scheme(model.graph, layer, scheme))
+    if not suited:
+        raise _nothing_to_quantise(card, f" in {scheme.name} quantization on TensorRT")
+    fixed = tuple(layer.name for layer in layers if layer not in suited)
     reference = ExportedModel(_serialise(model), card)
-    activations = measure_activations(model, find_tensors(model.graph, layers), calibration, listener=listener)
+    tensors = find_tensors(model.graph, suited)
+    activations = measure_activations(model, tensors, calibration, listener=listener)
     products = count_products(model, layers)
+    build = partial(quantise, model, scheme=scheme)
     few = calibration[:_PROBES]
     expected = _run(reference, few)
-    candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares()}
+    candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     # the range of all values comes first, so that it wins on ties
-    chosen = min(candidates, key=lambda one: _error(quantise(model, candidates[one], layers), card, few, expected))
+    chosen = min(candidates, key=lambda one: _error(build(candidates[one], suited), card, few, expected))
     ranges = candidates[chosen]
     answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], choose.pixels, listener=listener)
 
-    def attempt(in_float: tuple[str, ...]) -> Quantised:
-        found = quantise(model, ranges, [layer for layer in layers if layer.name not in in_float])
+    def attempt(returned: tuple[str, ...]) -> Quantised:
+        in_float = (*fixed, *returned)
+        found = build(ranges, [layer for layer in layers if layer.name not in in_float])
         run = ExportedModel(_serialise(found), card).run
         logits = predict_logits(lambda batch: run(batch)[LOGITS], choose.pixels, listener=listener)
         verdict = judge("int8", answers, logits, choose.truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
-        return Quantised(found, verdict, len(layers), in_float, share, len(calibration), chosen, len(choose.pixels))
+        counts = (len(calibration), chosen, len(choose.pixels))
+        return Quantised(found, verdict, len(layers), in_float, share, *counts, scheme=scheme)
 
     def pass_gate(found: Quantised, harms: Sequence[Harm] = ()) -> Quantised:
         judged = replace(found, verdict=_judge_on(gate, reference, found.proto, card, listener))
@@ -127,34 +141,49 @@ def to_int8(
 
     whole = attempt(())
     if whole.verdict.is_safe:
-        return pass_gate(whole)
-    harms = _rank(model, card, ranges, products, layers, few, expected, listener)
+        return _tell_in_float(pass_gate(whole), card, len(fixed), listener)
+    harms = _rank(partial(build, ranges), card, products, suited, few, expected, listener)
     order = tuple(harm.layer.name for harm in harms)
-    so_far = np.cumsum([harm.products for harm in harms])
-    most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * so_far[-1], side="right"))])
+    so_far = sum(products[name] for name in fixed) + np.cumsum([harm.products for harm in harms])
+    most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * sum(products.values()), side="right"))])
     if most.verdict.faults:
         raise _failed(card, most, harms)
-    best = pass_gate(_fewest_in_float(order, most, attempt), harms)
-    kept = (
-        f"{len(best.in_float)} of {len(layers)} layers with {best.in_float_share:.1%} of the multiplications stay in "
-        f"float: {', '.join(best.in_float)}"
-    )
-    listener.notice(Notice("I437", f"{card.member}: {kept}"))
-    return best
+    best = pass_gate(_fewest_in_float(order, most, attempt, fixed=len(fixed)), harms)
+    return _tell_in_float(best, card, len(fixed), listener)
 
 
 def _fewest_in_float(
-    order: tuple[str, ...], passing: Quantised, attempt: Callable[[tuple[str, ...]], Quantised]
+    order: tuple[str, ...], passing: Quantised, attempt: Callable[[tuple[str, ...]], Quantised], *, fixed: int
 ) -> Quantised:
-    """Return the model that is safe with the fewest layers of ``order`` in float, by bisection below ``passing``."""
-    fails = 0
-    while len(passing.in_float) - fails > 1:
-        tried = attempt(order[: (fails + len(passing.in_float)) // 2])
+    """Return the model that is safe with the fewest layers of ``order`` in float, by bisection below ``passing``.
+
+    The first ``fixed`` layers of each stay in float in any case.
+    """
+    fails, passes = 0, len(passing.in_float) - fixed
+    while passes - fails > 1:
+        middle = (fails + passes) // 2
+        tried = attempt(order[:middle])
         if not tried.verdict.is_safe:
-            fails = len(tried.in_float)
+            fails = middle
         else:
-            passing = tried
+            passing, passes = tried, middle
     return passing
+
+
+def _tell_in_float(found: Quantised, card: ModelCard, fixed: int, listener: Listener) -> Quantised:
+    if found.in_float:
+        kept = (
+            f"{len(found.in_float)} of {found.layers} layers with {found.in_float_share:.1%} of the multiplications "
+            f"stay in float: {', '.join(found.in_float)}"
+        )
+        without = f" (TensorRT has no kernels for the first {fixed})" if fixed else ""
+        listener.notice(Notice("I437", f"{card.member}: {kept}{without}"))
+    return found
+
+
+def _nothing_to_quantise(card: ModelCard, where: str) -> ModelError:
+    message = f"{card.arch} has no convolution or matrix product to quantise{where}"
+    return ModelError("E436", f"{card.member} (int8): {message}")
 
 
 def _judge_on(
@@ -170,8 +199,8 @@ def _judge_on(
 def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelError:
     return ModelError(
         "E436",
-        f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of {tried.layers} "
-        f"layers and {tried.in_float_share:.0%} of the multiplications in float",
+        f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of "
+        f"{tried.layers} layers and {tried.in_float_share:.0%} of the multiplications in float",
         details=tuple(
             f"{harm.layer.name}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in harms
         ),
@@ -179,9 +208,8 @@ def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelEr
 
 
 def _rank(
-    model: onnx.ModelProto,
+    build: Callable[[Sequence[Layer]], onnx.ModelProto],
     card: ModelCard,
-    ranges: Mapping[str, Range],
     products: Mapping[str, int],
     layers: Sequence[Layer],
     pixels: Pixels,
@@ -195,7 +223,7 @@ def _rank(
     """
     harms, least = [], _OVERHEAD * sum(products.values())
     for number, layer in enumerate(layers):
-        error = _error(quantise(model, ranges, [layer]), card, pixels, expected)
+        error = _error(build([layer]), card, pixels, expected)
         harms.append(Harm(layer, error, products[layer.name]))
         listener.progress("rank layers", number + 1, len(layers))
     return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.products + least), reverse=True))

@@ -13,7 +13,7 @@ import onnxruntime
 from ensemble.arrays import Floats, Pixels
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT
-from exporters.int8_qdq import STEPS, Range
+from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
 
 # all tensors of the network are in memory at once: 8 images of 300 px took an EfficientNet-B3 to 7 GB
 BATCH = 1
@@ -21,7 +21,6 @@ _BINS = 2048
 _COUNTED = 32  # images in the histograms; the extremes are those of all images
 _SAMPLED = 3  # every third value of a large tensor is enough for its histogram
 _LARGE = 5000
-_CUTS = np.linspace(1, 0.2, 33)  # candidate clipping thresholds, as fractions of the extreme; the first wins on ties
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,31 +37,20 @@ class Activations:
         ends = zip(self.tensors, self.low.tolist(), self.high.tolist(), strict=True)
         return {name: Range(low, high) for name, low, high in ends}
 
-    def least_squares(self) -> dict[str, Range]:
+    def least_squares(self, *, scheme: Scheme = ASYMMETRIC) -> dict[str, Range]:
         """Return the ranges whose quantisation has the least mean square error.
 
         A narrower range has finer steps but clips the values outside. Sung et al., "Resiliency of Deep Neural Networks
-        under Quantization" (arXiv 1511.06488), choose steps by this error; here the upper end is searched first, then
-        the lower one.
+        under Quantization" (arXiv 1511.06488), choose steps by this error.
         """
-        return {name: self._best(i) for i, name in enumerate(self.tensors)}
+        return {name: self._best(i, scheme) for i, name in enumerate(self.tensors)}
 
-    def _best(self, i: int) -> Range:
+    def _best(self, i: int, scheme: Scheme) -> Range:
         low, high = float(self.low[i]), float(self.high[i])
         if not high > low:
             return Range(low, high)
         values = low + (np.arange(_BINS) + 0.5) * ((high - low) / _BINS)
-        counts = self.counts[i]
-
-        def error(low: float, high: float) -> float:
-            step = (high - low) / STEPS
-            inside = (values >= low) & (values <= high)
-            outside = np.where(values < low, low - values, values - high) ** 2
-            return float((counts * np.where(inside, step**2 / 12, outside)).sum())
-
-        high = min((float(cut) * high for cut in _CUTS), key=lambda end: error(low, end))
-        low = min((float(cut) * low for cut in _CUTS), key=lambda end: error(end, high))
-        return Range(low, high)
+        return scheme.fit(Range(low, high), values, self.counts[i])
 
 
 def measure_activations(

@@ -1,11 +1,12 @@
 """Rewrite a float32 graph so that layers compute on 8-bit integers, as QuantizeLinear and DequantizeLinear (QDQ).
 
-Activations are uint8 with a zero point, one scale per tensor; weights are int8, one scale per output channel: the pair
-for which x86 processors have an instruction (VNNI). Scales follow Jacob et al., "Quantization and Training of Neural
-Networks for Efficient Integer-Arithmetic-Only Inference" (arXiv 1712.05877), section 2.1.
+Activations have one scale per tensor, weights one per output channel; the types are those of a `Scheme`. By default
+activations are uint8 with a zero point and weights int8: the pair for which x86 processors have an instruction (VNNI).
+Scales follow Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference" (arXiv 1712.05877), section 2.1.
 
 Without VNNI such products are added two at a time in 16 bits and saturate: with weights of up to 127 the answers would
-differ from one processor to another. `_weight_scales` keeps every sum of two within 16 bits.
+differ from one processor to another. `Scheme.weight_scales` keeps every sum of two within 16 bits.
 """
 
 from __future__ import annotations
@@ -13,23 +14,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
+from exporters.int8_schemes import ASYMMETRIC, Array, Range, Scheme
 
 # the operators that start a layer, and those that belong to the layer before them
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _PAIRED = {"Add", "Mul"}
 _POOLED = {"GlobalAveragePool", "MaxPool"}
 _BOUNDED = {"Relu", "Clip"}
-
-STEPS = 255  # between the ends of a range
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +36,6 @@ class Layer:
 
     name: str
     nodes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The smallest and the largest value of a tensor, zero included."""
-
-    low: float
-    high: float
-
-    @property
-    def scale(self) -> np.float32:
-        """The scale of uint8 quantisation."""
-        return np.float32((self.high - self.low) / STEPS or 1.0)
-
-    @property
-    def zero(self) -> np.uint8:
-        """The zero point of uint8 quantisation."""
-        return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, STEPS))
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -105,19 +82,28 @@ def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[st
     return found
 
 
+def suits_scheme(graph: onnx.GraphProto, layer: Layer, scheme: Scheme) -> bool:
+    """Return True if the layer may be quantised by the scheme."""
+    node = graph.node[layer.nodes[0]]
+    (dims,) = (tuple(tensor.dims) for tensor in graph.initializer if tensor.name == node.input[1])
+    return scheme.suits(node, dims)
+
+
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
     """Return the activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
     plan = _QdqPlan(graph, layers)
     return tuple(plan.stored)
 
 
-def quantise(proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collection[Layer]) -> onnx.ModelProto:
+def quantise(
+    proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collection[Layer], *, scheme: Scheme = ASYMMETRIC
+) -> onnx.ModelProto:
     """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
     plan = _QdqPlan(proto.graph, layers)
-    constants = _Constants(graph)
+    constants = _Constants(graph, scheme)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
     for name in (value.name for value in graph.input):
@@ -185,9 +171,10 @@ def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
 
 
 class _Constants:
-    """New initialisers, each added once."""
+    """New initialisers, each added once, in the types of a scheme."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, scheme: Scheme) -> None:
+        self.scheme = scheme
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[str, onnx.TensorProto] = {}
 
@@ -204,43 +191,32 @@ def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -
     """Yield the nodes that store a tensor in 8 bits and read it back, as ``<name>/real``."""
     if name not in stored:
         return
-    scale = constants.add(f"{name}/scale", np.asarray(stored[name].scale))
-    zero = constants.add(f"{name}/zero", np.asarray(stored[name].zero))
-    make = onnx.helper.make_node
-    yield make("QuantizeLinear", [name, scale, zero], [f"{name}/int8"], f"{name}/quantise")
-    yield make("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/real"], f"{name}/dequantise")
+    scale = constants.add(f"{name}/scale", np.asarray(constants.scheme.scale(stored[name])))
+    zero = constants.add(f"{name}/zero", constants.scheme.zeros(stored[name]))
+    make, kept = onnx.helper.make_node, f"{name}/int8"
+    yield make("QuantizeLinear", [name, scale, zero], [kept], f"{name}/quantise")
+    yield make("DequantizeLinear", [kept, scale, zero], [f"{name}/real"], f"{name}/dequantise")
 
 
 def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
-    """Give int8 weights and an int32 bias to a node whose input has the range ``image``."""
+    """Give int8 weights, and where the scheme has it an int32 bias, to a node whose input has the range ``image``."""
+    scheme = constants.scheme
     weight = constants.read(node.input[1])
-    bias = constants.read(node.input[2]) if len(node.input) > 2 else None
+    bias = constants.read(node.input[2]) if scheme.integer_bias and len(node.input) > 2 else None
     transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
     axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
-    scale = _weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
+    scale = scheme.weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
     if bias is not None:
         # the bias is int32 in units of both scales; where all weights of a channel are tiny it might overflow
-        scale = np.maximum(scale, np.abs(bias) / (float(image.scale) * 2**30))
+        scale = np.maximum(scale, np.abs(bias) / (float(scheme.scale(image)) * 2**30))
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     integers = np.rint(weight / np.expand_dims(scale, others)).clip(-127, 127).astype(np.int8)
     yield _read_back(node, 1, integers, scale, axis, constants)
     if bias is not None:
-        steps = scale * image.scale
+        steps = scale * scheme.scale(image)
         integers = np.rint(bias.astype(np.float64) / steps).astype(np.int32)
         yield _read_back(node, 2, integers, steps, 0, constants)
-
-
-def _weight_scales(rows: Array) -> NDArray[np.float64]:
-    """Return the scale of each output channel ``(O,)`` of weights ``(O, K)``: the finest that no processor saturates.
-
-    Any two weights of one sign in a channel may add up to `LARGEST_PAIR`. A single large weight keeps up to 127 steps:
-    this loses far less than 7 bits for all weights, onnxruntime's remedy (``reduce_range``). On a trained
-    EfficientNet-Lite0 the error of the logits is 0.11 of their standard deviation, against 0.10 with 8 and 0.22 with
-    7 bits.
-    """
-    # rounding adds 1/2 to each of the two at most
-    return sum_pairs(rows).astype(np.float64) / (LARGEST_PAIR - 1)
 
 
 def _read_back(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from checkpoints.loading.metadata import Found
-from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
+from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Quantization, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Notice
 from ensemble.labels import LabelSpace
@@ -78,13 +78,15 @@ class ExportOptions(CardSettings):
     """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
-    and in 0..1. ``features`` adds the output that class-activation maps are made from.
+    and in 0..1. ``quantization`` is that of int8. ``features`` adds the output that
+    class-activation maps are made from.
 
     Raises:
         OptionError: E204 when mean or std is out of range.
     """
 
     precision: Precision = "fp32"
+    quantization: Quantization = "asymmetric"
     features: bool = False
 
     def __post_init__(self) -> None:

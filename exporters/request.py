@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.loading.hub import is_name
-from ensemble.card import Precision
+from ensemble.card import Precision, Quantization
 from ensemble.errors import FileError, OptionError
 
 
@@ -24,6 +24,7 @@ class ExportRequest:
 
     checkpoints: tuple[Path, ...]
     precision: Precision = "fp32"
+    quantization: Quantization | None = None
     member: str | None = None
     check_images: Path | None = None
     calibrate: Path | None = None
@@ -38,6 +39,8 @@ class ExportRequest:
         if (self.calibrate is None) == (self.precision == "int8"):
             raise OptionError("E204", "--precision int8 and --calibrate belong together; give both or neither")
         judged = self.calibrate is not None or self.check_images is not None
+        if self.quantization is not None and self.precision != "int8":
+            raise OptionError("E204", f"--quantization is for --precision int8, not {self.precision}")
         if self.truth is not None and (self.precision == "fp32" or not judged):
             raise OptionError(
                 "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"

@@ -22,7 +22,7 @@ from ensemble.terminal import TERMINAL, show
 if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
     from checkpoints.loading.open_options import OpenOptions
-    from ensemble.card import Channels, Interpolation, Precision, Resize, Resizer
+    from ensemble.card import Channels, Interpolation, Precision, Quantization, Resize, Resizer
     from exporters.export import Exported
     from exporters.make_card import ExportOptions
     from exporters.request import ExportRequest
@@ -80,6 +80,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Numeric precision of the exported model.",
 )
+@click.option(
+    "--quantization",
+    type=click.Choice(["asymmetric", "symmetric"]),
+    help="Quantization of int8: asymmetric for CPUs, symmetric for TensorRT.  [default: asymmetric]",
+)
 @click.option("--calibrate", type=PATH, help="Folder of images to calibrate int8 on and to compare it with float32 on.")
 @click.option(
     "--truth", type=PATH, help="Ground-truth CSV (ImageID, ans, optional person): also limit the loss of macro F1."
@@ -112,6 +117,7 @@ def export(
     member: str | None,
     fold: int | None,
     precision: Precision,
+    quantization: Quantization | None,
     calibrate: Path | None,
     truth: Path | None,
     features: bool,
@@ -135,6 +141,7 @@ def export(
     request = ExportRequest(
         checkpoints=checkpoints,
         precision=precision,
+        quantization=quantization,
         member=member,
         check_images=check_images,
         calibrate=calibrate,
@@ -163,6 +170,7 @@ def export(
         member=member,
         fold=fold,
         precision=precision,
+        quantization=quantization or "asymmetric",
         features=features,
     )
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))

@@ -33,7 +33,7 @@ from ensemble.runtime.model_file import INPUT, ModelFile
 from ensemble.runtime.parity import PICTURES
 from ensemble.runtime.providers import BindableRuntime, require_on_device
 from ensemble.runtime.session import Session, build_network, provider_options, report_start_failure
-from ensemble.runtime.tensorrt import announce_build, digest, engine_options, versions
+from ensemble.runtime.tensorrt import announce_build, digest, engine_options, require_symmetric, versions
 
 T = TypeVar("T")
 Measure: TypeAlias = Callable[[Mapping[str, str]], tuple[float, Logits]]
@@ -147,6 +147,7 @@ class GpuStarter:
     def _options(self, model: ModelFile) -> Mapping[str, str]:
         if self.device.kind == "tensorrt":
             one, rows = self.device.each[0], self.shape.rows
+            require_symmetric(model, one)
             return engine_options(model.card, model.sha256, one, rows=rows, views=self.views)
         return provider_options(model.card, model.sha256, self.device)
 

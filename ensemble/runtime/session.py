@@ -29,7 +29,7 @@ from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
 from ensemble.runtime.parity import LIMITS, ON_GPUS, notify_parity, require_parity, require_recorded
 from ensemble.runtime.providers import Runtime, create_session, require_on_device, start_error
 from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
-from ensemble.runtime.tensorrt import announce_build, engine_options
+from ensemble.runtime.tensorrt import BIAS_OPTIMIZER, announce_build, engine_options, require_symmetric
 
 _OUT_OF_MEMORY = re.compile(
     r"BFCArena|out of memory|OutOfMemory|failed to allocate memory|bad.alloc|CUDA failure 2:"
@@ -169,6 +169,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     options = provider_options(model.card, model.sha256, device)
     match device.kind:
         case "tensorrt":
+            require_symmetric(model, device)
             data = cast_first(model.data)
         case "cuda":
             data = fit_for_cudnn(model.data)
@@ -230,7 +231,8 @@ def build_network(
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device.is_gpu:
         # else the pads that `split_asymmetric_pads` took out of the convolutions would come back
-        settings.add_session_config_entry("optimization.disable_specified_optimizers", DISABLED_OPTIMIZERS)
+        disabled = DISABLED_OPTIMIZERS + (f";{BIAS_OPTIMIZER}" if device.kind == "tensorrt" else "")
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", disabled)
     try:
         if device.kind == "cpu" and model.card.precision == "int8" and may_saturate(data):
             # the kernels of uint8 by uint8, which add in 32 bits

@@ -1,4 +1,10 @@
-"""TensorRT engines: the options they are built with, the folder they are cached in, and notices during a build."""
+"""TensorRT engines: the options they are built with, the folder they are cached in, and notices during a build.
+
+onnxruntime 1.31.1 builds weakly typed networks: both of its calls of ``IBuilder::createNetworkV2`` pass no flag, and of
+the precisions it sets ``BuilderFlag`` kFP16, kINT8 and kBF16 alone (the provider's binary, disassembled). So int8 needs
+``trt_int8_enable``, with which TensorRT follows the QuantizeLinear and DequantizeLinear nodes of the file and reads no
+calibration table; and float8, which needs kFP8 or a strongly typed network, cannot be built.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +27,12 @@ from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.cuda import describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.fused_views import HOST_VIEWS, split_views
-from ensemble.runtime.model_file import INPUT
+from ensemble.runtime.model_file import INPUT, ModelFile
 
 # the provider of onnxruntime-gpu 1.31.1 is linked against libnvinfer.so.10 and libnvonnxparser.so.10 (readelf -d)
 MAJOR = 10
+# onnxruntime's rule makes biases int32, which TensorRT does not quantize to
+BIAS_OPTIMIZER = "WeightBiasQuantization"
 REQUIREMENT = f"tensorrt-cu13>={MAJOR}.13,<{MAJOR + 1}"
 _LIBRARIES = tuple(f"{name}.so.{MAJOR}" for name in ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser"))
 
@@ -44,11 +52,7 @@ def engine_options(
     Without ``rows`` the profile is any batch up to 256. Each combination of model, GPU, versions, views and shape has a
     folder of engines, because onnxruntime's own engine names do not distinguish them.
 
-    Raises:
-        DeviceError: E608 for int8, because TensorRT does not support integers with a zero point.
     """
-    if card.precision == "int8":
-        raise DeviceError("E608", f"{device} does not support int8 with zero points, which {card.member} uses")
     height, width = card.preprocess.size
     made = len(split_views(views, card.preprocess.size)[1])
     smallest, usual, largest = (1, 128, 256) if rows is None else (rows, rows, rows)
@@ -66,10 +70,54 @@ def engine_options(
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(home),
         "trt_fp16_enable": str(int(card.precision == "fp16")),
+        "trt_int8_enable": str(int(card.precision == "int8")),
         "trt_profile_min_shapes": profile(smallest),
         "trt_profile_opt_shapes": profile(usual),
         "trt_profile_max_shapes": profile(largest),
     }
+
+
+def require_symmetric(model: ModelFile, device: Device) -> None:
+    """Check that TensorRT's parser takes a model's QuantizeLinear and DequantizeLinear nodes.
+
+    Raises:
+        DeviceError: E608 when one has a zero point other than zero, or a type that TensorRT does not quantize to.
+    """
+    if model.card.precision == "int8" and (found := _asymmetric(model.data)):
+        message = f"{device} supports symmetric quantization alone, and {model.card.member} has {found}"
+        hint = "export it with --precision int8 --quantization symmetric, or use --device cuda"
+        raise DeviceError("E608", message, hint=hint)
+
+
+def _asymmetric(data: bytes) -> str:
+    """Return what TensorRT does not support of a model's quantization; empty if it supports all of it.
+
+    The rules are those of ``QuantDequantLinearHelper`` in onnx-tensorrt 10. An int32 bias is folded by onnxruntime's
+    provider (``ConstantFoldingDQ``).
+    """
+    import onnx
+
+    graph = onnx.load_model_from_string(data).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants |= {name: one.t for name in node.output for one in node.attribute if one.name == "value"}
+    types = onnx.TensorProto
+    known = {types.INT8, types.INT4}
+    for node in graph.node:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        named = any(one.name == "output_dtype" and one.i in known for one in node.attribute)
+        if zero is None:
+            if node.op_type == "QuantizeLinear" and len(node.input) < 3 and not named:
+                return f"uint8 values ({node.output[0]})"  # ONNX's default
+            continue
+        if zero.data_type not in known and not (node.op_type == "DequantizeLinear" and zero.data_type == types.INT32):
+            return f"{types.DataType.Name(zero.data_type).lower()} values ({node.output[0]})"
+        if zero.data_type in {types.INT8, types.INT32} and onnx.numpy_helper.to_array(zero).any():
+            return f"a zero point that is not zero ({node.output[0]})"
+    return ""
 
 
 @contextmanager

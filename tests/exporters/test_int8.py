@@ -32,7 +32,8 @@ from exporters.accuracy_gate import Verdict, judge, split_images
 from exporters.export import Exported, ExportOptions, ImageSet, export
 from exporters.int8 import Judges, to_int8
 from exporters.int8_calibration import Activations, measure_activations
-from exporters.int8_qdq import Range, count_products, find_layers, find_tensors, prepare, quantise
+from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantise
+from exporters.int8_schemes import Range
 from exporters.verify import ExportedModel
 from tests.exporters.test_int8_saturation import LARGEST_SUM, largest_pair
 from tests.support import toys

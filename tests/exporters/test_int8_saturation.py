@@ -15,7 +15,8 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from exporters.int8_qdq import Range, find_layers, find_tensors, quantise
+from exporters.int8_qdq import find_layers, find_tensors, quantise
+from exporters.int8_schemes import Range
 
 Array = NDArray[Any]
 LARGEST_SUM = (2**15 - 1) // 255  # of two weights, at the largest activation

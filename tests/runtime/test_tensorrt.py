@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
@@ -15,7 +17,11 @@ from ensemble.images.views import parse_views
 from ensemble.runtime import tensorrt
 from ensemble.runtime.cuda import Gpu
 from ensemble.runtime.device import Device
-from ensemble.runtime.tensorrt import announce_build, engine_options
+from ensemble.runtime.gpu_start import GpuStarter
+from ensemble.runtime.io_binding import SharedBatchSize
+from ensemble.runtime.model_file import ModelFile
+from ensemble.runtime.session import start_session
+from ensemble.runtime.tensorrt import announce_build, engine_options, require_symmetric
 from tests.support import toys
 
 DEVICE = Device("tensorrt")
@@ -49,10 +55,71 @@ def test_half_precision_follows_the_card() -> None:
     assert engine_options(replace(SQUARE, precision="fp16"), "0" * 64, DEVICE)["trt_fp16_enable"] == "1"
 
 
-def test_int8_is_not_for_tensorrt() -> None:
-    """A model of integers with a zero point is E608 before an engine is built."""
-    with pytest.raises(DeviceError, match=r"E608.*tensorrt:0"):
-        engine_options(replace(SQUARE, precision="int8"), "0" * 64, DEVICE)
+def quantised(zero: object, *, constant: bool = False, dequantise: bool = True) -> ModelFile:
+    """A model with a zero point of this type and value; None leaves it out."""
+    make = helper.make_node
+    inputs = ["x", "scale"] if zero is None else ["x", "scale", "zero"]
+    nodes = [make("QuantizeLinear", inputs, ["stored"])]
+    if dequantise:
+        nodes.append(make("DequantizeLinear", ["stored", *inputs[1:]], ["y"]))
+    tensors = [] if zero is None else [numpy_helper.from_array(np.asarray(zero), "zero")]
+    if constant:
+        nodes, tensors = [make("Constant", [], ["zero"], value=tensors[0]), *nodes], []
+    graph = helper.make_graph(nodes, "g", [], [], tensors)
+    data = helper.make_model(graph).SerializeToString()
+    return ModelFile(Path("q.onnx"), replace(SQUARE, precision="int8"), data, "0" * 64, ("y",))
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [(np.uint8(0), "uint8 values"), (np.int8(3), "a zero point that is not zero"), (np.int16(0), "int16 values")],
+)
+def test_tensorrt_takes_no_asymmetric_model(zero: object, said: str, constant: bool) -> None:
+    """uint8, another type or a zero point other than zero is E608, which names the option that mends it."""
+    with pytest.raises(DeviceError, match=rf"E608.*tensorrt:0 .* {said}") as caught:
+        require_symmetric(quantised(zero, constant=constant), DEVICE)
+    assert "--quantization symmetric" in caught.value.hint
+
+
+def test_a_zero_point_that_is_left_out_is_onnx_own() -> None:
+    """Without one ONNX rounds to uint8, TensorRT to int8: E608. An int8 zero, in a tensor or a node, is fine."""
+    with pytest.raises(DeviceError, match="uint8 values"):
+        require_symmetric(quantised(None, dequantise=False), DEVICE)
+    for constant in (False, True):
+        require_symmetric(quantised(np.zeros(3, dtype=np.int8), constant=constant), DEVICE)
+    model = quantised(np.uint8(7))
+    require_symmetric(replace(model, card=SQUARE), DEVICE)  # not a model of integers
+
+
+def test_int8_is_a_flag_of_the_engine() -> None:
+    """Networks of onnxruntime 1.31.1 are weakly typed: without the flag TensorRT refuses their Q/DQ nodes. The layers
+    that stay in float keep float32, by which the file was judged; no calibration table is read.
+    """
+    options = engine_options(replace(SQUARE, precision="int8"), "0" * 64, DEVICE)
+    assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == ("1", "0")
+    assert not {name for name in options if "calibration" in name}
+    assert engine_options(SQUARE, "0" * 64, DEVICE)["trt_int8_enable"] == "0"
+
+
+def test_the_installed_provider_has_no_option_for_float8() -> None:
+    """It names fp16, bf16 and int8 among its options, and float8 in none: such engines cannot be asked for."""
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+    if not library.exists():
+        pytest.skip("this onnxruntime was built without TensorRT")
+    binary = library.read_bytes()
+    assert all(f"trt_{name}_enable".encode() in binary for name in ("fp16", "bf16", "int8"))
+    assert not any(name in binary for name in (b"trt_fp8", b"trt_strongly_typed"))
+
+
+def test_a_rejected_model_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E608 comes before a session is created, whether the model starts alone or among others."""
+    model = quantised(np.uint8(7))
+    monkeypatch.setattr("ensemble.runtime.session.build_network", lambda *_: pytest.fail("a session was created"))
+    with pytest.raises(DeviceError, match="E608"):
+        start_session(model, device=DEVICE)
+    with pytest.raises(DeviceError, match="E608"):
+        GpuStarter(DEVICE, SharedBatchSize(4), parse_views("identity")).start_one(model)
 
 
 def test_engines_of_other_models_views_shapes_gpus_and_versions_lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
