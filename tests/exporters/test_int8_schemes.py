@@ -29,7 +29,7 @@ from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
 from tests.support import toys
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SIDE = 16
 CARD = toys.card("net", size=(SIDE, SIDE), labels=LabelSpace.flat(4))

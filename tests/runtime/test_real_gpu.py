@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from ensemble.arrays import Logits
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe
-from ensemble.card import Precision
+from ensemble.card import METADATA_KEY, Precision
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
 from ensemble.labels import MASK18
@@ -116,6 +118,29 @@ def test_members_of_two_preprocessings_and_precisions_run_together(
     assert len(found) == len(models)
     for name, wanted in expected.items():
         assert relative_error(wanted, found[name]) <= ON_GPUS["fp16" if "fp16" in name else "fp32"], name
+
+
+def test_symmetric_int8_is_computed_by_tensorrt(gpu: FakeGpus | None, images: Path, tmp_path: Path) -> None:
+    """A model of integers runs on TensorRT with its flag set, and gives the logits that it has on the CPU."""
+    if gpu is None and not (start := try_device(Device("tensorrt"))).works:
+        pytest.skip(f"no TensorRT here: {start.cause}")
+    from exporters.int8_qdq import find_layers, find_tensors, prepare, quantise
+    from exporters.int8_schemes import SYMMETRIC, Range
+
+    card = toys.card("integers", size=(64, 64))
+    plain = prepare(toys.convolutional_proto(card))
+    for number, node in enumerate(plain.graph.node):
+        node.name = f"n{number}"
+    layers = find_layers(plain.graph)
+    ranges = {name: Range(-4.0, 4.0) for name in find_tensors(plain.graph, layers)}
+    made = quantise(plain, ranges, layers, scheme=SYMMETRIC)
+    card = replace(card, precision="int8")
+    onnx.helper.set_model_props(made, {METADATA_KEY: card.to_json()})
+    model = toys.write_model(tmp_path / "m", card, proto=made)
+    expected, found = (logits([model], images, tmp_path, device)["integers"] for device in ("cpu", "tensorrt"))
+    assert relative_error(expected, found) <= ON_GPUS["int8"]
+    if gpu is not None:
+        assert {(options["trt_int8_enable"], options["trt_fp16_enable"]) for _, options in gpu.started} == {("1", "0")}
 
 
 def test_asymmetric_padding_is_computed(gpu: FakeGpus | None, images: Path, tmp_path: Path) -> None:
