@@ -1,16 +1,18 @@
 """Turn out-of-fold predictions into predictions like those of a submission, which averages the folds of each model.
 
 Out of fold, each image has the prediction of one fold; a test image has those of all k folds, and their mean is better:
-what differs from fold to fold averages out. With V the variance of a fold's log-probabilities around the mean of their
-true class (measured out of fold, where the truth is known), and S the variance between the folds on the same image
-(measured on the test images, where all folds predict), the mean of k folds has the variance ``V - S * (1 - 1 / k)``
-around the same class means. Each out-of-fold prediction is therefore moved towards the mean of its true class, by the
-factor ``sqrt(1 - (1 - 1 / k) * S / V)``, which gives all of them that variance. This is a simulation of predictions
-of the submission's quality, from which weights, biases and rules are then learned and compared.
+what differs from fold to fold averages out. Let W be the covariance of the out-of-fold log-probabilities of all member
+views around the mean of their true class (measured where the truth is known), and B the covariance between the folds on
+the same image (measured on the test images, where all folds predict). The mean of k folds has the covariance
+``W - (1 - 1 / k) * B`` around the same class means. Each image's deviations from them are therefore multiplied by the
+symmetric transport ``W^1/2 (I - (1 - 1 / k) * W^-1/2 B W^-1/2)^1/2 W^-1/2``, which gives all images that covariance:
+what the folds agree on stays, what they differ in shrinks, and members whose own errors shrink are more alike. This is
+a simulation of predictions of the submission's quality, from which weights, biases and rules are then learned and
+compared.
 
-A model that was trained on R fold splits has R predictions of every image by models that did not see it. Then S is
-measured between these, on the images whose truth is known, and the mean of the R, of variance V, is turned into one of
-k models by the factor ``sqrt(1 - (1 / R - 1 / k) * S / V)``.
+A model that was trained on R fold splits has R predictions of every image by models that did not see it. Then B is
+measured between these, on the images whose truth is known, and the mean of the R, of covariance W, is turned into one
+of k models with ``1 / R - 1 / k`` in place of ``1 - 1 / k``.
 
 The mean of the folds' probabilities is less confident than that of their logits. Its simulation adds to the moved
 prediction the differences of k folds from their mean, taken from a test image of the same predicted class.
@@ -18,6 +20,7 @@ prediction the differences of k folds from their mean, taken from a test image o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +30,17 @@ from ensemble.blend.pooling import log_softmax
 
 _LEAST = 0.25
 """The smallest factor: a larger part of the deviations than this never averages out between folds of one model."""
+_LARGEST = 1024
+"""Member views times classes up to which covariances are used; above it, one factor for each member view."""
+_RIDGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldAverage:
-    """Predictions ``(N, C)`` like the mean of several folds, as log-probabilities.
+    """Predictions ``(N, C)`` of a member view like the mean of several folds, as log-probabilities.
 
     ``of_probabilities`` is the logarithm of the mean of the folds' probabilities, ``of_logits`` the normalized mean of
-    their logits. ``factor`` is what the deviations from the class means were multiplied by.
+    their logits. ``factor`` is the root of the variance around the class means, divided by what it was before.
     """
 
     of_probabilities: Floats
@@ -42,28 +48,116 @@ class FoldAverage:
     factor: float
 
 
-def simulate_fold_average(looks: Floats, truth: Classes, folds: Floats, *, seed: int) -> FoldAverage:
-    """Return out-of-fold log-probabilities ``(R, N, C)`` as they would be if ``k`` models had been averaged.
+@dataclass(frozen=True, slots=True, eq=False)
+class _FoldedView:
+    """One member view: centred out-of-fold and new log-probabilities, and their deviations from a common mean.
 
-    R is the number of fold splits, each with a model that did not see the image. ``folds`` ``(k, M, C)`` are the
-    log-probabilities of all k models on M other images, without a truth; k is above R.
+    ``looks`` ``(R, N, C)`` and ``folds`` ``(k, M, C)``; ``mean`` ``(N, C)`` is that of each image's true class,
+    ``deviation`` ``(N, C)`` the rest of the mean of the looks.
     """
-    splits, count = len(looks), len(folds)
-    held_out, others = _centre(looks), _centre(folds)
+
+    looks: Floats
+    folds: Floats
+    mean: Floats
+    deviation: Floats
+
+    @property
+    def share(self) -> float:
+        """The part of the covariance between the folds that averaging them removes."""
+        return 1 / len(self.looks) - 1 / len(self.folds)
+
+    @property
+    def differences(self) -> Floats:
+        """Each model's deviation from the mean of all models on the same image ``(models, images, C)``."""
+        models = self.looks if len(self.looks) > 1 else self.folds
+        return np.asarray(models - models.mean(axis=0))
+
+    def is_alike(self, other: _FoldedView) -> bool:
+        """Tell if both were predicted by as many models of the same images, so that one fold's can be paired."""
+        return self.differences.shape == other.differences.shape and (len(self.looks) > 1) == (len(other.looks) > 1)
+
+
+def simulate_fold_averages(
+    looks: Sequence[Floats], truth: Classes, folds: Sequence[Floats], *, seed: int
+) -> list[FoldAverage]:
+    """Return out-of-fold log-probabilities of V member views as they would be if k models had been averaged.
+
+    ``looks[v]`` ``(R, N, C)`` are those of R fold splits, each with a model that did not see the image; ``folds[v]``
+    ``(k, M, C)`` are those of all k models on M other images, without a truth. k is above R; both may differ between
+    member views.
+    """
+    views = [_view(one, truth, other) for one, other in zip(looks, folds, strict=True)]
+    if sum(view.deviation.shape[1] for view in views) > _LARGEST:
+        moved = [_shrink(view) for view in views]
+    else:
+        moved = _transport(views, free=len(truth) - len(np.unique(truth)))
+    found = []
+    for view, deviation in zip(views, moved, strict=True):
+        answers = view.mean + deviation
+        before, after = np.square(view.deviation).sum(), np.square(deviation).sum()
+        factor = float(np.sqrt(after / before)) if before > 0 else 1.0
+        found.append(FoldAverage(_average(answers, view.folds, seed), log_softmax(answers), factor))
+    return found
+
+
+def _view(looks: Floats, truth: Classes, folds: Floats) -> _FoldedView:
+    held_out = _centre(looks)
     centred = held_out.mean(axis=0)
     mean_of_class = np.zeros((centred.shape[1],) * 2)
     for c in np.unique(truth):
         mean_of_class[c] = centred[truth == c].mean(axis=0)
-    deviation = centred - mean_of_class[truth]
-    variance = float(np.square(deviation).mean())
-    between = float((held_out if splits > 1 else others).var(axis=0, ddof=1).mean())
-    share = 1 - (1 / splits - 1 / count) * between / variance if variance > 0 else 1.0
-    factor = float(np.sqrt(max(share, _LEAST**2)))
-    moved = mean_of_class[truth] + factor * deviation
-    rows = _matching_rows(moved.argmax(axis=1), others.mean(axis=0).argmax(axis=1), seed)
-    differences = others - others.mean(axis=0)
-    total = sum((np.exp(log_softmax(moved + one[rows])) for one in differences), start=np.zeros_like(moved))
-    return FoldAverage(np.log(np.maximum(total / count, np.finfo(np.float64).tiny)), log_softmax(moved), factor)
+    return _FoldedView(held_out, _centre(folds), mean_of_class[truth], centred - mean_of_class[truth])
+
+
+def _shrink(view: _FoldedView) -> Floats:
+    """Return the deviations ``(N, C)`` of one member view, multiplied by one factor."""
+    variance, between = np.square(view.deviation).mean(), _between(view, view).trace() / view.deviation.shape[1]
+    kept = 1 - view.share * between / variance if variance > 0 else 1.0
+    return np.asarray(np.sqrt(max(kept, _LEAST**2)) * view.deviation)
+
+
+def _transport(views: Sequence[_FoldedView], *, free: int) -> list[Floats]:
+    """Return the deviations ``(N, C)`` of all member views, with the covariance that they have after averaging.
+
+    ``free`` are the degrees of freedom of W. Each view is scaled to a variance of one. Where W has few degrees of
+    freedom for its size, it is mixed with the shape of B: all directions of a view then shrink alike.
+    """
+    scales = [float(np.sqrt(np.square(view.deviation).mean())) or 1.0 for view in views]
+    deviations = np.concatenate([view.deviation / scale for view, scale in zip(views, scales, strict=True)], axis=1)
+    count, size = len(views), deviations.shape[1]
+    removed = np.zeros((count, size // count, count, size // count))
+    for i, one in enumerate(views):
+        for j, other in enumerate(views):
+            if one.is_alike(other):
+                share = np.sqrt(one.share * other.share)
+                removed[i, :, j] = share * _between(one, other) / (scales[i] * scales[j])
+    spread = np.sqrt(np.einsum("vcvc->v", removed) / (size // count))
+    spread[spread == 0] = 1.0
+    shape = removed / (spread[:, np.newaxis, np.newaxis, np.newaxis] * spread[:, np.newaxis])
+    mixed = size / (size + max(free, 0))
+    within = deviations.T @ deviations / max(free, 1)
+    within = (1 - mixed) * within + mixed * shape.reshape(size, size) + _RIDGE * np.eye(size)
+    values, vectors = np.linalg.eigh(within)
+    root = np.sqrt(np.maximum(values, _RIDGE**2))
+    to_unit, from_unit = (vectors / root) @ vectors.T, (vectors * root) @ vectors.T
+    parts, directions = np.linalg.eigh(to_unit @ removed.reshape(size, size) @ to_unit)
+    factors = np.sqrt(np.clip(1 - parts, _LEAST**2, 1.0))
+    moved = deviations @ (from_unit @ (directions * factors) @ directions.T @ to_unit).T
+    return [scale * part for scale, part in zip(scales, np.split(moved, count, axis=1), strict=True)]
+
+
+def _between(one: _FoldedView, other: _FoldedView) -> Floats:
+    """Return the covariance ``(C, C)`` between the models on the same image, of two views or of one with itself."""
+    a, b = one.differences, other.differences
+    return np.asarray(np.tensordot(a, b, axes=((0, 1), (0, 1))) / ((len(a) - 1) * a.shape[1]))
+
+
+def _average(answers: Floats, folds: Floats, seed: int) -> Floats:
+    """Return the logarithm of the mean of the folds' probabilities ``(N, C)``, whose mean logits are ``answers``."""
+    mean = folds.mean(axis=0)
+    rows = _matching_rows(answers.argmax(axis=1), mean.argmax(axis=1), seed)
+    total = sum((np.exp(log_softmax(answers + (one - mean)[rows])) for one in folds), start=np.zeros_like(answers))
+    return np.asarray(np.log(np.maximum(total / len(folds), np.finfo(np.float64).tiny)))
 
 
 def _centre(log_p: Floats) -> Floats:

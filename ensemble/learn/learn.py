@@ -69,7 +69,6 @@ def learn(
     _notice_weak_truth(truth, listener)
     alone = score_members(stacked.data, member_views, parsed, seed=seed)
     _notice_odd_members(stacked.data, member_views, truth.labels, listener)
-    data = average_folds(stacked, member_views, new, seed=seed, listener=listener)
     options = _fit_options(by_name, member_views, parsed, truth.labels, seed)
 
     def fit(part: LearningData) -> dict[str, Fitted]:
@@ -77,6 +76,7 @@ def learn(
 
     # with matrices of this size, more BLAS threads are slower, use three times the CPU time, and round differently
     with threadpool_limits(limits=1, user_api="blas"):
+        data = average_folds(stacked, member_views, new, seed=seed, listener=listener)
         nested = cross_validate(fit, data, repeats=repeats, seed=seed, listener=listener)
         fitted = fit(data)
         mix = None if not new else mix_of(data, new, fitted, options, seed=seed)

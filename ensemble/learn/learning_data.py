@@ -15,7 +15,7 @@ from ensemble.events import Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.labels import LabelSpace
 from ensemble.learn.cross_validation import FOLDS, LearningData
-from ensemble.learn.fold_average import simulate_fold_average
+from ensemble.learn.fold_average import simulate_fold_averages
 from ensemble.learn.result import MemberView
 from ensemble.predictions.dataset import Predictions, require_finite
 from ensemble.predictions.truth import Truth
@@ -112,17 +112,17 @@ def average_folds(
 ) -> LearningData:
     """Return the data as if the folds of each group had been averaged, as they are among the ``new`` predictions."""
     data = stacked.data
+    given = [p[np.newaxis] if looks is None else looks for p, looks in zip(data.log_p, stacked.looks, strict=True)]
+    averaged = [i for i, folds in enumerate(new) if len(folds) > len(given[i])]
+    if not averaged:
+        return data
     log_p, factors = data.log_p.copy(), {}
     log_g = data.log_p.copy() if data.log_g is None else data.log_g.copy()
-    for i, (one, folds, looks) in enumerate(zip(member_views, new, stacked.looks, strict=False)):
-        if len(folds) > (1 if looks is None else len(looks)):
-            given = data.log_p[i][np.newaxis] if looks is None else looks
-            found = simulate_fold_average(given, data.truth, folds, seed=seed)
-            log_p[i], log_g[i] = found.of_probabilities, found.of_logits
-            splits = "" if looks is None else f" ({len(looks)} fold splits)"
-            factors[one.member] = f"{one.member} x{found.factor:.2f}{splits}"
-    if not factors:
-        return data
+    looks, folds = [given[i] for i in averaged], [new[i] for i in averaged]
+    for i, found in zip(averaged, simulate_fold_averages(looks, data.truth, folds, seed=seed), strict=True):
+        log_p[i], log_g[i] = found.of_probabilities, found.of_logits
+        member, splits = member_views[i].member, len(given[i])
+        factors[member] = f"{member} x{found.factor:.2f}" + (f" ({splits} fold splits)" if splits > 1 else "")
     message = "learned for the mean of the folds, whose errors are smaller than those out of fold: "
     listener.notice(Notice("I526", f"{message}{enumerate_some(list(factors.values()))}"))
     return replace(data, log_p=log_p, log_g=log_g)
