@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.loading.architectures import Architecture
-from checkpoints.loading.head_modules import HeadLayer, fold
+from checkpoints.loading.head_modules import HeadLayer, fastai_layers, fold
 from checkpoints.loading.head_options import WITH_WEIGHTS, HeadRequest
 from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import HeadLayers
@@ -18,9 +18,6 @@ from ensemble.errors import ModelError
 from ensemble.labels import LabelSpace
 
 _MARGIN = re.compile(r".*(arc|cos(ine|face)?|margin|sphere|adacos|metric_fc|curricular).*", re.IGNORECASE)
-# the order of the layers with weights in the head that fastai puts on a body, and their numbers: create_head in
-# fastai/vision/learner.py
-_FASTAI = (("batchnorm", 2), ("linear", 4), ("batchnorm", 6), ("linear", 8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +63,8 @@ class HeadBuilder:
         outputs = [layer for layer in chain if layer.kind == "linear"][-1].returns
         if self._request.layers is not None:
             return self._named_layers(chain, pool, options, notes)
-        if self._is_fastai(chain):
+        if (wanted := fastai_layers(chain)) is not None:
             notes.append(f"{names} are the head of fastai, with a ReLU between its linear layers")
-            wanted = ("batchnorm", "linear", "relu", "batchnorm", "linear")
             return self._with_layers(chain, wanted, pool, options, notes)
         if not self._is_foldable(chain):
             raise self.unknown(
@@ -151,7 +147,7 @@ class HeadBuilder:
         takes = next(layer.takes for layer in chain if layer.takes)
         if takes == self._features:
             return "", {}
-        if self._is_fastai(chain):
+        if fastai_layers(chain) is not None:
             return "catmaxavg", {}
         if place.startswith(self._classifier):
             notes.append(f"{chain[0].name} takes {takes} values: the average and the maximum (global_pool=catavgmax)")
@@ -217,9 +213,6 @@ class HeadBuilder:
         )
         notes.append(f"the head is {', '.join(wanted)}")
         return FoundHead(layers, outputs, tensors, notes=tuple(notes), arch_options=options)
-
-    def _is_fastai(self, chain: Sequence[HeadLayer]) -> bool:
-        return tuple((layer.kind, layer.number) for layer in chain) == _FASTAI and chain[0].takes == 2 * self._features
 
     def _is_foldable(self, chain: Sequence[HeadLayer]) -> bool:
         """Return True if no activation can stand between linear layers, or there is one linear layer alone."""

@@ -14,6 +14,8 @@ from ensemble.plain_numbers import is_count
 
 # what the matrix of a margin loss is called where it is no torch.nn.Linear
 _MATRICES = {"W", "kernel", "weights", "w", "proxies", "prototypes"}
+# what the factor of cosines is called
+_SCALE = re.compile(r"(.*_)?(s|scale|scaling|sigma|tau|temp|temperature|scale_factor|logit_scale|logits_scale)")
 LayerKind = Literal["linear", "batchnorm", "layernorm", "prelu", "gem", "other"]
 
 
@@ -91,6 +93,11 @@ class HeadLayer:
         return f"linear {self.takes} to {self.returns}" if self.kind == "linear" else f"{self.kind} {self.takes or 1}"
 
 
+def is_scale(name: str) -> bool:
+    """Return True for the name of a number that logits may be multiplied or divided by."""
+    return _SCALE.fullmatch(name.rpartition(".")[2].lower()) is not None
+
+
 def group_layers(tensors: Mapping[str, torch.Tensor], widths: Collection[int] = ()) -> tuple[HeadLayer, ...]:
     """Return the layers in the order of their first tensors.
 
@@ -105,7 +112,9 @@ def group_layers(tensors: Mapping[str, torch.Tensor], widths: Collection[int] = 
 
 
 def _layer(name: str, parts: Mapping[str, torch.Tensor], widths: Collection[int]) -> HeadLayer:
-    matrices = {leaf: tensor for leaf, tensor in parts.items() if leaf in _MATRICES and tensor.ndim == 2}
+    scaled = any(is_scale(leaf) and tensor.numel() == 1 for leaf, tensor in parts.items())
+    named = _MATRICES | {"weight"} if scaled else _MATRICES
+    matrices = {leaf: tensor for leaf, tensor in parts.items() if leaf in named and tensor.ndim == 2}
     if len(matrices) != 1 or not all(tensor.numel() == 1 for leaf, tensor in parts.items() if leaf not in matrices):
         return HeadLayer(name, parts)
     ((leaf, tensor),) = matrices.items()
@@ -158,6 +167,31 @@ def _link_greedily(layers: Sequence[HeadLayer], width: int) -> tuple[HeadLayer, 
 def has_classifier(chain: Sequence[HeadLayer]) -> bool:
     """Return True if a chain has a linear layer."""
     return any(layer.kind == "linear" for layer in chain)
+
+
+def fastai_layers(chain: Sequence[HeadLayer]) -> tuple[str, ...] | None:
+    """Return all layers of a head that fastai's ``create_head`` made; None for any other (fastai/vision/learner.py).
+
+    Behind the pooling 0 and the flattening 1 are blocks of batch normalisation, dropout where its rate is not 0, linear
+    layer and ReLU, the last of them without a ReLU and, with ``bn_final``, with one more normalisation.
+    """
+    if len({layer.root for layer in chain}) != 1 or len(chain) < 4 or chain[0].number != 2:
+        return None
+    wanted: list[str] = []
+    for number, (before, layer) in enumerate(zip((None, *chain[:-1]), chain, strict=True)):
+        if layer.kind not in {"batchnorm", "linear"} or layer.number is None:
+            return None
+        step = 0 if before is None or before.number is None else layer.number - before.number
+        match before.kind if before is not None else None, layer.kind, step:
+            case (None, "batchnorm", _) | ("batchnorm", "linear", 1 | 2):
+                wanted.append(layer.kind)
+            case "linear", "batchnorm", 2:
+                wanted += ["relu", "batchnorm"]
+            case "linear", "batchnorm", 1 if number == len(chain) - 1:
+                wanted.append("batchnorm")
+            case _:
+                return None
+    return tuple(wanted) if wanted.count("linear") > 1 and wanted[-2:] != ["relu", "batchnorm"] else None
 
 
 def fold(chain: Sequence[HeadLayer]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from checkpoints.loading.bodies import Body
 from checkpoints.loading.head_axes import heads_of_axes
 from checkpoints.loading.head_build import FoundHead, HeadBuilder
-from checkpoints.loading.head_modules import HeadLayer, group_layers, has_classifier, link
+from checkpoints.loading.head_modules import HeadLayer, group_layers, has_classifier, is_scale, link
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.key_names import is_normalisation, is_training_state, shared_start
 from checkpoints.loading.left_over import Surroundings, is_auxiliary, is_scalar
@@ -97,7 +97,19 @@ class HeadFinder:
             )
         if chain:
             self._leave_out(others, chain)
+            self._require_no_cosine(chain)
         return replace(found, left_out=tuple(self._rest.left_out), warnings=(*found.warnings, *self._warnings()))
+
+    def _require_no_cosine(self, chain: Sequence[HeadLayer]) -> None:
+        """Refuse a head without bias beside a factor: together they are usually a layer of cosines."""
+        last = [layer for layer in chain if layer.kind == "linear"][-1]
+        scales = [key for key in self._scalars if is_scale(key)]
+        if scales and "bias" not in last.tensors and self._request.layers is None:
+            raise self._builder.unknown(
+                f"{last.name} has no bias, and {scales[0]} may be the factor of its cosines",
+                [last],
+                hint=f"give --head-layers cosine:30 with the factor of {scales[0]}, or --head-layers linear",
+            )
 
     def _warnings(self) -> tuple[str, ...]:
         """Say which numbers were left out that logits could be scaled by."""

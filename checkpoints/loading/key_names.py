@@ -31,7 +31,7 @@ COUNTER = ".num_batches_tracked"
 
 # Words of names that belong to the training and not to the network: losses and their weights, metrics, counters.
 _TRAINING_WORDS = re.compile(
-    r"(loss|losses|criteri(on|a)|metrics?|accuracy|(train|val|valid|test)_?(acc|accuracy|auroc|auc|f1|loss|metrics?)\w*"
+    r"((loss|losses|criteri(on|a)|metrics?)(_?(fn|func|function|module|state|state_?dict|params))?|accuracy|(train|val|valid|test)_?(acc|accuracy|auroc|auc|f1|loss|metrics?)\w*"
     r"|auroc|confmat|confusion_matrix|class_?weights?|pos_?weights?|sample_?weights?|priors?|class_?priors?"
     r"|class_?counts?|class_?freq\w*|logit_?adjust\w*|num_?updates|n_averaged|initted|total_(ops|params)|global_step"
     r"|steps?|epoch|decay|ema_decay|optimizer\w*|scheduler\w*|centers?|center_?loss|queue|queue_ptr|memory_?bank"

@@ -168,8 +168,24 @@ _EXPORTED = OtherFile(
 )
 
 
+_DEEPSPEED = OtherFile(
+    "weights in parts that DeepSpeed wrote",
+    "python zero_to_fp32.py . weights.bin in this folder (DeepSpeed writes the script there), then name weights.bin",
+)
+_DISTRIBUTED = OtherFile(
+    "weights in parts that torch.distributed.checkpoint (FSDP) wrote",
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth",
+)
+
+
 def describe_folder(names: set[str]) -> OtherFile | None:
     """Return what a folder without weights of PyTorch is, by the names in it; None if they do not tell."""
+    if "zero_to_fp32.py" in names or any(re.fullmatch(r"(.*_)?mp_rank_\d+_model_states\.pt", n) for n in names):
+        return _DEEPSPEED
+    if "latest" in names and any(name == "checkpoint" or name.startswith("global_step") for name in names):
+        return _DEEPSPEED
+    if any(name.endswith(".distcp") for name in names):
+        return _DISTRIBUTED
     if "saved_model.pb" in names or "keras_metadata.pb" in names:
         return _TENSORFLOW
     if "Manifest.json" in names:

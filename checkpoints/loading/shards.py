@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.loading.other_files import describe_folder
+from checkpoints.loading.state_dicts import is_averaged_name
 from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import Listener, Notice
 
@@ -22,6 +23,9 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+# what trainers keep beside the weights: transformers, accelerate
+_NO_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_", "random_states", "sampler", "scaler", "dl_state")
+_NUMBERED = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 
@@ -75,13 +79,13 @@ def adapter_beside(path: Path, base: Path) -> Path | None:
 def _in_folder(folder: Path, listener: Listener) -> Path:
     names = {entry.name for entry in folder.iterdir()}
     found = [folder / name for name in _WEIGHT_FILES if name in names]
+    if found:
+        _require_no_other_network(folder, names, found[0].name, listener)
     if not found:
         found = sorted(folder / name for name in names if name.endswith(".index.json"))
     if not found and not {"data.pkl", "version"} <= names:
         others = sorted(folder / name for name in names if name.endswith(_SUFFIXES))
-        others = [
-            path for path in others if not path.name.startswith(("optimizer", "scheduler", "training_args", "rng_"))
-        ]
+        others = [path for path in others if not path.name.startswith(_NO_WEIGHTS)]
         if any(path.name.endswith(".safetensors") for path in others):
             others = [path for path in others if path.name.endswith(".safetensors")]
         shards = {parts["stem"] for path in others if (parts := _SHARD.fullmatch(path.name)) is not None}
@@ -98,6 +102,34 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
         raise FileError("E707", f"{folder} is a folder without weights; name the checkpoint's file", path=folder)
     listener.notice(Notice("I480", f"{found[0].name} in the folder is read", folder))
     return found[0]
+
+
+def _require_no_other_network(folder: Path, names: set[str], read: str, listener: Listener) -> None:
+    """Refuse a folder with averaged weights, or a second network, in a file beside the usual one.
+
+    accelerate's ``save_state`` numbers the networks of a training, ``model_1.safetensors``, and keeps other objects,
+    which may hold an average, in ``custom_checkpoint_0.pkl`` (accelerate/checkpointing.py).
+    """
+    others = [
+        name
+        for name in sorted(names)
+        if name.endswith(_SUFFIXES)
+        and name not in _WEIGHT_FILES
+        and not name.startswith((*_NO_WEIGHTS, "adapter_model"))
+        and _SHARD.fullmatch(name) is None
+    ]
+    several = [name for name in others if is_averaged_name(name) or _NUMBERED.fullmatch(name)]
+    if several:
+        listed = enumerate_some([read, *several])
+        raise FileError(
+            "E707",
+            f"{folder} is a folder of several checkpoints: {listed}; name one",
+            hint=f"name the file that is meant, such as {folder.name}/{several[0]}",
+            path=folder,
+        )
+    if others:
+        message = f"not read: {enumerate_some(others)}; if one has averaged weights, name it in place of the folder"
+        listener.notice(Notice("I480", message, folder))
 
 
 def _from_index(path: Path) -> Files:

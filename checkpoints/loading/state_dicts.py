@@ -121,7 +121,12 @@ def collect_tensors(payload: object, path: Path) -> AllTensors:
             named[whole] = tensor
             origins[whole] = origin
     if not any(tensor.ndim >= 2 for tensor in named.values()):
-        raise ModelError("E417", f"{path.name} holds no weights: it is {_describe(payload)}", path=path)
+        hint = None
+        if isinstance(payload, Mapping) and "ds_version" in payload:  # ZeRO 3 leaves empty tensors under the names
+            hint = (
+                "run zero_to_fp32.py, which DeepSpeed writes beside its checkpoints: it joins the parts of the weights"
+            )
+        raise ModelError("E417", f"{path.name} holds no weights: it is {_describe(payload)}", hint=hint, path=path)
     cleaned = remove_marks(named)
     averaged, raw = _known_kinds(payload, named)
     renamed = dict(zip(cleaned.tensors, origins.values(), strict=True))
@@ -146,12 +151,25 @@ def _search(
             else:
                 yield from _averages_in(item, (*place, name), above)
     elif isinstance(value, (list, tuple)):
+        if (pairs := _named_pairs(value)) is not None:
+            yield from _search(pairs, place, above)
+            return
         tensors = [item for item in value if is_tensor(item)]
         if tensors and len(tensors) == len(value):
             yield TensorList(".".join(place), tensors)
             return
         for number, item in enumerate(value):
             yield from _search(item, (*place, str(number)), above)
+
+
+def _named_pairs(value: Sequence[object]) -> dict[str, object] | None:
+    """Return the dictionary that a list of names and tensors is, such as ``list(model.state_dict().items())``."""
+    pairs: dict[str, object] = {}
+    for item in value:
+        if not (isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) and is_tensor(item[1])):
+            return None
+        pairs[item[0]] = item[1]
+    return pairs if pairs and len(pairs) == len(value) else None
 
 
 def _averages_in(

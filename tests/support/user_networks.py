@@ -145,6 +145,7 @@ def places() -> Iterator[Case]:
         yield Case(f"in a dictionary, {name}", nested, net, {"arch": TINY})
     yield Case("in a list", [state, {"epoch": 1}], net, {"arch": TINY})
     yield Case("in a tuple", (3, state), net, {"arch": TINY})
+    yield Case("pairs of name and tensor", {"weights": list(state.items())}, net, {"arch": TINY})
     yield Case("ordered", collections.OrderedDict(state), net, {"arch": TINY})
     yield Case(
         "args beside", {"args": argparse.Namespace(lr=1), "network_state": state, "acc": 0.9}, net, {"arch": TINY}
@@ -182,6 +183,8 @@ def extras() -> Iterator[Case]:
     for name, more in (
         ("class weights", {"class_weights": torch.ones(5)}),
         ("loss", {"criterion.weight": torch.ones(5), "loss_fn.pos_weight": torch.ones(5)}),
+        # catalyst (catalyst/utils/torch.py, pack_checkpoint)
+        ("state of a loss", {"criterion_state_dict.weight": torch.ones(5), "loss_fn.kernel": torch.ones(5, 5)}),
         ("focal loss", {"loss.alpha": torch.ones(5), "loss.ce.weight": torch.ones(5)}),
         ("torchmetrics", {"val_acc.tp": torch.zeros(5, dtype=torch.int64), "train_metrics.confmat": torch.ones(5, 5)}),
         ("metric states", {"valid_f1.total": torch.tensor(3), "auroc.preds": torch.rand(7)}),
@@ -318,6 +321,15 @@ def heads() -> Iterator[Case]:
         lambda x: 30 * nn.functional.linear(normal(cosine(x)), normal(weight)),
         {"arch": TINY, "head": HeadRequest(layers=margin, scale=scale)},
     )
+    for factor in ("logit_scale", "fc.sigma"):
+        scaled = prefixed("backbone.", state_of(cosine)) | {"fc.weight": weight, factor: torch.tensor(30.0)}
+        yield Case(f"a factor of cosines: {factor}", scaled, None, {"arch": TINY}, code="E449")
+        yield Case(
+            f"a factor of cosines, named: {factor}",
+            scaled,
+            lambda x: 30 * nn.functional.linear(normal(cosine(x)), normal(weight)),
+            {"arch": TINY, "head": HeadRequest(layers=margin, scale=scale)},
+        )
     for name, matrix in (
         ("arc_face.kernel", weight.T.contiguous()),
         ("margin.W", weight),
@@ -328,6 +340,7 @@ def heads() -> Iterator[Case]:
     said = {"net": prefixed("backbone.", state_of(cosine)) | {"fc.weight": weight}, "args": {"loss": "ArcFaceLoss"}}
     yield Case("a margin loss in the metadata", said, None, {"arch": TINY}, code="E449")
     yield from rivals()
+    yield from fastai_heads()
     one = body(1)
     yield Case("one logit", state_of(one), lambda x: torch.cat([0 * one(x), one(x)], 1), {"arch": TINY})
     both = body(global_pool="catavgmax")
@@ -336,6 +349,36 @@ def heads() -> Iterator[Case]:
     yield Case("one channel", state_of(grey), grey, {"arch": TINY}, channels=1)
     four = body(in_chans=4)
     yield Case("four channels", prefixed("net.", state_of(four)), four, {"arch": TINY}, channels=4)
+
+
+def fastai_heads() -> Iterator[Case]:
+    """Learners of fastai with heads of other widths: ``create_head`` in fastai/vision/learner.py."""
+
+    def block(width: int, out: int, rate: float, *more: nn.Module) -> list[nn.Module]:
+        dropout = [nn.Dropout(rate)] if rate else []
+        return [nn.BatchNorm1d(width), *dropout, nn.Linear(width, out, bias=False), *more]
+
+    class Concat(nn.Module):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
+
+    mean, both = nn.AdaptiveAvgPool2d(1), Concat()
+    for name, pool, layers in (
+        (
+            "two hidden layers",
+            both,
+            [*block(2 * WIDTH, 16, 0.2, nn.ReLU()), *block(16, 8, 0.2, nn.ReLU()), *block(8, 5, 0.5)],
+        ),
+        ("average alone", mean, [*block(WIDTH, 16, 0.2, nn.ReLU()), *block(16, 5, 0.5)]),
+        ("no dropout", both, [*block(2 * WIDTH, 16, 0, nn.ReLU()), *block(16, 5, 0)]),
+        ("bn_final", both, [*block(2 * WIDTH, 16, 0.2, nn.ReLU()), *block(16, 5, 0.5, nn.BatchNorm1d(5))]),
+    ):
+        net = body(0, global_pool="")
+        torch.manual_seed(4)
+        head = settle(nn.Sequential(pool, nn.Flatten(), *layers))
+        user = Apart(lambda s, x: s.head(s.body(x)), body=net, head=head).eval()
+        state = prefixed("0.model.", state_of(net)) | prefixed("1.", state_of(head))
+        yield Case(f"fastai's head: {name}", {"model": state, "opt": {}}, user, {"arch": TINY})
 
 
 class GeM(nn.Module):
