@@ -115,6 +115,10 @@ MODEL_CODES: dict[str, Code] = {
         "The weights do not tell how the layers of a network's head work.",
         "name them with --head-layers, such as --head-layers linear,relu,linear",
     ),
+    "E450": Code(
+        "The layers of a whole pickled network are not those of timm's architecture with the same weights.",
+        "export it to ONNX in the program that has its code, then: ens adopt model.onnx",
+    ),
     "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",

@@ -14,6 +14,8 @@ from checkpoints.loading.head_modules import HeadLayer, fastai_layers, fold
 from checkpoints.loading.head_options import WITH_WEIGHTS, HeadRequest
 from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import HeadLayers
+from checkpoints.loading.pickle_objects import PickledLayer
+from checkpoints.loading.pickled_layers import layers_of_head
 from ensemble.errors import ModelError
 from ensemble.labels import LabelSpace
 
@@ -48,8 +50,10 @@ class HeadBuilder:
         path: Path,
         *,
         margin: Found[str] | None = None,
+        layers: Mapping[str, PickledLayer] | None = None,
     ) -> None:
         self._architecture, self._request, self._path = architecture, request, path
+        self._layers = layers or {}
         self._margin = margin
         self._classifier = classifier
         self._features = architecture.features or 0
@@ -66,7 +70,10 @@ class HeadBuilder:
         if (wanted := fastai_layers(chain)) is not None:
             notes.append(f"{names} are the head of fastai, with a ReLU between its linear layers")
             return self._with_layers(chain, wanted, pool, options, notes)
-        if not self._is_foldable(chain):
+        wanted = self._pickled(chain)
+        if wanted is not None and not set(wanted) <= {"linear", "batchnorm"}:
+            return self._with_layers(chain, wanted, pool, options, notes)
+        if wanted is None and not self._is_foldable(chain):
             raise self.unknown(
                 "the weights do not tell the activations between its layers: "
                 + ", ".join(f"{layer.name} ({layer.describe()})" for layer in chain),
@@ -80,11 +87,25 @@ class HeadBuilder:
                 notes.append(f"{names} has no bias: zeros are added")
         else:
             tensors = fold(chain)
-            gap = " without an activation between them" if self._has_gap(chain) else ""
+            gap = " without an activation between them" if wanted is None and self._has_gap(chain) else ""
             notes.append(f"{names} were merged into one linear layer{gap}")
         if place != self._classifier:
             notes.append(f"{names} is the head ({self._classifier} in timm)")
         return replace(self._plain(tensors, outputs, notes, pool=pool, options=options), warnings=warnings)
+
+    def _pickled(self, chain: Sequence[HeadLayer]) -> tuple[str, ...] | None:
+        """Return the layers of a pickled Sequential; None where there is none."""
+        if len({layer.root for layer in chain}) != 1:
+            return None
+        wanted = layers_of_head(self._layers, chain[0].root)
+        if wanted is None:
+            return None
+        unknown = [name for name in wanted if name.startswith("?")]
+        kinds = [name for name in wanted if name in WITH_WEIGHTS]
+        if unknown or kinds != [layer.kind for layer in chain]:
+            shown = ", ".join(name.removeprefix("?") for name in wanted)
+            raise self.unknown(f"{chain[0].root} was pickled as {shown}, of which not all can be exported", chain)
+        return wanted
 
     def _suspect_cosine(self, last: HeadLayer) -> tuple[str, ...]:
         """Warn of a head without bias, which may be that of a margin loss; refuse one where something says so.

@@ -18,6 +18,7 @@ from checkpoints.loading.key_names import is_normalisation, is_training_state, s
 from checkpoints.loading.left_over import Surroundings, is_auxiliary, is_scalar
 from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import HeadLayers
+from checkpoints.loading.pickle_objects import PickledLayer
 from checkpoints.loading.state_dicts import is_averaged_name
 from ensemble.errors import ModelError, enumerate_some
 
@@ -52,6 +53,7 @@ class HeadFinder:
         path: Path,
         *,
         margin: Found[str] | None = None,
+        layers: Mapping[str, PickledLayer] | None = None,
     ) -> None:
         self._body, self._request, self._path = body, request, path
         architecture = body.match.architecture
@@ -60,7 +62,7 @@ class HeadFinder:
         self._widths = (self._features, 2 * self._features) if self._can_pool() else (self._features,)
         self._channels = body.match.in_channels
         self._names = {key: name for name, key in body.sources.items()}
-        self._builder = HeadBuilder(architecture, self._classifier, request, path, margin=margin)
+        self._builder = HeadBuilder(architecture, self._classifier, request, path, margin=margin, layers=layers)
         self._scalars: list[str] = []
         self._rest = self._sort_out(rest)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from checkpoints.loading.architectures import compare_body, current_name, twins_of
 from checkpoints.loading.bodies import Body, Wanted, as_architecture, find_bodies
 from checkpoints.loading.layouts import TIMM
-from checkpoints.loading.name_notices import ambiguous, require_no_other_name, say_claimed, say_usual
+from checkpoints.loading.name_notices import ambiguous, require_no_other_name, say_claimed, say_told, say_usual
 from checkpoints.loading.networks import Network
 from checkpoints.loading.state_dicts import AllTensors, Claim
 from ensemble.errors import ModelError
@@ -16,8 +16,16 @@ from ensemble.events import Listener
 _LEAST_PERCENT = 50
 
 
-def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: Path, listener: Listener) -> Body:
-    """Return the body of a network as the architecture that it is.
+def identify(
+    network: Network,
+    wanted: Wanted,
+    claims: tuple[Claim, ...],
+    path: Path,
+    listener: Listener,
+    *,
+    told: str | None = None,
+) -> Body:
+    """Return the body of a network as the architecture that it is; ``told`` is the one that its pickled layers show.
 
     Raises:
         ModelError: E410 when it is not the given one, E416 when it can be several.
@@ -29,10 +37,13 @@ def identify(network: Network, wanted: Wanted, claims: tuple[Claim, ...], path: 
         return body
     for claim in claims:
         current = current_name(claim.arch)
-        if current is not None and current.partition(".")[0] in body.twins:
+        if current is not None and current.partition(".")[0] in body.twins and told in {None, current}:
             say_claimed(current, claim, path, listener)
             return as_architecture(body, current, None, network.tensors)
     _require_no_other_claim(body, claims, path)
+    if told is not None:
+        say_told(told, body.twins, path, listener)
+        return as_architecture(body, told, None, network.tensors)
     if body.usual is None:
         raise ambiguous(body.twins, path)
     require_no_other_name(body.usual, body.twins, path)

@@ -57,6 +57,11 @@ def remove_marks(tensors: Mapping[str, torch.Tensor]) -> CleanNames:
     return CleanNames({renamed[key]: tensor for key, tensor in tensors.items()}, tuple(marks))
 
 
+def without_marks(name: str) -> str:
+    """Return the name of a module or tensor without the marks of wrappers."""
+    return _MARK.sub("", f"{name}.").rstrip(".")
+
+
 def is_training_state(key: str, tensor: torch.Tensor) -> bool:
     """Return True for a tensor that belongs to a loss, a metric or a counter, by its name or its type."""
     parts = key.split(".")

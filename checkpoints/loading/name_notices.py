@@ -41,6 +41,12 @@ def say_claimed(arch: str, claim: Claim, path: Path, listener: Listener) -> None
     listener.notice(Notice("I419", f"{path.name} is {arch}, as {claim.place} in the file says", path))
 
 
+def say_told(arch: str, twins: Sequence[str], path: Path, listener: Listener) -> None:
+    """Say that the layers of a whole pickled network show the architecture."""
+    others = f", of {' or '.join(twins)}" if len(twins) > 1 else ""
+    listener.notice(Notice("I419", f"{path.name} is {arch}: the pickled layers are those of {arch}{others}", path))
+
+
 def say_usual(arch: str, twins: Sequence[str], total: int, path: Path, listener: Listener) -> None:
     """Say which architecture the names and shapes show, what else has the same ones, and what would tell."""
     others = [name for name in twins if name != arch]

@@ -31,8 +31,11 @@ from checkpoints.loading.network import (
     set_head,
 )
 from checkpoints.loading.networks import Network, choose_network
+from checkpoints.loading.pickle_objects import PickledLayer
+from checkpoints.loading.pickled_layers import collect_layers, paths_inside
 from checkpoints.loading.read import Content, read_content
 from checkpoints.loading.reparametrized import merge_parts
+from checkpoints.loading.same_network import ToldByLayers, absorb_epsilons, require_no_other_layers, told_by_layers
 from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors
 from checkpoints.loading.torchvision_names import absorb_epsilon
 from checkpoints.loading.weight_checks import (
@@ -98,10 +101,10 @@ def open_checkpoint(
         FileError: E707 when the file cannot be read.
         OptionError: E204 when timm does not know ``arch``, or it does not take one of ``arch_options``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
-            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture
-            cannot be determined, E417, E430 and E448 when there are no (such) weights or several, E449 when the
-            weights do not tell the head, E427 for a card that cannot be read, E444 for a pickle that takes too much
-            memory or time.
+            E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
+            be determined, E450 when a whole pickled network has other layers, E417, E430 and E448 when there are no
+            (such) weights or several, E449 when the weights do not tell the head, E427 for a card that cannot be read,
+            E444 for a pickle that takes too much memory or time.
     """
     content = read_content(path, listener=listener)
     card = content.card
@@ -128,18 +131,56 @@ def open_checkpoint(
         raise unknown_network(search.nearest, wanted, found, path)
     network = choose_network(found, search, weights, card, path, listener)
     _say_names(network, found, path, listener)
-    network = replace(
-        network,
-        body=identify(network, wanted, claims, path, listener),
-    )
+    layers = collect_layers(content.payload)
+    told = _told(layers, network, wanted, claims, arch_options or {}, metadata, head, path) if layers else None
+    body = identify(network, wanted, claims, path, listener, told=None if told is None else told.arch)
+    network = replace(network, body=body)
     options = settle_options(network.body.match.arch, arch_options or {}, metadata.arch_options, path, listener)
+    if told is not None:
+        options |= told.options
+        options.pop("bn_eps", None)  # the layers have it
+        _say_options(told, path, listener)
     request = replace(head, labels=None) if card else head
-    behind = HeadFinder(network.body, network.rest, request, path, margin=metadata.margin).find()
+    behind = HeadFinder(network.body, network.rest, request, path, margin=metadata.margin, layers=layers).find()
     _say_head(behind, path, listener)
     if behind.layers.pool:
         options.pop("global_pool", None)
-    checkpoint = _assemble(network, behind, content, path, listener)
+    checkpoint = _assemble(network, behind, content, told, path, listener)
     return replace(checkpoint, arch_options=options | dict(checkpoint.arch_options), metadata=metadata)
+
+
+def _told(
+    layers: Mapping[str, PickledLayer],
+    network: Network,
+    wanted: Wanted,
+    claims: tuple[Claim, ...],
+    given: ArchOptions,
+    metadata: Metadata,
+    head: HeadRequest,
+    path: Path,
+) -> ToldByLayers | None:
+    """Return what the layers of a whole pickled network tell; None where the network is not one of those pickled."""
+    body = network.body
+    if not paths_inside(layers, body.prefix):
+        return None
+    claimed = [name for claim in claims if (name := current_name(claim.arch)) in body.twins]
+    names = (
+        (wanted.arch,) if wanted.arch else tuple(dict.fromkeys((*claimed, body.usual or body.twins[0], *body.twins)))
+    )
+    stored = {name: one.value for name, one in metadata.arch_options.items() if name != "bn_eps"}
+    base = {name: value for name, value in given.items() if name != "bn_eps"}
+    usable = base | stored if why_not(names[0], base | stored) is None else base
+    require_no_other_layers(layers, body, tuple(network.tensors), head.leave_out, path)
+    is_ordered = bool(wanted.arch or claimed or body.usual)
+    return told_by_layers(layers, body, names, usable, path, is_ordered=is_ordered)
+
+
+def _say_options(told: ToldByLayers, path: Path, listener: Listener) -> None:
+    shown = [f"{name}={value}" for name, value in told.options.items()]
+    if told.epsilons:
+        shown.append(f"the epsilon of {len(told.epsilons)} batch normalizations")
+    if shown:
+        listener.notice(Notice("I418", f"taken from the pickled layers: {', '.join(shown)}", path))
 
 
 def _find_claimed(found: AllTensors, claims: tuple[Claim, ...], metadata: Metadata, wanted: Wanted) -> Search | None:
@@ -165,7 +206,14 @@ def _merge(found: AllTensors, content: Content, path: Path, listener: Listener) 
     return replace(found, tensors=merged.tensors)
 
 
-def _assemble(network: Network, behind: FoundHead, content: Content, path: Path, listener: Listener) -> Checkpoint:
+def _assemble(
+    network: Network,
+    behind: FoundHead,
+    content: Content,
+    told: ToldByLayers | None,
+    path: Path,
+    listener: Listener,
+) -> Checkpoint:
     body, match, card = network.body, network.body.match, content.card
     axes = card.labels.shape if card is not None and card.head == "axes" else behind.layers.axes
     if card is not None and card.head == "axes":
@@ -180,7 +228,9 @@ def _assemble(network: Network, behind: FoundHead, content: Content, path: Path,
     tensors = cast_to_architecture({**named, **behind.tensors}, match.architecture, behind.tensors, path, listener)
     require_finite_weights(tensors, path)
     warn_if_untrained(tensors, match.architecture.classifier, path, listener)
-    if body.layout.name == "torchvision":
+    if told is not None:
+        tensors = absorb_epsilons(tensors, told.epsilons)
+    elif body.layout.name == "torchvision":
         tensors = absorb_epsilon(match.arch, tensors)
     layers = replace(behind.layers, axes=axes)
     classes = 2 if layers.one_logit else behind.outputs

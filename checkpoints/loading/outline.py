@@ -22,6 +22,7 @@ from checkpoints.loading.name_notices import (
     say_usual,
 )
 from checkpoints.loading.pickle_objects import StoredTensor
+from checkpoints.loading.pickled_layers import collect_layers
 from checkpoints.loading.read import Content
 from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors, is_averaged_name
 from checkpoints.loading.timm_tables import TableRow, digest_of, is_known_name, row_of, table_rows, table_version
@@ -108,6 +109,8 @@ def outline_checkpoint(
         ModelError: E416 for several architectures that fit, and as `collect_tensors`.
     """
     _require_tables()
+    if collect_layers(content.payload):
+        raise NeedsTorchError("the layers of a whole pickled network are compared with timm's")
     found = collect_tensors(content.payload, path)
     tensors = cast("Mapping[str, StoredTensor]", found.tensors)
     _require_plain(tensors, found)

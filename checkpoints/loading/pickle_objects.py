@@ -57,6 +57,23 @@ class InertObject(dict[object, object]):
 
 
 @dataclass(frozen=True, slots=True)
+class PickledLayer:
+    """A module inside a whole pickled network: its class, and those of its attributes that are plain values.
+
+    ``is_leaf`` is True for one without modules inside.
+    """
+
+    type_name: str
+    settings: Mapping[str, object]
+    is_leaf: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The name of the class without its module, such as ``Conv2d``."""
+        return self.type_name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
 class Name:
     """A global that a pickle refers to, with the name of Python 3."""
 

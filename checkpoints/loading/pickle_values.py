@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from checkpoints.loading.pickle_objects import InertObject, Name, Record, Storage, StoredTensor
+from checkpoints.loading.pickle_objects import InertObject, Name, PickledLayer, Record, Storage, StoredTensor
 
 _DEEPEST = 150  # containers in one another; a pickled network nests them about 60 deep
 _PLAIN = (str, int, float, bool, complex, bytes, type(None))
@@ -113,7 +113,7 @@ class _Converter:
             rest = ((name, item) for name, item in attributes.items() if name not in _MODULE_PARTS)
             weights = self._weights(record, place)
             (self.found.modules if weights else self.found.objects)[type_name] = None
-            return InertModule(type_name, weights, dict(self._texts(rest, place)))
+            return InertModule(type_name, weights, dict(self._texts(rest, place)), dict(_layers(record)))
         self.found.objects[type_name] = None
         if record.items and not attributes and not record.entries:
             return self.convert(record.items, place)
@@ -148,19 +148,47 @@ class InertModule(InertObject):
     Hooks of the module's own that rename its state dict are code, and do not run.
     """
 
-    __slots__ = ()
+    __slots__ = ("_layers",)
 
-    def __init__(self, type_name: str, weights: Mapping[str, object], attributes: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        type_name: str,
+        weights: Mapping[str, object],
+        attributes: Mapping[str, object],
+        layers: Mapping[str, PickledLayer],
+    ) -> None:
         super().__init__(type_name, attributes=attributes.items())
         self.clear()
         self.update(weights)
+        self._layers = layers
+
+    @property
+    def layers(self) -> Mapping[str, PickledLayer]:
+        """Each module by its dotted name, itself under ``""``."""
+        return self._layers
+
+
+def _layers(module: Record) -> Iterator[tuple[str, PickledLayer]]:
+    """Yield the modules in a module, itself first, in the order of its ``named_modules``."""
+    for name, record in _modules(module):
+        inner = _mapping(record.attributes.get("_modules"))
+        settings = {
+            key: item
+            for key, item in record.attributes.items()
+            if not key.startswith("_") and key != "training" and _is_setting(item)
+        }
+        yield name.rstrip("."), PickledLayer(str(record.made), settings, is_leaf=not inner)
+
+
+def _is_setting(value: object) -> bool:
+    if type(value) is tuple:
+        return len(value) <= 6 and all(type(item) in (int, float, bool) for item in value)
+    return type(value) in (int, float, bool, type(None)) or (type(value) is str and len(value) < 100)
 
 
 def _state_dict(module: Record) -> Iterator[tuple[str, object]]:
     """Yield the parameters and buffers of a module and of those inside it, in the order of their state dict."""
-    waiting: list[tuple[str, Record, tuple[int, ...]]] = [("", module, ())]
-    while waiting:
-        prefix, record, around = waiting.pop()
+    for prefix, record in _modules(module):
         parts = {part: _mapping(record.attributes.get(part)) for part in _MODULE_PARTS}
         passing = record.attributes.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, set | frozenset | list) else ()
@@ -168,9 +196,17 @@ def _state_dict(module: Record) -> Iterator[tuple[str, object]]:
             for name, tensor in parts[part].items():
                 if not (part == "_buffers" and name in passing):
                     yield f"{prefix}{name}", tensor
+
+
+def _modules(module: Record) -> Iterator[tuple[str, Record]]:
+    """Yield a module and those inside it, each with the start of the names of its tensors."""
+    waiting: list[tuple[str, Record, tuple[int, ...]]] = [("", module, ())]
+    while waiting:
+        prefix, record, around = waiting.pop()
+        yield prefix, record
         inner = [
             (f"{prefix}{name}.", child, (*around, id(record)))
-            for name, child in parts["_modules"].items()
+            for name, child in _mapping(record.attributes.get("_modules")).items()
             if type(child) is Record and id(child) not in around and len(around) < _DEEPEST
         ]
         waiting += reversed(inner)
