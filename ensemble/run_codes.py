@@ -153,6 +153,11 @@ RUN_CODES: dict[str, Code] = {
         "No member can give class-activation maps.",
         "fuse without --maps, or export members with --features and pooled linear heads",
     ),
+    "E840": Code(
+        "A fused file has no class-activation maps, which ens explain draws.",
+        "fuse it again with ens fuse --maps, or explain one of its members: ens explain models/MEMBER.onnx",
+    ),
+    "I840": Code("Whose answers and whose maps a fused file explains.", "nothing to do"),
     "I802": Code("Another member than the strongest one gives the maps of a fused file.", "nothing to do"),
     "I803": Code("The predictions of a fused file have probabilities, and not its decisions.", "nothing to do"),
     "E811": Code(

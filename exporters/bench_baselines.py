@@ -7,6 +7,7 @@ and resize with the functions of `ens predict`, so that their predictions are th
 - torch on CUDA: a DataLoader with 16 workers and pinned memory, batches of 128, fp16 autocast, channels_last and
   torch.compile; the last batch is padded, so that nothing is compiled twice.
 - onnxruntime: default sessions (all cores, or the CUDA provider), the same batches; decode, run, flip, run, in turn.
+  A fused file is run image by image: its images have any size, and its views are inside.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from checkpoints.loading.open_options import OpenOptions
 from ensemble.arrays import Logits, Pixels
 from ensemble.bench.agreement import MemberLogits
 from ensemble.bench.contenders import BenchJob, JobInputs
+from ensemble.bench.fused_contenders import read_fused_job
 from ensemble.bench.process_meter import PassResult, PassTimer
 from ensemble.card import Channels, ModelCard, Preprocess
 from ensemble.errors import EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import sha256_file
+from ensemble.fuse.fused_session import box_array
+from ensemble.fuse.graph import BOXES, IMAGES, PLAIN_VIEW, PROBABILITIES
+from ensemble.fuse.predict_fused import as_logits
 from ensemble.images.decode import read_image
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.machine import available_cores
@@ -83,6 +88,25 @@ def onnxruntime_loop(job: BenchJob, timer: PassTimer) -> PassResult:
         return logits
 
     return PassResult(_run_timed(predict, job, timer), batch, workers=1)
+
+
+def fused_loop(job: BenchJob, timer: PassTimer) -> PassResult:
+    """Decode an image, run the fused file on it; then the next image."""
+    import onnxruntime
+
+    inputs = read_fused_job(job)
+    session = onnxruntime.InferenceSession(inputs.path, providers=["CPUExecutionProvider"])
+
+    def predict(count: int) -> MemberLogits:
+        rows = []
+        for path, face in zip(inputs.listing.paths[:count], inputs.faces[:count], strict=True):
+            feed: dict[str, Any] = {IMAGES: read_image(path).pixels[np.newaxis]}
+            if inputs.card.takes_boxes:
+                feed[BOXES] = box_array([face])
+            rows.append(as_logits(session.run([PROBABILITIES], feed)[0][0], inputs.card.recipe.activation))
+        return {inputs.path.stem: {PLAIN_VIEW: np.array(rows, dtype=np.float32)}}
+
+    return PassResult(_run_timed(predict, job, timer), 1, workers=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from ensemble import files
-from ensemble.analysis.cam import Classifier, find_classifier
+from ensemble.analysis.map_source import MapInput, MapSource, start_member
 from ensemble.analysis.overlay import COLUMNS, ROWS, draw_pair, draw_sheet, resize_heat, to_png
 from ensemble.arrays import Floats, Mask, Pixels
-from ensemble.card import ModelCard
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import name_image, read_image
@@ -28,10 +26,7 @@ from ensemble.labels import LabelSpace
 from ensemble.plain_numbers import is_count
 from ensemble.predict.bad_images import ERRORS, tell_oddities, unread, write_errors
 from ensemble.predictions.truth import read_truth
-from ensemble.runtime.machine import available_cores
-from ensemble.runtime.model_file import FEATURES, LOGITS, read_model
-from ensemble.runtime.providers import choose_device
-from ensemble.runtime.session import Session, start_session
+from ensemble.runtime.model_file import read_model
 from ensemble.unicode_text import compose
 
 BATCH = 16
@@ -118,20 +113,34 @@ def explain(
         EnsError: see `read_truth`.
         FileError, DeviceError: see `read_model`, `choose_device` and `start_session`; E701 or E702 for the folder.
     """
-    read = read_model(model)
-    classifier = find_classifier(read)
-    chosen = None if target is None else find_class(target, read.card.labels)
-    read.card.require_rgb("a map over the image")
-    if boxes is None and read.card.preprocess.face is not None:
-        raise OptionError("E206", f"{read.card.member} was trained on face crops and needs face boxes")
+    source = start_member(read_model(model), device=device, listener=listener)
+    return explain_source(source, images, folder, target=target, boxes=boxes, truth=truth, listener=listener)
+
+
+def explain_source(
+    source: MapSource,
+    images: Sequence[Path],
+    folder: Path,
+    *,
+    target: str | None = None,
+    boxes: Boxes | None = None,
+    truth: Path | None = None,
+    listener: Listener = SILENT,
+) -> Explanations:
+    """Draw maps as `explain` does, of a model that is started: a member or a fused file.
+
+    Raises:
+        EnsError: as `explain`.
+    """
+    chosen = None if target is None else find_class(target, source.labels)
+    if boxes is None and source.takes_boxes:
+        raise OptionError("E206", f"{source.name} was trained on face crops and needs face boxes")
     listing = list_given(images, listener=listener)
-    known = None if truth is None else _true_names(truth, read.card, listing, listener)
+    known = None if truth is None else _true_names(truth, source, listing, listener)
     _require_no_image(folder, listing)
     faces = None if boxes is None else _select_boxes(boxes, listing)
     files.require_writable(folder)
-    where = choose_device(device, listener=listener)
-    session = start_session(read, device=where, threads=available_cores())
-    explainer = _Explainer(session, classifier, listing, faces, folder, chosen, known)
+    explainer = _Explainer(source, listing, faces, folder, chosen, known)
     listener.progress("explain", 0, len(listing))
     for start in range(0, len(listing), BATCH):
         rows = range(start, min(start + BATCH, len(listing)))
@@ -142,7 +151,7 @@ def explain(
     write_errors(folder / ERRORS, listing, explainer.faults)
     if explainer.faults:
         raise unread(explainer.faults, listing, folder / ERRORS, kept=f"all others are in {folder}")
-    return Explanations(read.card.member, str(where), tuple(explainer.done), tuple(explainer.sheets))
+    return Explanations(source.name, source.device, tuple(explainer.done), tuple(explainer.sheets))
 
 
 def list_given(images: Sequence[Path], *, listener: Listener = SILENT) -> Listing:
@@ -182,13 +191,13 @@ def find_class(text: str, labels: LabelSpace) -> int:
     raise OptionError("E204", f"{text!r} is not a class", hint=f"classes: {known}")
 
 
-def _true_names(path: Path, card: ModelCard, listing: Listing, listener: Listener) -> dict[str, str]:
+def _true_names(path: Path, source: MapSource, listing: Listing, listener: Listener) -> dict[str, str]:
     """Return the names of the true class or labels of the listed images; those that the truth lacks are a notice.
 
     Ids are compared exactly, or else without their folders.
     """
-    truth = read_truth(path, card.labels, independent=card.activation == "sigmoid", listener=listener)
-    names = card.labels.names
+    truth = read_truth(path, source.labels, independent=source.activation == "sigmoid", listener=listener)
+    names = source.labels.names
     if truth.applies is None:
         answers = [names[c] for c in truth.classes]
     else:
@@ -209,8 +218,7 @@ class _Explainer:
 
     def __init__(
         self,
-        session: Session,
-        classifier: Classifier,
+        source: MapSource,
         listing: Listing,
         faces: Sequence[Box | None] | None,
         folder: Path,
@@ -221,23 +229,21 @@ class _Explainer:
         self.sheets: list[Path] = []
         self.faults: dict[int, DataError] = {}
         self.oddities: dict[str, list[str]] = {}
-        self._session, self._classifier, self._listing = session, classifier, listing
+        self._source, self._listing = source, listing
         self._faces, self._folder, self._chosen, self._truth = faces, folder, chosen, truth
         self._images = {path.resolve() for path in listing.paths}
         self._tiles: list[Any] = []
 
-    def _choose(
-        self, logits: NDArray[np.floating], predicted: NDArray[np.intp], *, independent: bool
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _choose(self, predicted: NDArray[np.intp], applies: Mask | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return the place of the image and the class of each map: one per image, or one per label that applies."""
         places = np.arange(len(predicted))
         if self._chosen is not None:
             return places, np.full_like(predicted, self._chosen)
-        if not independent:
+        if applies is None:
             return places, predicted
-        applies = logits >= 0
-        applies[places, predicted] = True
-        found = np.nonzero(applies)
+        shown = applies.copy()
+        shown[places, predicted] = True
+        found = np.nonzero(shown)
         return found[0], found[1]
 
     def explain_rows(self, rows: range) -> None:
@@ -245,16 +251,12 @@ class _Explainer:
         inputs = list(self._read(rows))
         if not inputs:
             return
-        pixels = np.stack([one.pixels for one in inputs])
-        logits, features = (self._session.run(pixels, output=output) for output in (LOGITS, FEATURES))
-        self._classifier.require_explains(features, logits)
-        predicted = logits.argmax(axis=1)
-        independent = self._session.card.activation == "sigmoid"
-        places, classes = self._choose(logits, predicted, independent=independent)
-        maps = np.maximum(self._classifier.maps(features[places], classes), 0)
-        exact = logits.astype(np.float64)
-        p = expit(exact) if independent else np.exp(logits - np.logaddexp.reduce(exact, axis=1, keepdims=True))
-        names = self._session.card.labels.names
+        found = self._source.ask(inputs)
+        independent = self._source.activation == "sigmoid"
+        p, predicted = found.probabilities, found.predicted
+        places, classes = self._choose(predicted, found.applies)
+        maps = np.maximum(found.maps(places, classes), 0)
+        names = self._source.labels.names
         for k, (i, label) in enumerate(zip(places.tolist(), classes.tolist(), strict=True)):
             one = inputs[i]
             path = picture_path(self._folder, self._listing.ids[one.row])
@@ -283,7 +285,7 @@ class _Explainer:
             files.remove(stale)
             number += 1
 
-    def _read(self, rows: range) -> Iterator[_ModelInput]:
+    def _read(self, rows: range) -> Iterator[MapInput]:
         for row in rows:
             path, box = self._listing.paths[row], None if self._faces is None else self._faces[row]
             try:
@@ -299,9 +301,9 @@ class _Explainer:
                 continue
             for code in photo.notices:
                 self.oddities.setdefault(code, []).append(self._listing.ids[row])
-            preprocess = self._session.card.preprocess
-            face = None if box is None else prepare_image(_mark(photo.pixels, box), preprocess, box)[..., 0] > 127
-            yield _ModelInput(row, prepare_image(photo.pixels, preprocess, box), face)
+            preprocess, pixels = self._source.preprocess, photo.pixels
+            face = None if box is None else prepare_image(_mark(pixels, box), preprocess, box)[..., 0] > 127
+            yield MapInput(row, pixels, box, prepare_image(pixels, preprocess, box), face)
 
     def _draw(self, pixels: Pixels, heat: Floats, explained: Explained) -> None:
         caption = [f"{explained.class_name}  {explained.probability:.1%}"]
@@ -324,15 +326,6 @@ class _Explainer:
             path = self._folder / f"sheet-{len(self.sheets) + 1:03d}.png"
             self.sheets.append(files.write_atomic(path, to_png(draw_sheet(self._tiles))))
             self._tiles = []
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _ModelInput:
-    """The model input of a row: ``pixels`` ``(H, W, 3)``, and which of them ``(H, W)`` are in the face box."""
-
-    row: int
-    pixels: Pixels
-    face: Mask | None
 
 
 def picture_path(folder: Path, image_id: str) -> Path:

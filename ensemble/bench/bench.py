@@ -14,11 +14,13 @@ import numpy as np
 
 from ensemble.bench.agreement import Agreement, Limit, MemberLogits, compare, compare_classes, loosest
 from ensemble.bench.contenders import BenchJob, RunSubmit, run_bound, run_predict
+from ensemble.bench.fused_contenders import fused_cards, run_fused, run_fused_bound
 from ensemble.bench.process_meter import Pass, PassCost, PassFunction, PassResult, measure
 from ensemble.bench.results import Benchmark, ModelInfo, Ratio, Timing, ratio, this_machine
 from ensemble.card import ModelCard
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
+from ensemble.fuse.detect import is_fused
 from ensemble.images.listing import list_images
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.providers import choose_device
@@ -75,7 +77,7 @@ def bench(
     Every other round runs in the opposite order, so that a machine that slows down affects all contenders alike.
 
     Args:
-        job: Models, images and settings. No ``ids`` means all images in the folder.
+        job: Models, or one fused file; images and settings. No ``ids`` means all images in the folder.
         baselines: Other implementations of the same job, by name.
         also: Further models of the same members, such as int8 ones, which run through `predict` in the same rounds.
         recipe: Also time `submit`, with each set of models.
@@ -92,7 +94,9 @@ def bench(
     ids = list_images(job.images, job.ids or None, listener=listener).ids[: plan.limit]
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
         first = replace(job, ids=ids, device=str(device), scratch=Path(scratch))
-        contenders = _choose(list(_contenders(first, baselines, also or {}, recipe)), plan.arms)
+        fused = len(job.models) == 1 and is_fused(job.models[0])
+        every = _fused_contenders(first, baselines) if fused else _contenders(first, baselines, also or {}, recipe)
+        contenders = _choose(list(every), plan.arms)
         extra = 0 if plan.quick else 1
         passes = _Passes(len(contenders) * (plan.rounds + extra), device.index if device.is_gpu else None, listener)
         exact = device.kind == "cpu"
@@ -143,6 +147,15 @@ def _contenders(
         if recipe is not None:
             yield _Contender(f"{SUBMIT} {name}".rstrip(), SUBMIT, recipe, job, own, ours)
         yield _Contender(f"{BOUND} {name}".rstrip(), BOUND, run_bound, job, own, ours)
+    for name, baseline in baselines.items():
+        yield _Contender(name, name, baseline, first, cards, ENS)
+
+
+def _fused_contenders(first: BenchJob, baselines: Mapping[str, PassFunction[BenchJob]]) -> Iterator[_Contender]:
+    """Yield the contenders of a fused file, which has its views inside."""
+    cards = fused_cards(first)
+    yield _Contender(ENS, ENS, run_fused, first, cards)
+    yield _Contender(BOUND, BOUND, run_fused_bound, first, cards, ENS)
     for name, baseline in baselines.items():
         yield _Contender(name, name, baseline, first, cards, ENS)
 

@@ -121,7 +121,7 @@ def run_predict(job: BenchJob, timer: PassTimer) -> PassResult:
                     device=job.device,
                     batch=job.batch,
                     workers=job.workers,
-                    listener=_Starter(timer) if timed else SILENT,
+                    listener=Starter(timer) if timed else SILENT,
                 ),
             )
             if timed:
@@ -209,7 +209,7 @@ class RunSubmit:
                         device=job.device,
                         batch=job.batch,
                         workers=job.workers,
-                        listener=_Starter(timer) if timed else SILENT,
+                        listener=Starter(timer) if timed else SILENT,
                     ),
                 )
                 if timed:
@@ -228,7 +228,7 @@ class RunSubmit:
         return replace(self, early=False, goal=None, oof=(), truth=None)
 
 
-class _Starter(Listener):
+class Starter(Listener):
     """Starts the timer at the first report of progress: by then the models are ready."""
 
     def __init__(self, timer: PassTimer) -> None:

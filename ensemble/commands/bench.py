@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble.commands.options import PATH, conflict, json_option
+from ensemble.commands.options import PATH, conflict, given_options, json_option
 from ensemble.commands.sheet_options import oof_table_options
 from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
@@ -17,6 +18,12 @@ from ensemble.terminal import TERMINAL, show
 if TYPE_CHECKING:
     from checkpoints.loading.open_options import OpenOptions
     from ensemble.predictions.external import ExternalOptions
+
+
+_NOT_FOR_FUSED = (
+    *("checkpoints", "arch_options", "chosen", "head_layers", "head_name", "leave_out", "also"),
+    *("recipe", "early_exit", "oof", "truth", "tta", "device", "batch"),
+)
 
 
 @click.command(short_help="Compare speed with torch and onnxruntime")
@@ -99,7 +106,8 @@ def bench(
 ) -> None:
     """Compare the speed of ens predict with a plain torch loop and a plain onnxruntime loop on this machine.
 
-    All must give the same outputs first. They run in turn; the loops are in exporters/bench_baselines.py.
+    All must give the same outputs first. They run in turn; the loops are in exporters/bench_baselines.py. A file of
+    ens fuse is compared with a plain onnxruntime loop over the same file.
 
     \b
     Example: ens bench models/*.onnx --images eval/images --checkpoints checkpoints --tta --limit 600
@@ -112,29 +120,29 @@ def bench(
     from ensemble.images.listing import read_ids
     from ensemble.runtime.model_file import find_models
     from ensemble.runtime.providers import choose_device
-    from exporters.bench_baselines import TorchLoop, find_weights, onnxruntime_loop
+    from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
 
     how = _how_to_open(checkpoints, arch_options, chosen, head_layers, head_name, leave_out)
     goal = parse_early_exit(early_exit, oof, truth)
     if early_exit is not None and recipe is None:
         raise conflict("--early-exit needs --recipe")
-    sets = {path.resolve().name: path for path in also}
-    if len(sets) < len(also):
-        raise conflict("the folders of --also must have different names: results are listed under them")
+    sets = _sets(also)
     require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
     found = tuple(find_models(models))
-    baselines: dict[str, Any] = {"onnxruntime": onnxruntime_loop}
-    left_out = []
+    fused = _is_fused(found)
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
-    where = str(choose_device(device, listener=TERMINAL))
-    weights = find_weights(found, checkpoints, options=how, listener=TERMINAL)
-    if quick and not where.startswith("cpu") and "torch" not in asked:
-        weights = replace(weights, problem="torch.compile takes minutes; --arms can name it")
-    if weights.problem and (not asked or "torch" in asked):
-        left_out.append(f"torch: {weights.problem}")
-        TERMINAL.notice(Notice("W622", left_out[0]))
-    if not weights.problem:
-        baselines["torch"] = TorchLoop(weights.checkpoints, weights.how)
+    where = "cpu" if fused else str(choose_device(device, listener=TERMINAL))
+    baselines: dict[str, Any] = {"onnxruntime": fused_loop if fused else onnxruntime_loop}
+    left_out = []
+    if not fused:
+        weights = find_weights(found, checkpoints, options=how, listener=TERMINAL)
+        if quick and not where.startswith("cpu") and "torch" not in asked:
+            weights = replace(weights, problem="torch.compile takes minutes; --arms can name it")
+        if weights.problem and (not asked or "torch" in asked):
+            left_out.append(f"torch: {weights.problem}")
+            TERMINAL.notice(Notice("W622", left_out[0]))
+        if not weights.problem:
+            baselines["torch"] = TorchLoop(weights.checkpoints, weights.how)
     named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
@@ -148,6 +156,25 @@ def bench(
     if output is not None:
         write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _sets(also: tuple[Path, ...]) -> dict[str, Path]:
+    """Return the folders of --also by the names under which their results are listed."""
+    sets = {path.resolve().name: path for path in also}
+    if len(sets) < len(also):
+        raise conflict("the folders of --also must have different names: results are listed under them")
+    return sets
+
+
+def _is_fused(models: Sequence[Path]) -> bool:
+    """Return True for one fused file, for which the options of members are refused."""
+    from ensemble.fuse.detect import is_fused
+
+    if len(models) != 1 or not is_fused(models[0]):
+        return False
+    if given := given_options(_NOT_FOR_FUSED):
+        raise conflict(f"{given}: not for a fused file, which has its views inside and runs on the CPU")
+    return True
 
 
 def _how_to_open(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, conflict, given_options, json_option
 from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from ensemble.analysis.map_source import MapSource
 
 
 @click.command(short_help="Draw class-activation maps")
@@ -40,22 +44,34 @@ def explain(
 ) -> None:
     """Draw class-activation maps: where in each image the evidence for a class is.
 
-    The model must have been exported with ens export --features.
+    The model must have been exported with ens export --features, or be a file of ens fuse --maps.
 
     \b
     Example: ens explain models/r18.onnx eval/images --boxes eval-boxes.parquet -o explained
     """
-    from ensemble.analysis.explain import explain as run_explain
+    from ensemble.analysis.explain import explain_source
+    from ensemble.fuse.detect import is_fused
     from ensemble.images.face_boxes import read_boxes
 
-    done = run_explain(
-        model,
+    source: MapSource
+    if is_fused(model):
+        if given := given_options(("device",)):
+            raise conflict(f"{given}: not for a fused file, which runs on the CPU")
+        from ensemble.fuse.explain_fused import start_fused_maps
+
+        source = start_fused_maps(model, listener=TERMINAL)
+    else:
+        from ensemble.analysis.map_source import start_member
+        from ensemble.runtime.model_file import read_model
+
+        source = start_member(read_model(model), device=device, listener=TERMINAL)
+    done = explain_source(
+        source,
         images,
         folder,
         target=target,
         boxes=None if boxes is None else read_boxes(boxes),
         truth=truth,
-        device=device,
         listener=TERMINAL,
     )
     show(done.as_dict(), done.render(), as_json=as_json)

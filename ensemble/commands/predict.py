@@ -77,7 +77,7 @@ def predict(
     listed = None
     if ids is not None:
         listed = read_ids(ids, id_column=id_column, classes=partial(_classes_of, found[0]), listener=TERMINAL)
-    if len(found) == 1 and found[0].is_file() and is_fused(found[0]):
+    if len(found) == 1 and is_fused(found[0]):
         if given := given_options(("tta", "views", "engine", "address", "batch", "memory", "device", "on_bad_image")):
             raise conflict(f"{given}: not for a fused file, which has its views inside and runs on the CPU")
         from ensemble.fuse.predict_fused import predict_fused

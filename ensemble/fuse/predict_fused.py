@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble.arrays import Floats, Logits
-from ensemble.card import ModelCard, validate_member
+from ensemble.card import Activation, ModelCard, validate_member
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import locked, remove, require_writable
@@ -71,7 +72,7 @@ def predict_fused(
         for old in sorted(old for suffix in SUFFIXES for old in target.glob(f"*{suffix}")):
             remove(old)
         logits = _logits(session, listing, boxes, path.stem, listener)
-        card = _card_of(session.card, path)
+        card = card_of_fused(session.card, path)
         part = part_path(target, 0)
         write_part(part, Part(listing.ids, {PLAIN_VIEW: logits}, f"fused {card.checkpoint_sha256}", card))
         write_complete(target, [part], len(listing))
@@ -83,16 +84,21 @@ def predict_fused(
 def _logits(session: FusedSession, listing: Listing, boxes: Boxes | None, name: str, listener: Listener) -> Logits:
     faces = boxes.select(listing.ids) if session.card.takes_boxes and boxes is not None else (None,) * len(listing)
     rows: list[Floats] = []
+    listener.progress(name, 0, len(listing))
     for image, face in zip(listing.paths, faces, strict=True):
         pixels = read_image(image).pixels[np.newaxis]
-        p = np.maximum(session.run(pixels, [face]).probabilities[0].astype(np.float64), _TINY)
-        independent = session.card.recipe.activation == "sigmoid"
-        rows.append(np.log(p) - np.log(np.maximum(1 - p, _TINY)) if independent else np.log(p))
+        rows.append(as_logits(session.run(pixels, [face]).probabilities[0], session.card.recipe.activation))
         listener.progress(name, len(rows), len(listing))
     return np.array(rows, dtype=np.float32)
 
 
-def _card_of(fused: FusedCard, path: Path) -> ModelCard:
+def as_logits(probabilities: NDArray[np.float32], activation: Activation) -> Floats:
+    """Return the logarithms of probabilities, or the log-odds of independent labels."""
+    p = np.maximum(probabilities.astype(np.float64), _TINY)
+    return np.log(p) if activation == "softmax" else np.log(p) - np.log(np.maximum(1 - p, _TINY))
+
+
+def card_of_fused(fused: FusedCard, path: Path) -> ModelCard:
     """Return the card of the predictions; its preprocessing is that of the member with the largest share."""
     strongest = max(fused.members, key=lambda member: member.share)
     return ModelCard(

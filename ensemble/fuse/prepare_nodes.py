@@ -194,12 +194,16 @@ def _resize(nodes: NodeList, images: Tensor, inner: Sides, preprocess: Preproces
 
 
 def _nearest(nodes: NodeList, old: Tensor, new: Tensor) -> Tensor:
-    """Return which old row or column each new one is, as Pillow's affine transform finds it."""
+    """Return which old row or column each new one is, as Pillow's affine transform finds it.
+
+    It adds up the distance between two of them, whose rounding decides where a sum is nearly whole.
+    """
     scale = nodes.add("Div", nodes.double(old), nodes.double(new))
     zero, one = (nodes.constant(np.array(value)) for value in (0, 1))
     places = nodes.double(nodes.add("Range", zero, nodes.add("Squeeze", new, nodes.constant([0])), one))
-    centers = nodes.add("Add", places, nodes.constant(np.array([0.5])))
-    found = nodes.whole(nodes.add("Floor", nodes.add("Mul", centers, scale)))
+    first = nodes.add("Equal", places, nodes.constant(np.array([0.0])))
+    steps = nodes.add("Where", first, nodes.add("Mul", scale, nodes.constant(np.array([0.5]))), scale)
+    found = nodes.whole(nodes.add("Floor", nodes.add("CumSum", steps, nodes.constant(np.array(0)))))
     return nodes.add("Min", found, nodes.add("Sub", old, nodes.constant([1])))
 
 

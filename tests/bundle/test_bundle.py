@@ -27,7 +27,7 @@ from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
 from ensemble.fuse.fused_session import start_fused
 from ensemble.labels import LabelSpace
-from tests.support.toy_recipes import LABELS, toy_recipe, write_members
+from tests.support.fused import LABELS, toy_recipe, write_members
 from tests.support.toys import card, encode, picture
 
 ADDRESS = "https://huggingface.co/me/masks"

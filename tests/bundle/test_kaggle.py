@@ -25,7 +25,7 @@ from ensemble.events import Recorder
 from ensemble.submission.recognise import read_sheet
 from ensemble.submit.destination import Destination
 from ensemble.submit.submit import submit
-from tests.support.toy_recipes import toy_recipe, write_members
+from tests.support.fused import toy_recipe, write_members
 from tests.support.toys import card, write_pictures
 
 ROOT = Path(ensemble.__file__).parents[1]

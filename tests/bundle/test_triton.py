@@ -25,7 +25,7 @@ from ensemble.card import FaceCrop, Preprocess
 from ensemble.fuse.fused_session import FusedSession, start_fused
 from ensemble.images.face_boxes import Box
 from ensemble.labels import LabelSpace
-from tests.support.toy_recipes import LABELS, toy_recipe, write_members
+from tests.support.fused import LABELS, toy_recipe, write_members
 from tests.support.toys import card, encode, picture
 
 

@@ -31,7 +31,7 @@ from ensemble.fuse.verify import CheckImages
 from ensemble.labels import LabelSpace
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import start_session
-from tests.support.toy_recipes import LABELS, toy_recipe, write_members
+from tests.support.fused import LABELS, toy_recipe, write_members
 from tests.support.toys import card, convolutional_proto, model_proto, picture, write_model, write_pictures
 
 CLASSES = len(LABELS)

@@ -22,7 +22,7 @@ from ensemble.fuse.predict_fused import predict_fused
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.model_file import read_model
-from tests.support.toy_recipes import LABELS, toy_recipe, write_members
+from tests.support.fused import LABELS, toy_recipe, write_members
 from tests.support.toys import card, write_model, write_pictures
 
 IDS = ["b.jpg", "a.jpg", "c.jpg"]
@@ -83,7 +83,7 @@ def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
         read_model(fused.path)
     assert caught.value.code == "E423"
     assert isinstance(caught.value, EnsError)
-    assert "ens predict takes it" in caught.value.hint
+    assert "ens predict, bench and explain take it" in caught.value.hint
 
 
 def test_predictions_of_a_member_load_nothing_of_blending(tmp_path: Path) -> None:

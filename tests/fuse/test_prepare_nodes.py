@@ -81,6 +81,16 @@ def test_prepared_pixels_are_the_program_s(name: str, size: tuple[int, int]) -> 
     assert (difference > 0).mean() <= 0.04
 
 
+@pytest.mark.parametrize("size", [(9, 9), (18, 8), (128, 112)], ids=str)
+def test_nearest_pixels_are_pillows_to_the_last_one(size: tuple[int, int]) -> None:
+    """Also where a place is a whole number but for rounding: Pillow adds up steps, a product rounds otherwise."""
+    preprocess = Preprocess(size, interpolation="nearest")
+    for side in range(1, 400, 13):
+        images = np.random.default_rng(side).integers(0, 256, (1, side, 400 - side, 3), np.uint8)
+        expected = prepare_image(images[0], preprocess, None)
+        assert np.array_equal(run(preprocess, images, box_array([None]))[0], expected)
+
+
 def test_a_box_without_an_area_is_no_face() -> None:
     """A box whose right side is left of its left one gives the card's fallback, as NaN does."""
     preprocess = Preprocess((16, 16), face=FaceCrop(0.2))

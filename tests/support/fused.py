@@ -1,9 +1,10 @@
-"""A small fused ensemble of the form that `ens fuse --members --maps` writes, made by hand."""
+"""A recipe with toy members, and a fused ensemble of the form that `ens fuse --members --maps` writes, made by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,47 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import softmax
 
 from ensemble.blend.decision_rules import PriorRule, Rule, ThresholdRule
-from ensemble.blend.pooling import LINEAR
+from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group, Recipe
-from ensemble.card import FaceCrop
+from ensemble.card import FaceCrop, ModelCard, Preprocess
 from ensemble.fuse.detect import FUSED_KEY
 from ensemble.fuse.fused_card import FusedCard, FusedMaps, FusedMember
 from ensemble.labels import MASK18, LabelSpace
 from tests.support import toys
 
 SIDE = 12
+LABELS = LabelSpace.from_dict(
+    {"axes": [{"name": "a", "values": ["x", "y"]}, {"name": "b", "values": ["left", "right"]}]}
+)
+
+
+def write_members(folder: Path, cards: Sequence[ModelCard] | None = None) -> Path:
+    """One linear toy model a card, each with other weights; by default the three members of `toy_recipe`.
+
+    Two of these share their preprocessing, and one has the classes in another order.
+    """
+    other = LabelSpace.flat(tuple(reversed(LABELS.names)))
+    default = [
+        toys.card("m0", labels=LABELS),
+        toys.card("m1", labels=LABELS),
+        replace(
+            toys.card("m2", labels=other), preprocess=Preprocess((18, 18), resize="center", interpolation="bicubic")
+        ),
+    ]
+    for seed, one in enumerate(default if cards is None else cards):
+        toys.write_model(folder, one, seed=seed)
+    return folder
+
+
+def toy_recipe(**changes: Any) -> Recipe:
+    """Three members in two groups, by default averaged with weights 3 and 1."""
+    settings: dict[str, Any] = {
+        "pool": parse_pool("linear"),
+        "views": {"identity": 1.0},
+        "groups": {"big": Group(3.0, {"m0": "0" * 64, "m1": "0" * 64}), "small": Group(1.0, {"m2": "0" * 64})},
+        "labels": LABELS,
+    }
+    return Recipe(**settings | changes)
 
 
 def fused_proto(
@@ -105,6 +138,7 @@ def fused_proto(
     if independent:
         rule = ThresholdRule(np.full(classes, 0.5))
     card = fused_card(labels, shares, rule=rule, independent=independent, boxes=boxes)
+    card = card if maps else replace(card, maps=None)
     helper.set_model_props(model, {FUSED_KEY: card.to_json()})
     return model
 
@@ -116,9 +150,7 @@ def fused_card(labels: LabelSpace, shares: Sequence[float], *, rule: Rule, indep
         cards = [replace(card, preprocess=replace(card.preprocess, face=FaceCrop(0.3))) for card in cards]
     if independent:
         cards = [replace(card, activation="sigmoid") for card in cards]
-    recipe = Recipe(
-        pool=LINEAR,
-        views={"identity": 1.0},
+    recipe = toy_recipe(
         groups={card.member: Group(share, {card.member: "0" * 64}) for card, share in zip(cards, shares, strict=True)},
         labels=labels,
         rule=rule,
