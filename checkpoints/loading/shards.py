@@ -85,10 +85,13 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
         found = sorted(folder / name for name in names if name.endswith(".index.json"))
     if not found and not {"data.pkl", "version"} <= names:
         others = sorted(folder / name for name in names if name.endswith(_SUFFIXES))
-        others = [path for path in others if not path.name.startswith(_NO_WEIGHTS)]
+        others = [path for path in others if not path.name.startswith(_NO_WEIGHTS) and not _is_optimizer(path.name)]
         if any(path.name.endswith(".safetensors") for path in others):
             others = [path for path in others if path.name.endswith(".safetensors")]
         shards = {parts["stem"] for path in others if (parts := _SHARD.fullmatch(path.name)) is not None}
+        if len(others) > 1 and (whole := describe_folder(names)) is not None:
+            message = f"{folder} is not a checkpoint but {whole.description}"
+            raise ModelError("E404", message, hint=whole.hint, path=folder)
         if len(others) > 1 and not (len(shards) == 1 and all(_SHARD.fullmatch(path.name) for path in others)):
             listed = enumerate_some([path.name for path in others])
             raise FileError("E707", f"{folder} is a folder of several checkpoints: {listed}; name one", path=folder)
@@ -102,6 +105,11 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
         raise FileError("E707", f"{folder} is a folder without weights; name the checkpoint's file", path=folder)
     listener.notice(Notice("I480", f"{found[0].name} in the folder is read", folder))
     return found[0]
+
+
+def _is_optimizer(name: str) -> bool:
+    """Return True for the states of optimizers that DeepSpeed keeps beside the weights."""
+    return name.endswith("_optim_states.pt")
 
 
 def _require_no_other_network(folder: Path, names: set[str], read: str, listener: Listener) -> None:

@@ -34,6 +34,10 @@ def test_files_that_may_hold_an_average_are_said_to_be_left(tmp_path: Path) -> N
     touch(tmp_path, "model.safetensors", *left)
     assert find_files(tmp_path, said).paths == (tmp_path / "model.safetensors",)
     assert not any("not read" in notice.message for notice in said.notices)
+    parts = tmp_path / "global_step3"
+    parts.mkdir()
+    touch(parts, "mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert find_files(parts, said).path.name == "mp_rank_00_model_states.pt"
     find_files(touch(tmp_path, "custom_checkpoint_0.pkl"), said)
     assert any("not read: custom_checkpoint_0.pkl" in notice.message for notice in said.notices)
 
@@ -42,7 +46,7 @@ def test_files_that_may_hold_an_average_are_said_to_be_left(tmp_path: Path) -> N
     ("names", "described", "hint"),
     [
         (("latest", "zero_to_fp32.py"), "DeepSpeed", "zero_to_fp32.py"),
-        (("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"), "DeepSpeed", "zero_to_fp32.py"),
+        (("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"), "DeepSpeed", "zero_to_fp32.py"),
         ((".metadata", "__0_0.distcp"), "torch.distributed.checkpoint", "dcp_to_torch"),
     ],
 )
