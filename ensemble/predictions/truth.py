@@ -87,12 +87,16 @@ def read_truth(
     table = read_table(path, listener=listener)
     id_column = find_id_column(table, named=options.id_column, listener=listener)
     ids = table.without_duplicates(id_column)
-    applies = _read_answers(table, id_column, labels, options, independent)
     if not ids:
         raise DataError("E330", f"{path.name}: the ground truth has a header but no rows", path=path)
-    if not independent:
-        _require_one_each(table, applies)
-    classes = applies.argmax(axis=1).astype(np.intp)
+    applies = _read_flags(table, id_column, labels, options)
+    if applies is None and not independent:
+        classes = _read_classes(table, id_column, labels, options)
+    else:
+        applies = _read_cells(table, id_column, labels, options) if applies is None else applies
+        if not independent:
+            _require_one_each(table, applies)
+        classes = applies.argmax(axis=1).astype(np.intp)
     positive = None if options.positive is None else find_positive(labels.names, "", options.positive)
     return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive)
 
@@ -111,29 +115,40 @@ def names_several(path: Path, labels: LabelSpace, *, options: TruthOptions = NO_
     return True if (found.applies.sum(axis=1) != 1).any() else None
 
 
-def _read_answers(
-    table: Table, id_column: str, labels: LabelSpace, options: TruthOptions, independent: bool
-) -> NDArray[np.bool_]:
-    """Return which classes ``(N, C)`` each row names."""
+def _read_flags(table: Table, id_column: str, labels: LabelSpace, options: TruthOptions) -> NDArray[np.bool_] | None:
+    """Return which classes ``(N, C)`` each row names, where each class has a column of 0 and 1; None where not."""
     rest = [name for name in table.header if name != id_column]
-    if options.label_column is None and "ans" not in rest:
-        beside = [name for name in rest if fold_name(name) not in (*_GROUPS, *USUAL_ANSWERS, "fold")]
-        for columns in (rest, beside):
-            match = match_columns(columns, labels.names)
-            if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
-                column_of = dict(zip(match.classes, columns, strict=True))
-                ordered = [column_of[label] for label in range(len(labels))]
-                return np.stack([np.array([to_float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
-            if not isinstance(match, Mismatch) and (cell := _fraction_in(table, columns)):
-                raise DataError(
-                    "E364", f"{table.path.name}: a column of 0 and 1 per class has {cell!r}", path=table.path
-                )
-    column = _answer_column(table, rest, options)
-    known = _known_answers(table.column(column), labels)
+    if options.label_column is not None or "ans" in rest:
+        return None
+    beside = [name for name in rest if fold_name(name) not in (*_GROUPS, *USUAL_ANSWERS, "fold")]
+    for columns in (rest, beside):
+        match = match_columns(columns, labels.names)
+        if not isinstance(match, Mismatch) and len(labels) > 1 and _are_flags(table, columns):
+            column_of = dict(zip(match.classes, columns, strict=True))
+            ordered = [column_of[label] for label in range(len(labels))]
+            return np.stack([np.array([to_float(c) for c in table.column(name)]) > 0.5 for name in ordered], axis=1)
+        if not isinstance(match, Mismatch) and (cell := _fraction_in(table, columns)):
+            raise DataError("E364", f"{table.path.name}: a column of 0 and 1 per class has {cell!r}", path=table.path)
+    return None
+
+
+def _read_classes(table: Table, id_column: str, labels: LabelSpace, options: TruthOptions) -> Classes:
+    """Return the class ``(N,)`` that the cell of each row names."""
+    answers = table.column(_answer_column(table, [name for name in table.header if name != id_column], options))
+    known = _known_answers(answers, labels)
+    for answer, line in zip(answers, table.lines, strict=True):
+        if answer not in known:
+            raise _not_a_class(table, line, answer, labels)
+    return np.array([known[answer] for answer in answers], dtype=np.intp)
+
+
+def _read_cells(table: Table, id_column: str, labels: LabelSpace, options: TruthOptions) -> NDArray[np.bool_]:
+    """Return which labels ``(N, C)`` the cell of each row names."""
+    answers = table.column(_answer_column(table, [name for name in table.header if name != id_column], options))
+    known = _known_answers(answers, labels)
     applies = np.zeros((len(table.rows), len(labels)), dtype=bool)
-    for row, (answer, line) in enumerate(zip(table.column(column), table.lines, strict=True)):
-        parts = [answer] if answer in known or not independent else _parts(answer)
-        for part in parts:
+    for row, (answer, line) in enumerate(zip(answers, table.lines, strict=True)):
+        for part in [answer] if answer in known else _parts(answer):
             if part not in known:
                 raise _not_a_class(table, line, part, labels)
             applies[row, known[part]] = True

@@ -21,6 +21,7 @@ _SUFFIX = re.compile(
     r"[\s_.:\-]+(?:probability|proba|prob|prediction|pred|logits?|score|p)$|(?<=[^\s(])[)\]]$", re.IGNORECASE
 )
 
+_MOST_SUGGESTIONS = 20
 
 USUAL_ANSWERS = (
     *("ans", "answer", "label", "labels", "target", "targets", "class", "class name", "class id", "category"),
@@ -53,7 +54,8 @@ class Mismatch:
         if len(self.unknown) > 5:
             parts.append(f"nor are {len(self.unknown) - 5:,} more columns")
         # a class whose column is misspelled is not missing as well
-        missing = [name for name in self.missing if name not in self.resembles]
+        resembled = set(self.resembles)
+        missing = [name for name in self.missing if name not in resembled]
         if missing:
             more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
             some = ", ".join(map(_quoted, missing[:5]))
@@ -166,7 +168,9 @@ def _mismatch(columns: Sequence[str], names: Sequence[str], best: dict[int, int]
     known = set(first.values())
     unknown = tuple(column for place, column in enumerate(columns) if place not in known)
     missing = tuple(name for label, name in enumerate(names) if label not in first)
-    return Mismatch(unknown, tuple(nearest(column, missing) for column in unknown), missing)
+    # each search compares a column with all classes, and the message shows five
+    near = [nearest(column, missing) for column in unknown[:_MOST_SUGGESTIONS]]
+    return Mismatch(unknown, (*near, *[None] * (len(unknown) - len(near))), missing)
 
 
 def nearest(text: str, names: Sequence[str]) -> str | None:

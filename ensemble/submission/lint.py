@@ -212,7 +212,9 @@ def _inspect(
         sheet = settle_exclusive(sheet, [row.answers for row in rows])
     _check_ids(rows, like, cases)
     for row in rows:
-        for fault, case in answer_faults(sheet, labels, row.answers):
+        # of most faults only the number is shown
+        suggest = len(cases.get("name", ())) < _EXAMPLES
+        for fault, case in answer_faults(sheet, labels, row.answers, suggest=suggest):
             cases[fault].append(f"line {row.line}: {case}")
     faults = (Fault(what, len(cases[what]), tuple(cases[what][:_EXAMPLES])) for what in MEANING if what in cases)
     return _Inspection(rows, sheet, tuple(faults))

@@ -16,8 +16,13 @@ _NAN = {"none", "null", "na", "n/a", "<na>"}
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-6, 0.011
 
 
-def answer_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each fault in the cells of one image's answer, and the text that has it."""
+def answer_faults(
+    sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str], *, suggest: bool = True
+) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each fault in the cells of one image's answer, and the text that has it.
+
+    With ``suggest`` it is said which class a misspelled name may mean, which compares it with those of all classes.
+    """
     stripped = [cell.strip() for cell in cells]
     for cell, text in zip(cells, stripped, strict=True):
         if cell != text:
@@ -27,7 +32,7 @@ def answer_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) 
         if fault:
             yield fault, repr(stripped[0])
     elif sheet.kind in {"name", "label-cells", "ranking"}:
-        yield from _name_faults(sheet, labels, stripped)
+        yield from _name_faults(sheet, labels, stripped, suggest=suggest)
     else:
         yield from _probability_faults(sheet, stripped)
 
@@ -38,7 +43,7 @@ def looks_like_answers(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[s
         return _number_fault(cells[-1].strip(), None) is None
     if sheet.kind in {"name", "label-cells", "ranking"}:
         stripped = [cell.strip() for cell in cells]
-        return all(stripped) and not any(_name_faults(sheet, labels, stripped))
+        return all(stripped) and not any(_name_faults(sheet, labels, stripped, suggest=False))
     return len(cells) == len(sheet.answer_places) and all(_numeric_fault(sheet, cell.strip()) is None for cell in cells)
 
 
@@ -54,7 +59,7 @@ def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Seq
             several = replace(sheet, kind="label-cells", separator=separator, empty_cells=True)
             if not any(separator in cells[0].strip() for cells in answers):
                 continue
-            if not any(fault for cells in answers for fault in _name_faults(several, labels, [cells[0].strip()])):
+            if not any(any(_name_faults(several, labels, [cells[0].strip()], suggest=False)) for cells in answers):
                 return several
     if sheet.kind == "ranking" and not sheet.in_columns:
         several = replace(sheet, kind="label-cells")
@@ -100,16 +105,17 @@ def names_in(sheet: AnswerSheet, cells: Sequence[str]) -> list[str]:
     return sheet.cell_form.split(cells[0])
 
 
-def _name_faults(sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str]) -> Iterator[tuple[str, str]]:
-    names = sheet.spelling or tuple(map(str, range(len(labels))))
+def _name_faults(
+    sheet: AnswerSheet, labels: LabelSpace, cells: Sequence[str], *, suggest: bool
+) -> Iterator[tuple[str, str]]:
     answer, parts = sheet.delimiter.join(cells), names_in(sheet, cells)
     if not parts or (sheet.in_columns and len(parts) < len(cells)):
         if not sheet.empty_cells or sheet.kind == "name":
             yield "empty", repr(answer)
         return
     for part in parts:
-        if part not in names:
-            near = nearest(part, names)
+        if sheet.label_of(part, len(labels)) is None:
+            near = nearest(part, sheet.spelling or tuple(map(str, range(len(labels))))) if suggest else None
             yield "name", repr(part) if near is None else f"{part!r} (did you mean {near!r}?)"
     if sheet.brackets and sheet.cell_form.join(parts) != answer:
         yield "list", f"{answer!r} instead of {sheet.cell_form.join(parts)!r}"

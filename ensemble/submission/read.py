@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble.arrays import Floats
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float, to_int
+from ensemble.plain_numbers import to_float
 from ensemble.submission.lint_answers import names_in
 from ensemble.submission.sheet import AnswerSheet, Submission
 
@@ -23,7 +23,7 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
         image = {key: sheet.ids[row.image] for key, row in zip(sheet.keys, sheet.rows, strict=True)}
         ids = tuple(image[name] for name in ids)
     if sheet.kind in {"number", "name"}:
-        classes = [_label(sheet, cells[0].strip()) for _, cells in rows]
+        classes = [_label(sheet, labels, cells[0].strip()) for _, cells in rows]
         return Submission(ids, np.array(classes, dtype=np.intp), labels)
     if sheet.kind == "long":
         return _read_long(sheet, rows, labels)
@@ -70,7 +70,7 @@ def _read_cells(
     weights = np.zeros((len(ids), len(labels)))
     for row, parts in enumerate(cells):
         for rank, part in enumerate(parts):
-            label = _label(sheet, part)
+            label = _label(sheet, labels, part)
             named[row, label] = True
             weights[row, label] = 0.5**rank
     classes = weights.argmax(axis=1)
@@ -79,8 +79,10 @@ def _read_cells(
     return Submission(ids, classes, labels, named.astype(np.float64), named, independent=True)
 
 
-def _label(sheet: AnswerSheet, text: str) -> int:
-    return sheet.spelling.index(text) if sheet.spelling else to_int(text)
+def _label(sheet: AnswerSheet, labels: LabelSpace, text: str) -> int:
+    label = sheet.label_of(text, len(labels))
+    assert label is not None, "rows without faults name classes"
+    return label
 
 
 def _value(sheet: AnswerSheet, cell: str) -> float:

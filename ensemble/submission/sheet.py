@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -108,6 +109,12 @@ class AnswerSheet:
     digits: int | None = None
     decimal: str = "."
     scale: float = 1.0
+    _label_of: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # looked up once per cell: a search through the names would make the cost of a file rows x classes
+        labels = {text: label for label, text in reversed(list(enumerate(self.spelling)))}
+        object.__setattr__(self, "_label_of", labels)
 
     @property
     def cell_form(self) -> CellForm:
@@ -138,6 +145,14 @@ class AnswerSheet:
     def needs_probabilities(self) -> bool:
         """True if the class decided for an image is not enough to write its answer."""
         return self.kind not in {"number", "name"}
+
+    def label_of(self, text: str, classes: int) -> int | None:
+        """Return the class that the text of a cell names, of so many ``classes``; None if it names none."""
+        if self.spelling:
+            return self._label_of.get(text)
+        # as a class is written: no plus sign, no leading zero, no digit of another script
+        is_number = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+        return int(text) if is_number and len(text) < 10 and int(text) < classes else None
 
     def spell(self, label: int) -> str:
         """Return the text of a class in a cell."""

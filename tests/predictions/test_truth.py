@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ensemble.errors import DataError
 from ensemble.labels import LabelSpace
-from ensemble.predictions.truth import Truth, true_classes
+from ensemble.predictions.truth import Truth, read_truth, true_classes
 
 TRUTH = Truth(("a", "b", "c"), np.array([2, 0, 1]), None, LabelSpace.flat(3))
 
@@ -23,3 +26,18 @@ def test_the_error_says_which_side_lacks_images() -> None:
         true_classes(("a", "b", "z"), TRUTH)
     assert caught.value.code == "E330"
     assert caught.value.message.endswith("the ground truth lacks 1 of 3 ids: z; has 1 others: c")
+
+
+def test_memory_for_answers_does_not_grow_with_the_number_of_classes(tmp_path: Path) -> None:
+    """A class per image takes a number per image: a flag per image and class would take 150 MB here."""
+    path = tmp_path / "truth.csv"
+    path.write_text("ImageID,ans\n" + "".join(f"{i},{i * 7 % 50_000}\n" for i in range(3000)))
+    labels = LabelSpace.flat(50_000)
+    tracemalloc.start()
+    try:
+        found = read_truth(path, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.classes[:3].tolist() == [0, 7, 14]
+    assert peak < 40e6

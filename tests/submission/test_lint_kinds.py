@@ -179,3 +179,28 @@ def test_answers_unlike_the_training_classes_are_noticed() -> None:
         assert [notice.code for notice in heard.notices] == codes
         shares = np.bincount(classes, minlength=3) / 400
         assert spread.distance == pytest.approx(np.abs(shares - training).sum() / 2)
+
+
+def test_few_misspelled_names_are_compared_with_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand wrong names five are shown, so that for few of them the nearest class is looked for."""
+    asked: list[str] = []
+    monkeypatch.setattr("ensemble.submission.lint_answers.nearest", lambda text, _: asked.append(text))
+    path = tmp_path / "s.csv"
+    path.write_text("id,label\n" + "".join(f"x{i},bea{i}\n" for i in range(1000)))
+    (fault,) = check_submission(path, replace(NAME, ids=tuple(f"x{i}" for i in range(1000))), PETS)
+    assert (fault.what, fault.count) == ("name", 1000)
+    assert asked == [f"bea{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("2", 2), ("0", 0), ("3", None), ("02", None), ("+1", None), ("-1", None), ("²", None), ("", None)],
+)
+def test_a_sheet_of_numbers_knows_its_classes(text: str, label: int | None) -> None:
+    """A class number has one way to be written, as `str` writes it."""
+    assert AnswerSheet(IDS).label_of(text, 3) == label
+
+
+def test_a_name_given_twice_is_the_first_class() -> None:
+    """A spelling that two classes share stands for the first, as a search through the names would find."""
+    assert replace(NAME, spelling=("ant", "bee", "ant")).label_of("ant", 3) == 0
