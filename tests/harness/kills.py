@@ -12,6 +12,9 @@ One moment of five is drawn over the whole of an undisturbed run, start-up inclu
 writing: one thread is held before or after a sync or rename, the others go on for a moment, and all are killed. Each
 such point comes once before any comes again, and 200 rounds are about enough for all.
 
+The work that a kill cost is counted in seconds of the processor: those of the killed process and of the run after it,
+less those of an undisturbed run and of starting a process. What other programs do at the same time does not count.
+
 pytest does not collect this file.
 """
 
@@ -25,11 +28,12 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -61,6 +65,24 @@ class Started:
     def count(self) -> int:
         """Wait until it ends, or has come to where it is held, and return how many points it has passed."""
         return len(self.told.read())
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Seconds of the processor that an undisturbed run of a command takes, and that a process takes to start it."""
+
+    run: float
+    start: float
+
+    def lost(self, killed: float, again: float) -> float:
+        """What a kill cost, from the seconds of the killed process and of the run after it."""
+        return max(0.0, max(0.0, killed - self.start) + again - self.run)
+
+
+def processor_seconds() -> float:
+    """The time of the processor that this process has used, with that of the processes it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +144,23 @@ class Command:
 
 @dataclass(slots=True)
 class Report:
-    """How often each command was killed at each stage."""
+    """How often each command was killed at each stage, and the seconds of work that each kill cost."""
 
     kills: dict[str, collections.Counter[str]] = field(default_factory=dict)
+    lost: dict[str, list[float]] = field(default_factory=dict)
 
-    def count(self, command: str, stage: str) -> None:
+    def count(self, command: str, stage: str, lost: float) -> None:
         """Note a kill."""
         self.kills.setdefault(command, collections.Counter())[stage] += 1
+        self.lost.setdefault(command, []).append(lost)
 
     def render(self) -> str:
         """A table with a line a command."""
-        lines = [f"{'':10}" + "".join(f"{stage:>23}" for stage in STAGES)]
-        lines += [
-            f"{name:10}" + "".join(f"{count[stage]:23}" for stage in STAGES) for name, count in self.kills.items()
-        ]
+        lines = [f"{'':10}" + "".join(f"{stage:>23}" for stage in STAGES) + f"{'lost at most':>15}{'mean':>8}"]
+        for name, count in self.kills.items():
+            lost = self.lost[name]
+            stages = "".join(f"{count[stage]:23}" for stage in STAGES)
+            lines.append(f"{name:10}{stages}{max(lost):13.1f} s{sum(lost) / len(lost):6.1f} s")
         return "\n".join(lines)
 
 
@@ -234,8 +259,10 @@ def kill_at(moment: Moment, command: Command, out: Path, rows: int) -> None:
         started.told.close()
 
 
-def kill(command: Command, out: Path, expected: Mapping[str, bytes], *, rows: int, moment: Moment) -> str:
-    """Kill the command at a moment, run it to its end, compare, and return the stage at which it was.
+def kill(
+    command: Command, out: Path, expected: Mapping[str, bytes], *, rows: int, moment: Moment, effort: Effort
+) -> tuple[str, float]:
+    """Kill the command at a moment, run it to its end, compare; the stage at which it was and the seconds it cost.
 
     A run that had ended by then counts as killed after completion.
 
@@ -243,16 +270,31 @@ def kill(command: Command, out: Path, expected: Mapping[str, bytes], *, rows: in
         AssertionError: when a file is torn, differs or is left over.
     """
     command.prepare(out)
+    began = processor_seconds()
     kill_at(moment, command, out, rows)
+    killed = processor_seconds() - began
     found = contents(out)
     require_whole(found, expected, command.old)
     for path in out.rglob(_TIMED):
         json.loads(path.read_text(encoding="utf-8"))
+    began = processor_seconds()
     command.run(out, rows)
+    lost = effort.lost(killed, processor_seconds() - began)
     after = contents(out)
     assert after.keys() == expected.keys(), f"{command.name}: {after.keys() ^ expected.keys()} after a kill {moment}"
     assert after == expected, f"{command.name} gives other bytes after a kill {moment}"
-    return stage_of(found, expected)
+    return stage_of(found, expected), lost
+
+
+def measure_effort(command: Command, out: Path, rows: int, seconds: float) -> Effort:
+    """Run a command twice here, the second time for its seconds; ``seconds`` are those of a process of its own."""
+    took = 0.0
+    for _ in range(2):  # the first time imports as well
+        command.prepare(out)
+        began = processor_seconds()
+        command.run(out, rows)
+        took = processor_seconds() - began
+    return Effort(took, max(0.0, seconds - took))
 
 
 def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, ...]:
@@ -311,35 +353,40 @@ def kill_often(
     seed: int = 0,
     images: int = 72,
     rows: int = 18,
-    torch: bool = True,
+    names: Collection[str] = _ROUNDS,
     tell: bool = False,
 ) -> Report:
-    """Kill commands ``times`` times, work in ``folder``.
-
-    ``torch`` allows `ens export`, `ens crop` and `ens train`.
+    """Kill commands ``times`` times, work in ``folder``; ``names`` are those of the commands to kill.
 
     Raises:
         AssertionError: when a file is torn, differs or is left over.
     """
     generator = random.Random(seed)
+    torch = not set(names).isdisjoint(_WITH_TORCH)
     commands = {command.name: command for command in make_commands(folder, images, torch=torch)}
-    rounds = [commands[name] for name in _ROUNDS if name in commands]
+    rounds = [commands[name] for name in _ROUNDS if name in names]
     expected: dict[str, dict[str, bytes]] = {}
     decks: dict[str, Deck] = {}
+    efforts: dict[str, Effort] = {}
     report = Report()
     for number in range(times):
         command = rounds[number % len(rounds)]
         if command.name not in expected:
             out = folder / "quiet" / command.name
             command.prepare(out)
+            began = processor_seconds()
             decks[command.name] = command.measure(out, rows, generator)
+            seconds = processor_seconds() - began
             expected[command.name] = contents(out)
+            efforts[command.name] = measure_effort(command, folder / "again" / command.name, rows, seconds)
         moment = decks[command.name].draw()
         out = folder / "killed" / command.name
-        stage = kill(command, out, expected[command.name], rows=rows, moment=moment)
-        report.count(command.name, stage)
+        effort = efforts[command.name]
+        stage, lost = kill(command, out, expected[command.name], rows=rows, moment=moment, effort=effort)
+        report.count(command.name, stage, lost)
         if tell:
-            print(f"{number + 1:4} {command.name} {moment}: {stage}", flush=True)  # noqa: T201 - a program for people
+            text = f"{number + 1:4} {command.name} {moment}: {stage}, {lost:.1f} s lost"
+            print(text, flush=True)  # noqa: T201 - a program for people
     return report
 
 
@@ -348,9 +395,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", choices=sorted(set(_ROUNDS)), default=sorted(set(_ROUNDS)))
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        report = kill_often(Path(folder), times=options.times, seed=options.seed, tell=True)
+        report = kill_often(Path(folder), times=options.times, seed=options.seed, names=options.commands, tell=True)
     print(f"{options.times} kills, and every byte as without them\n{report.render()}")  # noqa: T201 - a program for people
 
 
