@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -17,16 +19,24 @@ from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Int
 from ensemble.stop_signals import StopSignals
 from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
 
+_EXIT_SECONDS = 0.5  # that a stopped command has for what libraries do at the end of a process
+
 
 def main() -> None:
     """Run the command line and exit with its status."""
     open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    signals = StopSignals(_give_up)
+    status = run(sys.argv[1:], signals)
+    if signals.first is not None:
+        # Python's own exit waits for threads, one of which may be in a long call of a library, frees what torch holds
+        # for a second, and ends with SIGINT where the signal came inside of an exec of text (pythonrun.c)
+        _end_process(_clean_up, status, seconds=_EXIT_SECONDS)
+    sys.exit(status)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
     """Run a command and return its exit status: after a signal 128 + the number of the first one."""
-    signals = StopSignals()
+    signals = signals or StopSignals()
     as_json = "--json" in arguments
     with signals.heard():
         try:
@@ -37,6 +47,36 @@ def run(arguments: Sequence[str]) -> int:
             signals.end()
             TERMINAL.close()
     return status
+
+
+def _clean_up() -> None:
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _give_up(number: int) -> None:
+    """End the process for a signal that the main thread does not hear: it is in a long call of a library."""
+    message = "stopped in the middle of a step that cannot be interrupted; what is written is kept"
+    err = Interrupted(message, signal_number=number)
+    _end_process(lambda: show_error(err, as_json="--json" in sys.argv), err.status)
+
+
+def _end_process(say: Callable[[], object], status: int, *, seconds: float = 0.3) -> None:
+    """End this process and those of its pools without waiting for a thread; ``say`` gets so many seconds.
+
+    What ``say`` needs may be held by the thread that does not answer.
+    """
+    saying = threading.Thread(target=say, daemon=True)
+    saying.start()
+    saying.join(seconds)
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import active_children
+
+        for child in active_children():
+            child.terminate()
+    os._exit(status)
 
 
 def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug: bool) -> int:

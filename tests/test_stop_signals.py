@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +21,9 @@ from ensemble import terminal
 from ensemble.__main__ import run
 from ensemble.errors import OptionError
 from ensemble.stop_signals import StopSignals
+from ensemble.thread_pool import thread_pool
 from tests.support import toys
+from tests.support.children import ROOT
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -136,3 +144,99 @@ def test_a_command_runs_in_any_thread() -> None:
     thread.start()
     thread.join()
     assert found == [0]
+
+
+def test_a_signal_during_a_long_call_of_a_library_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python hears no signal until the call has ended; a thread does, and says which it was."""
+    monkeypatch.setattr("ensemble.stop_signals._UNHEARD", 0.1)
+    given_up: list[tuple[int, bool]] = []
+    running = True
+    signals = StopSignals(lambda number: given_up.append((number, running)))
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def compute() -> None:
+        nonlocal running
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGTERM)).start()
+        with signals.heard():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # a second without a step of Python
+            running = False
+
+    with pytest.raises(KeyboardInterrupt):
+        compute()
+    assert given_up == [(signal.SIGTERM, True)]
+
+
+def test_a_signal_that_is_heard_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the main thread hears it, what is computed may be written in peace."""
+    monkeypatch.setattr("ensemble.stop_signals._UNHEARD", 0.05)
+    given_up: list[int] = []
+    with StopSignals(given_up.append).heard():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert given_up == []
+
+
+def test_a_command_that_does_not_end_after_a_signal_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has swallowed the signal, or writes to a disk that does not answer, ends some seconds later."""
+    monkeypatch.setattr("ensemble.stop_signals._LONGEST", 0.1)
+    given_up: list[int] = []
+    with StopSignals(given_up.append).heard():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+        time.sleep(0.4)
+    assert given_up == [signal.SIGHUP]
+
+
+def test_a_thread_in_a_long_call_does_not_keep_a_pool_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an exception what is queued is not begun, and what is in progress is left to itself."""
+    monkeypatch.setattr("ensemble.thread_pool.LEAVE_SECONDS", 0.05)
+    going, release = threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        going.set()
+        release.wait(10)
+
+    def stop() -> None:
+        with thread_pool(1) as pool:
+            for number in range(3):
+                pool.submit(work, number)
+            going.wait()
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+        assert begun == [0]
+        assert not release.is_set()
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "with thread_pool(1) as pool: pool.submit(threading.Event().wait, 60); signal.raise_signal(15)",
+        "exec('signal.raise_signal(15)')",  # as dataclasses do on import
+    ],
+)
+def test_a_process_ends_with_the_status_of_the_signal(tmp_path: Path, step: str) -> None:
+    """Also where a thread does not end, and where Python itself would end with SIGINT as it was running a text."""
+    (tmp_path / "stopped.py").write_text(f"""
+import signal, sys, threading
+from ensemble import __main__
+from ensemble.thread_pool import thread_pool
+def command(*_, **__):
+    {step}
+__main__.ens.main, sys.argv = command, ["ens"]
+__main__.main()
+""")
+    command, places = [sys.executable, "-m", "stopped"], os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=places)
+    assert done.returncode == 143, done.stderr
+    assert "error[E801] stopped" in done.stderr
+    assert time.monotonic() - began < 40  # the thread waits for 60 seconds

@@ -6,7 +6,6 @@ A window is ``(left, top, right, bottom)`` in shares of the image's sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
 from ensemble.images.decode import read_image
 from ensemble.runtime.machine import available_cores
+from ensemble.thread_pool import thread_pool
 
 SIDE = 64  # px of a thumbnail, whatever the aspect ratio of the image
 _CHUNK = 256
@@ -43,7 +43,7 @@ def make_thumbnails(paths: Sequence[Path], *, workers: int | None = None, listen
     grey = np.zeros((len(paths), SIDE, SIDE), np.uint8)
     sizes = np.zeros((len(paths), 2), np.int64)
     faults: dict[int, DataError] = {}
-    with ThreadPoolExecutor(workers or available_cores()) as pool:
+    with thread_pool(workers or available_cores()) as pool:
         for start in range(0, len(paths), _CHUNK):
             for row, found in enumerate(pool.map(_thumbnail, paths[start : start + _CHUNK]), start):
                 if isinstance(found, DataError):

@@ -36,6 +36,7 @@ from ensemble.images.face_boxes import Box, FoundBy
 from ensemble.images.listing import Listing
 from ensemble.predict.resumable import Slice
 from ensemble.runtime.machine import available_cores
+from ensemble.thread_pool import leave
 
 _SMALLEST = 20  # px; MTCNN detects nothing in smaller images
 _REDUCED_FROM = 1024  # px of the shorter side; the networks see faces of 48 px, so larger images are halved first
@@ -128,7 +129,7 @@ class Detector:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            leave(self._pool)
         torch.set_num_threads(self._threads)
 
     def cut(self, rounds: Iterator[Slice]) -> Iterator[Slice]:

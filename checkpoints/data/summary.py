@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.images.planes import describe_array, is_array
 from ensemble.runtime.machine import available_cores
 from ensemble.text_table import render_columns
+from ensemble.thread_pool import thread_pool
 
 PER_PERSON = 7  # images, in the mask contest
 _CHUNK = 256
@@ -141,7 +141,7 @@ def scan_images(
 ) -> tuple[ScannedImage, ...]:
     """Decode every image once, in threads."""
     found: list[ScannedImage] = []
-    with ThreadPoolExecutor(workers or available_cores()) as pool:
+    with thread_pool(workers or available_cores()) as pool:
         for start in range(0, len(rows), _CHUNK):
             found += pool.map(_scan_image, [row.path for row in rows[start : start + _CHUNK]])
             listener.progress("data", len(found), len(rows))

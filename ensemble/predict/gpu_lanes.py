@@ -17,6 +17,7 @@ from ensemble.arrays import Pixels
 from ensemble.card import Preprocess
 from ensemble.runtime.device import Device
 from ensemble.runtime.io_binding import DeviceBuffers, use_buffers
+from ensemble.thread_pool import leave
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -81,8 +82,8 @@ def through_lanes(
             yield begun.popleft().result().result()
     finally:
         # in this order: whoever waits for a lane gets one from those who compute
-        readers.shutdown(wait=True, cancel_futures=True)
-        loader.shutdown(wait=True, cancel_futures=True)
+        leave(readers)
+        leave(loader)
         for loaded in begun:
             if not loaded.cancelled() and loaded.exception() is None:
                 loaded.result().cancel()

@@ -36,6 +36,7 @@ from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.gpu_start import model_inputs, relative_costs, retry_on_oom, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.session import Session, run_together
+from ensemble.thread_pool import leave, thread_pool
 
 _READ_ROWS = 64  # of a large piece of work, that one worker reads
 S = TypeVar("S")
@@ -115,7 +116,7 @@ class Pipeline:
         """Yield ``function`` of the pixels of each batch, in the order of ``work``; it may run in several threads."""
         if self._on_gpu:
             # what the function asks goes through the lane that its thread has; all workers decode one piece of work
-            with ThreadPoolExecutor(self._workers, thread_name_prefix="ens-read") as pool:
+            with thread_pool(self._workers, "ens-read") as pool:
                 read = partial(self._read_together, pool)
                 passed = self._through(work, read, lambda *_: None, lambda _, item: function(*item), readers=1)
                 with closing(passed) as done:
@@ -199,7 +200,7 @@ class Pipeline:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            leave(pool)
 
     def _read(self, work: Work) -> tuple[Work, Batch]:
         return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from ensemble.errors import DeviceMemoryError
 from ensemble.events import SILENT, Listener, Notice
@@ -14,6 +13,7 @@ from ensemble.runtime.gpu_start import GpuStarter
 from ensemble.runtime.io_binding import SharedBatchSize
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.session import Session
+from ensemble.thread_pool import thread_pool
 
 
 def start_gpu_sessions(
@@ -41,7 +41,7 @@ def start_gpu_sessions(
     shape = SharedBatchSize(rows)
     while shape.rows * len(views) > 2 * rows and shape.halve(shape.rows):
         pass
-    with ThreadPoolExecutor(1, thread_name_prefix="ens-cpu") as executor:
+    with thread_pool(1, "ens-cpu") as executor:
         # onnxruntime on the CPU computes what the GPUs are compared with while those start
         expected = expect_later(executor, models, views) if device.is_gpu else {}
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
@@ -34,6 +33,7 @@ from ensemble.runtime.parity import PICTURES
 from ensemble.runtime.providers import BindableRuntime, require_on_device
 from ensemble.runtime.session import Session, build_network, provider_options, report_start_failure
 from ensemble.runtime.tensorrt import announce_build, digest, engine_options, require_symmetric, versions
+from ensemble.thread_pool import thread_pool
 
 T = TypeVar("T")
 Measure: TypeAlias = Callable[[Mapping[str, str]], tuple[float, Logits]]
@@ -79,7 +79,7 @@ class GpuStarter:
 
     def _side_by_side(self, models: Mapping[str, ModelFile], names: Sequence[str]) -> Iterator[tuple[str, Session]]:
         """Start models together; end with the one before the first that finds no memory: it is tried again alone."""
-        with ThreadPoolExecutor(min(_SIDE_BY_SIDE, available_cores(), len(names))) as pool:
+        with thread_pool(min(_SIDE_BY_SIDE, available_cores(), len(names))) as pool:
             futures = [pool.submit(self.start_one, models[name]) for name in names]
             try:
                 for name, future in zip(names, futures, strict=True):

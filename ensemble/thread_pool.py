@@ -1,0 +1,34 @@
+"""Threads that do not keep a stopped command from ending: what they are in the middle of is left to itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+LEAVE_SECONDS = 1.0  # in which a thread is waited for that is no longer needed
+
+
+@contextmanager
+def thread_pool(workers: int, name: str = "ens") -> Iterator[ThreadPoolExecutor]:
+    """Return a pool that ends with the block: when all is done, or, after an exception, with what is begun.
+
+    After an exception, such as that of a signal, it is waited for a second: a decoder of a large image cannot be
+    interrupted, and takes longer.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    try:
+        yield pool
+    except BaseException:
+        leave(pool)
+        raise
+    pool.shutdown(wait=True)
+
+
+def leave(pool: ThreadPoolExecutor, seconds: float | None = None) -> None:
+    """End a pool: nothing more is begun, and what is in progress is waited for so many seconds, by default one."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    closer = threading.Thread(target=pool.shutdown, daemon=True)
+    closer.start()
+    closer.join(LEAVE_SECONDS if seconds is None else seconds)
