@@ -152,12 +152,17 @@ td.chart { width: 46%; min-width: 180px; }
 .ages div { flex: 1; background: var(--accent); }
 .ages .moved { background: var(--second); }
 .ages .cut { border-left: 2px solid var(--ink); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 10px 0 0; font-size: 14px; color: var(--muted); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 10px 0; font-size: 14px; color: var(--muted); }
 .legend b { display: inline-block; width: 12px; height: 12px; margin-right: 6px; border-radius: 2px; }
 .thumbnails { display: flex; flex-wrap: wrap; gap: 8px; }
 .thumbnails figure { margin: 0; width: 96px; }
 .thumbnails figcaption { font-size: 11px; margin: 2px 0 0; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
+.findings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 228px), 1fr)); gap: 12px; }
+.finding { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 12px;
+  min-width: 0; font-size: 13px; line-height: 1.45; }
+.finding.sure { border-left: 4px solid var(--second); }
+.finding p { margin: 4px 0 0; }
 .muted { color: var(--muted); }
 p.note { margin: 8px 0 0; font-size: 14px; color: var(--muted); }
 code, pre { font-family: var(--mono); font-size: 13px; }

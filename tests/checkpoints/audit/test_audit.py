@@ -18,6 +18,7 @@ from checkpoints.audit.findings import Finding, fixes_table
 from checkpoints.data.dataset import Dataset, read_dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.table_options import TableOptions
+from ensemble.analysis.html import STYLE
 from ensemble.cli import ens
 from ensemble.errors import EnsError, OptionError
 from ensemble.events import Recorder
@@ -163,5 +164,8 @@ def test_the_command_writes_a_table_a_page_and_fixes(contest: Path, tmp_path: Pa
     page = (tmp_path / "out" / "audit.html").read_text()
     assert "p4/" in page
     assert "male &rarr; female" in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert 'class="finding' in page
+    assert f"<style>{STYLE}</style>" in page, "the look of the report and of ens data"
     assert (tmp_path / "out" / "fixes.csv").read_text().count("\n") == 1 + value["fixes"]
