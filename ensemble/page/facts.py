@@ -47,7 +47,7 @@ def require_no_faces(takes_boxes: bool, name: str) -> None:
         DeployError: E830 when one does.
     """
     if takes_boxes:
-        raise DeployError("E830", f"{name} was trained on face crops, and a page has no face detector")
+        raise DeployError("E830", f"trained on face crops, which a page, without a face detector, cannot cut: {name}")
 
 
 def page_facts(fused: FusedFile) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import DeployError, FileError
+from ensemble.errors import DeployError, FileError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.fuse.fuse import FuseOptions, fuse
 from ensemble.fuse.verify import CheckImages
@@ -54,8 +54,9 @@ def require_page_members(recipe: Recipe, models: Sequence[Path]) -> None:
         DeployError: E830 when a member takes face crops.
         PredictionError, ModelError, FileError: see `find_members`.
     """
-    for name, model in find_members(used_part(recipe), models).items():
-        require_no_faces(model.card.preprocess.face is not None, name)
+    found = find_members(used_part(recipe), models)
+    cropped = [name for name, model in found.items() if model.card.preprocess.face is not None]
+    require_no_faces(bool(cropped), enumerate_some(cropped))
 
 
 def fuse_for_page(

@@ -23,6 +23,7 @@ from ensemble.card import FaceCrop
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
 from ensemble.submission.recognise import read_sheet
+from ensemble.submission.sheet_options import SheetOptions
 from ensemble.submit.destination import Destination
 from ensemble.submit.submit import submit
 from tests.support.fused import toy_recipe, write_members
@@ -54,7 +55,7 @@ def test_the_dataset_describes_itself(dataset: Path) -> None:
 @pytest.mark.slow
 def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_path: Path) -> None:
     """It finds the sample and the images below the input, also ids without suffix; no network is there where Linux
-    lets it be taken away, and no package of which the bundle has no wheel.
+    lets it be taken away, and no package of which the bundle has no wheel. Other options are those of `ens submit`.
     """
     contest = tmp_path / "input" / "contest"
     names = [f"{number:02d}" for number in range(12)]
@@ -65,6 +66,7 @@ def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_
     shutil.copytree(dataset, tmp_path / "input" / "toy-masks")
     command = [sys.executable, str(tmp_path / "input/toy-masks/run.py"), "--input", str(tmp_path / "input")]
     command += ["--packages", str(ROOT), "-o", str(tmp_path / "there.csv"), "--budget", "1h", "--device", "cpu"]
+    command += ["--answers", "name"]
     alone = ["unshare", "-n", "-r"]
     if shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0:
         command = [*alone, *command]
@@ -78,7 +80,7 @@ def test_the_script_writes_the_bytes_of_home_without_network(dataset: Path, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"images: {contest / 'test' / 'images'}" in done.stdout
     recipe = toy_recipe()
-    sheet = read_sheet(sample, recipe.labels)
+    sheet = read_sheet(sample, recipe.labels, options=SheetOptions("name"))
     destination = Destination(tmp_path / "home.csv", tmp_path / "work", sheet)
     submit(recipe, contest / "test" / "images", [tmp_path / "models"], destination)
     assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "home.csv").read_bytes()

@@ -18,7 +18,7 @@ from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, Pr
 from ensemble.blend.pooling import parse_pool
 from ensemble.blend.recipe import Group
 from ensemble.blend.smoothing import Smoothing
-from ensemble.card import FaceCrop, ModelCard, Preprocess
+from ensemble.card import FaceCrop, ModelCard, Precision, Preprocess
 from ensemble.cli import ens
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
@@ -27,7 +27,7 @@ from ensemble.fuse import graph
 from ensemble.fuse.fuse import Fused, FuseOptions, fuse
 from ensemble.fuse.fused_card import FusedCard, read_fused_card
 from ensemble.fuse.fused_session import start_fused
-from ensemble.fuse.verify import CheckImages
+from ensemble.fuse.verify import LIMITS, CheckImages
 from ensemble.labels import LabelSpace
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import start_session
@@ -178,6 +178,58 @@ def test_networks_of_other_opsets_are_converted(folder: Path, tmp_path: Path) ->
     write_model(tmp_path, card("m2", labels=LABELS), seed=2)
     done: Fused = fuse(toy_recipe(), [tmp_path], tmp_path / "out" / "e.onnx")
     assert {one.version for one in onnx.load(done.path).opset_import} == {20}
+
+
+def low_precision(one: ModelCard, *, seed: int) -> onnx.ModelProto:
+    """The linear toy model with the product in float16, or of quantized pixels and weights as in int8 models."""
+    proto, add = model_proto(one, seed=seed), onnx.helper.make_node
+    product, (weights,) = proto.graph.node[-1], [t for t in proto.graph.initializer if t.name == "weights"]
+    values = onnx.numpy_helper.to_array(weights)
+    del proto.graph.node[-1]
+    proto.graph.initializer.remove(weights)
+    if one.precision == "fp16":
+        stored = {"weights": values.astype(np.float16)}
+        proto.graph.node.extend(
+            [
+                add("Cast", ["flat"], ["half"], to=onnx.TensorProto.FLOAT16),
+                add("MatMul", ["half", "weights"], ["product"]),
+                add("Cast", ["product"], ["logits"], to=onnx.TensorProto.FLOAT),
+            ]
+        )
+    else:
+        step = np.float32(np.abs(values).max() / 127)
+        stored = {
+            "step": np.array(1 / 255, np.float32),
+            "zero": np.array(0, np.uint8),
+            "weights8": np.round(values / step).astype(np.int8),
+            "step8": np.array(step),
+            "zero8": np.array(0, np.int8),
+        }
+        proto.graph.node.extend(
+            [
+                add("QuantizeLinear", ["flat", "step", "zero"], ["pixels8"]),
+                add("DequantizeLinear", ["pixels8", "step", "zero"], ["pixels"]),
+                add("DequantizeLinear", ["weights8", "step8", "zero8"], ["weights"]),
+                add("MatMul", ["pixels", "weights"], [product.output[0]]),
+            ]
+        )
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in stored.items())
+    return proto
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_members_of_low_precision_are_fused_as_they_are(precision: Precision, tmp_path: Path) -> None:
+    """Beside a float32 member, with two views; the file has their types, and the limit of their precision."""
+    for number in range(3):
+        one = replace(card(f"m{number}", labels=LABELS), precision=precision if number else "fp32")
+        write_model(tmp_path, one, proto=low_precision(one, seed=number) if number else model_proto(one))
+    recipe = toy_recipe(views={"identity": 1.0, "hflip": 1.0})
+    done = fuse(recipe, [tmp_path], tmp_path / "out" / "e.onnx")
+    assert done.checks.limit == LIMITS[precision]
+    assert done.checks.difference < 1e-3
+    kind = {"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+    assert kind in {tensor.data_type for tensor in onnx.load(done.path).graph.initializer}
+    assert [member.card.precision for member in done.card.members] == ["fp32", precision, precision]
 
 
 @pytest.mark.parametrize(
