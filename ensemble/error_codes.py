@@ -341,6 +341,10 @@ CODES: dict[str, Code] = {
         "A table has fractions as labels (soft labels, or measured values), which are neither trained on nor scored.",
         "write one class per image, such as the most probable, or 0 and 1 per label; ens train --smoothing softens them",
     ),
+    "E365": Code(
+        "A table does not tell which rows are smoothed over each other.",
+        "name its columns: --smooth-group of the groups, --smooth-order of the numbers by which their rows are ordered",
+    ),
     "E564": Code(
         "A sample asks for measured numbers, and the members predict classes or labels.",
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",

@@ -57,8 +57,12 @@ def score_metrics(
     return {one.name: _score(one, answers, clusters, resamples, seed) for one in metrics}
 
 
-def positive_class(names: Sequence[str], named: str | None, *, listener: Listener = SILENT) -> int:
+def positive_class(
+    names: Sequence[str], named: str | None, *, recorded: str | None = None, listener: Listener = SILENT
+) -> int:
     """Return which of two classes metrics such as ROC AUC are about: the one named, or by their names, or the second.
+
+    The class that a recipe ``recorded`` comes before what the names tell.
 
     Raises:
         PredictionError: E541 when the class that is named is none.
@@ -66,7 +70,7 @@ def positive_class(names: Sequence[str], named: str | None, *, listener: Listene
     if len(names) != 2 and named is None:
         return 1
     try:
-        found = find_positive(names, "", named)
+        found = find_positive(names, "", named, recorded=recorded)
     except PositiveClassError:
         found = 1
     if named is None:

@@ -65,7 +65,8 @@ class Recipe:
     the order of ``labels``; then ``rule`` decides. ``learned`` documents how a learned recipe was selected. With
     ``transductive`` the macro-F1 rule is fitted to the probabilities it decides about: no labels are needed, but the
     class of one image then depends on the other images. With ``smoothing`` the probabilities are smoothed over the
-    rows of each file before the rule decides. A pool of ranks has neither sharpness nor bias.
+    rows of each file before the rule decides. A pool of ranks has neither sharpness nor bias. ``positive`` is
+    the one of two classes that its metric is about, or whose probability its sample asked for, where that is known.
 
     Weights are stored as given; only their proportions matter. Views, groups and members are sorted by name, so that
     equal recipes compute the same sums in the same order.
@@ -86,6 +87,7 @@ class Recipe:
     transductive: bool = False
     activation: Activation = "softmax"
     smoothing: Smoothing | None = None
+    positive: str | None = None
 
     def __post_init__(self) -> None:
         require_rule_fits(self.rule, len(self.labels))
@@ -103,6 +105,8 @@ class Recipe:
             raise PredictionError("E518", f"the sharpness must be from 0 to {_MAX_SCALE:g}, got {self.sharpness}")
         if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
             raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one per class")
+        if self.positive is not None and (len(self.labels) != 2 or self.positive not in self.labels.names):
+            raise PredictionError("E518", f"the positive class {self.positive!r} is none of two classes")
         if not isinstance(self.learned, Mapping | None):
             raise PredictionError("E518", "learned must be a JSON object")
         names = [member for group in self.groups.values() for member in group.members]
@@ -155,6 +159,7 @@ class Recipe:
             "transductive": self.transductive or None,
             "activation": None if self.activation == "softmax" else self.activation,
             "smoothing": None if self.smoothing is None else self.smoothing.to_json(),
+            "positive": self.positive,
         }
         if self.class_weights is not None or isinstance(self.rule, ThresholdRule):
             return one_line_each(_without_none(value))

@@ -1,7 +1,7 @@
 """Smooth predictions over the rows of one file: segments of a recording, frames of a clip, slices of a scan.
 
 The rows of a file are found by their ids: ``soundscape_5``, ``soundscape_10`` are two rows of ``soundscape``, in the
-order of their numbers.
+order of their numbers. Or a table has a column of groups, and one of their order.
 """
 
 from __future__ import annotations
@@ -9,20 +9,48 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.errors import PredictionError, enumerate_some
+from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.ids import find_rows
 from ensemble.plain_numbers import to_float
 
 Edges = Literal["nearest", "shrink", "zero", "reflect"]
 IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"
 """The default pattern of ids: a file, and a number at the end, before a suffix if there is one."""
+_PATTERN_HINT = (
+    "give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)', or a table of groups: "
+    "--smooth-table"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """The group of each of ``ids``, and its place in it, from the columns ``group`` and ``order`` of a table.
+
+    Without an ``order`` the places are those of the rows in the table.
+    """
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    places: tuple[float, ...]
+    group: str
+    order: str | None
+
+
+def needs_table(group: str) -> OptionError:
+    """Return the error E204 for a recipe whose groups are those of a table that is not given."""
+    return OptionError(
+        "E204",
+        f"the recipe smooths over the rows of each {group}, a column of a table",
+        hint="name the table of these images: --smooth-table FILE of ens blend and ens submit",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +60,8 @@ class Smoothing:
     ``kernel`` has an odd number of weights, that of the previous rows first; only their proportions matter. ``ids`` is
     a regular expression of a whole id with two groups: the file, and a number by which its rows are ordered. Beyond
     the ends of a file its last row is repeated (``nearest``), the weights are not used (``shrink``), the values are 0
-    (``zero``) or mirrored without the last row (``reflect``).
+    (``zero``) or mirrored without the last row (``reflect``). With ``group`` the files are the values of that column of
+    a ``table``, which is not stored, and the rows are in the ``order`` of another of its columns, or as they are.
 
     Raises:
         PredictionError: E518 when the kernel, the pattern or the edges are not valid.
@@ -41,6 +70,9 @@ class Smoothing:
     kernel: tuple[float, ...]
     ids: str = IDS
     edges: Edges = "nearest"
+    group: str | None = None
+    order: str | None = None
+    table: RowTable | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in self.kernel)
@@ -64,12 +96,18 @@ class Smoothing:
             value["ids"] = self.ids
         if self.edges != "nearest":
             value["edges"] = self.edges
+        if self.group is not None:
+            value["group"] = self.group
+        if self.order is not None:
+            value["order"] = self.order
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Smoothing:
         """Return the smoothing of a JSON value from `to_json`; an unknown field is a TypeError."""
         fields = dict(value)
+        if "table" in fields:
+            raise TypeError("a recipe has no table of rows")
         return cls(tuple(fields.pop("kernel")), **fields)
 
 
@@ -77,9 +115,11 @@ def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, lis
     """Return values ``(N, C)`` smoothed over the rows of each file.
 
     Raises:
-        PredictionError: E504 when an id has no file and number, or two rows of a file have the same number.
+        OptionError: E204 when the files are those of a table that is not given.
+        PredictionError: E504 when an id has no file and number, or two rows of a file have the same number, or ids are
+            not in the table.
     """
-    files = _files_of(ids, smoothing)
+    files = _files_of(ids, smoothing) if smoothing.group is None else rows_in_table(ids, smoothing, listener)
     kernel = np.array(smoothing.kernel, dtype=np.float64) / math.fsum(smoothing.kernel)
     out = np.empty_like(values)
     for rows in files.values():
@@ -89,7 +129,7 @@ def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, lis
         raise PredictionError(
             "E504",
             f"no file has two rows to be smoothed over: {next(iter(files))!r} of {ids[0]!r} has one",
-            hint="give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)'",
+            hint=_PATTERN_HINT if smoothing.group is None else "name a column of groups with several rows each",
         )
     message = f"{len(ids):,} rows are smoothed within {len(files):,} files of {min(sizes)} to {max(sizes)} rows"
     listener.notice(Notice("I550", f"{message}, such as {enumerate_some(list(files), limit=2)}"))
@@ -111,9 +151,30 @@ def _files_of(ids: Sequence[str], smoothing: Smoothing) -> dict[str, NDArray[np.
             raise PredictionError(
                 "E504",
                 f"the id {name!r} has no file and number, by the pattern {smoothing.ids!r}",
-                hint="give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)'",
+                hint=_PATTERN_HINT,
             )
         found.setdefault(file, []).append((place, row))
+    return _in_order(found)
+
+
+def rows_in_table(ids: Sequence[str], smoothing: Smoothing, listener: Listener) -> dict[str, NDArray[np.intp]]:
+    """Return the rows of each file in their order, by a table."""
+    assert smoothing.group is not None
+    table = smoothing.table
+    if table is None:
+        raise needs_table(smoothing.group)
+
+    def complain(difference: str) -> PredictionError:
+        return PredictionError("E504", f"the table of rows to be smoothed {difference}")
+
+    rows = find_rows(ids, table.ids, complain=complain, listener=listener)
+    found: dict[str, list[tuple[float, int]]] = {}
+    for row, place in enumerate(rows.tolist()):
+        found.setdefault(table.groups[place], []).append((table.places[place], row))
+    return _in_order(found)
+
+
+def _in_order(found: Mapping[str, list[tuple[float, int]]]) -> dict[str, NDArray[np.intp]]:
     for file, rows in found.items():
         if len({place for place, _ in rows}) < len(rows):
             raise PredictionError("E504", f"two rows of {file!r} have the same number, so they have no order")

@@ -134,7 +134,7 @@ def blend(
     read = {"--like": like, "--apply": recipe_path, "--truth": truth}
     require_different({"-o": output, "--save": save}, read | named("PREDICTIONS", predictions) | named("--oof", oof))
     _require_one_source(recipe_path, oof, truth)
-    sheet = replace(sheet, scored=truth is not None and _is_contest_metric(metric))
+    sheet = _about_positive(sheet, recipe_path, metric if truth is not None else None)
     space = parse_labels(labels)
     external = replace(tables, id_column=sheet.id_column)
     found = read_members(predictions, space, options=external, listener=TERMINAL)
@@ -145,13 +145,12 @@ def blend(
         if like is None
         else read_sheet(like, names, options=sheet, independent=common.independent, listener=TERMINAL)
     )
-    source: GivenWeights | LearnFrom | Path = recipe_path or _parse_weights(
-        pool_name, weights, views, rule_name, extras
-    )
+    given = _parse_weights(pool_name, weights, views, rule_name, extras)
+    source: GivenWeights | LearnFrom | Path = recipe_path or given
     if truth is not None:
         held_out = read_members(oof, space, options=external.for_oof(), beside=(truth,), listener=TERMINAL)
         source = LearnFrom(held_out, truth, method, metric, seed, transductive, _truth_columns(sheet, sample, names))
-    chosen = choose_recipe(common.members, source, listener=TERMINAL)
+    chosen = _with_rows(choose_recipe(common.members, source, listener=TERMINAL), extras)
     ids = None if sample is None or row_map is not None else without_ids(sample.ids, common.missing)
     blended = run_blend(common.members, chosen.recipe, ids=ids, listener=TERMINAL)
     answers, missing = answers_of(blended), common.missing
@@ -160,6 +159,7 @@ def blend(
         answers, missing = rows.submission, rows.missing
     sample = sample or default_sheet(answers.ids, names, options=sheet, independent=common.independent)
     write_submission(output, answers, sheet=sample, missing=missing, listener=TERMINAL)
+    chosen = _with_positive(chosen, sample, names)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
     summary = {"path": str(output), "rows": len(answers)}
@@ -174,6 +174,21 @@ def _is_contest_metric(text: str) -> bool:
     return text.partition(":")[0] not in METRICS
 
 
+def _about_positive(sheet: SheetOptions, recipe_path: Path | None, metric: str | None) -> SheetOptions:
+    """Return the options with the positive class of a saved recipe; a learned metric may be about it as well."""
+    from ensemble.blend.recipe import read_recipe
+
+    recorded = None if recipe_path is None else read_recipe(recipe_path).positive
+    return replace(sheet, scored=metric is not None and _is_contest_metric(metric), recorded=recorded)
+
+
+def _with_rows(chosen: ChosenRecipe, extras: RecipeExtras) -> ChosenRecipe:
+    """Return a recipe that smooths over the groups of a table with that table."""
+    from ensemble.blend.row_table import with_row_table
+
+    return replace(chosen, recipe=with_row_table(chosen.recipe, extras.row_table, listener=TERMINAL))
+
+
 def _truth_columns(options: SheetOptions, sample: AnswerSheet | None, labels: LabelSpace) -> TruthOptions:
     """Return what the options say about the ground truth; a sample of one probability says which class is positive."""
     from ensemble.predictions.truth import truth_columns
@@ -182,6 +197,13 @@ def _truth_columns(options: SheetOptions, sample: AnswerSheet | None, labels: La
     if sample is None or sample.positive is None:
         return columns
     return replace(columns, positive=labels.names[sample.positive])
+
+
+def _with_positive(chosen: ChosenRecipe, sample: AnswerSheet, labels: LabelSpace) -> ChosenRecipe:
+    """Record the one of two classes whose probability is written, where the recipe has none."""
+    if sample.positive is None or chosen.recipe.positive is not None or len(labels) != 2:
+        return chosen
+    return replace(chosen, recipe=replace(chosen.recipe, positive=labels.names[sample.positive]))
 
 
 def _render_chosen(chosen: ChosenRecipe) -> str:

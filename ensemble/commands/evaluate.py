@@ -51,6 +51,12 @@ _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
     help="Score also by a contest's metric: log-loss, roc-auc, map@5, quadratic-kappa, ..., or my_metric.py:score "
     "(your function of truth and probabilities, which is run); repeatable.",
 )
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=PATH,
+    help="Saved recipe: score by the metric it was learned for, and about its positive class.",
+)
 @reading_options
 @json_option
 def evaluate(
@@ -60,6 +66,7 @@ def evaluate(
     like: Path | None,
     labels: str,
     metrics: tuple[str, ...],
+    recipe_path: Path | None,
     sheet: SheetOptions,
     as_json: bool,
 ) -> None:
@@ -77,6 +84,8 @@ def evaluate(
     from ensemble.scoring.catalogue import find_metric
     from ensemble.submission.sheet import Submission
 
+    if recipe_path is not None:
+        metrics, sheet = _of_recipe(recipe_path, metrics, sheet)
     contest = [find_metric(name) for name in metrics]
     columns = truth_columns(_named_in(truth, answers, sheet))
     sheet = replace(sheet, scored=bool(contest))
@@ -99,7 +108,11 @@ def evaluate(
     if several:
         result = evaluate_labels(several, truths[next(iter(several.values())).labels.names], metrics=contest)
     else:
-        positives = {names: positive_class(names, sheet.positive, listener=TERMINAL) for names in spaces if contest}
+        positives = {
+            names: positive_class(names, sheet.positive, recorded=sheet.recorded, listener=TERMINAL)
+            for names in spaces
+            if contest
+        }
         result = side_by_side(
             {
                 name: run_evaluate(
@@ -109,6 +122,20 @@ def evaluate(
             }
         )
     show(result.as_dict(), result.render(), as_json=as_json)
+
+
+def _of_recipe(path: Path, metrics: tuple[str, ...], sheet: SheetOptions) -> tuple[tuple[str, ...], SheetOptions]:
+    """Return the contest metric that a recipe was learned for, unless metrics are named, and its positive class.
+
+    A function of a user is run only where --metric names it.
+    """
+    from ensemble.blend.recipe import read_recipe
+    from ensemble.learn.objective import METRICS
+
+    recipe = read_recipe(path)
+    learned = str((recipe.learned or {}).get("metric", ""))
+    known = learned and ".py" not in learned and learned.partition(":")[0] not in METRICS
+    return metrics or ((learned,) if known else ()), replace(sheet, recorded=recipe.positive)
 
 
 def _read_answers(

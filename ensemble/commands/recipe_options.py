@@ -15,7 +15,7 @@ from ensemble.commands.options import PATH
 if TYPE_CHECKING:
     from ensemble.blend.smoothing import Smoothing
 
-NAMES = ("class_weights", "thresholds", "smooth", "smooth_ids", "smooth_edges")
+NAMES = ("class_weights", "thresholds", "smooth", "smooth_ids", "smooth_edges", "smooth_group", "smooth_order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,14 @@ class RecipeExtras:
     class_weights: Mapping[str, Mapping[str, float]] | None = None
     thresholds: float | Mapping[str, float] | None = None
     smoothing: Smoothing | None = None
+    row_table: Path | None = None
+
+
+smooth_table_option = click.option(
+    "--smooth-table",
+    type=PATH,
+    help="CSV of ids, groups and their order for smoothing, where the ids do not have them.",
+)
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,17 +46,28 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         smooth: str | None,
         smooth_ids: str | None,
         smooth_edges: Any,
+        smooth_table: Path | None,
+        smooth_group: str | None,
+        smooth_order: str | None,
         **parameters: object,
     ) -> None:
         extras = RecipeExtras(
             None if class_weights is None else _read_class_weights(class_weights),
             None if thresholds is None else _parse_thresholds(thresholds),
-            _parse_smoothing(smooth, smooth_ids, smooth_edges),
+            _parse_smoothing(smooth, smooth_ids, smooth_edges, smooth_table, smooth_group, smooth_order),
+            smooth_table,
         )
         command(extras=extras, **parameters)
 
     wrapped: Callable[..., None] = with_options
     for option in (
+        click.option(
+            "--smooth-order",
+            metavar="COLUMN",
+            help="Column of --smooth-table that orders the rows of a group.",
+        ),
+        click.option("--smooth-group", metavar="COLUMN", help="Column of --smooth-table with the group of each row."),
+        smooth_table_option,
         click.option(
             "--smooth-edges",
             type=click.Choice(["nearest", "shrink", "zero", "reflect"]),
@@ -109,18 +128,34 @@ def _parse_thresholds(text: str) -> float | dict[str, float]:
         return parse_weights(text)
 
 
-def _parse_smoothing(kernel: str | None, ids: str | None, edges: Any) -> Smoothing | None:
+def _parse_smoothing(
+    kernel: str | None,
+    ids: str | None,
+    edges: Any,
+    table: Path | None,
+    group: str | None,
+    order: str | None,
+) -> Smoothing | None:
+    from ensemble.blend.row_table import RowColumns, read_row_table
     from ensemble.blend.smoothing import IDS, Smoothing
     from ensemble.commands.options import conflict
     from ensemble.errors import PredictionError
     from ensemble.plain_numbers import to_float
+    from ensemble.terminal import TERMINAL
 
+    if table is None and (group is not None or order is not None):
+        raise conflict("--smooth-group and --smooth-order name columns of --smooth-table")
     if kernel is None:
-        if ids is not None or edges is not None:
-            raise conflict("--smooth-ids and --smooth-edges belong to --smooth")
+        if ids is not None or edges is not None or group is not None or order is not None:
+            raise conflict("--smooth-ids, --smooth-edges, --smooth-group and --smooth-order belong to --smooth")
         return None
     try:
         weights = tuple(to_float(part) for part in kernel.split(","))
     except ValueError as err:
         raise PredictionError("E508", f"--smooth {kernel!r} is not a list of numbers such as 0.25,0.5,0.25") from err
-    return Smoothing(weights, IDS if ids is None else ids, edges or "nearest")
+    if table is None:
+        return Smoothing(weights, IDS if ids is None else ids, edges or "nearest")
+    if ids is not None:
+        raise conflict("--smooth-ids finds the groups in ids, and --smooth-table has them")
+    found = read_row_table(table, RowColumns(None, group, order), listener=TERMINAL)
+    return Smoothing(weights, edges=edges or "nearest", group=found.group, order=found.order, table=found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, progress_options, run_options
+from ensemble.commands.recipe_options import smooth_table_option
 from ensemble.commands.sheet_options import oof_table_options, rows_options, sheet_options
 from ensemble.terminal import TERMINAL, show
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
 )
+@smooth_table_option
 @rows_options
 @sheet_options
 @run_options
@@ -62,6 +64,7 @@ def submit(
     budget: str | None,
     boxes: Path | None,
     work: Path,
+    smooth_table: Path | None,
     row_map: RowMap | None,
     sheet: SheetOptions,
     options: RunOptions,
@@ -77,6 +80,7 @@ def submit(
     Example: ens submit blend.json --images eval/images --models models --like eval/info.csv -o submission.csv
     """
     from ensemble.blend.recipe import read_recipe
+    from ensemble.blend.row_table import with_row_table
     from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.read_members import read_members
@@ -87,10 +91,13 @@ def submit(
     from ensemble.submit.time_budget import parse_budget
 
     own = {f"{name} of --work": work / name for name in ("errors.csv", "_run.json", "budget.json")}
-    require_different({"-o": output} | own, {"RECIPE": recipe_path, "--like": like, "--truth": truth})
+    require_different(
+        {"-o": output} | own, {"RECIPE": recipe_path, "--like": like, "--truth": truth, "--smooth-table": smooth_table}
+    )
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
+    sheet = replace(sheet, recorded=recipe.positive)
     form = (
         None
         if like is None
@@ -98,6 +105,8 @@ def submit(
             like, recipe.labels, options=sheet, independent=recipe.activation == "sigmoid", listener=TERMINAL
         )
     )
+    ids = None if form is None or row_map is not None else form.ids
+    recipe = with_row_table(recipe, smooth_table, ids=ids, listener=TERMINAL)
     leaving = None
     if early_exit is not None:
         tables = replace(oof_tables, id_column=sheet.id_column, activation=recipe.activation)

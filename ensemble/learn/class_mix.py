@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.arrays import Classes, Floats
+from ensemble.arrays import Classes, Floats, Mask
 from ensemble.labels import LabelSpace
 
 _RESAMPLES = 200
@@ -40,10 +40,15 @@ class ClassMix:
     weights: Floats
 
     @property
+    def changed(self) -> Mask:
+        """The classes ``(C,)`` whose shares differ by more than chance, and by enough to matter."""
+        gap = np.abs(self.learned - self.applied)
+        return np.asarray((gap > _ERRORS * self.errors) & (gap > _DIFFERENCE))
+
+    @property
     def differs(self) -> bool:
         """True if the mixes differ by more than chance, and by enough to matter."""
-        gap = np.abs(self.learned - self.applied)
-        return bool(((gap > _ERRORS * self.errors) & (gap > _DIFFERENCE)).any())
+        return bool(self.changed.any())
 
     def describe(self, labels: LabelSpace, *, limit: int = 4) -> str:
         """Name the classes whose shares differ most, with both shares."""
@@ -60,6 +65,57 @@ def compare_class_mix(
     blended are taken to be as dependent. ``truth`` ``(N,)`` are the true classes, and ``calibrated`` ``(M, C)`` the
     calibrated probabilities of the images to be blended, from which their class frequencies are estimated.
     """
+    classes = learned.shape[1]
+    error = _errors_of_shares(learned, person, len(applied), seed)
+    prior = (np.bincount(truth, minlength=classes) + 1) / (len(truth) + classes)
+    estimated = estimate_frequencies(calibrated, prior)
+    return ClassMix(learned.mean(axis=0), applied.mean(axis=0), error, np.clip(estimated / prior, 1 / _LIMIT, _LIMIT))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMix:
+    """The shares of independent labels, and the weight ``(N,)`` of each image learned from on the other mix.
+
+    ``shares.weights`` are those of the labels where they apply. The weight of an image is the product over the labels
+    whose shares differ by more than chance, as if these did not depend on each other.
+    """
+
+    shares: ClassMix
+    weights: Floats
+
+    @property
+    def differs(self) -> bool:
+        """True if the mixes differ by more than chance, and by enough to matter."""
+        return self.shares.differs
+
+    def describe(self, labels: LabelSpace) -> str:
+        """Name the labels whose shares differ most, with both shares."""
+        return self.shares.describe(labels)
+
+
+def compare_label_mix(
+    learned: Floats, person: Classes, applies: Mask, applied: Floats, *, calibrated: Floats, seed: int
+) -> LabelMix:
+    """Compare the probabilities of labels of images learned from ``(N, C)`` with those of images to be blended.
+
+    As `compare_class_mix`, with each label ``applies`` ``(N, C)`` a choice of its own between two classes.
+    """
+    error = _errors_of_shares(learned, person, len(applied), seed)
+    prior = (applies.sum(axis=0) + 1) / (len(applies) + 2)
+    pairs = [
+        estimate_frequencies(np.stack([1 - p, p], axis=1), np.array([1 - share, share]))
+        for p, share in zip(calibrated.T, prior, strict=True)
+    ]
+    estimated = np.array([pair[1] for pair in pairs])
+    present = np.clip(estimated / prior, 1 / _LIMIT, _LIMIT)
+    absent = np.clip((1 - estimated) / (1 - prior), 1 / _LIMIT, _LIMIT)
+    shares = ClassMix(learned.mean(axis=0), applied.mean(axis=0), error, present)
+    each = np.where(applies, present, absent)[:, shares.changed]
+    return LabelMix(shares, np.asarray(np.clip(each.prod(axis=1), 1 / _LIMIT, _LIMIT)))
+
+
+def _errors_of_shares(learned: Floats, person: Classes, applied: int, seed: int) -> Floats:
+    """Return the standard errors ``(C,)`` of the differences of mean probabilities ``(N, C)``, by people."""
     rows, classes = learned.shape
     count = int(person.max()) + 1
     totals = np.stack([np.bincount(person, weights=column, minlength=count) for column in learned.T], axis=1)
@@ -69,10 +125,7 @@ def compare_class_mix(
     for i in range(_RESAMPLES):
         people = rng.integers(count, size=count)
         resampled[i] = totals[people].sum(axis=0) / images[people].sum()
-    error = resampled.std(axis=0, ddof=1) * np.sqrt(1 + rows / len(applied))
-    prior = (np.bincount(truth, minlength=classes) + 1) / (len(truth) + classes)
-    estimated = estimate_frequencies(calibrated, prior)
-    return ClassMix(learned.mean(axis=0), applied.mean(axis=0), error, np.clip(estimated / prior, 1 / _LIMIT, _LIMIT))
+    return np.asarray(resampled.std(axis=0, ddof=1) * np.sqrt(1 + rows / applied))
 
 
 def estimate_frequencies(probabilities: Floats, prior: Floats) -> Floats:

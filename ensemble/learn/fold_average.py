@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit
 
-from ensemble.arrays import Classes, Floats
+from ensemble.arrays import Classes, Floats, Mask
 from ensemble.blend.pooling import log_softmax
 
 _LEAST = 0.25
@@ -37,7 +38,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldAverage:
-    """Predictions ``(N, C)`` of a member view like the mean of several folds, as log-probabilities.
+    """Predictions ``(N, C)`` of a member view like the mean of several folds, as log-probabilities or log-odds.
 
     ``of_probabilities`` is the logarithm of the mean of the folds' probabilities, ``of_logits`` the normalized mean of
     their logits. ``factor`` is the root of the variance around the class means, divided by what it was before.
@@ -98,6 +99,47 @@ def simulate_fold_averages(
         factor = float(np.sqrt(after / before)) if before > 0 else 1.0
         found.append(FoldAverage(_average(answers, view.folds, seed), log_softmax(answers), factor))
     return found
+
+
+def simulate_label_averages(
+    looks: Sequence[Floats], applies: Mask, folds: Sequence[Floats], *, seed: int
+) -> list[FoldAverage]:
+    """Return out-of-fold log-odds ``(N, C)`` of labels as they would be if k models had been averaged.
+
+    As `simulate_fold_averages`, with log-odds, and every label ``applies`` ``(N, C)`` a choice of its own: covariances
+    are those of the member views' log-odds of one label.
+    """
+    moved = [np.empty(applies.shape) for _ in looks]
+    means = [np.empty(applies.shape) for _ in looks]
+    factors = np.ones((applies.shape[1], len(looks)))
+    for label in range(applies.shape[1]):
+        pairs = zip(looks, folds, strict=True)
+        views = [_label_view(one[:, :, [label]], applies[:, label], other[:, :, [label]]) for one, other in pairs]
+        for v, deviation in enumerate(_transport(views, free=len(applies) - 2)):
+            answers = views[v].mean + deviation
+            before, after = np.square(views[v].deviation).sum(), np.square(deviation).sum()
+            factors[label, v] = np.sqrt(after / before) if before > 0 else 1.0
+            moved[v][:, label] = answers[:, 0]
+            means[v][:, label] = _average_odds(answers[:, 0], views[v].folds[:, :, 0], seed + label)
+    return [FoldAverage(means[v], moved[v], float(factors[:, v].mean())) for v in range(len(looks))]
+
+
+def _label_view(looks: Floats, applies: Mask, folds: Floats) -> _FoldedView:
+    """Return a view of one label, with the log-odds ``(R, N, 1)`` and ``(k, M, 1)``."""
+    odds = np.asarray(looks, dtype=np.float64)
+    mean = odds.mean(axis=0)
+    of_class = np.zeros_like(mean)
+    for value in (False, True):
+        of_class[applies == value] = mean[applies == value].mean() if (applies == value).any() else 0.0
+    return _FoldedView(odds, np.asarray(folds, dtype=np.float64), of_class, mean - of_class)
+
+
+def _average_odds(answers: Floats, folds: Floats, seed: int) -> Floats:
+    """Return the log-odds ``(N,)`` of the mean of the folds' probabilities, whose mean log-odds are ``answers``."""
+    mean = folds.mean(axis=0)
+    rows = _matching_rows((answers > 0).astype(np.intp), (mean > 0).astype(np.intp), seed)
+    total = expit(answers + (folds - mean)[:, rows]).mean(axis=0)
+    return np.asarray(logit(np.clip(total, 1e-300, 1 - 1e-16)))
 
 
 def _view(looks: Floats, truth: Classes, folds: Floats) -> _FoldedView:

@@ -30,6 +30,7 @@ from ensemble.blend.decision_rules import ThresholdRule, decide_labels
 from ensemble.blend.pooling import percentile_ranks
 from ensemble.learn.candidates import Fitted
 from ensemble.learn.ensemble_selection import select_bagged
+from ensemble.learn.label_data import LabelData
 from ensemble.learn.likelihood import FEW_IMAGES, fit_linear, fit_log_linear, fit_temperatures
 from ensemble.learn.objective import Metric
 from ensemble.scoring.answers import ScoredAnswers
@@ -55,22 +56,6 @@ _DIGITS = 11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LabelData:
-    """Out-of-fold log-odds ``(V, N, C)`` of all member views, and which labels apply ``(N, C)``.
-
-    ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown.
-    """
-
-    odds: Floats
-    applies: Decisions
-    person: Classes
-
-    def take(self, rows: Classes) -> LabelData:
-        """Return the data of some images."""
-        return LabelData(self.odds[:, rows], self.applies[rows], self.person[rows])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class LabelOptions:
     """The inputs of a fit besides the data: see `ensemble.learn.candidates.FitOptions`."""
 
@@ -87,8 +72,13 @@ def label_candidates(metric: Metric) -> tuple[str, ...]:
     return (*_POOLS, "rank") if metric.by_score else _POOLS
 
 
-def apply_labels(fitted: Fitted, odds: Floats) -> Floats:
-    """Return the probabilities ``(N, C)`` of the pooled log-odds ``(V, N, C)``, or their mean ranks."""
+def apply_labels(fitted: Fitted, odds: Floats, logits: Floats | None = None) -> Floats:
+    """Return the probabilities ``(N, C)`` of the pooled log-odds ``(V, N, C)``, or their mean ranks.
+
+    ``logits`` are the log-odds for the pools of log-odds, if they differ (see `LabelData`).
+    """
+    if fitted.space == "logit" and logits is not None:
+        odds = logits
     if fitted.space == "rank":
         assert fitted.member_of is not None
         total = np.zeros(odds.shape[1:])
@@ -122,7 +112,7 @@ def fit_label_candidates(names: Iterable[str], options: LabelOptions, data: Labe
             pools[pool] = _fit_pool(pool, options, data)
         fitted[name] = pools[pool]
         if rule:
-            probabilities = apply_labels(pools[pool], data.odds)
+            probabilities = apply_labels(pools[pool], data.odds, data.logits)
             thresholds = fit_thresholds(probabilities, data.applies, options.metric, per_label=rule == "thresholds")
             fitted[name] = replace(pools[pool], rule=ThresholdRule(thresholds))
     return fitted
@@ -192,7 +182,7 @@ def _fit_pool(name: str, options: LabelOptions, data: LabelData) -> Fitted:
     rng = np.random.default_rng(options.seed)
     rows = np.sort(rng.permutation(len(data.applies))[: max(_FEW, _CELLS // data.applies.shape[1])])
     part = data.take(rows)
-    log_p, truth = _as_choices(part)
+    log_p, truth = _as_choices(part.odds, part.applies)
     if name == "linear":
         return replace(mean, weights=fit_linear(log_p, truth))
     if name == "scaled":
@@ -206,22 +196,22 @@ def _fit_pool(name: str, options: LabelOptions, data: LabelData) -> Fitted:
 
         weights = select_bagged(log_p, truth, score=None, of_probabilities=score, rounds=8, seed=options.seed)
         return replace(mean, weights=weights)
-    found = fit_log_linear(log_p, truth, bias=False)
+    found = fit_log_linear(_as_choices(part.mean_odds, part.applies)[0], truth, bias=False)
     sharpness = float(found.weights.sum())
     weights = found.weights / sharpness if sharpness > 0 else options.mean_weights
     pooled = Fitted("logit", weights, sharpness, mean.bias)
     return pooled if name == "log-linear" else _calibrate(replace(pooled, sharpness=1.0), data)
 
 
-def _as_choices(data: LabelData) -> tuple[Floats, Classes]:
+def _as_choices(odds: Floats, applies: Decisions) -> tuple[Floats, Classes]:
     """Return every label of every image as a choice between two: log-probabilities ``(V, N * C, 2)``, and the truth."""
-    flat = np.asarray(data.odds.reshape(len(data.odds), -1), dtype=np.float64)
-    return np.stack([log_expit(-flat), log_expit(flat)], axis=-1), data.applies.reshape(-1).astype(np.intp)
+    flat = np.asarray(odds.reshape(len(odds), -1), dtype=np.float64)
+    return np.stack([log_expit(-flat), log_expit(flat)], axis=-1), applies.reshape(-1).astype(np.intp)
 
 
 def _calibrate(mean: Fitted, data: LabelData) -> Fitted:
     """Return the mean with a sharpness and a bias per label, by regularized maximum likelihood."""
-    odds = logit(np.clip(apply_labels(mean, data.odds), 1e-15, 1 - 1e-15))
+    odds = logit(np.clip(apply_labels(mean, data.odds, data.logits), 1e-15, 1 - 1e-15))
     truth = data.applies.astype(np.float64)
     rows, labels = odds.shape
     images = np.minimum(truth.sum(axis=0), rows - truth.sum(axis=0))

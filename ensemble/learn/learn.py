@@ -14,7 +14,7 @@ from ensemble.errors import OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
 from ensemble.learn.candidates import FitOptions, Fitted, candidates_for, fit_candidates
-from ensemble.learn.class_mix import ClassMix
+from ensemble.learn.class_mix import ClassMix, LabelMix
 from ensemble.learn.comparison import Comparison, compare_candidates, mix_of, score_members
 from ensemble.learn.cross_validation import FOLDS, LearningData, cross_validate
 from ensemble.learn.learning_data import average_folds, stack_members, stack_new
@@ -84,7 +84,7 @@ def learn(
     table = comparison.table
     selected = comparison.selected if method == AUTO else method
     if mix is not None and mix.differs:
-        _notice_other_mix(mix, comparison, truth.labels, parsed, listener)
+        notice_other_mix(mix, comparison, truth.labels, parsed, listener)
     views = [one.view for one in member_views]
     return Learned(
         method=selected,
@@ -178,8 +178,8 @@ def _notice_odd_members(
             listener.notice(Notice("W508", f"{name} {odd.describe(labels.names, reference='the ground truth')}"))
 
 
-def _notice_other_mix(
-    mix: ClassMix, comparison: Comparison, labels: LabelSpace, metric: Metric, listener: Listener
+def notice_other_mix(
+    mix: ClassMix | LabelMix, comparison: Comparison, labels: LabelSpace, metric: Metric, listener: Listener
 ) -> None:
     """Warn where the other class mix of the predictions to be blended has changed what is selected."""
     if comparison.selected == comparison.without_mix:

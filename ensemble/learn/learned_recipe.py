@@ -50,7 +50,9 @@ def learn_from_folds(
     gathered = gather_folds(oof, answers)
     _require_learned_views(gathered, applied_to, listener)
     if first.independent:
-        return learn_labels(gathered, answers, method=method, metric=metric, seed=seed, listener=listener)
+        return learn_labels(
+            gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener
+        )
     return learn(gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener)
 
 
@@ -97,6 +99,7 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
         activation=next(iter(by_name.values())).activation,
         sharpness=fitted.sharpness,
         bias=tuple(fitted.bias.tolist()) if fitted.bias.any() else None,
+        positive=_positive_name(learned),
         learned={
             "method": learned.method,
             "metric": learned.metric.name,
@@ -107,6 +110,13 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
             "views": [asdict(view) for view in learned.view_gains],
         },
     )
+
+
+def _positive_name(learned: Learned) -> str | None:
+    """Return the one of two classes that a contest's metric was about."""
+    if learned.metric.contest is None or len(learned.labels) != 2:
+        return None
+    return learned.labels.names[learned.metric.positive]
 
 
 def _own_views(views: Mapping[str, float], total: Mapping[str, float]) -> dict[str, float] | None:

@@ -26,7 +26,8 @@ class ViewGain:
     """The effect of adding one view to the first in the mean of all members' probabilities.
 
     ``gain`` is the change of the score, ``error`` its standard error over people. ``right_to_wrong`` and
-    ``wrong_to_right`` count images. ``cost`` is the inference cost in multiples of that of the first view alone.
+    ``wrong_to_right`` count images, or of independent labels the decisions of all. ``cost`` is the inference cost in
+    multiples of that of the first view alone.
     """
 
     view: str
@@ -45,7 +46,7 @@ def measure_views(
     ``views[v]`` is the view of member view v, and ``mean_weights`` ``(V,)`` are the weights of the plain mean.
     """
     view_names = np.array(views)
-    first = _IDENTITY if _IDENTITY in views else min(views)
+    first = first_view(views)
     baseline = _mean_of_views(data, mean_weights, view_names == first, metric, seed)
     gains = []
     for view in sorted(set(views) - {first}):
@@ -62,6 +63,11 @@ def measure_views(
             )
         )
     return tuple(gains)
+
+
+def first_view(views: Sequence[str]) -> str:
+    """Return the view that others are added to: the identity if present, else the first by name."""
+    return _IDENTITY if _IDENTITY in views else min(views)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,11 +13,12 @@ _NEGATIVE = {"0", "false", "no", "n", "negative", "neg", "absent", "benign", "no
 _NOT = re.compile(r"^(?:no|not|non|without|un)\b\s*")
 
 
-def find_positive(names: Sequence[str], column: str, named: str | None) -> int:
+def find_positive(names: Sequence[str], column: str, named: str | None, *, recorded: str | None = None) -> int:
     """Return the number of the class whose probability is written in a column.
 
-    It is the class that is ``named``; or the one that the column is named after; or the one that its name tells apart
-    from the other, such as ``yes`` from ``no``, ``1`` from ``0``, or ``mask`` from ``no mask``.
+    It is the class that is ``named``; or the one that the column is named after; or the one that a recipe ``recorded``;
+    or the one that its name tells apart from the other, such as ``yes`` from ``no``, ``1`` from ``0``, or ``mask`` from
+    ``no mask``.
 
     Raises:
         PredictionError: E542 when the names do not tell, E541 when the class that is named is none.
@@ -36,6 +37,8 @@ def find_positive(names: Sequence[str], column: str, named: str | None) -> int:
         match = match_columns([column], [name])
         if not isinstance(match, Mismatch) and not _is_number_match(match.how):
             return label
+    if recorded is not None and recorded in names:
+        return list(names).index(recorded)
     folded = [fold_name(name) for name in names]
     found = [
         label

@@ -224,7 +224,7 @@ class _Reader:
         if found == "name":
             return replace(sheet, spelling=names, positive=self.signed)
         if found == "probability":
-            positive = find_positive(names, column, self.options.positive)
+            positive = self._positive(column)
             self._say(f"a single probability is written, that of {names[positive]}")
             scale = find_scale(self.table.path.name, [column], [[cell] for cell in cells], asked=kind is not None)
             if scale == PERCENT:
@@ -259,12 +259,16 @@ class _Reader:
             for found in spellings(names, sorted(parts)):
                 spelled, positive = found.names, None
                 if found.signed:
-                    positive = find_positive(names, column, self.options.positive)
+                    positive = self._positive(column)
                     spelled = spelled if positive else spelled[::-1]
                 self._say(f"classes are written {found.how}, such as {spelled[-1]} for {names[-1]}")
                 options = replace(self.options, positive=self._named_positive(spelled))
                 return replace(self, labels=LabelSpace.flat(spelled), options=options, signed=positive)
         return None
+
+    def _positive(self, column: str) -> int:
+        options = self.options
+        return find_positive(self.labels.names, column, options.positive, recorded=options.recorded)
 
     def _named_positive(self, spelled: Sequence[str]) -> str | None:
         named, names = self.options.positive, self.labels.names

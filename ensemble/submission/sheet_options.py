@@ -19,7 +19,8 @@ class SheetOptions:
 
     ``answers`` is a kind, ``decisions``, or ``ranking:<k>``; ``positive`` the class of a single probability;
     ``separator`` what is between the names in a cell; ``digits`` the decimals of probabilities. ``scored`` says that
-    ``positive`` may also be about a metric, whatever the kind of answers.
+    ``positive`` may also be about a metric, whatever the kind of answers. ``recorded`` is the positive class that a
+    recipe was made for, where neither ``positive`` nor the column's name tells it.
     """
 
     answers: str | None = None
@@ -29,6 +30,7 @@ class SheetOptions:
     separator: str | None = None
     digits: int | None = None
     scored: bool = False
+    recorded: str | None = None
 
     @property
     def kind(self) -> AnswerKind | None:
@@ -71,7 +73,7 @@ def default_sheet(
     if kind in {"probabilities", "label-columns"}:
         sheet = replace(sheet, columns=(header[0], *names), classes=tuple(range(len(names))))
     elif kind == "probability":
-        sheet = replace(sheet, positive=find_positive(names, header[1], options.positive))
+        sheet = replace(sheet, positive=find_positive(names, header[1], options.positive, recorded=options.recorded))
     elif kind == "long":
         raise OptionError("E204", "--answers long needs a sample with --like: it says how image and class are joined")
     elif kind != "number":

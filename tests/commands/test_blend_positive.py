@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ensemble.blend.recipe import Recipe
 from ensemble.cli import ens
 from ensemble.errors import EnsError
 
@@ -85,3 +86,46 @@ def test_smoothing_is_added_to_the_recipe_that_was_learned(contest: list[str], t
     )
     assert done.exit_code == 0, done.output
     assert (tmp_path / "smooth.csv").read_bytes() != (tmp_path / "out.csv").read_bytes()
+
+
+def test_the_recipe_records_the_class_for_what_comes_later(contest: list[str], tmp_path: Path) -> None:
+    """A saved recipe writes and scores the class it was learned for, unless the column is named after the other."""
+    saved, out = tmp_path / "blend.json", tmp_path / "out.csv"
+    like = ["--like", str(tmp_path / "target.csv")]
+    learned_score(contest, "--metric", "average-precision", "--positive", "cat", *like, saved=saved)
+    assert json.loads(saved.read_text())["positive"] == "cat"
+    first = out.read_bytes()
+    apply = [*contest[: contest.index("--as") + 2], *contest[contest.index("--labels") : contest.index("--oof")]]
+    apply += ["--apply", str(saved), "-o", str(out)]
+
+    def run_ok(*command: str) -> str:
+        done = CliRunner().invoke(ens, list(command), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    run_ok(*apply, *like)
+    assert out.read_bytes() == first
+    dog = tmp_path / "dog.csv"
+    dog.write_text((tmp_path / "target.csv").read_text().replace("target", "dog"))
+    run_ok(*apply, "--like", str(dog))
+    pair = [path.splitlines()[1].split(",") for path in (first.decode(), out.read_text())]
+    assert float(pair[0][1]) + float(pair[1][1]) == pytest.approx(1)
+    scoring = ["evaluate", str(tmp_path / "test" / "net.csv"), *contest[2:4]]
+    scoring += [*contest[contest.index("--labels") : contest.index("--oof")], "--truth", str(tmp_path / "truth.csv")]
+    (named,) = json.loads(run_ok(*scoring, "--metric", "average-precision", "--positive", "cat", "--json"))["scores"]
+    (found,) = json.loads(run_ok(*scoring, "--recipe", str(saved), "--json"))["scores"]
+    assert found["metrics"] == named["metrics"]
+
+
+def test_a_sample_of_one_probability_is_recorded_without_learning(contest: list[str], tmp_path: Path) -> None:
+    """The class that the option named for the sample is in the recipe, and a recipe of three classes refuses one."""
+    saved = tmp_path / "blend.json"
+    start = [*contest[: contest.index("--method")], *contest[contest.index("--labels") : contest.index("--oof")]]
+    start += ["-o", str(tmp_path / "out.csv"), "--like", str(tmp_path / "target.csv")]
+    done = CliRunner().invoke(ens, [*start, "--positive", "dog", "--save", str(saved)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    value = json.loads(saved.read_text())
+    assert value["positive"] == "dog"
+    value["positive"] = "owl"
+    with pytest.raises(EnsError, match="none of two classes"):
+        Recipe.from_json(json.dumps(value))
