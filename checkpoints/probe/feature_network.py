@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from checkpoints.probe.linear_head import LinearHead
 from ensemble.adopt.check import Original
-from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer
+from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer, names_read
 from ensemble.arrays import Floats, Pixels
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import ModelError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES
 from ensemble.runtime.parity import draw_pictures
 
@@ -27,7 +29,7 @@ _NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureNetwork:
-    """A network that ends in its features, ``count`` numbers per image; ``source`` is the value they are made of."""
+    """A network that ends in its features, ``count`` numbers per image; ``source`` names the values."""
 
     model: ForeignModel
     image: ImageInput
@@ -35,16 +37,18 @@ class FeatureNetwork:
     count: int
 
     def run(self, pixels: Pixels, card: ModelCard, *, listener: Listener = SILENT) -> Floats:
-        """Return the features ``(N, count)`` of images ``(N, H, W, 3)`` uint8 in plain onnxruntime, one by one.
+        """Return the features ``(N, count)`` of images ``(N, H, W, 3)`` uint8 in plain onnxruntime, an image per core.
 
         Raises:
             ModelError: E414 when the network fails on an image, or a feature is not finite.
         """
         original = Original(self.model, self.image, card, ROW)
         features = np.empty((len(pixels), self.count))
-        for i in range(len(pixels)):
-            features[i] = original.run(pixels[i : i + 1])[0]
-            listener.progress("features", i + 1, len(pixels))
+        with ThreadPoolExecutor(available_cores()) as workers:
+            found = workers.map(original.run, (pixels[i : i + 1] for i in range(len(pixels))))
+            for i, row in enumerate(found):
+                features[i] = row[0]
+                listener.progress("features", i + 1, len(pixels))
         if not np.isfinite(features).all():
             some = int((~np.isfinite(features)).any(axis=1).sum())
             message = f"{self.model.path.name}: the features {self.source} of {some:,} images are not finite"
@@ -82,43 +86,81 @@ class FeatureNetwork:
 
 
 def find_features(
-    model: ForeignModel, image: ImageInput, card: ModelCard, name: str | None, *, listener: Listener = SILENT
+    model: ForeignModel, image: ImageInput, card: ModelCard, names: Sequence[str], *, listener: Listener = SILENT
 ) -> FeatureNetwork:
-    """Return the network that ends in the value ``name``, or in the only output: before its softmax, if it has one.
+    """Return the network that ends in the values ``names``, one behind the other.
 
-    A map of features or a row of tokens is averaged over its places, and a notice says so.
+    Without names it ends in its only output: before its softmax, if it has one. A map of features or a row of tokens is
+    averaged over its places. A notice says what the features are.
 
     Raises:
-        OptionError: E204 when the graph does not compute the value, or has several outputs.
-        ModelError: E424 when the value is not one of numbers per image; E414 when the network fails.
+        OptionError: E204 when the graph does not compute a value, or has several outputs and none is named.
+        ModelError: E424 when a value is not one of numbers per image; E414 when the network fails.
     """
-    source = name if name is not None else _only_output(model)
-    _require_value(model, source)
-    shape = _shape_of(model, image, card, source)
-    places = [size for size in shape[1:] if size != 1]
-    proto = _cut(model.proto, source)
-    nodes = [helper.make_node("Cast", [source], ["ens.probe.floats"], to=TensorProto.FLOAT)]
-    pooled = "ens.probe.floats"
-    if len(places) > 1:
-        order, what = _channels_second(shape, image)
-        if order is not None:
-            nodes.append(helper.make_node("Transpose", [pooled], ["ens.probe.moved"], perm=order))
-            pooled = "ens.probe.moved"
-        nodes.append(helper.make_node("GlobalAveragePool", [pooled], ["ens.probe.means"]))
-        pooled = "ens.probe.means"
-        count = shape[1 if order is None else order[1]]
-    else:
-        count, what = int(np.prod(shape[1:])), "as they are"
-    row = numpy_helper.from_array(np.array([-1, count], dtype=np.int64), "ens.probe.row")
-    nodes.append(helper.make_node("Reshape", [pooled, row.name], [ROW]))
-    proto.graph.node.extend(nodes)
-    proto.graph.initializer.append(row)
+    sources = list(dict.fromkeys(names)) or [_only_output(model)]
+    for source in sources:
+        _require_value(model, source)
+    proto = _cut(model.proto, sources)
+    made = [
+        _FeatureValue(number, source, _shape_of(model, image, card, source)) for number, source in enumerate(sources)
+    ]
+    for row in made:
+        row.add_to(proto.graph, image)
+    count, source = sum(row.count(image) for row in made), " + ".join(sources)
+    proto.graph.node.append(helper.make_node("Concat", [row.output for row in made], [ROW], axis=1))
     proto.graph.output.append(helper.make_tensor_value_info(ROW, TensorProto.FLOAT, [None, count]))
-    chosen = "named" if name is not None else "by default: --output names any other value of the graph"
-    shown = "x".join(map(str, shape[1:]))
-    text = f"the features are the {count:,} numbers of {source} ({shown}, {what}), {chosen}"
-    listener.notice(Notice("I482", text, model.path))
+    chosen = "named" if names else "by default: --output names any other value of the graph"
+    shown = ", ".join(row.words(image) for row in made)
+    listener.notice(
+        Notice("I482", f"the features are the {count:,} numbers of {source} ({shown}), {chosen}", model.path)
+    )
     return FeatureNetwork(replace(model, proto=proto), image, source, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _FeatureValue:
+    """The nodes that make a row of numbers per image of one value of a network, which has a ``shape`` with a batch."""
+
+    number: int
+    source: str
+    shape: tuple[int, ...]
+
+    @property
+    def output(self) -> str:
+        """The value that the last node gives, ``(batch, count)``."""
+        return f"ens.probe.row{self.number}"
+
+    @property
+    def _is_averaged(self) -> bool:
+        return sum(size != 1 for size in self.shape[1:]) > 1
+
+    def count(self, image: ImageInput) -> int:
+        """Return how many numbers there are per image."""
+        if not self._is_averaged:
+            return int(np.prod(self.shape[1:]))
+        order, _ = _channels_second(self.shape, image)
+        return self.shape[1 if order is None else order[1]]
+
+    def words(self, image: ImageInput) -> str:
+        """Return the shape of the value, and what happens to its places."""
+        what = _channels_second(self.shape, image)[1] if self._is_averaged else "as they are"
+        return f"{'x'.join(map(str, self.shape[1:]))}, {what}"
+
+    def add_to(self, graph: onnx.GraphProto, image: ImageInput) -> None:
+        """Add the nodes and their constants."""
+        mark = self.output
+        graph.node.append(helper.make_node("Cast", [self.source], [f"{mark}.floats"], to=TensorProto.FLOAT))
+        last = f"{mark}.floats"
+        if self._is_averaged:
+            order, _ = _channels_second(self.shape, image)
+            if order is not None:
+                graph.node.append(helper.make_node("Transpose", [last], [f"{mark}.moved"], perm=order))
+                last = f"{mark}.moved"
+            graph.node.append(helper.make_node("GlobalAveragePool", [last], [f"{mark}.means"]))
+            last = f"{mark}.means"
+        shape = np.array([-1, self.count(image)], dtype=np.int64)
+        graph.initializer.append(numpy_helper.from_array(shape, f"{mark}.shape"))
+        graph.node.append(helper.make_node("Reshape", [last, f"{mark}.shape"], [mark]))
 
 
 def _only_output(model: ForeignModel) -> str:
@@ -147,7 +189,7 @@ def _require_value(model: ForeignModel, name: str) -> None:
 
 def _shape_of(model: ForeignModel, image: ImageInput, card: ModelCard, name: str) -> tuple[int, ...]:
     """Run the network on a test image; return the shape of a value, with the batch in front."""
-    proto = _cut(model.proto, name)
+    proto = _cut(model.proto, [name])
     proto.graph.output.append(onnx.ValueInfoProto(name=name))
     found = Original(replace(model, proto=proto), image, card, name).values(draw_pictures(card.preprocess.size)[0])
     kind = helper.np_dtype_to_tensor_dtype(found.dtype)
@@ -177,12 +219,12 @@ def _channels_second(shape: Sequence[int], image: ImageInput) -> tuple[list[int]
     return (last if is_last else None), f"averaged over {places} places, channels {'last' if is_last else 'first'}"
 
 
-def _cut(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Return a copy without outputs, and without what the value ``name`` does not need."""
+def _cut(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy without outputs, and without what the values ``names`` do not need."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     graph = copy.graph
-    needed, kept = {name}, []
+    needed, kept = set(names), []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
@@ -202,9 +244,4 @@ def _cut(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the names that a node reads, those inside its subgraphs too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner in graph.node:
-                yield from _read_by(inner)
-            yield from (value.name for value in graph.output)
+    yield from names_read(onnx.GraphProto(node=[node]))

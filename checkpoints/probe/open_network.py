@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class OpenNetwork:
 def open_network(
     path: Path,
     options: AdoptOptions,
-    output: str | None,
+    outputs: Sequence[str] = (),
     *,
     face: FaceCrop | None = None,
     listener: Listener = SILENT,
@@ -65,7 +66,7 @@ def open_network(
     card = make_card(model, image, replace(options, member=options.member or "probe"), listener)
     fill = card.preprocess.fill if own is None else own.preprocess.fill
     card = replace(card, preprocess=replace(card.preprocess, face=face, fill=fill))
-    return OpenNetwork(find_features(model, image, card, output, listener=listener), options, card)
+    return OpenNetwork(find_features(model, image, card, outputs, listener=listener), options, card)
 
 
 def _own_card(model: ForeignModel) -> ModelCard | None:

@@ -151,6 +151,8 @@ def _start(data: bytes, path: Path) -> Any:
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
+    # one image at a time: threads would wait for each other, with twice the processor time for SFace's small layers
+    settings.intra_op_num_threads = 1
     try:
         return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as err:

@@ -34,7 +34,7 @@ class NetworkOptions:
     """The network of the features, and the preprocessing that it was trained with; None is what the file tells."""
 
     features: Path
-    output: str | None = None
+    output: tuple[str, ...] = ()
     layout: Literal["nchw", "nhwc"] | None = None
     size: str | None = None
     resize: Resize | None = None
@@ -102,8 +102,8 @@ _NETWORK = OptionGroup(
         _network("features", "ONNX file of the network; it is not trained.", type=PATH),
         _network(
             "output",
-            "Output, or any value inside the network, that has the features.  [default: the only output, before its "
-            "softmax]",
+            "Output, or any value inside the network, with features; repeatable.  [default: the only output, "
+            "before its softmax]",
         ),
         _network("layout", "Where the channels are, if the shape does not tell.", type=click.Choice(["nchw", "nhwc"])),
         _network("size", "Input size in pixels, if the network takes any: 224, or HEIGHTxWIDTH."),

@@ -112,9 +112,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def make_job(data: Dataset, network: Path, out: Path, *, folds: int = 3, **more: Any) -> ProbeJob:
-    """A job of the member p, with folds of its own; ``output`` and ``options`` are those of the network."""
+    """A job of the member p, with folds of its own; ``outputs`` and ``options`` are those of the network."""
     dealt = make_folds(data.rows, folds=folds, seed=0, labels=data.labels)
-    opened = open_network(network, more.pop("options", KNOWN), more.pop("output", None), face=more.pop("face", None))
+    opened = open_network(network, more.pop("options", KNOWN), more.pop("outputs", ()), face=more.pop("face", None))
     return ProbeJob(data, dealt, "p", opened, out, folds_file=out / "folds.csv", **more)
 
 
@@ -146,7 +146,7 @@ def probed(data: Dataset, tmp_path: Path, **more: Any) -> float:
         {"end": "tokens"},
         {"end": "softmax"},
         {"end": "map_last", "layout": "nhwc"},
-        {"end": "scores,class", "output": "row"},
+        {"end": "scores,class", "outputs": ["row"]},
         {"layout": "nhwc", "kind": TensorProto.UINT8, "options": AdoptOptions(resize="squash")},
         {"batch": 1, "end": "tokens"},
         {"batch": 4},
@@ -236,10 +236,10 @@ def test_folds_of_the_command_blend_like_those_of_training(tmp_path: Path) -> No
 def test_an_earlier_probe_with_other_settings_is_kept_unless_told(data: Dataset, tmp_path: Path) -> None:
     """E442 before work is spent; --fresh replaces the files, and the same settings give the same bytes."""
     network = write_network(tmp_path / "net.onnx")
-    job = make_job(data, network, tmp_path / "runs", output="row")
+    job = make_job(data, network, tmp_path / "runs", outputs=["row"])
     (first,) = {one.path.read_bytes() for one in probe_member(job).folds[:1]}
     assert probe_member(job).folds[0].path.read_bytes() == first
-    other = make_job(data, network, tmp_path / "runs", output="scores")
+    other = make_job(data, network, tmp_path / "runs", outputs=["scores"])
     with pytest.raises(EnsError) as caught:
         probe_member(other)
     assert caught.value.code == "E442"
@@ -270,19 +270,33 @@ def test_a_value_that_cannot_be_features_is_refused(tmp_path: Path, end: str, ou
     """No such value, several outputs, a weight, whole numbers."""
     network = write_network(tmp_path / "net.onnx", end=end)
     with pytest.raises(EnsError) as caught:
-        open_network(network, KNOWN, output)
+        open_network(network, KNOWN, [] if output is None else [output])
     assert caught.value.code == code
 
 
 def test_guesses_are_said(tmp_path: Path) -> None:
     """Where the features are, that they are averaged, and what preprocessing is assumed."""
     recorder = Recorder()
-    opened = open_network(write_network(tmp_path / "net.onnx"), AdoptOptions(), None, listener=recorder)
+    opened = open_network(write_network(tmp_path / "net.onnx"), AdoptOptions(), listener=recorder)
     told = {notice.code: notice.message for notice in recorder.notices}
     assert "12 numbers of map" in told["I482"]
     assert "averaged over 64 places" in told["I482"]
     assert "mean and std of ImageNet" in told["W483"]
     assert opened.network.model.proto.ByteSize() < 20_000, "weights that the features do not need are left out"
+
+
+def test_several_values_of_a_network_are_joined(data: Dataset, tmp_path: Path) -> None:
+    """A map, tokens and scores: their numbers one behind the other, and a head on them that its file answers as."""
+    network, recorder = write_network(tmp_path / "net.onnx", end="row"), Recorder()
+    pixels = np.random.default_rng(2).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    alone = [open_network(network, KNOWN, [name]) for name in ("map", "map_last", "scores")]
+    wanted = np.concatenate([one.network.run(pixels, one.card) for one in alone], axis=1)
+    names = ["map", "map_last", "scores", "map"]
+    joined = open_network(network, KNOWN, names, listener=recorder)
+    assert joined.network.count == 12 + 12 + 5, "a value that is named twice counts once"
+    assert np.array_equal(joined.network.run(pixels, joined.card), wanted)
+    assert any("map + map_last + scores" in notice.message for notice in recorder.notices)
+    assert probe_member(make_job(data, network, tmp_path / "runs", outputs=names)).features == 29
 
 
 def test_axes_and_boxes_that_are_not_there_are_named(data: Dataset, tmp_path: Path) -> None:
@@ -294,7 +308,7 @@ def test_axes_and_boxes_that_are_not_there_are_named(data: Dataset, tmp_path: Pa
     own = replace(toys.card("m"), preprocess=replace(toys.card().preprocess, face=FaceCrop(0.2)))
     (tmp_path / "models").mkdir()
     with pytest.raises(OptionError) as caught:
-        open_network(toys.write_model(tmp_path / "models", own), AdoptOptions(), None)
+        open_network(toys.write_model(tmp_path / "models", own), AdoptOptions())
     assert caught.value.code == "E206"
 
 
@@ -302,7 +316,7 @@ def test_a_model_of_ens_brings_its_preprocessing(data: Dataset, tmp_path: Path) 
     """Its card's resizing is taken, and said; a head on its logits is a member of other classes."""
     recorder = Recorder()
     path = toys.write_model(tmp_path / "models", toys.card("m", size=(10, 8)))
-    opened = open_network(path, AdoptOptions(), None, listener=recorder)
+    opened = open_network(path, AdoptOptions(), listener=recorder)
     assert opened.card.preprocess == toys.card(size=(10, 8)).preprocess
     assert any("model of ens" in notice.message for notice in recorder.notices)
     assert probe_member(make_job(data, path, tmp_path / "runs", options=AdoptOptions())).features == 18
