@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from ensemble.errors import OptionError
 
 DISTRIBUTION = "ens-onnx"
 _EXTRA = re.compile(r"""(?:\s+and\s+)?extra\s*==\s*["']([\w-]+)["']""")
@@ -38,6 +41,18 @@ def install_command(*packages: str, extra: str | None = None) -> str:
         target = f"{DISTRIBUTION}[{extra}] @ {origin.target}" if origin.is_remote else f"{origin.target}[{extra}]"
         return f"{origin.installer} {editable}{_quoted((target, *packages))}"
     return f"{origin.installer} {_quoted((*_packages_of(extra), *packages))}"
+
+
+def require_module(name: str, what: str) -> None:
+    """Check that a package of the light installation is there, which a bundle may lack; ``what`` begins the message.
+
+    Raises:
+        OptionError: E205 when it is not installed.
+    """
+    try:
+        importlib.import_module(name)
+    except ImportError as err:
+        raise OptionError("E205", f"{what} needs {name}, which is not installed", hint=install_command(name)) from err
 
 
 @dataclass(frozen=True, slots=True)

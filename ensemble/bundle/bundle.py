@@ -137,7 +137,6 @@ def _write_kaggle(
     sizes = {name: len(data) for name, data in contents.items()}
     sizes |= {f"{WHEELS}/{name}": size for name, size in wheels.items()}
     message = f"{sum(wheels.values()) / 1e6:.0f} MB are packages for Python {', '.join(options.pythons)}"
-    reasons = {"pyarrow": "models with face crops", "scipy": "resizers other than Pillow's"}
-    message += "".join(f"; {name} is there for {why}" for name, why in reasons.items() if name in packages)
+    message += "; pyarrow is there for the boxes of face crops" if "pyarrow" in packages else ""
     listener.notice(Notice("I811", f"{message}; fewer versions are smaller (--python)"))
     return Bundle(folder, "kaggle", sizes)

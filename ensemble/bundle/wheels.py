@@ -17,22 +17,19 @@ from ensemble.files import remove, write_atomic
 
 PYTHONS = ("3.11", "3.12", "3.13")
 # what wheels for Linux on x86-64 are tagged with, newest first
-_ONLY_LEARNING = ("scikit-learn", "threadpoolctl")
+_ONLY_LEARNING = ("scikit-learn", "scipy", "threadpoolctl")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def packages_to_run(cards: Iterable[ModelCard]) -> dict[str, str]:
     """Return the packages that `ens submit` loads for these models, with the versions that are installed here.
 
-    scikit-learn and threadpoolctl only learn recipes. pyarrow reads face boxes, and stores parts where it is there;
-    scipy resizes as OpenCV and torchvision do.
+    scikit-learn, scipy and threadpoolctl learn recipes and the thresholds of early exits. pyarrow reads face boxes;
+    where it is not there, parts are stored as arrays.
     """
-    preprocess = [card.preprocess for card in cards]
     unused = set(_ONLY_LEARNING)
-    if all(one.face is None for one in preprocess):
+    if all(card.preprocess.face is None for card in cards):
         unused.add("pyarrow")
-    if all(one.resizer == "pillow" for one in preprocess):
-        unused.add("scipy")
     return {name: version for name, version in requirements().items() if name not in unused}
 
 

@@ -1,10 +1,13 @@
 """Resizing as a sparse matrix per axis: each row has the weights of the old pixels that make one new pixel.
 
-scipy adds a row's products one after the other, in its order, which is that of the libraries that are followed.
+scipy adds a row's products one after the other, in its order, which is that of the libraries that are followed. Where
+it is not installed, as in a Kaggle bundle, numpy adds the same products in the same order, in two to four times the
+time.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,36 @@ Places = NDArray[np.int64]
 """Indices of old pixels, ``(most, new)``: column i has those of new pixel i."""
 
 Taps = Any
-"""A sparse matrix ``(new, old)``; scipy has no types."""
+"""A sparse matrix ``(new, old)``: scipy's, which has no types, or `PlainTaps`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainTaps:
+    """The sparse matrix where scipy is not installed: ``data`` and ``indices`` of row i from ``indptr[i]`` on."""
+
+    data: NDArray[Any]
+    indices: NDArray[np.int32]
+    indptr: NDArray[np.int32]
+    shape: tuple[int, int]
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the weights."""
+        return self.data.dtype
+
+    def __matmul__(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return ``(new, K)`` of ``(old, K)``: the first product of each row, then the second, and so on."""
+        found = np.zeros((self.shape[0], pixels.shape[1]), dtype=np.result_type(self.data, pixels))
+        counts = np.diff(self.indptr)
+        for number in range(int(counts.max(initial=0))):
+            rows = np.flatnonzero(counts > number)
+            places = self.indptr[rows] + number
+            products = self.data[places, np.newaxis] * pixels[self.indices[places]]
+            if len(rows) == len(found):
+                found += products
+            else:
+                found[rows] += products
+        return found
 
 
 def make_taps(places: Places, weights: NDArray[Any], old: int) -> Taps:
@@ -22,9 +54,7 @@ def make_taps(places: Places, weights: NDArray[Any], old: int) -> Taps:
     used = (weights != 0).T
     ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     entries = (weights.T[used], places.T[used].astype(np.int32), ends.astype(np.int32))
-    from scipy.sparse import csr_array  # half a second, which runs without it need not wait for
-
-    return csr_array(entries, shape=(weights.shape[1], old))
+    return _matrix(*entries, (weights.shape[1], old))
 
 
 def keep_used(pixels: NDArray[Any], rows: Taps) -> tuple[NDArray[Any], Taps]:
@@ -32,11 +62,8 @@ def keep_used(pixels: NDArray[Any], rows: Taps) -> tuple[NDArray[Any], Taps]:
     used = np.unique(rows.indices)
     if len(used) == len(pixels):
         return pixels, rows
-    places = np.searchsorted(used, rows.indices)
-    shape = (rows.shape[0], len(used))
-    from scipy.sparse import csr_array
-
-    return pixels[used], csr_array((rows.data, places, rows.indptr), shape=shape)
+    places = np.searchsorted(used, rows.indices).astype(np.int32)
+    return pixels[used], _matrix(rows.data, places, rows.indptr, (rows.shape[0], len(used)))
 
 
 def resize_columns(pixels: NDArray[Any], taps: Taps) -> NDArray[Any]:
@@ -53,3 +80,11 @@ def resize_rows(pixels: NDArray[Any], taps: Taps) -> NDArray[Any]:
     by_row = np.ascontiguousarray(pixels).reshape(old, width * channels)
     found: NDArray[Any] = (taps @ by_row.astype(taps.dtype, copy=False)).reshape(-1, width, channels)
     return found
+
+
+def _matrix(data: NDArray[Any], indices: NDArray[np.int32], indptr: NDArray[np.int32], shape: tuple[int, int]) -> Taps:
+    try:
+        from scipy.sparse import csr_array  # half a second, which runs without it need not wait for
+    except ImportError:
+        return PlainTaps(data, indices, indptr, shape)
+    return csr_array((data, indices, indptr), shape=shape)

@@ -18,6 +18,7 @@ from ensemble.arrays import Classes, Floats
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.install import require_module
 from ensemble.learn.objective import LIKELIHOOD, METRICS, Metric, parse_metric
 from ensemble.metrics import bootstrap
 from ensemble.plain_numbers import to_float
@@ -162,9 +163,10 @@ def calibrate(
 
     Raises:
         EnsError: as `read_truth` and `gather_folds`.
-        OptionError: E204 when the goal's metric is not known, or is asked for without a truth.
+        OptionError: E204 when the goal's metric is not known, or is asked for without a truth, E205 without scipy.
         PredictionError: E516 when a view is missing, E517 when a group of the recipe is.
     """
+    require_module("scipy", f"--early-exit {goal}")
     measure = parse_metric(goal.metric if isinstance(goal, Lose) else "macro-f1", recipe.labels)
     if measure.contest is not None:
         raise OptionError("E204", f"there is no early exit for {measure.name}; choose one of {', '.join(METRICS)}")

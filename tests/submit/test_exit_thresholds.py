@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,14 @@ def test_out_of_fold_predictions_must_be_of_the_recipes_groups_and_views(tmp_pat
     with pytest.raises(DataError) as fault:
         calibrate(recipe, passes, members, Keep(0.9), truth=tmp_path / "truth.csv")
     assert fault.value.code == "E330"
+
+
+def test_without_scipy_a_goal_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a Kaggle bundle, which has no scipy, --early-exit 0.99 is E205 with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(OptionError, match=r"--early-exit 0\.99 needs scipy, which is not installed") as caught:
+        calibrate(make(), (), (), Keep(0.99))
+    assert caught.value.code == "E205"
 
 
 def test_the_halves_share_no_person(tmp_path: Path) -> None:
