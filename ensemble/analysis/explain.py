@@ -305,26 +305,37 @@ class _Explainer:
             face = None if box is None else prepare_image(_mark(pixels, box), preprocess, box)[..., 0] > 127
             yield MapInput(row, pixels, box, prepare_image(pixels, preprocess, box), face)
 
+    def _is_right(self, explained: Explained) -> bool | None:
+        """Return if the predicted class is the true one, or None if that is not known, or one of several labels."""
+        if explained.truth is None:
+            return None
+        same = explained.truth == explained.predicted
+        return same if same or self._source.activation == "softmax" else None
+
     def _draw(self, pixels: Pixels, heat: Floats, explained: Explained) -> None:
+        right = self._is_right(explained)
         caption = [f"{explained.class_name}  {explained.probability:.1%}"]
         if self._chosen is not None:
             caption.append(f"predicted: {explained.predicted}")
         if self._truth is not None:
-            right = " (right)" if explained.truth == explained.predicted else ""
-            caption.append("truth unknown" if explained.truth is None else f"true: {explained.truth}{right}")
+            word = {True: " (right)", False: " (wrong)", None: ""}[right]
+            caption.append("truth unknown" if explained.truth is None else f"true: {explained.truth}{word}")
         if self._faces is not None:
             share = "no evidence" if explained.face_area else "no face box"
             caption.append(share if explained.on_face is None else f"{explained.on_face:.0%} on the face")
         caption.append(explained.image)
-        files.write_atomic(explained.path, to_png(draw_pair(pixels, heat, caption)), sync=False)
-        self._tiles.append(draw_pair(pixels, heat, caption, small=True))
+        files.write_atomic(explained.path, to_png(draw_pair(pixels, heat, caption, right=right)), sync=False)
+        self._tiles.append(draw_pair(pixels, heat, caption, small=True, right=right))
         if len(self._tiles) == COLUMNS * ROWS:
             self._write_sheet()
 
     def _write_sheet(self) -> None:
         if self._tiles:
             path = self._folder / f"sheet-{len(self.sheets) + 1:03d}.png"
-            self.sheets.append(files.write_atomic(path, to_png(draw_sheet(self._tiles))))
+            height, width = self._source.preprocess.size
+            title = f"{self._source.name}: input ({width} x {height} px), evidence for the class below"
+            sheet = draw_sheet(self._tiles, title, answers=self._truth is not None)
+            self.sheets.append(files.write_atomic(path, to_png(sheet)))
             self._tiles = []
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from PIL import Image, ImageColor
 
 from checkpoints.loading.open import build_model
 from ensemble.__main__ import run
 from ensemble.analysis.cam import Classifier, find_classifier
 from ensemble.analysis.explain import Explained, Explanations, explain, find_class, list_given
-from ensemble.analysis.overlay import COLUMNS, colour_heat, draw_pair
+from ensemble.analysis.html import PALETTE
+from ensemble.analysis.overlay import COLUMNS, colour_heat, draw_pair, draw_sheet
 from ensemble.card import METADATA_KEY, Activation, FaceCrop, ModelCard, Precision, Preprocess
 from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.events import Recorder
@@ -34,6 +35,7 @@ from tests.test_light import ens
 
 pytestmark = pytest.mark.slow
 
+PAPER = ImageColor.getrgb("#fbfaf7")
 COLOURS = LabelSpace.flat(["red", "green", "blue"])
 SIZE = (32, 24)
 
@@ -379,13 +381,45 @@ def test_any_name_can_be_drawn(tmp_path: Path) -> None:
     assert len({picture_of(one).shape for one in found.images}) == 1
 
 
+def colours_of(image: Image.Image) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in np.asarray(image).reshape(-1, 3).tolist()}
+
+
+def test_sheets_and_pictures_have_a_scale_and_say_which_answers_are_right() -> None:
+    """The colours of right and wrong answers are those of the report, and a legend names both; without a truth
+    neither is there. Pictures have an axis, sheets a title.
+    """
+    pixels, heat = np.full((32, 24, 3), 90, np.uint8), np.zeros((8, 6))
+    accent, second = ImageColor.getrgb("#0067a5"), ImageColor.getrgb("#b84a00")
+    assert f"--accent: #{bytes(accent).hex()}; --second: #{bytes(second).hex()}" in PALETTE
+    tiles = [draw_pair(pixels, heat, ["class"], small=True, right=right) for right in (True, False, None)]
+    assert [(accent in colours_of(one), second in colours_of(one)) for one in tiles] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+    plain, known = draw_sheet(tiles[2:], "net"), draw_sheet(tiles[2:], "net", answers=True)
+    assert {accent, second} <= colours_of(known)
+    assert not {accent, second} & colours_of(plain)
+    scale = {tuple(colour) for colour in colour_heat(np.linspace(0, 1, 160)[None])[0].tolist()}
+    large = draw_pair(pixels, heat, ["class"])
+    assert scale <= colours_of(plain) & colours_of(large)
+    assert not scale <= colours_of(tiles[2])
+    title = [np.asarray(draw_sheet(tiles[2:], text))[:26] for text in ("", "net")]
+    assert (title[0] == PAPER).all()
+    assert (title[1] != PAPER).any()
+    axis = np.asarray(large)[320:340]  # below both images, down to the caption
+    assert (axis[:, :30] != PAPER).any()
+    assert (axis[:, -40:] != PAPER).any()
+
+
 def test_a_caption_stays_inside_the_picture() -> None:
     """The last pixels of each line of a long caption are paper, and different ends are still told apart."""
     tiles = [
         draw_pair(np.zeros((32, 24, 3), np.uint8), np.zeros((8, 6)), ["x" * 500 + end], small=True) for end in "ab"
     ]
     below = [np.asarray(tile)[160:] for tile in tiles]
-    assert (below[0][:, -1] == 255).all()
+    assert (below[0][:, -1] == PAPER).all()
     assert (below[0] != below[1]).any()
 
 
