@@ -159,9 +159,11 @@ class Preprocess:
             if self.scale != _EIGHT_BITS:
                 hint = "name the number of channels too, such as --channels 1"
                 raise OptionError("E209", "a scale is only for channels that are kept as they are", hint=hint)
-        elif self.resizer != "pillow" or self.face is not None:
-            what = "a face crop" if self.face is not None else f"the resizer {self.resizer}"
-            raise OptionError("E209", f"{what} is not supported for channels that are kept as they are")
+        elif self.resizer != "pillow" or (self.face is not None and self.face.align is not None):
+            what, hint = f"the resizer {self.resizer} is", "leave out --resizer"
+            if self.face is not None and self.face.align is not None:
+                what, hint = "faces turned upright are", "leave out --align: faces are cut out as they are"
+            raise OptionError("E209", f"{what} not supported for channels that are kept as they are", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

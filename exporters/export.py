@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from checkpoints.loading.channels import network_channels
 from checkpoints.loading.open import Checkpoint, build_model
-from ensemble.arrays import Pixels
+from ensemble.arrays import Logits, Pixels
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
@@ -147,7 +147,7 @@ def export(
         found = _quantise(proto, card, gate_images, truth, record, scheme, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialise(proto), card)
-        recorded = record_logits(partial(predict_logits, lambda some: exported.run(some)[LOGITS]), card.preprocess.size)
+        recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
         record = training_record(checkpoint, gate_images.ids)
@@ -157,6 +157,12 @@ def export(
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     path = write_atomic(folder / f"{card.member}.onnx", _serialise(proto))
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
+
+
+def _logits_of(exported: ExportedModel, preprocess: Preprocess, pictures: Pixels) -> Logits:
+    """Return the logits of test images in RGB, which are made into those that the model takes."""
+    taken = cast("Pixels", as_planes(pictures, preprocess)) if preprocess.kept else pictures
+    return predict_logits(lambda some: exported.run(some)[LOGITS], taken)
 
 
 class Exportable(torch.nn.Module):
@@ -195,8 +201,6 @@ class Exportable(torch.nn.Module):
 
 
 def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:
-    if card.precision == "int8" and card.preprocess.kept:
-        raise OptionError("E209", "int8 is not supported for channels that are kept as they are")
     if card.precision == "int8" and images is None:
         raise OptionError("E204", "int8 is calibrated on real images", hint="name a folder of them with --calibrate")
     if card.precision == "fp32" and (images is not None or truth is not None):

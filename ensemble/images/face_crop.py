@@ -46,7 +46,14 @@ def prepare_image(image: Image.Image | Pixels | Planes, preprocess: Preprocess, 
     """
     if preprocess.kept:
         assert isinstance(image, np.ndarray), "images of their own channels are arrays"
-        return cast("Pixels", resize_planes(image.astype(np.float32, copy=False), preprocess))
+        planes = image.astype(np.float32, copy=False)
+        if preprocess.face is not None:
+            height, width = planes.shape[:2]
+            if box is not None:
+                box.require_fits(width, height)
+            left, top, right, bottom = face_square(height, width, preprocess.face, box)
+            planes = planes[top:bottom, left:right]
+        return cast("Pixels", resize_planes(planes, preprocess))
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if preprocess.face is not None:

@@ -25,6 +25,7 @@ from ensemble.images.decode import (
     open_image,
     read_file,
 )
+from ensemble.images.deep_color import read_deep_colors
 from ensemble.images.metadata import turn_of
 from ensemble.images.resize import resize_with
 from ensemble.images.storage import RemoteImage
@@ -205,10 +206,12 @@ def _channels_last(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
 
 def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
     image, notices = open_image(data)
-    deep_colour = data.startswith(b"\x89PNG") and data[24:25] == b"\x10" and data[25:26] not in {b"\0", b""}
-    if deep_colour:
-        hint = "save it as a .npy array of uint16"
-        raise DataError("E309", "PNG files of 16 bits per channel are only read in grey: Pillow drops bits", hint=hint)
+    deep = read_deep_colors(data)
+    if deep is not None and deep.shape[-1] == 3 and channels == 4 and "transparency" not in image.info:
+        deep = np.concatenate([deep, np.full((*deep.shape[:2], 1), 65535, np.uint16)], axis=-1)
+        notices.append("I560")
+    if deep is not None and deep.shape[-1] == channels:
+        return DecodedPlanes(_turned(deep.astype(np.float32), image, notices), tuple(notices), "uint16")
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode == "RGB" and channels == 4 and "transparency" not in image.info:
@@ -216,6 +219,7 @@ def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
         notices.append("I560")
     if image.mode not in _MODES[channels]:
         stored = next((str(count) for count, modes in _MODES.items() if image.mode in modes), "other")
+        stored = stored if deep is None else str(deep.shape[-1])
         only_grey = "--channels grey makes one channel from colours" if channels == 1 else None
         raise DataError(
             "E362",
@@ -229,8 +233,14 @@ def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
         planes *= 255
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
         planes = 65535 - planes  # a TIFF that stores white as zero, which Pillow inverts in 8 bits only
+    return DecodedPlanes(_turned(planes, image, notices), tuple(notices), kind)
+
+
+def _turned(planes: Planes, image: Image.Image, notices: list[str]) -> Planes:
+    """Return the channels ``(H, W, C)`` upright, as the orientation of the image says."""
     turn = turn_of(image, notices)
     if turn is not None:
-        flipped = [Image.fromarray(np.ascontiguousarray(planes[..., c])).transpose(turn) for c in range(channels)]
+        each = np.moveaxis(planes, -1, 0)
+        flipped = [Image.fromarray(np.ascontiguousarray(one)).transpose(turn) for one in each]
         planes = np.stack([np.asarray(one) for one in flipped], axis=-1)
-    return DecodedPlanes(np.ascontiguousarray(planes), tuple(notices), kind)
+    return np.ascontiguousarray(planes)

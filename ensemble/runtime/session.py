@@ -183,7 +183,7 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     with report_start_failure(device):
         session.run(np.full((1, *wanted.shape), sum(wanted.scale) / 2 + 0.5, dtype=wanted.dtype))
     if device.kind == "cpu" and model.card.precision == "int8":
-        require_recorded(lambda pictures: session.run_in_pieces(pictures, 1), model.card, listener=listener)
+        require_recorded(partial(_run_pictures, session, piece=1), model.card, listener=listener)
     if device.kind == "cpu":
         run = partial(_run_pictures, session)
         require_independent(model.data, run, wanted.size, member=model.card.member, precision=model.card.precision)
@@ -197,10 +197,14 @@ def start_session(model: ModelFile, *, device: Device = CPU, threads: int = 1, l
     return session
 
 
-def _run_pictures(session: Session, pictures: Pixels) -> Logits:
-    """Return the logits of test images in RGB, which are made into those that the model takes."""
+def _run_pictures(session: Session, pictures: Pixels, *, piece: int | None = None) -> Logits:
+    """Return the logits of test images in RGB, which are made into those that the model takes.
+
+    They are run in pieces of so many images, or all at once.
+    """
     wanted = session.card.preprocess
-    return session.run(cast("Pixels", as_planes(pictures, wanted)) if wanted.kept else pictures)
+    taken = cast("Pixels", as_planes(pictures, wanted)) if wanted.kept else pictures
+    return session.run(taken) if piece is None else session.run_in_pieces(taken, piece)
 
 
 def build_network(

@@ -21,7 +21,8 @@ from ensemble.cli import ens
 from ensemble.errors import DataError, OptionError
 from ensemble.events import Recorder
 from ensemble.predictions.dataset import read_predictions
-from exporters.export import export
+from exporters import accuracy_gate
+from exporters.export import ImageSet, export
 from exporters.make_card import ExportOptions
 
 pytestmark = pytest.mark.slow
@@ -60,11 +61,11 @@ def test_the_exported_graph_scales_and_normalises(two: tuple[Path, torch.nn.Modu
 
 
 def test_what_cannot_be_known_or_done_is_refused(two: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
-    """Without mean and std E210, int8 E209, another number of channels E204: each names the option."""
+    """Without mean and std E210, int8 without images and another number of channels E204: each names the option."""
     path, _ = two
     for code, text, options in (
         ("E210", "--mean and --std", ExportOptions(channels="2", resize="squash")),
-        ("E209", "int8", ExportOptions(channels="2", mean=MEAN, std=STD, precision="int8", resize="squash")),
+        ("E204", "--calibrate", ExportOptions(channels="2", mean=MEAN, std=STD, precision="int8", resize="squash")),
         ("E204", "--channels 1 to 4", ExportOptions(mean=None, size=(SIZE, SIZE))),
     ):
         with pytest.raises(OptionError) as caught:
@@ -99,6 +100,33 @@ def test_scale_mean_and_std_are_measured(tmp_path: Path) -> None:
             scale="1",
             listener=listener,
         )
+
+
+def test_int8_is_calibrated_on_stored_values(
+    two: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 file of two channels is calibrated and judged on arrays, starts with recorded logits, and is close."""
+    path, model = two
+    names = []
+    rng = np.random.default_rng(4)
+    for row in range(24):
+        names.append(f"{row}.npy")
+        np.save(tmp_path / names[-1], rng.uniform(*SCALE, (SIZE, SIZE, 2)).astype(np.float32) * rng.uniform(0.2, 1))
+    for name in ("LEAST_AGREEMENT", "LEAST_AGREEMENT_WITH_TRUTH"):  # an untrained network is in doubt about most
+        monkeypatch.setattr(accuracy_gate, name, {"fp16": 0.5, "int8": 0.5})
+    options = ExportOptions(
+        size=(SIZE, SIZE), channels="2", scale=SCALE, mean=MEAN, std=STD, resize="squash", precision="int8"
+    )
+    images = ImageSet(tuple(names), tuple(tmp_path / name for name in names))
+    done = export(open_checkpoint(path, arch="test_resnet"), tmp_path / "out", options=options, gate_images=images)
+    values = np.load(tmp_path / names[0])
+    scaled = ((values + 80) / 100 - np.array(MEAN)) / np.array(STD)
+    with torch.inference_mode():
+        tensor = torch.tensor(scaled.transpose(2, 0, 1)[np.newaxis], dtype=torch.float32)
+        expected: Logits = model(tensor).numpy()[0]
+    found = ensemble.load(done.path, device="cpu")(values).logits["identity"]
+    assert done.card.precision == "int8"
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def run(*words: object) -> str:
