@@ -24,7 +24,7 @@ from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.graph import FusePlan, build_fused
 from ensemble.fuse.map_member import find_maps
 from ensemble.fuse.verify import CheckImages, FusedChecks, verify
-from ensemble.images.views import parse_views
+from ensemble.images.views import views_by_name
 from ensemble.runtime.model_file import ModelFile
 from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
@@ -123,10 +123,9 @@ def make_plan(recipe: Recipe, models: dict[str, ModelFile], *, each_member: bool
     """Return what is fused.
 
     Raises:
-        OptionError: E201 when a view does not fit a model.
+        OptionError: E201 when a view is unknown, or does not fit a model.
     """
-    names = sorted({view for group in recipe.groups.values() for view in recipe.views_of(group)})
-    views = {view.name: view for view in parse_views(",".join(names))}
+    views = views_by_name(view for group in recipe.groups.values() for view in recipe.views_of(group))
     for group in recipe.groups.values():
         for member in group.members:
             card = models[member].card

@@ -6,7 +6,7 @@ channels, ``(B, H, W, C)`` float32. ``identity`` is always the first one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +71,20 @@ def parse_views(text: str) -> tuple[View, ...]:
         for view in _parse(name.strip()):
             views.setdefault(view.name, view)
     return tuple(views.values())
+
+
+def views_by_name(names: Iterable[str]) -> dict[str, View]:
+    """Return the views of a recipe by the names that it has for them.
+
+    Raises:
+        OptionError: E201 when a name is that of no view, or of a family such as ``crop5``.
+    """
+    wanted = sorted(set(names))
+    found = {view.name: view for view in parse_views(",".join(wanted))}
+    for name in wanted:
+        if name not in found:
+            raise OptionError("E201", f"the recipe's view {name!r} is written as {', '.join(_family(name))}")
+    return {name: found[name] for name in wanted}
 
 
 def expand_views(weights: Mapping[str, float]) -> dict[str, float]:

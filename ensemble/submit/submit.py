@@ -20,7 +20,7 @@ from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.ids import without_ids
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing, list_images
-from ensemble.images.views import View, parse_views
+from ensemble.images.views import View, views_by_name
 from ensemble.predict.bad_images import ERRORS, describe_priors, tell_unread, unread, write_errors
 from ensemble.predict.batch_size import SIZES
 from ensemble.predict.inputs import Inputs, select_boxes
@@ -164,10 +164,10 @@ def _views_of(recipe: Recipe, models: Mapping[str, ModelFile]) -> dict[str, View
     """Return the views that a recipe weighs, by name.
 
     Raises:
-        OptionError: E201 when one does not fit a model.
+        OptionError: E201 when one is unknown, or does not fit a model.
     """
     passes = passes_of(recipe)
-    views = {view.name: view for view in parse_views(",".join(sorted({one.view for one in passes})))}
+    views = views_by_name(one.view for one in passes)
     for one in passes:
         views[one.view].require_fits(
             models[one.member].card.preprocess.size, models[one.member].card.labels, member=one.member

@@ -243,14 +243,17 @@ def test_members_of_low_precision_are_fused_as_they_are(precision: Precision, tm
         ),
         ({"smoothing": Smoothing((0.25, 0.5, 0.25), r"(\w)(\d)")}, "E802", "smoothed over the rows"),
         ({"views": {"identity": 1.0, "scale:1.2": 1.0}}, "E803", "scale:1.2"),
+        ({"views": {"identity": 1.0, "crop5": 1.0}}, "E201", "'crop5' is written as crop5:tl, crop5:tr"),
+        ({"views": {"scale:1.20": 1.0}}, "E201", "'scale:1.20' is written as scale:1.2"),
+        ({"views": {"rot180": 1.0}}, "E201", "'rot180' is not a view"),
     ],
-    ids=["rank", "transductive", "smoothing", "view"],
+    ids=["rank", "transductive", "smoothing", "view", "family", "spelling", "unknown"],
 )
 def test_what_no_single_image_answers_is_refused_by_name(
     changes: dict[str, Any], code: str, words: str, folder: Path, tmp_path: Path
 ) -> None:
     """The message names the part of the recipe."""
-    with pytest.raises(DeployError, match=words) as caught:
+    with pytest.raises(EnsError, match=words) as caught:
         fuse(toy_recipe(**changes), [folder], tmp_path / "e.onnx")
     assert caught.value.code == code
 
