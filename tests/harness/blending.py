@@ -7,7 +7,10 @@ Without ``--oof`` the settings are simulated, with fixed random seeds; with it, 
 predictions, and what was learned from them is applied to the test predictions (all folds of a group averaged, as a
 submission has them), or to the people that were not drawn where no test predictions are given. A line per method: its
 score minus that of the mean, on the same draws, with the standard error of that difference and its worst draw; below
-them the gain that `auto` printed beside the gain that was found. AutoGluon's ensemble selection and `hillclimbers`
+them the gain that `auto` printed beside the gain that was found, and how often that is in the printed interval. Both
+gains depend on the people that were drawn: in simulated contests, where thousands of people can be asked for, one rule
+learned from those is scored on the drawn people, and the difference of its gains is printed as that of the people.
+AutoGluon's ensemble selection and `hillclimbers`
 take part where they are installed. pytest does not collect this file.
 """
 
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,58 +35,96 @@ from ensemble.blend.blend import Blended, blend
 from ensemble.blend.pooling import log_softmax
 from ensemble.blend.recipe import make_recipe
 from ensemble.labels import MASK18
+from ensemble.learn.candidates import FitOptions, Fitted, fit_candidates
+from ensemble.learn.cross_validation import LearningData, apply_candidate, score_answers
 from ensemble.learn.learn import learn
 from ensemble.learn.learned_recipe import learned_recipe
+from ensemble.learn.learning_data import sort_images, stack_new
 from ensemble.learn.objective import parse_metric
-from ensemble.learn.result import Learned
+from ensemble.learn.result import Learned, MemberView
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.read_members import read_members
 from ensemble.predictions.truth import Truth, read_truth, true_classes
 from ensemble.text_table import render_columns
-from tests.support.simulation import PEOPLE, Contest, make_contest, take_rows
+from tests.support.simulation import PEOPLE, Contest, Scenario, make_contest, take_rows
 
 EVEN = np.full((2, 3), 100)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """Out-of-fold members and their truth to learn from; test members and their truth to score on."""
+    """Out-of-fold members and their truth to learn from; test members and their truth to score on.
+
+    ``people`` is the gain of one rule on the people of the test, minus that on those to learn from, in points.
+    """
 
     oof: list[Predictions]
     truth: Truth
     test: list[Predictions]
     test_truth: Truth
+    people: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The test scores of one draw by method, the method that `auto` selected and the gain that it printed."""
+    """The test scores of one draw by method, the method that `auto` selected, the gain and error that it printed."""
 
     scores: Mapping[str, float]
     selected: str
     expected: float
+    error: float
     seconds: float
+    people: float | None
 
 
 def simulated(name: str, people: int, seed: int) -> Draw:
     """Draw one simulated setting: A, B, C as `tests.support.simulation`, or one that breaks an assumption of them."""
-    contest = make_contest("C" if name in {"C", "folds-C"} else "B" if name == "B" else "A", seed=seed % 5, members=4)
-    if name.startswith("folds"):
-        oof, truth = contest.draw_out_of_fold(people, seed=1000 + seed, folds=5)
-        return Draw(oof, truth, *contest.draw_folds(1500, seed=5000 + seed, folds=5))
+    scenario: Scenario = "C" if name in {"C", "folds-C"} else "B" if name == "B" else "A"
+    folds, members = (5, 4) if name.startswith("folds") else (1, 8)
+    contest = make_contest(scenario, seed=seed % 5, members=4 if name == "shift" else members)
     if name == "shift":  # trained on even classes, learned from a long tail, applied to even classes
         contest = Contest(tuple(replace(member, tau=1.0) for member in contest.members))
         oof, truth = contest.draw_folds(people, seed=1000 + seed, folds=1)
         return Draw(oof, truth, *contest.draw_folds(1500, seed=5000 + seed, folds=1, mix=EVEN))
-    contest = make_contest("C" if name == "C" else "B" if name == "B" else "A", seed=seed % 5)
-    mix = PEOPLE * (np.arange(6).reshape(2, 3) != 2) if name == "absent" else PEOPLE
-    oof, truth = contest.draw_folds(29 if name == "few" else people, seed=1000 + seed, folds=1, mix=mix)
-    test, test_truth = contest.draw_folds(1500, seed=5000 + seed, folds=1)
+    people = 29 if name == "few" else people
+    test, test_truth = contest.draw_folds(1500, seed=5000 + seed, folds=folds)
+    if name == "absent":
+        mix = PEOPLE * (np.arange(6).reshape(2, 3) != 2)
+        return Draw(*contest.draw_folds(people, seed=1000 + seed, folds=1, mix=mix), test, test_truth)
+    rule = _fixed_rule(scenario, seed % 5, members, folds)
+    gains = [_gain(rule, test, test_truth), _gain(rule, *contest.draw_folds(people, seed=1000 + seed, folds=folds))]
+    oof, truth = contest.draw_out_of_fold(people, seed=1000 + seed, folds=folds)
     spoil = {"noise": _noise, "constant": _constant, "permuted": _permuted}.get(name)
     if spoil is not None:
-        oof, test = ([*members[:-1], spoil(members[-1])] for members in (oof, test))
-    return Draw(oof, truth, test, test_truth)
+        oof, test = ([*kept[:-1], spoil(kept[-1])] for kept in (oof, test))
+    return Draw(oof, truth, test, test_truth, gains[0] - gains[1])
+
+
+@cache
+def _fixed_rule(scenario: Scenario, number: int, members: int, folds: int) -> Mapping[str, Fitted]:
+    """Return the mean and a rule learned from the mean of all folds on 3,000 people of a contest."""
+    data = _average(
+        *make_contest(scenario, seed=number, members=members).draw_folds(3000, seed=900 + number, folds=folds)
+    )
+    options = FitOptions(np.full(members, 1 / members), MASK18, parse_metric("macro-f1", MASK18).score_classes, 0)
+    return fit_candidates(("mean", "factored+f1"), options, data.log_p, data.truth, data.log_g)
+
+
+def _average(members: Sequence[Predictions], truth: Truth) -> LearningData:
+    """Return the mean of the folds of each member, on the images of their truth in the order of their ids."""
+    views = [MemberView(group, "identity") for group in sorted({one.group for one in members})]
+    folds = stack_new(members, views, MASK18)
+    images = sort_images(truth)
+    log_p = np.stack([np.log(np.exp(one).mean(axis=0)) for one in folds])
+    log_g = np.stack([one.mean(axis=0) for one in folds])
+    return LearningData(log_p, truth.classes[images.order], images.person, log_g)
+
+
+def _gain(rule: Mapping[str, Fitted], members: Sequence[Predictions], truth: Truth) -> float:
+    data, metric = _average(members, truth), parse_metric("macro-f1", MASK18)
+    mean, other = (score_answers(metric, data, apply_candidate(fitted, data)) for fitted in rule.values())
+    return 100 * (other - mean)
 
 
 def _noise(member: Predictions) -> Predictions:
@@ -143,7 +185,8 @@ def evaluate(draw: Draw, *, metric: str = "macro-f1", repeats: int = 2) -> Resul
         scores[name] = score(blend(test, learned_recipe(replace(learned, method=name, fitted=fitted), test)))
     scores["auto"] = scores[learned.method]
     scores |= _peers(draw, learned, score)
-    return Result(scores, learned.method, 100 * learned.expected_gain, seconds)
+    error = next(row.error for row in learned.table if row.candidate == learned.method)
+    return Result(scores, learned.method, 100 * learned.expected_gain, 100 * error, seconds, draw.people)
 
 
 def _peers(draw: Draw, learned: Learned, score: Callable[[Blended], float]) -> dict[str, float]:
@@ -207,22 +250,28 @@ def render(title: str, results: Sequence[Result]) -> str:
         name: np.array([one.scores[name] - one.scores["mean"] for one in results if name in one.scores])
         for name in names
     }
-    rows = [
-        (name, f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}", f"{gain.min():+.2f}")
-        for name, gain in gains.items()
-        if len(gain) > 1
-    ]
+    rows = [(name, _interval(gain), f"{gain.min():+.2f}") for name, gain in gains.items() if len(gain) > 1]
     selected = ", ".join(f"{name} {sum(one.selected == name for one in results)}" for name in _selected(results))
     expected = np.array([one.expected for one in results])
     error = gains["auto"] - expected
+    people = np.array([0.0 if one.people is None else one.people for one in results])
+    by_people = "" if results[0].people is None else f", {_interval(people)} of it by the people drawn"
+    adopted = [i for i, one in enumerate(results) if one.error > 0]
+    inside = sum(abs(error[i]) <= 1.96 * results[i].error for i in adopted)
     seconds = np.mean([one.seconds for one in results])
     return (
         f"{title}: {len(results)} draws, mean {np.mean([one.scores['mean'] for one in results]):.2f}\n"
         f"{render_columns(('method', 'gain ± SE', 'worst'), rows)}"
         f"selected: {selected}\n"
         f"expected gain {expected.mean():+.2f}, found {gains['auto'].mean():+.2f}, "
-        f"found - expected {error.mean():+.2f} ± {error.std(ddof=1) / len(error) ** 0.5:.2f}; {seconds:.1f} s a draw\n"
+        f"found - expected {_interval(error)}{by_people}; {seconds:.1f} s a draw\n"
+        f"found in the printed 95 % interval: {inside} of {len(adopted)} draws that adopted something\n"
     )
+
+
+def _interval(values: NDArray[np.float64]) -> str:
+    """Render a mean and its standard error."""
+    return f"{values.mean():+.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
 
 
 def _selected(results: Sequence[Result]) -> Iterator[str]:
