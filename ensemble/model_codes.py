@@ -119,6 +119,10 @@ MODEL_CODES: dict[str, Code] = {
         "The layers of a whole pickled network are not those of timm's architecture with the same weights.",
         "export it to ONNX in the program that has its code, then: ens adopt model.onnx",
     ),
+    "E451": Code(
+        "A network was given images of another number of channels than it takes.",
+        "give it that number; ens export makes grey images of one channel in the graph: --channels",
+    ),
     "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",

@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,15 +190,27 @@ def compare_body(
     body = architecture.body
     return BodyMatch(
         architecture=architecture,
-        matching=tuple(key for key, shape in body.items() if key in tensors and tensors[key].shape == shape),
+        matching=tuple(
+            key for key, shape in body.items() if key in tensors and is_same_layer(tensors[key].shape, shape)
+        ),
         missing=tuple(key for key in body if key not in tensors),
         unexpected=tuple(
             key for key in tensors if key not in body and not key.endswith(COUNTER) and not key.startswith(own)
         ),
-        misshaped=tuple(key for key, shape in body.items() if key in tensors and tensors[key].shape != shape),
+        misshaped=tuple(
+            key for key, shape in body.items() if key in tensors and not is_same_layer(tensors[key].shape, shape)
+        ),
         in_channels=in_channels,
         size=size,
     )
+
+
+def is_same_layer(found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Return True for equal shapes, and for those of a linear layer and a convolution of one pixel."""
+    if tuple(found) == tuple(wanted):
+        return True
+    sides = sorted((tuple(found), tuple(wanted)), key=len)
+    return (len(sides[0]), len(sides[1])) == (2, 4) and (*sides[0], 1, 1) == sides[1]
 
 
 def _square_size(plain: Architecture, tensors: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:

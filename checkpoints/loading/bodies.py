@@ -33,7 +33,8 @@ class Body:
     """A network without its classifier: ``sources`` maps timm's names to the names in the checkpoint.
 
     ``prefix`` stands before all of those. ``twins`` are the architectures of the same names and shapes, of which
-    ``match`` compares one; ``usual`` is the one that most such networks are, if there is one.
+    ``match`` compares one; ``usual`` is the one that most such networks are, if there is one. ``match`` was made with
+    ``arch_options``.
     """
 
     layout: Layout
@@ -42,6 +43,7 @@ class Body:
     sources: Mapping[str, str]
     twins: tuple[str, ...]
     usual: str | None
+    arch_options: ArchOptions | None = None
 
     @property
     def used(self) -> frozenset[str]:
@@ -155,10 +157,16 @@ def _under_prefixes(
             yield _compare(layout, prefix, known, sources, wanted, ())
             continue
         for twins in nearest_twins(known):
-            body = _compare(layout, prefix, known, sources, wanted, layout.accepted(twins.names))
+            body = _compare(layout, prefix, known, sources, wanted, _named_by(prefix, layout.accepted(twins.names)))
             yield body
             if body.match.is_full:
                 break
+
+
+def _named_by(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of ViT and DeiT that transformers' own prefix names: they differ in the usual mean and std alone."""
+    is_deit = f".{prefix}".endswith(".deit.")
+    return tuple(name for name in names if name.startswith("deit")) or names if is_deit else names
 
 
 def _compare(
@@ -172,12 +180,14 @@ def _compare(
     arch = wanted.arch or twins[0]
     match = compare_body(arch, known, size=wanted.size, arch_options=wanted.arch_options)
     usual = arch if len(twins) <= 1 else layout.usual(twins)
-    return Body(layout, prefix, match, sources, twins or (arch,), usual)
+    return Body(layout, prefix, match, sources, twins or (arch,), usual, wanted.arch_options)
 
 
 def as_architecture(
     body: Body, arch: str, arch_options: ArchOptions | None, tensors: Mapping[str, torch.Tensor]
 ) -> Body:
-    """Return the body as another one of its twins."""
+    """Return the body as another one of its twins, with its own options unless others are given."""
     known = {name: body.layout.shaped(name, tensors[key]) for name, key in body.sources.items()}
-    return replace(body, match=compare_body(arch, known, size=body.match.size, arch_options=arch_options))
+    return replace(
+        body, match=compare_body(arch, known, size=body.match.size, arch_options=arch_options or body.arch_options)
+    )

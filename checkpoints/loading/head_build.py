@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,9 +51,10 @@ class HeadBuilder:
         *,
         margin: Found[str] | None = None,
         layers: Mapping[str, PickledLayer] | None = None,
+        owned: Collection[str] = (),
     ) -> None:
         self._architecture, self._request, self._path = architecture, request, path
-        self._layers = layers or {}
+        self._layers, self._owned = layers or {}, frozenset(key.rpartition(".")[0] for key in owned)
         self._margin = margin
         self._classifier = classifier
         self._features = architecture.features or 0
@@ -97,7 +98,7 @@ class HeadBuilder:
         """Return the layers of a pickled Sequential; None where there is none."""
         if len({layer.root for layer in chain}) != 1:
             return None
-        wanted = layers_of_head(self._layers, chain[0].root)
+        wanted = layers_of_head(self._layers, chain[0].root, chain[0].name, self._owned)
         if wanted is None:
             return None
         unknown = [name for name in wanted if name.startswith("?")]

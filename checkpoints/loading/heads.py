@@ -62,7 +62,9 @@ class HeadFinder:
         self._widths = (self._features, 2 * self._features) if self._can_pool() else (self._features,)
         self._channels = body.match.in_channels
         self._names = {key: name for name, key in body.sources.items()}
-        self._builder = HeadBuilder(architecture, self._classifier, request, path, margin=margin, layers=layers)
+        self._builder = HeadBuilder(
+            architecture, self._classifier, request, path, margin=margin, layers=layers, owned=body.used
+        )
         self._scalars: list[str] = []
         self._rest = self._sort_out(rest)
 

@@ -37,6 +37,8 @@ _TRAINING_WORDS = re.compile(
     r"|steps?|epoch|decay|ema_decay|optimizer\w*|scheduler\w*|centers?|center_?loss|queue|queue_ptr|memory_?bank"
     r"|prototypes?_?ema|mixup\w*|cutmix\w*|augment\w*|_extra_state|dummy|device_indicator\w*)"
 )
+# whole numbers of a network itself; EfficientFormer saves the places of its attention's biases
+_WHOLE_WEIGHTS = {"weight", "bias", "attention_bias_idxs"}
 _NORMALISATION = re.compile(r"(\w*_)?(mean|std|pixel_mean|pixel_std|image_mean|image_std)(_\w*)?")
 
 
@@ -69,7 +71,7 @@ def is_training_state(key: str, tensor: torch.Tensor) -> bool:
         return True
     # by its text, which a tensor without values has too
     whole = str(tensor.dtype).removeprefix("torch.") in {"int64", "int32", "int16", "bool", "uint8"}
-    return whole and not key.endswith(COUNTER) and tensor.ndim <= 2 and parts[-1] not in {"weight", "bias"}
+    return whole and not key.endswith(COUNTER) and tensor.ndim <= 2 and parts[-1] not in _WHOLE_WEIGHTS
 
 
 def is_normalisation(key: str, tensor: torch.Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 Sources: torchvision/models/{resnet,efficientnet}.py; lukemelas/EfficientNet-PyTorch efficientnet_pytorch/model.py;
 huggingface/transformers models/{resnet,efficientnet}/modeling_*.py; open-mmlab/mmpretrain
-mmpretrain/models/backbones/efficientnet.py. Heads are found by `checkpoints.loading.heads`, whatever their names.
+mmpretrain/models/backbones/efficientnet.py; `transformer_layouts` has more. Heads are found by
+`checkpoints.loading.heads`, whatever their names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from checkpoints.loading.timm_tables import usual_name
 from checkpoints.loading.torchvision_layouts import rename_features, rename_regnet, rename_vit, timms_shape
 from checkpoints.loading.torchvision_names import rename_efficientnet
+from checkpoints.loading.transformer_layouts import (
+    convnext_shape,
+    rename_convnext,
+    rename_hf_swin,
+    rename_hf_vit,
+    rename_mmpretrain_vit,
+)
 from ensemble.plain_numbers import is_count
 
 if TYPE_CHECKING:
@@ -340,6 +348,38 @@ LAYOUTS = (
         _is_tensorflows,
         lambda _: _ALWAYS_EVEN,  # it pads as for even sides, whatever they are
         changes="embeddings.* and encoder.* to conv_stem, blocks.* and conv_head",
+    ),
+    Layout(
+        "transformers",
+        ("embeddings.patch_embeddings.projection.weight",),
+        rename_hf_vit,
+        changes="embeddings.* and encoder.layer.* to patch_embed and blocks.*",
+    ),
+    Layout(
+        "transformers",
+        ("embeddings.patch_embeddings.projection.weight",),
+        rename_hf_swin,
+        changes="embeddings.* and encoder.layers.* to patch_embed and layers.*",
+    ),
+    Layout(
+        "transformers",
+        ("embeddings.patch_embeddings.weight",),
+        rename_convnext,
+        changes="embeddings.* and encoder.stages.* to stem and stages.*",
+        shape=convnext_shape,
+    ),
+    Layout(
+        "facebookresearch/ConvNeXt or mmpretrain",
+        ("downsample_layers.0.0.weight",),
+        rename_convnext,
+        changes="downsample_layers.* and stages.* to stem and stages.*",
+        shape=convnext_shape,
+    ),
+    Layout(
+        "mmpretrain",
+        ("patch_embed.projection.weight",),
+        rename_mmpretrain_vit,
+        changes="layers.* to blocks.*",
     ),
     Layout(
         "nn.Sequential",

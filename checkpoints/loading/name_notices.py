@@ -63,7 +63,7 @@ def ambiguous(names: Sequence[str], path: Path) -> ModelError:
     return ModelError(
         "E416",
         f"{path.name} fits {' and '.join(names)}: their weights have the same names and shapes, but they pad, blur or "
-        "scale differently",
+        "scale differently, or usually take images of another mean and std",
         hint=hint or f"give the one that was trained with --arch, such as --arch {names[0]}",
         path=path,
     )

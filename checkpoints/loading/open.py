@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ import safetensors.torch
 import torch
 
 from checkpoints.loading.arch_options import settle_options, why_not
-from checkpoints.loading.architectures import current_name, resolve_architecture
-from checkpoints.loading.bodies import Search, Wanted, find_bodies
+from checkpoints.loading.architectures import current_name, is_same_layer, resolve_architecture
+from checkpoints.loading.bodies import Wanted
 from checkpoints.loading.head_build import FoundHead
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.heads import HeadFinder
@@ -36,6 +37,7 @@ from checkpoints.loading.pickled_layers import collect_layers, paths_inside
 from checkpoints.loading.read import Content, read_content
 from checkpoints.loading.reparametrized import merge_parts
 from checkpoints.loading.same_network import ToldByLayers, absorb_epsilons, require_no_other_layers, told_by_layers
+from checkpoints.loading.searches import search_networks
 from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors
 from checkpoints.loading.torchvision_names import absorb_epsilon
 from checkpoints.loading.weight_checks import (
@@ -124,9 +126,8 @@ def open_checkpoint(
         message = f"{entry.place} = {entry.value!r} makes no sense there and is not used"
         listener.notice(Notice("W452", message, path))
     claims = claims_of(metadata)
-    search = find_bodies(found, wanted)
-    if not search.bodies and wanted.arch is None:
-        search = _find_claimed(found, claims, metadata, wanted) or search
+    result = search_networks(found, claims, metadata, wanted, path)
+    search = result.search
     if not search.bodies:
         raise unknown_network(search.nearest, wanted, found, path)
     network = choose_network(found, search, weights, card, path, listener)
@@ -136,10 +137,14 @@ def open_checkpoint(
     body = identify(network, wanted, claims, path, listener, told=None if told is None else told.arch)
     network = replace(network, body=body)
     options = settle_options(network.body.match.arch, arch_options or {}, metadata.arch_options, path, listener)
+    if result.options:
+        _say_options(result.options, "the names of the weights show that it averages its tokens", path, listener)
+        options |= result.options
     if told is not None:
         options |= told.options
         options.pop("bn_eps", None)  # the layers have it
-        _say_options(told, path, listener)
+        more = {"the epsilon of batch normalizations": len(told.epsilons)} if told.epsilons else {}
+        _say_options(dict(told.options) | more, "taken from the pickled layers", path, listener)
     request = replace(head, labels=None) if card else head
     behind = HeadFinder(network.body, network.rest, request, path, margin=metadata.margin, layers=layers).find()
     _say_head(behind, path, listener)
@@ -175,26 +180,10 @@ def _told(
     return told_by_layers(layers, body, names, usable, path, is_ordered=is_ordered)
 
 
-def _say_options(told: ToldByLayers, path: Path, listener: Listener) -> None:
-    shown = [f"{name}={value}" for name, value in told.options.items()]
-    if told.epsilons:
-        shown.append(f"the epsilon of {len(told.epsilons)} batch normalizations")
+def _say_options(options: ArchOptions, why: str, path: Path, listener: Listener) -> None:
+    shown = ", ".join(f"{name}={value}" for name, value in options.items())
     if shown:
-        listener.notice(Notice("I418", f"taken from the pickled layers: {', '.join(shown)}", path))
-
-
-def _find_claimed(found: AllTensors, claims: tuple[Claim, ...], metadata: Metadata, wanted: Wanted) -> Search | None:
-    """Return the networks of the first architecture that the metadata names and the weights fit."""
-    stored = {name: one.value for name, one in metadata.arch_options.items() if name != "bn_eps"}
-    for claim in claims:
-        current = current_name(claim.arch)
-        for options in ({}, stored) if stored and current is not None else ({},):
-            if current is None or why_not(current, options) is not None:
-                continue
-            search = find_bodies(found, replace(wanted, arch=current, arch_options=options or None))
-            if search.bodies:
-                return search
-    return None
+        listener.notice(Notice("I418", f"{why}: {shown}", path))
 
 
 def _merge(found: AllTensors, content: Content, path: Path, listener: Listener) -> AllTensors:
@@ -219,7 +208,7 @@ def _assemble(
     if card is not None and card.head == "axes":
         _require_head(behind.outputs, card, path)
     named = {
-        name: body.layout.shaped(name, network.tensors[key])
+        name: _fitting(body.layout.shaped(name, network.tensors[key]), match.architecture.state[name])
         for name, key in body.sources.items()
         if name in match.architecture.state
     }
@@ -250,6 +239,12 @@ def _assemble(
     )
 
 
+def _fitting(tensor: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the shape of the architecture's, which may be a convolution where it is a linear layer."""
+    same = tensor.shape != wanted.shape and is_same_layer(tensor.shape, wanted.shape)
+    return tensor.reshape(wanted.shape) if same else tensor
+
+
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """Return the network with the checkpoint's weights: ``(B, C, H, W)`` to logits, eval mode, float32, on the CPU."""
     card, head = checkpoint.card, checkpoint.head
@@ -269,7 +264,19 @@ def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
         add_zero_logit(model, checkpoint.arch)
     if checkpoint.padded_for is not None:
         fix_padding(model, checkpoint.padded_for)
+    if checkpoint.in_channels != 3:
+        model.register_forward_pre_hook(functools.partial(_require_channels, checkpoint.in_channels))
     return model.eval()
+
+
+def _require_channels(count: int, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Refuse images of other channels with a sentence in place of torch's error.
+
+    Raises:
+        ModelError: E451.
+    """
+    if inputs and inputs[0].shape[1] != count:
+        raise ModelError("E451", f"the network takes images of {count} channel(s), got {inputs[0].shape[1]}")
 
 
 def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: ModelCard) -> Path:

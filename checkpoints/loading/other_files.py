@@ -178,14 +178,21 @@ _DISTRIBUTED = OtherFile(
 )
 
 
-def describe_folder(names: set[str]) -> OtherFile | None:
-    """Return what a folder without weights of PyTorch is, by the names in it; None if they do not tell."""
+def describe_parts(names: set[str]) -> OtherFile | None:
+    """Return which program wrote the weights in a folder in parts, one per process; None if none did."""
     if "zero_to_fp32.py" in names or any(re.fullmatch(r"(.*_)?mp_rank_\d+_model_states\.pt", n) for n in names):
         return _DEEPSPEED
     if "latest" in names and any(name == "checkpoint" or name.startswith("global_step") for name in names):
         return _DEEPSPEED
     if any(name.endswith(".distcp") for name in names):
         return _DISTRIBUTED
+    return None
+
+
+def describe_folder(names: set[str]) -> OtherFile | None:
+    """Return what a folder without weights of PyTorch is, by the names in it; None if they do not tell."""
+    if (parts := describe_parts(names)) is not None:
+        return parts
     if "saved_model.pb" in names or "keras_metadata.pb" in names:
         return _TENSORFLOW
     if "Manifest.json" in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from checkpoints.loading.head_options import WITHOUT_WEIGHTS
 from checkpoints.loading.key_names import without_marks
@@ -51,16 +51,22 @@ def is_idle(layer: PickledLayer) -> bool:
     return layer.kind in _IDLE
 
 
-def layers_of_head(layers: Mapping[str, PickledLayer], root: str) -> tuple[str, ...] | None:
+def layers_of_head(
+    layers: Mapping[str, PickledLayer], root: str, first: str = "", owned: Collection[str] = ()
+) -> tuple[str, ...] | None:
     """Return the layers of the ``nn.Sequential`` at a path as `--head-layers` names them; None where it is none.
 
+    Where one of its layers is ``owned`` by the body, as in torchvision's MobileNetV3, they begin with ``first``.
     A layer that has no name there is given as the name of its class, with a ``?`` in front.
     """
     whole = layers.get(root)
     if whole is None or whole.type_name != "torch.nn.modules.container.Sequential":
         return None
-    inner = [layer for name, layer in layers.items() if name.startswith(f"{root}.") and layer.is_leaf]
-    kept = [layer for layer in inner if not is_idle(layer)]
+    inner = {name: layer for name, layer in layers.items() if name.startswith(f"{root}.") and layer.is_leaf}
+    names = list(inner)
+    if first in inner and not inner.keys().isdisjoint(owned):
+        names = names[names.index(first) :]
+    kept = [inner[name] for name in names if not is_idle(inner[name])]
     if kept and kept[0].kind == "AdaptiveAvgPool2d":
         kept = kept[1:]
     return tuple(_kind(layer) for layer in kept)

@@ -13,6 +13,7 @@ from checkpoints.loading.lora import LoraScale, merge_lora, restore_saved_module
 from ensemble.errors import ModelError
 
 _PARAMETRIZED = re.compile(r"(?P<layer>.*?)\.?parametrizations\.(?P<leaf>\w+)\.(?P<part>original[01]?|\d+\..+)")
+_QUERY = re.compile(r"(.*\.)?attention\.(attention|self)\.query\.(weight|bias)")
 _QUANTIZED = re.compile(r".*(\.|^)(_packed_params(\._packed_params|\.dtype)?|zero_point|quant_state.*|qweight|SCB)")
 
 
@@ -31,6 +32,7 @@ def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraS
     - ``weight_g * weight_v / |weight_v|``: weight_norm, also as ``parametrizations.weight.original0`` and ``1``
     - ``weight_orig / (u W v)``: spectral_norm
     - ``weight + scale * B @ A``: LoRA, whose ``scale`` no tensor tells
+    - queries, keys and values of transformers' attention, which timm keeps in one tensor
 
     Raises:
         ModelError: E417 for quantised weights, and for parts that cannot be merged.
@@ -51,7 +53,23 @@ def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraS
     merged.tensors, notes = restore_saved_modules(merged.tensors, path)
     merged.tensors, more = merge_lora(merged.tensors, scale, path)
     merged.notes += notes + more
+    _join_attention(merged)
     return merged
+
+
+def _join_attention(merged: Merged) -> None:
+    """Join ``query``, ``key`` and ``value`` of transformers' ViT, DeiT and Swin to ``qkv`` (modeling_vit.py)."""
+    first = [key for key in merged.tensors if _QUERY.fullmatch(key)]
+    count = 0
+    for key in first:
+        start, leaf = key.rsplit(".query.", 1)
+        names = [f"{start}.{part}.{leaf}" for part in ("query", "key", "value")]
+        found = [merged.tensors[name] for name in names if name in merged.tensors]
+        if len(found) == 3 and len({tensor.shape for tensor in found}) == 1:
+            _put(merged, key, f"{start}.qkv.{leaf}", torch.cat(found), set(names))
+            count += 1
+    if count:
+        merged.notes.append(f"queries, keys and values were joined in {count} tensors")
 
 
 def _put(merged: Merged, at: str, name: str, value: torch.Tensor, parts: set[str]) -> None:

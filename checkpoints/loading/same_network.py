@@ -197,6 +197,7 @@ def _other_kinds(
         _plain(layer.kind): layer.kind
         for layer in inside.values()
         if layer.type_name.startswith(("torch.nn.modules.activation.", "timm.layers.activations"))
+        and layer.kind != "MultiheadAttention"
     }
     for kind, shown in theirs.items():
         if own and kind not in own | _GATES:

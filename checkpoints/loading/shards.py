@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.loading.other_files import describe_folder
+from checkpoints.loading.other_files import describe_folder, describe_parts
 from checkpoints.loading.state_dicts import is_averaged_name
 from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import Listener, Notice
@@ -89,7 +89,7 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
         if any(path.name.endswith(".safetensors") for path in others):
             others = [path for path in others if path.name.endswith(".safetensors")]
         shards = {parts["stem"] for path in others if (parts := _SHARD.fullmatch(path.name)) is not None}
-        if len(others) > 1 and (whole := describe_folder(names)) is not None:
+        if len(others) > 1 and (whole := describe_parts(names)) is not None:
             message = f"{folder} is not a checkpoint but {whole.description}"
             raise ModelError("E404", message, hint=whole.hint, path=folder)
         if len(others) > 1 and not (len(shards) == 1 and all(_SHARD.fullmatch(path.name) for path in others)):

@@ -15,7 +15,7 @@ _V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
 _V3_STAGES = {15: (1, 2, 3, 4, 2, 3), 11: (1, 2, 3, 2, 3)}  # large and small, by the number of blocks
 
 
-def _substitute(patterns: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
+def substitute(patterns: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
     """Return the names that one of ``patterns`` matches, with its replacement."""
     compiled = [(re.compile(pattern), new) for pattern, new in patterns.items()]
     names = {}
@@ -45,7 +45,7 @@ _VIT = {
 
 def rename_vit(keys: Iterable[str]) -> dict[str, str]:
     """Map the names of torchvision's ViT."""
-    return _substitute(_VIT, keys)
+    return substitute(_VIT, keys)
 
 
 # RegNet
@@ -68,7 +68,7 @@ def rename_regnet(keys: Iterable[str]) -> dict[str, str]:
             end = {"0": "conv", "1": "bn"}.get(part, part)
             names[key] = f"s{stage}.b{int(block) + 1}.{_REGNET_LAYERS[layer]}.{end}.{leaf}"
         else:
-            names |= _substitute(_REGNET, [key])
+            names |= substitute(_REGNET, [key])
     return names
 
 
