@@ -12,6 +12,7 @@ import numpy as np
 from checkpoints.loading.pickle_objects import InertObject, Name, PickledLayer, Record, Storage, StoredTensor
 
 _DEEPEST = 150  # containers in one another; a pickled network nests them about 60 deep
+_MOST_MODULES = 50_000  # of the largest networks of timm each has fewer than 10,000
 _PLAIN = (str, int, float, bool, complex, bytes, type(None))
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
 _NUMPY_TYPE = re.compile(r"[|<>=]?[biufcSU]\d+")
@@ -199,10 +200,19 @@ def _state_dict(module: Record) -> Iterator[tuple[str, object]]:
 
 
 def _modules(module: Record) -> Iterator[tuple[str, Record]]:
-    """Yield a module and those inside it, each with the start of the names of its tensors."""
+    """Yield a module and those inside it, each with the start of the names of its tensors.
+
+    A module that is registered twice counts twice: a short file could name more than any memory holds.
+
+    Raises:
+        ValueError: for more modules than any network has.
+    """
     waiting: list[tuple[str, Record, tuple[int, ...]]] = [("", module, ())]
+    count = 0
     while waiting:
         prefix, record, around = waiting.pop()
+        if (count := count + 1) > _MOST_MODULES:
+            raise ValueError(f"a module holds more than {_MOST_MODULES:,} modules")
         yield prefix, record
         inner = [
             (f"{prefix}{name}.", child, (*around, id(record)))

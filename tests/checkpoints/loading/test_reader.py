@@ -353,6 +353,17 @@ def test_a_whole_module_is_its_state_dict(tmp_path: Path, wrap: Callable[[Any], 
     assert found.type_name.endswith(type(module).__name__)
 
 
+def test_modules_in_one_another_do_not_multiply_without_end(tmp_path: Path) -> None:
+    """A module that holds another one twice, 60 levels deep, is refused before its 2 to the 60 names are listed."""
+    module: torch.nn.Module = torch.nn.Linear(2, 2)
+    for _ in range(60):
+        outer = torch.nn.Module()
+        outer.first = outer.second = module
+        module = outer
+    with pytest.raises(ModelError, match="more than 50,000 modules"):
+        read_content(write(tmp_path / "a.pt", module), with_values=False)
+
+
 def test_an_object_around_a_module_is_opened(tmp_path: Path) -> None:
     """A learner that is pickled whole, with a reference back to itself, is a dictionary that holds its weights."""
     learner = types.SimpleNamespace(model=Inner(), vocab=["mask", "no mask"])
