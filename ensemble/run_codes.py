@@ -163,7 +163,10 @@ RUN_CODES: dict[str, Code] = {
     "E811": Code(
         "The folder of a bundle holds other files.", "name a new folder with -o, or one that ens bundle wrote"
     ),
-    "E812": Code("A file does not have the scores of an evaluation.", "write it with ens evaluate --json"),
+    "E812": Code(
+        "A file does not have the scores of an evaluation of the ensemble.",
+        "write it with ens evaluate submission.csv --truth truth.csv --json, of the ensemble's submission alone",
+    ),
     "E813": Code(
         "A bundle could not be uploaded; it is written on this machine.",
         "look at the message; huggingface-cli login stores a token, and --push again uploads again",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemble.blend.recipe import Recipe
-from ensemble.bundle.hub import HubFacts, hub_files
+from ensemble.bundle.hub import HubFacts, hub_files, require_scores_of
 from ensemble.bundle.kaggle import KaggleFacts, kaggle_files
 from ensemble.bundle.run_script import run_script
 from ensemble.bundle.triton import MODEL, triton_files
@@ -78,13 +78,16 @@ def bundle(
     """Write what its reader needs to run an ensemble: the fused file, or for Kaggle the models and all packages.
 
     Raises:
-        DeployError: E811 when the folder holds other files, E814 when pip does not find the packages.
+        DeployError: E811 when the folder holds other files, E812 when the scores are not the ensemble's, E814 when pip
+            does not find the packages.
         OptionError: E204 when a name, a version of Python or a budget has another form.
         EnsError: see `fuse` and `find_members`.
     """
     require_bundle_folder(folder)
     if kind == "kaggle":
         return _write_kaggle(recipe, models, folder, options, listener)
+    if kind == "hub" and options.scores is not None:
+        require_scores_of(recipe, options.scores)
     place = f"{MODEL}/1/model.onnx" if kind == "triton" else ENSEMBLE
     fused = fuse(
         recipe,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.blend.decision_rules import rule_to_json
+from ensemble.blend.recipe import Recipe
 from ensemble.card import Preprocess
-from ensemble.errors import DeployError, FileError, OptionError
+from ensemble.errors import DeployError, FileError, OptionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.fuse.fuse import Fused
 
@@ -50,6 +51,18 @@ def hub_files(facts: HubFacts, listener: Listener) -> dict[str, str]:
         ),
     }
     return {"README.md": _model_card(facts), "config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n"}
+
+
+def require_scores_of(recipe: Recipe, scores: Mapping[str, Any]) -> None:
+    """Check that scores are not those of one of several members.
+
+    Raises:
+        DeployError: E812 when they are, or when they are not those of ``ens evaluate --json``.
+    """
+    _estimates(scores)
+    name = scores["scores"][0]["name"]
+    if len(recipe.inputs) > 1 and name in recipe.inputs:
+        raise DeployError("E812", f"the scores are those of the member {name}, not of the ensemble")
 
 
 def push(folder: Path, files: Sequence[str], name: str) -> str:
@@ -158,16 +171,20 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
 
 
 def _estimates(scores: Mapping[str, Any]) -> dict[Any, dict[str, float]]:
-    """Return the scores with intervals of the last set of predictions, by name: the blend stands behind its members.
+    """Return the scores with intervals, by name, of the one set of answers that was evaluated: the ensemble's.
 
     Raises:
         DeployError: E812 when they are not those of ``ens evaluate --json``.
     """
     try:
-        last = scores["scores"][-1]
-        found = {name.replace("_", " "): value for name, value in last.items()}
-        found |= {f"accuracy of {axis}": value for axis, value in last.get("axes", {}).items()}
-        found |= {name: value["estimate"] for name, value in last.get("metrics", {}).items()}
+        names = [str(one["name"]) for one in scores["scores"]]
+        if len(names) > 1:
+            message = f"the scores are of {len(names)} sets of answers, and not of the ensemble alone"
+            raise DeployError("E812", f"{message}: {enumerate_some(names)}")
+        (only,) = scores["scores"]
+        found = {name.replace("_", " "): value for name, value in only.items()}
+        found |= {f"accuracy of {axis}": value for axis, value in only.get("axes", {}).items()}
+        found |= {name: value["estimate"] for name, value in only.get("metrics", {}).items()}
         kept = {
             name: {key: float(value[key]) for key in ("value", "low", "high")}
             for name, value in found.items()

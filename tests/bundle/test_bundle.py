@@ -32,9 +32,8 @@ from tests.support.toys import card, encode, picture
 
 ADDRESS = "https://huggingface.co/me/masks"
 ESTIMATE = {"value": 0.91234, "low": 0.9, "high": 0.92}
-SCORES = {
+SCORES: dict[str, Any] = {
     "scores": [
-        {"name": "m0", "macro_f1": ESTIMATE | {"value": 0.5}},
         {
             "name": "blend",
             "macro_f1": ESTIMATE,
@@ -134,6 +133,15 @@ def test_the_hub_s_model_card_runs_and_tells_the_scores(models: Path, tmp_path: 
     assert {result.metric_value for result in block.eval_results} == {0.91234, 0.95, 0.97, 0.88}
 
 
+def test_a_member_s_scores_are_not_shown_as_the_ensemble_s(models: Path, tmp_path: Path) -> None:
+    """Scores that have the name of a member are E812."""
+    options = BundleOptions(scores={**SCORES, "scores": [{**SCORES["scores"][0], "name": "m1"}]})
+    with pytest.raises(DeployError, match="those of the member m1") as caught:
+        bundle(toy_recipe(), [models], tmp_path / "out", "hub", options=options)
+    assert caught.value.code == "E812"
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_model_card_without_scores_or_licence_says_so(models: Path, tmp_path: Path) -> None:
     """Both are warnings, and the card says that scores are not given."""
     recorder = Recorder()
@@ -230,12 +238,15 @@ def test_other_files_are_not_mixed_with_a_bundle(models: Path, tmp_path: Path) -
 
 
 def test_the_command_checks_scores_before_it_works(models: Path, tmp_path: Path) -> None:
-    """A file of other JSON is E812, options of the hub need --for hub, and the folder is listed."""
+    """A file of other JSON, and scores of members, are E812; options of the hub need --for hub; files are listed."""
     (tmp_path / "blend.json").write_text(toy_recipe().to_json())
-    (tmp_path / "scores.json").write_text('{"scores": [{"nll": 1}], "images": 3}')
+    (tmp_path / "scores.json").write_text('{"scores": [{"name": "s.csv", "nll": 1}], "images": 3}')
+    several = {**SCORES, "scores": [{**SCORES["scores"][0], "name": name} for name in ("m0: mean", "m1: mean")]}
+    (tmp_path / "several.json").write_text(json.dumps(several))
     command = ["bundle", str(tmp_path / "blend.json"), "--models", str(models), "-o", str(tmp_path / "out")]
     for more, code in (
         (["--for", "hub", "--scores", str(tmp_path / "scores.json")], "E812"),
+        (["--for", "hub", "--scores", str(tmp_path / "several.json")], "E812"),
         (["--for", "folder", "--push", "me/masks"], "E204"),
         (["--for", "folder", "--boxes", "b.parquet"], "E204"),
     ):
