@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import signal
@@ -27,9 +28,10 @@ def main() -> None:
     open_standard_streams()
     signals = StopSignals(_give_up)
     status = run(sys.argv[1:], signals)
-    if signals.first is not None:
+    if signals.first is not None or status == DeviceError.exit_status:
         # Python's own exit waits for threads, one of which may be in a long call of a library, frees what torch holds
-        # for a second, and ends with SIGINT where the signal came inside of an exec of text (pythonrun.c)
+        # for a second, and ends with SIGINT where the signal came inside of an exec of text (pythonrun.c); where there
+        # is no memory left, it crashes
         _end_process(_clean_up, status, seconds=_EXIT_SECONDS)
     sys.exit(status)
 
@@ -68,9 +70,10 @@ def _end_process(say: Callable[[], object], status: int, *, seconds: float = 0.3
 
     What ``say`` needs may be held by the thread that does not answer.
     """
-    saying = threading.Thread(target=say, daemon=True)
-    saying.start()
-    saying.join(seconds)
+    with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        saying.join(seconds)
     if "multiprocessing" in sys.modules:
         from multiprocessing import active_children
 
@@ -130,6 +133,9 @@ def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
         return 141
     if isinstance(err, MemoryError):
         err = DeviceError("E603", "the machine ran out of memory; finished parts are kept")
+    elif isinstance(err, OSError) and err.errno in {errno.EMFILE, errno.ENFILE}:
+        hint = "raise the limit with ulimit -n, and run the same command again"
+        err = DeviceError("E603", f"the limit of open files is reached: {err.strerror}", hint=hint)
     elif isinstance(err, OSError) and err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
         err = DiskFullError("E701", f"the output could not be written: {err.strerror}")
         as_json = False
@@ -140,9 +146,15 @@ def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
 
 
 def _report_bug(err: Exception) -> int:
-    with tempfile.NamedTemporaryFile("w", prefix="ens-crash-", suffix=".txt", delete=False, encoding="utf-8") as report:
-        traceback.print_exception(err, file=report)
-    show_bug(err, report.name)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="ens-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as report:
+            traceback.print_exception(err, file=report)
+    except OSError:  # no folder for it, or no room
+        show_bug(err, "what ens --debug shows")
+    else:
+        show_bug(err, report.name)
     return 1
 
 

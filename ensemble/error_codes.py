@@ -177,6 +177,10 @@ CODES: dict[str, Code] = {
         "Decoding an image takes more than a minute.",
         "write it again with an image editor; all other images are done",
     ),
+    "W358": Code(
+        "The pixels of an uncompressed image end in zeros from a block of the file on: its last part may never have come.",
+        "look at the image; copy or download it again if a part is black",
+    ),
     "W355": Code(
         "Face boxes do not record the size of their images.",
         "make sure that they were found in images of this size, or find the faces again with ens crop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -140,6 +141,44 @@ def test_a_working_folder_that_was_removed_is_told(
         assert run(command) == 7
         assert "E740" in capsys.readouterr().err
     assert run(["doctor", "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "", "--like", "info.csv"),
+        ("blend", "preds", "--like", ""),
+        ("blend", "preds", "--like", "info\0.csv"),
+        ("predict", "models", "--images", ""),
+        ("predict", "models", "--images", "images", "-o", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(
+    arguments: tuple[str, ...], contest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable of the shell that is not set leaves one: the images of the working folder would be predicted."""
+    monkeypatch.chdir(contest)
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert "is empty" in said or "null character" in said
+
+
+def test_too_many_open_files_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit of the process is E603, as that of its memory is; a report that cannot be written ends no message."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ensemble.runtime.doctor.doctor", fail)
+    assert run(["doctor"]) == 6
+    assert "error[E603] the limit of open files is reached" in capsys.readouterr().err
+    monkeypatch.setattr("ensemble.runtime.doctor.doctor", break_down)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", fail)
+    assert run(["doctor"]) == 1
+    assert "please report it with what ens --debug shows" in capsys.readouterr().err
 
 
 def test_every_option_has_a_help_text() -> None:

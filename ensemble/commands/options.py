@@ -14,7 +14,17 @@ from click.core import ParameterSource
 from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL
 
-PATH = click.Path(path_type=Path)
+
+class _FilePath(click.Path):
+    """A path; an empty one, as an unset variable of the shell leaves, would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and (not value or "\0" in value):
+            self.fail("a path is empty" if not value else "a path has a null character", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _FilePath(path_type=Path)
 ROOT = "runs"
 # the values of `ensemble.card`, which the help needs without importing it
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")

@@ -68,6 +68,8 @@ def predict(
     from ensemble.runtime.model_file import find_models
 
     wanted = ",".join(part for part in ("identity", "hflip" if tta else "", views or "") if part)
+    if not images.strip():
+        raise conflict("--images is empty")
     if address is not None and engine != "ray":
         raise conflict("--address needs --engine ray")
     if options.memory is not None and engine == "ray":

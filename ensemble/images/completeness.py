@@ -31,6 +31,8 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF0 to SOF15
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ZEROS = 512  # that many zero bytes in a row do not occur at the end of entropy-coded data
+_BLOCK = 512  # bytes; blocks of disks and of downloads in pieces are multiples of it
+_LEAST_HOLE = 4096  # bytes
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -85,6 +87,21 @@ def find_fault(data: bytes, image: Image.Image) -> str | None:
     """Return why an image that Pillow has loaded from ``data`` lacks pixels; None if nothing says so."""
     find = _FINDERS.get(str(image.format))
     return None if find is None else find(data, image)
+
+
+def odd_end(data: bytes, image: Image.Image) -> list[str]:
+    """Return W358 where the pixels of an uncompressed image end in zeros from a block of the disk on.
+
+    A file of its full size whose last blocks never came looks so, and so may, rarely, a picture that is black there.
+    """
+    uncompressed = (image.format == "BMP" and data[30:34] in {b"\0\0\0\0", b"\3\0\0\0"}) or (
+        image.format == "TIFF" and getattr(image, "tag_v2", {}).get(259, 1) == 1
+    )
+    if not uncompressed or any(data[-_LEAST_HOLE:]):
+        return []
+    begin = len(data.rstrip(b"\0"))
+    # data may themselves end in a few zeros before the block
+    return ["W358"] if -begin % _BLOCK < _BLOCK // 64 and begin < len(data) - _LEAST_HOLE else []
 
 
 # JPEG

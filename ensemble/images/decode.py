@@ -214,6 +214,7 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
             fault = completeness.find_fault(data, image)
         if fault is not None:
             raise DamagedImageError("E301", f"the image is truncated or damaged: {fault}")
+        notices += completeness.odd_end(data, image)
     return image, notices
 
 

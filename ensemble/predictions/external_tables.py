@@ -165,6 +165,11 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
     ids = _parquet_ids(table, names, index, id_column, path, listener)
     rest = [name for name in names if name != ids]
     chosen = [rest[place] for place in _class_columns(rest, labels, path, listener)]
+    # numpy would take a date for the number of its seconds
+    kinds = {name: table.schema.field(name).type for name in chosen}
+    odd = next((name for name, kind in kinds.items() if pa.types.is_temporal(kind) or pa.types.is_boolean(kind)), None)
+    if odd is not None:
+        raise PredictionError("E514", f"{path.name}: column {odd} is {kinds[odd]}, expected numbers", path=path)
     try:
         values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in chosen], axis=1)
     except (ValueError, TypeError, pa.ArrowException) as err:

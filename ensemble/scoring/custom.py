@@ -37,7 +37,7 @@ class CustomMetric:
         truth = answers.truth if answers.exclusive else answers.truth.astype(np.int64)
         try:
             value = float(self.function(truth, answers.known()))  # type: ignore[arg-type]
-        except Exception as err:  # whatever a user's function raises
+        except (Exception, SystemExit) as err:  # whatever a user's function raises; sys.exit() would end the command
             raise OptionError(
                 "E204",
                 f"{self.title} fails on truth {truth.shape} and probabilities {answers.known().shape}: "

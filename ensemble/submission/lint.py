@@ -274,15 +274,18 @@ def _rows(
         comma = sheet.delimiter
         cases["header"].append(f"line 1: {comma.join(header)!r} instead of {comma.join(columns)!r}")
     # find the columns by name, else by position; a first line that ends in an answer is data, not a header
-    named = set(columns) <= set(header)
-    places = [header.index(name) for name in columns] if named else list(range(len(columns)))
+    place_of = {name: place for place, name in reversed(list(enumerate(header)))}
+    named = set(columns) <= place_of.keys()
+    places = [place_of[name] for name in columns] if named else list(range(len(columns)))
     answers = [places[place] for place in sheet.answer_places]
-    keys = [place for place in places if place not in answers]
+    not_keys = set(answers)
+    keys = [place for place in places if place not in not_keys]
+    last = max(places)
     headless = not named and bool(header) and looks_like_answers(sheet, labels, header[-len(answers) :])
     for line, cells in islice(lines, 0 if headless else 1, None):
         if len(cells) != len(header):
             cases["cells"].append(f"line {line}: {len(cells)} instead of {len(header)}")
-        if len(cells) > max(places):
+        if len(cells) > last:
             key = sheet.delimiter.join(cells[place] for place in keys)
             yield _SubmissionRow(line, key, tuple(cells[place] for place in answers))
 

@@ -155,3 +155,23 @@ def test_a_tiff_of_sixteen_bits_whose_white_is_zero_is_inverted() -> None:
 def test_a_png_without_its_palette_is_damaged(chunks: dict[str, bytes]) -> None:
     """Numbers of colours without colours, with and without transparency: E301."""
     assert outcome(png(8, 8, 8, 3, b"".join(b"\0" + bytes(range(8)) for _ in range(8)), **chunks)) == "E301"
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+def test_a_block_of_zeros_at_the_end_of_plain_pixels_is_said(kind: str) -> None:
+    """The file has its full size, and what never came begins at a block: black, and nothing else tells."""
+    whole = encode(np.full((64, 64, 3), 200, dtype=np.uint8), kind)
+    cut = whole[:6144] + b"\0" * (len(whole) - 6144)
+    assert decode_image(whole).notices == ()
+    assert decode_image(cut).notices == ("W358",)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+def test_a_picture_that_is_black_at_the_end_of_its_file_is_not_said(kind: str) -> None:
+    """A black edge begins at a row and not at a block; RLE and other coded pixels are not looked at."""
+    pixels = np.full((64, 64, 3), 200, dtype=np.uint8)
+    pixels[:33] = pixels[31:] = 0
+    pixels[30:34] = 200
+    assert decode_image(encode(pixels, kind)).notices == ()
+    packed = {"compression": "packbits"} if kind == "TIFF" else {}
+    assert not packed or decode_image(encode(np.zeros((64, 64, 3), dtype=np.uint8), kind, **packed)).notices == ()

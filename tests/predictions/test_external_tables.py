@@ -167,3 +167,14 @@ def test_parquet_tables_of_pandas_and_polars(
     pq.write_table(stored, tmp_path / "a.parquet")
     found = read_external(tmp_path / "a.parquet", PETS, options=SHARES)
     assert (found.ids, shares(found)) == (ids, VALUES.tolist())
+
+
+@pytest.mark.parametrize(
+    "odd", [pa.array([0, 1], pa.timestamp("s")), pa.array([0, 1], pa.date32()), pa.array([False, True])]
+)
+def test_a_parquet_column_of_dates_is_no_column_of_numbers(tmp_path: Path, odd: pa.Array) -> None:
+    """numpy would give the seconds since 1970, which are logits like any others."""
+    columns = {"id": ["a", "b"], "cat": odd, "wild dog": [0.5, 1], "fox": [0.5, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(EnsError, match=r"E514.*cat is .*, expected numbers"):
+        read_external(tmp_path / "a.parquet", PETS, options=ExternalOptions("logits"))

@@ -249,3 +249,12 @@ def test_a_function_of_the_user_is_a_metric(tmp_path: Path) -> None:
         find_metric(f"{path}:nothing")
     with pytest.raises(OptionError, match="does not exist"):
         find_metric(f"{tmp_path / 'other.py'}")
+
+
+def test_a_metric_of_the_user_that_exits_is_an_error(tmp_path: Path) -> None:
+    """sys.exit(0) in the function would end the command with 0 and without a score."""
+    path = tmp_path / "own.py"
+    path.write_text("import sys\ndef score(truth, p):\n    sys.exit(0)\n")
+    answers = exclusive(0, 3)
+    with pytest.raises(OptionError, match=r"fails on truth .*SystemExit"):
+        find_metric(str(path)).score(answers, np.ones((1, answers.rows)))
