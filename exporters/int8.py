@@ -18,6 +18,7 @@ from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
+from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
@@ -56,6 +57,7 @@ class Quantised:
             "calibration_images": self.calibration,
             "choosing_images": self.chosen_on,
             "ranges": self.ranges,
+            "rounding": "second order, biases corrected",
             "layers": self.layers,
             "layers_in_float": list(self.in_float),
             "multiplications_in_float": round(self.in_float_share, 4),
@@ -114,7 +116,8 @@ def to_int8(
     tensors = find_tensors(model.graph, suited)
     activations = measure_activations(model, tensors, calibration, listener=listener)
     products = count_products(model, layers)
-    build = partial(quantise, model, scheme=scheme)
+    rounded = round_weights(model, suited, calibration, scheme=scheme, listener=listener)
+    build = partial(quantise, model, scheme=scheme, rounded=rounded)
     few = calibration[:_PROBES]
     expected = _run(reference, few)
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}

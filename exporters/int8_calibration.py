@@ -58,7 +58,7 @@ def measure_activations(
 ) -> Activations:
     """Run a network on ``(N, H, W, 3)`` uint8 and record the extremes and the histogram of each of these tensors."""
     low, high = _measure_extremes(proto, tensors, pixels, listener)
-    session = _session(_with_outputs(proto, tensors))
+    session = start_session(with_outputs(proto, tensors))
     counts = np.zeros((len(tensors), _BINS))
     scale = _BINS / np.where(high > low, high - low, 1.0)
     for number, image in enumerate(pixels[:_COUNTED]):
@@ -74,7 +74,7 @@ def _measure_extremes(
     proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, listener: Listener
 ) -> tuple[Floats, Floats]:
     """Return the least and the greatest value of each tensor ``(T,)``, zero included."""
-    model = _with_outputs(proto, ())
+    model = with_outputs(proto, ())
     graph, make = model.graph, onnx.helper.make_node
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "extremes/axes"))
     for name in tensors:
@@ -83,7 +83,7 @@ def _measure_extremes(
             output = f"{name}/{kind}"
             graph.node.append(make(kind, [f"{name}/flat", "extremes/axes"], [output], keepdims=0))
             graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch"]))
-    session = _session(model)
+    session = start_session(model)
     parts = []
     for start in range(0, len(pixels), BATCH):
         parts.append(np.stack(session.run(None, {INPUT: pixels[start : start + BATCH]})))
@@ -92,7 +92,7 @@ def _measure_extremes(
     return np.minimum(found[0::2].min(axis=1), 0.0), np.maximum(found[1::2].max(axis=1), 0.0)
 
 
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy with these outputs only."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
@@ -102,7 +102,8 @@ def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return model
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def start_session(model: onnx.ModelProto) -> Any:
+    """Return a session of onnxruntime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

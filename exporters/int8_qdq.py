@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -36,6 +37,15 @@ class Layer:
 
     name: str
     nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedWeights:
+    """The weights of a layer in steps of ``scales`` ``(O,)``; ``shift`` ``(O,)`` is what they add to a mean output."""
+
+    integers: Array
+    scales: Array
+    shift: Array
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -96,14 +106,22 @@ def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str
 
 
 def quantise(
-    proto: onnx.ModelProto, ranges: Mapping[str, Range], layers: Collection[Layer], *, scheme: Scheme = ASYMMETRIC
+    proto: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    layers: Collection[Layer],
+    *,
+    scheme: Scheme = ASYMMETRIC,
+    rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
 ) -> onnx.ModelProto:
-    """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`."""
+    """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`.
+
+    The weights of nodes that ``rounded`` does not name are rounded to the nearest step.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
     plan = _QdqPlan(proto.graph, layers)
-    constants = _Constants(graph, scheme)
+    constants = _Constants(graph, scheme, rounded)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
     for name in (value.name for value in graph.input):
@@ -173,8 +191,8 @@ def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
 class _Constants:
     """New initialisers, each added once, in the types of a scheme."""
 
-    def __init__(self, graph: onnx.GraphProto, scheme: Scheme) -> None:
-        self.scheme = scheme
+    def __init__(self, graph: onnx.GraphProto, scheme: Scheme, rounded: Mapping[str, RoundedWeights]) -> None:
+        self.scheme, self.rounded = scheme, rounded
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[str, onnx.TensorProto] = {}
 
@@ -200,23 +218,37 @@ def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -
 
 def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
     """Give int8 weights, and where the scheme has it an int32 bias, to a node whose input has the range ``image``."""
-    scheme = constants.scheme
+    scheme, rounded = constants.scheme, constants.rounded.get(node.name)
     weight = constants.read(node.input[1])
-    bias = constants.read(node.input[2]) if scheme.integer_bias and len(node.input) > 2 else None
-    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
-    axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+    bias = constants.read(node.input[2]) if len(node.input) > 2 else None
+    axis = channel_axis(node, weight)
     scale = scheme.weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
-    if bias is not None:
+    if rounded is not None:
+        scale = rounded.scales
+        bias = None if bias is None else (bias - rounded.shift).astype(bias.dtype)
+    if bias is not None and scheme.integer_bias:
         # the bias is int32 in units of both scales; where all weights of a channel are tiny it might overflow
         scale = np.maximum(scale, np.abs(bias) / (float(scheme.scale(image)) * 2**30))
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     integers = np.rint(weight / np.expand_dims(scale, others)).clip(-127, 127).astype(np.int8)
+    if rounded is not None:
+        same = np.expand_dims(scale == rounded.scales.astype(np.float32), others)
+        integers = np.where(same, rounded.integers, integers)
     yield _read_back(node, 1, integers, scale, axis, constants)
-    if bias is not None:
+    if bias is None:
+        return
+    if scheme.integer_bias:
         steps = scale * scheme.scale(image)
-        integers = np.rint(bias.astype(np.float64) / steps).astype(np.int32)
-        yield _read_back(node, 2, integers, steps, 0, constants)
+        yield _read_back(node, 2, np.rint(bias.astype(np.float64) / steps).astype(np.int32), steps, 0, constants)
+    elif rounded is not None:
+        node.input[2] = constants.add(f"{node.name}/bias", bias)
+
+
+def channel_axis(node: onnx.NodeProto, weight: Array) -> int:
+    """Return the axis of the output channels of a layer's weight."""
+    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
+    return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
 
 
 def _read_back(

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensemble.card import Preprocess
 from ensemble.errors import DataError
 from ensemble.images.decode import SUFFIXES, decode_image, read_image
+from ensemble.images.face_crop import prepare_image
 from tests.support.corpus import encode, exif, headers_only, outcome, picture, png, refusal, tiff
 from tests.support.nobody import as_nobody
 
@@ -278,3 +280,27 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             read_image(tmp_path / "bad.png")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_threads_wait_for_one_another_over_the_resized_pixels_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, subsampling: int, progressive: bool
+) -> None:
+    """Pillow decodes and resizes without Python's lock, which it needs to copy pixels out (``Image.tobytes``): of a
+    JPEG the network's own input is copied, once, and not the photograph.
+    """
+    large = Image.fromarray(PICTURE).resize((640, 480))
+    large.save(tmp_path / "a.jpg", subsampling=subsampling, progressive=progressive)
+    copied: list[tuple[int, int]] = []
+    plain = Image.Image.tobytes
+
+    def count(image: Image.Image, *options: object) -> bytes:
+        copied.append(image.size)
+        return plain(image, *options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "tobytes", count)
+    image = read_image(tmp_path / "a.jpg").image
+    for size in (32, 48):
+        prepare_image(image, Preprocess((size, size)), None)
+    assert copied == [(32, 32), (48, 48)]

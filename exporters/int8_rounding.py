@@ -1,0 +1,200 @@
+"""Round the weights of a network to int8 so that its layers' outputs change least, and correct their biases.
+
+Rounding each weight to the nearest step ignores that inputs are correlated and not centred. The error of an output is
+``d C d'`` plus the square of its mean, for weights that change by ``d`` and inputs of covariance ``C``. The mean goes
+into the bias ("Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.2);
+the rest is reduced one weight after the other: those that are not rounded yet make up for the error of the last one
+(GPTQ, arXiv 2210.17323).
+
+On a trained EfficientNet-Lite0 whose layers all compute on integers, the logits were off by 0.061 of their standard
+deviation, against 0.132 with rounding to the nearest; 96.3 % of the classes of unseen people stayed, against 90 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from ensemble.arrays import Pixels
+from ensemble.events import SILENT, Listener
+from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
+from ensemble.runtime.model_file import INPUT
+from exporters.int8_calibration import start_session, with_outputs
+from exporters.int8_qdq import Layer, RoundedWeights, channel_axis
+from exporters.int8_schemes import Array, Scheme
+
+IMAGES = 64  # of the calibration images
+_PLACES = 64  # of each image at which the inputs of a convolution are taken
+_DAMPING = 0.01  # of the mean variance, where there are many more places than weights
+_BLOCK = 64
+# where the rounded weights of a channel could saturate, its scale grows until they cannot; else they are rounded alone
+_GROWTH = (1.0, 1.04, 1.1, 1.2, 1.35)
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """The mean ``(G, K)`` and the covariance ``(G, K, K)`` of what the weights of each group multiply."""
+
+    mean: Doubles
+    covariance: Doubles
+    count: int
+
+
+def round_weights(
+    proto: onnx.ModelProto,
+    layers: Sequence[Layer],
+    pixels: Pixels,
+    *,
+    scheme: Scheme,
+    listener: Listener = SILENT,
+) -> dict[str, RoundedWeights]:
+    """Return the rounded weights of each layer by the name of its node, for inputs as images ``(N, H, W, 3)`` make."""
+    nodes = [proto.graph.node[layer.nodes[0]] for layer in layers]
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    arrays = {node.name: onnx.numpy_helper.to_array(weights[node.input[1]]) for node in nodes}
+    moments = _measure(proto, nodes, arrays, pixels[:IMAGES], listener)
+    found = {}
+    for number, node in enumerate(nodes):
+        found[node.name] = _round_layer(node, arrays[node.name], moments[node.name], scheme)
+        listener.progress("round weights", number + 1, len(nodes))
+    return found
+
+
+def _round_layer(node: onnx.NodeProto, weight: Array, moments: Moments, scheme: Scheme) -> RoundedWeights:
+    axis = channel_axis(node, weight)
+    rows = np.moveaxis(weight, axis, 0)
+    groups, size = moments.mean.shape
+    parts = rows.reshape(groups, -1, size).astype(np.float64)
+    scales = scheme.weight_scales(parts.reshape(-1, size)).reshape(groups, -1)
+    scales = np.where(scales > 0, scales, 1.0)
+    has_bias = len(node.input) > 2
+    # without a bias nothing else makes up for the error of the mean
+    second = moments.covariance + (0 if has_bias else _outer(moments.mean))
+    steps, used = _round_groups(parts, scales, second, moments.count)
+    shift = ((steps * used[..., np.newaxis] - parts) @ moments.mean[..., np.newaxis]).reshape(-1)
+    integers = np.moveaxis(steps.reshape(rows.shape), 0, axis).astype(np.int8)
+    return RoundedWeights(integers, used.reshape(-1), shift if has_bias else np.zeros_like(shift))
+
+
+def _round_groups(rows: Doubles, scales: Doubles, second: Doubles, count: int) -> tuple[Doubles, Doubles]:
+    """Round the weights ``(G, O, K)`` of all groups; return the steps and the scales ``(G, O)`` that were used."""
+    groups, outputs, size = rows.shape
+    variance = np.trace(second, axis1=1, axis2=2) / size
+    damping = np.maximum(_DAMPING * (1 + size / count) * variance, float(np.finfo(np.float32).tiny))
+    second = second + np.eye(size) * damping[:, np.newaxis, np.newaxis]
+    order = np.argsort(-np.diagonal(second, axis1=1, axis2=2), axis=1, kind="stable")
+    back = np.argsort(order, axis=1, kind="stable")[:, np.newaxis]
+    ordered = np.take_along_axis(second, order[:, :, np.newaxis], 1)
+    inverse = np.linalg.inv(np.take_along_axis(ordered, order[:, np.newaxis], 2))
+    factor = np.linalg.cholesky(inverse).transpose(0, 2, 1)
+    steps = np.rint(rows / scales[..., np.newaxis]).clip(-127, 127)
+    used = scales.copy()
+    least = _output_error(steps * used[..., np.newaxis] - rows, second)
+    is_open = np.ones((groups, outputs), dtype=bool)
+    for growth in _GROWTH:
+        # a group is rounded as a whole, but of a single one only the rows that are left
+        some = np.flatnonzero(is_open.any(axis=1))
+        among = np.flatnonzero(is_open[0]) if groups == 1 else np.arange(outputs)
+        at = np.ix_(some, among)
+        tried, wanted = scales[at] * growth, rows[at]
+        found = _compensate(np.take_along_axis(wanted, order[some][:, np.newaxis], 2), tried, factor[some])
+        found = np.take_along_axis(found, back[some], 2)
+        error = _output_error(found * tried[..., np.newaxis] - wanted, second[some])
+        fits = sum_pairs(found.reshape(-1, size)).reshape(tried.shape) <= LARGEST_PAIR
+        better = fits & (error < least[at]) & is_open[at]
+        steps[at] = np.where(better[..., np.newaxis], found, steps[at])
+        used[at] = np.where(better, tried, used[at])
+        is_open[at] &= ~fits
+        if not is_open.any():
+            break
+    return steps, used
+
+
+def _compensate(rows: Doubles, scales: Doubles, factor: Doubles) -> Doubles:
+    """Round the weights ``(G, O, K)`` one after the other; ``factor`` is the upper Cholesky factor of the inverse."""
+    left, scale = rows.copy(), scales[..., np.newaxis]
+    steps = np.empty_like(left)
+    for start in range(0, left.shape[2], _BLOCK):
+        stop = min(start + _BLOCK, left.shape[2])
+        errors = np.empty((*left.shape[:2], stop - start))
+        for k in range(start, stop):
+            steps[..., k : k + 1] = np.rint(left[..., k : k + 1] / scale).clip(-127, 127)
+            error = (left[..., k : k + 1] - steps[..., k : k + 1] * scale) / factor[:, k : k + 1, k : k + 1]
+            left[..., k:stop] -= error * factor[:, k : k + 1, k:stop]
+            errors[..., k - start : k - start + 1] = error
+        left[..., stop:] -= errors @ factor[:, start:stop, stop:]
+    return steps
+
+
+def _output_error(change: Doubles, second: Doubles) -> Doubles:
+    error: Doubles = ((change @ second) * change).sum(axis=-1)
+    return error
+
+
+def _measure(
+    proto: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, Array],
+    pixels: Pixels,
+    listener: Listener,
+) -> dict[str, Moments]:
+    """Run the network and return the moments of the inputs of each node, by its name."""
+    names = list(dict.fromkeys(node.input[0] for node in nodes))
+    session = start_session(with_outputs(proto, names))
+    sums: dict[str, list[Any]] = {}
+    for number, image in enumerate(pixels):
+        outputs = dict(zip(names, session.run(None, {INPUT: image[np.newaxis]}), strict=True))
+        for node in nodes:
+            taken = _take_inputs(node, outputs[node.input[0]], weights[node.name], seed=number)
+            added = [taken.sum(axis=1, dtype=np.float64), taken.transpose(0, 2, 1) @ taken, taken.shape[1]]
+            if node.name not in sums:
+                sums[node.name] = added
+                continue
+            for place, one in enumerate(added):
+                sums[node.name][place] += one
+        listener.progress("measure inputs", number + 1, len(pixels))
+    found = {}
+    for name, (total, products, count) in sums.items():
+        mean = total / count
+        covariance = products.astype(np.float64) / count - _outer(mean)
+        found[name] = Moments(mean, covariance, count)
+    return found
+
+
+def _outer(mean: Doubles) -> Doubles:
+    found: Doubles = mean[:, :, np.newaxis] * mean[:, np.newaxis, :]
+    return found
+
+
+def _take_inputs(node: onnx.NodeProto, values: Array, weight: Array, *, seed: int) -> Array:
+    """Return what the weights of each group multiply ``(G, P, K)``, at up to `_PLACES` places drawn from one image."""
+    if node.op_type != "Conv":
+        rows = values.reshape(1, -1, values.shape[-1])
+        chosen = np.random.default_rng(seed).permutation(rows.shape[1])[:_PLACES]
+        return np.ascontiguousarray(rows[:, chosen])
+    given: dict[str, Any] = {one.name: list(one.ints) or one.i for one in node.attribute}
+    kernel = weight.shape[2:]
+    ones = [1] * len(kernel)
+    strides, dilations = given.get("strides", ones), given.get("dilations", ones)
+    pads = given.get("pads", [0] * (2 * len(kernel)))
+    wide = [(0, 0), (0, 0), *zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)]
+    reach = [(side - 1) * step + 1 for side, step in zip(kernel, dilations, strict=True)]
+    windows = sliding_window_view(np.pad(values, wide), reach, tuple(range(2, 2 + len(kernel))))
+    windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in strides))]
+    inside: tuple[Any, ...] = (..., *(slice(None, None, step) for step in dilations))
+    windows = windows[inside]
+    shape = windows.shape[2 : 2 + len(kernel)]
+    chosen = np.random.default_rng(seed).permutation(int(np.prod(shape)))[:_PLACES]
+    places: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, shape))
+    taken = windows[0][places]  # (C, P, *kernel)
+    groups = given.get("group", 1)
+    taken = taken.reshape(groups, -1, len(chosen), int(np.prod(kernel))).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(taken.reshape(groups, len(chosen), -1))
