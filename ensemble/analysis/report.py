@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble.analysis.disagreements import Disagreement, find_disagreements
+from ensemble.analysis.evaluate import Scores
 from ensemble.analysis.evidence import EvidenceMap, draw_evidence
+from ensemble.analysis.fold_scores import score_fold_average
 from ensemble.analysis.report_facts import (
     BlendQuality,
     ClassDistribution,
@@ -28,7 +30,10 @@ from ensemble.predictions.truth import NO_COLUMNS, TruthOptions
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """Everything the page shows; what is None or empty is not shown, and ``missing`` says why."""
+    """Everything the page shows; what is None or empty is not shown, and ``missing`` says why.
+
+    ``averaged`` are the scores of the blend as if the folds of each member had been averaged out of fold.
+    """
 
     images: int
     out_of_fold: bool
@@ -45,6 +50,7 @@ class Report:
     missing: tuple[MissingSection, ...]
     commands: tuple[str, ...]
     evidence: Mapping[str, tuple[EvidenceMap, ...]] = field(default_factory=dict)
+    averaged: Scores | None = None
 
     @property
     def labels(self) -> LabelSpace:
@@ -101,6 +107,9 @@ def report_of(
     several, alone = len(test.members) > 1, inputs.alone
     shown_truth = None if inputs.out_of_fold else known
     disagreements = find_disagreements(alone, test.blended, shown_truth, images) if several else ()
+    averaged = None
+    if inputs.out_of_fold and known is not None:
+        averaged = score_fold_average(scored.members, scored.recipe, test.members, known)
     evidence: dict[str, tuple[EvidenceMap, ...]] = {}
     if models and images is not None:
         evidence = draw_evidence(disagreements, images, models, listener=inputs.recorder)
@@ -118,6 +127,7 @@ def report_of(
         distribution=None if known is None else ClassDistribution.of(known, test.blended),
         disagreements=disagreements,
         evidence=evidence,
+        averaged=averaged,
         missing=(
             *inputs.missing_options(images),
             *([MissingSection("Test-time augmentation", views.problem)] if views.problem else []),

@@ -74,10 +74,21 @@ def render_members(report: Report) -> str:
         body += (
             '<p class="note">The scores are those of models that did not see the image, one '
             f"fold of each member. The submission averages up to {most} models of a member, which is more accurate"
-            f"{learned}.</p>"
+            f"{learned}. {_averaged(report)}</p>"
         )
     body += f"<h3>Recipe</h3>{preformatted(render_recipe(report.recipe), 'recipe')}"
     return section("Members", summary, body)
+
+
+def _averaged(report: Report) -> str:
+    """Say the score of the blend as if the folds of each member had been averaged."""
+    if report.averaged is None:
+        return "Its score is not estimated: there are too few people, or as many fold splits out of fold as models."
+    f1 = report.averaged.macro_f1
+    return (
+        f"With out-of-fold predictions made as good as that mean, the macro F1 of the blend is {f1.value:.4f} "
+        f"[{f1.low:.4f}, {f1.high:.4f}]."
+    )
 
 
 def render_choice(choice: LearnedChoice | None) -> str:
