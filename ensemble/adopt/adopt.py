@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from ensemble.adopt.check import BATCHES, Original, compare, require_separate
+from ensemble.adopt.dlib_network import EMBEDDING, is_dlib
 from ensemble.adopt.features import find_pooled_maps, require_explainable
 from ensemble.adopt.foreign import (
     ForeignModel,
@@ -100,7 +101,7 @@ def adopt(
         OptionError: E204 when an option is needed to tell what the file does not, or contradicts it.
         ModelError: E411 when labels and answers differ in number, E414 when the answers differ from the original's,
             E420 to E429 when the file cannot be used, E428 when the member's name is taken, E432 when there are no
-            features that the options ask for.
+            features that the options ask for, E471 when it is an embedding of dlib.
         DeviceError: E612 when the answers depend on chance, E613 on the other images of the batch.
         DataError: when an image cannot be read.
         FileError: E701, E702 or E707 when a file cannot be read or written.
@@ -109,6 +110,9 @@ def adopt(
     model = read_foreign(path)
     if any(entry.key == METADATA_KEY for entry in model.proto.metadata_props):
         raise ModelError("E424", f"{path.name} is a model of ens already", hint="use it as it is", path=path)
+    if is_dlib(model.proto) and any(value.name == EMBEDDING for value in model.proto.graph.output):
+        message = f"{path.name} tells faces apart: its {EMBEDDING} has no classes"
+        raise ModelError("E471", message, path=path)
     image = find_input(model, options.layout)
     card = make_card(model, image, options, listener)
     if card.member in taken:

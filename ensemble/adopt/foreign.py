@@ -13,6 +13,7 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 
+from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
 from ensemble.json_text import parse_json
 from ensemble.plain_numbers import to_int
@@ -65,18 +66,20 @@ class ForeignModel:
 
 
 def read_foreign(path: Path) -> ForeignModel:
-    """Read an ONNX file, and the files beside it that hold its weights.
+    """Read an ONNX file, and the files beside it that hold its weights; or a network of dlib, which becomes ONNX.
 
     Raises:
         FileError: E707 when the file cannot be read.
         ModelError: E420 when it is not ONNX, E422 when a file with its weights is missing or elsewhere, E429 when it
-            is too large for one file.
+            is too large for one file; E470 when a network of dlib is damaged or not known.
     """
     if not path.is_file():
         raise FileError("E707", f"{path} is not a file; name the .onnx file", path=path)
     try:
         data = path.read_bytes()
         sha256, proto = hashlib.sha256(data).hexdigest(), onnx.ModelProto()
+        if is_dlib_network(data):
+            return ForeignModel(path, convert_dlib(data, path.name), sha256)
         measure(data, proto.DESCRIPTOR)
         proto.ParseFromString(data)
     except OSError as err:

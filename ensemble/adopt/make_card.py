@@ -10,6 +10,7 @@ from typing import Literal
 
 import onnx
 
+from ensemble.adopt.dlib_network import is_dlib
 from ensemble.adopt.foreign import ForeignModel, ImageInput, Output, PixelLayout, class_names
 from ensemble.card import Activation, Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
@@ -89,6 +90,11 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
             f"{', '.join(defaults)} are defaults, which the file does not tell: name them if you trained otherwise"
         )
         listener.notice(Notice("W483", message, model.path))
+    if is_dlib(model.proto):
+        message = (
+            "a network of dlib: the file does not tell what its sums add; they are taken as those of residual blocks"
+        )
+        listener.notice(Notice("I482", message, model.path))
     centred = options.resize in {None, "center"}
     return ModelCard(
         member=options.member or _member_of(model.path),
