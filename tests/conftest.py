@@ -5,12 +5,17 @@ Property tests draw the same examples on every machine and are not timed: a busy
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# read when torch and numpy are first imported: a pool of threads in each of pytest's processes would mostly wait for
+# the cores that the others have, and a small training takes ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
