@@ -123,6 +123,10 @@ MODEL_CODES: dict[str, Code] = {
         "A network was given images of another number of channels than it takes.",
         "give it that number; ens export makes grey images of one channel in the graph: --channels",
     ),
+    "E452": Code(
+        "Weights of a schedule-free optimizer were saved in its training mode: the averaged ones, which it evaluates, are others.",
+        "call optimizer.eval() before saving; --weights raw exports these as they are",
+    ),
     "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",

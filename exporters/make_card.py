@@ -21,6 +21,7 @@ from checkpoints.loading.metadata import Found
 from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Quantization, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Notice
+from ensemble.fold_names import fold_in_name
 from ensemble.labels import LabelSpace
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _INTERPOLATIONS: Mapping[str, Interpolation] = {name: name for name in get_args(
 _CROP_MODES: Mapping[str, Resize] = {"center": "center", "squash": "squash", "border": "pad"}
 _EIGHT_BITS = (0.0, 255.0)
 _WEIGHT_ENDINGS = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin"}
-# resnet18_f3, resnet18_fold3, resnet18-fold12; but _f16 is a precision
-_FOLD = re.compile(r"(?P<group>.+)[-_](?:f(?=\d$)|fold)(?P<fold>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,12 +315,10 @@ def _places(checkpoint: Opened, names: Sequence[str]) -> list[str]:
 
 
 def _from_name(member: str) -> CardSettings:
-    parts = _FOLD.fullmatch(member)
-    return (
-        CardSettings(member=member, group=parts["group"], fold=int(parts["fold"]))
-        if parts
-        else CardSettings(member=member)
-    )
+    parts = fold_in_name(member)
+    if parts is None:
+        return CardSettings(member=member)
+    return CardSettings(member=member, group=parts.group, fold=parts.fold)
 
 
 def _from_timm(model: torch.nn.Module | TimmDefaults) -> CardSettings:

@@ -38,7 +38,7 @@ from checkpoints.loading.read import Content, read_content
 from checkpoints.loading.reparametrized import merge_parts
 from checkpoints.loading.same_network import ToldByLayers, absorb_epsilons, require_no_other_layers, told_by_layers
 from checkpoints.loading.searches import search_networks
-from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors
+from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors, is_schedule_free_training
 from checkpoints.loading.torchvision_names import absorb_epsilon
 from checkpoints.loading.weight_checks import (
     cast_to_architecture,
@@ -104,9 +104,9 @@ def open_checkpoint(
         OptionError: E204 when timm does not know ``arch``, or it does not take one of ``arch_options``.
         ModelError: E401 to E405 for a file that is refused, damaged or something else, E410 for another architecture,
             E411 for heads that do not fit the card's labels, E412 for NaN, E415 and E416 when the architecture cannot
-            be determined, E450 when a whole pickled network has other layers, E417, E430 and E448 when there are no
-            (such) weights or several, E449 when the weights do not tell the head, E427 for a card that cannot be read,
-            E444 for a pickle that takes too much memory or time.
+            be determined, E450 when a whole pickled network has other layers, E417, E430, E448 and E452 when there are
+            no (such) weights or several, E449 when the weights do not tell the head, E427 for a card that cannot be
+            read, E444 for a pickle that takes too much memory or time.
     """
     content = read_content(path, listener=listener)
     card = content.card
@@ -131,6 +131,10 @@ def open_checkpoint(
     if not search.bodies:
         raise unknown_network(search.nearest, wanted, found, path)
     network = choose_network(found, search, weights, card, path, listener)
+    if weights is None and network.weights == "raw" and is_schedule_free_training(content.payload):
+        raise ModelError(
+            "E452", f"{path.name} was saved while its schedule-free optimizer was in training mode", path=path
+        )
     _say_names(network, found, path, listener)
     layers = collect_layers(content.payload)
     told = _told(layers, network, wanted, claims, arch_options or {}, metadata, head, path) if layers else None

@@ -24,7 +24,13 @@ from checkpoints.loading.name_notices import (
 from checkpoints.loading.pickle_objects import StoredTensor
 from checkpoints.loading.pickled_layers import collect_layers
 from checkpoints.loading.read import Content
-from checkpoints.loading.state_dicts import AllTensors, Claim, collect_tensors, is_averaged_name
+from checkpoints.loading.state_dicts import (
+    AllTensors,
+    Claim,
+    collect_tensors,
+    is_averaged_name,
+    is_schedule_free_training,
+)
 from checkpoints.loading.timm_tables import TableRow, digest_of, is_known_name, row_of, table_rows, table_version
 from ensemble.card import ModelCard, Weights
 from ensemble.events import Listener, Notice
@@ -111,6 +117,8 @@ def outline_checkpoint(
     _require_tables()
     if collect_layers(content.payload):
         raise NeedsTorchError("the layers of a whole pickled network are compared with timm's")
+    if is_schedule_free_training(content.payload):
+        raise NeedsTorchError("the weights are those of an optimizer in training mode")
     found = collect_tensors(content.payload, path)
     tensors = cast("Mapping[str, StoredTensor]", found.tensors)
     _require_plain(tensors, found)

@@ -87,6 +87,22 @@ class Claim:
         return self.place.rpartition(".")[2] in _NAMES_OF_THE_MODEL
 
 
+def is_schedule_free_training(payload: object) -> bool:
+    """Return True for a checkpoint with the state of a schedule-free optimizer in its training mode.
+
+    The parameters are the points y of the gradients then, not the averages x that ``optimizer.eval()`` puts in their
+    place (facebookresearch/schedule_free, schedulefree/adamw_schedulefree.py).
+    """
+    if not isinstance(payload, Mapping):
+        return False
+    for value in payload.values():
+        for state in value if isinstance(value, list) else (value,):
+            groups = state.get("param_groups") if isinstance(state, Mapping) else None
+            if isinstance(groups, list) and any(isinstance(g, Mapping) and g.get("train_mode") is True for g in groups):
+                return True
+    return False
+
+
 def is_averaged_name(name: str) -> bool:
     """Return True for the name of averaged weights, such as ``state_dict_ema`` or ``swa_model.module``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

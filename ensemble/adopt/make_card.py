@@ -15,6 +15,7 @@ from ensemble.adopt.foreign import ForeignModel, ImageInput, Output, PixelLayout
 from ensemble.card import Activation, Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
+from ensemble.fold_names import fold_in_name
 from ensemble.labels import LabelSpace
 
 InputRange = Literal["0..1", "-1..1", "0..255"]
@@ -36,7 +37,8 @@ class AdoptOptions:
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
     and in 0..1; ``input_range`` is short for those that scale pixels to it.
     ``activation`` is sigmoid for independent labels, of which an image may have several. ``fold`` is the one that the
-    network was not trained on. With ``features`` the pooled maps become an output, for `ens explain`.
+    network was not trained on, by default the one that ends the member's name. With ``features`` the pooled maps
+    become an output, for `ens explain`.
 
     Raises:
         OptionError: E204 when options contradict each other or are out of range.
@@ -96,8 +98,14 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
         )
         listener.notice(Notice("I482", message, model.path))
     centred = options.resize in {None, "center"}
+    member = options.member or _member_of(model.path)
+    fold = options.fold
+    if fold is None and (named := fold_in_name(member)) is not None:
+        fold = named.fold
+        message = f"{member} was not trained on fold {fold}, as its name says; --fold names another one"
+        listener.notice(Notice("I482", message, model.path))
     return ModelCard(
-        member=options.member or _member_of(model.path),
+        member=member,
         arch="onnx",
         labels=LabelSpace.flat(2),
         preprocess=Preprocess(
@@ -112,7 +120,7 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
         mean=mean,
         std=std,
         checkpoint_sha256=model.sha256,
-        fold=options.fold,
+        fold=fold,
         precision=_precision(model, image),
         sources={
             "size": "option" if options.size else "model",

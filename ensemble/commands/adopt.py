@@ -70,7 +70,11 @@ if TYPE_CHECKING:
     help="sigmoid for independent labels, of which an image may have several.  [default: what the answers show]",
 )
 @click.option("--member", help="Name of the member.  [default: the file name]")
-@click.option("--fold", type=click.IntRange(min=0), help="Fold that the network was not trained on.")
+@click.option(
+    "--fold",
+    type=click.IntRange(min=0),
+    help="Fold that the network was not trained on.  [default: the one that ends the member's name, as in _fold3]",
+)
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Compare on the images in this folder instead of the built-in ones.")
 @json_option

@@ -298,6 +298,16 @@ def test_class_names_are_those_in_the_file(tmp_path: Path, key: str, text: str) 
     assert any(repr(key) in notice.message for notice in heard.notices)
 
 
+@pytest.mark.parametrize(("named", "fold"), [(None, 2), (0, 0)])
+def test_the_fold_is_the_one_in_the_name_unless_it_is_given(tmp_path: Path, named: int | None, fold: int) -> None:
+    """A file called net_fold2 was not trained on fold 2, which is said; --fold decides otherwise."""
+    path, said = tmp_path / "net_fold2.onnx", Recorder()
+    onnx.save(Network().proto(), path)
+    adopted = adopt(path, tmp_path / "models", options=replace(KNOWN, fold=named), listener=said)
+    assert adopted.card.fold == fold
+    assert any("fold 2, as its name says" in notice.message for notice in said.notices) == (named is None)
+
+
 def test_what_was_not_named_is_said(tmp_path: Path) -> None:
     """Without options a notice lists every default, and another says that the classes are numbered."""
     heard = Recorder()

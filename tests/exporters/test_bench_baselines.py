@@ -72,8 +72,9 @@ def in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure", here)
 
 
+@pytest.mark.usefixtures("in_line")
 def test_a_checkpoint_that_needs_options_leaves_the_torch_loop_out(made: Bench, tmp_path: Path) -> None:
-    """A head whose activations the weights do not tell cannot be opened again, and the loop is left out."""
+    """A head whose activations the weights do not tell leaves the timed loop out, unless its options are given."""
     state = dict(make_checkpoint(seed=0).state_dict)
     head = torch.nn.Sequential(torch.nn.Linear(state["fc.weight"].shape[1], 8), torch.nn.ReLU(), torch.nn.Linear(8, 18))
     state = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
@@ -94,6 +95,10 @@ def test_a_checkpoint_that_needs_options_leaves_the_torch_loop_out(made: Bench, 
     heard = Recorder()
     both = find_weights([model, made.model], [tmp_path, made.weights], options=given, listener=heard)
     assert (both.problem, both.how) == ("", {"a": given})
+    job = BenchJob((model,), made.job.images, made.job.ids[:2], False, "cpu")
+    expected = run_predict(job, PassTimer()).logits["a"]["identity"]
+    timed = TorchLoop(both.checkpoints, both.how)(job, PassTimer()).logits["a"]["identity"]
+    assert relative_error(expected, timed) < 1e-5
     (notice,) = heard.notices
     assert "the checkpoint of r0 is opened by its card alone, without the options" in notice.message
 

@@ -556,6 +556,10 @@ def averages() -> Iterator[Case]:
     ema_apart = {"ema_backbone." + k: t for k, t in mean.items() if not k.startswith("fc.")} | {
         "ema_head." + k[3:]: t for k, t in mean.items() if k.startswith("fc.")
     }
+    group = {"train_mode": True, "betas": (0.9, 0.999), "params": [0]}
+    free = {"model": raw, "optimizer": {"state": {0: {"z": listed[0]}}, "param_groups": [group]}}
+    yield Case("schedule-free, in training mode", free, None, {"arch": TINY}, code="E452")
+    yield Case("schedule-free, as it is", free, net, {"arch": TINY, "weights": "raw"})
     yield Case("an average with its head apart", apart | ema_apart, ema, {"arch": TINY}, weights="ema")
     yield Case("raw with its head apart", apart | ema_apart, net, {"arch": TINY, "weights": "raw"})
 
