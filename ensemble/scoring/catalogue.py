@@ -107,7 +107,9 @@ _METRICS: Mapping[str, ContestMetric] = {
             "weighted average precision",
             _area(curves.average_precision, "weighted", absent=0.0),
         ),
-        _ordered("average-precision-micro", "micro average precision", _area(curves.average_precision, "micro")),
+        _ordered(
+            "average-precision-micro", "micro average precision", _area(curves.average_precision, "micro", absent=0.0)
+        ),
     )
 }
 _ALIASES = {

@@ -9,6 +9,8 @@ import numpy as np
 from ensemble.arrays import Floats
 from ensemble.scoring.answers import ScoredAnswers, true_classes
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
@@ -115,11 +117,20 @@ def matthews(answers: ScoredAnswers, weights: Floats) -> Floats:
         n = found.total[:, np.newaxis]
         above = found.right * n - found.support * found.decided
         below = found.support * (n - found.support) * found.decided * (n - found.decided)
-        return np.asarray(np.divide(above, np.sqrt(below), out=np.zeros_like(above), where=below > 0).mean(axis=1))
+        varies = _is_between(found.support / n) & _is_between(found.decided / n)
+        root = np.sqrt(np.maximum(below, 0))
+        return np.asarray(np.divide(above, root, out=np.zeros_like(above), where=varies).mean(axis=1))
     n, s, d = found.total, found.support, found.decided
     above = found.right.sum(axis=1) * n - (s * d).sum(axis=1)
     below = (n**2 - (s**2).sum(axis=1)) * (n**2 - (d**2).sum(axis=1))
-    return np.asarray(np.divide(above, np.sqrt(np.maximum(below, 0)), out=np.zeros_like(above), where=below > 0))
+    truth_varies, decisions_vary = (np.asarray(_is_between(x / n[:, np.newaxis]).any(axis=1)) for x in (s, d))
+    varies = truth_varies & decisions_vary
+    return np.asarray(np.divide(above, np.sqrt(np.maximum(below, 0)), out=np.zeros_like(above), where=varies))
+
+
+def _is_between(shares: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Return which shares are neither 0 nor 1 but for rounding, which weighted sums of all rows have."""
+    return np.asarray((shares > _ROUNDING) & (shares < 1 - _ROUNDING))
 
 
 def kappa(answers: ScoredAnswers, weights: Floats, *, power: int) -> Floats:

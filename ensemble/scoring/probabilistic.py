@@ -90,7 +90,8 @@ def label_ranking(answers: ScoredAnswers, weights: Floats, *, by_label: bool) ->
         above = p >= p[rows, label, np.newaxis]
         total += np.where(truth[:, label], (above & truth).sum(axis=1) / above.sum(axis=1), 0.0)
     if by_label:
-        return np.asarray((weights @ total) / np.maximum(weights @ labels, _EPS))
+        counted = weights @ labels
+        return np.asarray(np.divide(weights @ total, counted, out=np.full(len(weights), np.nan), where=counted > 0))
     single = (labels == 0) | (labels == answers.classes)
     return row_mean(np.where(single, 1.0, total / np.maximum(labels, 1)), weights)
 
@@ -115,7 +116,8 @@ def mean_area(
     p, truth, columns = answers.known(), answers.applies(), answers.columns()
     if average == "micro":
         every = np.repeat(weights, len(columns), axis=1)
-        return area(make_curve(p[:, columns].reshape(-1), truth[:, columns].reshape(-1), every))
+        found = area(make_curve(p[:, columns].reshape(-1), truth[:, columns].reshape(-1), every))
+        return found if truth[:, columns].any() or np.isnan(absent) else np.full_like(found, absent)
     found = np.stack([area(make_curve(p[:, c], truth[:, c], weights)) for c in columns], axis=1)
     if not np.isnan(absent):
         found[:, ~truth[:, columns].any(axis=0)] = absent

@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ensemble.csv_table import Table
+from ensemble.labels import LabelSpace
 from ensemble.submission.class_names import are_numbers
+from ensemble.unicode_text import compose
 
 _CASES: tuple[Callable[[str], str], ...] = (str.lower, str.upper, str.capitalize, str.title)
 _BOOLEANS = (
@@ -50,3 +53,17 @@ def spellings(names: Sequence[str], parts: Sequence[str]) -> Iterator[Spelling]:
         padded = tuple(f"{number:0{width}}" for number in numbers)
         if any(part.startswith("0") for part in parts) and width > 1 and found <= set(padded):
             yield Spelling(padded, f"as numbers of {width} digits")
+
+
+def counts_from_one(cells: Sequence[str], classes: int) -> bool:
+    """Return True if answers are the numbers of classes counted from 1: none is 0, and one is their number."""
+    filled = [cell for cell in cells if cell]
+    return str(classes) in filled and all(re.fullmatch(r"[1-9][0-9]{0,8}", c) and int(c) <= classes for c in filled)
+
+
+def composed_as(table: Table, labels: LabelSpace) -> LabelSpace:
+    """Return the classes in decomposed Unicode, as macOS writes names, if a cell of the sample has one so."""
+    decomposed = {compose(name, "NFD") for name in labels.names} - set(labels.names)
+    if not decomposed or decomposed.isdisjoint(cell.strip() for row in table.rows for cell in row):
+        return labels
+    return LabelSpace.flat([compose(name, "NFD") for name in labels.names])

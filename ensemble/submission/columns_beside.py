@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ensemble.csv_table import Table
-from ensemble.submission.class_names import Mismatch, are_numbers, fold_name, match_columns
+from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns
 from ensemble.submission.number_scale import parse_number
 
 _CONTEXT = re.compile(
@@ -37,11 +37,13 @@ def _is_answer(cell: str) -> bool:
     return not cell or parse_number(cell) is not None
 
 
-def has_scores(table: Table, place: int) -> bool:
-    """Return True if a column is called one of scores or probabilities, and has numbers."""
+def is_answer_column(table: Table, place: int) -> bool:
+    """Return True if a column is called one of answers, or one of scores and has numbers."""
     cells = [row[place].strip() for row in table.rows]
-    named = _SCORES.fullmatch(fold_name(table.header[place])) is not None
-    return named and all(parse_number(cell) is not None for cell in cells)
+    name = fold_name(table.header[place])
+    if name in USUAL_ANSWERS:
+        return any(cells)
+    return _SCORES.fullmatch(name) is not None and all(parse_number(cell) is not None for cell in cells)
 
 
 def find_ranks(columns: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> tuple[str, ...] | None:

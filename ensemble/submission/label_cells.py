@@ -45,12 +45,16 @@ class CellForm:
 
 @dataclass(frozen=True, slots=True)
 class SampleCells:
-    """The names in the cells of a sample, all of them known: their form, spelling, and number per cell."""
+    """The names in the cells of a sample, all of them known: their form, spelling, and number per cell.
+
+    ``flags`` says that they are a 0 or 1 for every class in each cell, and no names.
+    """
 
     form: CellForm
     spelling: tuple[str, ...]
     counts: tuple[int, ...]
     repeated: bool
+    flags: bool = False
 
 
 def plain_cells(separator: str | None, spelling: Sequence[str]) -> SampleCells:
@@ -67,11 +71,14 @@ def split_cells(cells: Sequence[str], names: Sequence[str], separator: str | Non
     forms = _forms(cells, separator) if lists is None else [lists]
     for form in forms:
         parts = [form.split(cell) for cell in cells if cell]
+        if not any(parts):
+            continue
         for spelling in [names] if are_numbers(names) else [names, ()]:
             known = set(spelling or map(str, range(len(names))))
             if all(part in known for row in parts for part in row):
                 repeated = any(len(set(row)) < len(row) for row in parts)
-                return SampleCells(form, tuple(spelling), tuple(len(row) for row in parts), repeated)
+                flags = repeated and all(len(row) == len(names) and set(row) <= {"0", "1"} for row in parts)
+                return SampleCells(form, tuple(spelling), tuple(len(row) for row in parts), repeated, flags)
     return None
 
 
@@ -85,8 +92,12 @@ def _forms(cells: Sequence[str], separator: str | None) -> list[CellForm]:
     found = []
     for mark in _SEPARATORS if separator is None else (separator,):
         if any(mark in cell for cell in cells):
-            wide = mark != " " and all(f"{mark} " in cell or mark not in cell for cell in cells)
-            found.append(CellForm(f"{mark} " if wide and separator is None else mark))
+            used = [cell for cell in cells if mark in cell]
+            if mark != " " and separator is None and all(f"{mark} " in cell for cell in used):
+                before = " " if all(f" {mark} " in cell for cell in used) else ""
+                found.append(CellForm(f"{before}{mark} "))
+            else:
+                found.append(CellForm(mark))
     return found
 
 

@@ -20,7 +20,7 @@ from ensemble.errors import (
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, has_image_suffix
 from ensemble.labels import LabelSpace
-from ensemble.submission.cell_spelling import spellings
+from ensemble.submission.cell_spelling import composed_as, counts_from_one, spellings
 from ensemble.submission.class_names import (
     USUAL_ANSWERS,
     Mismatch,
@@ -30,14 +30,13 @@ from ensemble.submission.class_names import (
     match_columns,
     nearest,
 )
-from ensemble.submission.columns_beside import find_ranks, has_scores, without_context
+from ensemble.submission.columns_beside import find_ranks, is_answer_column, without_context
 from ensemble.submission.label_cells import SampleCells, find_form, plain_cells, require_separable, split_cells
 from ensemble.submission.long_format import find_long_rows
-from ensemble.submission.number_scale import PERCENT, find_scale, parse_number, sums_to_one
+from ensemble.submission.number_scale import PERCENT, find_scale, is_percent, parse_number, sums_to_one
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
-from ensemble.unicode_text import compose
 
 
 def read_sheet(
@@ -72,7 +71,7 @@ def read_sheet(
         )
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
-    reader = _Reader(table, _as_spelled(table, labels), options, independent, listener)
+    reader = _Reader(table, composed_as(table, labels), options, independent, listener)
     sheet = reader.read(kind)
     if not _is_utf8(data):
         listener.notice(Notice("I543", f"{path.name}: it is not UTF-8; the submission is written in UTF-8", path))
@@ -148,9 +147,9 @@ class _Reader:
         header = self.table.header
         places = [i for i in range(len(header)) if i not in {sheet.id_place, *answer_places}]
         answers = enumerate_some([show_spaces(header[i]) for i in answer_places])
-        score = next((header[i] for i in places if has_scores(self.table, i)), None)
+        score = next((header[i] for i in places if is_answer_column(self.table, i)), None)
         if score is not None and self.options.label_column is None and self.options.kind is None:
-            seen = f"it has the answers in column {answers}, and scores in column {score}"
+            seen = f"it has answers in column {answers}, and others in column {score}"
             raise PredictionError(
                 "E565",
                 f"{self.table.path.name}: {seen}",
@@ -181,6 +180,9 @@ class _Reader:
         if match.how is not None:
             example = f"column {show_spaces(columns[0])} is {self.labels.names[match.classes[0]]}"
             self.listener.notice(Notice("I544", f"{self.table.path.name}: columns matched {match.how}: {example}"))
+        text = next((c for row in cells for c in map(str.strip, row) if c and parse_number(c) is None), None)
+        if text is not None and kind is None:
+            raise self._unclear(f"its columns of classes have cells such as {text!r}", ["probabilities", DECISIONS])
         scale = find_scale(self.table.path.name, columns, cells, asked=kind is not None)
         if scale == PERCENT:
             self._say("its answers are percentages, which are written")
@@ -253,10 +255,13 @@ class _Reader:
         """Return the reader with the classes as the cells spell them, where that is not their exact names."""
         names, form = self.labels.names, find_form(cells, self.options.separator)
         parts = {part for cell in cells for part in form.split(cell)} | {cell for cell in cells if cell}
+        if not are_numbers(names) and counts_from_one(cells, len(names)):
+            self._say(f"its answers are up to {len(names)}: class numbers are written from 1, not from 0")
+            return replace(self, labels=LabelSpace.flat([str(i + 1) for i in range(len(names))]))
         if not parts or parts & {*names, *map(str, range(len(names)))}:
             return None
         for parts in ({cell for cell in cells if cell}, {part for cell in cells for part in form.split(cell)}):
-            for found in spellings(names, sorted(parts)):
+            for found in spellings(names, sorted(parts)) if parts else ():
                 spelled, positive = found.names, None
                 if found.signed:
                     positive = self._positive(column)
@@ -285,7 +290,8 @@ class _Reader:
         if not filled:
             possible = ["number", "name", *(["probability"] if two else []), "label-cells", "ranking"]
             raise self._unclear(f"its column {show_spaces(column)} is empty", possible)
-        if len(names) == 1 and all(map(self._is_number, filled)):
+        percent = two and is_percent(column) and not self.independent
+        if (len(names) == 1 or percent) and all(map(self._is_number, filled)):
             return "probability"
         known, constant = set(names), len(set(filled)) == 1
         if set(filled) <= known and not are_class_numbers(names):
@@ -309,6 +315,8 @@ class _Reader:
                 f"its answers are numbers such as {filled[0]}, and there are {len(names)} classes", ["number", "name"]
             )
         several = split_cells(cells, self.labels.names, self.options.separator)
+        if several is not None and several.flags:
+            raise self._unclear(f"its cells have a 0 or 1 per class, such as {filled[0]!r}", ["label-cells", "ranking"])
         if several is not None:
             return self._kind_of_several(several)
         if all(len(pair := cell.split()) == 2 and pair[0] in known and self._is_number(pair[1]) for cell in filled):
@@ -369,14 +377,6 @@ class _Reader:
             hint=f"state it: {options}; the classes are {enumerate_some(list(self.labels.names))} (--labels)",
             path=self.table.path,
         )
-
-
-def _as_spelled(table: Table, labels: LabelSpace) -> LabelSpace:
-    """Return the classes in decomposed Unicode, as macOS writes names, if a cell of the sample has one so."""
-    decomposed = {compose(name, "NFD") for name in labels.names} - set(labels.names)
-    if not decomposed or decomposed.isdisjoint(cell.strip() for row in table.rows for cell in row):
-        return labels
-    return LabelSpace.flat([compose(name, "NFD") for name in labels.names])
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -258,3 +258,18 @@ def test_a_metric_of_the_user_that_exits_is_an_error(tmp_path: Path) -> None:
     answers = exclusive(0, 3)
     with pytest.raises(OptionError, match=r"fails on truth .*SystemExit"):
         find_metric(str(path)).score(answers, np.ones((1, answers.rows)))
+
+
+def test_constant_answers_have_no_correlation_whatever_the_weights() -> None:
+    """Weights whose sums differ in the last digit do not make a correlation of rounding errors."""
+    rng = np.random.default_rng(13)
+    weights = rng.random((5, 120)) + 0.05
+    truth = rng.integers(2, size=120)
+    p = np.tile([0.3, 0.7], (120, 1))
+    constant = ScoredAnswers(truth, np.ones(120, dtype=np.intp), p, 2)
+    assert find_metric("mcc").score(constant, weights).tolist() == [0.0] * 5
+    labels = ScoredAnswers(np.stack([truth == 1, truth == 0], axis=1), np.ones((120, 2), dtype=bool), p, 2)
+    assert find_metric("mcc").score(labels, weights).tolist() == [0.0] * 5
+    none = ScoredAnswers(np.zeros((120, 2), dtype=bool), p > 0.5, p, 2)
+    assert np.isnan(find_metric("lwlrap").once(none))
+    assert find_metric("average-precision-micro").once(none) == 0

@@ -78,7 +78,7 @@ def test_the_kind_is_read_from_the_sample(
         (one_column("", ""), PETS, "E540", "column label is empty"),
         (one_column("aNt"), PETS, "E540", "'aNt' is neither a class (did you mean 'ant'?)"),
         (one_column("dog"), PETS, "E540", "'dog' is neither a class nor"),
-        (one_column("3"), PETS, "E540", "it has the answer 3, but the classes are 0 to 2"),
+        (one_column("4"), PETS, "E540", "it has the answer 4, but the classes are 0 to 2"),
         (one_column("0"), ["1", "2", "3"], "E540", "'0' is neither a class"),
         (one_column("0.5"), PETS, "E540", "numbers such as 0.5, and there are 3 classes"),
         (one_column("0.5"), ["cat", "dog"], "E542", "'cat' or 'dog': the names do not tell"),

@@ -96,6 +96,7 @@ def test_true_and_false_of_two_names_that_do_not_tell_are_asked_for(tmp_path: Pa
         ('"(cat, owl)"', ["(cat)", '"(dog, owl)"']),
         ("{cat owl}", ["{cat}", "{dog owl}"]),
         ("Cat|Owl", ["Cat", "Dog|Owl"]),
+        ("cat | owl", ["cat", "dog | owl"]),
     ],
 )
 def test_lists_of_names_in_a_cell_keep_their_form(tmp_path: Path, cells: str, expected: list[str]) -> None:
@@ -190,6 +191,8 @@ def test_a_score_beside_the_class_is_not_copied_unasked(tmp_path: Path) -> None:
         written(tmp_path, sample, PETS, P)
     assert caught.value.code == "E565"
     assert "--label-column label" in caught.value.hint
+    with pytest.raises(EnsError, match="answers in column cat, dog, owl, and others in column predicted"):
+        written(tmp_path, "id,predicted,cat,dog,owl\na,cat,1,0,0\nb,cat,1,0,0\n", PETS, P)
     text, said = written(tmp_path, sample, PETS, P, label_column="label")
     assert text == "id,label,confidence\na,cat,0.5\nb,dog,0.5\n"
     assert "confidence copied" in said
@@ -217,3 +220,35 @@ def test_a_sample_without_a_header_is_refused(tmp_path: Path) -> None:
     for first in ("a.jpg,0", "00012,0"):
         with pytest.raises(EnsError, match="the first line must name the columns"):
             written(tmp_path, f"{first}\nb.jpg,0\n", PETS, P)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("id,labels\na,[]\nb,[]\n", "neither a class nor"),
+        ('id,labels\na,"[0, 1, 0]"\nb,"[1, 0, 1]"\n', "a 0 or 1 per class"),
+        ("id,labels\na,0 1 0\nb,0 1 0\n", "a 0 or 1 per class"),
+        ("id,cat,dog,owl\na,TRUE,FALSE,FALSE\nb,TRUE,FALSE,FALSE\n", "cells such as 'TRUE'"),
+        ("id,label\na,-1\nb,-1\n", "the answer -1"),
+    ],
+)
+def test_answers_of_no_known_kind_are_refused(tmp_path: Path, rows: str, said: str) -> None:
+    """Empty lists, flags in a cell and words in columns of classes are named, and nothing else is written for them."""
+    for several in (False, True):
+        with pytest.raises(EnsError) as caught:
+            written(tmp_path, rows, PETS, P, several=several)
+        assert caught.value.code == "E540"
+        assert said in caught.value.message
+
+
+def test_class_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
+    """The number of classes itself is no number counted from 0, which is said."""
+    text, said = written(tmp_path, "id,label\na,1\nb,3\n", PETS, P)
+    assert text == "id,label\na,1\nb,2\n"
+    assert "from 1, not from 0" in said
+
+
+def test_one_percentage_of_two_classes(tmp_path: Path) -> None:
+    """A column called one of percentages has whole numbers that are no classes."""
+    text, _ = written(tmp_path, "id,risk (%)\na,50\nb,50\n", ["benign", "malignant"], TWO)
+    assert text == "id,risk (%)\na,25\nb,87.5\n"
