@@ -41,7 +41,8 @@ def kaggle_files(facts: KaggleFacts, listener: Listener) -> dict[str, str]:
     licence = facts.licence or "other"
     metadata = {"title": facts.title, "id": name, "licenses": [{"name": licence}]}
     budget = f" --budget {facts.budget}" if facts.budget is not None else ""
-    command = f"!python /kaggle/input/{slug}/run.py{budget}"
+    # where a dataset lies below the input has changed before
+    command = f"!python \"$(find /kaggle/input -path '*/{slug}/run.py' -print -quit)\"{budget}"
     return {
         "run.py": _TEMPLATE.read_text(encoding="utf-8"),
         "notebook.ipynb": _notebook(facts.title, command),

@@ -48,7 +48,13 @@ def test_the_dataset_describes_itself(dataset: Path) -> None:
     assert metadata == {"title": "Toy masks", "id": "me/toy-masks", "licenses": [{"name": "CC0-1.0"}]}
     notebook = json.loads((dataset / "notebook.ipynb").read_text())
     assert [cell["cell_type"] for cell in notebook["cells"]] == ["markdown", "code"]
-    assert notebook["cells"][1]["source"] == ["!python /kaggle/input/toy-masks/run.py --budget 8h"]
+    (line,) = notebook["cells"][1]["source"]
+    assert line == "!python \"$(find /kaggle/input -path '*/toy-masks/run.py' -print -quit)\" --budget 8h"
+    below = dataset.parent / "input/datasets/me"
+    shutil.copytree(dataset, below / "toy-masks")
+    command = line.removeprefix("!").replace("python", "echo").replace("/kaggle/input", str(dataset.parent / "input"))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{below}/toy-masks/run.py --budget 8h\n"
     assert sorted(path.name for path in (dataset / "models").iterdir()) == ["m0.onnx", "m1.onnx", "m2.onnx"]
 
 
