@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -157,6 +158,52 @@ def test_layers_tell_twins_apart(tmp_path: Path) -> None:
     assert_equal(opened(path, arch=None), net)
     with pytest.raises(EnsError, match="E450"):
         open_checkpoint(path, arch="resnet18")
+
+
+class Trap:
+    """An object that leaves a mark when it is made again, compared, hashed, printed or asked for a number."""
+
+    sprung: ClassVar[list[str]] = []
+
+    def __setstate__(self, state: object) -> None:
+        self.sprung.append("made")
+
+    def __eq__(self, other: object) -> bool:
+        self.sprung.append("compared")
+        return True
+
+    def __hash__(self) -> int:
+        self.sprung.append("hashed")
+        return 0
+
+    def __str__(self) -> str:
+        self.sprung.append("printed")
+        return "trap"
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("place", ["stride", "eps", "kind of pooling", "module", "beside"])
+def test_objects_in_the_place_of_settings_and_layers_run_nothing(tmp_path: Path, place: str) -> None:
+    """What stands where a layer has a number, or in the place of a layer, is compared with nothing and not printed."""
+    net, trap = body(), Trap()
+    vars(trap)["value"] = 1
+    match place:
+        case "stride":
+            net.layer1[0].conv1.stride = trap
+        case "eps":
+            net.layer1[0].bn1.eps = trap
+        case "kind of pooling":
+            net.global_pool.pool_type = trap
+        case "module":
+            net.layer1[0]._modules["act1"] = trap
+        case "beside":
+            net.mine = trap
+    path = save(tmp_path / "model.pth", net)
+    Trap.sprung.clear()
+    with contextlib.suppress(EnsError):
+        open_checkpoint(path, arch=TINY)
+    assert not Trap.sprung
 
 
 def test_a_dry_run_compares_the_layers_too(tmp_path: Path) -> None:
