@@ -241,6 +241,15 @@ def test_nothing_is_written_over_what_is_read(contest: Path, capsys: pytest.Capt
     assert info.read_bytes() == before
 
 
+def test_a_fused_file_does_not_replace_its_models(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output may be beside the models, and none of them."""
+    model = next((contest / "models").glob("*.onnx"))
+    before = model.read_bytes()
+    assert run(["fuse", f"{contest / 'blend.json'}", "--models", f"{contest / 'models'}", "-o", f"{model}"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
 def test_predictions_are_not_written_over(contest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A submission in the place of a table that is blended is refused, and the table stays."""
     table = contest / "a.csv"
