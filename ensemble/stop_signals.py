@@ -77,8 +77,9 @@ class StopSignals:
         os.set_blocking(writing, False)
         # the interpreter's own handler, in C, writes the number of each signal there as it comes
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reading, numbers), name="ens-signals", daemon=True).start()
         try:
+            with contextlib.suppress(RuntimeError):  # no memory for a thread
+                threading.Thread(target=self._watch, args=(reading, numbers), name="ens-signals", daemon=True).start()
             yield
         finally:
             signal.set_wakeup_fd(before)

@@ -30,5 +30,9 @@ def leave(pool: ThreadPoolExecutor, seconds: float | None = None) -> None:
     """End a pool: nothing more is begun, and what is in progress is waited for so many seconds, by default one."""
     pool.shutdown(wait=False, cancel_futures=True)
     closer = threading.Thread(target=pool.shutdown, daemon=True)
-    closer.start()
+    try:
+        closer.start()
+    except RuntimeError:  # no memory for a thread: what is in progress is waited for
+        pool.shutdown(wait=True)
+        return
     closer.join(LEAVE_SECONDS if seconds is None else seconds)

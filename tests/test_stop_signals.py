@@ -216,6 +216,22 @@ def test_a_thread_in_a_long_call_does_not_keep_a_pool_from_ending(monkeypatch: p
         release.set()
 
 
+def test_a_pool_ends_where_there_is_no_memory_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error that ended the block stays, and what is in progress is waited for."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def compute() -> None:
+        with thread_pool(1) as pool:
+            pool.submit(int)
+            monkeypatch.setattr(threading.Thread, "start", fail)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        compute()
+
+
 @pytest.mark.parametrize(
     "step",
     [
