@@ -98,7 +98,8 @@ def _example(parameter: click.Parameter) -> str:
     elif isinstance(kind, click.types.FloatParamType):
         text = "0.5"
     else:
-        text = _quoted(str(kind.choices[0]) if isinstance(kind, click.Choice) else "")
+        other = "..." if isinstance(kind, click.Path) else ""  # an empty path is refused
+        text = _quoted(str(kind.choices[0]) if isinstance(kind, click.Choice) else other)
     return f"[{text}]" if parameter.nargs == -1 or parameter.multiple else text
 
 
