@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,13 +66,28 @@ class LinearHead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """The labels of one block: ``trained`` and ``true`` are classes ``(N,)``, or 0 and 1 ``(N, L)`` for labels."""
+    """The labels of one block: ``trained`` and ``true`` are classes ``(N,)``, or 0 and 1 ``(N, L)`` for labels.
+
+    With ``balanced`` every class that there is counts as much as the others, however many images it has.
+    """
 
     name: str
     trained: NDArray[np.int64]
     true: NDArray[np.int64]
     outputs: int
     activation: Activation
+    balanced: bool = False
+
+    def weights(self, rows: Mask) -> Floats:
+        """Return how much each of the rows counts in training, ``(n,)``, 1 on average."""
+        return self._weigh(self.trained[rows])
+
+    def _weigh(self, classes: NDArray[np.int64]) -> Floats:
+        if not self.balanced:
+            return np.ones(len(classes))
+        counts = np.bincount(classes, minlength=self.outputs)
+        found: Floats = len(classes) / (np.count_nonzero(counts) * counts[classes])
+        return found
 
     def wanted(self, rows: Mask) -> Floats:
         """Return the target probabilities ``(n, K)`` of the rows in training."""
@@ -81,23 +95,32 @@ class Target:
         return chosen.astype(np.float64) if chosen.ndim == 2 else np.eye(self.outputs)[chosen]
 
     def loss(self, logits: Floats, rows: Mask) -> float:
-        """Return the sum of the negative log-likelihood of the true labels over the rows."""
+        """Return the sum of the negative log-likelihood of the true labels over the rows, as they are weighed."""
         true = self.true[rows]
         if true.ndim == 2:
             return float((np.logaddexp(0, logits) - true * logits).sum())
-        return float((logsumexp(logits, axis=1) - np.take_along_axis(logits, true[:, np.newaxis], axis=1)[:, 0]).sum())
+        of_row = logsumexp(logits, axis=1) - np.take_along_axis(logits, true[:, np.newaxis], axis=1)[:, 0]
+        return float(of_row @ self._weigh(self.true)[rows])
 
 
 def make_targets(
-    labels: LabelSpace, head: Head, activation: Activation, trained: NDArray[np.int64], true: NDArray[np.int64]
+    labels: LabelSpace,
+    head: Head,
+    activation: Activation,
+    trained: NDArray[np.int64],
+    true: NDArray[np.int64],
+    *,
+    balanced: bool = False,
 ) -> list[Target]:
     """Return one target, or one per axis for the head ``axes``."""
     if head == "flat":
-        return [Target("all" if activation == "softmax" else "labels", trained, true, len(labels), activation)]
-    return [
-        Target(axis.name, labels.along(axis.name, trained), labels.along(axis.name, true), len(axis.values), activation)
-        for axis in labels.axes
-    ]
+        name = "all" if activation == "softmax" else "labels"
+        return [Target(name, trained, true, len(labels), activation, balanced)]
+    targets = []
+    for axis in labels.axes:
+        values = labels.along(axis.name, trained), labels.along(axis.name, true)
+        targets.append(Target(axis.name, values[0], values[1], len(axis.values), activation, balanced))
+    return targets
 
 
 def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[float]) -> Iterator[Block]:
@@ -110,13 +133,13 @@ def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[f
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant feature gets no weight
     scale[scale == 0] = np.inf
     chosen = (chosen - mean) / scale
-    wanted = target.wanted(rows)
+    wanted, weights = target.wanted(rows), target.weights(rows)
     start = np.zeros((chosen.shape[1] + 1) * target.outputs)
     for strength in strengths:
-        start = _minimise(chosen, wanted, strength, start, target.activation)
-        weights, bias = _split(start, target.outputs)
-        weights = weights / scale[:, np.newaxis]
-        yield Block(weights, bias - mean @ weights)
+        start = _minimise(chosen, wanted, weights, strength, start, target.activation)
+        matrix, bias = _split(start, target.outputs)
+        matrix = matrix / scale[:, np.newaxis]
+        yield Block(matrix, bias - mean @ matrix)
 
 
 def _split(values: Floats, outputs: int) -> tuple[Floats, Floats]:
@@ -125,22 +148,24 @@ def _split(values: Floats, outputs: int) -> tuple[Floats, Floats]:
 
 
 def _minimise(
-    features: Floats, wanted: Floats, strength: float, start: Floats, activation: Literal["softmax", "sigmoid"]
+    features: Floats, wanted: Floats, weights: Floats, strength: float, start: Floats, activation: Activation
 ) -> Floats:
-    """Return the flat weights and bias that minimise the mean loss plus the penalty, by L-BFGS."""
+    """Return the flat matrix and bias that minimise the weighted mean loss plus the penalty, by L-BFGS."""
     count, outputs = wanted.shape
+    share = (weights / count)[:, np.newaxis]
 
     def loss_and_slope(values: Floats) -> tuple[float, Floats]:
-        weights, bias = _split(values, outputs)
-        logits = features @ weights + bias
+        matrix, bias = _split(values, outputs)
+        logits = features @ matrix + bias
         if activation == "sigmoid":
-            loss, found = np.logaddexp(0, logits).sum() - (wanted * logits).sum(), expit(logits)
+            losses, found = np.logaddexp(0, logits).sum(axis=1), expit(logits)
         else:
-            loss, found = logsumexp(logits, axis=1).sum() - (wanted * logits).sum(), softmax(logits, axis=1)
-        error = (found - wanted) / count
-        slopes = np.vstack([features.T @ error + strength * weights, error.sum(axis=0) + _OF_BIAS * bias])
-        penalty = (strength * (weights**2).sum() + _OF_BIAS * (bias**2).sum()) / 2
-        return float(loss / count + penalty), slopes.ravel()
+            losses, found = logsumexp(logits, axis=1), softmax(logits, axis=1)
+        loss = (losses - (wanted * logits).sum(axis=1)) @ share[:, 0]
+        error = (found - wanted) * share
+        slopes = np.vstack([features.T @ error + strength * matrix, error.sum(axis=0) + _OF_BIAS * bias])
+        penalty = (strength * (matrix**2).sum() + _OF_BIAS * (bias**2).sum()) / 2
+        return float(loss + penalty), slopes.ravel()
 
     options = {"maxiter": _STEPS, "ftol": 1e-8, "gtol": 1e-6}
     # on small arrays the threads of BLAS wait for each other most of the time

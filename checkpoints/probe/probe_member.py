@@ -41,7 +41,8 @@ class ProbeJob:
     """Everything that decides a probe, and the folder ``out`` in which its member gets a folder of its own.
 
     ``boxes`` are the faces of the rows, for a face crop. ``folds_file``
-    is where the folds are kept for all members of ``out``.
+    is where the folds are kept for all members of ``out``. With ``balanced`` all classes, or values of an axis, count
+    equally.
 
     Raises:
         OptionError: E204 when a name cannot be that of a folder, or the labels do not allow the head; E206 when boxes
@@ -58,6 +59,7 @@ class ProbeJob:
     seed: int = 0
     boxes: Boxes | None = None
     folds_file: Path | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         validate_member(self.member)
@@ -69,6 +71,8 @@ class ProbeJob:
             raise OptionError("E204", f"a head needs two classes or more; the data has {len(self.data.labels)}")
         if self.head == "axes" and len(self.data.labels.axes) < 2:
             raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18")
+        if self.balanced and self.data.activation == "sigmoid":
+            raise OptionError("E204", "--balanced is for one class per image; the images have several labels")
         if self.card.preprocess.face is not None and self.boxes is None:
             raise OptionError("E206", f"{self.network.model.path.name} takes face crops: give the boxes with --boxes")
         if self.boxes is not None:
@@ -100,8 +104,10 @@ class ProbeJob:
             (row.id, row.label, row.target, list(row.present or ()), self.folds.of_person[row.person])
             for row in self.data.rows
         ]
+        # a probe without balance has the text of earlier versions
         return json.dumps(
-            {
+            ({"balanced": True} if self.balanced else {})
+            | {
                 "probe": self.network.source,
                 "features": self.network.model.sha256,
                 "input": replace(self.card, labels=self.data.labels, tools={}).to_json(),
@@ -179,7 +185,7 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
         }
         trained = labels_of(rows, data.labels, data.activation, trained=True)
         true = labels_of(rows, data.labels, data.activation)
-        targets = make_targets(data.labels, job.head, data.activation, trained, true)
+        targets = make_targets(data.labels, job.head, data.activation, trained, true, balanced=job.balanced)
         strengths = choose_strengths(features["identity"], targets, fits, job.folds.count, listener=listener)
         _start_results(job)
         done: list[ProbedFold] = []
@@ -220,8 +226,13 @@ def _make_card(job: ProbeJob, fold: int, strengths: dict[str, float]) -> ModelCa
         activation=data.activation,
         holdout_sha256=hash_ids(row.id for row, out in zip(data.rows, held, strict=True) if out),
         class_counts=tuple(counts.tolist()),
-        checks={"probe": {"features": job.network.source, "count": job.network.count, "l2": strengths}},
+        checks={"probe": _record(job, strengths)},
     )
+
+
+def _record(job: ProbeJob, strengths: dict[str, float]) -> dict[str, Any]:
+    record = {"features": job.network.source, "count": job.network.count, "l2": strengths}
+    return record | ({"balanced": True} if job.balanced else {})
 
 
 def _write_model(

@@ -75,6 +75,7 @@ class LearnOptions:
     """The head, the training data and its folds."""
 
     head: Literal["flat", "axes"] = "flat"
+    balanced: bool = False
     folds: str = "5"
     fixes: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -139,6 +140,7 @@ _LEARN = OptionGroup(
     "Head and data",
     (
         _learn("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
+        _learn("balanced", "Weight the images so that all classes, or values of an axis, count equally."),
         _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
         _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
         _learn("without", "Ignore the fixes of this source; repeatable."),
@@ -210,6 +212,7 @@ def probe(
         *(data, shared.folds, output_.member, opened, output_.folder, learn.head, seed),
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
         folds_file=shared.file,
+        balanced=learn.balanced,
     )
     probed = probe_member(job, fresh=output_.fresh, listener=TERMINAL)
     show(probed.as_dict(), probed.render(), as_json=as_json)

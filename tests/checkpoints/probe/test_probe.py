@@ -285,6 +285,42 @@ def test_guesses_are_said(tmp_path: Path) -> None:
     assert opened.network.model.proto.ByteSize() < 20_000, "weights that the features do not need are left out"
 
 
+def test_a_balanced_head_is_that_of_scikit_learn_s_class_weights() -> None:
+    """The weights and bias of a rare class are those of LogisticRegression with class_weight balanced, within 1 %."""
+    generator = np.random.default_rng(4)
+    classes = np.repeat([0, 1, 2], [120, 60, 20])
+    features = generator.normal(0, 1, (200, 4)) + np.eye(3, 4)[classes] * 1.5
+    features = (features - features.mean(axis=0)) / features.std(axis=0)
+    rows, space = np.ones(200, dtype=np.bool_), LabelSpace.flat(3)
+    (target,) = make_targets(space, "flat", "softmax", classes, classes, balanced=True)
+    *_, block = fit_path(features, target, rows, (1.0, 0.01))
+    oracle = LogisticRegression(C=1 / (0.01 * 200), class_weight="balanced", max_iter=5000, tol=1e-8).fit(
+        features, classes
+    )
+    assert np.allclose(block.weights - block.weights.mean(axis=1, keepdims=True), oracle.coef_.T, atol=0.01)
+    found, wanted = block.logits(features), oracle.decision_function(features)
+    assert np.allclose(
+        found - found.mean(axis=1, keepdims=True), wanted - wanted.mean(axis=1, keepdims=True), atol=0.02
+    )
+    plain = next(fit_path(features, make_targets(space, "flat", "softmax", classes, classes)[0], rows, (0.01,)))
+    assert (found.argmax(axis=1) == 2).sum() > (plain.logits(features).argmax(axis=1) == 2).sum()
+
+
+def test_balance_is_in_the_card_and_for_one_class_per_image(data: Dataset, tmp_path: Path) -> None:
+    """The card of each fold says so, another run without it is another probe, and several labels are E204."""
+    network = write_network(tmp_path / "net.onnx", end="row")
+    job = make_job(data, network, tmp_path / "runs", head="axes", balanced=True)
+    card = read_model(probe_member(job).folds[0].path).card
+    assert card.checks["probe"]["balanced"] is True
+    plain = replace(job, balanced=False)
+    assert "balanced" not in plain.fingerprint()
+    with pytest.raises(EnsError) as caught:
+        probe_member(plain)
+    assert caught.value.code == "E442"
+    with pytest.raises(OptionError, match="several labels"):
+        replace(job, data=replace(data, activation="sigmoid"))
+
+
 def test_several_values_of_a_network_are_joined(data: Dataset, tmp_path: Path) -> None:
     """A map, tokens and scores: their numbers one behind the other, and a head on them that its file answers as."""
     network, recorder = write_network(tmp_path / "net.onnx", end="row"), Recorder()
