@@ -245,7 +245,7 @@ def _read_submission(
         for notice in heard.notices:
             TERMINAL.notice(notice)
     try:
-        found = read_submission(path, labels, like=form, options=sheet, independent=several)
+        found = read_submission(path, labels, like=form, options=sheet, independent=several, listener=TERMINAL)
         one_each = form is not None and form.kind in {"name", "number"} and not found.independent
         if like is not None and several and one_each and sheet.kind is None:
             # cells of one name, in the sample as well, are labels where several may apply

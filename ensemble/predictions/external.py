@@ -73,7 +73,7 @@ def read_external(
             "E502", f"{path.name}: state whether it contains logits, probabilities or classes", path=path
         )
     if kind == "classes":
-        return _read_classes(path, labels, options)
+        return _read_classes(path, labels, options, listener)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         found = read_npz(path, labels)
@@ -93,8 +93,9 @@ def read_external(
     return Predictions(member, member, None, labels, ids, logits, digest, activation=options.activation)
 
 
-def _read_classes(path: Path, labels: LabelSpace, options: ExternalOptions) -> Predictions:
-    answers = read_submission(path, labels, options=SheetOptions(id_column=options.id_column))
+def _read_classes(path: Path, labels: LabelSpace, options: ExternalOptions, listener: Listener) -> Predictions:
+    sheet_options = SheetOptions(id_column=options.id_column)
+    answers = read_submission(path, labels, options=sheet_options, listener=listener)
     logits = np.full((len(answers), len(labels)), np.log(np.finfo(np.float32).tiny), dtype=np.float32)
     logits[np.arange(len(answers)), answers.classes] = 0
     logits.flags.writeable = False

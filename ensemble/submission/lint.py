@@ -133,17 +133,19 @@ def read_submission(
     like: AnswerSheet | None = None,
     options: SheetOptions = NO_OPTIONS,
     independent: bool | None = None,
+    listener: Listener = SILENT,
 ) -> Submission:
     """Read a valid submission; see `check_submission`.
 
-    Without a sample, ``independent`` says whether several labels may apply to an image, if it is known.
+    Without a sample, ``independent`` says whether several labels may apply to an image, if it is known, and I543 how
+    answers are read that could be read otherwise.
 
     Raises:
         FileError: E707 when the file cannot be read.
         EnsError: as `read_sheet` when there is no sample, and it cannot be told how the submission is written.
         PredictionError: E520 when it has faults; the details list all of them. E541 as `check_submission`.
     """
-    found = _inspect(path, like, labels, options, independent=independent)
+    found = _inspect(path, like, labels, options, listener, independent=independent)
     if found.faults:
         if like is None and found.faults[0].what == "header":
             # a comparison with the header of class numbers says nothing about a file with other columns
@@ -172,7 +174,14 @@ def render_faults(faults: tuple[Fault, ...]) -> str:
     return "\n".join([header, *(f"{line}\n{case}" for line, case in zip(lines, cases, strict=True))]) + "\n"
 
 
-def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions, *, independent: bool | None = None) -> AnswerSheet:
+def own_sheet(
+    path: Path,
+    labels: LabelSpace,
+    options: SheetOptions,
+    *,
+    independent: bool | None = None,
+    listener: Listener = SILENT,
+) -> AnswerSheet:
     """Return the sheet by which a submission without a sample is read: its own, or else that of class numbers.
 
     Raises:
@@ -180,7 +189,7 @@ def own_sheet(path: Path, labels: LabelSpace, options: SheetOptions, *, independ
         PredictionError: E541 when columns of the submission are no classes.
     """
     try:
-        return read_sheet(path, labels, options=options, independent=independent)
+        return read_sheet(path, labels, options=options, independent=independent, listener=listener)
     except (FileError, ColumnsError):
         raise
     except EnsError:
@@ -200,7 +209,7 @@ def _inspect(
     independent: bool | None = None,
 ) -> _Inspection:
     cases: _Cases = defaultdict(list)
-    sheet = own_sheet(path, labels, options, independent=independent) if like is None else like
+    sheet = own_sheet(path, labels, options, independent=independent, listener=listener) if like is None else like
     rows = _read_rows(path, sheet, labels, cases, bom=like is not None and like.bom)
     if sheet.independent is None and (sheet.constant or sheet.kind == "ranking"):
         settled = settle_several(sheet, labels, [row.answers for row in rows])

@@ -10,6 +10,7 @@ import pytest
 
 from ensemble.blend.pooling import log_softmax
 from ensemble.errors import EnsError, PredictionError
+from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.predictions.external import ContentKind, ExternalOptions, read_external
 
@@ -96,7 +97,18 @@ def test_a_submission_votes_with_its_classes(tmp_path: Path) -> None:
     found = read_external(path, PETS, options=ExternalOptions("classes"))
     assert found.ids == ("b.jpg", "a.jpg")
     np.testing.assert_allclose(np.exp(log_softmax(found.logits["identity"])), [[0, 0, 1], [1, 0, 0]], atol=1e-30)
-    path.write_text("ImageID,ans\nb.jpg,3\n")
+    path.write_text("ImageID,ans\nb.jpg,4\n")
     with pytest.raises(EnsError) as caught:
         read_external(path, PETS, options=ExternalOptions("classes"))
     assert caught.value.code == "E520"
+
+
+def test_classes_counted_from_one_are_read_so_and_said(tmp_path: Path) -> None:
+    """Of three classes a number 3 is the last one, if there is no 0."""
+    path = tmp_path / "mate.csv"
+    path.write_text("ImageID,ans\nb.jpg,3\na.jpg,1\n")
+    heard = Recorder()
+    found = read_external(path, PETS, options=ExternalOptions("classes"), listener=heard)
+    assert found.logits["identity"].argmax(axis=1).tolist() == [2, 0]
+    assert [notice.code for notice in heard.notices] == ["I543"]
+    assert "from 1, not from 0" in heard.notices[0].message
