@@ -18,14 +18,14 @@ from tests.support import toys
 
 # the steps that follow the demo: those whose every path is one that the demo or an earlier step wrote
 STEPS = [line for line in README.commands if "runs/" in line]
-# and those of the pages; r18, spec and face are trainings of the reader; trainings and pages have their own tests
+# and those of the pages; r18, spec, face, sface are trainings of the reader; trainings and pages have their own tests
 FOLLOWING = [
     line
     for page in DOCS
     for block in page.blocks
     if block.language == "bash"
     for line in block.commands
-    if "runs/" in line and not re.search("runs/(r18|spec|face)/|^ens (bench|page|train) ", line) and line not in STEPS
+    if "runs/" in line and not re.search("runs/(r18|spec|s?face)|^ens (bench|page|train) ", line) and line not in STEPS
 ]
 
 
