@@ -6,7 +6,7 @@ import torch
 
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 
 def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:

@@ -11,9 +11,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ensemble.errors import EnsError, ModelError, OptionError
-from ensemble.json_text import parse_json
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import is_count, to_float
+from ensemble.text.json_text import parse_json
+from ensemble.text.plain_numbers import is_count, to_float
 
 SCHEMA = 1
 METADATA_KEY = "ens.card"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ensemble.errors import OptionError
-from ensemble.plain_numbers import to_float
+from ensemble.text.plain_numbers import to_float
 
 
 def parse_scale(text: str) -> tuple[float, float]:

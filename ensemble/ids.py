@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.csv_table import Table
 from ensemble.errors import EnsError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.unicode_text import compose
+from ensemble.text.csv_table import Table
+from ensemble.text.unicode_text import compose
 
 _ID_COLUMNS = (
     *("imageid", "id", "image", "imagename", "imagefile", "filename", "fileid", "file", "filepath", "imagepath"),

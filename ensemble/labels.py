@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ensemble.arrays import Classes
 from ensemble.errors import DataError, PredictionError
-from ensemble.json_text import parse_json, read_utf8
-from ensemble.plain_numbers import is_count
+from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.plain_numbers import is_count
 
 SEPARATOR = " / "
 MAX_CLASSES = 100_000

@@ -14,7 +14,7 @@ from typing import Any
 from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
 from ensemble.files import remove, sha256_file, write_atomic
-from ensemble.json_text import parse_json, read_utf8
+from ensemble.text.json_text import parse_json, read_utf8
 
 _NAME = ".export.state"
 _PACKAGES = ("ens-onnx", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")

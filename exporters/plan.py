@@ -19,7 +19,7 @@ from checkpoints.loading.timm_tables import default_config, row_of
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import Listener, Notice, Recorder
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 from exporters.make_card import ExportOptions, TimmDefaults, describe_settings, make_card, member_of
 
 if TYPE_CHECKING:

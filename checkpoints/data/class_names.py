@@ -10,8 +10,8 @@ from typing import Any
 from checkpoints.data.columns import whole
 from checkpoints.data.table_file import read_training_table
 from ensemble.errors import DataError
-from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace, parse_labels
+from ensemble.text.json_text import parse_json, read_utf8
 
 
 @dataclass(frozen=True, slots=True)

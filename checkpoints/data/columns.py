@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.table_options import NONE, TableOptions
-from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES
+from ensemble.text.csv_table import Table
 
 _SAMPLE = 500
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

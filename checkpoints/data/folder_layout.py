@@ -13,7 +13,7 @@ from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import Listing, list_images
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 _TRAINING = {"train", "training", "train_set", "training_set", "trn"}
 _VALIDATION = {"val", "valid", "validation", "dev", "validation_set"}

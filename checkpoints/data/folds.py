@@ -14,12 +14,12 @@ from checkpoints.data.columns import PEOPLE, Unit
 from checkpoints.data.mask_contest import Row
 from checkpoints.data.stratify import stratify
 from ensemble.arrays import Mask
-from ensemble.csv_table import read_table
 from ensemble.errors import DataError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.labels import MASK18, LabelSpace
-from ensemble.plain_numbers import is_count
+from ensemble.text.csv_table import read_table
+from ensemble.text.plain_numbers import is_count
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from ensemble.errors import DataError, enumerate_some
 from ensemble.images.decode import SUFFIXES
-from ensemble.unicode_text import compose
+from ensemble.text.unicode_text import compose
 
 # folders that hold something else than the images to train on, beside those that do
 _UNLIKELY = ("test", "mask", "thumb", "annot", "label", "segment", "eval", "pred", "sample", "depth")

@@ -12,10 +12,10 @@ from checkpoints.data.class_names import ClassNames, find_class_names
 from checkpoints.data.columns import Columns, fractions, truth_of, whole
 from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
 from ensemble.card import Activation
-from ensemble.csv_table import Table
 from ensemble.errors import DataError, enumerate_some
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import is_count
+from ensemble.text.csv_table import Table
+from ensemble.text.plain_numbers import is_count
 
 _MANY = 0.1  # the share of images with several labels from which on repeated rows are meant
 _FRACTIONS = 10  # distinct ones of a column up to which they are names of classes, such as half stars

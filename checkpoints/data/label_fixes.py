@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from checkpoints.data.mask_contest import GENDERS, Row, class_of
-from ensemble.csv_table import parse_table, read_table
 from ensemble.errors import DataError, OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import is_count
+from ensemble.text.csv_table import parse_table, read_table
+from ensemble.text.plain_numbers import is_count
 
 FIELDS = ("gender", "age", "swap", "label", "drop")
 CONTEST = "contest"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from checkpoints.data.columns import is_binary, truth_of
 from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.table_options import TableOptions
-from ensemble.csv_table import Table
+from ensemble.text.csv_table import Table
 
 _MOST = 1000  # classes
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ensemble.csv_table import read_table
 from ensemble.errors import DataError
 from ensemble.images.decode import SUFFIXES
-from ensemble.plain_numbers import is_count
+from ensemble.text.csv_table import read_table
+from ensemble.text.plain_numbers import is_count
 
 _MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
 GENDERS = {"male": 0, "female": 1}

@@ -23,7 +23,7 @@ from ensemble.images.decode import decode_file, read_file
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.planes import describe_array, is_array
 from ensemble.runtime.machine import available_cores
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 from ensemble.thread_pool import thread_pool
 
 PER_PERSON = 7  # images, in the mask contest

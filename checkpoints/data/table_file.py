@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemble.csv_table import Table, read_table
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.text.csv_table import Table, read_table
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 _SPREADSHEETS = {".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers"}

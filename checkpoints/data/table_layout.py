@@ -16,11 +16,11 @@ from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.data.table_file import read_training_table
 from checkpoints.data.table_options import TableOptions
 from ensemble.card import Activation
-from ensemble.csv_table import Table
 from ensemble.errors import DataError, NoImagesError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
 from ensemble.labels import LabelSpace
+from ensemble.text.csv_table import Table
 
 
 @dataclass(frozen=True, slots=True)

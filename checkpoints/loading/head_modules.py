@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from checkpoints.loading.key_names import COUNTER, natural_key
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 # what the matrix of a margin loss is called where it is no torch.nn.Linear
 _MATRICES = {"W", "kernel", "weights", "w", "proxies", "prototypes"}

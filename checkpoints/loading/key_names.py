@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 # Parts of a name that a wrapper adds: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpointing,
 # Lightning Fabric and DeepSpeed, PEFT. They stand in front, or anywhere inside where single layers were wrapped.

@@ -24,7 +24,7 @@ from checkpoints.loading.transformer_layouts import (
     rename_hf_vit,
     rename_mmpretrain_vit,
 )
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 if TYPE_CHECKING:
     import torch

@@ -11,11 +11,11 @@ from checkpoints.loading.container import Container, detect_container, format_si
 from checkpoints.loading.pickle_file import array_tensor, read_pickle, row_strides
 from checkpoints.loading.pickle_objects import Storage, StoredTensor
 from checkpoints.loading.shards import Files, adapter_beside, find_files
-from ensemble.bounded_tables import load_arrays
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import FileError, ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import sha256_file
+from ensemble.text.bounded_tables import load_arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds, make_folds, read_folds
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
-from ensemble.plain_numbers import is_count
+from ensemble.text.plain_numbers import is_count
 
 
 @dataclass(frozen=True, slots=True)

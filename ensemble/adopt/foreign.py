@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 
 from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
-from ensemble.json_text import parse_json
-from ensemble.plain_numbers import to_int
 from ensemble.runtime.protobuf_limits import MAX_BYTES, MAX_NODES, TooLarge, WireError, measure
+from ensemble.text.json_text import parse_json
+from ensemble.text.plain_numbers import to_int
 
 PixelLayout = Literal["nchw", "nhwc"]
 Output = Literal["logits", "probabilities"]

@@ -32,7 +32,7 @@ from ensemble.predictions.truth import Truth, predictions_mismatch
 from ensemble.scoring.answers import ScoredAnswers
 from ensemble.scoring.catalogue import ContestMetric
 from ensemble.submission.sheet import Submission
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 
 _MOST_BY_CLASS = 3
 

@@ -19,7 +19,7 @@ from ensemble.scoring.curves import average_precision
 from ensemble.scoring.probabilistic import mean_area
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import THRESHOLD
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ from ensemble.images.face_boxes import Box, Boxes
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.listing import Listing, list_images
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import is_count
 from ensemble.predict.bad_images import ERRORS, tell_oddities, unread, write_errors
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import read_model
-from ensemble.unicode_text import compose
+from ensemble.text.plain_numbers import is_count
+from ensemble.text.unicode_text import compose
 
 BATCH = 16
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ensemble.analysis.html import PALETTE
 from ensemble.arrays import Floats, Pixels
-from ensemble.unicode_text import compose
+from ensemble.text.unicode_text import compose
 
 COLUMNS, ROWS = 4, 6
 _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on a sheet

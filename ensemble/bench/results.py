@@ -13,7 +13,7 @@ from ensemble.bench.agreement import Agreement
 from ensemble.bench.process_meter import PassCost
 from ensemble.card import ModelCard
 from ensemble.runtime.machine import available_cores, name_gpus, processor_name
-from ensemble.text_table import render_columns, wrap_text
+from ensemble.text.text_table import render_columns, wrap_text
 
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch", "timm", "pillow", "numpy")
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError
-from ensemble.plain_numbers import to_float
+from ensemble.text.plain_numbers import to_float
 
 K = TypeVar("K", bound=Hashable)
 

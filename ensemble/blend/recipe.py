@@ -26,12 +26,12 @@ from ensemble.blend.pooling import LINEAR, Pool, normalise, normalise_by_class, 
 from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
-from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import common_views, members_by_name
-from ensemble.text_table import render_columns
+from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.plain_numbers import to_float
+from ensemble.text.text_table import render_columns
 
 SCHEMA = 1
 _THRESHOLD = 0.5

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ensemble.blend.recipe import Recipe
 from ensemble.blend.smoothing import RowTable, needs_table, rows_in_table
-from ensemble.csv_table import Table, read_table
 from ensemble.errors import DataError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column
-from ensemble.plain_numbers import to_float
+from ensemble.text.csv_table import Table, read_table
+from ensemble.text.plain_numbers import to_float
 
 _GROUPS = re.compile(
     r"(?:file|recording|soundscape|audio|clip|video|sequence|seq|series|study|scan|volume|patient|subject|group|track)"

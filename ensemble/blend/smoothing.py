@@ -19,7 +19,7 @@ from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
-from ensemble.plain_numbers import to_float
+from ensemble.text.plain_numbers import to_float
 
 Edges = Literal["nearest", "shrink", "zero", "reflect"]
 IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"

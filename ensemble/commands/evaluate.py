@@ -188,7 +188,7 @@ def _named_in(truth: Path, answers: Sequence[Path], sheet: SheetOptions) -> Shee
     Raises:
         DataError: E322 when no file has a column that is named.
     """
-    from ensemble.csv_table import read_table
+    from ensemble.text.csv_table import read_table
 
     def known(column: str | None) -> str | None:
         own = _if_there(truth, column)
@@ -202,7 +202,7 @@ def _named_in(truth: Path, answers: Sequence[Path], sheet: SheetOptions) -> Shee
 
 def _if_there(path: Path, column: str | None) -> str | None:
     """Return a column that an option names, if this file has it: it may be one of the ground truth only."""
-    from ensemble.csv_table import read_table
+    from ensemble.text.csv_table import read_table
 
     if column is None or path.suffix.lower() in {".npz", ".npy", ".parquet"}:
         return column

@@ -99,9 +99,9 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
         DataError: E322 when a column is missing or a class repeated.
         PredictionError: E508 when a weight is not a number.
     """
-    from ensemble.csv_table import read_table
     from ensemble.errors import PredictionError
-    from ensemble.plain_numbers import to_float
+    from ensemble.text.csv_table import read_table
+    from ensemble.text.plain_numbers import to_float
 
     table = read_table(path)
     classes = table.without_duplicates("class")
@@ -120,7 +120,7 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
 
 def _parse_thresholds(text: str) -> float | dict[str, float]:
     from ensemble.blend.recipe import parse_weights
-    from ensemble.plain_numbers import to_float
+    from ensemble.text.plain_numbers import to_float
 
     try:
         return to_float(text)
@@ -140,8 +140,8 @@ def _parse_smoothing(
     from ensemble.blend.smoothing import IDS, Smoothing
     from ensemble.commands.options import conflict
     from ensemble.errors import PredictionError
-    from ensemble.plain_numbers import to_float
     from ensemble.terminal import TERMINAL
+    from ensemble.text.plain_numbers import to_float
 
     if table is None and (group is not None or order is not None):
         raise conflict("--smooth-group and --smooth-order name columns of --smooth-table")

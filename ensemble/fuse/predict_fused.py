@@ -22,8 +22,8 @@ from ensemble.fuse.graph import PLAIN_VIEW
 from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing, list_images
-from ensemble.part_file import SUFFIXES
 from ensemble.predictions.dataset import Part, part_path, write_complete, write_part
+from ensemble.predictions.part_file import SUFFIXES
 
 _TINY = np.finfo(np.float32).tiny  # the smallest probability that has a logarithm
 

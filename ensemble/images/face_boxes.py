@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.files import write_atomic
-from ensemble.unicode_text import compose
+from ensemble.text.bounded_tables import read_parquet, require_pyarrow
+from ensemble.text.unicode_text import compose
 
 FoundBy = Literal["first", "second"]
 # right and left are the person's: in a photograph that is not mirrored, the right eye is on the left

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ensemble.csv_table import read_table
 from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
@@ -21,7 +20,8 @@ from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES, read_error
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
 from ensemble.submission.long_format import find_long_rows
-from ensemble.unicode_text import compose
+from ensemble.text.csv_table import read_table
+from ensemble.text.unicode_text import compose
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemble.bounded_tables import require_pyarrow
 from ensemble.errors import DataError, NoImagesError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.decode import SUFFIXES
@@ -26,6 +25,7 @@ from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.listing import Listing, list_images, match_ids, tell_unlisted
 from ensemble.images.storage import RemoteImage, open_storage
 from ensemble.install import install_command
+from ensemble.text.bounded_tables import require_pyarrow
 
 _SIDECARS = frozenset({".cls", ".csv", ".json", ".jsonl", ".npy", ".txt", ".xml", ".yaml"})  # not worth a request each
 _TABLES, _TARS = (".parquet",), (".tar",)

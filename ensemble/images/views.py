@@ -16,7 +16,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.errors import OptionError
 from ensemble.images.label_swaps import Swaps, parse_swaps, restore, swapped_columns
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float, to_int
+from ensemble.text.plain_numbers import to_float, to_int
 
 _CROP5_SHARE = 0.875
 _CORNERS = {"tl": (0.0, 0.0), "tr": (0.0, 1.0), "bl": (1.0, 0.0), "br": (1.0, 1.0), "c": (0.5, 0.5)}

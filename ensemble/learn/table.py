@@ -10,7 +10,7 @@ from ensemble.errors import enumerate_some
 from ensemble.learn.objective import Metric
 from ensemble.learn.result import CandidateScore, Learned
 from ensemble.learn.view_gains import ViewGain
-from ensemble.text_table import render_columns, terminal_width
+from ensemble.text.text_table import render_columns, terminal_width
 
 _HEADER = ("  method", "score", "95 % CI", "gain ± SE", "optimism")
 _NO_WEIGHT = 1e-6

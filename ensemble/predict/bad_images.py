@@ -11,11 +11,11 @@ import numpy as np
 from ensemble import files
 from ensemble.arrays import Logits
 from ensemble.card import ModelCard
-from ensemble.csv_table import defuse, render_table
 from ensemble.error_codes import CODES
 from ensemble.errors import DataError, UnreadableImagesError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.images.listing import Listing
+from ensemble.text.csv_table import defuse, render_table
 
 OnBadImage = Literal["fail", "fill", "skip"]
 """Handling of an unreadable image: fail once all others are done, fill in the class prior, or skip the image."""

@@ -12,7 +12,7 @@ from ensemble.errors import enumerate_some
 from ensemble.events import Notice
 from ensemble.predict.batch_size import Sample
 from ensemble.runtime.model_file import ModelFile
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from ensemble.errors import DataError, FileError, PredictionError
 from ensemble.events import Listener, Notice
 from ensemble.images.listing import Listing
 from ensemble.images.sandbox import find_faults
-from ensemble.part_file import ARRAYS, SUFFIXES, part_suffix
 from ensemble.predict.crash_note import read_note, tell_died
 from ensemble.predict.fingerprint import Fingerprint, Origin
 from ensemble.predict.resumable import A, Slice, Store
+from ensemble.predictions.part_file import ARRAYS, SUFFIXES, part_suffix
 
 _EARLY = ".early"
 
@@ -37,7 +37,7 @@ C = TypeVar("C", bound=SliceContent)
 
 
 class SliceFolder(Store[A], Generic[A, C]):
-    """The files ``<prefix>-00000.parquet`` and so on of a run with the fingerprint ``run``; see `ensemble.part_file`.
+    """The files ``<prefix>-00000.parquet`` and so on of a run with the fingerprint ``run``; see `part_file`.
 
     ``lacks`` are the rows without a result because their images could not be read, by slice. ``doubtful`` are the rows
     that an earlier run was processing when it crashed. ``stale`` are files to be removed before anything is computed.

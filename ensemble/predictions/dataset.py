@@ -4,7 +4,7 @@ part-00000.parquet    id: string, and one fixed_size_list<float32>[C] per view; 
 filled.parquet        only if unreadable images were filled: their rows, plus a column filled: bool (always true)
 _complete.json        the files and their SHA-256; without it the predictions are incomplete
 
-Without pyarrow the files are ``part-00000.npz`` and ``filled.npz``, see `ensemble.part_file`.
+Without pyarrow the files are ``part-00000.npz`` and ``filled.npz``, see `ensemble.predictions.part_file`.
 
 pandas, polars and DuckDB open the folder directly. If there are filled rows, pass union_by_name=true to DuckDB or
 missing_columns="insert" to polars.
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from ensemble.arrays import Floats, Logits
-from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.card import METADATA_KEY, Activation, ModelCard
 from ensemble.errors import ModelError, PredictionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.files import write_atomic
-from ensemble.json_text import parse_json, read_utf8
 from ensemble.labels import LabelSpace
-from ensemble.part_file import is_arrays, part_suffix, read_arrays, write_arrays
+from ensemble.predictions.part_file import is_arrays, part_suffix, read_arrays, write_arrays
+from ensemble.text.bounded_tables import read_parquet, require_pyarrow
+from ensemble.text.json_text import parse_json, read_utf8
 
 COMPLETE = "_complete.json"
 FILLED = "filled.parquet"

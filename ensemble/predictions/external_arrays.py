@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.bounded_tables import load_arrays
-from ensemble.csv_table import read_table
 from ensemble.errors import FileError, PredictionError
 from ensemble.events import Listener
 from ensemble.ids import find_id_column
 from ensemble.labels import LabelSpace
+from ensemble.text.bounded_tables import load_arrays
+from ensemble.text.csv_table import read_table
 
 _IDS = "ids"
 

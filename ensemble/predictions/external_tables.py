@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from ensemble.arrays import Floats
-from ensemble.bounded_tables import read_parquet, require_pyarrow
-from ensemble.csv_table import Table, parse_table
 from ensemble.errors import ColumnsError, DataError, FileError, PredictionError, enumerate_some, show_spaces
 from ensemble.events import Listener, Notice
 from ensemble.ids import find_id_column, usual_id_column
-from ensemble.json_text import parse_json
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
 from ensemble.predictions.external_arrays import ExternalTable
 from ensemble.submission.class_names import ColumnMatch, Mismatch, fold_name, match_columns
+from ensemble.text.bounded_tables import read_parquet, require_pyarrow
+from ensemble.text.csv_table import Table, parse_table
+from ensemble.text.json_text import parse_json
+from ensemble.text.plain_numbers import to_float
 
 _BESIDE = {
     *("ans", "answer", "label", "labels", "target", "targets", "truth", "true", "y", "y true", "true label", "gt"),

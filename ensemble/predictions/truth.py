@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
-from ensemble.csv_table import Table, read_table
 from ensemble.errors import DataError, EnsError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns, nearest
 from ensemble.submission.label_cells import find_lists
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet_options import SheetOptions
+from ensemble.text.csv_table import Table, read_table
+from ensemble.text.plain_numbers import to_float
 
 _GROUPS = ("person", "person id", "patient", "patient id", "subject", "subject id", "group", "group id")
 

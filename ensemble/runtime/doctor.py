@@ -13,7 +13,7 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
 from ensemble.runtime.plugins import plugin_devices, problems
 from ensemble.runtime.providers import Start, try_device
-from ensemble.text_table import render_columns, wrap_text
+from ensemble.text.text_table import render_columns, wrap_text
 
 _CORE = (
     "onnxruntime-gpu",

@@ -13,10 +13,10 @@ import numpy as np
 
 from ensemble.arrays import Floats
 from ensemble.errors import OptionError
-from ensemble.plain_numbers import to_float
 from ensemble.scoring import counted, curves, probabilistic
 from ensemble.scoring.answers import ScoredAnswers
 from ensemble.scoring.custom import read_custom
+from ensemble.text.plain_numbers import to_float
 
 Score = Callable[[ScoredAnswers, Floats], Floats]
 Kind = Literal["decisions", "probabilities", "ranking", "order"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ensemble.csv_table import read_table
 from ensemble.events import Listener, Notice
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.submission.sheet_options import SheetOptions
+from ensemble.text.csv_table import read_table
 
 
 def assume_labels(path: Path, options: SheetOptions, listener: Listener) -> LabelSpace:

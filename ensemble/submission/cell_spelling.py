@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ensemble.csv_table import Table
 from ensemble.labels import LabelSpace
 from ensemble.submission.class_names import are_numbers
-from ensemble.unicode_text import compose
+from ensemble.text.csv_table import Table
+from ensemble.text.unicode_text import compose
 
 _CASES: tuple[Callable[[str], str], ...] = (str.lower, str.upper, str.capitalize, str.title)
 _BOOLEANS = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ensemble.errors import show_spaces
-from ensemble.unicode_text import compose
+from ensemble.text.unicode_text import compose
 
 _PREFIX = re.compile(
     r"^(?:probability|proba|prob|predicted|prediction|pred|class|label|logits?|score|target|output|cls|is|has|p|c|y)"

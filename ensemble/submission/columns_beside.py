@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ensemble.csv_table import Table
 from ensemble.submission.class_names import USUAL_ANSWERS, Mismatch, are_numbers, fold_name, match_columns
 from ensemble.submission.number_scale import parse_number
+from ensemble.text.csv_table import Table
 
 _CONTEXT = re.compile(
     r"(?:.*\b|.*[a-z])?(?:id|uid|index|row|usage|split|fold|patient|subject|study|series|site)|unnamed:? ?\d*|"

@@ -12,7 +12,7 @@ from ensemble.ids import join_rows
 from ensemble.labels import LabelSpace
 from ensemble.submission.sheet import Decisions, Submission
 from ensemble.submission.write import decide_labels
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from ensemble.submission.recognise import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
-from ensemble.text_table import render_rows
-from ensemble.unicode_text import compose
+from ensemble.text.text_table import render_rows
+from ensemble.text.unicode_text import compose
 
 MEANING = {
     "encoding": "the text is not UTF-8",

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
 from ensemble.submission.class_names import nearest
 from ensemble.submission.sheet import AnswerSheet
+from ensemble.text.plain_numbers import to_float
 
 _NAN = {"none", "null", "na", "n/a", "<na>"}
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-6, 0.011

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ensemble.csv_table import Table
 from ensemble.submission.class_names import are_numbers, fold_name
 from ensemble.submission.sheet import LongRow
+from ensemble.text.csv_table import Table
 
 _SEPARATOR = re.compile(r"[_\-:/|. #@]+")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ensemble.errors import PredictionError
-from ensemble.plain_numbers import to_float
+from ensemble.text.plain_numbers import to_float
 
 PERCENT = 100.0
 _NAMED = re.compile(r"%|\bper[\s_-]?cent\b|\bpct\b", re.IGNORECASE)

@@ -8,9 +8,9 @@ import numpy as np
 
 from ensemble.arrays import Floats
 from ensemble.labels import LabelSpace
-from ensemble.plain_numbers import to_float
 from ensemble.submission.lint_answers import names_in
 from ensemble.submission.sheet import AnswerSheet, Submission
+from ensemble.text.plain_numbers import to_float
 
 
 def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]], labels: LabelSpace) -> Submission:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ensemble.csv_table import Table, parse_table
 from ensemble.errors import (
     ColumnsError,
     DataError,
@@ -37,6 +36,7 @@ from ensemble.submission.number_scale import PERCENT, find_scale, is_percent, pa
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
+from ensemble.text.csv_table import Table, parse_table
 
 
 def read_sheet(

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.csv_table import read_table
 from ensemble.errors import DataError, PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
-from ensemble.plain_numbers import to_float
+from ensemble.text.csv_table import read_table
+from ensemble.text.plain_numbers import to_float
 
 Combination = Literal["mean", "max", "noisy-or"]
 COMBINATIONS: tuple[Combination, ...] = ("mean", "max", "noisy-or")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.arrays import Floats
-from ensemble.csv_table import FORMULA, render_table
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
 from ensemble.ids import join_rows, without_ids
 from ensemble.submission.sheet import KINDS, AnswerSheet, Decisions, Submission
+from ensemble.text.csv_table import FORMULA, render_table
 
 THRESHOLD = 0.5
 """The probability from which a label applies, where no thresholds were learned."""

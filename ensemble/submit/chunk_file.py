@@ -1,4 +1,4 @@
-"""Chunk: the results of an early exit for some images, in memory and as a file, see `ensemble.part_file`."""
+"""Chunk: the results of an early exit for some images, in memory and as a file, see `part_file`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ensemble import files
 from ensemble.arrays import Classes, Logits
-from ensemble.bounded_tables import read_parquet, require_pyarrow
 from ensemble.errors import PredictionError
-from ensemble.part_file import is_arrays, read_arrays, write_arrays
 from ensemble.predictions.dataset import ORIGIN_KEY
+from ensemble.predictions.part_file import is_arrays, read_arrays, write_arrays
+from ensemble.text.bounded_tables import read_parquet, require_pyarrow
 
 OPEN = -1
 

@@ -21,12 +21,12 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.install import require_module
 from ensemble.learn.objective import LIKELIHOOD, METRICS, Metric, parse_metric
 from ensemble.metrics import bootstrap
-from ensemble.plain_numbers import to_float
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds, match_to_groups
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth, read_truth
 from ensemble.submit.early_exit import ForwardPass, Running, ends_of_units
+from ensemble.text.plain_numbers import to_float
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 500

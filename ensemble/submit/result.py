@@ -10,7 +10,7 @@ from typing import Any
 from ensemble.predict.result import render_unread
 from ensemble.submit.exit_thresholds import Calibration
 from ensemble.submit.time_budget import BudgetFit
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 
 
 @dataclass(frozen=True, slots=True)

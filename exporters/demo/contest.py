@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Pixels
-from ensemble.csv_table import render_table
 from ensemble.events import SILENT, Listener
 from ensemble.files import write_atomic
+from ensemble.text.csv_table import render_table
 from exporters.synthetic_faces import draw, make_person
 
 # mask of each image: 0 worn, 1 incorrect, 2 none

@@ -26,9 +26,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ensemble.arrays import Pixels
-from ensemble.csv_table import render_table
 from ensemble.files import write_atomic
 from ensemble.terminal import show
+from ensemble.text.csv_table import render_table
 
 NAMES = ("zero", "one", "two", "three", "four")
 _ENLARGED = 4

@@ -31,7 +31,7 @@ from ensemble.submission.lint import check_submission, invalid_submission
 from ensemble.submission.recognise import read_sheet
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import write_submission
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 from exporters.demo.contest import draw_contest
 from exporters.export import export
 

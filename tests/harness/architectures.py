@@ -30,7 +30,7 @@ from PIL import Image
 
 from checkpoints.loading.open import open_checkpoint
 from ensemble.errors import EnsError
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 from exporters.export import ExportOptions, ImageSet, export
 from exporters.synthetic_images import render_pictures
 

@@ -46,7 +46,7 @@ from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.read_members import read_members
 from ensemble.predictions.truth import Truth, read_truth, true_classes
-from ensemble.text_table import render_columns
+from ensemble.text.text_table import render_columns
 from tests.support.simulation import PEOPLE, Contest, Scenario, make_contest, take_rows
 
 EVEN = np.full((2, 3), 100)

@@ -234,13 +234,13 @@ def checkpoint_target(folder: Path) -> Target:
 
 def csv_target(folder: Path) -> Target:
     """Every reader of id lists and submissions."""
-    from ensemble.csv_table import read_table
     from ensemble.errors import EnsError
     from ensemble.images.listing import read_ids
     from ensemble.labels import MASK18
     from ensemble.submission.lint import check_submission, read_submission
     from ensemble.submission.recognise import read_sheet
     from ensemble.submission.sheet import AnswerSheet
+    from ensemble.text.csv_table import read_table
 
     like = AnswerSheet(("a.jpg", "한글.jpg", "c.jpg"))
     text = "ImageID,ans\na.jpg,0\n한글.jpg,17\nc.jpg,3\n"

@@ -34,11 +34,11 @@ from typing import Any
 from unittest import mock
 
 from ensemble.__main__ import run
-from ensemble.csv_table import read_table, render_table
 from ensemble.images.listing import read_ids
 from ensemble.predict import parts
 from ensemble.predict.crash_note import NOTE
 from ensemble.predictions.dataset import FILLED, read_part
+from ensemble.text.csv_table import read_table, render_table
 from tests.support.children import PART_ROWS, start
 from tests.support.disk import full_disk, small_disk
 from tests.support.strange import CLOSED, bad_files, odd_files, refused_lists

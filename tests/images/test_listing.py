@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.csv_table import render_table
 from ensemble.errors import DataError
 from ensemble.events import Recorder
 from ensemble.images.listing import list_images, read_ids
+from ensemble.text.csv_table import render_table
 from tests.support.corpus import encode, picture
 from tests.support.nobody import as_nobody
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble import bounded_tables, part_file
 from ensemble.errors import EnsError, FileError, OptionError, PredictionError
 from ensemble.images.face_boxes import read_boxes
 from ensemble.images.views import parse_views
 from ensemble.predict import parts
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
+from ensemble.predictions import part_file
 from ensemble.predictions.dataset import read_part, read_predictions
 from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
+from ensemble.text import bounded_tables
 from tests.support import toys
 
 NAMES = [f"{i:02d}.jpg" for i in range(11)]

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemble.bounded_tables import load_arrays, read_parquet
 from ensemble.errors import EnsError, PredictionError
 from ensemble.images.face_boxes import read_boxes
 from ensemble.labels import LabelSpace
@@ -28,6 +27,7 @@ from ensemble.predictions.dataset import (
 )
 from ensemble.predictions.external import ExternalOptions, read_external
 from ensemble.submit.chunk_file import read_chunk
+from ensemble.text.bounded_tables import load_arrays, read_parquet
 from tests.support import toys
 
 CLASSES = len(toys.CARD.labels)

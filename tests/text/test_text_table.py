@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.text_table import render_columns, terminal_width, text_width, wrap_text
+from ensemble.text.text_table import render_columns, terminal_width, text_width, wrap_text
 
 
 def test_text_stands_left_and_numbers_right() -> None:

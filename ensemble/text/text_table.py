@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
-from ensemble.unicode_text import compose
+from ensemble.text.unicode_text import compose
 
 TableCell = str | float | None
 _GAP = 2

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.csv_table import parse_table, read_table, render_table
 from ensemble.errors import DataError, FileError
 from ensemble.events import Recorder
+from ensemble.text.csv_table import parse_table, read_table, render_table
 
 INFO = Path("info.csv")
 # a NUL is no text, a lone surrogate no Unicode; a BOM in front of the header would be taken for the file's own

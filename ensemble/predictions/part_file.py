@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.bounded_tables import has_pyarrow, load_arrays
 from ensemble.files import write_atomic
+from ensemble.text.bounded_tables import has_pyarrow, load_arrays
 
 PARQUET, ARRAYS = ".parquet", ".npz"
 SUFFIXES = (PARQUET, ARRAYS)
