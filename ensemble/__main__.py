@@ -52,10 +52,12 @@ def run(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
 
 
 def _clean_up() -> None:
-    atexit._run_exitfuncs()
+    with contextlib.suppress(Exception):  # what a library does at the end
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()
+            with contextlib.suppress(OSError, ValueError):  # its reader is gone
+                stream.flush()
 
 
 def _give_up(number: int) -> None:

@@ -303,7 +303,7 @@ CODES: dict[str, Code] = {
         "It is unknown which of two classes a single probability is of.", "name the class with --positive NAME"
     ),
     "I543": Code(
-        "What a sample submission asks for was chosen among several possibilities.",
+        "What a sample asks for, or how a submission without a sample is read, was chosen among several possibilities.",
         "nothing to do if the line says what you want; else state it with --answers",
     ),
     "I544": Code(

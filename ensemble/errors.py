@@ -120,7 +120,7 @@ class PositiveClassError(PredictionError):
 
 
 class ColumnsError(PredictionError):
-    """The columns of a table are not the classes: E541."""
+    """The columns of a table are not the classes (E541), or two of them have answers (E565)."""
 
 
 class DeviceError(EnsError):

@@ -94,15 +94,15 @@ class StopSignals:
                 if not came:
                     return
                 number = next((one for one in came if one in numbers and not self._over), None)
+            came_at = time.monotonic()
+            while not self._over:
+                waited = time.monotonic() - came_at
+                if waited > (_UNHEARD if self.first is None else _LONGEST):
+                    self._give_up(self.first or number)
+                    return
+                time.sleep(_STEP)
         finally:
-            os.close(reading)
-        came_at = time.monotonic()
-        while not self._over:
-            waited = time.monotonic() - came_at
-            if waited > (_UNHEARD if self.first is None else _LONGEST):
-                self._give_up(self.first or number)
-                return
-            time.sleep(_STEP)
+            os.close(reading)  # not before: of each later signal a line about a broken pipe would be printed
 
 
 def _forget_in_child() -> None:

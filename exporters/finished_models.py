@@ -18,7 +18,6 @@ from ensemble.text.json_text import parse_json, read_utf8
 
 _NAME = ".export.state"
 _PACKAGES = ("ens-onnx", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
-_MOST_FILES = 10_000  # beside a checkpoint; more are not told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class FinishedModels:
         self._folder = folder
         self._is_kept = len(checkpoints) > 1
         self._models: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, str] = {}
         versions = [(name, _version(name)) for name in _PACKAGES]
         shown = [repr(one) for one in (*settings, versions)]
         self._run = _hash(shown + [_state_of(path) for path in inputs if path is not None])
@@ -54,8 +54,12 @@ class FinishedModels:
 
     def find(self, checkpoint: Path, listener: Listener) -> FinishedModel | None:
         """Return the model of a checkpoint if an export that did not end has finished it; I495 says so."""
+        if not self._is_kept:
+            return None
+        # taken before the export: a training may write the checkpoint again meanwhile
+        self._states[str(checkpoint)] = state = _checkpoint_state(checkpoint)
         found = self._models.get(str(checkpoint))
-        if found is None or found["checkpoint"] != _checkpoint_state(checkpoint):
+        if found is None or found["checkpoint"] != state:
             return None
         path = self._folder / found["file"]
         try:
@@ -69,14 +73,14 @@ class FinishedModels:
         return FinishedModel(found["member"], path, found["line"], found["values"])
 
     def add(self, checkpoint: Path, model: FinishedModel) -> None:
-        """Record a model.
+        """Record the model of a checkpoint that `find` did not find.
 
         Raises:
             FileError: E701 or E702 when the record cannot be written.
         """
         if self._is_kept:
             self._models[str(checkpoint)] = {
-                "checkpoint": _checkpoint_state(checkpoint),
+                "checkpoint": self._states[str(checkpoint)],
                 "file": model.path.name,
                 "sha256": sha256_file(model.path),
                 "member": model.member,
@@ -123,13 +127,12 @@ def _checkpoint_state(path: Path) -> str:
 def _state_of(path: Path, *, below: bool = True) -> str:
     """Return a hash of the names, sizes and times of a file or of the files in a folder, but for models and records."""
     found: list[str] = []
-    folders = os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]
+    is_folder = path.is_dir()
+    folders = os.walk(path) if is_folder else [(str(path.parent), [], [path.name])]
     for folder, inner, names in folders:
         inner.sort()
         for name in sorted(names):
-            if len(found) >= _MOST_FILES:
-                break
-            if path.is_dir() and (name.startswith(".") or name.endswith(".onnx")):
+            if is_folder and (name.startswith(".") or name.endswith(".onnx")):
                 continue
             place = os.path.join(folder, name)
             try:

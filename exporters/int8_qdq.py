@@ -222,8 +222,9 @@ def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants)
     weight = constants.read(node.input[1])
     bias = constants.read(node.input[2]) if len(node.input) > 2 else None
     axis = channel_axis(node, weight)
-    scale = scheme.weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
-    if rounded is not None:
+    if rounded is None:
+        scale = scheme.weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
+    else:
         scale = rounded.scales
         bias = None if bias is None else (bias - rounded.shift).astype(bias.dtype)
     if bias is not None and scheme.integer_bias:

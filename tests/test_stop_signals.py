@@ -167,15 +167,20 @@ def test_a_signal_during_a_long_call_of_a_library_is_given_up(monkeypatch: pytes
     assert given_up == [(signal.SIGTERM, True)]
 
 
-def test_a_signal_that_is_heard_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the main thread hears it, what is computed may be written in peace."""
+def test_a_signal_that_is_heard_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where the main thread hears it, what is computed is written; a second one at that time prints nothing."""
     monkeypatch.setattr("ensemble.stop_signals._UNHEARD", 0.05)
     given_up: list[int] = []
     with StopSignals(given_up.append).heard():
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         time.sleep(0.2)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.05)
     assert given_up == []
+    assert capfd.readouterr().err == ""
 
 
 def test_a_command_that_does_not_end_after_a_signal_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def _told(
     )
     stored = {name: one.value for name, one in metadata.arch_options.items() if name != "bn_eps"}
     base = {name: value for name, value in given.items() if name != "bn_eps"}
-    usable = base | stored if why_not(names[0], base | stored) is None else base
+    both = stored | base  # what is given overrules what is stored, as in `settle_options`
+    usable = both if why_not(names[0], both) is None else base
     require_no_other_layers(layers, body, tuple(network.tensors), head.leave_out, path)
     is_ordered = bool(wanted.arch or claimed or body.usual)
     return told_by_layers(layers, body, names, usable, path, is_ordered=is_ordered)
@@ -245,8 +246,7 @@ def _assemble(
 
 def _fitting(tensor: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return a tensor in the shape of the architecture's, which may be a convolution where it is a linear layer."""
-    same = tensor.shape != wanted.shape and is_same_layer(tensor.shape, wanted.shape)
-    return tensor.reshape(wanted.shape) if same else tensor
+    return tensor.reshape(wanted.shape) if is_same_layer(tensor.shape, wanted.shape) else tensor
 
 
 def build_model(checkpoint: Checkpoint) -> torch.nn.Module:

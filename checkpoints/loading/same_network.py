@@ -89,7 +89,7 @@ def told_by_layers(
         raise ambiguous([one.arch for one in fitting], path)
     if fitting:
         return fitting[0]
-    arch, found = (names[0], ["its options"]) if nearest is None else nearest[1:]
+    arch, found = (names[0], ["timm cannot build it with these options"]) if nearest is None else nearest[1:]
     raise ModelError(
         "E450",
         f"{path.name} is a whole pickled network with the weights of {arch}, but other layers: {enumerate_some(found)}",
@@ -166,7 +166,7 @@ def _other_modules(
         if f"{name}.".startswith(passed):
             continue
         if own is None:
-            if layer.is_leaf and not is_idle(layer) and f"{name.rpartition('.')[0]}" in built:
+            if layer.is_leaf and not is_idle(layer) and name.rpartition(".")[0] in built:
                 yield f"{name} is {layer.kind}"
             continue
         kind, wanted = _plain(layer.kind), _plain(type(own).__name__)

@@ -131,8 +131,8 @@ def _require_no_other_network(folder: Path, names: set[str], read: str, listener
         listed = enumerate_some([read, *several])
         raise FileError(
             "E707",
-            f"{folder} is a folder of several checkpoints: {listed}; name one",
-            hint=f"name the file that is meant, such as {folder.name}/{several[0]}",
+            f"{folder} is a folder of several checkpoints: {listed}",
+            hint=f"name the file that is meant, such as {folder / several[0]}",
             path=folder,
         )
     if others:

@@ -70,9 +70,10 @@ def _path_losses(features: Floats, target: Target, fit: InnerFit) -> Floats:
     It is infinite for the strengths after two that were worse than the best before them on every part.
     """
     losses = np.full((len(fit.scored), len(STRENGTHS)), np.inf)
+    parts = [(features[rows], rows) for _, rows in fit.scored]
     for step, block in enumerate(fit_path(features, target, fit.training, STRENGTHS)):
-        for part, (_, rows) in enumerate(fit.scored):
-            losses[part, step] = target.loss(block.logits(features[rows]), rows)
+        for part, (values, rows) in enumerate(parts):
+            losses[part, step] = target.loss(block.logits(values), rows)
         if step >= _WORSE and (losses[:, step - _WORSE + 1 : step + 1].min(axis=1) > losses.min(axis=1)).all():
             break
     return losses

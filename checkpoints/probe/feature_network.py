@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES
 from ensemble.runtime.parity import draw_pictures
+from ensemble.thread_pool import thread_pool
 
 ROW = "ens.probe.features"
 ANSWERS = "ens.probe.logits"
@@ -44,7 +44,7 @@ class FeatureNetwork:
         """
         original = Original(self.model, self.image, card, ROW)
         features = np.empty((len(pixels), self.count))
-        with ThreadPoolExecutor(available_cores()) as workers:
+        with thread_pool(available_cores()) as workers:
             found = workers.map(original.run, (pixels[i : i + 1] for i in range(len(pixels))))
             for i, row in enumerate(found):
                 features[i] = row[0]

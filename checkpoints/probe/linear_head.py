@@ -131,7 +131,6 @@ def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[f
     chosen = features[rows]
     mean, scale = chosen.mean(axis=0), chosen.std(axis=0)
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant feature gets no weight
-    scale[scale == 0] = np.inf
     chosen = (chosen - mean) / scale
     wanted, weights = target.wanted(rows), target.weights(rows)
     start = np.zeros((chosen.shape[1] + 1) * target.outputs)

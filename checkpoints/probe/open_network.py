@@ -58,9 +58,8 @@ def open_network(
             resizer=options.resizer or before.resizer,
             crop_pct=before.crop_pct if options.crop_pct is None else options.crop_pct,
         )
-        message = (
-            f"resizing{', cropping of faces' if own.preprocess.face else ''} and normalization are those of its card"
-        )
+        cropped = ", cropping of faces" if own.preprocess.face else ""
+        message = f"resizing{cropped} and normalization are those of its card, where no option overrules them"
         listener.notice(Notice("I482", f"{path.name} is a model of ens: {message}", path))
     image = find_input(model, options.layout)
     card = make_card(model, image, replace(options, member=options.member or "probe"), listener)

@@ -129,7 +129,10 @@ class _Stream:
         """Return the shape of a part of a layer's numbers."""
         if self.whole() != 1:
             raise _Damaged("a part of a tensor is of a version that is not known")
-        return tuple(self.wholes(4))
+        sides = tuple(self.wholes(4))
+        if min(sides) < 0:
+            raise _Damaged(f"a part of a tensor has the sides {sides}")
+        return sides
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,13 @@ def score_fold_average(
         PredictionError: E504 and E516 when the test predictions of a fold lack images or a view.
     """
     by_name = members_by_name(held_out)
-    views = tuple(MemberView(name, view) for name, one in by_name.items() for view in sorted(one.logits))
-    new = stack_new(test, views, truth.labels)
+    used = {view for group in recipe.groups.values() for view in (group.views or recipe.views)}
+    views = tuple(MemberView(n, view) for n, one in by_name.items() for view in sorted(one.logits) if view in used)
     try:
         ids = tuple(sort_images(truth).ids)
     except TooLittleTruthError:
         return None
+    new = stack_new(test, views, truth.labels)
     with threadpool_limits(limits=1, user_api="blas"):
         stacked = stack_members(by_name, views, truth)
         data = average_folds(stacked, views, new, seed=0, listener=SILENT)

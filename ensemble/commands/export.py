@@ -273,7 +273,7 @@ def _export_all(
     judges = checked if request.truth is not None else None
     gate = judges if request.calibrate is None else list_set(request.calibrate)
     inputs = (request.check_images, request.calibrate, request.truth, request.boxes)
-    finished = FinishedModels(folder, paths, (options, how, request), inputs)
+    finished = FinishedModels(folder, paths, (options, how, request, sorted(names.items())), inputs)
     done: list[FinishedModel] = []
     for number, path in enumerate(paths):
         TERMINAL.progress("export", number, len(paths))

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
 
 from ensemble.arrays import Classes, Floats, Mask
 from ensemble.blend.pooling import log_softmax
+from ensemble.predictions.out_of_fold import mean_logits
 
 _LEAST = 0.25
 """The smallest factor: a larger part of the deviations than this never averages out between folds of one model."""
@@ -51,10 +51,10 @@ class FoldAverage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _FoldedView:
-    """One member view: centred out-of-fold and new log-probabilities, and their deviations from a common mean.
+    """One member view out of fold and on new images: centred log-probabilities of classes, or log-odds of one label.
 
-    ``looks`` ``(R, N, C)`` and ``folds`` ``(k, M, C)``; ``mean`` ``(N, C)`` is that of each image's true class,
-    ``deviation`` ``(N, C)`` the rest of the mean of the looks.
+    ``looks`` ``(R, N, C)`` and ``folds`` ``(k, M, C)``; ``mean`` ``(N, C)`` is that of the true class, or of the
+    images where the label applies, or does not; ``deviation`` ``(N, C)`` is the rest of the mean of the looks.
     """
 
     looks: Floats
@@ -138,8 +138,7 @@ def _average_odds(answers: Floats, folds: Floats, seed: int) -> Floats:
     """Return the log-odds ``(N,)`` of the mean of the folds' probabilities, whose mean log-odds are ``answers``."""
     mean = folds.mean(axis=0)
     rows = _matching_rows((answers > 0).astype(np.intp), (mean > 0).astype(np.intp), seed)
-    total = expit(answers + (folds - mean)[:, rows]).mean(axis=0)
-    return np.asarray(logit(np.clip(total, 1e-300, 1 - 1e-16)))
+    return mean_logits((answers + (folds - mean)[:, rows])[..., np.newaxis], independent=True)[:, 0]
 
 
 def _view(looks: Floats, truth: Classes, folds: Floats) -> _FoldedView:

@@ -18,6 +18,7 @@ from ensemble.learn.result import CandidateScore, MemberScore, MemberView
 from ensemble.learn.selection import ResampledScores, bias_corrected_gain, demanded_errors, select_candidate
 from ensemble.learn.view_gains import ViewGain, first_view
 from ensemble.metrics import interval
+from ensemble.predictions.out_of_fold import mean_logits
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
 from ensemble.scoring.catalogue import ContestMetric, find_metric
 from ensemble.submission.sheet import Decisions
@@ -89,13 +90,12 @@ def compare_label_candidates(
 def label_mix_of(
     data: LabelData, new: Sequence[Floats], fitted: Mapping[str, Fitted], options: LabelOptions, *, seed: int
 ) -> LabelMix:
-    """Compare the shares of labels by the plain mean on the images learned from with those on the images to be blended.
+    """Compare the labels' mean probabilities, by the plain mean of members, on images learned from and to be blended.
 
     ``new`` are the folds' log-odds ``(k, M, C)`` of each member view.
     """
     mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(data.odds.shape[-1]))
-    pooled = np.stack([apply_labels(_alone(len(folds), data), folds) for folds in new])
-    odds = np.log(np.clip(pooled, 1e-300, None)) - np.log(np.clip(1 - pooled, 1e-16, None))
+    odds = np.stack([mean_logits(folds, independent=True) for folds in new])
     logits = np.stack([folds.mean(axis=0) for folds in new])
     calibrated = next((fitted[name] for name in ("calibrated", "pool", "mean") if name in fitted), mean)
     return compare_label_mix(
@@ -106,11 +106,6 @@ def label_mix_of(
         calibrated=apply_labels(calibrated, odds, logits),
         seed=seed,
     )
-
-
-def _alone(folds: int, data: LabelData) -> Fitted:
-    """Return the mean of the probabilities of so many folds."""
-    return Fitted("linear", np.full(folds, 1 / folds), 1.0, np.zeros(data.odds.shape[-1]))
 
 
 def score_label_members(options: LabelOptions, views: Sequence[MemberView], data: LabelData) -> tuple[MemberScore, ...]:

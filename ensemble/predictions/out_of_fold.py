@@ -58,7 +58,7 @@ def _join_splits(splits: Sequence[Predictions]) -> Predictions:
     }
     logits = {}
     for view, values in looks.items():
-        mean = _mean_logits(values, independent=first.independent)
+        mean = mean_logits(values, independent=first.independent)
         mean.flags.writeable = values.flags.writeable = False
         logits[view] = cast("Logits", mean)
     digest = hashlib.sha256("".join(one.sha256 for one in splits).encode()).hexdigest()
@@ -66,7 +66,7 @@ def _join_splits(splits: Sequence[Predictions]) -> Predictions:
     return replace(first, logits=logits, looks=looks, sha256=digest, filled=filled)
 
 
-def _mean_logits(values: Floats, *, independent: bool) -> Floats:
+def mean_logits(values: Floats, *, independent: bool) -> Floats:
     """Return the logits ``(N, C)`` of the mean of probabilities, from the logits ``(R, N, C)`` of each split."""
     from scipy.special import log_expit, log_softmax, logsumexp
 

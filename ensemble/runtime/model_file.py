@@ -147,7 +147,7 @@ def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
 def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
     found = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     if not found and any(entry.key == "ens.fused" for entry in model.metadata_props):
-        hint = "ens predict, bench and explain take it alone; all other commands take the models that it was fused from"
+        hint = "ens predict, bench, explain and page take it alone; others take the models that it was fused from"
         raise ModelError("E423", f"{path.name} is a fused ensemble, not one model", hint=hint, path=path)
     if not found:
         raise ModelError("E423", f"{path.name} has no {METADATA_KEY} in its metadata", path=path)

@@ -41,7 +41,7 @@ def spellings(names: Sequence[str], parts: Sequence[str]) -> Iterator[Spelling]:
         # common wheat: Common wheat or Common Wheat, where the sample has neither
         rivals = [tuple(map(one, names)) for one in _CASES[number + 1 :]]
         if not any(rival != other and found <= set(rival) for rival in rivals):
-            yield Spelling(other, "in the sample's letter case")
+            yield Spelling(other, "in another letter case")
     if len(names) == 2:
         for pair in _BOOLEANS:
             if found <= set(pair):

@@ -147,9 +147,9 @@ def read_submission(
     """
     found = _inspect(path, like, labels, options, listener, independent=independent)
     if found.faults:
-        if like is None and found.faults[0].what == "header":
+        if like is None and any(fault.what == "header" for fault in found.faults):
             # a comparison with the header of class numbers says nothing about a file with other columns
-            read_sheet(path, labels, options=options)
+            read_sheet(path, labels, options=options, independent=independent)
         raise invalid_submission(path, found.faults)
     return read_answers(found.sheet, [(row.id, row.answers) for row in found.rows], labels)
 
@@ -186,7 +186,7 @@ def own_sheet(
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E541 when columns of the submission are no classes.
+        PredictionError: E541 when columns of the submission are no classes, E565 when two columns have answers.
     """
     try:
         return read_sheet(path, labels, options=options, independent=independent, listener=listener)

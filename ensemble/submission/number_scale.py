@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from ensemble.errors import PredictionError
 from ensemble.text.plain_numbers import to_float
@@ -32,7 +33,7 @@ def sums_to_one(cells: Sequence[str], *, scale: float = 1.0) -> bool:
     return len(numbers) == len(values) and abs(sum(numbers) - 1) < _SUM_TOLERANCE * max(1, len(numbers) / 10)
 
 
-def find_scale(sample: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, asked: bool) -> float:
+def find_scale(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]], *, asked: bool) -> float:
     """Return what a probability of one is written as: 1, or 100 where the sample has percentages.
 
     They are percentages if all rows of several columns sum to 100, or where all columns are named so (``cat (%)``) and
@@ -54,7 +55,7 @@ def find_scale(sample: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     outside = next((cell for row in rows for cell in row if not 0 <= (parse_number(cell) or 0.0) <= 1), None)
     if outside is not None and not asked:
         seen = f"its answers are numbers such as {outside.strip()}, which is neither a class nor a probability"
-        raise PredictionError("E564", f"{sample}: {seen}")
+        raise PredictionError("E564", f"{path.name}: {seen}", path=path)
     return 1.0
 
 

@@ -99,7 +99,7 @@ class _Reader:
                 "E322",
                 f"{self.table.path.name}: the first line must name the columns, got {','.join(self.table.header)}",
                 path=self.table.path,
-                hint="write a header line such as image,label above the first row; without one its image would be lost",
+                hint="write a header line such as image,label above the first row, whose image would be lost",
             )
         place = self.table.header.index(id_column)
         rest = [i for i in range(len(self.table.header)) if i != place]
@@ -150,7 +150,7 @@ class _Reader:
         score = next((header[i] for i in places if is_answer_column(self.table, i)), None)
         if score is not None and self.options.label_column is None and self.options.kind is None:
             seen = f"it has answers in column {answers}, and others in column {score}"
-            raise PredictionError(
+            raise ColumnsError(
                 "E565",
                 f"{self.table.path.name}: {seen}",
                 path=self.table.path,
@@ -183,9 +183,9 @@ class _Reader:
         text = next((c for row in cells for c in map(str.strip, row) if c and parse_number(c) is None), None)
         if text is not None and kind is None:
             raise self._unclear(f"its columns of classes have cells such as {text!r}", ["probabilities", DECISIONS])
-        scale = find_scale(self.table.path.name, columns, cells, asked=kind is not None)
+        scale = find_scale(self.table.path, columns, cells, asked=kind is not None)
         if scale == PERCENT:
-            self._say("its answers are percentages, which are written")
+            self._say("its answers are percentages")
         ones = all(sums_to_one(row, scale=scale) for row in cells)
         found = kind or self._kind_of_columns(ones=ones)
         constant = len({tuple(map(str.strip, row)) for row in cells}) == 1 and kind is None
@@ -215,9 +215,11 @@ class _Reader:
         self, sheet: AnswerSheet, kind: AnswerKind | None, column: str, cells: list[str]
     ) -> AnswerSheet:
         """Return the sheet of a sample with a single column of answers."""
-        respelled = self._respelled(column, cells)
+        respelled = self._respelled(kind, column, cells)
         if respelled is not None:
-            return respelled._read_one_column(sheet, kind, column, cells)
+            # numbers that are not 0, 1, ... are written as the sample spells them
+            as_spelled = kind == "number" and all(name.isdecimal() for name in respelled.labels.names)
+            return respelled._read_one_column(sheet, "name" if as_spelled else kind, column, cells)
         found = kind or self._kind_of_cells(column, cells)
         names = self.labels.names
         sheet = replace(sheet, kind=found, constant=len(set(cells)) == 1 and kind is None)
@@ -227,10 +229,10 @@ class _Reader:
             return replace(sheet, spelling=names, positive=self.signed)
         if found == "probability":
             positive = self._positive(column)
-            self._say(f"a single probability is written, that of {names[positive]}")
-            scale = find_scale(self.table.path.name, [column], [[cell] for cell in cells], asked=kind is not None)
+            self._say(f"its single number per image is the probability of {names[positive]}")
+            scale = find_scale(self.table.path, [column], [[cell] for cell in cells], asked=kind is not None)
             if scale == PERCENT:
-                self._say("its answers are percentages, which are written")
+                self._say("its answers are percentages")
             return self._with_decimal_mark(replace(sheet, positive=positive, scale=scale), cells)
         several = split_cells(cells, self.labels.names, self.options.separator)
         if several is None:
@@ -251,12 +253,13 @@ class _Reader:
             return replace(sheet, at_most=min(at_most, len(names)), empty_cells=False)
         return sheet
 
-    def _respelled(self, column: str, cells: Sequence[str]) -> _Reader | None:
+    def _respelled(self, kind: AnswerKind | None, column: str, cells: Sequence[str]) -> _Reader | None:
         """Return the reader with the classes as the cells spell them, where that is not their exact names."""
         names, form = self.labels.names, find_form(cells, self.options.separator)
         parts = {part for cell in cells for part in form.split(cell)} | {cell for cell in cells if cell}
-        if not are_numbers(names) and counts_from_one(cells, len(names)):
-            self._say(f"its answers are up to {len(names)}: class numbers are written from 1, not from 0")
+        counted = kind in {None, "number", "label-cells", "ranking"} and len(names) > 1 and not is_percent(column)
+        if counted and not are_numbers(names) and counts_from_one(cells, len(names)):
+            self._say(f"its class numbers count from 1 to {len(names)}, not from 0")
             return replace(self, labels=LabelSpace.flat([str(i + 1) for i in range(len(names))]))
         if not parts or parts & {*names, *map(str, range(len(names)))}:
             return None
@@ -266,7 +269,7 @@ class _Reader:
                 if found.signed:
                     positive = self._positive(column)
                     spelled = spelled if positive else spelled[::-1]
-                self._say(f"classes are written {found.how}, such as {spelled[-1]} for {names[-1]}")
+                self._say(f"its classes are spelled {found.how}, such as {spelled[-1]} for {names[-1]}")
                 options = replace(self.options, positive=self._named_positive(spelled))
                 return replace(self, labels=LabelSpace.flat(spelled), options=options, signed=positive)
         return None
@@ -308,7 +311,7 @@ class _Reader:
                 self._say(f"its answers are {_values(filled)}: class numbers are written", other)
             return kind
         if all(map(self._is_number, filled)) and not _whole(filled):
-            find_scale(self.table.path.name, [column], [[cell] for cell in filled], asked=False)
+            find_scale(self.table.path, [column], [[cell] for cell in filled], asked=False)
             if two and not self.independent:
                 return "probability"
             raise self._unclear(

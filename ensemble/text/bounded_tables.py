@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.errors import OptionError
-from ensemble.install import install_command
+from ensemble.install import require_module
 
 _FREE_BYTES, _TIMES = 512 * 2**20, 20
 _FREE_ROWS = 2_000_000
@@ -37,8 +36,7 @@ def require_pyarrow(what: str) -> None:
     Raises:
         OptionError: E205 when pyarrow is not installed.
     """
-    if not has_pyarrow():
-        raise OptionError("E205", f"{what} needs pyarrow, which is not installed", hint=install_command("pyarrow"))
+    require_module("pyarrow", what)
 
 
 def read_parquet(path: Path, *, checksums: bool = True) -> Any:

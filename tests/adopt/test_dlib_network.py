@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ensemble.adopt.adopt import adopt
 from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
 from ensemble.adopt.foreign import read_foreign
 from ensemble.adopt.make_card import AdoptOptions
-from ensemble.errors import EnsError
+from ensemble.errors import EnsError, ModelError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.runtime.model_file import read_model
@@ -315,3 +316,12 @@ def test_a_file_cut_anywhere_is_refused() -> None:
         with pytest.raises(EnsError) as caught:
             convert_dlib(data[:end], "net.dat")
         assert caught.value.code == "E470"
+
+
+def test_a_changed_byte_gives_no_other_error() -> None:
+    """Numbers that became negative or huge are E470, or it is another network."""
+    data = file_of([Conv(0, 2, 3, 3, 2), Relu(), Pool("max", 0, 1), Full(1, 2, 3, bias=True)])
+    for place in range(len(data)):
+        for value in (0x81, 0x00, 0xFF):
+            with contextlib.suppress(ModelError):
+                convert_dlib(data[:place] + bytes([value]) + data[place + 1 :], "net.dat")

@@ -58,3 +58,16 @@ def test_without_several_folds_or_people_there_is_no_score() -> None:
     folds = [replace(one, fold=fold) for one in members for fold in range(2)]
     named = [replace(one, member=f"{one.member}_{one.fold}") for one in folds]
     assert score_fold_average([take_rows(one, rows) for one in held_out], recipe, named, few) is None
+
+
+def test_views_that_the_recipe_does_not_use_may_be_absent() -> None:
+    """A mirrored view out of fold, which the recipe leaves out and the new images lack, changes no score."""
+    contest = make_contest("A", seed=0, members=2)
+    oof, truth = contest.draw_out_of_fold(40, seed=1, folds=FOLDS)
+    test, _ = contest.draw_folds(20, seed=2, folds=FOLDS)
+    mirrored = [replace(one, logits={**one.logits, "hflip": one.logits["identity"]}) for one in oof]
+    plain, more = gather_folds(oof, truth), gather_folds(mirrored, truth)
+    recipe = make_recipe(plain)
+    found = score_fold_average(more, recipe, test, truth)
+    assert found is not None
+    assert found == score_fold_average(plain, recipe, test, truth)

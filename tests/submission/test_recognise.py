@@ -125,7 +125,7 @@ def test_the_class_of_a_single_probability_is_said(
     heard = Recorder()
     found = sheet_of(tmp_path, one_column("0.5", header=f"id,{column}"), names, heard=heard)
     assert found.positive == names.index(positive)
-    assert heard.notices[-1].message == f"s.csv: a single probability is written, that of {positive}"
+    assert heard.notices[-1].message == f"s.csv: its single number per image is the probability of {positive}"
 
 
 def test_an_option_names_the_class_of_a_single_probability(tmp_path: Path) -> None:

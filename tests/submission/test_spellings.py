@@ -76,7 +76,7 @@ def test_two_classes_may_be_true_and_false(
     """TRUE is the class that the names tell to be positive, or --positive."""
     text, said = written(tmp_path, f"id,flag\na,{cell}\nb,{cell}\n", names, TWO, **given)
     assert text == f"id,flag\na,{expected[0]}\nb,{expected[1]}\n"
-    assert "classes are written" in said
+    assert "its classes are spelled" in said
 
 
 def test_true_and_false_of_two_names_that_do_not_tell_are_asked_for(tmp_path: Path) -> None:
@@ -191,6 +191,8 @@ def test_a_score_beside_the_class_is_not_copied_unasked(tmp_path: Path) -> None:
         written(tmp_path, sample, PETS, P)
     assert caught.value.code == "E565"
     assert "--label-column label" in caught.value.hint
+    with pytest.raises(EnsError, match="E565"):
+        check_submission(tmp_path / "s.csv", None, LabelSpace.flat(PETS))
     with pytest.raises(EnsError, match="answers in column cat, dog, owl, and others in column predicted"):
         written(tmp_path, "id,predicted,cat,dog,owl\na,cat,1,0,0\nb,cat,1,0,0\n", PETS, P)
     text, said = written(tmp_path, sample, PETS, P, label_column="label")
@@ -245,7 +247,10 @@ def test_class_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
     """The number of classes itself is no number counted from 0, which is said."""
     text, said = written(tmp_path, "id,label\na,1\nb,3\n", PETS, P)
     assert text == "id,label\na,1\nb,2\n"
-    assert "from 1, not from 0" in said
+    assert ", not from 0" in said
+    assert written(tmp_path, "id,label\na,1\nb,3\n", PETS, P, answers="number") == (text, said)
+    named, _ = written(tmp_path, "id,label\na,1\nb,3\n", PETS, P, answers="name")
+    assert named == "id,label\na,cat\nb,dog\n"
 
 
 def test_one_percentage_of_two_classes(tmp_path: Path) -> None:
