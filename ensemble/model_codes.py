@@ -52,8 +52,9 @@ MODEL_CODES: dict[str, Code] = {
     "E421": Code("An ONNX model is too new for the installed onnxruntime.", "upgrade onnxruntime, or export it again"),
     "E422": Code("An ONNX model uses external data.", "save it as a single file with its weights inside"),
     "E423": Code(
-        "An ONNX model has no ens model card.",
-        "a classifier of another program: ens adopt model.onnx makes a member of it; a checkpoint: ens export",
+        "An ONNX model has no ens model card, or is a fused ensemble where one model is needed.",
+        "a classifier of another program: ens adopt model.onnx makes a member of it; a checkpoint: ens export; a fused "
+        "ensemble: name the models that it was fused from",
     ),
     "E424": Code("An ONNX model's inputs or outputs differ from its card.", "export it again with ens export"),
     "E425": Code("An ONNX model needs operators that onnxruntime does not have.", "export it without custom operators"),

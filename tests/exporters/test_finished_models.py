@@ -29,7 +29,9 @@ def checkpoints(tmp_path: Path) -> list[Path]:
         path.write_bytes(path.name.encode())
     model = tmp_path / "models" / "a.onnx"
     model.write_bytes(b"model of a")
-    record(tmp_path / "models", found).add(found[0], FinishedModel("a", model, "a.onnx  verified", {"path": "a.onnx"}))
+    models = record(tmp_path / "models", found)
+    assert models.find(found[0], Recorder()) is None
+    models.add(found[0], FinishedModel("a", model, "a.onnx  verified", {"path": "a.onnx"}))
     return found
 
 
@@ -50,6 +52,19 @@ def test_a_finished_model_is_kept_and_said(tmp_path: Path, checkpoints: list[Pat
     assert [notice.code for notice in heard.notices] == ["I495"]
     models.end()
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["a.onnx"]
+
+
+def test_a_checkpoint_that_was_written_during_its_export_is_exported_again(
+    tmp_path: Path, checkpoints: list[Path]
+) -> None:
+    """The record is of the checkpoint that the model was made from, not of the one that lies there afterwards."""
+    models, path = record(tmp_path / "models", checkpoints), checkpoints[1]
+    assert models.find(path, Recorder()) is None
+    path.write_bytes(b"weights of the next epoch")
+    model = tmp_path / "models" / "b.onnx"
+    model.write_bytes(b"model of b")
+    models.add(path, FinishedModel("b", model, "b.onnx  verified", {"path": "b.onnx"}))
+    assert not kept(checkpoints)[1]
 
 
 def test_another_export_keeps_nothing(tmp_path: Path, checkpoints: list[Path]) -> None:

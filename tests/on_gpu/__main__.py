@@ -1,8 +1,9 @@
 """Prove and measure the CUDA path on a machine with a GPU, in about ten minutes.
 
-    python -m tests.on_gpu --work DIR --models DIR --images DIR --out DIR
+    python -m tests.on_gpu --models DIR --images DIR [--work DIR] [--out DIR]
         [--budget SECONDS] [--steps doctor,tests,parity,options,r2,r10]
 
+The steps ``doctor`` and ``tests`` need no models and images: ``python -m tests.on_gpu --steps doctor``.
 ``--models`` holds exported models: best a ResNet-18 and an EfficientNet-B3 in fp16 and fp32, one of them a ``tf_`` one.
 Each step is a process of its own with a deadline; after a failure the next step runs. ``--out/figures.jsonl`` gets a
 line of JSON per step as soon as it ends, ``--out/log.txt`` all that the steps write to standard error, and standard
@@ -27,6 +28,7 @@ from typing import Any
 from tests.on_gpu.verdicts import Verdict, judge
 
 SECONDS: Mapping[str, int] = {"doctor": 40, "tests": 100, "parity": 90, "options": 130, "r2": 90, "r10": 240}
+_ALONE = {"doctor", "tests"}  # steps that make their own models and images
 _END = 5  # seconds that a step has to end by itself after SIGTERM
 
 
@@ -43,8 +45,10 @@ class Paths:
 def main(arguments: Sequence[str]) -> int:
     """Run the steps; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.on_gpu")
-    for name in ("work", "models", "images", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="folder of exported models")
+    parser.add_argument("--images", type=Path, help="folder of images")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="for what the steps write (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="for the figures (%(default)s)")
     parser.add_argument("--budget", type=float, default=600, help="seconds for all steps")
     parser.add_argument("--steps", default=",".join(SECONDS))
     given = parser.parse_args(arguments)
@@ -52,7 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [step for step in steps if step not in SECONDS]
     if unknown:
         parser.error(f"{unknown[0]!r} is not a step; there are {', '.join(SECONDS)}")
-    paths = Paths(*(path.absolute() for path in (given.work, given.models, given.images, given.out)))
+    needing = [step for step in steps if step not in _ALONE]
+    if needing and (given.models is None or given.images is None):
+        parser.error(f"--models and --images are needed for {', '.join(needing)}; without: --steps doctor,tests")
+    folders = (given.work, given.models or given.work, given.images or given.work, given.out)
+    paths = Paths(*(path.absolute() for path in folders))
     for folder in (paths.work, paths.out):
         folder.mkdir(parents=True, exist_ok=True)
     verdicts = run_steps(steps, paths, budget=given.budget)
