@@ -83,7 +83,7 @@ def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
         read_model(fused.path)
     assert caught.value.code == "E423"
     assert isinstance(caught.value, EnsError)
-    assert "ens predict, bench and explain take it" in caught.value.hint
+    assert "ens predict, bench, explain and page take it" in caught.value.hint
 
 
 def test_predictions_of_a_member_load_nothing_of_blending(tmp_path: Path) -> None:
