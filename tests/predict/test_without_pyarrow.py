@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from ensemble.predict.predict import predict
 from ensemble.predictions import part_file
 from ensemble.predictions.dataset import read_part, read_predictions
 from ensemble.submit.chunk_file import OPEN, Chunk, read_chunk, write_chunk
-from ensemble.text import bounded_tables
 from tests.support import toys
 
 NAMES = [f"{i:02d}.jpg" for i in range(11)]
@@ -33,8 +33,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def hide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program find no pyarrow."""
-    monkeypatch.setattr(bounded_tables, "has_pyarrow", lambda: False)
-    monkeypatch.setattr(part_file, "has_pyarrow", lambda: False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
 
 
 def run(images: Path, folder: Path) -> int:
