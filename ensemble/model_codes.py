@@ -142,6 +142,7 @@ MODEL_CODES: dict[str, Code] = {
         "An adopted model's file does not tell something that matters, so a default was taken.",
         "name it with the option if the network was trained otherwise",
     ),
+    "I486": Code("An adopted network takes face crops.", "nothing to do; --boxes, --margin and --align choose them"),
     "I485": Code(
         "How a dry run read a checkpoint: by names and shapes alone, or with torch.",
         "nothing to do; an export checks the values and the answers",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from checkpoints.data.mask_contest import Row
 from ensemble.arrays import Pixels
-from ensemble.card import Align, FaceCrop, Preprocess
-from ensemble.errors import DataError, OptionError
+from ensemble.card import Preprocess
+from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
 from ensemble.images.decode import name_image
-from ensemble.images.face_alignment import centre_and_side, require_points
-from ensemble.images.face_boxes import Box, Face
+from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import read_for
 from ensemble.predict.bad_images import tell_oddities
 from ensemble.thread_pool import thread_pool
 
 _THREADS = 4
-_MARGINS: Mapping[Align | None, float] = {None: 0.2, "arcface": 0.0, "dlib": 0.25}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,47 +34,6 @@ class DecodedImages:
     pixels: Pixels
     fallback: Pixels
     fallback_index: NDArray[np.int64]
-
-
-def choose_crop(faces: Sequence[Face] | None, margin: float | None, align: Align | None) -> FaceCrop | None:
-    """Return the crop of training with the faces of a boxes file, None without one.
-
-    Without ``margin`` it is 0.2 of the box, or that of the networks that ``align`` is for: 0 for ArcFace's, 0.25 for
-    dlib's face recognition.
-
-    Raises:
-        OptionError: E204 when faces are to be aligned, and there are none.
-        DataError: E380 when faces are to be aligned and have no points.
-    """
-    if faces is None:
-        if align is not None:
-            raise OptionError("E204", "--align needs the points of the faces", hint="give the boxes with --boxes")
-        return None
-    return fallback_crop(faces, _MARGINS[align] if margin is None else margin, align)
-
-
-def fallback_crop(faces: Sequence[Face], margin: float, align: Align | None = None) -> FaceCrop:
-    """Return a face crop whose fallback is the median of the detected faces' crops.
-
-    Raises:
-        DataError: E380 when faces are to be aligned and have no points.
-    """
-    crop = FaceCrop(margin, align=align)
-    require_points(crop, [face.id for face in faces], [face.box for face in faces])
-    shares = []
-    for face in faces:
-        if face.box is not None and min(face.width, face.height) > 0:
-            box = face.box
-            if align is None:
-                side = max(box.right - box.left, box.bottom - box.top) * (1 + 2 * margin)
-                x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-            else:
-                x, y, side = centre_and_side(crop, box)
-            shares.append((x / face.width, y / face.height, min(1.0, side / min(face.width, face.height))))
-    if not shares:
-        return crop
-    x, y, side = np.clip(np.median(np.array(shares), axis=0), 0.001, 1).round(4).tolist()
-    return replace(crop, fallback=(x, y, side))
 
 
 def decode_images(

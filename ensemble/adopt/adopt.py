@@ -35,6 +35,7 @@ from ensemble.errors import ChanceError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import read_image
+from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.model_file import check_model
 from ensemble.runtime.parity import LIMITS, draw_pictures
@@ -89,13 +90,15 @@ def adopt(
     *,
     options: AdoptOptions,
     check_images: Sequence[Path] = (),
+    check_boxes: Sequence[Box | None] = (),
     taken: Collection[str] = (),
     listener: Listener = SILENT,
 ) -> Adopted:
     """Write ``<folder>/<member>.onnx``: the network of ``path`` with its preprocessing in front and a card inside.
 
     It is compared with the original file in plain onnxruntime on up to 16 of ``check_images``, or on eight drawn ones
-    when there are none, in batches of 1 and 3. The file appears whole and checked, or not at all.
+    when there are none, in batches of 1 and 3. ``check_boxes`` are the faces of these images, where ``options`` crop
+    them; drawn images are taken as crops. The file appears whole and checked, or not at all.
 
     Raises:
         OptionError: E204 when an option is needed to tell what the file does not, or contradicts it.
@@ -117,7 +120,7 @@ def adopt(
     card = make_card(model, image, options, listener)
     if card.member in taken:
         raise ModelError("E428", f"{path} would be another {card.member!r}", path=path)
-    pixels = _pixels(check_images, card.preprocess)
+    pixels = _pixels(check_images, check_boxes, card.preprocess)
     return adopt_network(model, image, card, folder, options=options, pixels=pixels, listener=listener)
 
 
@@ -159,11 +162,12 @@ def adopt_network(
     return Adopted(write_atomic(target, final), card, checks)
 
 
-def _pixels(images: Sequence[Path], preprocess: Preprocess) -> Pixels:
+def _pixels(images: Sequence[Path], boxes: Sequence[Box | None], preprocess: Preprocess) -> Pixels:
     if not images:
         return draw_pictures(preprocess.size)
-    chosen = images[:: max(1, len(images) // MOST_PICTURES)][:MOST_PICTURES]
-    return np.stack([prepare_image(read_image(path).pixels, preprocess, None) for path in chosen])
+    faces = boxes or [None] * len(images)
+    chosen = list(zip(images, faces, strict=True))[:: max(1, len(images) // MOST_PICTURES)][:MOST_PICTURES]
+    return np.stack([prepare_image(read_image(path).pixels, preprocess, box) for path, box in chosen])
 
 
 def _make_plan(
@@ -232,8 +236,6 @@ def _build(
         DeviceError: E612, E613.
     """
     ways: tuple[BatchWay, ...] = ("free", "freed", "in turn") if plan.image.batch is None else ("freed", "in turn")
-    if plan.maps is not None:
-        ways = tuple(way for way in ways if way != "in turn")  # a Scan would have to collect the maps, too
     plans = [plan] if plan.before is None else [plan.without_last_layer(), plan]
     reasons: list[str] = []
     for way, tried in itertools.product(ways, plans):

@@ -111,12 +111,15 @@ def require_separate(data: bytes, path: Path, card: ModelCard) -> None:
     """Refuse a member's graph whose answers depend on chance or on the other images of the batch.
 
     Raises:
+        ModelError: E414 when there is not one row for each image.
         DeviceError: E612, E613.
     """
     runtime = _start(data, path)
 
     def run(pixels: Pixels) -> Logits:
         logits: Logits = _run(runtime, LOGITS, {INPUT: pixels}, path)
+        if len(logits) != len(pixels):
+            raise ModelError("E414", f"{len(pixels)} images give {len(logits)} rows of answers")
         return logits
 
     require_independent(data, run, card.preprocess.size, member=path.name, precision=card.precision)

@@ -82,20 +82,18 @@ def build_graph(model: ForeignModel, plan: WrapPlan, batch: BatchWay) -> onnx.Mo
     logits = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", plan.classes])
     inner = [*parts.front("pixels"), *network.node, *parts.back()]
     if batch == "in turn":
-        inner = [*parts.one_image(), *inner, *parts.one_row()]
-        body = helper.make_graph(
-            inner,
-            "one_image",
-            [helper.make_tensor_value_info("one", TensorProto.UINT8, [height, width, 3])],
-            [helper.make_tensor_value_info("row", TensorProto.FLOAT, [plan.classes])],
-        )
-        nodes = [helper.make_node("Scan", [INPUT], [LOGITS], body=body, num_scan_inputs=1, name="images")]
+        one = helper.make_tensor_value_info("one", TensorProto.UINT8, [height, width, 3])
+        rows = [helper.make_tensor_value_info("row", TensorProto.FLOAT, [plan.classes]), *parts.one_map()]
+        steps = [*parts.one_image(), *inner, *parts.features("all_maps"), *parts.one_row()]
+        body = helper.make_graph(steps, "one_image", [one], rows)
+        outputs = [LOGITS, *(value.name for value in parts.more_outputs())]
+        nodes = [helper.make_node("Scan", [INPUT], outputs, body=body, num_scan_inputs=1, name="images")]
     else:
         nodes = [
             helper.make_node("Identity", [INPUT], ["pixels"], name="pixels"),
             *inner,
             helper.make_node("Identity", ["answers"], [LOGITS], name="logits"),
-            *parts.features(),
+            *parts.features(FEATURES),
         ]
     graph = helper.make_graph(
         nodes,
@@ -183,8 +181,8 @@ class _Parts:
                 last = self._node("Identity", ["rows"], "answers")
         return [*nodes, last]
 
-    def features(self) -> list[onnx.NodeProto]:
-        """Return nodes from the maps, if they are wanted, to the output ``features``, float32 ``(batch, F, h, w)``."""
+    def features(self, result: str) -> list[onnx.NodeProto]:
+        """Return nodes from the maps, if they are wanted, to ``result``, float32 ``(batch, F, h, w)``."""
         maps = self._plan.maps
         if maps is None:
             return []
@@ -192,7 +190,7 @@ class _Parts:
         if maps.layout == "nhwc":
             nodes.append(self._node("Transpose", [name], "turned_maps", perm=[0, 3, 1, 2]))
             name = "turned_maps"
-        return [*nodes, self._node("Cast", [name], FEATURES, to=TensorProto.FLOAT)]
+        return [*nodes, self._node("Cast", [name], result, to=TensorProto.FLOAT)]
 
     def more_outputs(self) -> list[onnx.ValueInfoProto]:
         """Return the outputs beside the logits."""
@@ -209,9 +207,18 @@ class _Parts:
         return [*nodes, self._node("Tile", ["single", repeats], "pixels")]
 
     def one_row(self) -> list[onnx.NodeProto]:
-        """Return nodes from the network's answers to those of the one image."""
+        """Return nodes from the network's answers and maps to those of the one image."""
         first = self._constant("first", np.array(0, dtype=np.int64))
-        return [self._node("Gather", ["answers", first], "row", axis=0)]
+        nodes = [self._node("Gather", ["answers", first], "row", axis=0)]
+        if self._plan.maps is not None:
+            nodes.append(self._node("Gather", ["all_maps", first], "maps", axis=0))
+        return nodes
+
+    def one_map(self) -> list[onnx.ValueInfoProto]:
+        """Return the output of the Scan's body beside the row of answers."""
+        if self._plan.maps is None:
+            return []
+        return [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["F", "h", "w"])]
 
     def _log(self, name: str, result: str) -> list[onnx.NodeProto]:
         if self._opset >= 11:

@@ -12,7 +12,17 @@ import onnx
 
 from ensemble.adopt.dlib_network import is_dlib
 from ensemble.adopt.foreign import ForeignModel, ImageInput, Output, PixelLayout, class_names
-from ensemble.card import Activation, Channels, Interpolation, ModelCard, Precision, Preprocess, Resize, Resizer
+from ensemble.card import (
+    Activation,
+    Channels,
+    FaceCrop,
+    Interpolation,
+    ModelCard,
+    Precision,
+    Preprocess,
+    Resize,
+    Resizer,
+)
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
 from ensemble.fold_names import fold_in_name
@@ -38,7 +48,7 @@ class AdoptOptions:
     and in 0..1; ``input_range`` is short for those that scale pixels to it.
     ``activation`` is sigmoid for independent labels, of which an image may have several. ``fold`` is the one that the
     network was not trained on, by default the one that ends the member's name. With ``features`` the pooled maps
-    become an output, for `ens explain`.
+    become an output, for `ens explain`. ``face`` is the crop of a network that was trained on faces.
 
     Raises:
         OptionError: E204 when options contradict each other or are out of range.
@@ -61,6 +71,7 @@ class AdoptOptions:
     member: str | None = None
     fold: int | None = None
     features: bool = False
+    face: FaceCrop | None = None
 
     def __post_init__(self) -> None:
         if self.input_range is not None and (self.mean is not None or self.std is not None):
@@ -80,23 +91,7 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
     size = _size(model, image, options)
     channels = _channels(model, image, options)
     mean, std, source = _normalisation(model, image, channels, options)
-    defaults = [
-        f"{name.replace('_', '-')} {value}"
-        for name, value in _DEFAULTS.items()
-        if getattr(options, name) is None and not (name == "crop_pct" and options.resize in {"squash", "pad"})
-    ]
-    if source == "default":
-        defaults.append("the mean and std of ImageNet")
-    if defaults:
-        message = (
-            f"{', '.join(defaults)} are defaults, which the file does not tell: name them if you trained otherwise"
-        )
-        listener.notice(Notice("W483", message, model.path))
-    if is_dlib(model.proto):
-        message = (
-            "a network of dlib: the file does not tell what its sums add; they are taken as those of residual blocks"
-        )
-        listener.notice(Notice("I482", message, model.path))
+    _tell_choices(model, options, source, listener)
     centred = options.resize in {None, "center"}
     member = options.member or _member_of(model.path)
     fold = options.fold
@@ -116,6 +111,7 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
             fill=_fill(mean, channels),
             resizer=options.resizer or "pillow",
             channels=channels,
+            face=options.face,
         ),
         mean=mean,
         std=std,
@@ -134,6 +130,34 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
         },
         tools={"onnx": onnx.__version__, "ens": version("ens-onnx")},
     )
+
+
+def _tell_choices(model: ForeignModel, options: AdoptOptions, source: str, listener: Listener) -> None:
+    """Say which settings are defaults; ``source`` is that of mean and std."""
+    defaults = [
+        f"{name.replace('_', '-')} {value}"
+        for name, value in _DEFAULTS.items()
+        if getattr(options, name) is None and not (name == "crop_pct" and options.resize in {"squash", "pad"})
+    ]
+    if source == "default":
+        defaults.append("the mean and std of ImageNet")
+    if defaults:
+        message = (
+            f"{', '.join(defaults)} are defaults, which the file does not tell: name them if you trained otherwise"
+        )
+        listener.notice(Notice("W483", message, model.path))
+    if is_dlib(model.proto):
+        message = (
+            "a network of dlib: the file does not tell what its sums add; they are taken as those of residual blocks"
+        )
+        listener.notice(Notice("I482", message, model.path))
+    if options.face is not None:
+        x, y, side = options.face.fallback
+        message = (
+            f"faces are cropped with a margin of {options.face.margin:g} of the box; without a face, {side:.0%} of the "
+            f"shorter side around ({x:.2f}, {y:.2f})"
+        )
+        listener.notice(Notice("I486", message, model.path))
 
 
 def _size(model: ForeignModel, image: ImageInput, options: AdoptOptions) -> tuple[int, int]:

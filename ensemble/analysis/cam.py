@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +96,11 @@ def find_classifier(model: ModelFile) -> Classifier:
         hint = adopted if model.card.arch == "onnx" else None
         raise ModelError("E431", f"{model.path.name} has no output {FEATURES!r}", hint=hint, path=model.path)
     graph = onnx.load_model_from_string(model.data).graph
-    constants = _GraphConstants(graph)
-    made_by = {output: node for node in graph.node for output in node.output}
+    name, nodes = _enter_scan(graph)
+    constants = _GraphConstants(graph, nodes)
+    made_by = {output: node for node in nodes for output in node.output}
     added: list[Floats | None] = []
-    name, by_axis = LOGITS, False
+    by_axis = False
     while (node := made_by.get(name)) is not None and node.op_type in {"Add", *_PASSED, *_AXES}:
         name = node.input[0]
         by_axis |= node.op_type == "LogSoftmax"
@@ -123,12 +124,26 @@ def find_classifier(model: ModelFile) -> Classifier:
     return Classifier(model.card, weights, np.zeros(wanted) + sum(terms), by_axis)
 
 
-class _GraphConstants:
-    """The constants of a graph, also those behind a cast or a transposition."""
+def _enter_scan(graph: onnx.GraphProto) -> tuple[str, list[onnx.NodeProto]]:
+    """Return the value of the logits and the nodes it is made by: inside the Scan, where images run one by one."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    last = made_by.get(LOGITS)
+    if last is None or last.op_type != "Scan":
+        return LOGITS, list(graph.node)
+    body: onnx.GraphProto = onnx.helper.get_node_attr_value(last, "body")
+    name, nodes = str(body.output[list(last.output).index(LOGITS)].name), [*graph.node, *body.node]
+    row = next((node for node in body.node if name in node.output), None)
+    if row is not None and row.op_type == "Gather":  # the row of the one image
+        name = row.input[0]
+    return name, nodes
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+
+class _GraphConstants:
+    """The constants of a graph and its ``nodes``, also those behind a cast or a transposition."""
+
+    def __init__(self, graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
-        self._made_by = {node.output[0]: node for node in graph.node if len(node.output) == 1}
+        self._made_by = {node.output[0]: node for node in nodes if len(node.output) == 1}
 
     def read(self, name: str) -> Floats | None:
         """Read a constant as float64; None for a value that depends on the image."""

@@ -11,8 +11,12 @@ from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, Interpolat
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ensemble.adopt.adopt import Adopted
-    from ensemble.card import Activation, Channels, Interpolation, Resize, Resizer
+    from ensemble.adopt.make_card import AdoptOptions
+    from ensemble.card import Activation, Align, Channels, FaceCrop, Interpolation, Resize, Resizer
+    from ensemble.images.face_boxes import Boxes
 
 
 @click.command(short_help="Make a member of a ready-made ONNX classifier")
@@ -77,6 +81,17 @@ if TYPE_CHECKING:
 )
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Compare on the images in this folder instead of the built-in ones.")
+@click.option("--boxes", type=PATH, help="Face boxes from ens crop, for networks trained on face crops.")
+@click.option(
+    "--margin",
+    type=float,
+    help="Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
+)
+@click.option(
+    "--align",
+    type=click.Choice(["arcface", "dlib"]),
+    help="Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
+)
 @json_option
 def adopt(
     models: tuple[Path, ...],
@@ -99,6 +114,9 @@ def adopt(
     fold: int | None,
     features: bool,
     check_images: Path | None,
+    boxes: Path | None,
+    margin: float | None,
+    align: Align | None,
     as_json: bool,
 ) -> None:
     """Put preprocessing in front of ONNX classifiers of other programs, and a card inside.
@@ -108,16 +126,15 @@ def adopt(
     \b
     Example: ens adopt model.onnx -o models --output logits --labels names.json --check-images eval/images
     """
-    from ensemble.adopt.adopt import adopt as run_adopt
     from ensemble.adopt.make_card import AdoptOptions
     from ensemble.card import parse_size
     from ensemble.channel_values import parse_channel_values
     from ensemble.commands.options import conflict
-    from ensemble.images.listing import list_images
     from ensemble.labels import parse_labels
 
     if member is not None and len(models) > 1:
         raise conflict(f"--member names one model, got {len(models)} files")
+    known, face = _read_faces(boxes, margin, align)
     options = AdoptOptions(
         output=output,
         output_name=output_name,
@@ -136,15 +153,32 @@ def adopt(
         member=member,
         fold=fold,
         features=features,
+        face=face,
     )
-    images = () if check_images is None else list_images(check_images, listener=TERMINAL).paths
+    _adopt_all(models, folder, options, check_images, known, as_json=as_json)
+
+
+def _adopt_all(
+    models: Sequence[Path],
+    folder: Path,
+    options: AdoptOptions,
+    check_images: Path | None,
+    boxes: Boxes | None,
+    *,
+    as_json: bool,
+) -> None:
+    from ensemble.adopt.adopt import adopt as run_adopt
+    from ensemble.images.listing import list_images
+
+    listing = None if check_images is None else list_images(check_images, listener=TERMINAL)
     done: list[Adopted] = []
     for path in models:
         adopted = run_adopt(
             path,
             folder,
             options=options,
-            check_images=images,
+            check_images=() if listing is None else listing.paths,
+            check_boxes=() if listing is None or boxes is None else boxes.select(listing.ids),
             taken=[other.card.member for other in done],
             listener=TERMINAL,
         )
@@ -153,3 +187,19 @@ def adopt(
             show(None, str(adopted), as_json=False)
     if as_json:
         show([adopted.as_dict() for adopted in done], "", as_json=True)
+
+
+def _read_faces(path: Path | None, margin: float | None, align: Align | None) -> tuple[Boxes | None, FaceCrop | None]:
+    """Return the boxes of a file and the crop of a network that was trained on them; both None without a file."""
+    from ensemble.events import Notice
+    from ensemble.images.face_boxes import Boxes, read_faces
+    from ensemble.images.face_crop import choose_crop
+
+    faces = None if path is None else read_faces(path).faces
+    crop = choose_crop(faces, margin, align)
+    if faces is None or crop is None:
+        return None, None
+    if margin is None:
+        message = f"--margin {crop.margin:g} is a default: name it if the network was trained with another one"
+        TERMINAL.notice(Notice("W483", message, path))
+    return Boxes({face.id: face.box for face in faces}), crop

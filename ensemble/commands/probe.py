@@ -195,12 +195,12 @@ def probe(
     \b
     Example: ens probe train --features face.onnx --input-range -1..1 --head axes --member face
     """
-    from checkpoints.data.image_cache import choose_crop
     from checkpoints.probe.open_network import open_network
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
     from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
+    from ensemble.images.face_crop import choose_crop
 
     validate_member(output_.member)
     faces = None if learn.boxes is None else read_faces(learn.boxes).faces

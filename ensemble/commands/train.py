@@ -280,12 +280,12 @@ def train(
         resolve_architecture(settings.arch)  # before the slower imports
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
-        from checkpoints.data.image_cache import choose_crop
         from checkpoints.training.job import TrainJob
         from checkpoints.training.own_channels import fit_own_channels
         from checkpoints.training.preflight import check_settings
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
+        from ensemble.images.face_crop import choose_crop
     from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Pixels
-from ensemble.card import FaceCrop, Preprocess
-from ensemble.images.face_alignment import align_face
-from ensemble.images.face_boxes import Box
+from ensemble.card import Align, FaceCrop, Preprocess
+from ensemble.errors import OptionError
+from ensemble.images.face_alignment import align_face, centre_and_side, require_points
+from ensemble.images.face_boxes import Box, Face
 from ensemble.images.planes import Planes, resize_planes
 from ensemble.images.resize import resize_image
+
+_MARGINS: Mapping[Align | None, float] = {None: 0.2, "arcface": 0.0, "dlib": 0.25}
 
 
 def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tuple[int, int, int, int]:
@@ -32,6 +37,49 @@ def face_square(height: int, width: int, crop: FaceCrop, box: Box | None) -> tup
     left = min(max(round(x - side / 2), 0), width - side)
     top = min(max(round(y - side / 2), 0), height - side)
     return left, top, left + side, top + side
+
+
+def choose_crop(faces: Sequence[Face] | None, margin: float | None, align: Align | None) -> FaceCrop | None:
+    """Return the crop of training with the faces of a boxes file, None without one.
+
+    Without ``margin`` it is 0.2 of the box, or that of the networks that ``align`` is for: 0 for ArcFace's, 0.25 for
+    dlib's face recognition.
+
+    Raises:
+        OptionError: E204 when there are no faces, and a margin or an alignment is given.
+        DataError: E380 when faces are to be aligned and have no points.
+    """
+    if faces is None:
+        if align is not None:
+            raise OptionError("E204", "--align needs the points of the faces", hint="give the boxes with --boxes")
+        if margin is not None:
+            raise OptionError("E204", "--margin is that around a face, and needs its box", hint="give --boxes")
+        return None
+    return fallback_crop(faces, _MARGINS[align] if margin is None else margin, align)
+
+
+def fallback_crop(faces: Sequence[Face], margin: float, align: Align | None = None) -> FaceCrop:
+    """Return a face crop whose fallback is the median of the detected faces' crops.
+
+    Raises:
+        DataError: E380 when faces are to be aligned and have no points.
+    """
+    crop = FaceCrop(margin, align=align)
+    require_points(crop, [face.id for face in faces], [face.box for face in faces])
+    shares = []
+    for face in faces:
+        if face.box is not None and min(face.width, face.height) > 0:
+            box = face.box
+            if align is None:
+                side = max(box.right - box.left, box.bottom - box.top) * (1 + 2 * margin)
+                x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+            else:
+                x, y, side = centre_and_side(crop, box)
+            shares.append((x / face.width, y / face.height, min(1.0, side / min(face.width, face.height))))
+    if not shares:
+        return crop
+    x, y, side = np.clip(np.median(np.array(shares), axis=0), 0.001, 1).round(4).tolist()
+    return replace(crop, fallback=(x, y, side))
 
 
 def prepare_image(image: Image.Image | Pixels | Planes, preprocess: Preprocess, box: Box | None) -> Pixels:

@@ -22,8 +22,10 @@ from ensemble.adopt.adopt import adopt
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.analysis.cam import find_classifier
 from ensemble.cli import ens
-from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.errors import DataError, EnsError, ModelError, OptionError
 from ensemble.events import Recorder
+from ensemble.images.face_boxes import Box, Face, read_faces, write_boxes
+from ensemble.images.face_crop import choose_crop, face_square
 from ensemble.labels import LabelSpace
 from ensemble.runtime.model_file import check_model, read_model
 from ensemble.runtime.parity import draw_pictures
@@ -514,7 +516,8 @@ def channels_last(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    "habits", [{}, {"end": "Softmax"}, {"batch": 1}, {"layout": "nhwc", "kind": TensorProto.FLOAT16}]
+    "habits",
+    [{}, {"end": "Softmax"}, {"batch": 1}, {"layout": "nhwc", "kind": TensorProto.FLOAT16}],
 )
 @pytest.mark.parametrize("keras", [False, True])
 def test_features_make_an_adopted_member_explainable(tmp_path: Path, habits: dict[str, Any], keras: bool) -> None:
@@ -538,6 +541,31 @@ def test_features_make_an_adopted_member_explainable(tmp_path: Path, habits: dic
     assert list((tmp_path / "out").glob("a*.png"))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_that_run_one_by_one_have_features_too(tmp_path: Path, batch: int) -> None:
+    """A network of a fixed batch that cannot be freed gives logits and maps of each image alone, and says so."""
+    network = Network(batch=batch).proto()
+    shape = numpy_helper.from_array(np.array([batch, 3, *SIZE], dtype=np.int64), "image_shape")
+    network.graph.initializer.append(shape)
+    network.graph.node.insert(0, helper.make_node("Transpose", ["pixels"], ["turned"], perm=[1, 0, 2, 3]))
+    network.graph.node.insert(1, helper.make_node("Transpose", ["turned"], ["back"], perm=[1, 0, 2, 3]))
+    network.graph.node.insert(2, helper.make_node("Concat", ["back", "back"], ["twice"], axis=0))
+    network.graph.initializer.append(numpy_helper.from_array(np.arange(batch, dtype=np.int64), "places"))
+    network.graph.node.insert(3, helper.make_node("Gather", ["twice", "places"], ["first"], axis=0))
+    network.graph.node.insert(4, helper.make_node("Reshape", ["first", "image_shape"], ["image"]))
+    next(node for node in network.graph.node if node.op_type == "Conv").input[0] = "image"
+    path, recorder = tmp_path / "net.onnx", Recorder()
+    onnx.save(network, path)
+    adopted = adopt(path, tmp_path / "models", options=replace(KNOWN, features=True), listener=recorder)
+    assert any("one by one" in notice.message for notice in recorder.notices)
+    model, pixels = read_model(adopted.path), draw_pictures(SIZE)
+    runtime = start_session(model)
+    logits, features = (runtime.run(pixels, output=output) for output in ("logits", "features"))
+    assert np.allclose(logits, original_answers(path, Network(batch=batch), pixels), atol=1e-4)
+    find_classifier(model).require_explains(features, logits)
+    assert np.ptp(features.mean(axis=(2, 3)), axis=0).min() > 1e-3
+
+
 def test_a_network_without_pooled_maps_has_no_features(tmp_path: Path) -> None:
     """A network whose last layer does not take the mean of maps is E432 with --features, and nothing is written."""
     by_maximum = Network().proto()
@@ -549,6 +577,51 @@ def test_a_network_without_pooled_maps_has_no_features(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="E432"):
             adopt(tmp_path / "net.onnx", tmp_path / "models", options=options)
     assert not list((tmp_path / "models").glob("*"))
+
+
+def test_a_network_of_face_crops_becomes_a_member_that_crops(tmp_path: Path) -> None:
+    """With --boxes the member answers for the square around the face, and for the usual square without a face."""
+    network = Network()
+    path = network.save(tmp_path / "net.onnx")
+    generator = np.random.default_rng(3)
+    (tmp_path / "images").mkdir()
+    images = {f"{name}.png": generator.integers(0, 256, (60, 80, 3)).astype(np.uint8) for name in "abc"}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+    places = {"a.png": Box(10, 10, 30, 34), "b.png": Box(40, 20, 60, 44), "c.png": None}
+    boxes = write_boxes(
+        tmp_path / "faces.parquet",
+        [Face(name, box, 0.9, 1, "first", 80, 60) for name, box in places.items()],
+    )
+    given = ["--labels", "5", "--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3", "--resize", "squash"]
+    given += ["--check-images", str(tmp_path / "images"), "--boxes", str(boxes), "-o", str(tmp_path / "models")]
+    done = CliRunner().invoke(ens, ["adopt", str(path), *given, "--margin", "0.25"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "margin of 0.25" in done.output
+    model = ensemble.load(tmp_path / "models" / "net.onnx", device="cpu")
+    face = model.card.preprocess.face
+    assert face is not None
+    assert face == choose_crop(read_faces(boxes).faces, 0.25, None)
+    for name, pixels in images.items():
+        left, top, right, bottom = face_square(60, 80, face, places[name])
+        crop = Image.fromarray(pixels).crop((left, top, right, bottom))
+        small = np.asarray(crop.resize((SIZE[1], SIZE[0]), Image.Resampling.BILINEAR))[np.newaxis]
+        found = model(tmp_path / "images" / name, box=places[name]).logits
+        assert np.allclose(list(found.values()), original_answers(path, network, small)[0], atol=1e-3)
+    (tmp_path / "more").mkdir()
+    Image.fromarray(images["a.png"]).save(tmp_path / "more" / "d.png")
+    given[given.index("--check-images") + 1] = str(tmp_path / "more")
+    assert isinstance(CliRunner().invoke(ens, ["adopt", str(path), *given]).exception, DataError)
+
+
+@pytest.mark.parametrize("option", [("--margin", "0.1"), ("--align", "arcface")])
+def test_options_of_face_crops_need_boxes(tmp_path: Path, option: tuple[str, str]) -> None:
+    """A margin or an alignment without boxes is E204, and nothing is written."""
+    path = Network().save(tmp_path / "net.onnx")
+    done = CliRunner().invoke(ens, ["adopt", str(path), "-o", str(tmp_path / "models"), *option])
+    assert isinstance(done.exception, OptionError)
+    assert "--boxes" in done.exception.hint
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from checkpoints.data.image_cache import choose_crop
 from ensemble.card import Align, FaceCrop, ModelCard, Preprocess
 from ensemble.errors import EnsError
 from ensemble.fuse.prepare_nodes import require_resizable
 from ensemble.images.face_alignment import centre_and_side, require_points
 from ensemble.images.face_boxes import Box, Face
-from ensemble.images.face_crop import prepare_image
+from ensemble.images.face_crop import choose_crop, prepare_image
 from tests.support import toys
 
 # the five points of insightface's face_align.arcface_dst, for 112 x 112 px

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.data.image_cache import decode_images, fallback_crop
+from checkpoints.data.image_cache import decode_images
 from checkpoints.data.mask_contest import Row
 from checkpoints.training.batch_source import BatchSource
 from checkpoints.training.batches import LabeledImages
 from checkpoints.training.sampler import Order
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.images.face_boxes import Box, Face
-from ensemble.images.face_crop import prepare_image
+from ensemble.images.face_crop import fallback_crop, prepare_image
 from tests.support.toys import picture
 
 pytestmark = pytest.mark.slow
