@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.labels import LabelSpace
-from ensemble.text.json_text import parse_json
+from ensemble.text.json_text import parse_json, require_no_flags
 from ensemble.text.plain_numbers import is_count, to_float
 
 SCHEMA = 1
@@ -285,12 +285,13 @@ class ModelCard:
             schema = value["schema"]
         except (ValueError, TypeError, KeyError) as err:
             raise ModelError("E427", f"the card is not JSON with a schema ({err}): {text[:60]!r}") from err
-        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
         odd = sorted(name for name in value if type(value[name]) not in _json_types().get(name, ()))
         if odd:
             raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
         try:
+            require_no_flags(value, besides=("checks", "sources", "tools"))
             preprocess = value.pop("preprocess")
             counts = value.pop("class_counts", None)
             return cls(
@@ -301,7 +302,7 @@ class ModelCard:
                 class_counts=None if counts is None else tuple(counts),
                 **value,
             )
-        except (TypeError, KeyError, OverflowError, EnsError) as err:
+        except (TypeError, KeyError, ValueError, OverflowError, EnsError) as err:
             raise ModelError("E427", f"the card does not have the fields of schema {schema}: {err}") from err
 
 

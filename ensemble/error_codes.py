@@ -357,6 +357,10 @@ CODES: dict[str, Code] = {
         "A sample asks for a class and its score, in one cell or two columns, which are not written together.",
         "write the class alone with --answers name, and add the score from the probabilities of the predictions",
     ),
+    "W366": Code(
+        "Names of classes or of groups differ only in letter case, spaces or characters that are not seen.",
+        "give one class, or one person, one name in the data; nothing to do where they are different ones",
+    ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }
 CODES |= MODEL_CODES | RUN_CODES

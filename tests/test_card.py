@@ -78,6 +78,28 @@ def test_newer_cards_are_refused() -> None:
         ModelCard.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema",), True),
+        (("mean",), [True, 0.5, 0.5]),
+        (("preprocess", "crop_pct"), True),
+        (("preprocess", "fill"), [True, False, True]),
+        (("preprocess", "scale"), [False, 255]),
+        (("preprocess", "channels"), True),
+    ],
+)
+def test_true_is_not_the_number_1(place: tuple[str, ...], value: Any) -> None:
+    """A card with true or false where a number or text belongs is E427."""
+    changed: dict[str, Any] = json.loads(CARD.to_json())
+    inner = changed
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    with pytest.raises(ModelError, match="E427"):
+        ModelCard.from_json(json.dumps(changed))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"schema"', "null", "{}", '{"schema": null}', "[" * 100_000])
 def test_what_is_no_card_is_e427(text: str) -> None:
     """Text that is not JSON, or JSON without a schema, is E427."""

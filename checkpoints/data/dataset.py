@@ -19,6 +19,7 @@ from checkpoints.data.folds import Folds
 from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, unmatched_ids
 from checkpoints.data.mask_contest import Row, read_contest
+from checkpoints.data.similar_names import tell_similar_names
 from checkpoints.data.table_file import TABLE_SUFFIXES, read_training_table
 from checkpoints.data.table_layout import read_table_layout
 from checkpoints.data.table_options import TableOptions
@@ -79,6 +80,8 @@ def read_dataset(
     wanted = read_fixes(fixes, without=without, listener=listener)
     names = ClassNames.of(labels) if isinstance(labels, LabelSpace) else labels
     data = _read(train_dir, names, table or TableOptions(), listener)
+    groups = [] if data.unit == IMAGES else [row.person for row in data.rows]
+    tell_similar_names(data.labels, groups, data.unit.plural, listener)
     if age_cut != 60 and not data.is_contest:
         raise OptionError("E204", f"{train_dir} has no ages, which --age-cut needs")
     rows, applied = apply_fixes(data.rows, wanted, data.labels)

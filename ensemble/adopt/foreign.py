@@ -261,7 +261,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
         except (ValueError, TypeError):
             # class_to_idx: names to numbers
             numbers = list(value.values())
-            if not all(isinstance(number, int) for number in numbers):
+            if not all(type(number) is int for number in numbers):
                 return ()
             return tuple(str(name) for name in sorted(value, key=value.__getitem__))
         return tuple(str(name) for _, name in ordered)

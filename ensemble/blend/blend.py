@@ -26,6 +26,10 @@ _SAMPLE = 1000
 _MIN_IMAGES = 10
 _IDENTICAL = 0.9999
 _DIGITS = 11
+_HELD_OUT = (
+    "members that share no image may be folds, each with the images held out from its training: give those with --oof "
+    "and --truth, beside predictions of the new images; ens evaluate scores one fold"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +171,9 @@ def _align(member: Predictions, group: Group, recipe: Recipe, ids: Sequence[str]
         raise PredictionError(
             "E516", f"{member.member} has no view {missing[0]}; it has {', '.join(sorted(member.logits))}"
         )
-    rows = join_rows(ids, member.ids, complain=partial(_not_the_images, member.member), listener=listener)
+    apart = set(ids).isdisjoint(member.ids)
+    complain = partial(_not_the_images, member.member, hint=_HELD_OUT if apart else None)
+    rows = join_rows(ids, member.ids, complain=complain, listener=listener)
     columns = recipe.labels.permutation(member.labels, owner=member.member)
     if not np.array_equal(columns, np.arange(len(columns))):
         listener.notice(Notice("W519", f"{member.member} has the classes in another order; they are matched by name"))
@@ -198,8 +204,8 @@ def _rows_without(ids: Sequence[str], filled: Sequence[str]) -> NDArray[np.intp]
     return np.array([row for row, name in enumerate(ids) if name not in excluded], dtype=np.intp)
 
 
-def _not_the_images(owner: str, difference: str) -> PredictionError:
-    return PredictionError("E504", f"{owner} has predictions of other images: it {difference}")
+def _not_the_images(owner: str, difference: str, *, hint: str | None = None) -> PredictionError:
+    return PredictionError("E504", f"{owner} has predictions of other images: it {difference}", hint=hint)
 
 
 def _notice_odd_members(

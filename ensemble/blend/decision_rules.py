@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -232,9 +233,9 @@ def rule_from_json(value: Any) -> Rule:
     if name == "macro-f1":
         return MacroF1Rule(_numbers(value["f1"]), _numbers(value["occurrences"]))
     if name == "prior":
-        return PriorRule(float(value["tau"]), _numbers(value["prior"]))
+        return PriorRule(float(_numbers(value["tau"])), _numbers(value["prior"]))
     if name == "per-axis":
-        return AxisRule(tuple(int(count) for count in value["shape"]))
+        return AxisRule(tuple(operator.index(count) for count in value["shape"]))
     if name == "ordinal":
         return OrdinalRule(_numbers(value["cuts"]))
     if name == "thresholds":
@@ -275,4 +276,8 @@ def require_rule_fits(rule: Rule, classes: int) -> None:
 
 
 def _numbers(values: Any) -> Floats:
-    return np.array(values, dtype=np.float64)
+    """Return a JSON number or a list of them; text is not read as a number."""
+    found = np.array(values)
+    if found.dtype.kind not in "iuf":
+        raise ValueError(f"a rule has {str(values)[:60]}, where numbers belong")
+    return found.astype(np.float64)

@@ -22,6 +22,7 @@ from ensemble.blend.decision_rules import (
     rule_from_json,
     rule_to_json,
 )
+from ensemble.blend.other_than_recipe import refuse_other
 from ensemble.blend.pooling import LINEAR, Pool, normalise, normalise_by_class, parse_pool
 from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
@@ -29,7 +30,7 @@ from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import common_views, members_by_name
-from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.json_text import parse_json, read_utf8, require_no_flags
 from ensemble.text.plain_numbers import to_float
 from ensemble.text.text_table import render_columns
 
@@ -174,6 +175,7 @@ class Recipe:
         """
         try:
             value = parse_json(text)
+            require_no_flags(value, besides=("learned", "transductive"))
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise PredictionError("E518", f"it has schema {schema}; this version of ens reads {SCHEMA}")
@@ -276,14 +278,14 @@ def read_recipe(path: Path) -> Recipe:
         FileError: E707 when the file cannot be read.
         PredictionError: E518 when it is not a recipe.
     """
+    refuse_other(path)
     try:
         text = read_utf8(path)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    except UnicodeDecodeError as err:
-        raise PredictionError("E518", f"{path.name}: not a text file", path=path) from err
     except ValueError as err:
-        raise PredictionError("E518", str(err), path=path) from err
+        text_fault = f"{path.name}: not a text file" if isinstance(err, UnicodeDecodeError) else str(err)
+        raise PredictionError("E518", text_fault, path=path) from err
     try:
         return Recipe.from_json(text)
     except PredictionError as err:

@@ -16,6 +16,7 @@ from ensemble.blend.recipe import Recipe
 from ensemble.card import ModelCard
 from ensemble.errors import DeployError, EnsError, FileError
 from ensemble.fuse.detect import FUSED_KEY
+from ensemble.text.json_text import parse_json, require_no_flags
 
 FUSED_SCHEMA = 1
 
@@ -108,7 +109,10 @@ class FusedCard:
             DeployError: E807 when the text is not a card of a fused file, or is one of a newer schema.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
+            require_no_flags(
+                value, besides=("card", "checks", "recipe", "tools")
+            )  # a card and a recipe check their own
             if value["schema"] != FUSED_SCHEMA:
                 raise DeployError("E807", f"its card has schema {value['schema']}; this version reads {FUSED_SCHEMA}")
             members = tuple(

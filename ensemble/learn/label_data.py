@@ -17,6 +17,7 @@ from ensemble.learn.fold_average import simulate_label_averages
 from ensemble.learn.learning_data import sort_images
 from ensemble.learn.result import MemberView
 from ensemble.predictions.dataset import Predictions, require_finite
+from ensemble.predictions.out_of_fold import ALL_FOLDS
 from ensemble.predictions.truth import Truth
 from ensemble.submission.sheet import Decisions
 
@@ -134,7 +135,7 @@ def average_label_folds(
 
 
 def _other_images(owner: str, difference: str) -> DataError:
-    return DataError("E330", f"{owner}: its images are not those of the ground truth: it {difference}")
+    return DataError("E330", f"{owner}: its images are not those of the ground truth: it {difference}", hint=ALL_FOLDS)
 
 
 def _not_the_images(owner: str, difference: str) -> PredictionError:

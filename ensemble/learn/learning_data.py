@@ -18,6 +18,7 @@ from ensemble.learn.cross_validation import FOLDS, LearningData
 from ensemble.learn.fold_average import simulate_fold_averages
 from ensemble.learn.result import MemberView
 from ensemble.predictions.dataset import Predictions, require_finite
+from ensemble.predictions.out_of_fold import ALL_FOLDS
 from ensemble.predictions.truth import Truth
 
 
@@ -129,7 +130,7 @@ def average_folds(
 
 
 def _other_images(owner: str, difference: str) -> DataError:
-    return DataError("E330", f"{owner}: its images are not those of the ground truth: it {difference}")
+    return DataError("E330", f"{owner}: its images are not those of the ground truth: it {difference}", hint=ALL_FOLDS)
 
 
 def _not_the_images(owner: str, difference: str) -> PredictionError:

@@ -30,7 +30,7 @@ from ensemble.files import write_atomic
 from ensemble.labels import LabelSpace
 from ensemble.predictions.part_file import is_arrays, part_suffix, read_arrays, write_arrays
 from ensemble.text.bounded_tables import read_parquet, require_pyarrow
-from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.json_text import parse_json, read_utf8, require_no_flags
 
 COMPLETE = "_complete.json"
 FILLED = "filled.parquet"
@@ -300,6 +300,7 @@ class _Complete:
 def _read_complete(folder: Path) -> _Complete:
     try:
         value = parse_json(read_utf8(folder / COMPLETE))
+        require_no_flags(value)
         parts = tuple(_CompletePart(str(part["name"]), str(part["sha256"])) for part in value["parts"])
         if not parts or any(Path(part.name).name != part.name for part in parts):
             raise ValueError("it lists no parts, or some in another folder")

@@ -19,6 +19,9 @@ from ensemble.predictions.dataset import Predictions, hash_ids, require_none_mis
 from ensemble.predictions.members import common_views, members_by_name
 from ensemble.predictions.truth import Truth
 
+ALL_FOLDS = "give the predictions of every fold, and a ground truth that has their images and no others"
+"""A hint where out-of-fold predictions are not of the images of the ground truth."""
+
 _SAME_VIEWS = "predict every fold's images with the same views"
 
 
@@ -138,4 +141,4 @@ def _require_persons_in_one_holdout(
 
 
 def _not_the_truth(group: str, difference: str) -> DataError:
-    return DataError("E330", f"{group}: its images are not those of the ground truth: it {difference}")
+    return DataError("E330", f"{group}: its images are not those of the ground truth: it {difference}", hint=ALL_FOLDS)

@@ -58,6 +58,11 @@ class TruthOptions:
 
 NO_COLUMNS = TruthOptions()
 
+SAME_IMAGES = (
+    "the ground truth must have the images of the predictions and no others: write the rows of these ids alone"
+)
+"""A hint where the images differ."""
+
 
 def truth_columns(options: SheetOptions) -> TruthOptions:
     """Return what the options of a sheet name: the columns and the class are those of the ground truth as well."""
@@ -267,8 +272,10 @@ def predictions_mismatch(difference: str) -> DataError:
 
     ``difference`` is a verb phrase, such as "lacks 2 of 30 ids: ...", about the predictions.
     """
-    return DataError("E330", f"predictions and ground truth are for different images: the prediction set {difference}")
+    message = f"predictions and ground truth are for different images: the prediction set {difference}"
+    return DataError("E330", message, hint=SAME_IMAGES)
 
 
 def _truth_mismatch(difference: str) -> DataError:
-    return DataError("E330", f"predictions and ground truth are for different images: the ground truth {difference}")
+    message = f"predictions and ground truth are for different images: the ground truth {difference}"
+    return DataError("E330", message, hint=SAME_IMAGES)

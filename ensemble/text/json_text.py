@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,26 @@ def read_utf8(path: Path, *, limit: int = MAX_BYTES) -> str:
     if status.st_size > limit:
         raise ValueError(f"{path.name} has {status.st_size:,} bytes; {limit:,} are allowed")
     return path.read_text(encoding="utf-8-sig")
+
+
+def require_no_flags(value: Any, *, besides: Collection[str] = ()) -> None:
+    """Check that true and false stand nowhere in a JSON value but under the names ``besides``.
+
+    Python takes true for the number 1: a weight, a size or a version that is true would be read as 1.
+
+    Raises:
+        ValueError: one stands elsewhere.
+    """
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        place, one = left.pop()
+        if isinstance(one, bool):
+            message = f"{place[:80] or 'the value'} is {str(one).lower()}, which is neither a number nor text"
+            raise ValueError(message)  # noqa: TRY004 - as every other fault of a JSON text
+        if isinstance(one, Mapping):
+            left += [(f"{place}.{name}".lstrip("."), inner) for name, inner in one.items() if name not in besides]
+        elif isinstance(one, list):
+            left += [(place, inner) for inner in one if isinstance(inner, bool | Mapping | list)]
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -209,6 +209,14 @@ def test_fault_79_other_images_are_refused() -> None:
     assert message.startswith("the blend has predictions of other images: it lacks 1 of 30 ids: x.jpg")
 
 
+def test_members_without_an_image_in_common_may_be_folds() -> None:
+    """E504 then says where out-of-fold predictions belong."""
+    a, b = make_member("a", draw_logits(0, 3)), make_member("b", draw_logits(1, 3), ids=("x", "y", "z"))
+    with pytest.raises(PredictionError, match="E504") as caught:
+        blend([a, b], make_recipe([a, b]))
+    assert "--oof and --truth" in caught.value.hint
+
+
 def test_an_image_predicted_twice_is_refused() -> None:
     """A member that repeats an id is E504, even if it is the only member."""
     doubled = make_member("a", draw_logits(0, 3), ids=["x", "y", "x"])

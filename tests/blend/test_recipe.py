@@ -177,6 +177,14 @@ def damage(**changes: object) -> str:
         "[" * 100_000,
         damage(schema=2),
         damage(schema=None),
+        damage(schema=True),
+        damage(views={"identity": True}),
+        damage(bias=[0, 0, 0, True]),
+        damage(sharpness=True),
+        damage(groups={"a": {"weight": True, "members": {"x": ""}}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ""}, "temperature": True}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ""}, "class_weights": [1, 1, 1, True]}}),
+        damage(smoothing={"kernel": [1, True, 1]}),
         damage(pool="mean"),
         damage(pool=None),
         damage(pool=3),
@@ -207,7 +215,12 @@ def damage(**changes: object) -> str:
         damage(rule={"name": "macro-f1", "f1": [0.5] * 3, "occurrences": [0.1] * 4}),
         damage(rule={"name": "macro-f1", "f1": [0.5] * 4, "occurrences": [0.1, 0.1, 0.1, 0]}),
         damage(rule={"name": "macro-f1", "f1": [float("nan")] * 4, "occurrences": [0.1] * 4}),
+        damage(rule={"name": "macro-f1", "f1": ["0.5"] * 4, "occurrences": [0.1] * 4}),
+        damage(rule={"name": "macro-f1", "f1": [True] * 4, "occurrences": [0.1] * 4}),
         damage(rule={"name": "prior", "tau": float("inf"), "prior": [0.25] * 4}),
+        damage(rule={"name": "prior", "tau": "1", "prior": [0.25] * 4}),
+        damage(rule={"name": "per-axis", "shape": ["2", "2"]}),
+        damage(rule={"name": "per-axis", "shape": [2.5, 2]}),
         damage(rule={"name": "prior", "tau": 1, "prior": [0.5, 0.5, 0, 0]}),
         damage(groups={"a": {"weight": 1, "members": {"x": ""}, "views": {}}}),
         damage(groups={"a": {"weight": 1, "members": {"x": ""}, "views": {"identity": -1}}}),
@@ -229,6 +242,40 @@ def test_a_recipe_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert caught.value.code == "E707"
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     assert code_of(lambda: read_recipe(tmp_path / "binary.json"))[0] == "E518"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind", "hint"),
+    [
+        ("e.onnx", b"\x08\x08r\x10\x0a\x09ens.fused\x12\x03{}}", "a fused ensemble", "ens predict e.onnx"),
+        ("m.onnx", b"\x08\x08", "a model", "--models"),
+        ("empty.onnx", b"", "a model", "--models"),
+        ("s.csv", b"ImageID,ans\n", "a table", "ens blend --save"),
+        ("p.npz", b"PK", "a file of predictions", "ens blend PREDICTIONS --save"),
+        ("r18.pth", b"PK", "a checkpoint", "ens export"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, data: bytes, kind: str, hint: str) -> None:
+    """E518 says what was given in place of a recipe, and what to do with it."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(PredictionError, match=f"E518.*{name} is {kind}") as caught:
+        read_recipe(path)
+    assert hint in caught.value.hint
+
+
+def test_a_folder_in_place_of_a_recipe(tmp_path: Path) -> None:
+    """E518 names the recipe in it, if there is one."""
+    (tmp_path / "blend.json").write_text("{}")
+    with pytest.raises(PredictionError, match=r"E518.*is a folder") as caught:
+        read_recipe(tmp_path)
+    assert "blend.json" in caught.value.hint
+
+
+def test_what_a_recipe_keeps_of_learning_may_have_true_in_it() -> None:
+    """Only where numbers and names belong is true refused: ``learned`` and ``transductive`` may be or have one."""
+    recipe = replace(make_recipe(FOLDS), learned={"nested": {"is_mean": True, "list": [False]}})
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 def test_a_recipe_edited_by_hand_is_put_in_order(tmp_path: Path) -> None:

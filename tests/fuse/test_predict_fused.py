@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +16,9 @@ from PIL import Image
 from scipy.special import expit
 
 from ensemble.cli import ens
-from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.errors import DeployError, EnsError, ModelError, OptionError
 from ensemble.fuse.fuse import Fused, fuse
+from ensemble.fuse.fused_card import FusedCard
 from ensemble.fuse.fused_session import start_fused
 from ensemble.fuse.predict_fused import predict_fused
 from ensemble.labels import LabelSpace
@@ -84,6 +86,17 @@ def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
     assert caught.value.code == "E423"
     assert isinstance(caught.value, EnsError)
     assert "ens predict, bench, explain and page take it" in caught.value.hint
+
+
+@pytest.mark.parametrize("field", ["schema", "share"])
+def test_true_in_its_card_is_not_a_number(fused: Fused, field: str) -> None:
+    """The card of a fused file with true for a number is E807, and so is one that gives a name twice."""
+    text = fused.card.to_json()
+    value = json.loads(text)
+    (value if field == "schema" else value["members"][0])[field] = True
+    for damaged in (json.dumps(value), text.replace("{", '{"schema":1,', 1)):
+        with pytest.raises(DeployError, match="E807"):
+            FusedCard.from_json(damaged)
 
 
 def test_predictions_of_a_member_load_nothing_of_blending(tmp_path: Path) -> None:

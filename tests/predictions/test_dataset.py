@@ -96,7 +96,7 @@ def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
         read_predictions(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"parts": [{}], "rows": 1}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"parts": [{}], "rows": 1}', '{"schema": true}'])
 def test_a_broken_marker_is_not_a_traceback(tmp_path: Path, content: str) -> None:
     """Any invalid content of ``_complete.json`` is E514."""
     folder = write_member(tmp_path / "toy")

@@ -236,6 +236,37 @@ def _error(place: Path, **arguments: object) -> EnsError:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("cat", "Cat", True),
+        ("grey cat", "grey  cat", True),
+        ("grey cat", "greycat", True),
+        ("cat", "cat\u200b", True),
+        ("cat", "c\u00adat", True),
+        ("caf\u00e9", "CAFE\u0301", True),
+        ("\uff23at", "cat", True),
+        ("strasse", "Stra\u00dfe", True),
+        ("A-", "A", False),
+        ("1 1", "11", False),
+        ("cat", "cats", False),
+    ],
+)
+def test_names_that_are_hardly_told_apart_are_said(tmp_path: Path, one: str, other: str, alike: bool) -> None:
+    """W366 names classes that differ in letter case, spaces, Unicode form or unseen characters; no others."""
+    lines = (f"{i}.jpg,{[one, other][i % 2]}" for i in N)
+    recorder = Recorder()
+    read_dataset(contest(tmp_path, "{0}.jpg", "image,label", *lines), listener=recorder)
+    assert ("W366" in [notice.code for notice in recorder.notices]) is alike
+
+
+def test_groups_that_are_hardly_told_apart_are_said(tmp_path: Path) -> None:
+    """The same patient in two spellings would be in two folds."""
+    lines = (f"{i}.jpg,{i % 2},{['P1', 'p1', 'P2'][i % 3]}" for i in N)
+    _, said = heard(contest(tmp_path, "{0}.jpg", "image,label,patient_id", *lines))
+    assert "patients that differ only in letter case, spaces or unseen characters: P1 and p1" in said
+
+
 def test_groups_and_folds_of_the_table(tmp_path: Path) -> None:
     """A column of patients is kept together, a column of folds is used from 0 on, and none switches either off."""
     rows = [f"{i},{'ab'[i % 2]},{i // 4},{1 + i // 4}" for i in N]
