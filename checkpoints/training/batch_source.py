@@ -86,7 +86,9 @@ class BatchSource:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def epoch(self, order: Sequence[Order], number: int) -> Iterator[tuple[Pixels, NDArray[np.int64]]]:
+    def epoch(
+        self, order: Sequence[Order], number: int
+    ) -> Iterator[tuple[Pixels, NDArray[np.int64] | NDArray[np.float32]]]:
         """Yield one epoch's batches: pixels ``(B, H, W, 3)`` and rows of the targets; the next are made meanwhile."""
         assert self._pool is not None, "use the source in a with statement"
         pool, ahead = self._pool, 1 + _PER_WORKER * self._workers
@@ -100,7 +102,7 @@ class BatchSource:
                 pixels = made.result()
                 for following in islice(waiting, 1):
                     upcoming.append((following, pool.submit(self._make, following, number)))
-                yield pixels, self._images.targets[batch.images]
+                yield pixels, self._images.loss_targets[batch.images]
         except BrokenProcessPool as err:
             hint = "close other programs, or train on the CPU (--device cpu), where no processes augment"
             message = "a process that augments images was killed, most likely for lack of memory"

@@ -22,19 +22,33 @@ class LabeledImages:
     """Decoded images and, for each, the class to train on and the class to score on, both ``(N,)`` int64.
 
     Where an image may have several labels, both are ``(N, L)``, 1 for the labels that it has and 0 for the others.
+    ``soft_targets``, float32, are what the loss takes in place of the targets, if there are any.
     """
 
     decoded: DecodedImages
     targets: NDArray[np.int64]
     labels: NDArray[np.int64]
+    soft_targets: NDArray[np.float32] | None = None
+
+    @property
+    def loss_targets(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """The targets of the loss, a row per image."""
+        return self.targets if self.soft_targets is None else self.soft_targets
+
+    def with_soft_targets(self, soft_targets: NDArray[np.float32]) -> LabeledImages:
+        """Return the images with other targets of the loss, a row per image."""
+        return replace(self, soft_targets=soft_targets)
 
     def __getitem__(self, chosen: Mask) -> LabeledImages:
         pixels, index = self.decoded.pixels[chosen], self.decoded.fallback_index[chosen]
         decoded = replace(self.decoded, pixels=pixels, fallback_index=index)
-        return LabeledImages(decoded, self.targets[chosen], self.labels[chosen])
+        soft = None if self.soft_targets is None else self.soft_targets[chosen]
+        return LabeledImages(decoded, self.targets[chosen], self.labels[chosen], soft)
 
     def concatenate(self, others: LabeledImages) -> LabeledImages:
-        """Return these images followed by the others."""
+        """Return these images followed by the others; both are without soft targets."""
+        assert self.soft_targets is None, "the teacher's probabilities are added last"
+        assert others.soft_targets is None, "the teacher's probabilities are added last"
         first, second = self.decoded, others.decoded
         index = np.where(second.fallback_index < 0, -1, second.fallback_index + len(first.fallback))
         decoded = DecodedImages(

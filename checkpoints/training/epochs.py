@@ -16,6 +16,7 @@ from torch.nn import functional
 from checkpoints.training.augment import cutmix, erase, image_seed, mixup, parse_policy
 from checkpoints.training.batch_source import BatchSource, choose_workers
 from checkpoints.training.batches import LabeledImages, normalize, predict_pixels
+from checkpoints.training.distillation import Distillation, distillation_loss
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
 from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
@@ -46,12 +47,16 @@ from ensemble.events import Listener, Notice
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldData:
-    """One fold's images, the seed of everything that is drawn, and the model's name."""
+    """One fold's images, the seed of everything that is drawn, and the model's name.
+
+    With a ``teacher`` the training images have its probabilities (`distillation.with_teacher`).
+    """
 
     name: str
     training: LabeledImages
     holdout: LabeledImages
     seed: int
+    teacher: Distillation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,9 @@ def _prepare(
         )
     device = next(model.parameters()).device
     frozen = freeze(model, settings.freeze)
+    loss = _make_loss(targets, settings, device)
+    if data.teacher is not None:
+        loss = distillation_loss(loss, data.teacher, activation=settings.activation)
     workers = choose_workers(device.type, parse_policy(settings.augment), processes=distributed.world_size)
     return _Loop(
         data=data,
@@ -172,7 +180,7 @@ def _prepare(
         forward=distributed.prepare(model),
         distributed=distributed,
         steps=count_steps(len(targets), batch=settings.batch, accumulate=settings.accumulate),
-        loss=_make_loss(targets, settings, device),
+        loss=loss,
         batches=BatchSource(data.training, settings.augment, seed=data.seed, workers=workers),
         frozen=frozen,
         listener=listener,
@@ -294,8 +302,11 @@ def _move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _soft_targets(labels: torch.Tensor, settings: TrainSettings) -> torch.Tensor:
-    """Return the targets of a batch as float32 ``(B, C)``, from classes ``(B,)`` or 0 and 1 per label."""
-    if settings.activation == "sigmoid":
+    """Return the targets of a batch as float32 ``(B, C)``, from classes ``(B,)`` or 0 and 1 per label.
+
+    Those of a distillation, ``(B, 2 C)``, are what they should be.
+    """
+    if settings.activation == "sigmoid" or labels.is_floating_point():
         return labels.float()
     return functional.one_hot(labels, len(settings.labels)).float()
 

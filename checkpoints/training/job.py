@@ -17,6 +17,7 @@ from checkpoints.data.image_cache import DecodedImages, decode_images
 from checkpoints.data.mask_contest import Row
 from checkpoints.data.truth_table import labels_of
 from checkpoints.training.batches import LabeledImages
+from checkpoints.training.distillation import SoftLabels
 from checkpoints.training.loggers import LoggerKind
 from checkpoints.training.pseudo_labels import PseudoLabels
 from checkpoints.training.settings import TrainSettings, settings_dict
@@ -31,7 +32,8 @@ class TrainJob:
     """Everything that decides a member's weights, and the folder ``out`` in which it gets a folder of its own.
 
     ``boxes`` are the faces of the rows, for a preprocessing with a face crop. ``pseudo_labels`` are added to the
-    training part of every fold, and never to the hold-out part.
+    training part of every fold, and never to the hold-out part. A ``teacher`` has probabilities for each fold's
+    training part, which are learned from as well as the labels.
 
     ``folds_file`` is where the folds are kept for all members of ``out``; it is written when the training starts.
     ``repeat`` counts the fold splits of a member that is trained on several: each has a folder of its own in the
@@ -53,6 +55,7 @@ class TrainJob:
     logger: LoggerKind | None = None
     folds_file: Path | None = None
     repeat: int = 0
+    teacher: SoftLabels | None = None
 
     def __post_init__(self) -> None:
         validate_member(self.member)
@@ -106,6 +109,8 @@ class TrainJob:
                 "boxes": None if boxes is None else boxes.sha256,
                 "rows": _hash([(row.id, _classes(row)[-1]) for row in self.pseudo_labels.rows]),
             }
+        if self.teacher is not None:
+            value["teacher"] = self.teacher.fingerprint()
         return json.dumps(value, sort_keys=True)
 
 

@@ -11,6 +11,8 @@ import torch
 
 from checkpoints.loading.architectures import resolve_architecture
 from checkpoints.loading.open import save_checkpoint
+from checkpoints.training.batches import LabeledImages
+from checkpoints.training.distillation import with_teacher
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.epochs import FoldData, TrainingFiles, train_epochs
 from checkpoints.training.init_weights import init_model
@@ -62,12 +64,12 @@ def train_fold(
         raise DeviceError("E601", f"{device} was asked for, but torch {torch.__version__} has no GPU here")
     images = images or load_job_images(job, listener=listener)
     held_out = job.folds.holdout(job.rows, fold)
-    training = images.labeled[~held_out]
     data = FoldData(
         name=job.fold_name(fold),
-        training=training if images.pseudo is None else training.concatenate(images.pseudo),
+        training=_training_part(job, fold, images),
         holdout=images.labeled[held_out],
         seed=job.seed,
+        teacher=None if job.teacher is None else job.teacher.how,
     )
     files = TrainingFiles(
         log=job.folder / f"fold{fold}.csv",
@@ -95,6 +97,17 @@ def train_fold(
     if distributed.is_main:
         save_checkpoint(path, kept.weights, card)
     return TrainedFold(path, card, kept.score, kept.number, time.perf_counter() - start)
+
+
+def _training_part(job: TrainJob, fold: int, images: JobImages) -> LabeledImages:
+    """Return the images that a fold is trained on, with the probabilities of a teacher if there is one."""
+    kept = ~job.folds.holdout(job.rows, fold)
+    training = images.labeled[kept]
+    training = training if images.pseudo is None else training.concatenate(images.pseudo)
+    if job.teacher is None:
+        return training
+    probabilities = job.teacher.of_fold(fold, kept)
+    return with_teacher(training, probabilities, job.teacher.how, activation=job.settings.activation)
 
 
 def _make_card(job: TrainJob, fold: int, arch: str, images: JobImages) -> ModelCard:
