@@ -13,21 +13,24 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
-import click
+from ensemble.stop_signals import StopSignals, ended_by_interrupts
 
-from ensemble.cli import ens
-from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted
-from ensemble.stop_signals import StopSignals
-from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
+with ended_by_interrupts():
+    import click
+
+    from ensemble.cli import ens
+    from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted
+    from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
 
 _EXIT_SECONDS = 0.5  # that a stopped command has for what libraries do at the end of a process
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    open_standard_streams()
-    signals = StopSignals(_give_up)
-    status = run(sys.argv[1:], signals)
+    with ended_by_interrupts():
+        open_standard_streams()
+        signals = StopSignals(_give_up)
+        status = run(sys.argv[1:], signals)
     if signals.first is not None or status == DeviceError.exit_status:
         # Python's own exit waits for threads, one of which may be in a long call of a library, frees what torch holds
         # for a second, and ends with SIGINT where the signal came inside of an exec of text (pythonrun.c); where there
@@ -40,14 +43,17 @@ def run(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
     """Run a command and return its exit status: after a signal 128 + the number of the first one."""
     signals = signals or StopSignals()
     as_json = "--json" in arguments
-    with signals.heard():
-        try:
-            status = _run(arguments, signals, as_json=as_json, debug="--debug" in arguments)
-        except KeyboardInterrupt:  # while an error was being shown
-            status = _stopped(signals, as_json=as_json)
-        finally:
-            signals.end()
-            TERMINAL.close()
+    try:
+        with signals.heard():
+            try:
+                status = _run(arguments, signals, as_json=as_json, debug="--debug" in arguments)
+            except KeyboardInterrupt:  # while an error was being shown
+                status = _stopped(signals, as_json=as_json)
+            finally:
+                signals.end()
+                TERMINAL.close()
+    except KeyboardInterrupt:  # as the block began
+        status = _stopped(signals, as_json=as_json)
     return status
 
 

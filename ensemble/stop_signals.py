@@ -13,12 +13,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _PATIENCE = 10.0  # seconds after which another signal is heard: the first may have been lost in a library
 _UNHEARD = 1.5  # seconds in which the main thread has to hear a signal
 _LONGEST = 15.0  # seconds for what is computed to be written, after which the process ends all the same
 _STEP = 0.05
+
+
+@contextlib.contextmanager
+def ended_by_interrupts() -> Iterator[None]:
+    """Let SIGINT end the process at once in a block: while modules are imported there is nothing to keep or to say."""
+    is_main = threading.current_thread() is threading.main_thread()
+    # one that is ignored, as in a shell's background, stays so
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopSignals:
@@ -40,19 +56,23 @@ class StopSignals:
 
         Outside of the main thread signals cannot be heard, and the block is as it would be without.
         """
-        before = {}
+        before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-            for number in numbers:
-                if signal.getsignal(number) not in {signal.SIG_IGN, None}:
-                    before[number] = signal.signal(number, self._hear)
-        with self._watched(frozenset(before)):
-            try:
-                yield
-            finally:
-                self._over = True
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+            handlers = {number: signal.getsignal(number) for number in numbers}
+            before = {number: one for number, one in handlers.items() if one not in {signal.SIG_IGN, None}}
+        try:
+            for number in before:
+                signal.signal(number, self._hear)
+            with self._watched(frozenset(before)):
+                try:
+                    yield
+                finally:
+                    self._over = True
+        finally:  # also where one comes before the block begins
+            self._over = True
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def end(self) -> None:
         """Hear no more: the status of the command is known."""

@@ -20,7 +20,7 @@ import pytest
 from ensemble import terminal
 from ensemble.__main__ import run
 from ensemble.errors import OptionError
-from ensemble.stop_signals import StopSignals
+from ensemble.stop_signals import StopSignals, ended_by_interrupts
 from ensemble.thread_pool import thread_pool
 from tests.support import toys
 from tests.support.children import ROOT
@@ -119,6 +119,37 @@ def test_what_is_ignored_stays_ignored() -> None:
     finally:
         signal.signal(signal.SIGHUP, hang_up)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_as_hearing_begins_is_heard(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """One that comes while the watching thread starts stops the command, and the handlers are as before."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(threading.Thread, "start", sending(signal.SIGTERM, threading.Thread.start))
+    assert run(command, StopSignals(lambda _: None)) == 143
+    monkeypatch.undo()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_ctrl_c_during_the_imports_prints_no_traceback(tmp_path: Path) -> None:
+    """Before a command begins SIGINT ends the process as any other program, which a shell shows as 130."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    places = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "ensemble"], capture_output=True, text=True, timeout=50, env=places)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_imports_leave_the_handler_of_sigint() -> None:
+    """What Python or a caller has set, ignoring it too, is as before once the modules are imported."""
+    found = []
+    for handler in (signal.default_int_handler, signal.SIG_IGN):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with ended_by_interrupts():
+                found.append(signal.getsignal(signal.SIGINT))
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert found == [signal.SIG_DFL, signal.SIG_IGN]
 
 
 def test_a_signal_that_was_lost_can_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
