@@ -191,6 +191,10 @@ CODES: dict[str, Code] = {
         "Ids matched without regard to spaces, ./, folders or the suffix.", "nothing to do if the example looks right"
     ),
     "I382": Code("A column was chosen by its place or name.", "--id-column and --label-column name another one"),
+    "I385": Code(
+        "The values of an axis are ordered.",
+        "nothing to do if the order is right; otherwise give the labels in their order, or leave --ordinal out",
+    ),
     "E380": Code(
         "A model aligns faces by five points, and the file of boxes has none.",
         "find the faces with ens crop --detector retinaface, which finds points",

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from checkpoints.probe.head_nodes import add_head
 from checkpoints.probe.linear_head import LinearHead
 from ensemble.adopt.check import Original
 from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer, names_read
@@ -64,22 +65,7 @@ class FeatureNetwork:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.model.proto)
         graph = proto.graph
-        parts: list[str] = []
-        for number, block in enumerate(head.blocks):
-            name = f"ens.probe.{number}"
-            graph.initializer.append(numpy_helper.from_array(block.weights.astype(np.float32), f"{name}.weights"))
-            graph.initializer.append(numpy_helper.from_array(block.bias.astype(np.float32), f"{name}.bias"))
-            graph.node.append(helper.make_node("MatMul", [ROW, f"{name}.weights"], [f"{name}.products"]))
-            graph.node.append(helper.make_node("Add", [f"{name}.products", f"{name}.bias"], [f"{name}.logits"]))
-            parts.append(f"{name}.logits")
-        if len(head.blocks) > 1:
-            for number, spread in enumerate(head.spreads()):
-                name = f"ens.probe.{number}"
-                graph.initializer.append(numpy_helper.from_array(spread.astype(np.float32), f"{name}.spread"))
-                graph.node.append(helper.make_node("LogSoftmax", [f"{name}.logits"], [f"{name}.shares"], axis=1))
-                graph.node.append(helper.make_node("MatMul", [f"{name}.shares", f"{name}.spread"], [f"{name}.classes"]))
-            parts = [f"ens.probe.{number}.classes" for number in range(len(head.blocks))]
-        graph.node.append(helper.make_node("Sum", parts, [ANSWERS]))
+        add_head(graph, head, ROW, ANSWERS)
         del graph.output[:]
         graph.output.append(helper.make_tensor_value_info(ANSWERS, TensorProto.FLOAT, [None, head.classes]))
         return replace(self.model, proto=proto)

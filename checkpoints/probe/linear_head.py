@@ -1,8 +1,8 @@
-"""Linear heads with an L2 penalty on standardized features: multinomial, one per axis, or one logit per label."""
+"""Linear heads with an L2 penalty on standardized features: of all classes, of an axis, or a logit per label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
+from checkpoints.probe.ordinal_head import Levels, OrdinalBlock, fit_ordinal_path
 from ensemble.arrays import Floats, Mask
 from ensemble.card import Activation, Head
 from ensemble.labels import LabelSpace
@@ -40,7 +41,7 @@ class LinearHead:
     """The blocks of a head, one or one per axis of ``labels``, and the classes they make together."""
 
     labels: LabelSpace
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | OrdinalBlock, ...]
 
     @property
     def classes(self) -> int:
@@ -68,7 +69,8 @@ class LinearHead:
 class Target:
     """The labels of one block: ``trained`` and ``true`` are classes ``(N,)``, or 0 and 1 ``(N, L)`` for labels.
 
-    With ``balanced`` every class that there is counts as much as the others, however many images it has.
+    With ``balanced`` every class that there is counts as much as the others, however many images it has. With
+    ``levels`` the classes are ordered, and the block is an `OrdinalBlock`.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Target:
     outputs: int
     activation: Activation
     balanced: bool = False
+    levels: Levels | None = None
 
     def weights(self, rows: Mask) -> Floats:
         """Return how much each of the rows counts in training, ``(n,)``, 1 on average."""
@@ -111,19 +114,24 @@ def make_targets(
     true: NDArray[np.int64],
     *,
     balanced: bool = False,
+    ordered: Mapping[str, Levels] | None = None,
 ) -> list[Target]:
-    """Return one target, or one per axis for the head ``axes``."""
+    """Return one target, or one per axis for the head ``axes``; ``ordered`` has the levels of the ordered axes."""
+    ordered = ordered or {}
     if head == "flat":
         name = "all" if activation == "softmax" else "labels"
-        return [Target(name, trained, true, len(labels), activation, balanced)]
+        return [Target(name, trained, true, len(labels), activation, balanced, ordered.get(labels.axes[0].name))]
     targets = []
     for axis in labels.axes:
         values = labels.along(axis.name, trained), labels.along(axis.name, true)
-        targets.append(Target(axis.name, values[0], values[1], len(axis.values), activation, balanced))
+        outputs, levels = len(axis.values), ordered.get(axis.name)
+        targets.append(Target(axis.name, values[0], values[1], outputs, activation, balanced, levels))
     return targets
 
 
-def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[float]) -> Iterator[Block]:
+def fit_path(
+    features: Floats, target: Target, rows: Mask, strengths: Sequence[float]
+) -> Iterator[Block | OrdinalBlock]:
     """Yield the block fitted on the rows for each strength, strongest first: each starts from the one before.
 
     Features are standardized by the rows' own mean and standard deviation, which the block then contains.
@@ -132,7 +140,14 @@ def fit_path(features: Floats, target: Target, rows: Mask, strengths: Sequence[f
     mean, scale = chosen.mean(axis=0), chosen.std(axis=0)
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # a constant feature gets no weight
     chosen = (chosen - mean) / scale
-    wanted, weights = target.wanted(rows), target.weights(rows)
+    weights = target.weights(rows)
+    if target.levels is not None:
+        levels = Levels(target.levels.of_row[rows], target.levels.borders)
+        for ordinal in fit_ordinal_path(chosen, levels, weights / len(weights), strengths):
+            matrix = ordinal.weights / scale
+            yield OrdinalBlock(matrix, ordinal.cuts - mean @ matrix)
+        return
+    wanted = target.wanted(rows)
     start = np.zeros((chosen.shape[1] + 1) * target.outputs)
     for strength in strengths:
         start = _minimise(chosen, wanted, weights, strength, start, target.activation)

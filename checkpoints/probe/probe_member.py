@@ -19,6 +19,7 @@ from checkpoints.probe.choose_strength import choose_strengths, plan_fits
 from checkpoints.probe.feature_network import ANSWERS, FeatureNetwork
 from checkpoints.probe.linear_head import STRENGTHS, LinearHead, Target, fit_path, make_targets
 from checkpoints.probe.open_network import OpenNetwork
+from checkpoints.probe.ordered_axes import find_levels, require_ordered
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from ensemble.adopt.adopt import MOST_PICTURES, adopt_network
 from ensemble.arrays import Floats, Logits, Pixels
@@ -42,7 +43,7 @@ class ProbeJob:
 
     ``boxes`` are the faces of the rows, for a face crop. ``folds_file``
     is where the folds are kept for all members of ``out``. With ``balanced`` all classes, or values of an axis, count
-    equally.
+    equally. The axes ``ordinal`` are ordered, see `checkpoints.probe.ordinal_head`.
 
     Raises:
         OptionError: E204 when a name cannot be that of a folder, or the labels do not allow the head; E206 when boxes
@@ -60,6 +61,7 @@ class ProbeJob:
     boxes: Boxes | None = None
     folds_file: Path | None = None
     balanced: bool = False
+    ordinal: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         validate_member(self.member)
@@ -73,6 +75,7 @@ class ProbeJob:
             raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18")
         if self.balanced and self.data.activation == "sigmoid":
             raise OptionError("E204", "--balanced is for one class per image; the images have several labels")
+        require_ordered(self.data, self.head, self.ordinal)
         if self.card.preprocess.face is not None and self.boxes is None:
             raise OptionError("E206", f"{self.network.model.path.name} takes face crops: give the boxes with --boxes")
         if self.boxes is not None:
@@ -104,9 +107,11 @@ class ProbeJob:
             (row.id, row.label, row.target, list(row.present or ()), self.folds.of_person[row.person])
             for row in self.data.rows
         ]
-        # a probe without balance has the text of earlier versions
+        ordinal = {name: levels.of_row.tolist() for name, levels in find_levels(self.data, self.ordinal).items()}
+        # a probe without balance and order has the text of earlier versions
         return json.dumps(
             ({"balanced": True} if self.balanced else {})
+            | ({"ordinal": hashlib.sha256(json.dumps(ordinal, sort_keys=True).encode()).hexdigest()} if ordinal else {})
             | {
                 "probe": self.network.source,
                 "features": self.network.model.sha256,
@@ -185,7 +190,10 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
         }
         trained = labels_of(rows, data.labels, data.activation, trained=True)
         true = labels_of(rows, data.labels, data.activation)
-        targets = make_targets(data.labels, job.head, data.activation, trained, true, balanced=job.balanced)
+        ordered = find_levels(data, job.ordinal, listener=listener)
+        targets = make_targets(
+            data.labels, job.head, data.activation, trained, true, balanced=job.balanced, ordered=ordered
+        )
         strengths = choose_strengths(features["identity"], targets, fits, job.folds.count, listener=listener)
         _start_results(job)
         done: list[ProbedFold] = []
@@ -232,6 +240,7 @@ def _make_card(job: ProbeJob, fold: int, strengths: dict[str, float]) -> ModelCa
 
 def _record(job: ProbeJob, strengths: dict[str, float]) -> dict[str, Any]:
     record = {"features": job.network.source, "count": job.network.count, "l2": strengths}
+    record |= {"ordinal": sorted(job.ordinal)} if job.ordinal else {}
     return record | ({"balanced": True} if job.balanced else {})
 
 

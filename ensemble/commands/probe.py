@@ -76,6 +76,7 @@ class LearnOptions:
 
     head: Literal["flat", "axes"] = "flat"
     balanced: bool = False
+    ordinal: tuple[str, ...] = ()
     folds: str = "5"
     fixes: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -141,6 +142,10 @@ _LEARN = OptionGroup(
     (
         _learn("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
         _learn("balanced", "Weight the images so that all classes, or values of an axis, count equally."),
+        _learn(
+            "ordinal",
+            "Axis whose values are ordered, as age; cumulative links instead of one output per value; repeatable.",
+        ),
         _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
         _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
         _learn("without", "Ignore the fixes of this source; repeatable."),
@@ -213,6 +218,7 @@ def probe(
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
         folds_file=shared.file,
         balanced=learn.balanced,
+        ordinal=learn.ordinal,
     )
     probed = probe_member(job, fresh=output_.fresh, listener=TERMINAL)
     show(probed.as_dict(), probed.render(), as_json=as_json)
