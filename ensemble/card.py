@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.labels import LabelSpace
+from ensemble.ordinal import ordered_positions
 from ensemble.text.json_text import parse_json, require_no_flags
 from ensemble.text.plain_numbers import is_count, to_float
 
@@ -175,8 +176,9 @@ class ModelCard:
     ``group`` names the member that several folds belong to; ``holdout_sha256`` is the hash of the ids that the fold
     was not trained on. ``repeat`` counts the fold splits of a member that was trained on several. ``head`` is the
     layout of the weights' last layer: one output per class, or (``axes``) per value of each axis, from which the
-    network computes the log-probabilities of the classes. ``activation`` is that which turns the logits into
-    probabilities: softmax for one class per image, sigmoid for any number of labels.
+    network computes the log-probabilities of the classes. An axis in ``ordinal`` has one output and thresholds instead
+    (`checkpoints.loading.axes_head`). ``activation`` is that which turns the logits into probabilities: softmax
+    for one class per image, sigmoid for any number of labels.
     ``class_counts`` is the number of training images per class or label, if known. ``sources`` records for each setting
     if it comes from an option, the checkpoint or timm. ``checks`` has the results of the verification, and ``tools``
     the versions that wrote the file.
@@ -201,6 +203,7 @@ class ModelCard:
     activation: Activation = "softmax"
     class_counts: tuple[int, ...] | None = None
     repeat: int = 0
+    ordinal: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -239,6 +242,9 @@ class ModelCard:
             raise OptionError("E204", "labels that exclude nothing have no axes")
         if self.head == "axes" and len(self.labels.axes) < 2:
             raise OptionError("E204", "a head for each axis needs labels with two axes or more")
+        ordered_positions(self.labels, self.ordinal, option="ordinal")
+        if self.ordinal and (self.activation == "sigmoid" or (self.head == "flat" and len(self.labels.axes) > 1)):
+            raise OptionError("E204", "an ordinal axis needs a head for each axis, and one class per image")
 
     def require_rgb(self, what: str) -> None:
         """Check that the model takes images made from RGB, for something that is only done with those.
@@ -269,6 +275,8 @@ class ModelCard:
             del value["class_counts"]
         if self.repeat == 0:
             del value["repeat"]
+        if not self.ordinal:
+            del value["ordinal"]
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -300,6 +308,7 @@ class ModelCard:
                 mean=tuple(value.pop("mean")),
                 std=tuple(value.pop("std")),
                 class_counts=None if counts is None else tuple(counts),
+                ordinal=tuple(value.pop("ordinal", ())),
                 **value,
             )
         except (TypeError, KeyError, ValueError, OverflowError, EnsError) as err:

@@ -207,6 +207,10 @@ CODES: dict[str, Code] = {
         "A map of images to rows is not valid.",
         "columns image,row and, if wanted, weight: finite weights, none negative, and one above 0 for each row",
     ),
+    "I472": Code(
+        "The order of an axis whose values are ordered is that of the classes.",
+        "give the classes in order with --labels",
+    ),
     # 5xx: predictions, recipes, submissions
     "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),

@@ -9,9 +9,8 @@ from typing import Any
 import timm
 import torch
 
-from ensemble.card import Head
+from checkpoints.loading.axes_head import AxesHead
 from ensemble.errors import OptionError
-from ensemble.labels import LabelSpace
 
 # Options of an architecture that its weights cannot show, such as global_pool or bn_eps, by timm's names.
 ArchOptions = Mapping[str, Any]
@@ -39,8 +38,8 @@ class HeadLayers:
 
     ``layers`` are those that `head_options` lists, ``widths`` what each returns. ``pool`` is ``catmaxavg`` (fastai's
     order) or ``gem`` where timm does not have that pooling. ``axes`` are the sizes of the heads
-    of an `AxesHead`. With ``one_logit`` the head's only output is the logit of the second of two classes. ``scale`` is
-    that of a cosine layer.
+    of an `AxesHead`, and ``ordered`` the positions of those that are ordinal. With ``one_logit`` the head's only output
+    is the logit of the second of two classes. ``scale`` is that of a cosine layer.
     """
 
     layers: tuple[str, ...] = ()
@@ -48,6 +47,7 @@ class HeadLayers:
     biases: tuple[bool, ...] = ()
     pool: str = ""
     axes: tuple[int, ...] = ()
+    ordered: tuple[int, ...] = ()
     one_logit: bool = False
     scale: float = 1.0
 
@@ -113,57 +113,20 @@ class FixedPadConv(torch.nn.Conv2d):
         return torch.nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-class AxesHead(torch.nn.Linear):
-    """One linear head per axis; the log-probability of a class is the sum of those of its values.
-
-    Maps ``(B, F)`` to log-probabilities ``(B, C)`` in the order of the label space. The axes are assumed to be
-    independent given the image: ``log p(a, b, c) = log p(a) + log p(b) + log p(c)``. The weights are
-    ``(sum of sizes, F)``, under the names of the plain head.
-    """
-
-    def __init__(self, plain: torch.nn.Linear, shape: tuple[int, ...]) -> None:
-        # on the meta device nothing is drawn: the random state is the same as without this head
-        super().__init__(plain.in_features, sum(shape), bias=plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.shape = shape
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
-        """Return the sum over the axes, with the last axis changing fastest."""
-        # float32: a sum of logarithms in half precision is inaccurate
-        first, *others = torch.split(super().forward(input).float(), list(self.shape), dim=1)
-        total = first.log_softmax(dim=1)
-        for scores in others:
-            total = (total.unsqueeze(2) + scores.log_softmax(dim=1).unsqueeze(1)).flatten(1)
-        return total
-
-
-def count_outputs(labels: LabelSpace, head: Head) -> int:
-    """Return the number of outputs of the last layer: one per class, or one per value of each axis.
-
-    Raises:
-        OptionError: E204 when heads per axis are requested and there is only one axis.
-    """
-    if head == "flat":
-        return len(labels)
-    if len(labels.shape) < 2:
-        raise OptionError(
-            "E204", f"--head axes needs classes that are a product of axes; these have one, {labels.axes[0].name!r}"
-        )
-    return sum(labels.shape)
-
-
 def make_network(
     arch: str,
     *,
     outputs: int,
     size: tuple[int, int] | None = None,
     shape: tuple[int, ...] | None = None,
+    ordered: tuple[int, ...] = (),
     pretrained: bool = False,
     in_channels: int = 3,
     arch_options: ArchOptions | None = None,
 ) -> Any:
     """Return a timm model with ``outputs`` outputs; with ``shape``, the sizes of the axes, it has an `AxesHead`.
 
+    The axes at the positions ``ordered`` are ordinal.
     ``size`` is the ``(height, width)`` of the images, which transformers need; timm interpolates pretrained position
     embeddings to it.
 
@@ -194,8 +157,11 @@ def make_network(
     names = classifiers(arch)
     plain = model.get_submodule(names[0]) if len(names) == 1 else None
     if type(plain) is not torch.nn.Linear:
-        raise OptionError("E204", f"--head axes needs one linear classifier, which {arch} does not have")
-    replace_module(model, names[0], AxesHead(plain, shape))
+        raise OptionError(
+            "E204",
+            f"{'--ordinal' if ordered else '--head axes'} needs one linear classifier, which {arch} does not have",
+        )
+    replace_module(model, names[0], AxesHead(plain, shape, ordered))
     return model
 
 

@@ -13,6 +13,7 @@ import torch
 
 from checkpoints.loading.arch_options import settle_options, why_not
 from checkpoints.loading.architectures import current_name, is_same_layer, resolve_architecture
+from checkpoints.loading.axes_head import LOG_GAPS, count_outputs, count_rows
 from checkpoints.loading.bodies import Wanted
 from checkpoints.loading.head_build import FoundHead
 from checkpoints.loading.head_options import HeadRequest
@@ -26,7 +27,6 @@ from checkpoints.loading.network import (
     ArchOptions,
     HeadLayers,
     add_zero_logit,
-    count_outputs,
     fix_padding,
     make_network,
     set_head,
@@ -50,6 +50,7 @@ from ensemble.card import METADATA_KEY, ModelCard, Weights
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import write_atomic
+from ensemble.ordinal import ordered_positions
 
 __all__ = ["Checkpoint", "HeadRequest", "build_model", "open_checkpoint", "save_checkpoint"]
 
@@ -150,12 +151,33 @@ def open_checkpoint(
         more = {"the epsilon of batch normalizations": len(told.epsilons)} if told.epsilons else {}
         _say_options(dict(told.options) | more, "taken from the pickled layers", path, listener)
     request = replace(head, labels=None) if card else head
-    behind = HeadFinder(network.body, network.rest, request, path, margin=metadata.margin, layers=layers).find()
+    rest, gaps = _without_gaps(network.rest, card, path)
+    behind = HeadFinder(network.body, rest, request, path, margin=metadata.margin, layers=layers).find()
+    behind = replace(behind, tensors={**behind.tensors, **gaps})
     _say_head(behind, path, listener)
     if behind.layers.pool:
         options.pop("global_pool", None)
     checkpoint = _assemble(network, behind, content, told, path, listener)
     return replace(checkpoint, arch_options=options | dict(checkpoint.arch_options), metadata=metadata)
+
+
+def _without_gaps(
+    rest: Mapping[str, torch.Tensor], card: ModelCard | None, path: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the rest of a checkpoint without the thresholds of its ordinal axes, and these by their names.
+
+    Raises:
+        ModelError: E411 when they do not fit the axes of the card.
+    """
+    if card is None or not card.ordinal:
+        return dict(rest), {}
+    gaps = {key: tensor for key, tensor in rest.items() if key.rpartition(".")[2] == LOG_GAPS}
+    wanted = sum(card.labels.shape[position] - 2 for position in ordered_positions(card.labels, card.ordinal))
+    if [tuple(tensor.shape) for tensor in gaps.values()] != [(wanted,)]:
+        found = ", ".join(str(tuple(tensor.shape)) for tensor in gaps.values()) or "none"
+        message = f"{path.name}: the thresholds of {', '.join(card.ordinal)} are {found}, not ({wanted},)"
+        raise ModelError("E411", message, path=path)
+    return {key: tensor for key, tensor in rest.items() if key not in gaps}, gaps
 
 
 def _told(
@@ -209,9 +231,10 @@ def _assemble(
     listener: Listener,
 ) -> Checkpoint:
     body, match, card = network.body, network.body.match, content.card
-    axes = card.labels.shape if card is not None and card.head == "axes" else behind.layers.axes
-    if card is not None and card.head == "axes":
+    layers = behind.layers
+    if card is not None and (card.head == "axes" or card.ordinal):
         _require_head(behind.outputs, card, path)
+        layers = replace(layers, axes=card.labels.shape, ordered=ordered_positions(card.labels, card.ordinal))
     named = {
         name: _fitting(body.layout.shaped(name, network.tensors[key]), match.architecture.state[name])
         for name, key in body.sources.items()
@@ -226,13 +249,12 @@ def _assemble(
         tensors = absorb_epsilons(tensors, told.epsilons)
     elif body.layout.name == "torchvision":
         tensors = absorb_epsilon(match.arch, tensors)
-    layers = replace(behind.layers, axes=axes)
     classes = 2 if layers.one_logit else behind.outputs
     return Checkpoint(
         path=path,
         arch=match.arch,
         state_dict=tensors,
-        num_classes=math.prod(axes) if axes else classes,
+        num_classes=math.prod(layers.axes) if layers.axes else classes,
         sha256=content.sha256,
         weights=network.weights,
         card=card,
@@ -253,12 +275,13 @@ def build_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """Return the network with the checkpoint's weights: ``(B, C, H, W)`` to logits, eval mode, float32, on the CPU."""
     card, head = checkpoint.card, checkpoint.head
     size = card.preprocess.size if card else checkpoint.size
-    outputs = checkpoint.num_classes if not head.axes else sum(head.axes)
+    outputs = checkpoint.num_classes if not head.axes else count_rows(head.axes, head.ordered)
     model: torch.nn.Module = make_network(
         checkpoint.arch,
         outputs=1 if head.one_logit else outputs,
         size=size,
         shape=head.axes or None,
+        ordered=head.ordered,
         in_channels=checkpoint.in_channels,
         arch_options=checkpoint.arch_options,
     )
@@ -296,9 +319,11 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], card: Mo
 
 
 def _require_head(outputs: int, card: ModelCard, path: Path) -> None:
-    wanted = count_outputs(card.labels, card.head)
+    wanted = count_outputs(card.labels, card.head, ordered_positions(card.labels, card.ordinal))
     if outputs != wanted:
-        raise ModelError("E411", f"{path.name}: the heads have {outputs} outputs, the axes {wanted} values", path=path)
+        raise ModelError(
+            "E411", f"{path.name}: the heads have {outputs} outputs, those of the card {wanted}", path=path
+        )
 
 
 def _say_names(network: Network, found: AllTensors, path: Path, listener: Listener) -> None:

@@ -307,6 +307,8 @@ def _name(chosen: _Whole, wanted: str | None, claims: tuple[Claim, ...], path: P
 
 def _count_classes(outputs: int, card: ModelCard | None, labels: LabelSpace | None) -> int:
     if card is not None:
+        if card.ordinal:
+            raise NeedsTorchError("the head has thresholds of ordinal axes")
         wanted = sum(card.labels.shape) if card.head == "axes" else len(card.labels)
         if outputs != wanted:
             raise NeedsTorchError("the head does not fit the labels of the card")

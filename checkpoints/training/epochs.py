@@ -30,6 +30,7 @@ from checkpoints.training.losses import (
     positive_weights,
 )
 from checkpoints.training.optimizer import make_optimizer, make_schedule
+from checkpoints.training.ordered_axes import require_valid_ordinal
 from checkpoints.training.sampler import balanced_classes, count_steps, cut_steps, draw_order
 from checkpoints.training.scores import HoldoutScores, score_classes, score_labels
 from checkpoints.training.settings import TrainSettings
@@ -199,6 +200,7 @@ def require_valid_loss(settings: TrainSettings) -> None:
     _make_loss(one if settings.activation == "softmax" else several, settings, torch.device("cpu"))
     if settings.activation == "sigmoid" and (settings.head == "axes" or len(settings.labels.axes) > 1):
         raise OptionError("E204", "labels with axes (--labels, --head axes) need images of one class each")
+    require_valid_ordinal(settings)
 
 
 def _make_loss(targets: NDArray[np.int64], settings: TrainSettings, device: torch.device) -> Loss:

@@ -7,11 +7,13 @@ from typing import Any
 import timm
 import torch
 
-from checkpoints.loading.network import classifiers, count_outputs, make_network
+from checkpoints.loading.axes_head import count_outputs
+from checkpoints.loading.network import classifiers, make_network
 from checkpoints.loading.open import open_checkpoint
 from checkpoints.training.settings import TrainSettings
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Listener, Notice
+from ensemble.ordinal import ordered_positions
 
 
 def init_model(arch: str, settings: TrainSettings, *, listener: Listener) -> torch.nn.Module:
@@ -45,12 +47,13 @@ def init_model(arch: str, settings: TrainSettings, *, listener: Listener) -> tor
 
 
 def _new_network(arch: str, settings: TrainSettings, *, pretrained: bool = False) -> Any:
-    labels = settings.labels
+    labels, ordered = settings.labels, ordered_positions(settings.labels, settings.ordinal)
     return make_network(
         arch,
-        outputs=count_outputs(labels, settings.head),
+        outputs=count_outputs(labels, settings.head, ordered),
         size=settings.preprocess.size,
-        shape=labels.shape if settings.head == "axes" else None,
+        shape=labels.shape if settings.head == "axes" or ordered else None,
+        ordered=ordered,
         pretrained=pretrained,
         in_channels=settings.preprocess.planes,
     )

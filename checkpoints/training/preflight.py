@@ -76,6 +76,7 @@ def check_job(job: TrainJob, *, distributed: DistributedContext) -> None:
         checkpoint_sha256="",
         head=settings.head,
         activation=settings.activation,
+        ordinal=settings.ordinal,
     )
     _require_size(model, replace(settings, arch=arch))
 

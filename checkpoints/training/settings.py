@@ -58,6 +58,8 @@ class TrainSettings:
     ``gamma_positive`` and ``clip_negative`` are the parameters of the asymmetric loss. The best epoch is then the one
     with the highest mean average precision.
 
+    The axes in ``ordinal`` have one score and ordered thresholds in place of an output per value.
+
     Augmentation: ``augment`` is a policy of `augment.parse_policy`, ``cutmix`` the region that `augment.cutmix` pastes,
     ``mixup`` the alpha of `augment.mixup` (None: off), and ``erasing`` the share of images with an erased rectangle.
 
@@ -104,6 +106,7 @@ class TrainSettings:
     gamma_negative: float = 4.0
     gamma_positive: float = 0.0
     clip_negative: float = 0.05
+    ordinal: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._require_channels()
@@ -190,6 +193,7 @@ _ADDED_LATER: Mapping[str, Any] = {
     "gamma_negative": 4.0,
     "gamma_positive": 0.0,
     "clip_negative": 0.05,
+    "ordinal": (),
 }
 _PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb", "scale": (0.0, 255.0)}
 

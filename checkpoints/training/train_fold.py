@@ -130,4 +130,5 @@ def _make_card(job: TrainJob, fold: int, arch: str, images: JobImages) -> ModelC
         activation=settings.activation,
         class_counts=tuple(counts.tolist()),
         repeat=job.repeat,
+        ordinal=settings.ordinal,
     )

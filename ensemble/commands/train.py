@@ -132,6 +132,11 @@ _MODEL = OptionGroup(
     (
         _setting("arch", "Any timm architecture."),
         _setting("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
+        _setting(
+            "ordinal",
+            "Axis whose values are ordered: one score and thresholds in place of outputs; repeatable.",
+            metavar="AXIS",
+        ),
         _setting("init", "Initial weights; the head of the file is dropped.", type=PATH),
         _setting("pretrained", "Start from timm's pretrained weights, from its cache or the network."),
         _setting("freeze", "Freeze the first N layer groups.", type=click.IntRange(min=0), metavar="N"),
@@ -281,6 +286,7 @@ def train(
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
         from checkpoints.training.job import TrainJob
+        from checkpoints.training.ordered_axes import fit_classes
         from checkpoints.training.own_channels import fit_own_channels
         from checkpoints.training.preflight import check_settings
         from checkpoints.training.shared_folds import read_or_make_folds
@@ -309,7 +315,7 @@ def train(
     )
     settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
     settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
-    settings = replace(settings, labels=dataset.labels, activation=dataset.activation)
+    settings = fit_classes(settings, dataset.labels, dataset.activation, listener=listener)
     boxes = None if faces is None else Boxes({face.id: face.box for face in faces})
     jobs = []
     for repeat in range(split.repeats):

@@ -16,7 +16,8 @@ from scipy.special import log_softmax
 
 from checkpoints.data.folds import make_folds
 from checkpoints.data.mask_contest import Row
-from checkpoints.loading.network import count_outputs, make_network
+from checkpoints.loading.axes_head import count_outputs
+from checkpoints.loading.network import make_network
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.init_weights import init_model
 from checkpoints.training.job import TrainJob

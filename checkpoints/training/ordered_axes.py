@@ -1,0 +1,49 @@
+"""Axes of the label space whose values are in order: ages, grades, severities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from checkpoints.training.settings import TrainSettings
+from ensemble.card import Activation
+from ensemble.errors import OptionError
+from ensemble.events import Listener, Notice
+from ensemble.labels import LabelSpace
+from ensemble.ordinal import ordered_positions
+
+
+def require_valid_ordinal(settings: TrainSettings) -> None:
+    """Check that the ordinal axes are axes of the classes with three values or more, and have a head of their own.
+
+    Raises:
+        OptionError: E204 when they are not.
+    """
+    if not settings.ordinal:
+        return
+    if settings.activation == "sigmoid":
+        raise OptionError("E204", "--ordinal needs images of one class each, and these may have several labels")
+    ordered_positions(settings.labels, settings.ordinal)
+    axes = [axis.name for axis in settings.labels.axes]
+    if settings.head == "flat" and len(axes) > 1:
+        name = settings.ordinal[0]
+        message = (
+            f"--ordinal {name}: the classes have the axes {', '.join(axes)}, and the head has one output per class"
+        )
+        raise OptionError("E204", message, hint="add --head axes")
+
+
+def fit_classes(
+    settings: TrainSettings, labels: LabelSpace, activation: Activation, *, listener: Listener
+) -> TrainSettings:
+    """Return the settings with the classes, and say the order of the values of each ordered axis (I472).
+
+    Raises:
+        OptionError: E204 as `require_valid_ordinal`.
+    """
+    settings = replace(settings, labels=labels, activation=activation)
+    require_valid_ordinal(settings)
+    for axis in settings.labels.axes:
+        if axis.name in settings.ordinal:
+            order = " < ".join(axis.values) if len(axis.values) <= 12 else f"{axis.values[0]} < ... < {axis.values[-1]}"
+            listener.notice(Notice("I472", f"the values of {axis.name} are in the order of the classes: {order}"))
+    return settings
