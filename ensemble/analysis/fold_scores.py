@@ -39,9 +39,9 @@ def score_fold_average(
         return None
     new = stack_new(test, views, truth.labels)
     with threadpool_limits(limits=1, user_api="blas"):
-        stacked = stack_members(by_name, views, truth)
-        data = average_folds(stacked, views, new, seed=0, listener=SILENT)
-    if data is stacked.data:
+        given = stack_members(by_name, views, truth)
+        data = average_folds(given, views, new, seed=0, listener=SILENT)
+    if data is given:
         return None
     values = data.log_p if data.log_g is None or recipe.pool.order != 0 else data.log_g
     moved = []

@@ -124,6 +124,11 @@ class Fitted:
         return decide(np.exp(log_p), self.rule)
 
 
+def weighted_mean(weights: Floats, classes: int) -> Fitted:
+    """Return the mean of probabilities with ``weights`` ``(V,)``, which sum to one; nothing else is fitted."""
+    return Fitted("linear", weights, 1.0, np.zeros(classes))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FitOptions:
     """The inputs of a fit besides the data.
@@ -182,7 +187,7 @@ def _fit_rule(name: str, probabilities: Floats, truth: Classes, score: Callable[
 
 
 def _fit_pool(name: str, options: FitOptions, log_p: Floats, truth: Classes, log_g: Floats | None) -> Fitted:
-    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(log_p.shape[-1]))
+    mean = weighted_mean(options.mean_weights, log_p.shape[-1])
     if name == "mean":
         return mean
     if name == "logit":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ensemble.arrays import Floats
-from ensemble.learn.candidates import FitOptions, Fitted
+from ensemble.learn.candidates import FitOptions, Fitted, weighted_mean
 from ensemble.learn.class_mix import ClassMix, compare_class_mix
 from ensemble.learn.cross_validation import (
     CandidateAnswers,
@@ -44,6 +44,84 @@ class Comparison:
         return gain, self.elsewhere.get(name, gain)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NestedScores:
+    """The scores of K candidates in nested cross-validation, by name, the mean first as the baseline of the gains.
+
+    ``score`` is the metric, ``likelihood`` the mean log-likelihood, and ``elsewhere`` the metric on the other class
+    mix, None where it does not differ. ``score_left_out`` returns the metric ``(K, R)`` on the people left out of each
+    of the R resamples: it takes as long as the others together, and is called only if a candidate beats the mean.
+    """
+
+    names: Sequence[str]
+    score: ResampledScores
+    likelihood: ResampledScores
+    elsewhere: ResampledScores | None
+    score_left_out: Callable[[], Floats]
+
+
+def select_and_tabulate(
+    nested: NestedScores,
+    fitted: Mapping[str, Fitted],
+    member_views: Sequence[MemberView],
+    *,
+    in_sample: Callable[[Fitted], float],
+    by_score: bool,
+    people: int,
+) -> Comparison:
+    """Select a candidate as `ensemble.learn.selection` says, and tabulate the scores of all.
+
+    ``in_sample`` scores a fitted candidate on the images that it was fitted to; ``by_score`` is that of the metric.
+    """
+    names, score, likelihood, elsewhere = nested.names, nested.score, nested.likelihood, nested.elsewhere
+    errors = demanded_errors(people)
+    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=by_score, errors=errors)
+    expected = 0.0
+    if selected:
+        left_out = nested.score_left_out()
+        expected = bias_corrected_gain(
+            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=by_score, errors=errors
+        )
+        if expected <= 0:
+            selected, expected = 0, 0.0
+    table = [
+        CandidateScore(
+            candidate=name,
+            nested=float(score.value[i]),
+            low=interval(score.resampled[i])[0],
+            high=interval(score.resampled[i])[1],
+            gain=float(score.value[i] - score.value[0]),
+            error=score.error(i, 0),
+            in_sample=in_sample(fitted[name]),
+            weights={str(v): float(w) for v, w in zip(member_views, fitted[name].weights, strict=True)},
+        )
+        for i, name in enumerate(names)
+    ]
+    gains = [] if elsewhere is None else [float(value - elsewhere.value[0]) for value in elsewhere.value]
+    return Comparison(
+        table=tuple(table),
+        selected=names[selected],
+        expected_gain=expected,
+        without_mix=names[select_candidate(names, score, likelihood, by_score=by_score, errors=errors)],
+        elsewhere=dict(zip(names, gains, strict=False)),
+    )
+
+
+def score_each_member(
+    member_views: Sequence[MemberView], score: Callable[[Floats], tuple[float, Floats]]
+) -> tuple[MemberScore, ...]:
+    """Score each member alone: the mean of its views' probabilities, with a 95 % bootstrap interval over people.
+
+    ``score`` returns the score of the mean with weights ``(V,)``, and that in each resample.
+    """
+    found = []
+    for name in dict.fromkeys(one.member for one in member_views):
+        used = np.array([one.member == name for one in member_views])
+        value, resampled = score(used / used.sum())
+        found.append(MemberScore(name, value, *interval(resampled)))
+    return tuple(found)
+
+
 def compare_candidates(
     nested: Mapping[str, CandidateAnswers],
     fitted: Mapping[str, Fitted],
@@ -55,59 +133,38 @@ def compare_candidates(
     seed: int,
 ) -> Comparison:
     """Score every candidate, the mean first as the baseline of the gains, and select one."""
-    names = list(nested)
-    score = _scores(nested, metric, data, seed)
-    likelihood = _scores(nested, replace(metric, score=None, contest=None), data, seed, resamples=metric.resamples)
     weights = mix.weights if mix is not None and mix.differs and metric.needs_decisions else None
-    elsewhere = None if weights is None else _scores(nested, metric, data, seed, class_weights=weights)
-    table = [
-        CandidateScore(
-            candidate=name,
-            nested=float(score.value[i]),
-            low=interval(score.resampled[i])[0],
-            high=interval(score.resampled[i])[1],
-            gain=float(score.value[i] - score.value[0]),
-            error=score.error(i, 0),
-            in_sample=score_answers(metric, data, apply_candidate(fitted[name], data)),
-            weights={str(v): float(w) for v, w in zip(member_views, fitted[name].weights, strict=True)},
-        )
-        for i, name in enumerate(names)
-    ]
-    errors = demanded_errors(int(data.person.max()) + 1)
-    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=metric.by_score, errors=errors)
-    expected = 0.0
-    if selected:
-        left_out = np.stack(
-            [bootstrap_scores(metric, data, answers, seed=seed, out_of_bag=True) for answers in nested.values()]
-        )
-        expected = bias_corrected_gain(
-            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=metric.by_score, errors=errors
-        )
-        if expected <= 0:
-            selected, expected = 0, 0.0
-    return Comparison(
-        table=tuple(table),
-        selected=names[selected],
-        expected_gain=expected,
-        without_mix=names[select_candidate(names, score, likelihood, by_score=metric.by_score, errors=errors)],
-        elsewhere={}
-        if elsewhere is None
-        else {name: float(elsewhere.value[i] - elsewhere.value[0]) for i, name in enumerate(names)},
+
+    def score_left_out() -> Floats:
+        return np.stack([bootstrap_scores(metric, data, one, seed=seed, out_of_bag=True) for one in nested.values()])
+
+    scores = NestedScores(
+        list(nested),
+        _scores(nested, metric, data, seed),
+        _scores(nested, replace(metric, score=None, contest=None), data, seed, resamples=metric.resamples),
+        None if weights is None else _scores(nested, metric, data, seed, class_weights=weights),
+        score_left_out,
+    )
+    return select_and_tabulate(
+        scores,
+        fitted,
+        member_views,
+        in_sample=lambda one: score_answers(metric, data, apply_candidate(one, data)),
+        by_score=metric.by_score,
+        people=int(data.person.max()) + 1,
     )
 
 
 def score_members(
     data: LearningData, member_views: Sequence[MemberView], metric: Metric, *, seed: int
 ) -> tuple[MemberScore, ...]:
-    """Score each member alone: the mean of its views' probabilities, with a 95 % bootstrap interval over people."""
-    found = []
-    for name in dict.fromkeys(one.member for one in member_views):
-        used = np.array([one.member == name for one in member_views])
-        alone = Fitted("linear", used / used.sum(), 1.0, np.zeros(data.log_p.shape[-1]))
-        answers = apply_candidate(alone, data)
-        low, high = interval(bootstrap_scores(metric, data, answers, seed=seed))
-        found.append(MemberScore(name, score_answers(metric, data, answers), low, high))
-    return tuple(found)
+    """Score each member alone, as `score_each_member`."""
+
+    def score(weights: Floats) -> tuple[float, Floats]:
+        answers = apply_candidate(weighted_mean(weights, data.log_p.shape[-1]), data)
+        return score_answers(metric, data, answers), bootstrap_scores(metric, data, answers, seed=seed)
+
+    return score_each_member(member_views, score)
 
 
 def mix_of(
@@ -119,7 +176,7 @@ def mix_of(
     """
     log_p = np.stack([np.log(np.maximum(np.exp(folds).mean(axis=0), np.finfo(np.float64).tiny)) for folds in new])
     log_g = np.stack([folds.mean(axis=0) for folds in new])
-    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(log_p.shape[-1]))
+    mean = weighted_mean(options.mean_weights, log_p.shape[-1])
     calibrated = next((fitted[name] for name in ("calibrated", "pool", "mean") if name in fitted), mean)
     return compare_class_mix(
         np.exp(mean.apply(data.log_p)),

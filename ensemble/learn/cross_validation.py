@@ -31,7 +31,8 @@ class LearningData:
     ``person`` ``(N,)`` is the index of the person on each image, or of the image itself if persons are unknown. Where
     the folds of a model are averaged, ``log_p`` are logarithms of their mean probabilities, and ``log_g`` their mean
     log-probabilities, for the pools of logits; without it the two are the same. ``keep`` says that answers keep their
-    probabilities, which some metrics need.
+    probabilities, which some metrics need. ``looks`` has for each member view the log-probabilities ``(R, N, C)`` of
+    its R fold splits, or None where it was trained on one; it is empty once folds are averaged.
     """
 
     log_p: Floats
@@ -39,9 +40,10 @@ class LearningData:
     person: Classes
     log_g: Floats | None = None
     keep: bool = False
+    looks: tuple[Floats | None, ...] = ()
 
     def take(self, rows: NDArray[np.intp]) -> LearningData:
-        """Return the data of some images."""
+        """Return the data of some images, without the fold splits."""
         log_g = None if self.log_g is None else self.log_g[:, rows]
         return LearningData(self.log_p[:, rows], self.truth[rows], self.person[rows], log_g, self.keep)
 

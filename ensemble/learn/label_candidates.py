@@ -28,7 +28,7 @@ from scipy.special import expit, log_expit, logit
 from ensemble.arrays import Classes, Floats
 from ensemble.blend.decision_rules import ThresholdRule, decide_labels
 from ensemble.blend.pooling import percentile_ranks
-from ensemble.learn.candidates import Fitted
+from ensemble.learn.candidates import Fitted, weighted_mean
 from ensemble.learn.ensemble_selection import select_bagged
 from ensemble.learn.label_data import LabelData
 from ensemble.learn.likelihood import FEW_IMAGES, fit_linear, fit_log_linear, fit_temperatures
@@ -172,7 +172,7 @@ def best_f1_threshold(scores: Floats, applies: Decisions) -> float:
 
 
 def _fit_pool(name: str, options: LabelOptions, data: LabelData) -> Fitted:
-    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(data.odds.shape[-1]))
+    mean = weighted_mean(options.mean_weights, data.odds.shape[-1])
     if name in {"mean", "logit"}:
         return replace(mean, space="linear" if name == "mean" else "logit")
     if name == "rank":

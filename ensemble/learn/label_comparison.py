@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.arrays import Floats, Mask
-from ensemble.learn.candidates import Fitted
+from ensemble.arrays import Floats
+from ensemble.learn.candidates import Fitted, weighted_mean
 from ensemble.learn.class_mix import LabelMix, compare_label_mix
-from ensemble.learn.comparison import Comparison
+from ensemble.learn.comparison import Comparison, NestedScores, score_each_member, select_and_tabulate
 from ensemble.learn.label_candidates import LabelOptions, apply_labels, decided_by
 from ensemble.learn.label_data import LabelData
 from ensemble.learn.objective import Metric
-from ensemble.learn.result import CandidateScore, MemberScore, MemberView
-from ensemble.learn.selection import ResampledScores, bias_corrected_gain, demanded_errors, select_candidate
-from ensemble.learn.view_gains import ViewGain, first_view
-from ensemble.metrics import interval
+from ensemble.learn.result import MemberScore, MemberView
+from ensemble.learn.selection import ResampledScores
+from ensemble.learn.view_gains import MeanOfViews, ViewGain, measure_gains
 from ensemble.predictions.out_of_fold import mean_logits
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
 from ensemble.scoring.catalogue import ContestMetric, find_metric
@@ -49,41 +48,25 @@ def compare_label_candidates(
     seed: int,
 ) -> Comparison:
     """Score every candidate, the mean first as the baseline of the gains, and select one; see `compare_candidates`."""
-    names = list(nested)
-    score = _scores(nested, metric, data, seed)
-    likelihood = _scores(nested, _likelihood_of(metric), data, seed)
     weights = mix.weights if mix is not None and mix.differs and metric.needs_decisions else None
-    elsewhere = None if weights is None else _scores(nested, metric, data, seed, image_weights=weights)
-    errors = demanded_errors(int(data.person.max()) + 1)
-    selected = select_candidate(names, score, likelihood, elsewhere=elsewhere, by_score=metric.by_score, errors=errors)
-    expected = 0.0
-    if selected:
-        left_out = np.stack([_resampled(each, metric, data, seed, left_out=True) for each in nested.values()])
-        expected = bias_corrected_gain(
-            names, score, likelihood, left_out, elsewhere=elsewhere, by_score=metric.by_score, errors=errors
-        )
-        selected, expected = (selected, expected) if expected > 0 else (0, 0.0)
-    table = [
-        CandidateScore(
-            candidate=name,
-            nested=float(score.value[i]),
-            low=interval(score.resampled[i])[0],
-            high=interval(score.resampled[i])[1],
-            gain=float(score.value[i] - score.value[0]),
-            error=score.error(i, 0),
-            in_sample=_once([answers_of(fitted[name], data)], metric, data),
-            weights={str(view): float(w) for view, w in zip(views, fitted[name].weights, strict=True)},
-        )
-        for i, name in enumerate(names)
-    ]
-    return Comparison(
-        table=tuple(table),
-        selected=names[selected],
-        expected_gain=expected,
-        without_mix=names[select_candidate(names, score, likelihood, by_score=metric.by_score, errors=errors)],
-        elsewhere={}
-        if elsewhere is None
-        else {name: float(elsewhere.value[i] - elsewhere.value[0]) for i, name in enumerate(names)},
+
+    def score_left_out() -> Floats:
+        return np.stack([_resampled(each, metric, data, seed, left_out=True) for each in nested.values()])
+
+    scores = NestedScores(
+        list(nested),
+        _scores(nested, metric, data, seed),
+        _scores(nested, _likelihood_of(metric), data, seed),
+        None if weights is None else _scores(nested, metric, data, seed, image_weights=weights),
+        score_left_out,
+    )
+    return select_and_tabulate(
+        scores,
+        fitted,
+        views,
+        in_sample=lambda one: _once([answers_of(one, data)], metric, data),
+        by_score=metric.by_score,
+        people=int(data.person.max()) + 1,
     )
 
 
@@ -94,7 +77,7 @@ def label_mix_of(
 
     ``new`` are the folds' log-odds ``(k, M, C)`` of each member view.
     """
-    mean = Fitted("linear", options.mean_weights, 1.0, np.zeros(data.odds.shape[-1]))
+    mean = weighted_mean(options.mean_weights, data.odds.shape[-1])
     odds = np.stack([mean_logits(folds, independent=True) for folds in new])
     logits = np.stack([folds.mean(axis=0) for folds in new])
     calibrated = next((fitted[name] for name in ("calibrated", "pool", "mean") if name in fitted), mean)
@@ -109,43 +92,27 @@ def label_mix_of(
 
 
 def score_label_members(options: LabelOptions, views: Sequence[MemberView], data: LabelData) -> tuple[MemberScore, ...]:
-    """Score each member alone, the mean of its views' probabilities, with a 95 % bootstrap interval over people."""
-    found = []
-    for name in dict.fromkeys(one.member for one in views):
-        used = np.array([one.member == name for one in views])
-        alone = [answers_of(Fitted("linear", used / used.sum(), 1.0, np.zeros(data.applies.shape[1])), data)]
-        low, high = interval(_resampled(alone, options.metric, data, options.seed))
-        found.append(MemberScore(name, _once(alone, options.metric, data), low, high))
-    return tuple(found)
+    """Score each member alone, as `score_each_member`."""
+
+    def score(weights: Floats) -> tuple[float, Floats]:
+        alone = [answers_of(weighted_mean(weights, data.applies.shape[1]), data)]
+        return _once(alone, options.metric, data), _resampled(alone, options.metric, data, options.seed)
+
+    return score_each_member(views, score)
 
 
-def measure_label_views(data: LabelData, views: Sequence[MemberView], options: LabelOptions) -> tuple[ViewGain, ...]:
-    """Measure each view in addition to the first, as `measure_views`: decisions of labels are counted, not images."""
-    names = np.array([one.view for one in views])
-    first = first_view(names.tolist())
-    before = _mean_of_views(data, options, names == first)
-    resampled = _resampled([before], options.metric, data, options.seed)
-    gains = []
-    for view in sorted(set(names.tolist()) - {first}):
-        after = _mean_of_views(data, options, (names == first) | (names == view))
-        error = _resampled([after], options.metric, data, options.seed) - resampled
-        right, then = before.decided == data.applies, after.decided == data.applies
-        gains.append(
-            ViewGain(
-                view=view,
-                gain=_once([after], options.metric, data) - _once([before], options.metric, data),
-                error=float(error.std(ddof=1)),
-                right_to_wrong=int((right & ~then).sum()),
-                wrong_to_right=int((~right & then).sum()),
-                cost=float(1 + (names == view).sum() / (names == first).sum()),
-            )
+def measure_label_views(data: LabelData, views: Sequence[str], options: LabelOptions) -> tuple[ViewGain, ...]:
+    """Measure each view in addition to the first, as `measure_gains`: decisions of labels are counted, not images."""
+
+    def score(weights: Floats) -> MeanOfViews:
+        answers = answers_of(weighted_mean(weights, data.applies.shape[1]), data)
+        return MeanOfViews(
+            answers.decided == data.applies,
+            _once([answers], options.metric, data),
+            _resampled([answers], options.metric, data, options.seed),
         )
-    return tuple(gains)
 
-
-def _mean_of_views(data: LabelData, options: LabelOptions, used: Mask) -> LabelAnswers:
-    weights = np.where(used, options.mean_weights, 0.0)
-    return answers_of(Fitted("linear", weights / weights.sum(), 1.0, np.zeros(data.applies.shape[1])), data)
+    return measure_gains(views, options.mean_weights, score)
 
 
 def _scored(answers: LabelAnswers, data: LabelData) -> ScoredAnswers:

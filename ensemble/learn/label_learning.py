@@ -69,14 +69,14 @@ def learn_labels(
     by_name = members_by_name(members)
     views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     new = stack_new_labels(applied_to, views, truth.labels)
-    stacked = stack_labels(by_name, views, truth)
-    repeats = 1 if stacked.data.applies.size > _MANY else repeats
+    given = stack_labels(by_name, views, truth)
+    repeats = 1 if given.applies.size > _MANY else repeats
     _notice_weak_truth(truth, listener)
     member_of = np.unique([one.member for one in views], return_inverse=True)[1]
     options = LabelOptions(mean_weights(by_name, views), parsed, seed, member_of)
-    alone = score_label_members(options, views, stacked.data)
+    alone = score_label_members(options, views, given)
     with threadpool_limits(limits=1, user_api="blas"):
-        data = average_label_folds(stacked, views, new, seed=seed, listener=listener)
+        data = average_label_folds(given, views, new, seed=seed, listener=listener)
         nested = _cross_validate(names, options, data, repeats, listener)
         fitted = fit_label_candidates(names, options, data)
         mix = label_mix_of(data, new, fitted, options, seed=seed) if new else None
@@ -95,7 +95,7 @@ def learn_labels(
         table=comparison.table,
         expected_gain=expected,
         members=alone,
-        view_gains=measure_label_views(data, views, options),
+        view_gains=measure_label_views(data, [one.view for one in views], options),
         reason=explain_selection(
             comparison.table, selected, parsed, expected_gain=expected if method == AUTO else None
         ),

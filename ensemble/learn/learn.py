@@ -64,11 +64,10 @@ def learn(
     by_name = members_by_name(members)
     member_views = tuple(MemberView(name, view) for name, member in by_name.items() for view in sorted(member.logits))
     new = stack_new(applied_to, member_views, truth.labels)
-    stacked = stack_members(by_name, member_views, truth)
-    stacked = replace(stacked, data=replace(stacked.data, keep=parsed.needs_probabilities))
+    given = replace(stack_members(by_name, member_views, truth), keep=parsed.needs_probabilities)
     _notice_weak_truth(truth, listener)
-    alone = score_members(stacked.data, member_views, parsed, seed=seed)
-    _notice_odd_members(stacked.data, member_views, truth.labels, listener)
+    alone = score_members(given, member_views, parsed, seed=seed)
+    _notice_odd_members(given, member_views, truth.labels, listener)
     options = _fit_options(by_name, member_views, parsed, truth.labels, seed)
 
     def fit(part: LearningData) -> dict[str, Fitted]:
@@ -76,7 +75,7 @@ def learn(
 
     # with matrices of this size, more BLAS threads are slower, use three times the CPU time, and round differently
     with threadpool_limits(limits=1, user_api="blas"):
-        data = average_folds(stacked, member_views, new, seed=seed, listener=listener)
+        data = average_folds(given, member_views, new, seed=seed, listener=listener)
         nested = cross_validate(fit, data, repeats=repeats, seed=seed, listener=listener)
         fitted = fit(data)
         mix = None if not new else mix_of(data, new, fitted, options, seed=seed)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ensemble.arrays import Floats, Mask
-from ensemble.learn.candidates import Fitted
-from ensemble.learn.cross_validation import (
-    CandidateAnswers,
-    LearningData,
-    apply_candidate,
-    bootstrap_scores,
-    score_answers,
-)
+from ensemble.learn.candidates import weighted_mean
+from ensemble.learn.cross_validation import LearningData, apply_candidate, bootstrap_scores, score_answers
 from ensemble.learn.objective import Metric
 
 _IDENTITY = "identity"
@@ -38,49 +32,58 @@ class ViewGain:
     cost: float
 
 
-def measure_views(
-    data: LearningData, views: Sequence[str], mean_weights: Floats, metric: Metric, *, seed: int
+@dataclass(frozen=True, slots=True, eq=False)
+class MeanOfViews:
+    """A mean of member views: which of its decisions are right, its score, and its score in each resample ``(R,)``."""
+
+    right: Mask
+    score: float
+    resampled: Floats
+
+
+def measure_gains(
+    views: Sequence[str], mean_weights: Floats, score: Callable[[Floats], MeanOfViews]
 ) -> tuple[ViewGain, ...]:
     """Measure each view in addition to the first: the identity if present, else the first by name.
 
     ``views[v]`` is the view of member view v, and ``mean_weights`` ``(V,)`` are the weights of the plain mean.
+    ``score`` scores the mean with weights ``(V,)``.
     """
-    view_names = np.array(views)
-    first = first_view(views)
-    baseline = _mean_of_views(data, mean_weights, view_names == first, metric, seed)
+    names = np.array(views)
+
+    def mean_of(used: Mask) -> MeanOfViews:
+        weights = np.where(used, mean_weights, 0.0)
+        return score(weights / weights.sum())
+
+    first = _IDENTITY if _IDENTITY in views else min(views)
+    alone = mean_of(names == first)
     gains = []
     for view in sorted(set(views) - {first}):
-        both = _mean_of_views(data, mean_weights, (view_names == first) | (view_names == view), metric, seed)
-        before, after = (found.answers.classes[0] == data.truth for found in (baseline, both))
+        both = mean_of((names == first) | (names == view))
         gains.append(
             ViewGain(
                 view=view,
-                gain=both.score - baseline.score,
-                error=float((both.resampled - baseline.resampled).std(ddof=1)),
-                right_to_wrong=int((before & ~after).sum()),
-                wrong_to_right=int((~before & after).sum()),
-                cost=float(1 + (view_names == view).sum() / (view_names == first).sum()),
+                gain=both.score - alone.score,
+                error=float((both.resampled - alone.resampled).std(ddof=1)),
+                right_to_wrong=int((alone.right & ~both.right).sum()),
+                wrong_to_right=int((~alone.right & both.right).sum()),
+                cost=float(1 + (names == view).sum() / (names == first).sum()),
             )
         )
     return tuple(gains)
 
 
-def first_view(views: Sequence[str]) -> str:
-    """Return the view that others are added to: the identity if present, else the first by name."""
-    return _IDENTITY if _IDENTITY in views else min(views)
+def measure_views(
+    data: LearningData, views: Sequence[str], mean_weights: Floats, metric: Metric, *, seed: int
+) -> tuple[ViewGain, ...]:
+    """Measure each view in addition to the first, as `measure_gains`."""
 
+    def score(weights: Floats) -> MeanOfViews:
+        answers = apply_candidate(weighted_mean(weights, data.log_p.shape[-1]), data)
+        return MeanOfViews(
+            answers.classes[0] == data.truth,
+            score_answers(metric, data, answers),
+            bootstrap_scores(metric, data, answers, seed=seed),
+        )
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _MeanOfViews:
-    answers: CandidateAnswers
-    score: float
-    resampled: Floats
-
-
-def _mean_of_views(data: LearningData, mean_weights: Floats, used: Mask, metric: Metric, seed: int) -> _MeanOfViews:
-    weights = np.where(used, mean_weights, 0.0)
-    fitted = Fitted("linear", weights / weights.sum(), 1.0, np.zeros(data.log_p.shape[-1]))
-    answers = apply_candidate(fitted, data)
-    return _MeanOfViews(
-        answers, score_answers(metric, data, answers), bootstrap_scores(metric, data, answers, seed=seed)
-    )
+    return measure_gains(views, mean_weights, score)

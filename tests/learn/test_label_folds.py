@@ -97,7 +97,7 @@ def test_folds_are_learned_for_as_their_mean_and_views_are_measured() -> None:
     alone = learn_labels(held_out, truth, method="mean", repeats=1)
     learned = learn_labels(held_out, truth, method="mean", repeats=1, applied_to=folds, listener=heard)
     assert [notice.code for notice in heard.notices] == ["I526"]
-    assert "net x0." in heard.notices[0].message
+    assert "by these factors: net 0." in heard.notices[0].message
     assert learned.table[0].nested > alone.table[0].nested
     assert learned.members == alone.members
     (gain,) = alone.view_gains
