@@ -19,7 +19,7 @@ CODES: dict[str, Code] = {
     "E202": Code("A pooling method is unknown.", "pools: linear, logit, geometric, power:<p>, hard, rank"),
     "E203": Code(
         "A device is unknown.",
-        "devices: auto, cpu, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16, or a plugin provider that ens doctor lists",
+        "devices: auto, cpu, cpu:fastest, cuda, cuda:<index>, cuda:<index>,<index>, tensorrt, tensorrt:<index>, openvino, openvino:bf16, or a plugin provider that ens doctor lists",
     ),
     "E204": Code("An option's value is not valid, or options contradict each other.", "see the command's --help"),
     "E205": Code("A package that this command needs is not installed.", "install it; ens doctor prints the command"),

@@ -81,6 +81,11 @@ RUN_CODES: dict[str, Code] = {
         "A model's answers do not have the shape that its file declares.",
         "export it again with one row of logits for each image, and one column for each class",
     ),
+    "I615": Code("The engine that --device cpu:fastest chose, and the times of both.", "nothing to do"),
+    "W615": Code(
+        "OpenVINO was not measured for --device cpu:fastest, which chose ONNX Runtime.",
+        "install OpenVINO (the extra openvino), or give --device cpu to silence this",
+    ),
     "I633": Code("The images that judge a model of lower precision.", "nothing to do"),
     "W633": Code(
         "A model of lower precision is judged on images that the network was trained on.",

@@ -111,7 +111,7 @@ def explain(
             ``boxes``; E326 when some could not be read: all others are done, and ``errors.csv`` lists the rest.
         ModelError: E431 without the output ``features``, E432 when the head is not linear; see also `read_model`.
         EnsError: see `read_truth`.
-        FileError, DeviceError: see `read_model`, `choose_device` and `start_session`; E701 or E702 for the folder.
+        FileError, DeviceError: see `read_model`, `choose_run_device` and `start_session`; E701 or E702 for the folder.
     """
     source = start_member(read_model(model), device=device, listener=listener)
     return explain_source(source, images, folder, target=target, boxes=boxes, truth=truth, listener=listener)

@@ -16,9 +16,9 @@ from ensemble.card import Activation, Preprocess
 from ensemble.events import SILENT, Listener
 from ensemble.images.face_boxes import Box
 from ensemble.labels import LabelSpace
+from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES, LOGITS, ModelFile
-from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
 
 
@@ -142,9 +142,9 @@ def start_member(model: ModelFile, *, device: str = "auto", listener: Listener =
 
     Raises:
         ModelError: E431 without the output ``features``, E432 when the head is not linear.
-        OptionError, DeviceError: see `choose_device` and `start_session`.
+        OptionError, DeviceError: see `choose_run_device` and `start_session`.
     """
     classifier = find_classifier(model)
     model.card.require_rgb("a map over the image")
-    where = choose_device(device, listener=listener)
+    where = choose_run_device(device, [model], listener=listener)
     return MemberMaps(start_session(model, device=where, threads=available_cores()), classifier)

@@ -22,8 +22,8 @@ from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.fuse.detect import is_fused
 from ensemble.images.listing import list_images
+from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.providers import choose_device
 from ensemble.submit.exit_thresholds import Keep
 
 CHECKED = 32  # images on which the contenders must agree
@@ -88,9 +88,9 @@ def bench(
     Raises:
         OptionError: E204 when another set has other members, or an arm of the plan is not one of the contenders.
         DeviceError: E620 when the predictions of a contender differ from those of `predict`, E621 when one dies.
-        EnsError: as `read_model`, `list_images`, `choose_device` and `predict`.
+        EnsError: as `read_model`, `list_images`, `choose_run_device` and `predict`.
     """
-    device = choose_device(job.device, listener=listener)
+    device = choose_run_device(job.device, map(read_model, job.models), listener=listener)
     ids = list_images(job.images, job.ids or None, listener=listener).ids[: plan.limit]
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
         first = replace(job, ids=ids, device=str(device), scratch=Path(scratch))

@@ -63,7 +63,7 @@ _NOT_FOR_FUSED = (
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
+    help="auto, cpu, cpu:fastest, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
 )
 @click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Batch size of ens, as in ens predict.")
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads of ens.")
@@ -118,8 +118,8 @@ def bench(
     from ensemble.events import Notice
     from ensemble.files import require_different, write_atomic
     from ensemble.images.listing import read_ids
-    from ensemble.runtime.model_file import find_models
-    from ensemble.runtime.providers import choose_device
+    from ensemble.runtime.fastest import choose_run_device
+    from ensemble.runtime.model_file import find_models, read_model
     from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
 
     how = _how_to_open(checkpoints, arch_options, chosen, head_layers, head_name, leave_out)
@@ -131,7 +131,7 @@ def bench(
     found = tuple(find_models(models))
     fused = _is_fused(found)
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
-    where = "cpu" if fused else str(choose_device(device, listener=TERMINAL))
+    where = "cpu" if fused else str(choose_run_device(device, map(read_model, found), listener=TERMINAL))
     baselines: dict[str, Any] = {"onnxruntime": fused_loop if fused else onnxruntime_loop}
     left_out = []
     if not fused:

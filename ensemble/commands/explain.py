@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
+    help="auto, cpu, cpu:fastest, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
 )
 @json_option
 def explain(

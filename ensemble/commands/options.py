@@ -91,8 +91,8 @@ _RUN_OPTIONS = (
         "--device",
         default="auto",
         show_default=True,
-        help="auto, cpu, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16, a plugin provider of ens doctor; "
-        "only auto falls back to the CPU.",
+        help="auto, cpu, cpu:fastest, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16, a plugin provider "
+        "of ens doctor; only auto falls back to the CPU.",
     ),
     click.option(
         "-b",

@@ -31,8 +31,8 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import DecodedPlanes, planes_of, read_for
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.device import Device
+from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.number]
@@ -76,10 +76,10 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", threads: int = 1
 
     Raises:
         OptionError: E203 when the device is not known, E204 when it is several GPUs.
-        FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`.
+        FileError, ModelError, DeviceError: see `read_model`, `choose_run_device` and `start_session`.
     """
     file = read_model(Path(path))
-    where = choose_device(device, listener=listener)
+    where = choose_run_device(device, [file], listener=listener)
     if where.others:
         raise OptionError("E204", f"one model runs on one GPU, got {where}", hint=f"name one of them: {where.each[0]}")
     return Model(start_session(file, device=where, threads=threads, listener=listener), listener)

@@ -41,9 +41,9 @@ from ensemble.predict.resumable import Slice, run_slices
 from ensemble.predict.slice_folder import resume
 from ensemble.predict.timing import Pace
 from ensemble.runtime.device import Device
+from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, read_model
-from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
 
@@ -94,9 +94,9 @@ def predict(
         DataError: E3xx when images are missing or listed wrongly, E351 when one has no entry in ``boxes``; E326 when
             some could not be read and ``on_bad_image`` is ``fail``, or when none could be: then all others are
             predicted and kept, and the predictions do not count as finished.
-        FileError, ModelError, DeviceError: see `read_model`, `choose_device` and `start_session`; E428 when two models
-            have one name, E603 when ``memory`` is too small for one image or the machine's runs out, E701 to E704 for
-            the folder.
+        FileError, ModelError, DeviceError: see `read_model`, `choose_run_device` and `start_session`; E428 when two
+            models have one name, E603 when ``memory`` is too small for one image or the machine's runs out, E701 to
+            E704 for the folder.
         Interrupted: E801 on Ctrl-C or SIGTERM; finished parts are kept.
     """
     began = time.monotonic()
@@ -106,7 +106,10 @@ def predict(
     listing = list_images_at(images, ids, listener=recorder)
     read = _read_models(models, views)
     inputs = Inputs(listing, select_boxes(read, boxes, listing, recorder), tuple(views))
-    device = cluster.choose_device(options.device) if cluster else choose_device(options.device, listener=recorder)
+    if cluster:
+        device = cluster.choose_device(options.device)
+    else:
+        device = choose_run_device(options.device, read, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:

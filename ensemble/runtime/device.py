@@ -61,6 +61,8 @@ class Device:
 
 
 CPU = Device("cpu")
+# the faster of onnxruntime and OpenVINO for the models of a run, see `ensemble.runtime.fastest`
+FASTEST = "cpu:fastest"
 
 
 def parse_device(text: str) -> Device | None:
@@ -70,10 +72,13 @@ def parse_device(text: str) -> Device | None:
     ``auto``.
 
     Raises:
-        OptionError: E203 for anything else.
+        OptionError: E203 for anything else; for ``cpu:fastest`` too, which is not a device but a choice.
     """
     if text == "auto":
         return None
+    if text == FASTEST:
+        message = f"{FASTEST} is measured with the models of a run on this machine, which is not possible here"
+        raise OptionError("E203", message, hint="give cpu or openvino")
     match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d{1,2}(?:,\d{1,2})*))?|(openvino)(:bf16)?", text)
     if match is None:
         return _parse_plugin(text)

@@ -33,9 +33,9 @@ from ensemble.predict.timing import Stopwatch
 from ensemble.predictions.dataset import Predictions, read_predictions
 from ensemble.predictions.members import common_images
 from ensemble.runtime.device import Device
+from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
-from ensemble.runtime.providers import choose_device
 from ensemble.submission.sheet import Submission
 from ensemble.submit.chunks import Plan, answers_of, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
 from ensemble.submit.destination import Destination, require_answers_known, write_answers
@@ -121,7 +121,7 @@ def submit(
     found = find_members(recipe, models, recorder)
     plan = Plan(recipe, passes_of(recipe), found, _views_of(recipe, found))
     listing = list_images(images, destination.images, listener=recorder)
-    device = choose_device(options.device, listener=recorder)
+    device = choose_run_device(options.device, found.values(), listener=recorder)
     options = replace(options, device=str(device), workers=options.workers or available_cores(), listener=recorder)
     options = replace(options, errors=options.errors or work / ERRORS)
     inputs = Inputs(listing, select_boxes(list(found.values()), boxes, listing, recorder))
