@@ -12,7 +12,13 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from checkpoints.audit.findings import KINDS, Finding
-from checkpoints.audit.label_errors import find_label_errors, find_several_label_errors
+from checkpoints.audit.label_errors import (
+    JudgedAxis,
+    LabelError,
+    LabelErrors,
+    find_label_errors,
+    find_several_label_errors,
+)
 from checkpoints.audit.near_duplicates import NearDuplicate, find_near_duplicates
 from checkpoints.audit.outliers import find_outliers
 from checkpoints.audit.thumbnails import Thumbnails, make_thumbnails
@@ -20,6 +26,8 @@ from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import Row
 from ensemble.arrays import Floats
+from ensemble.blend.held_out import blend_held_out
+from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
@@ -29,6 +37,7 @@ from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth
 
 MOST_CROPPED = 20_000  # images; the search for crops takes time that grows with their square
+_DESCRIBED = 10  # axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class AuditSettings:
     """The settings of an audit.
 
     A label error becomes a fix if its score is at least ``sure``. ``crops`` also looks for cropped copies: None does so
-    for up to `MOST_CROPPED` images.
+    for up to `MOST_CROPPED` images. ``join`` names the axes whose value is the group's, by default recognised.
 
     Raises:
         OptionError: E204 when ``sure`` is not between 0 and 1.
@@ -44,6 +53,7 @@ class AuditSettings:
 
     sure: float = 0.95
     crops: bool | None = None
+    join: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sure <= 1:
@@ -55,23 +65,34 @@ DEFAULT = AuditSettings()
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The findings of an audit of ``images`` training and ``evaluation`` images, label errors first, by score."""
+    """The findings of an audit of ``images`` training and ``evaluation`` images, label errors first, by score.
+
+    ``models`` are those whose predictions judged the labels, and ``axes`` tell how.
+    """
 
     images: int
     evaluation: int
     findings: tuple[Finding, ...]
+    models: tuple[str, ...] = ()
+    axes: tuple[JudgedAxis, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as JSON-ready values."""
         counts = Counter(one.kind for one in self.findings)
-        return {"images": self.images, "evaluation": self.evaluation} | {kind: counts[kind] for kind in KINDS}
+        axes = {axis.axis: axis.as_dict(self.models) for axis in self.axes}
+        sizes = {"images": self.images, "evaluation": self.evaluation}
+        return sizes | {kind: counts[kind] for kind in KINDS} | {"axes": axes}
 
     def render(self) -> str:
         """Return the counts as text."""
         counts = Counter(one.kind for one in self.findings)
         sure = sum(one.sure for one in self.findings if one.kind == "label")
-        lines = [
-            f"{counts['label']:,} labels are not the most probable value, {sure:,} of them are sure",
+        noisiest = sorted(self.axes, key=lambda axis: -axis.noise)[:_DESCRIBED]
+        lines = [axis.render(self.models) for axis in self.axes if axis in noisiest]
+        more = len(self.axes) - len(lines)
+        lines += [f"{more:,} more labels, of fewer wrong values, are in --json"] * (more > 0)
+        lines += [
+            f"{counts['label']:,} labels may be wrong, {sure:,} of them are sure",
             f"{counts['leak']:,} copies of evaluation images, {counts['folds']:,} copies of images of another fold",
             f"{counts['duplicate']:,} other copies, {counts['outlier']:,} outliers",
             f"{counts['unreadable']:,} images could not be read",
@@ -85,6 +106,7 @@ def audit_dataset(
     predictions: Sequence[Predictions] = (),
     evaluation: Path | None = None,
     folds: Folds | None = None,
+    recipe: Recipe | None = None,
     settings: AuditSettings = DEFAULT,
     workers: int | None = None,
     listener: Listener = SILENT,
@@ -92,14 +114,16 @@ def audit_dataset(
     """Audit a training set; ``predictions`` are out-of-fold, without them no label is judged.
 
     ``evaluation`` is a folder of images that training must not contain. ``folds`` are those of the training, by default
-    the table's own.
+    the table's own. With a ``recipe`` labels are judged by its blend, without one by the models with a weight per axis.
 
     Raises:
         DataError: E3xx when the folder cannot be listed or the predictions are of other images.
-        PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`.
+        OptionError: E204 when a recipe comes without predictions, or an axis to join does not exist.
+        PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`, or not those of the recipe.
     """
     # predictions are matched before any image is read
-    findings = _label_findings(data, predictions, settings, listener)
+    models, judged = _judge_labels(data, predictions, recipe, settings, listener)
+    findings = [_label_finding(data.rows[error.row], error, settings.sure) for error in judged.errors]
     listing = None if evaluation is None else list_images(evaluation, listener=listener)
     paths = [row.path for row in data.rows] + ([] if listing is None else list(listing.paths))
     count = len(data.rows)
@@ -122,15 +146,22 @@ def audit_dataset(
         Finding("unreadable", 1.0, names[row], data.rows[row].person if row < count else "", why=err.message)
         for row, err in sorted(thumbnails.faults.items())
     ]
-    return Audit(count, len(paths) - count, tuple(findings))
+    return Audit(count, len(paths) - count, tuple(findings), models, judged.axes)
 
 
-def _label_findings(
-    data: Dataset, predictions: Sequence[Predictions], settings: AuditSettings, listener: Listener
-) -> list[Finding]:
+def _judge_labels(
+    data: Dataset,
+    predictions: Sequence[Predictions],
+    recipe: Recipe | None,
+    settings: AuditSettings,
+    listener: Listener,
+) -> tuple[tuple[str, ...], LabelErrors]:
+    """Return the names of the models, and what they say about the labels."""
     if not predictions:
+        if recipe is not None:
+            raise OptionError("E204", "--recipe needs --oof, the out-of-fold predictions of its models")
         listener.notice(Notice("I862", "no label is judged without out-of-fold predictions: --oof names them"))
-        return []
+        return (), LabelErrors((), ())
     rows = data.rows
     several = data.activation == "sigmoid"
     applies = np.zeros((len(rows), len(data.labels)), dtype=bool)
@@ -139,19 +170,25 @@ def _label_findings(
     groups = tuple(row.person for row in rows)
     ids = tuple(row.id for row in rows)
     truth = Truth(ids, applies.argmax(axis=1).astype(np.intp), groups, data.labels, applies if several else None)
-    members = gather_folds(join_folds(predictions, listener=listener), truth)
-    probabilities = np.mean([_mean_probability(member) for member in members], axis=0)
-    if several:
-        errors = find_several_label_errors(probabilities, applies, data.labels, groups)
+    if recipe is not None:
+        names: tuple[str, ...] = ("recipe",)
+        blended = blend_held_out(recipe, predictions, truth, listener=listener).blended
+        columns = truth.labels.permutation(blended.labels, owner="the recipe")
+        place_of = {name: place for place, name in enumerate(blended.ids)}
+        probabilities = [blended.probabilities[[place_of[name] for name in ids]][:, columns]]
     else:
-        errors = find_label_errors(probabilities, truth.classes, data.labels, groups)
-    found = []
-    for error in errors:
-        row, joined = rows[error.row], f"joined over {error.joined} images" if error.joined > 1 else ""
-        sure = error.score >= settings.sure
-        values = (error.axis, error.given, error.suggested)
-        found.append(Finding("label", error.score, row.id, row.person, *values, why=joined, sure=sure))
-    return found
+        members = gather_folds(join_folds(predictions, listener=listener), truth)
+        names = tuple(member.member for member in members)
+        probabilities = [_mean_probability(member) for member in members]
+    if several:
+        return names, find_several_label_errors(probabilities, applies, data.labels, groups, join=settings.join)
+    return names, find_label_errors(probabilities, truth.classes, data.labels, groups, join=settings.join)
+
+
+def _label_finding(row: Row, error: LabelError, sure: float) -> Finding:
+    why = f"joined over {error.joined} images" if error.joined > 1 else ""
+    values = (error.axis, error.given, error.suggested)
+    return Finding("label", error.score, row.id, row.person, *values, why=why, sure=error.score >= sure)
 
 
 def _mean_probability(member: Predictions) -> Floats:

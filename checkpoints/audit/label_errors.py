@@ -1,35 +1,34 @@
-"""Label errors, ranked from out-of-fold probabilities: confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+"""Label errors, ranked by the probability of being wrong, from out-of-fold probabilities of one or more models.
 
-Each axis of a label space is judged by itself, and each label where several may apply. Probabilities are first made
-comparable with the labels as given: a temperature and a bias per value are fitted, which does for the ranking what the
-thresholds per class do in the paper. Where all images of a group, such as a person, have the same value on an axis,
-their evidence is joined.
+Each axis of a label space is judged by itself, and each label where several may apply, see `fit_noisy_labels`. Where
+the images of a group, such as a person, have the same value on an axis, their evidence is joined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 
+from checkpoints.audit.noisy_labels import fit_noisy_labels
 from ensemble.arrays import Classes, Floats, Mask
+from ensemble.errors import OptionError, enumerate_some
 from ensemble.labels import Axis, LabelSpace
 
 ABSENT_PRESENT = ("absent", "present")
-_SHRINK = 1e-3  # of the bias per value: a rare value is not moved far
 _FLOOR = 1e-6  # of a probability
+_LEAST = 0.01  # score of a label error that is listed
+_ALIKE = 0.9  # share of the chance disagreement within groups that is absent where a value is the group's
 
 
 @dataclass(frozen=True, slots=True)
 class LabelError:
     """A label that is probably wrong: ``given`` on an axis of the image ``row``, where ``suggested`` is more probable.
 
-    ``score`` is between 0 and 1: one minus the probability of the given value, and where labels have several axes half
-    of that plus half the probability of ``suggested``, so that an axis that is hard to tell does not come first.
-    ``joined`` is the number of images whose evidence was joined.
+    ``score`` is the probability that the given value is wrong. ``joined`` is the number of images whose evidence was
+    joined.
     """
 
     row: int
@@ -40,87 +39,157 @@ class LabelError:
     joined: int
 
 
-def find_label_errors(
-    probabilities: Floats, classes: Classes, labels: LabelSpace, groups: Sequence[str]
-) -> tuple[LabelError, ...]:
-    """Return the images whose label on an axis is not the most probable value, the most certain first.
+@dataclass(frozen=True, slots=True)
+class JudgedAxis:
+    """The judgment of an axis, or of a label of several.
 
-    ``probabilities`` ``(N, C)`` are those of models that were not trained on the image, and ``classes`` ``(N,)`` the
-    labels as given. ``groups`` names the person or other group of each image.
+    ``noise`` is the estimated share of wrong values. ``weights`` has one number per model. ``joined`` is the number of
+    groups whose images' evidence was joined, 0 for none. ``mixed`` of them have images of several values. ``unlisted``
+    images have a more probable value than the given one, but the given one is hardly wrong: the axis is hard to tell.
     """
-    found: list[LabelError] = []
-    cube = probabilities.reshape(-1, *labels.shape)
+
+    axis: str
+    noise: float
+    weights: tuple[float, ...]
+    joined: int
+    mixed: int
+    unlisted: int
+
+    def as_dict(self, models: Sequence[str]) -> dict[str, Any]:
+        """Return it as JSON-ready values, the weights by the names of the models."""
+        counts = {"joined": self.joined, "mixed": self.mixed, "unlisted": self.unlisted}
+        return {"noise": self.noise, "weights": dict(zip(models, self.weights, strict=True))} | counts
+
+    def render(self, models: Sequence[str]) -> str:
+        """Return it as one line of text."""
+        parts = [f"{self.axis}: about {100 * self.noise:.2g} % wrong"]
+        if self.joined:
+            parts.append(f"one value per group: the evidence of each of {self.joined:,} groups is joined")
+        if self.mixed:
+            parts.append(f"{self.mixed:,} groups have several values")
+        if len(models) > 1:
+            parts.append("weights " + ", ".join(f"{n} {w:.2f}" for n, w in zip(models, self.weights, strict=True)))
+        if self.unlisted:
+            parts.append(f"{self.unlisted:,} labels are not the most probable value, but hard to tell and not listed")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelErrors:
+    """The label errors, the most certain first, and the judgment of each axis."""
+
+    errors: tuple[LabelError, ...]
+    axes: tuple[JudgedAxis, ...]
+
+
+def find_label_errors(
+    members: Sequence[Floats],
+    classes: Classes,
+    labels: LabelSpace,
+    groups: Sequence[str],
+    *,
+    join: Sequence[str] | None = None,
+) -> LabelErrors:
+    """Return the images whose label on an axis is probably not the right value.
+
+    ``members`` are the probabilities ``(N, C)`` of models that were not trained on the image, and ``classes`` ``(N,)``
+    the labels as given. ``groups`` names the person or other group of each image. ``join`` names the axes whose value
+    is the group's; by default they are recognised by the groups' agreement.
+
+    Raises:
+        OptionError: E204 when ``join`` names an axis that the labels do not have.
+    """
+    _require_axes(join, [axis.name for axis in labels.axes])
+    cubes = np.stack(members).reshape(len(members), -1, *labels.shape)
+    judged = []
     for place, axis in enumerate(labels.axes):
-        others = tuple(1 + other for other in range(len(labels.axes)) if other != place)
+        others = tuple(2 + other for other in range(len(labels.axes)) if other != place)
         given = labels.along(axis.name, classes)
-        found += _errors_of_axis(axis, cube.sum(axis=others), given, groups, by_margin=len(labels.axes) > 1)
-    return _ranked(found)
+        judged.append(_judge(axis, cubes.sum(axis=others), given, groups, join))
+    return _together(judged)
 
 
 def find_several_label_errors(
-    probabilities: Floats, applies: Mask, labels: LabelSpace, groups: Sequence[str]
-) -> tuple[LabelError, ...]:
-    """Return the same where several labels may apply: ``probabilities`` and ``applies`` are ``(N, C)``."""
-    found: list[LabelError] = []
+    members: Sequence[Floats],
+    applies: Mask,
+    labels: LabelSpace,
+    groups: Sequence[str],
+    *,
+    join: Sequence[str] | None = None,
+) -> LabelErrors:
+    """Return the same where several labels may apply: probabilities and ``applies`` are ``(N, C)``."""
+    _require_axes(join, labels.names)
+    judged = []
     for label, name in enumerate(labels.names):
-        pair = np.stack([1 - probabilities[:, label], probabilities[:, label]], axis=1)
+        present = np.stack([member[:, label] for member in members])
+        pairs = np.stack([1 - present, present], axis=2)
         given = applies[:, label].astype(np.intp)
-        found += _errors_of_axis(Axis(name, ABSENT_PRESENT), pair, given, groups, by_margin=False)
-    return _ranked(found)
+        judged.append(_judge(Axis(name, ABSENT_PRESENT), pairs, given, groups, join))
+    return _together(judged)
 
 
-def _ranked(found: list[LabelError]) -> tuple[LabelError, ...]:
-    return tuple(sorted(found, key=lambda error: (-error.score, error.row, error.axis)))
+def _require_axes(join: Sequence[str] | None, names: Sequence[str]) -> None:
+    unknown = sorted(set(join or ()) - set(names))
+    if unknown:
+        raise OptionError("E204", f"--join: {enumerate_some(unknown)} is none of {enumerate_some(list(names))}")
 
 
-def _errors_of_axis(
-    axis: Axis, probabilities: Floats, given: Classes, groups: Sequence[str], *, by_margin: bool
-) -> list[LabelError]:
-    values = axis.values
-    logs = np.log(np.clip(probabilities, _FLOOR, None))
-    joined = np.ones(len(given), np.intp)
-    names, of_row = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < len(given) and _same_within(of_row, given):
-        size = np.bincount(of_row)
-        mean = np.stack([np.bincount(of_row, column) / size for column in logs.T], axis=1)
-        logs, joined = mean[of_row], size[of_row]
-    calibrated = np.exp(_calibrate(logs, given))
-    everyone = np.arange(len(given))
-    others = calibrated.copy()
-    others[everyone, given] = -1
-    others[:, np.bincount(given, minlength=len(values)) == 0] = -1  # a value that no image has is no suggestion
-    suggested = others.argmax(axis=1)
-    own, best = calibrated[everyone, given], others.max(axis=1)
-    score = (1 - own + best) / 2 if by_margin else 1 - own
-    return [
+def _together(judged: Sequence[tuple[JudgedAxis, list[LabelError]]]) -> LabelErrors:
+    errors = [error for _, some in judged for error in some]
+    errors.sort(key=lambda error: (-error.score, error.row, error.axis))
+    return LabelErrors(tuple(errors), tuple(axis for axis, _ in judged))
+
+
+def _judge(
+    axis: Axis, members: Floats, given: Classes, groups: Sequence[str], join: Sequence[str] | None
+) -> tuple[JudgedAxis, list[LabelError]]:
+    """Judge one axis by the members' probabilities ``(M, N, K)`` of its values."""
+    logs = np.log(np.clip(members, _FLOOR, None))
+    of_row = np.unique(np.asarray(groups), return_inverse=True)[1]
+    together = _is_the_groups(of_row, given) if join is None else axis.name in join
+    size = np.bincount(of_row)
+    unit_of_row, rows = np.arange(len(given)), np.arange(len(given))
+    if together:
+        # a unit is a given value of a group: a group of two values has two units with the same evidence
+        rows, unit_of_row = np.unique(of_row * len(axis.values) + given, return_index=True, return_inverse=True)[1:]
+        sums = np.stack([[np.bincount(of_row, column) for column in member.T] for member in logs])
+        logs = (sums / size).transpose(0, 2, 1)[:, of_row[rows]]
+    fit = fit_noisy_labels(logs, given[rows])
+    units = np.arange(len(rows))
+    others = fit.pooled.copy()
+    others[units, given[rows]] = -1
+    others[:, np.bincount(given, minlength=len(axis.values)) == 0] = -1  # what no image has is no suggestion
+    suggested, doubtful = others.argmax(axis=1), others.max(axis=1) > fit.pooled[units, given[rows]]
+    listed = doubtful & (fit.wrong >= _LEAST)
+    errors = [
         LabelError(
             int(row),
             axis.name,
-            values[given[row]],
-            values[suggested[row]],
-            float(score[row]),
-            int(joined[row]),
+            axis.values[given[row]],
+            axis.values[suggested[unit]],
+            float(fit.wrong[unit]),
+            int(size[of_row[row]]) if together else 1,
         )
-        for row in np.flatnonzero(own < best)
+        for row, unit in enumerate(unit_of_row)
+        if listed[unit]
     ]
+    joined = len(size) if together else 0
+    mixed = len(rows) - joined if together else 0
+    unlisted = int((doubtful & ~listed)[unit_of_row].sum())
+    return JudgedAxis(axis.name, fit.noise, fit.weights, joined, mixed, unlisted), errors
 
 
-def _same_within(of_row: Classes, given: Classes) -> bool:
-    """Return whether all images of each group have one value."""
-    first = np.zeros(of_row.max() + 1, np.intp)
-    first[of_row] = given
-    return bool((first[of_row] == given).all())
+def _is_the_groups(of_row: Classes, given: Classes) -> bool:
+    """Return whether images of a group have one value far more often than images at random do.
 
-
-def _calibrate(logs: Floats, given: Classes) -> Floats:
-    """Return log-probabilities with the temperature and the bias per value that make the given labels most likely."""
-    rows = np.arange(len(given))
-
-    def loss(parameters: Floats) -> float:
-        moved = log_softmax(logs * np.exp(parameters[0]) + parameters[1:], axis=1)
-        return float(-moved[rows, given].mean() + _SHRINK * (parameters**2).sum())
-
-    best = minimize(
-        loss, np.zeros(logs.shape[1] + 1), method="L-BFGS-B", bounds=[(-3, 3)] + [(-5, 5)] * logs.shape[1]
-    ).x
-    return np.asarray(log_softmax(logs * np.exp(best[0]) + best[1:], axis=1))
+    A rare value is absent from most groups by chance, so the disagreement within groups is compared with that between
+    any two images. Some wrong labels may make a few groups disagree.
+    """
+    size, values = np.bincount(of_row), int(given.max()) + 1
+    within = (size * (size - 1)).sum()
+    share = np.bincount(given) / len(given)
+    chance = 1 - (share**2).sum()
+    if within == 0 or chance == 0:
+        return False
+    same = np.unique(of_row * values + given, return_counts=True)[1]
+    return bool(1 - (same * (same - 1)).sum() / within <= (1 - _ALIKE) * chance)

@@ -12,10 +12,10 @@ import numpy as np
 from ensemble.analysis.disagreements import make_thumbnails
 from ensemble.analysis.evaluate_labels import LABEL_METRICS
 from ensemble.analysis.metric_estimates import Estimate, MetricScore, score_metrics
-from ensemble.analysis.report_inputs import BlendedMembers
 from ensemble.arrays import Floats
 from ensemble.blend.blend import Blended, blend
 from ensemble.blend.decision_rules import ThresholdRule
+from ensemble.blend.held_out import BlendedMembers
 from ensemble.blend.pooling import normalise
 from ensemble.blend.recipe import Recipe, make_recipe
 from ensemble.ids import join_rows

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from ensemble.analysis.report_facts import LearnedChoice, MissingSection, RunRecords
 from ensemble.blend.blend import Blended, blend
-from ensemble.blend.recipe import Recipe, make_recipe, read_recipe
-from ensemble.errors import OptionError, PredictionError
+from ensemble.blend.held_out import BlendedMembers, blend_held_out
+from ensemble.blend.recipe import make_recipe, read_recipe
+from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
-from ensemble.predictions.dataset import Predictions, require_none_missing
+from ensemble.predictions.dataset import require_none_missing
 from ensemble.predictions.external import NO_OPTIONS, ExternalOptions
-from ensemble.predictions.match_members import join_folds, match_out_of_fold, match_to_groups
+from ensemble.predictions.match_members import match_out_of_fold
 from ensemble.predictions.members import common_images, members_by_name
-from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.read_members import find_members, read_members
 from ensemble.predictions.truth import NO_COLUMNS, Truth, TruthOptions, read_truth
 from ensemble.submission.write import notice_missing
@@ -32,15 +32,6 @@ class ReportFiles:
 
 
 NO_FILES = ReportFiles()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlendedMembers:
-    """Members, the recipe that blends them, and their blend."""
-
-    members: Sequence[Predictions]
-    recipe: Recipe
-    blended: Blended
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +125,7 @@ def gather_inputs(
         known = read_truth(truth, used.labels, options=files.columns, independent=common.independent, listener=recorder)
     if known is not None and not oof:
         require_none_missing(read, known.ids)
-    scored = _blend_out_of_fold(used, held_out, known, recorder) if held_out and known is not None else test
+    scored = blend_held_out(used, held_out, known, listener=recorder) if held_out and known is not None else test
     return ReportInputs(
         test=test,
         scored=scored,
@@ -146,26 +137,3 @@ def gather_inputs(
         alone={m.member: blend([m], make_recipe([m]), ids=test.blended.ids) for m in members},
         recorder=recorder,
     )
-
-
-def _blend_out_of_fold(recipe: Recipe, oof: Sequence[Predictions], truth: Truth, listener: Listener) -> BlendedMembers:
-    """Blend out-of-fold predictions, one member per group, with the weights of the recipe."""
-    names = {name: list(group.members) for name, group in recipe.groups.items()}
-    gathered = gather_folds(match_to_groups(join_folds(oof, listener=listener), names, listener=listener), truth)
-    adapted = _for_groups(recipe, gathered)
-    return BlendedMembers(gathered, adapted, blend(gathered, adapted, listener=listener))
-
-
-def _for_groups(recipe: Recipe, gathered: Sequence[Predictions]) -> Recipe:
-    """Return the recipe with each group's members replaced by one member of the group's name."""
-    sha256 = {member.member: member.sha256 for member in gathered}
-    missing, extra = sorted(recipe.groups.keys() - sha256), sorted(sha256.keys() - recipe.groups)
-    if missing or extra:
-        raise PredictionError(
-            "E517",
-            f"the out-of-fold predictions have the groups {', '.join(sha256)}, the recipe has "
-            f"{', '.join(recipe.groups)}",
-            hint="give the same models in PRED and with --oof; groups are matched by name",
-        )
-    groups = {name: replace(group, members={name: sha256[name]}) for name, group in recipe.groups.items()}
-    return replace(recipe, groups=groups)

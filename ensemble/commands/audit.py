@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     type=click.Choice(["logits", "probabilities"]),
     help="Content of tables and arrays of --oof.",
 )
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=PATH,
+    help="Saved recipe of ens blend: judge by its blend of --oof.  [default: a weight per model and axis is fitted]",
+)
+@click.option(
+    "--join",
+    multiple=True,
+    help="Axis, or label of several, whose value is the group's: the evidence of its images is joined; none for no "
+    "axis; repeatable.  [default: recognised and said]",
+)
 @click.option("--evaluation", type=PATH, help="Folder of the evaluation images, of which training must hold no copy.")
 @click.option("--folds", "fold_file", type=PATH, help="CSV of id,fold, as in ens train.  [default: the table's own]")
 @click.option("--fixes", multiple=True, help="CSV of label fixes that are applied first, or contest; repeatable.")
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
     type=float,
     default=0.95,
     show_default=True,
-    help="Score from which a label becomes a fix: about one minus the probability of the given value.",
+    help="Probability of being wrong from which a label becomes a fix.",
 )
 @click.option(
     "--crops",
@@ -63,6 +75,8 @@ def audit(
     train_dir: Path,
     oof: tuple[Path, ...],
     kind: str | None,
+    recipe_path: Path | None,
+    join: tuple[str, ...],
     evaluation: Path | None,
     fold_file: Path | None,
     fixes: tuple[str, ...],
@@ -87,10 +101,13 @@ def audit(
     from checkpoints.data.class_names import parse_class_names
     from checkpoints.data.dataset import read_dataset
     from checkpoints.data.folds import read_folds
+    from ensemble.blend.recipe import read_recipe
     from ensemble.files import require_writable, write_atomic
     from ensemble.images.listing import list_images
 
-    settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops))
+    joined = () if join == ("none",) else join or None
+    settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops), joined)
+    recipe = None if recipe_path is None else read_recipe(recipe_path)
     require_writable(folder.parent)
     labels = None if class_names is None else parse_class_names(class_names)
     data = read_dataset(train_dir, fixes=fixes, without=without, labels=labels, table=table, listener=TERMINAL)
@@ -99,6 +116,7 @@ def audit(
         predictions=_read(oof, kind, data),
         evaluation=evaluation,
         folds=None if fold_file is None else read_folds(fold_file, data.rows),
+        recipe=recipe,
         settings=settings,
         workers=workers,
         listener=TERMINAL,

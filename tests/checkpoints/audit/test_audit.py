@@ -19,8 +19,9 @@ from checkpoints.data.dataset import Dataset, read_dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.table_options import TableOptions
 from ensemble.analysis.html import STYLE
+from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
-from ensemble.errors import EnsError, OptionError
+from ensemble.errors import EnsError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import MASK18
 from ensemble.predictions.dataset import Predictions
@@ -52,7 +53,7 @@ def predict(data: Dataset, truth: np.ndarray[Any, Any]) -> Predictions:
     """Out-of-fold predictions of a model that knows these classes nearly always."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 0.3, (len(data.rows), len(data.labels))).astype(np.float32)
-    logits[np.arange(len(truth)), truth] += 6
+    logits[np.arange(len(truth)), truth] += 10
     ids = tuple(row.id for row in data.rows)
     return Predictions("r18", "r18", None, data.labels, ids, {"identity": logits}, "0" * 64)
 
@@ -119,6 +120,41 @@ def test_predictions_of_other_images_are_refused_before_images_are_read(
         audit_dataset(data, predictions=[short])
     with pytest.raises(OptionError, match="E204"):
         AuditSettings(1.3)
+
+
+def test_a_recipe_judges_by_its_own_weights(contest: Path) -> None:
+    """The model with all the weight decides; predictions of other models than the recipe's are refused."""
+    data = read_dataset(contest)
+    given = np.array([row.label for row in data.rows])
+    true = given + 3 * np.array([row.person == "4" for row in data.rows])
+    knows, echo = predict(data, true), replace(predict(data, given), member="echo", group="echo")
+    echo = replace(echo, logits={view: 3 * logits for view, logits in echo.logits.items()})
+    for weights, people in (({"r18": 1.0, "echo": 0.0}, {"4"}), ({"r18": 0.0, "echo": 1.0}, set())):
+        recipe = make_recipe([knows, echo], weights=weights)
+        found = audit_dataset(data, predictions=[echo, knows], recipe=recipe, workers=1)
+        assert found.models == ("recipe",)
+        assert {one.group for one in found.findings if one.kind == "label"} == people
+    with pytest.raises(PredictionError, match="E517"):
+        audit_dataset(data, predictions=[knows], recipe=recipe)
+    with pytest.raises(OptionError, match="--recipe needs --oof"):
+        audit_dataset(data, recipe=recipe)
+
+
+def test_several_models_and_what_is_joined_are_said(contest: Path) -> None:
+    """Each axis has a line: the noise, the groups that were joined, the weights of the models."""
+    data = read_dataset(contest)
+    given = np.array([row.label for row in data.rows])
+    members = [predict(data, given), replace(predict(data, given[::-1]), member="bad", group="bad")]
+    found = audit_dataset(data, predictions=members, workers=1)
+    mask, gender, age = found.render().splitlines()[:3]
+    assert "joined" not in mask
+    assert "gender: about" in gender
+    assert "the evidence of each of 12 groups is joined" in gender
+    assert "weights bad" in age
+    assert set(found.as_dict()["axes"]["age"]["weights"]) == {"bad", "r18"}
+    apart = audit_dataset(data, predictions=members, settings=AuditSettings(join=("mask",)), workers=1)
+    assert [axis.joined for axis in apart.axes] == [12, 0, 0]
+    assert apart.axes[0].mixed > 0
 
 
 def test_several_labels_are_fixed_together(tmp_path: Path) -> None:
