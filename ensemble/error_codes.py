@@ -211,6 +211,7 @@ CODES: dict[str, Code] = {
         "The order of an axis whose values are ordered is that of the classes.",
         "give the classes in order with --labels",
     ),
+    "I473": Code("How the targets of an axis are spread over its values.", "see --label-distribution"),
     # 5xx: predictions, recipes, submissions
     "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),

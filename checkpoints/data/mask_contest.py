@@ -12,6 +12,8 @@ from ensemble.text.plain_numbers import is_count
 
 _MASKS = {"mask1": 0, "mask2": 0, "mask3": 0, "mask4": 0, "mask5": 0, "incorrect_mask": 1, "normal": 2}
 GENDERS = {"male": 0, "female": 1}
+AGE_GROUPS = (30, 60)
+"""The first ages in years of the second and the third group."""
 NO_CLASS = -1
 """The class of an image that may have several labels, see `Row.present`."""
 
@@ -119,4 +121,4 @@ def _row(person: str, gender: str, age: int, folder: str, path: Path) -> Row:
 
 def class_of(mask: int, gender: int, age: int) -> int:
     """Return the class in `ensemble.labels.MASK18`; the age groups are below 30, 30 to 59, and 60 and over."""
-    return mask * 6 + gender * 3 + (age >= 30) + (age >= 60)
+    return mask * 6 + gender * 3 + sum(age >= first for first in AGE_GROUPS)

@@ -46,9 +46,10 @@ class LabeledImages:
         return LabeledImages(decoded, self.targets[chosen], self.labels[chosen], soft)
 
     def concatenate(self, others: LabeledImages) -> LabeledImages:
-        """Return these images followed by the others; both are without soft targets."""
-        assert self.soft_targets is None, "the teacher's probabilities are added last"
-        assert others.soft_targets is None, "the teacher's probabilities are added last"
+        """Return these images followed by the others; both have soft targets, or neither."""
+        soft = None
+        if self.soft_targets is not None and others.soft_targets is not None:
+            soft = np.concatenate([self.soft_targets, others.soft_targets])
         first, second = self.decoded, others.decoded
         index = np.where(second.fallback_index < 0, -1, second.fallback_index + len(first.fallback))
         decoded = DecodedImages(
@@ -60,6 +61,7 @@ class LabeledImages:
             decoded,
             np.concatenate([self.targets, others.targets]),
             np.concatenate([self.labels, others.labels]),
+            soft,
         )
 
 

@@ -73,8 +73,8 @@ def with_teacher(
     Softened are ``p^(1 / T)``, normalized; of labels that do not exclude each other, each with its complement.
     """
     softened = soften(probabilities, how.temperature, activation=activation)
-    hard = images.targets.astype(np.float64)
-    if activation == "softmax":
+    hard = images.loss_targets.astype(np.float64)
+    if activation == "softmax" and images.soft_targets is None:
         hard = np.eye(probabilities.shape[1])[images.targets]
     return images.with_soft_targets(np.concatenate([hard, softened], axis=1).astype(np.float32))
 

@@ -19,6 +19,7 @@ from checkpoints.training.batches import LabeledImages, normalize, predict_pixel
 from checkpoints.training.distillation import Distillation, distillation_loss
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
+from checkpoints.training.label_distribution import require_valid_spreads
 from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
 from checkpoints.training.losses import (
     Asymmetry,
@@ -201,6 +202,7 @@ def require_valid_loss(settings: TrainSettings) -> None:
     if settings.activation == "sigmoid" and (settings.head == "axes" or len(settings.labels.axes) > 1):
         raise OptionError("E204", "labels with axes (--labels, --head axes) need images of one class each")
     require_valid_ordinal(settings)
+    require_valid_spreads(settings)
 
 
 def _make_loss(targets: NDArray[np.int64], settings: TrainSettings, device: torch.device) -> Loss:

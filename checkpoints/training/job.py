@@ -18,6 +18,7 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.data.truth_table import labels_of
 from checkpoints.training.batches import LabeledImages
 from checkpoints.training.distillation import SoftLabels
+from checkpoints.training.label_distribution import age_borders, spread_targets
 from checkpoints.training.loggers import LoggerKind
 from checkpoints.training.pseudo_labels import PseudoLabels
 from checkpoints.training.settings import TrainSettings, settings_dict
@@ -101,6 +102,8 @@ class TrainJob:
             "boxes": None if self.boxes is None else self.boxes.sha256,
             "rows": _hash(people),
         }
+        if self.settings.label_distribution:
+            value["ages"] = _hash([row.age for row in self.rows])
         if self.repeat:
             value["repeat"] = self.repeat
         if self.pseudo_labels is not None:  # without pseudo-labels the fingerprint is that of earlier versions
@@ -130,12 +133,15 @@ def load_job_images(job: TrainJob, *, listener: Listener = SILENT) -> JobImages:
         DataError: E351 when an image has no entry in the boxes; the codes of `decode_images`.
     """
     targets, labels = true_labels(job.rows, job.settings, trained=True), true_labels(job.rows, job.settings)
-    labeled = LabeledImages(_load(job.rows, job.boxes, job, listener), targets, labels)
+    borders = age_borders(job.rows, job.settings.labels)
+    soft = spread_targets(job.rows, job.settings, borders=borders, listener=listener)
+    labeled = LabeledImages(_load(job.rows, job.boxes, job, listener), targets, labels, soft)
     if job.pseudo_labels is None:
         return JobImages(labeled, None)
     predicted = true_labels(job.pseudo_labels.rows, job.settings, trained=True)
     decoded = _load(job.pseudo_labels.rows, job.pseudo_labels.boxes, job, listener)
-    return JobImages(labeled, LabeledImages(decoded, predicted, predicted))
+    soft = spread_targets(job.pseudo_labels.rows, job.settings, borders=borders)
+    return JobImages(labeled, LabeledImages(decoded, predicted, predicted, soft))
 
 
 def _load(rows: Sequence[Row], boxes: Boxes | None, job: TrainJob, listener: Listener) -> DecodedImages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from checkpoints.training.label_distribution import parse_spread, require_valid_spreads
 from checkpoints.training.settings import TrainSettings
 from ensemble.card import Activation
 from ensemble.errors import OptionError
@@ -38,12 +39,14 @@ def fit_classes(
     """Return the settings with the classes, and say the order of the values of each ordered axis (I472).
 
     Raises:
-        OptionError: E204 as `require_valid_ordinal`.
+        OptionError: E204 as `require_valid_ordinal` and `require_valid_spreads`.
     """
     settings = replace(settings, labels=labels, activation=activation)
     require_valid_ordinal(settings)
+    require_valid_spreads(settings)
+    ordered = {*settings.ordinal, *(parse_spread(text).axis for text in settings.label_distribution)}
     for axis in settings.labels.axes:
-        if axis.name in settings.ordinal:
+        if axis.name in ordered:
             order = " < ".join(axis.values) if len(axis.values) <= 12 else f"{axis.values[0]} < ... < {axis.values[-1]}"
             listener.notice(Notice("I472", f"the values of {axis.name} are in the order of the classes: {order}"))
     return settings

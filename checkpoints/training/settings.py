@@ -59,6 +59,7 @@ class TrainSettings:
     with the highest mean average precision.
 
     The axes in ``ordinal`` have one score and ordered thresholds in place of an output per value.
+    ``label_distribution`` has texts of `label_distribution.parse_spread`.
 
     Augmentation: ``augment`` is a policy of `augment.parse_policy`, ``cutmix`` the region that `augment.cutmix` pastes,
     ``mixup`` the alpha of `augment.mixup` (None: off), and ``erasing`` the share of images with an erased rectangle.
@@ -107,6 +108,7 @@ class TrainSettings:
     gamma_positive: float = 0.0
     clip_negative: float = 0.05
     ordinal: tuple[str, ...] = ()
+    label_distribution: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._require_channels()
@@ -194,6 +196,7 @@ _ADDED_LATER: Mapping[str, Any] = {
     "gamma_positive": 0.0,
     "clip_negative": 0.05,
     "ordinal": (),
+    "label_distribution": (),
 }
 _PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb", "scale": (0.0, 255.0)}
 

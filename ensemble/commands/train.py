@@ -182,6 +182,11 @@ _OPTIMIZATION = OptionGroup(
         _setting("gamma_positive", "Gamma of the present labels in asl.", type=float),
         _setting("clip_negative", "Probability below which an absent label does not count in asl.", type=float),
         _setting("label_smoothing", "Label smoothing.", flag="--smoothing"),
+        _setting(
+            "label_distribution",
+            "Gaussian over the neighbors of a value as target: age=4 (years), or class=0.5 (values); repeatable.",
+            metavar="AXIS=SIGMA",
+        ),
         _setting("class_weights", "Class weights in the loss: none, ins, isns or ens:<beta>."),
         _setting("pos_weight", "Weight of present against absent labels: none, balanced, sqrt or a number."),
         _setting("patience", "Stop after this many epochs without a better score.", type=_AT_LEAST_1),
