@@ -40,7 +40,11 @@ MODEL_CODES: dict[str, Code] = {
         "The exported model does not reproduce the checkpoint's outputs; no model was written.",
         "please report it with the numbers above",
     ),
-    "E415": Code("The architecture cannot be inferred from the weights.", "give it with --arch (any timm name)"),
+    "E415": Code(
+        "The architecture cannot be inferred from the weights.",
+        "give it with --arch (any timm name); a network that timm does not have is saved as ONNX in the program that has its "
+        "code, then: ens adopt model.onnx",
+    ),
     "E416": Code("The weights fit more than one architecture.", "give the one that was trained with --arch"),
     "E417": Code(
         "A checkpoint contains no recognizable weights.",
@@ -129,6 +133,10 @@ MODEL_CODES: dict[str, Code] = {
         "call optimizer.eval() before saving; --weights raw exports these as they are",
     ),
     "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
+    "E453": Code(
+        "A ResNet of style caffe halves the size in the first convolution of a block; timm's does in the second.",
+        "save it as ONNX in the program that has its code, then: ens adopt model.onnx",
+    ),
     "I480": Code(
         "A checkpoint holds objects whose classes were not loaded: they were read as data, without their code.",
         "nothing to do",

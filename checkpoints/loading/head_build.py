@@ -71,7 +71,7 @@ class HeadBuilder:
         if (wanted := fastai_layers(chain)) is not None:
             notes.append(f"{names} are the head of fastai, with a ReLU between its linear layers")
             return self._with_layers(chain, wanted, pool, options, notes)
-        wanted = self._pickled(chain)
+        wanted = self._pickled(chain, notes)
         if wanted is not None and not set(wanted) <= {"linear", "batchnorm"}:
             return self._with_layers(chain, wanted, pool, options, notes)
         if wanted is None and not self._is_foldable(chain):
@@ -94,18 +94,25 @@ class HeadBuilder:
             notes.append(f"{names} is the head ({self._classifier} in timm)")
         return replace(self._plain(tensors, outputs, notes, pool=pool, options=options), warnings=warnings)
 
-    def _pickled(self, chain: Sequence[HeadLayer]) -> tuple[str, ...] | None:
+    def _pickled(self, chain: Sequence[HeadLayer], notes: list[str]) -> tuple[str, ...] | None:
         """Return the layers of a pickled Sequential; None where there is none."""
-        if len({layer.root for layer in chain}) != 1:
+        places = {layer.root for layer in chain}
+        if len(places) != 1:  # of a Sequential whose layers have names
+            places = {layer.name.rpartition(".")[0] for layer in chain}
+        if len(places) != 1:
             return None
-        wanted = layers_of_head(self._layers, chain[0].root, chain[0].name, self._owned)
+        (root,) = places
+        wanted = layers_of_head(self._layers, root, chain[0].name, self._owned)
         if wanted is None:
             return None
+        if wanted[-1:] in {("?LogSoftmax",), ("?Softmax",)}:
+            notes.append(f"the {wanted[-1].removeprefix('?')} at the end of {root} is left out: it takes the logits")
+            wanted = wanted[:-1]
         unknown = [name for name in wanted if name.startswith("?")]
         kinds = [name for name in wanted if name in WITH_WEIGHTS]
         if unknown or kinds != [layer.kind for layer in chain]:
             shown = ", ".join(name.removeprefix("?") for name in wanted)
-            raise self.unknown(f"{chain[0].root} was pickled as {shown}, of which not all can be exported", chain)
+            raise self.unknown(f"{root} was pickled as {shown}, of which not all can be exported", chain)
         return wanted
 
     def _suspect_cosine(self, last: HeadLayer) -> tuple[str, ...]:

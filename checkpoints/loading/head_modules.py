@@ -37,6 +37,14 @@ class HeadLayer:
             return (self.margin,)
         return tuple(f"{self.name}.{leaf}" if self.name else leaf for leaf in self.tensors)
 
+    def is_copy_of(self, other: HeadLayer) -> bool:
+        """Return True for a layer with the same tensors, value by value."""
+        return (
+            self.tensors.keys() == other.tensors.keys()
+            and all(tensor.shape == other.tensors[leaf].shape for leaf, tensor in self.tensors.items())
+            and all(torch.equal(tensor, other.tensors[leaf]) for leaf, tensor in self.tensors.items())
+        )
+
     @property
     def kind(self) -> LayerKind:
         """The layer that has tensors of these names and shapes; a layernorm may be another layer of that shape."""

@@ -62,11 +62,12 @@ class HeadFinder:
         self._widths = (self._features, 2 * self._features) if self._can_pool() else (self._features,)
         self._channels = body.match.in_channels
         self._names = {key: name for name, key in body.sources.items()}
-        self._builder = HeadBuilder(
-            architecture, self._classifier, request, path, margin=margin, layers=layers, owned=body.used
-        )
         self._scalars: list[str] = []
         self._rest = self._sort_out(rest)
+        known = self._leave_out_copies(layers or {})
+        self._builder = HeadBuilder(
+            architecture, self._classifier, request, path, margin=margin, layers=known, owned=body.used
+        )
 
     def find(self) -> FoundHead:
         """Return the head."""
@@ -137,6 +138,25 @@ class HeadFinder:
             else:
                 kept[key] = tensor
         return _Rest(list(group_layers(kept, self._widths)), left_out)
+
+    def _leave_out_copies(self, layers: Mapping[str, PickledLayer]) -> dict[str, PickledLayer]:
+        """Leave out layers that are saved twice, and return the pickled layers under the names of those that stay.
+
+        Many scripts save the head of a network once more beside it, as a whole module.
+        """
+        known = dict(layers)
+        for layer in list(self._rest.layers):
+            if (first := next((one for one in self._rest.layers if one.is_copy_of(layer)), layer)) is layer:
+                continue
+            kept, copy = (layer, first) if layer.name.startswith(self._body.prefix or "\0") else (first, layer)
+            self._rest.layers.remove(copy)
+            self._rest.left_out += copy.keys
+            start, place = (one.name.rpartition(".")[0] for one in (copy, kept))
+            for name in list(layers):
+                if name in {copy.name, start} or (start and name.startswith(f"{start}.")):
+                    moved = kept.name if name == copy.name else f"{place}{name.removeprefix(start)}"
+                    known.setdefault(moved, layers[name])
+        return known
 
     @staticmethod
     def _is_named(key: str, name: str) -> bool:

@@ -9,6 +9,7 @@ from checkpoints.loading.bodies import Body, Wanted, as_architecture, find_bodie
 from checkpoints.loading.layouts import TIMM
 from checkpoints.loading.name_notices import ambiguous, require_no_other_name, say_claimed, say_told, say_usual
 from checkpoints.loading.networks import Network
+from checkpoints.loading.other_networks import find_other_network
 from checkpoints.loading.state_dicts import AllTensors, Claim
 from ensemble.errors import ModelError
 from ensemble.events import Listener
@@ -70,6 +71,10 @@ def unknown_network(nearest: Body | None, wanted: Wanted, found: AllTensors, pat
     if wanted.arch is not None:
         return _does_not_fit(nearest, wanted, found, path)
     if nearest is None or nearest.match.percent < _LEAST_PERCENT:
+        other = find_other_network(found.tensors)
+        if other is not None:
+            message = f"{path.name} is {other.name}, which timm does not have with these weights"
+            return ModelError("E415", message, hint=other.hint, path=path)
         return ModelError(
             "E415", f"{path.name} is no architecture of timm that is known by its keys and shapes", path=path
         )
@@ -88,10 +93,14 @@ def _does_not_fit(nearest: Body | None, wanted: Wanted, found: AllTensors, path:
     if nearest is None or nearest.match.percent < _LEAST_PERCENT:
         nearest = _empty(wanted, found)
     match = nearest.match
+    other = None if bodies else find_other_network(found.tensors)
+    if other is not None:
+        looks = f". Looks like {other.name}, which timm does not have with these weights"
     return ModelError(
         "E410",
         f"{path.name} is not {wanted.arch}: {len(match.matching)} of {match.total} keys fit"
         + ("" if bodies and wanted.arch in bodies[0].twins else looks),
+        hint=None if other is None else other.hint,
         path=path,
         details=match.differences(),
     )

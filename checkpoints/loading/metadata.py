@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from checkpoints.loading.pickle_objects import InertObject
 
+_CAFFE = re.compile(r"""["']?style["']?\s*[=:]\s*["']caffe["']""")
 T = TypeVar("T")
 _DEEPEST = 5
 _MOST_ENTRIES = 5000
@@ -59,7 +60,8 @@ class Metadata:
 
     ``archs`` are all names under which an architecture could be named. ``size`` is ``(height, width)`` in pixels;
     ``mean`` and ``std`` are for channels in 0..1. ``arch_options`` are options of timm's ``create_model``. ``unused``
-    are entries of these names whose values make no sense. ``margin`` is an entry that names a loss of cosines.
+    are entries of these names whose values make no sense. ``margin`` is an entry that names a loss of cosines,
+    ``caffe_style`` one by which a ResNet has the strides of Caffe's.
     """
 
     archs: tuple[Found[str], ...] = ()
@@ -75,6 +77,7 @@ class Metadata:
     unused: tuple[Found[Any], ...] = ()
     in_channels: Found[int] | None = None
     margin: Found[str] | None = None
+    caffe_style: Found[str] | None = None
 
 
 NO_METADATA = Metadata()
@@ -129,6 +132,7 @@ def read_metadata(payload: object) -> Metadata:
         ),
         in_channels=first(("in_chans", "in_channels", "input_channels"), _count),
         margin=_margin(entries),
+        caffe_style=next((Found(e.name, e.place) for e in entries if _is_caffe_style(e)), None),
     )
 
 
@@ -211,6 +215,13 @@ def _margin(entries: Sequence[_Entry]) -> Found[str] | None:
         if named or (isinstance(text, str) and len(text) < 100 and _MARGIN.search(text)):
             return Found(str(text), entry.place)
     return None
+
+
+def _is_caffe_style(entry: _Entry) -> bool:
+    """Return True for the style of a ResNet of OpenMMLab, also in the text of a whole configuration."""
+    if entry.name == "style":
+        return str(entry.value) == "caffe"
+    return entry.name in {"config", "cfg"} and isinstance(entry.value, str) and _CAFFE.search(entry.value) is not None
 
 
 def _is_number(value: object) -> bool:

@@ -32,6 +32,7 @@ from checkpoints.loading.network import (
     set_head,
 )
 from checkpoints.loading.networks import Network, choose_network
+from checkpoints.loading.other_networks import require_no_caffe_style
 from checkpoints.loading.pickle_objects import PickledLayer
 from checkpoints.loading.pickled_layers import collect_layers, paths_inside
 from checkpoints.loading.read import Content, read_content
@@ -141,6 +142,7 @@ def open_checkpoint(
     told = _told(layers, network, wanted, claims, arch_options or {}, metadata, head, path) if layers else None
     body = identify(network, wanted, claims, path, listener, told=None if told is None else told.arch)
     network = replace(network, body=body)
+    require_no_caffe_style(metadata, body.match.architecture.body, path)
     options = settle_options(network.body.match.arch, arch_options or {}, metadata.arch_options, path, listener)
     if result.options:
         _say_options(result.options, "the names of the weights show that it averages its tokens", path, listener)

@@ -21,6 +21,7 @@ from checkpoints.loading.name_notices import (
     say_names,
     say_usual,
 )
+from checkpoints.loading.other_networks import require_no_caffe_style
 from checkpoints.loading.pickle_objects import StoredTensor
 from checkpoints.loading.pickled_layers import collect_layers
 from checkpoints.loading.read import Content
@@ -129,6 +130,7 @@ def outline_checkpoint(
     wanted = arch or (card.arch if card else None)
     bodies = _find(tensors, wanted)
     chosen, kinds = _choose(bodies, found, weights, card)
+    require_no_caffe_style(metadata, chosen.sources, path)
     layer = _head(chosen, bodies, tensors)
     name, claim = _name(chosen, wanted, claims_of(metadata), path)
     outputs = tensors[f"{layer}.weight"].shape[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from checkpoints.loading.key_names import remove_marks
+from checkpoints.loading.pickle_objects import InertObject
 from ensemble.errors import ModelError, enumerate_some
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _AVERAGED = re.compile(
     r"|average_?model\w*|averagedmodel)([^a-z].*|$)"
 )
 _MOMENTS = re.compile(r"(exp|square|grad|sq|step|running|loss|val|train)_avg.*|avg_?(pool|loss|acc).*")
+_LOSS = re.compile(r"torch\.nn\.modules\.loss\..*|.*(Loss|Criterion|Metric|CrossEntropy)")
 # copies of the raw weights that an average keeps while the network has its values
 _COPIES = re.compile(
     r"(collected|temp_stored|stored|saved|backup)_?(params|parameters|weights|state)?|(param|weight)s?_backup"
@@ -155,6 +157,8 @@ def _search(
     if id(value) in above or len(place) > _DEEPEST:
         return
     above |= {id(value)}
+    if isinstance(value, InertObject) and _LOSS.fullmatch(value.type_name):
+        return
     if isinstance(value, Mapping):
         for key, item in value.items():
             name = key_text(key)

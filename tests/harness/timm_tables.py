@@ -66,14 +66,24 @@ def write_architectures(names: Sequence[str]) -> None:
         header,
         (
             (" ".join(twins), str(row.values), row.first_conv, row.classifier, row.tops, features[row], row.digest)
-            for row, twins in ((row, sorted(twins, key=_rank)) for row, twins in rows.items())
+            for row, twins in ((row, sort_twins(twins)) for row, twins in rows.items())
         ),
     )
 
 
-def _rank(name: str) -> tuple[bool, bool]:
-    """Put the plain name first: that of the paper, before copies of a pretraining and rare variants."""
-    return re.match(r"tf_|deit", name) is not None, re.search(r"blur|_aa_|resnetaa|nextaa", name) is not None
+def sort_twins(names: Iterable[str]) -> list[str]:
+    """Put the plain name first: that of the paper, before copies of a pretraining, before rare variants."""
+
+    def rank(name: str) -> tuple[bool, bool, list[tuple[int, str]]]:
+        rare = re.search(r"blur|_aa_|resnetaa|nextaa|_pruned", name) is not None
+        parts = re.findall(r"\d+|\D+", name)
+        return (
+            rare,
+            re.match(r"tf_|deit", name) is not None,
+            [(int(p), "") if p.isdecimal() else (-1, p) for p in parts],
+        )
+
+    return sorted(names, key=rank)
 
 
 def write_configs(names: Sequence[str]) -> None:

@@ -392,6 +392,35 @@ class GeM(nn.Module):
         return nn.functional.adaptive_avg_pool2d(maps.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p).flatten(1)
 
 
+def copies() -> Iterator[Case]:
+    """Checkpoints that hold a head once more, or a loss, as whole modules beside the network."""
+    named = collections.OrderedDict(
+        fc1=nn.Linear(WIDTH, 8), relu=nn.ReLU(), drop=nn.Dropout(0.2), fc2=nn.Linear(8, 5), output=nn.LogSoftmax(dim=1)
+    )
+    head, net = settle(nn.Sequential(named)), body()
+    net.fc = head
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = head[:-1](net.forward_head(net.forward_features(images), pre_logits=True))
+        return found
+
+    content = {
+        "arch": TINY,
+        "classifier": head,
+        "state_dict": state_of(net),
+        "class_to_idx": dict(zip("abcde", range(5), strict=True)),
+    }
+    yield Case("head of named layers once more as a module", content, logits)
+    plain = body()
+    yield Case("head once more as a module", {"model": state_of(plain), "classifier": plain.fc}, plain, {"arch": TINY})
+    loss = nn.CrossEntropyLoss(weight=torch.ones(5))
+    yield Case("a loss as a module beside", [nn.ModuleList([plain]), loss, {"epoch": 1}], plain, {"arch": TINY})
+    other = nn.Linear(WIDTH, 5)
+    yield Case(
+        "another head as a module", {"model": state_of(plain), "classifier": other}, None, {"arch": TINY}, code="E449"
+    )
+
+
 def rivals() -> Iterator[Case]:
     """Layers beside the head that change the answer, and are never left out as if they did not."""
     for name in ("pool", "avg", "neck.0"):
@@ -627,5 +656,5 @@ def lora() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Return every case, in a fixed order."""
-    makers = (wrappers, places, extras, heads, axes, averages, parts)
+    makers = (wrappers, places, extras, heads, copies, axes, averages, parts)
     return [case for maker in makers for case in maker()]

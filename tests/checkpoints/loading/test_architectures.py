@@ -15,9 +15,10 @@ from checkpoints.loading.architectures import compare_body, describe, nearest_tw
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.loading.outline import outline_checkpoint
 from checkpoints.loading.read import read_content
-from checkpoints.loading.timm_tables import default_config, digest_of, row_of, table_version
+from checkpoints.loading.timm_tables import default_config, digest_of, row_of, table_rows, table_version
 from ensemble.errors import EnsError, OptionError
 from ensemble.events import Recorder
+from tests.harness.timm_tables import sort_twins
 from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
 
 pytestmark = pytest.mark.slow
@@ -189,3 +190,8 @@ def test_twins_share_every_name_and_shape(arch: str) -> None:
     shapes = [describe(name).body for name in twins_of(arch)]
     assert len(shapes) >= 2
     assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_the_table_has_twins_in_the_order_that_the_harness_writes() -> None:
+    """The plain names come first, in one order that does not depend on timm's lists."""
+    assert [list(row.names) for row in table_rows()] == [sort_twins(reversed(row.names)) for row in table_rows()]
