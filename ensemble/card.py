@@ -50,7 +50,7 @@ class FaceCrop:
     """The square that is cropped around a face before an image is resized, see `ensemble.images.face_crop.face_square`.
 
     ``margin`` is the share of the box's longer side that is added on every side. ``fallback`` is the square where no
-    face was found: its centre as shares of the image's width and height, its side as a share of the shorter one.
+    face was found: its center as shares of the image's width and height, its side as a share of the shorter one.
     With ``align`` the square is turned and placed by the face's five points, as the networks of ArcFace or of dlib
     expect (`ensemble.images.face_alignment`), and ``margin`` is added to the square they use.
 
@@ -70,7 +70,7 @@ class FaceCrop:
         shares = self.fallback
         if len(shares) != 3 or not all(_is_finite(v) and 0 <= v <= 1 for v in shares) or shares[2] < 0.01:
             raise OptionError(
-                "E204", f"the fallback of a face crop must be centre x, centre y and side in 0..1, got {shares}"
+                "E204", f"the fallback of a face crop must be center x, center y and side in 0..1, got {shares}"
             )
 
 
@@ -79,7 +79,7 @@ class Preprocess:
     """The preprocessing that turns a decoded image into the model's input.
 
     ``size`` is ``(height, width)`` in pixels. The image is first resized to ``size / crop_pct`` and then cut to
-    ``size`` around its centre; ``resize`` says how it gets there:
+    ``size`` around its center; ``resize`` says how it gets there:
 
     - ``squash``: both sides are set, the aspect ratio is lost;
     - ``center``: the shorter side is set, the aspect ratio is kept, the longer side is cut;

@@ -1,4 +1,4 @@
-"""Parse values per channel from the command line: mean, std and scale of a normalisation."""
+"""Parse values per channel from the command line: mean, std and scale of a normalization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue of codes: the cause of each and its fix.
+"""The catalog of codes: the cause of each and its fix.
 
 ``E`` stops the command, ``W`` warns, ``I`` informs. Codes are part of the interface: a code never changes its meaning.
 `ens explain-error CODE` prints an entry.
@@ -143,14 +143,14 @@ CODES: dict[str, Code] = {
         "check that the fixes belong to this data set",
     ),
     "E346": Code(
-        "A pseudo-labelled image is also in the training data, where some fold holds it out.",
+        "A pseudo-labeled image is also in the training data, where some fold holds it out.",
         "predict images that are not in the training data",
     ),
     "W347": Code(
         "Pseudo-labels are used for training; the rules of a contest may forbid that.",
-        "read the rules; without --pseudo only labelled images are used",
+        "read the rules; without --pseudo only labeled images are used",
     ),
-    "I348": Code("The number of pseudo-labelled images per class.", "nothing to do"),
+    "I348": Code("The number of pseudo-labeled images per class.", "nothing to do"),
     "E350": Code("A file of face boxes cannot be read.", "make it with ens crop IMAGES -o boxes.parquet"),
     "E351": Code(
         "Images are not in the file of face boxes.",

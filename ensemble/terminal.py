@@ -50,8 +50,8 @@ class Terminal(Listener):
         """Write one line, above the bar."""
         if self._level < 0 and not notice.is_warning:
             return
-        kind, colour = ("warning", "yellow") if notice.is_warning else ("note", "cyan")
-        line = f"{_styled(f'{kind}[{notice.code}]', colour)} {shorten(notice.message)}"
+        kind, color = ("warning", "yellow") if notice.is_warning else ("note", "cyan")
+        line = f"{_styled(f'{kind}[{notice.code}]', color)} {shorten(notice.message)}"
         if self._bar is None:
             _say(line)
         else:
@@ -202,7 +202,7 @@ def _write_line(line: str) -> None:
 def _say(text: str) -> None:
     """Write to stderr, if it can be."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo(text, err=True, color=_has_colour())
+        click.echo(text, err=True, color=_has_color())
 
 
 def _tick(lines: ProgressLines, ended: threading.Event) -> None:
@@ -214,11 +214,11 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _styled(text: str, colour: str) -> str:
-    return click.style(text, fg=colour, bold=True) if _has_colour() else text
+def _styled(text: str, color: str) -> str:
+    return click.style(text, fg=color, bold=True) if _has_color() else text
 
 
-def _has_colour() -> bool:
+def _has_color() -> bool:
     """Return True where stderr is a terminal; NO_COLOR and FORCE_COLOR (no-color.org, force-color.org) decide first."""
     if os.environ.get("NO_COLOR"):
         return False

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LEAVE_SECONDS = 1.0  # in which a thread is waited for that is no longer needed
 
@@ -24,6 +29,27 @@ def thread_pool(workers: int, name: str = "ens") -> Iterator[ThreadPoolExecutor]
         leave(pool)
         raise
     pool.shutdown(wait=True)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Yield the results of a function in the order of the items; up to ``ahead`` are in progress or wait to be taken.
+
+    Two are the fewest with which one is computed while the caller uses the result before it. An exception of the
+    function is raised in its turn.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ens")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        leave(pool)
 
 
 def leave(pool: ThreadPoolExecutor, seconds: float | None = None) -> None:

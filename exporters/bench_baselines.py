@@ -113,11 +113,11 @@ def fused_loop(job: BenchJob, timer: PassTimer) -> PassResult:
 class TorchLoop:
     """A DataLoader, timm networks, up to two views; ``checkpoints[member]`` are the weights of each model.
 
-    ``how[member]`` are the options that its checkpoint is opened with; without, it is opened by its card alone.
+    ``options[member]`` are those that its checkpoint is opened with; without, it is opened by its card alone.
     """
 
     checkpoints: Mapping[str, Path]
-    how: Mapping[str, OpenOptions] = field(default_factory=dict)
+    options: Mapping[str, OpenOptions] = field(default_factory=dict)
 
     def __call__(self, job: BenchJob, timer: PassTimer) -> PassResult:
         """Run one network after another over the images."""
@@ -142,7 +142,7 @@ class TorchLoop:
                 found: dict[str, list[torch.Tensor]] = {view: [] for view in job.views}
                 for pixels in DataLoader(prepared, batch, num_workers=workers, pin_memory=cuda):
                     rows = len(pixels)
-                    images = normalise(pad(pixels, batch) if cuda else pixels, mean, std, channels)
+                    images = normalize(pad(pixels, batch) if cuda else pixels, mean, std, channels)
                     with torch.autocast(device.type, torch.float16, enabled=cuda):
                         found["identity"].append(network(images)[:rows])
                         if job.tta:
@@ -155,7 +155,7 @@ class TorchLoop:
     def _network(self, card: ModelCard, device: torch.device) -> Any:
         import torch
 
-        network = _reopen(self.checkpoints[card.member], card, self.how.get(card.member))
+        network = _reopen(self.checkpoints[card.member], card, self.options.get(card.member))
         if device.type == "cpu":
             return network
         placed: Any = network.to(device)
@@ -166,12 +166,12 @@ class TorchLoop:
 class FoundWeights:
     """The checkpoint of each member; ``problem`` says why there is none, and is empty otherwise.
 
-    ``how`` are the options that members need which cannot be opened by their cards alone.
+    ``options`` are those that members need which cannot be opened by their cards alone.
     """
 
     checkpoints: Mapping[str, Path]
     problem: str = ""
-    how: Mapping[str, OpenOptions] = field(default_factory=dict)
+    options: Mapping[str, OpenOptions] = field(default_factory=dict)
 
 
 def find_weights(
@@ -201,11 +201,11 @@ def find_weights(
     if missing:
         return FoundWeights({}, f"--checkpoints does not contain the weights of {enumerate_some(missing)}")
     found = {card.member: by_sha256[card.checkpoint_sha256] for card in cards}
-    how: dict[str, OpenOptions] = {}
+    opened_with: dict[str, OpenOptions] = {}
     for card in cards:
         unfit = None if options is None else _why_unfit(found[card.member], card, options)
         if options is not None and unfit is None:
-            how[card.member] = options
+            opened_with[card.member] = options
             continue
         if (reason := _why_unfit(found[card.member], card, None)) is not None:
             given = "from its card alone" if unfit is None else "with the options that were given"
@@ -214,7 +214,7 @@ def find_weights(
         if unfit is not None:
             message = f"the checkpoint of {card.member} is opened by its card alone, without the options: {unfit}"
             listener.notice(Notice("W622", message, found[card.member]))
-    return FoundWeights(found, how=how)
+    return FoundWeights(found, options=opened_with)
 
 
 def _why_unfit(path: Path, card: ModelCard, options: OpenOptions | None) -> str | None:
@@ -243,8 +243,8 @@ def _reopen(path: Path, card: ModelCard, options: OpenOptions | None) -> Any:
     return build_model(checkpoint)
 
 
-def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, channels: Channels = "rgb") -> torch.Tensor:
-    """Convert ``(B, H, W, 3)`` uint8 to normalised ``(B, planes, H, W)`` float32 on the device of ``mean``.
+def normalize(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, channels: Channels = "rgb") -> torch.Tensor:
+    """Convert ``(B, H, W, 3)`` uint8 to normalized ``(B, planes, H, W)`` float32 on the device of ``mean``.
 
     The result is contiguous on the CPU and in channels_last elsewhere.
     """

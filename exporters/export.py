@@ -139,23 +139,23 @@ def export(
         proto = _to_onnx(exportable, card)
     # an int8 model is compared with this float32 graph, which must be right first
     plain = replace(card, precision="fp32") if card.precision == "int8" else card
-    checks = verify(model, _serialise(proto), pixels, card=plain, listener=listener)
+    checks = verify(model, _serialize(proto), pixels, card=plain, listener=listener)
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate_images is not None, "see _require_images"
         record, scheme = training_record(checkpoint, gate_images.ids), SCHEMES[options.quantization]
-        found = _quantise(proto, card, gate_images, truth, record, scheme, listener)
+        found = _quantize(proto, card, gate_images, truth, record, scheme, listener)
         proto, verdict = found.proto, found.verdict
-        exported = ExportedModel(_serialise(proto), card)
+        exported = ExportedModel(_serialize(proto), card)
         recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
         record = training_record(checkpoint, gate_images.ids)
-        verdict = _judge_half(model, _serialise(proto), card, gate_images, truth, record, listener)
+        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, listener)
         kept |= {"gate": verdict.as_dict()}
     card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
-    path = write_atomic(folder / f"{card.member}.onnx", _serialise(proto))
+    path = write_atomic(folder / f"{card.member}.onnx", _serialize(proto))
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
 
 
@@ -166,7 +166,7 @@ def _logits_of(exported: ExportedModel, preprocess: Preprocess, pictures: Pixels
 
 
 class Exportable(torch.nn.Module):
-    """The network with transposition and normalisation in front and a cast to float32 behind.
+    """The network with transposition and normalization in front and a cast to float32 behind.
 
     It maps ``(B, H, W, 3)`` uint8 RGB, or the file's own channels in float32, to logits ``(B, C)``, and with
     ``features`` also to the features before pooling ``(B, F, h, w)``, both float32. The channels that the network takes
@@ -209,7 +209,7 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
         raise OptionError("E204", "the ground truth needs its images", hint="name their folder with --check-images")
 
 
-def _quantise(
+def _quantize(
     proto: onnx.ModelProto,
     card: ModelCard,
     images: ImageSet,
@@ -218,7 +218,7 @@ def _quantise(
     scheme: Scheme,
     listener: Listener,
 ) -> Quantised:
-    """Quantise the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
+    """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
     known = None if truth is None else read_truth(truth, card.labels, listener=listener)
     split = split_images(
         images.ids,
@@ -348,6 +348,6 @@ def _reason(err: BaseException) -> str:
     return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
 
 
-def _serialise(proto: onnx.ModelProto) -> bytes:
+def _serialize(proto: onnx.ModelProto) -> bytes:
     data: bytes = proto.SerializeToString(deterministic=True)
     return data

@@ -16,7 +16,7 @@ FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 def to_half(model: torch.nn.Module, size: tuple[int, int], planes: int = 3) -> torch.nn.Module:
     """Return a float16 copy of a network that takes ``(B, planes, *size)``.
 
-    The scale of every batch normalisation is folded into the preceding convolution first, in float64. The exporter
+    The scale of every batch normalization is folded into the preceding convolution first, in float64. The exporter
     would fold it in float16, with three times the error.
     """
     half = copy.deepcopy(model)
@@ -26,7 +26,7 @@ def to_half(model: torch.nn.Module, size: tuple[int, int], planes: int = 3) -> t
 
 
 def _convs_before_norms(model: torch.nn.Module, shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
-    """Return the pairs of a convolution and the normalisation that reads its output, traced with one image."""
+    """Return the pairs of a convolution and the normalization that reads its output, traced with one image."""
     made: dict[
         int, tuple[torch.nn.Module, torch.Tensor]
     ] = {}  # the tensors are kept alive: an id is unique only among live objects
@@ -41,7 +41,7 @@ def _convs_before_norms(model: torch.nn.Module, shape: tuple[int, ...]) -> list[
 
     hooks = []
     for module in model.modules():
-        # no other subclasses: those that standardise their weights would undo the scale
+        # no other subclasses: those that standardize their weights would undo the scale
         if type(module) in {torch.nn.Conv2d, Conv2dSame}:
             hooks.append(module.register_forward_hook(after_conv))
         elif isinstance(module, torch.nn.BatchNorm2d) and module.affine:
@@ -54,7 +54,7 @@ def _convs_before_norms(model: torch.nn.Module, shape: tuple[int, ...]) -> list[
 
 
 def _fold(conv: Any, norm: Any) -> None:
-    """Scale the convolution's weights by ``weight / sqrt(var + eps)``; the normalisation keeps only its shift."""
+    """Scale the convolution's weights by ``weight / sqrt(var + eps)``; the normalization keeps only its shift."""
     with torch.no_grad():
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - norm.running_mean.double() * scale

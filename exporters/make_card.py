@@ -159,7 +159,7 @@ def make_card(checkpoint: Opened, model: torch.nn.Module | TimmDefaults, options
         fill=card.preprocess.fill if card and sources["resize"] == "checkpoint" else _grey(known),
     )
     _require_channels(preprocess, checkpoint)
-    _require_own_normalisation(preprocess, sources)
+    _require_own_normalization(preprocess, sources)
     return ModelCard(
         member=known.member,
         arch=checkpoint.arch,
@@ -181,7 +181,7 @@ def make_card(checkpoint: Opened, model: torch.nn.Module | TimmDefaults, options
     )
 
 
-def _require_own_normalisation(preprocess: Preprocess, sources: Mapping[str, str]) -> None:
+def _require_own_normalization(preprocess: Preprocess, sources: Mapping[str, str]) -> None:
     """Check that mean and std of channels that are kept as they are do not come from timm, whose are of photographs."""
     missing = [f"--{name}" for name in ("mean", "std") if sources[name] in {"timm", "default"}]
     if preprocess.kept and missing:
@@ -208,7 +208,7 @@ def _require_channels(preprocess: Preprocess, checkpoint: Opened) -> None:
 
 def _from_options(options: ExportOptions) -> CardSettings:
     if options.crop_pct is None and options.resize in {"squash", "pad"}:
-        # these modes keep the whole image; timm's percentage belongs to its centre crop
+        # these modes keep the whole image; timm's percentage belongs to its center crop
         return replace(options, crop_pct=1.0)
     return options
 
@@ -371,7 +371,7 @@ def _fit_grey(known: CardSettings, sources: Mapping[str, str]) -> CardSettings:
 
 
 def _grey(known: CardSettings) -> tuple[int, int, int]:
-    """Return the RGB colour that normalisation maps to zero, with which timm fills borders."""
+    """Return the RGB color that normalization maps to zero, with which timm fills borders."""
     mean = known.mean or ()
     levels = [round(255 * channel) for channel in (mean[::-1] if known.channels == "bgr" else mean)]
     levels = [min(255, max(0, level)) for level in levels]

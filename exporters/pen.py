@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ensemble.arrays import Floats
 
-Colour = tuple[int, ...]
+Color = tuple[int, ...]
 Points = Sequence[tuple[float, float]]
 
 _ROUND = np.linspace(0, 2 * np.pi, 25)
@@ -25,53 +25,53 @@ _SPLINE = _STEP ** np.arange(4) @ [[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2,
 class Pen:
     """Draw shapes given in head coordinates: x to the right, y down, origin between the eyes, unit half a face width.
 
-    ``size`` is that unit in pixels and ``centre`` the origin in pixels. ``tilt`` is in radians; ``facing`` is how far
-    the head turns right and down, in units. Colours may have a fourth channel, the opacity.
+    ``size`` is that unit in pixels and ``center`` the origin in pixels. ``tilt`` is in radians; ``facing`` is how far
+    the head turns right and down, in units. Colors may have a fourth channel, the opacity.
     """
 
     def __init__(
-        self, image: Image.Image, *, centre: ArrayLike, size: float, tilt: float, facing: tuple[float, float]
+        self, image: Image.Image, *, center: ArrayLike, size: float, tilt: float, facing: tuple[float, float]
     ) -> None:
         self._opaque, self._blending = ImageDraw.Draw(image), ImageDraw.Draw(image, "RGBA")
-        self._centre = np.asarray(centre)
+        self._center = np.asarray(center)
         self._size = size
         self._frame = size * np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
         self._facing = facing
 
-    def shape(self, points: Points, colour: Colour) -> None:
+    def shape(self, points: Points, color: Color) -> None:
         """Fill a smooth closed outline."""
-        self._fill(_curve(points, closed=True), colour)
+        self._fill(_curve(points, closed=True), color)
 
-    def halves(self, right: Points, colour: Colour, *, wide: float = 1.0) -> None:
+    def halves(self, right: Points, color: Color, *, wide: float = 1.0) -> None:
         """Fill a symmetrical outline given by its right half, from top to bottom."""
         mirrored = [(-x, y) for x, y in right[-2:0:-1]]
-        self.shape([(x * wide, y) for x, y in (*right, *mirrored)], colour)
+        self.shape([(x * wide, y) for x, y in (*right, *mirrored)], color)
 
-    def blob(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+    def blob(self, x: float, y: float, rx: float, ry: float, color: Color) -> None:
         """Fill an ellipse."""
-        self._fill(_CIRCLE * (rx, ry) + (x, y), colour)
+        self._fill(_CIRCLE * (rx, ry) + (x, y), color)
 
-    def line(self, points: Points, width: float, colour: Colour) -> None:
+    def line(self, points: Points, width: float, color: Color) -> None:
         """Draw a smooth line."""
-        self._stroke(_curve(points, closed=False), width, colour)
+        self._stroke(_curve(points, closed=False), width, color)
 
-    def ring(self, x: float, y: float, rx: float, ry: float, width: float, colour: Colour) -> None:
+    def ring(self, x: float, y: float, rx: float, ry: float, width: float, color: Color) -> None:
         """Draw the outline of an ellipse."""
-        self._stroke(_CIRCLE * (rx, ry) + (x, y), width, colour)
+        self._stroke(_CIRCLE * (rx, ry) + (x, y), width, color)
 
-    def _fill(self, points: Floats, colour: Colour) -> None:
-        self._brush(colour).polygon(self._place(points), fill=colour)
+    def _fill(self, points: Floats, color: Color) -> None:
+        self._brush(color).polygon(self._place(points), fill=color)
 
-    def _stroke(self, points: Floats, width: float, colour: Colour) -> None:
-        self._brush(colour).line(self._place(points), fill=colour, width=max(1, round(width * self._size)))
+    def _stroke(self, points: Floats, width: float, color: Color) -> None:
+        self._brush(color).line(self._place(points), fill=color, width=max(1, round(width * self._size)))
 
-    def _brush(self, colour: Colour) -> ImageDraw.ImageDraw:
-        return self._opaque if len(colour) == 3 else self._blending  # blending takes three times as long
+    def _brush(self, color: Color) -> ImageDraw.ImageDraw:
+        return self._opaque if len(color) == 3 else self._blending  # blending takes three times as long
 
     def _place(self, points: Floats) -> list[float]:
-        # turning the head shifts its centre more than its outline
+        # turning the head shifts its center more than its outline
         near = np.maximum(0, 1 - np.einsum("nd,nd->n", points, points) / 2.2)[:, None]
-        placed: list[float] = ((points + near * self._facing) @ self._frame + self._centre).ravel().tolist()
+        placed: list[float] = ((points + near * self._facing) @ self._frame + self._center).ravel().tolist()
         return placed
 
 

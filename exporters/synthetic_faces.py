@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from ensemble.arrays import Pixels
-from exporters.pen import Colour, Pen, Points
+from exporters.pen import Color, Pen, Points
 
 WIDTH, HEIGHT = 96, 128
 _DRAWN = 2  # times the size; reducing it afterwards smooths the edges
@@ -68,8 +68,8 @@ _DOTS = ((-0.5, 0.3), (0.0, 0.25), (0.5, 0.3), (-0.27, 0.52), (0.27, 0.52), (-0.
 class Person:
     """The features that all images of a person share; ``streaks`` (of grey), ``lines``, ``beard`` are from 0 to 1."""
 
-    skin: Colour
-    hair: Colour
+    skin: Color
+    hair: Color
     back: Points
     fringe: Points
     streaks: float
@@ -77,14 +77,14 @@ class Person:
     jaw: float
     brow: float
     eye: float
-    iris: Colour
+    iris: Color
     lashes: bool
-    lips: Colour
+    lips: Color
     lines: float
     beard: float
     glasses: bool
     earrings: bool
-    shirts: Sequence[Colour]
+    shirts: Sequence[Color]
 
 
 def make_person(*, gender: int, age: int, rng: Random) -> Person:
@@ -92,7 +92,7 @@ def make_person(*, gender: int, age: int, rng: Random) -> Person:
     female = gender == 1
     looks = age + rng.normal(6 if age >= 60 else 0, 3)  # people look older or younger than they are
     skin = _pick(_SKINS, rng)
-    hair: Colour = _pick(_HAIRS, rng)
+    hair: Color = _pick(_HAIRS, rng)
     if rng.random() < (0.2 if looks < 30 else 0.01):
         hair = _pick(_DYES, rng)
     elif rng.random() < 0.96:  # the others dye the grey away
@@ -129,7 +129,7 @@ def draw(person: Person, *, mask: int, rng: Random) -> Pixels:
     image = _scene(rng)
     pen = Pen(
         image,
-        centre=(image.width * rng.normal(0.5, 0.025), image.height * rng.normal(0.46, 0.02)),
+        center=(image.width * rng.normal(0.5, 0.025), image.height * rng.normal(0.46, 0.02)),
         size=image.width * rng.uniform(0.28, 0.34),
         tilt=rng.normal(0, 0.07),
         facing=(rng.normal(0, 0.08), rng.normal(0, 0.05)),
@@ -219,27 +219,27 @@ def _draw_beard(pen: Pen, person: Person) -> None:
 
 
 def _draw_wrinkles(pen: Pen, person: Person) -> None:
-    colour = (*_mix(person.skin, _SHADE, 0.6), round(240 * person.lines))
-    pen.line(((-0.42, -0.6), (0, -0.65), (0.42, -0.6)), 0.055, colour)
-    pen.line(((-0.34, -0.46), (0, -0.5), (0.34, -0.46)), 0.055, colour)
+    color = (*_mix(person.skin, _SHADE, 0.6), round(240 * person.lines))
+    pen.line(((-0.42, -0.6), (0, -0.65), (0.42, -0.6)), 0.055, color)
+    pen.line(((-0.34, -0.46), (0, -0.5), (0.34, -0.46)), 0.055, color)
     for side in (-1, 1):
-        pen.line(((side * 0.22, 0.5), (side * 0.36, 0.64), (side * 0.4, 0.82)), 0.05, colour)
-        pen.line(((side * 0.26, 0.2), (side * 0.42, 0.25), (side * 0.56, 0.18)), 0.05, colour)
+        pen.line(((side * 0.22, 0.5), (side * 0.36, 0.64), (side * 0.4, 0.82)), 0.05, color)
+        pen.line(((side * 0.26, 0.2), (side * 0.42, 0.25), (side * 0.56, 0.18)), 0.05, color)
         for end in (-0.07, 0.04, 0.15):
-            pen.line(((side * 0.66, 0.02), (side * 0.74, (0.02 + end) / 2), (side * 0.83, end)), 0.045, colour)
+            pen.line(((side * 0.66, 0.02), (side * 0.74, (0.02 + end) / 2), (side * 0.83, end)), 0.045, color)
 
 
 def _draw_mask(pen: Pen, top: float, rng: Random) -> None:
     """Draw a mask from ``top`` (0.2 is the bridge of the nose) to below the chin."""
-    colour = _pick(_MASKS, rng)
-    fold = _mix(colour, (40, 50, 70), 0.22)
+    color = _pick(_MASKS, rng)
+    fold = _mix(color, (40, 50, 70), 0.22)
     end = 1.4 + 0.25 * top
     low = end - 0.28
     for side in (-1, 1):
         pen.line(((side * 0.8, top + 0.12), (side * 0.93, 0.16), (side * 1.0, 0.02)), 0.035, fold)
         pen.line(((side * 0.72, low), (side * 0.95, 0.55), (side * 1.02, 0.3)), 0.035, fold)
     right = ((0.0, top - 0.06), (0.35, top), (0.86, top + 0.12), (0.84, (top + low) / 2), (0.62, low), (0.0, end))
-    pen.halves(right, colour, wide=0.82 if top > 1 else 1)
+    pen.halves(right, color, wide=0.82 if top > 1 else 1)
     match _pick(("pleats", "pleats", "seam", "dots"), rng):
         case "pleats":
             for share in (0.3, 0.5, 0.7):
@@ -279,7 +279,7 @@ def _scene(rng: Random) -> Image.Image:
 
 
 def _expose(image: Image.Image, rng: Random) -> Pixels:
-    """Add light from one side, a colour cast and sensor noise."""
+    """Add light from one side, a color cast and sensor noise."""
     angle = rng.uniform(0, 2 * np.pi)
     across, down = np.linspace(-1, 1, WIDTH) * math.cos(angle), np.linspace(-1, 1, HEIGHT) * math.sin(angle)
     light = rng.uniform(0.78, 1.06) + rng.uniform(0, 0.2) * (down[:, None] + across)
@@ -292,7 +292,7 @@ def _pick(options: Sequence[T], rng: Random) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def _mix(one: Colour, other: Colour, share: float) -> Colour:
+def _mix(one: Color, other: Color, share: float) -> Color:
     return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
 
 

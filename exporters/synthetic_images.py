@@ -36,7 +36,7 @@ def _render(seed: int) -> Pixels:
 
 
 def _scenery(rng: Random, height: int, width: int) -> Pixels:
-    """Draw clouds between two colours above a striped ground, lit from one side."""
+    """Draw clouds between two colors above a striped ground, lit from one side."""
     sky, far, ground = rng.uniform(20, 245, (3, 3))
     clouds = _clouds(rng, height, width)[:, :, None]
     picture = sky * clouds + far * (1 - clouds)
@@ -61,22 +61,22 @@ def _clouds(rng: Random, height: int, width: int) -> Floats:
 
 def _draw_things(image: Image.Image, rng: Random, *, count: int) -> None:
     """Draw boxes, discs, shards and wires, each with a soft shadow behind it."""
-    pen = ImageDraw.Draw(image, "RGBA")  # colours with an alpha are blended
+    pen = ImageDraw.Draw(image, "RGBA")  # colors with an alpha are blended
     for thing in range(count):
         x, y = rng.uniform(0, image.width), rng.uniform(0, image.height)
         w, h = rng.uniform(15, 130, 2)
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        color = tuple(int(c) for c in rng.integers(0, 256, 3))
         pen.ellipse((x - w + 8, y - h + 12, x + w + 8, y + h + 12), fill=(0, 0, 0, 50))
         match thing % 4:
             case 0:
-                pen.rectangle((x - w, y - h, x + w, y + h), fill=colour, outline=(20, 20, 20), width=2)
+                pen.rectangle((x - w, y - h, x + w, y + h), fill=color, outline=(20, 20, 20), width=2)
             case 1:
-                pen.ellipse((x - w, y - h, x + w, y + h), fill=colour)
+                pen.ellipse((x - w, y - h, x + w, y + h), fill=color)
             case 2:
                 corners = rng.uniform(-1, 1, (5, 2)) * (w, h) + (x, y)
-                pen.polygon([float(c) for c in corners.ravel()], fill=(*colour, 200))
+                pen.polygon([float(c) for c in corners.ravel()], fill=(*color, 200))
             case _:
-                pen.line((x - w, y - h, x + w, y + h, x + w, y - h), fill=colour, width=int(rng.integers(1, 9)))
+                pen.line((x - w, y - h, x + w, y + h, x + w, y - h), fill=color, width=int(rng.integers(1, 9)))
 
 
 def _draw_face(image: Image.Image, rng: Random) -> None:
@@ -84,7 +84,7 @@ def _draw_face(image: Image.Image, rng: Random) -> None:
     person = make_person(gender=int(rng.integers(2)), age=int(rng.integers(18, 61)), rng=rng)
     pen = Pen(
         image,
-        centre=(image.width * rng.uniform(0.4, 0.6), image.height * rng.uniform(0.35, 0.55)),
+        center=(image.width * rng.uniform(0.4, 0.6), image.height * rng.uniform(0.35, 0.55)),
         size=min(image.size) * rng.uniform(0.14, 0.3),
         tilt=rng.normal(0, 0.07),
         facing=(rng.normal(0, 0.08), rng.normal(0, 0.05)),

@@ -1,6 +1,6 @@
 """Compare an exported model's logits in onnxruntime with the checkpoint's in torch, on images.
 
-The reference is the checkpoint's own network in float32 on the CPU, with a normalisation written independently. A check
+The reference is the checkpoint's own network in float32 on the CPU, with a normalization written independently. A check
 on random tensors would prove little: on noise every network gives nearly the same answer, and nothing overflows.
 """
 
@@ -161,7 +161,7 @@ def _batches(count: int) -> Iterator[tuple[int, int]]:
 
 
 def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pixels) -> Outputs:
-    """Return the outputs of the network itself, with channels and a normalisation written independently."""
+    """Return the outputs of the network itself, with channels and a normalization written independently."""
     mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in (card.mean, card.std))
     if card.preprocess.channels == "bgr":
         batch = np.ascontiguousarray(batch[..., ::-1])

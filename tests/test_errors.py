@@ -1,4 +1,4 @@
-"""Errors and their codes: each one is catalogued, in use, and of the right kind."""
+"""Errors and their codes: each one is cataloged, in use, and of the right kind."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def calls(name_pattern: str) -> Iterator[tuple[str, str, str]]:
 CATALOGUE = ("error_codes.py", "model_codes.py", "run_codes.py")
 
 
-def test_every_code_in_use_is_catalogued() -> None:
+def test_every_code_in_use_is_cataloged() -> None:
     """No module of the three packages gives a code that `ens explain-error` does not know."""
     unknown = {(path.name, code) for path in FILES for code in literals(path) if code not in CODES}
     assert unknown == set()
 
 
-def test_every_catalogued_code_is_in_use() -> None:
-    """The catalogue explains no code that nothing gives."""
+def test_every_cataloged_code_is_in_use() -> None:
+    """The catalog explains no code that nothing gives."""
     given = {code for path in FILES if path.name not in CATALOGUE for code in literals(path)}
     assert set(CODES) - given == set()
 
@@ -129,7 +129,7 @@ def test_the_tree_is_the_one_in_the_docstring() -> None:
 
 
 def test_the_hint_is_the_cure_unless_given() -> None:
-    """An error says what to do: the catalogue's cure, or better advice where there is some."""
+    """An error says what to do: the catalog's cure, or better advice where there is some."""
     assert DataError("E302", "x.jpg: the file is empty").hint == CODES["E302"].cure
     assert DataError("E302", "x.jpg: the file is empty", hint="look").hint == "look"
 
@@ -194,7 +194,7 @@ def test_interruptions_have_the_shells_status(number: int, status: int) -> None:
 
 
 def test_unknown_codes_are_our_bug() -> None:
-    """An error or a notice with a code that is not catalogued cannot be made."""
+    """An error or a notice with a code that is not cataloged cannot be made."""
     for make in (lambda: DataError("E999", "no"), lambda: Notice("W999", "no")):
         with pytest.raises(AssertionError, match="999"):
             make()

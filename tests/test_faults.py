@@ -1,4 +1,4 @@
-"""The catalogue of 90 faults: a test with each number in its name, here or elsewhere."""
+"""The catalog of 90 faults: a test with each number in its name, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("ensemble", "checkpoints", "exporters")
 
 
-def test_every_row_of_the_catalogue_has_a_test() -> None:
+def test_every_row_of_the_catalog_has_a_test() -> None:
     """Each number from 1 to 90 stands in the name of a test."""
     names = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     assert {int(number) for number in re.findall(r"^def test_fault_(\d\d)_", names, re.MULTILINE)} == set(range(1, 91))

@@ -57,7 +57,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     return Environment(tmp_path / "env" / "site", monkeypatch)
 
 
-def test_a_project_environment_of_uv_is_synchronised(environment: Environment, checkout: Path) -> None:
+def test_a_project_environment_of_uv_is_synchronized(environment: Environment, checkout: Path) -> None:
     """In a checkout's own .venv, uv adds the extra and keeps the others, from any folder."""
     environment.install(
         {"url": checkout.as_uri(), "dir_info": {"editable": True}}, installer="uv", prefix=checkout / ".venv"
@@ -78,7 +78,7 @@ def test_in_the_checkout_itself_the_command_is_short(
     assert install_command(extra="torch") == "uv sync --inexact --extra torch"
 
 
-def test_another_environment_of_uv_is_not_synchronised(
+def test_another_environment_of_uv_is_not_synchronized(
     environment: Environment, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """uv sync would fill the checkout's .venv, not this environment; without VIRTUAL_ENV uv is told which."""

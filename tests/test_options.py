@@ -76,7 +76,7 @@ def test_every_option_in_a_text_exists() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_option_in_the_catalogue_exists(code: str) -> None:
+def test_every_option_in_the_catalog_exists(code: str) -> None:
     """Causes and cures name options that exist, each on the command that it is named with."""
     assert unknown(CODES[code].cause, set()) == unknown(CODES[code].cure, set()) == []
 
@@ -88,6 +88,6 @@ def test_the_search_finds_what_is_wrong() -> None:
     assert unknown("run ens predict --tta; then --like", set()) == []
 
 
-def test_the_limit_of_pixels_is_the_one_in_the_catalogue() -> None:
+def test_the_limit_of_pixels_is_the_one_in_the_catalog() -> None:
     """The number in E307's cause is the constant."""
     assert f"{MAX_PIXELS // 1_000_000} million pixels" in CODES["E307"].cause

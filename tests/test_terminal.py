@@ -74,7 +74,7 @@ def test_a_detail_is_left_out_by_parts(room: int, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terminal", "environment", "coloured"),
+    ("terminal", "environment", "colored"),
     [
         (True, {}, True),
         (False, {}, False),
@@ -86,10 +86,10 @@ def test_a_detail_is_left_out_by_parts(room: int, shown: str) -> None:
     ],
     ids=str,
 )
-def test_colour_is_for_terminals(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], coloured: bool
+def test_color_is_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], colored: bool
 ) -> None:
-    """Errors, notices and bugs have colour on a terminal only, unless NO_COLOR or FORCE_COLOR say otherwise."""
+    """Errors, notices and bugs have color on a terminal only, unless NO_COLOR or FORCE_COLOR say otherwise."""
     screen = Screen(terminal=terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     for name in ("NO_COLOR", "FORCE_COLOR"):
@@ -100,7 +100,7 @@ def test_colour_is_for_terminals(
     show_error(DataError("E302", "empty", details=tuple("x" * 22)), as_json=False)
     show_bug(ValueError("no"), "report.txt")
     text = screen.getvalue()
-    assert text.count("\x1b[0m") == (4 if coloured else 0)
+    assert text.count("\x1b[0m") == (4 if colored else 0)
     assert re.sub(r"\x1b\[\d+m", "", text).splitlines() == [
         "warning[W301] odd",
         "error[E302] empty",

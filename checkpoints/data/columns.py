@@ -1,4 +1,4 @@
-"""The columns of a training table that have the image, its labels, its group and its fold: given, or recognised."""
+"""The columns of a training table that have the image, its labels, its group and its fold: given, or recognized."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PEOPLE = {"person", "personid", "people", "persons"}
 class Columns:
     """The columns by their role; ``labels`` are several where each is a label with 0 and 1 as its cells.
 
-    ``guesses`` are sentences about what was recognised, and ``unused`` the other columns.
+    ``guesses`` are sentences about what was recognized, and ``unused`` the other columns.
     """
 
     image: str
@@ -116,7 +116,7 @@ def choose_columns(table: Table, image: str, options: TableOptions) -> Columns:
     """Return the columns of the other roles.
 
     Raises:
-        DataError: E322 when a column of an option does not exist, E336 when no column is recognised as the label, E364
+        DataError: E322 when a column of an option does not exist, E336 when no column is recognized as the label, E364
             when columns have fractions.
     """
     guesses = [] if image == "path" or options.id_column else [f"the images are in column {image!r}"]

@@ -83,7 +83,7 @@ def _bars(counts: tuple[Count, ...], unit: Unit) -> str:
 
 
 def _balance(summary: DatasetSummary) -> str:
-    """Summarise how unequal the classes are."""
+    """Summarize how unequal the classes are."""
     counts = sorted(summary.classes, key=lambda count: count.images)
     if len(counts) < 2:
         return summary.title()
@@ -104,10 +104,10 @@ def _ages(summary: DatasetSummary) -> str:
             f"<div class='{' '.join(kinds)}' style='height:{100 * people / most:.1f}%' title='{age}: {people}'></div>"
         )
     marks = "".join(f"<span>{age}</span>" for age in sorted({first, (first + last) // 2, last}))
-    colours = [("var(--accent)", "people of this age")]
+    colors = [("var(--accent)", "people of this age")]
     if summary.age_cut < 60:
-        colours.append(("var(--second)", "trained as 60 and over"))
-    legend = "".join(f'<span><b style="background:{colour}"></b>{text}</span>' for colour, text in colours)
+        colors.append(("var(--second)", "trained as 60 and over"))
+    legend = "".join(f'<span><b style="background:{color}"></b>{text}</span>' for color, text in colors)
     return section(
         "Ages",
         f"{first} to {last} years; people of {summary.age_cut} and over are trained as 60 and over. The highest bar is "

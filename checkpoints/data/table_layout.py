@@ -65,8 +65,8 @@ def read_table_layout(
         raise DataError("E340", f"{file.name} lists no images", path=file)
     root = options.images or file.parent
     found = _find(table, root, options, listener)
-    labelling = read_labels(found.table, found.columns, found.files, options, names)
-    for guess in (*found.columns.guesses, *labelling.guesses):
+    labeling = read_labels(found.table, found.columns, found.files, options, names)
+    for guess in (*found.columns.guesses, *labeling.guesses):
         listener.notice(Notice("I338", f"{file.name}: {guess}", file))
     if found.columns.unused:
         message = f"{file.name}: columns that are not used: {enumerate_some(list(found.columns.unused))}"
@@ -76,7 +76,7 @@ def read_table_layout(
         first.setdefault(name, place)
     repeated = len(found.files) - len(first)
     if repeated:
-        how = "have the same label" if labelling.activation == "softmax" else "are joined"
+        how = "have the same label" if labeling.activation == "softmax" else "are joined"
         message = f"{file.name}: {repeated:,} rows are of an image that has a row already; the labels {how}"
         listener.notice(Notice("I338", message, file))
     groups = _groups(found, first, listener)
@@ -84,15 +84,15 @@ def read_table_layout(
     paths = _require_files(found.root, tuple(first), listener)
     rows = []
     for name, path in zip(first, paths, strict=True):
-        present = labelling.of_image[name]
+        present = labeling.of_image[name]
         id_ = name.removeprefix(prefix)
         row = Row(id_, groups.get(name, id_), None, None, None, NO_CLASS, path, present=present)
-        rows.append(row if labelling.activation == "sigmoid" else replace(row, label=present[0], present=None))
+        rows.append(row if labeling.activation == "sigmoid" else replace(row, label=present[0], present=None))
     column = found.columns.group
     return TableData(
         tuple(rows),
-        labelling.space,
-        labelling.activation,
+        labeling.space,
+        labeling.activation,
         images,
         IMAGES if column is None else unit_of(column),
         _folds(found, rows, first, listener),

@@ -147,7 +147,7 @@ def make_thumbnails(ids: Sequence[str], images: Path | None) -> list[bytes | Non
     """
     if images is None:
         return [None] * len(ids)
-    # arrays have no colours to show
+    # arrays have no colors to show
     paths = list_images(images, ids).paths
     return [None if path.suffix.lower() == ARRAY_SUFFIX else _thumbnail(path) for path in paths]
 

@@ -30,7 +30,7 @@ from ensemble.metrics import (
 from ensemble.predictions.dataset import Predictions, require_finite, require_none_missing
 from ensemble.predictions.truth import Truth, predictions_mismatch
 from ensemble.scoring.answers import ScoredAnswers
-from ensemble.scoring.catalogue import ContestMetric
+from ensemble.scoring.catalog import ContestMetric
 from ensemble.submission.sheet import Submission
 from ensemble.text.text_table import render_columns
 

@@ -14,7 +14,7 @@ from ensemble.errors import DataError, PredictionError
 from ensemble.ids import join_rows
 from ensemble.predictions.truth import Truth, predictions_mismatch
 from ensemble.scoring.answers import ScoredAnswers
-from ensemble.scoring.catalogue import ContestMetric, find_metric
+from ensemble.scoring.catalog import ContestMetric, find_metric
 from ensemble.scoring.curves import average_precision
 from ensemble.scoring.probabilistic import mean_area
 from ensemble.submission.sheet import Submission

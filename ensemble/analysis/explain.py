@@ -251,7 +251,7 @@ class _Explainer:
         inputs = list(self._read(rows))
         if not inputs:
             return
-        found = self._source.ask(inputs)
+        found = self._source.predict(inputs)
         independent = self._source.activation == "sigmoid"
         p, predicted = found.probabilities, found.predicted
         places, classes = self._choose(predicted, found.applies)

@@ -62,7 +62,7 @@ def scrolling(body: str, label: str, *, kind: str = "") -> str:
     )
 
 
-# blue and orange of the colour-blind safe palette of Okabe and Ito; all text has a contrast ratio above 4.5
+# blue and orange of the color-blind safe palette of Okabe and Ito; all text has a contrast ratio above 4.5
 PALETTE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1d2126; --muted: #59616b;
   --line: #dcdad3; --accent: #0067a5; --second: #b84a00; --heat: #6db3de; --soft: #eef4f8;

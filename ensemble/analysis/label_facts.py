@@ -16,7 +16,7 @@ from ensemble.arrays import Floats
 from ensemble.blend.blend import Blended, blend
 from ensemble.blend.decision_rules import ThresholdRule
 from ensemble.blend.held_out import BlendedMembers
-from ensemble.blend.pooling import normalise
+from ensemble.blend.pooling import normalize
 from ensemble.blend.recipe import Recipe, make_recipe
 from ensemble.ids import join_rows
 from ensemble.learn.label_candidates import best_f1_threshold
@@ -24,7 +24,7 @@ from ensemble.metrics import Reliability, interval, reliability_of
 from ensemble.predictions.truth import Truth, predictions_mismatch
 from ensemble.scoring import curves, probabilistic
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
-from ensemble.scoring.catalogue import Score, find_metric
+from ensemble.scoring.catalog import Score, find_metric
 from ensemble.submission.sheet import Decisions
 from ensemble.submission.write import THRESHOLD
 
@@ -110,9 +110,9 @@ class LabelMember:
 
     @classmethod
     def of_each(cls, scored: BlendedMembers, truth: Truth | None) -> tuple[LabelMember, ...]:
-        """Summarise the members of a recipe; a group's weight is divided equally among its members."""
+        """Summarize the members of a recipe; a group's weight is divided equally among its members."""
         groups = scored.recipe.groups
-        shares = normalise({name: group.weight for name, group in groups.items()})
+        shares = normalize({name: group.weight for name, group in groups.items()})
         weights = {m: shares[name] / len(group.members) for name, group in groups.items() for m in group.members}
         found = []
         for one in scored.members:

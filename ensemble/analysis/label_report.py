@@ -93,7 +93,7 @@ def label_report_of(inputs: ReportInputs, *, images: Path | None, commands: Sequ
 
 
 def summary_of_labels(report: LabelReport) -> str:
-    """Summarise the result in a sentence."""
+    """Summarize the result in a sentence."""
     choice, quality = report.choice, report.quality
     if choice is not None and choice.row is not None:
         row = choice.row

@@ -77,8 +77,8 @@ class MapSource(Protocol):
     def takes_boxes(self) -> bool:
         """True if the model needs the face in each image."""
 
-    def ask(self, inputs: Sequence[MapInput]) -> Evidence:
-        """Answer for some images."""
+    def predict(self, inputs: Sequence[MapInput]) -> Evidence:
+        """Predict some images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +118,7 @@ class MemberMaps:
         """See `MapSource`."""
         return self.preprocess.face is not None
 
-    def ask(self, inputs: Sequence[MapInput]) -> Evidence:
+    def predict(self, inputs: Sequence[MapInput]) -> Evidence:
         """Answer for some images.
 
         Raises:

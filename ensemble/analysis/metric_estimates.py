@@ -12,7 +12,7 @@ from ensemble.errors import PositiveClassError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.metrics import interval
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
-from ensemble.scoring.catalogue import ContestMetric
+from ensemble.scoring.catalog import ContestMetric
 from ensemble.submission.positive import find_positive
 
 _ORDERED = 200
@@ -88,7 +88,7 @@ def _score(
     enough = {"decisions", "ranking"} if answers.ranked else {"decisions"}
     if (answers.probabilities is None or answers.ranked) and metric.kind not in enough:
         return MetricScore(metric.title, None)
-    count = min(resamples, _OWN if not metric.vectorised else _ORDERED if metric.kind == "order" else resamples)
+    count = min(resamples, _OWN if not metric.vectorized else _ORDERED if metric.kind == "order" else resamples)
     drawn = resample_weights(answers.rows, clusters, resamples=count, seed=seed)
     value = metric.once(answers)
     again = np.concatenate([metric.score(answers, weights) for weights in drawn])

@@ -17,15 +17,15 @@ from ensemble.text.unicode_text import compose
 COLUMNS, ROWS = 4, 6
 _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on a sheet
 _GAP = 8
-_HEAT = 0.55  # opacity of the colours
-_DIMMED = [value * 3 // 4 for value in range(256)]  # on white the colours would look pale
+_HEAT = 0.55  # opacity of the colors
+_DIMMED = [value * 3 // 4 for value in range(256)]  # on white the colors would look pale
 _COLOURS = {  # those of the pages, in light mode: the first value of each name
-    name: ImageColor.getrgb(colour) for name, colour in reversed(re.findall(r"--(\w+): (#[0-9a-f]{6})", PALETTE))
+    name: ImageColor.getrgb(color) for name, color in reversed(re.findall(r"--(\w+): (#[0-9a-f]{6})", PALETTE))
 }
 _PAPER, _INK, _MUTED = _COLOURS["paper"], _COLOURS["ink"], _COLOURS["muted"]
 _RIGHT, _WRONG = _COLOURS["accent"], _COLOURS["second"]
 _BAR = (160, 10)  # px of the scale of the heat
-# matplotlib's colour map inferno (CC0) at nine equally spaced points; its lightness rises evenly
+# matplotlib's color map inferno (CC0) at nine equally spaced points; its lightness rises evenly
 _INFERNO = np.array(
     [
         (0, 0, 4),
@@ -42,8 +42,8 @@ _INFERNO = np.array(
 )
 
 
-def colour_heat(heat: Floats) -> Pixels:
-    """Return the colours ``(H, W, 3)`` of heat ``(H, W)`` from 0 to 1, dark to light."""
+def color_heat(heat: Floats) -> Pixels:
+    """Return the colors ``(H, W, 3)`` of heat ``(H, W)`` from 0 to 1, dark to light."""
     anchors = np.linspace(0, 1, len(_INFERNO))
     return np.stack([np.interp(heat, anchors, _INFERNO[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
 
@@ -53,7 +53,7 @@ def draw_pair(
 ) -> Image.Image:
     """Draw the model's input ``(H, W, 3)``, beside it the same in grey under its ``heat`` ``(h, w)``, and a caption.
 
-    A line above the caption has the colour of right or wrong answers, where that is known. Large pictures have the
+    A line above the caption has the color of right or wrong answers, where that is known. Large pictures have the
     columns of the input in px as an axis, and the scale of the heat.
     """
     side = _SMALL if small else _LARGE
@@ -96,10 +96,10 @@ def _draw_axis(pen: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, co
 
 
 def _draw_scale(image: Image.Image, corner: tuple[int, int]) -> int:
-    """Draw the colours of the heat with their values at ``corner``, and return where the text behind them ends."""
+    """Draw the colors of the heat with their values at ``corner``, and return where the text behind them ends."""
     left, top = corner
     pen, font = ImageDraw.Draw(image), _font(small=True)
-    warm = colour_heat(np.tile(np.linspace(0, 1, _BAR[0]), (_BAR[1], 1)))
+    warm = color_heat(np.tile(np.linspace(0, 1, _BAR[0]), (_BAR[1], 1)))
     pen.text((left, top), "0", font=font, fill=_MUTED)
     image.paste(Image.fromarray(warm), (left + 12, top + 2))
     text = "1: most evidence in the image"
@@ -115,14 +115,14 @@ def overlay_heat(pixels: Pixels, heat: Floats, side: int) -> Image.Image:
 
 
 def _under_heat(seen: Image.Image, heat: Floats) -> Image.Image:
-    warm = Image.fromarray(colour_heat(resize_heat(heat, (seen.height, seen.width))))
+    warm = Image.fromarray(color_heat(resize_heat(heat, (seen.height, seen.width))))
     return Image.blend(seen.convert("L").point(_DIMMED).convert("RGB"), warm, _HEAT)
 
 
 def draw_sheet(tiles: Sequence[Image.Image], title: str = "", *, answers: bool = False) -> Image.Image:
     """Arrange up to ``COLUMNS * ROWS`` tiles of one size in rows, below a title and above a legend.
 
-    With ``answers`` the legend has the colours of right and wrong ones.
+    With ``answers`` the legend has the colors of right and wrong ones.
     """
     columns = min(COLUMNS, len(tiles))
     width, height = (max(tile.size[axis] for tile in tiles) + _GAP for axis in (0, 1))
@@ -135,8 +135,8 @@ def draw_sheet(tiles: Sequence[Image.Image], title: str = "", *, answers: bool =
     foot = head + rows * height + 4
     _draw_scale(sheet, (_GAP, foot))
     if answers:
-        for left, colour, text in ((_GAP, _RIGHT, "right answer"), (_GAP + 130, _WRONG, "wrong answer")):
-            pen.rectangle((left, foot + 30, left + 14, foot + 33), fill=colour)
+        for left, color, text in ((_GAP, _RIGHT, "right answer"), (_GAP + 130, _WRONG, "wrong answer")):
+            pen.rectangle((left, foot + 30, left + 14, foot + 33), fill=color)
             pen.text((left + 20, foot + 24), text, font=_font(small=True), fill=_MUTED)
     return sheet
 

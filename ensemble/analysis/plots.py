@@ -1,6 +1,6 @@
-"""Draw plots as inline SVG that takes its colours from the page, so that one plot serves light and dark mode.
+"""Draw plots as inline SVG that takes its colors from the page, so that one plot serves light and dark mode.
 
-matplotlib (extra ``report``) draws them in placeholder colours, which become CSS variables. Text stays text. The same
+matplotlib (extra ``report``) draws them in placeholder colors, which become CSS variables. Text stays text. The same
 numbers always give the same bytes.
 """
 
@@ -169,15 +169,15 @@ def _figure(width: float, height: float, *, name: str, title: str) -> Iterator[t
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
-    """Return the SVG element alone, with unique ids, the colours of the page, and a title for screen readers."""
+    """Return the SVG element alone, with unique ids, the colors of the page, and a title for screen readers."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s*<!--.*?-->", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     box = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
     assert box is not None
     width = round(float(box[1]) * 4 / 3)

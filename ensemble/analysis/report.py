@@ -144,7 +144,7 @@ _MAPS = MissingSection(
 
 
 def summary_of(report: Report) -> str:
-    """Summarise the result in a sentence."""
+    """Summarize the result in a sentence."""
     choice, quality = report.choice, report.quality
     if choice is not None and choice.row is not None:
         row = choice.row

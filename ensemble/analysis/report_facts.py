@@ -14,7 +14,7 @@ from ensemble.analysis.disagreements import predicted_classes
 from ensemble.analysis.evaluate import Evaluation, Scores, evaluate
 from ensemble.arrays import Floats
 from ensemble.blend.blend import Blended, blend
-from ensemble.blend.pooling import normalise
+from ensemble.blend.pooling import normalize
 from ensemble.blend.recipe import Recipe, make_recipe
 from ensemble.errors import OptionError, PredictionError, TooLittleTruthError
 from ensemble.events import Notice
@@ -111,8 +111,8 @@ class MemberSummary:
 
     @classmethod
     def of_each(cls, members: Sequence[Predictions], recipe: Recipe, truth: Truth | None) -> tuple[MemberSummary, ...]:
-        """Summarise the members of a recipe; a group's weight is divided equally among its members."""
-        shares = normalise({name: group.weight for name, group in recipe.groups.items()})
+        """Summarize the members of a recipe; a group's weight is divided equally among its members."""
+        shares = normalize({name: group.weight for name, group in recipe.groups.items()})
         weights = {
             member: shares[name] / len(group.members)
             for name, group in recipe.groups.items()

@@ -71,7 +71,7 @@ def blend(
     """
     by_name = members_by_name(members)
     _require_recipe_fits(by_name, recipe, listener)
-    # compute in sorted order whatever order is requested: a vectorised exp() may round a row depending on its position
+    # compute in sorted order whatever order is requested: a vectorized exp() may round a row depending on its position
     sorted_ids = tuple(sorted(next(iter(by_name.values())).ids))
     group_of = {name: group for group in recipe.groups.values() for name in group.members}
     aligned = {name: _align(member, group_of[name], recipe, sorted_ids, listener) for name, member in by_name.items()}
@@ -214,7 +214,7 @@ def _notice_odd_members(
     """Report members that are constant (W506), copies of another (W507) or at odds with the others (W508).
 
     They are compared on about a thousand of ``rows`` (the images that were not filled), in the first view that all
-    members use; if there is none, nothing is reported. Logits are centred over the classes, which changes no decision.
+    members use; if there is none, nothing is reported. Logits are centered over the classes, which changes no decision.
     Folds of one network correlate at 0.8, two views of one network at 0.95; a copy at another precision or temperature
     is above 0.9999.
     """

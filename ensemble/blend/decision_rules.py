@@ -146,7 +146,7 @@ def fit_macro_f1_rule(probabilities: Floats, *, absent: NDArray[np.bool_] | None
 def fit_ordinal_rule(probabilities: Floats, truth: Classes, score: Callable[[Classes], float]) -> OrdinalRule:
     """Return cuts with the best ``score``: from those that give the true class frequencies, by coordinate ascent.
 
-    Each cut is tried at quantiles of the expected class numbers between its neighbours; three passes.
+    Each cut is tried at quantiles of the expected class numbers between its neighbors; three passes.
     """
     classes = probabilities.shape[1]
     expected = np.sort(probabilities @ np.arange(classes))

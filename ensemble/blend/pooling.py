@@ -31,7 +31,7 @@ _LARGEST_EXP = math.log(sys.float_info.max)
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A weighted power mean of probabilities: ``(sum_m w_m * p_m ** order) ** (1 / order)``, normalised to sum to one.
+    """A weighted power mean of probabilities: ``(sum_m w_m * p_m ** order) ** (1 / order)``, normalized to sum to one.
 
     Order 1 is the arithmetic mean, order 0 the geometric mean; the smaller the order, the more a class depends on the
     member that gives it the lowest probability. With ``votes`` each member first votes for its most probable class.
@@ -64,7 +64,7 @@ def parse_pool(text: str) -> Pool:
 
     - ``linear``: the mean of the softmaxed logits (soft voting);
     - ``logit``: the mean of the logits, softmaxed;
-    - ``geometric``: the mean of the log-probabilities, normalised. It equals ``logit``: a log-probability is the logit
+    - ``geometric``: the mean of the log-probabilities, normalized. It equals ``logit``: a log-probability is the logit
       minus a constant per row, so the means differ by a constant per row, which the final softmax cancels;
     - ``power:<p>``: the power mean of the probabilities, p = 0 or 0.001 <= abs(p) <= 100; 1 is linear, 0 is geometric;
     - ``hard``: the weighted majority vote of the groups, ties broken by the linear mean. Views and folds are pooled
@@ -84,7 +84,7 @@ def parse_pool(text: str) -> Pool:
 
 
 def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = LINEAR) -> Floats:
-    """Pool logits ``(M, N, C)`` into normalised log-probabilities ``(N, C)``.
+    """Pool logits ``(M, N, C)`` into normalized log-probabilities ``(N, C)``.
 
     ``logits`` may be an array or any iterable of M arrays ``(N, C)``; it is read once, one array at a time, so that
     members can be prepared lazily. Only the proportions of the M ``weights`` matter, and a member of weight 0 has no
@@ -95,7 +95,7 @@ def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = 
     Raises:
         PredictionError: E508 when a weight is negative or not finite, or all are 0.
     """
-    shares = normalise(dict(enumerate(weights))).values()
+    shares = normalize(dict(enumerate(weights))).values()
     members = ((log_softmax(member), share) for member, share in zip(logits, shares, strict=True) if share > 0)
     if kind.votes:
         members = ((_hard_vote(log_p), share) for log_p, share in members)
@@ -106,14 +106,14 @@ def pool(logits: Iterable[ArrayLike], weights: Sequence[float], *, kind: Pool = 
 
 
 def pool_by_class(logits: Iterable[ArrayLike], weights: Floats, *, kind: Pool = LINEAR) -> Floats:
-    """Pool logits as `pool` does, with weights ``(M, C)`` per class; the pooled probabilities are normalised.
+    """Pool logits as `pool` does, with weights ``(M, C)`` per class; the pooled probabilities are normalized.
 
     Logits of independent labels are ``(M, N, C, 2)``, two for each label.
 
     Raises:
         PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
     """
-    shares = normalise_by_class(weights)
+    shares = normalize_by_class(weights)
     total: Floats | None = None
     for member, share in zip(logits, shares, strict=True):
         log_p = log_softmax(member)
@@ -157,13 +157,13 @@ def pool_ranks(scores: Iterable[Floats], weights: Floats) -> Floats:
     Raises:
         PredictionError: E508 when a weight is negative or not finite, or all of a class are 0.
     """
-    shares = normalise_by_class(weights)
+    shares = normalize_by_class(weights)
     total = reduce(np.add, (share * percentile_ranks(one) for one, share in zip(scores, shares, strict=True)))
     # equal means of other ranks, such as of 3 and 5 or 4 and 4, stay ties
     return np.asarray(np.round(total, _RANK_DIGITS))
 
 
-def normalise_by_class(weights: Floats) -> Floats:
+def normalize_by_class(weights: Floats) -> Floats:
     """Scale the weights ``(M, C)`` of each class to sum to one.
 
     Raises:
@@ -182,11 +182,11 @@ def log_softmax(logits: ArrayLike) -> Floats:
     """Return the float64 log-probabilities of logits ``(..., C)``; log-probabilities are returned unchanged."""
     values = np.asarray(logits, dtype=np.float64)
     shifted = values - values.max(axis=-1, keepdims=True)
-    normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return normalised
+    normalized: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalized
 
 
-def normalise(weights: Mapping[K, float]) -> dict[K, float]:
+def normalize(weights: Mapping[K, float]) -> dict[K, float]:
     """Scale the weights to sum to one.
 
     The sum is exact, so that equal weights give equal shares whatever their size: three times 0.1 are three thirds.

@@ -23,7 +23,7 @@ from ensemble.blend.decision_rules import (
     rule_to_json,
 )
 from ensemble.blend.other_than_recipe import refuse_other
-from ensemble.blend.pooling import LINEAR, Pool, normalise, normalise_by_class, parse_pool
+from ensemble.blend.pooling import LINEAR, Pool, normalize, normalize_by_class, parse_pool
 from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
@@ -113,10 +113,10 @@ class Recipe:
         names = [member for group in self.groups.values() for member in group.members]
         if len(set(names)) != len(names) or not all(group.members for group in self.groups.values()):
             raise PredictionError("E518", "every group needs members, and every member belongs to one group")
-        normalise(self.views)
-        normalise({name: group.weight for name, group in self.groups.items()})
+        normalize(self.views)
+        normalize({name: group.weight for name, group in self.groups.items()})
         for name, group in self.groups.items():
-            normalise(self.views_of(group))
+            normalize(self.views_of(group))
             if group.temperature is not None and not 1 / _MAX_SCALE <= group.temperature <= _MAX_SCALE:
                 limits = f"from {1 / _MAX_SCALE:g} to {_MAX_SCALE:g}"
                 raise PredictionError("E518", f"the temperature of {name} must be {limits}, got {group.temperature}")
@@ -124,7 +124,7 @@ class Recipe:
                 count = f"{len(group.class_weights)} weights per class, expected {len(self.labels)}"
                 raise PredictionError("E518", f"{name} has {count}")
         if self.class_weights is not None:
-            normalise_by_class(self.class_weights)
+            normalize_by_class(self.class_weights)
         object.__setattr__(self, "views", _in_order(self.views))
         object.__setattr__(self, "groups", {name: _tidy(group) for name, group in sorted(self.groups.items())})
 
@@ -323,8 +323,8 @@ def _is_number(text: str) -> bool:
 
 
 def render_recipe(recipe: Recipe) -> str:
-    """Render the groups with normalised weights and members, and with views and temperatures if these differ."""
-    shares = normalise({name: group.weight for name, group in recipe.groups.items()})
+    """Render the groups with normalized weights and members, and with views and temperatures if these differ."""
+    shares = normalize({name: group.weight for name, group in recipe.groups.items()})
     head = f"pool {recipe.pool.name}"
     header = ["group", "weight", "members"]
     rows = [[name, f"{shares[name]:.4f}", ", ".join(group.members)] for name, group in recipe.groups.items()]
@@ -353,7 +353,7 @@ def render_recipe(recipe: Recipe) -> str:
 
 
 def _render_shares(weights: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {share:.3g}" for name, share in normalise(weights).items())
+    return ", ".join(f"{name} {share:.3g}" for name, share in normalize(weights).items())
 
 
 def _weights_of_groups(groups: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> dict[str, float]:

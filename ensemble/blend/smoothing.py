@@ -55,7 +55,7 @@ def needs_table(group: str) -> OptionError:
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """A kernel over neighbouring rows of one file: each row becomes the weighted mean of itself and its neighbours.
+    """A kernel over neighboring rows of one file: each row becomes the weighted mean of itself and its neighbors.
 
     ``kernel`` has an odd number of weights, that of the previous rows first; only their proportions matter. ``ids`` is
     a regular expression of a whole id with two groups: the file, and a number by which its rows are ordered. Beyond

@@ -29,13 +29,13 @@ RECIPE, MODELS, WHEELS = "blend.json", "models", "wheels"
 
 @dataclass(frozen=True, slots=True)
 class BundleOptions:
-    """``licence`` is that of the ensemble; ``scores`` are those of ``ens evaluate --json``, for the model card.
+    """``license`` is that of the ensemble; ``scores`` are those of ``ens evaluate --json``, for the model card.
 
     For Kaggle, ``name`` is ``USER/NAME``, ``budget`` the time limit of the notebook, and ``pythons`` are the versions
     that wheels are fetched for. With ``gpu`` onnxruntime is the package for CUDA; a Triton server uses its GPUs.
     """
 
-    licence: str | None = None
+    license: str | None = None
     scores: Mapping[str, Any] | None = None
     title: str | None = None
     name: str | None = None
@@ -94,7 +94,7 @@ def bundle(
         models,
         folder / place,
         images=images,
-        options=FuseOptions(licence=options.licence),
+        options=FuseOptions(license=options.license),
         listener=listener,
     )
     labels = "".join(f"{name}\n" for name in fused.card.recipe.labels.names)
@@ -128,7 +128,7 @@ def _write_kaggle(
     recipe = used_part(recipe)
     if options.budget is not None:
         parse_budget(options.budget)
-    facts = KaggleFacts(options.title or folder.name, options.name, options.licence, options.budget)
+    facts = KaggleFacts(options.title or folder.name, options.name, options.license, options.budget)
     texts = {RECIPE: recipe.to_json(), **kaggle_files(facts, listener)}
     found = find_members(recipe, models, listener)
     contents = {f"{MODELS}/{name}.onnx": model.data for name, model in found.items()}

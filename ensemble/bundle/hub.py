@@ -36,8 +36,8 @@ def hub_files(facts: HubFacts, listener: Listener) -> dict[str, str]:
         DeployError: E812 when the scores are not those of ``ens evaluate --json``.
     """
     card = facts.fused.card
-    if card.licence is None:
-        listener.notice(Notice("W811", "no licence is given: others may not use the model (--licence)"))
+    if card.license is None:
+        listener.notice(Notice("W811", "no license is given: others may not use the model (--license)"))
     if facts.scores is None:
         listener.notice(Notice("W811", "no scores are given: the model card has none (--scores)"))
     names = card.recipe.labels.names
@@ -129,8 +129,8 @@ def _model_card(facts: HubFacts) -> str:
 def _metadata(facts: HubFacts) -> str:
     """Return the YAML block; every text is a JSON string, which is YAML as well."""
     lines = ["---"]
-    if facts.fused.card.licence is not None:
-        lines.append(f"license: {json.dumps(facts.fused.card.licence.lower())}")
+    if facts.fused.card.license is not None:
+        lines.append(f"license: {json.dumps(facts.fused.card.license.lower())}")
     lines += ["library_name: onnx", "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in _TAGS]
     if facts.scores is not None:

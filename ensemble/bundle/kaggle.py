@@ -16,11 +16,11 @@ _NO_USER = "INSERT_USERNAME"  # as Kaggle's own client writes it
 
 @dataclass(frozen=True, slots=True)
 class KaggleFacts:
-    """The dataset's ``name`` on Kaggle, ``USER/NAME``, its title, its licence, and the time limit of a run."""
+    """The dataset's ``name`` on Kaggle, ``USER/NAME``, its title, its license, and the time limit of a run."""
 
     title: str
     name: str | None = None
-    licence: str | None = None
+    license: str | None = None
     budget: str | None = None
 
 
@@ -38,8 +38,7 @@ def kaggle_files(facts: KaggleFacts, listener: Listener) -> dict[str, str]:
         message = f"dataset-metadata.json has {_NO_USER} in place of your name on Kaggle (--name USER/NAME)"
         listener.notice(Notice("W811", message))
     slug = name.partition("/")[2]
-    licence = facts.licence or "other"
-    metadata = {"title": facts.title, "id": name, "licenses": [{"name": licence}]}
+    metadata = {"title": facts.title, "id": name, "licenses": [{"name": facts.license or "other"}]}
     budget = f" --budget {facts.budget}" if facts.budget is not None else ""
     # where a dataset lies below the input has changed before
     command = f"!python \"$(find /kaggle/input -path '*/{slug}/run.py' -print -quit)\"{budget}"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     "--join",
     multiple=True,
     help="Axis, or label of several, whose value is the group's: the evidence of its images is joined; none for no "
-    "axis; repeatable.  [default: recognised and said]",
+    "axis; repeatable.  [default: recognized and said]",
 )
 @click.option("--evaluation", type=PATH, help="Folder of the evaluation images, of which training must hold no copy.")
 @click.option("--folds", "fold_file", type=PATH, help="CSV of id,fold, as in ens train.  [default: the table's own]")

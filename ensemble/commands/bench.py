@@ -142,7 +142,7 @@ def bench(
             left_out.append(f"torch: {weights.problem}")
             TERMINAL.notice(Notice("W622", left_out[0]))
         if not weights.problem:
-            baselines["torch"] = TorchLoop(weights.checkpoints, weights.how)
+            baselines["torch"] = TorchLoop(weights.checkpoints, weights.options)
     named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),

@@ -127,7 +127,7 @@ def blend(
     from ensemble.predict.result import render_unread
     from ensemble.predictions.members import common_images
     from ensemble.predictions.read_members import read_members
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
     from ensemble.submission.sheet_options import default_sheet
     from ensemble.submission.write import write_submission
 

@@ -36,7 +36,7 @@ ONLY_FOR = {
 @click.option("-o", "folder", type=PATH, required=True, help="Folder to write.")
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")
-@click.option("--licence", help="Licence of the ensemble: CC-BY-4.0.")
+@click.option("--license", "license_name", help="License of the ensemble: CC-BY-4.0.")
 @click.option("--scores", type=PATH, help="Scores for the model card, as ens evaluate --json prints them.")
 @click.option("--title", help="Heading of the model card, or title of the dataset.  [default: the folder's name]")
 @click.option("--push", metavar="USER/NAME", help="Upload the folder to this repository of the Hugging Face Hub.")
@@ -58,7 +58,7 @@ def bundle(
     folder: Path,
     check_images: Path | None,
     boxes: Path | None,
-    licence: str | None,
+    license_name: str | None,
     scores: Path | None,
     title: str | None,
     push: str | None,
@@ -71,7 +71,7 @@ def bundle(
     """Write a folder with everything that the next one needs to run an ensemble.
 
     \b
-    Example: ens bundle blend.json --models models --for hub -o masks --licence mit --check-images eval/images
+    Example: ens bundle blend.json --models models --for hub -o masks --license mit --check-images eval/images
     """
     from ensemble.blend.recipe import read_recipe
     from ensemble.bundle.bundle import BundleOptions
@@ -89,7 +89,7 @@ def bundle(
         if kind not in only and (given := given_options(names)):
             raise conflict(f"{given}: only for --for {' and '.join(only)}")
     options = BundleOptions(
-        licence=licence,
+        license=license_name,
         scores=None if scores is None else read_scores(scores),
         title=title,
         name=name,

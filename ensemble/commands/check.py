@@ -56,7 +56,7 @@ def check(
         render_faults,
         without_missing,
     )
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
 
     space = assume_labels(like or submission, sheet, TERMINAL) if labels is None else parse_labels(labels)
     sample = None if like is None else read_sheet(like, space, options=sheet, listener=TERMINAL)

@@ -45,7 +45,7 @@ def data(
 ) -> None:
     """Check and describe training data: a folder per class, a table of images and labels, or the mask contest's folder.
 
-    A table may have any column names, several labels per image, groups and folds; what is recognised is said.
+    A table may have any column names, several labels per image, groups and folds; what is recognized is said.
 
     Example: ens data train.csv --html data.html
     """

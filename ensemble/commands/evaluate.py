@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ensemble.submission.sheet_options import SheetOptions
 
 _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
-"""Errors of a submission whose columns or kind of answers are not recognised."""
+"""Errors of a submission whose columns or kind of answers are not recognized."""
 
 
 @click.command(short_help="Score predictions or submissions")
@@ -81,7 +81,7 @@ def evaluate(
     from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
     from ensemble.predictions.truth import names_several, read_truth, truth_columns
-    from ensemble.scoring.catalogue import find_metric
+    from ensemble.scoring.catalog import find_metric
     from ensemble.submission.sheet import Submission
 
     if recipe_path is not None:
@@ -91,8 +91,8 @@ def evaluate(
     sheet = replace(sheet, scored=bool(contest))
     space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
     found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
-    labelled = names_several(truth, space, options=columns)
-    read = _read_answers(found, space, options, like, sheet, several=labelled)
+    labeled = names_several(truth, space, options=columns)
+    read = _read_answers(found, space, options, like, sheet, several=labeled)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
     if several and len(several) < len(read):
         raise PredictionError(
@@ -232,7 +232,7 @@ def _read_submission(
     from ensemble.errors import EnsError
     from ensemble.events import Recorder
     from ensemble.submission.lint import read_submission
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
 
     form = None
     if like is not None:

@@ -18,7 +18,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")
 @click.option("--members", is_flag=True, help="Give each member's probabilities, too.")
 @click.option("--maps", is_flag=True, help="Give the strongest member's class-activation maps, too.")
-@click.option("--licence", help="Licence of the file, kept in its card: CC-BY-4.0.")
+@click.option("--license", "license_name", help="License of the file, kept in its card: CC-BY-4.0.")
 @json_option
 def fuse(
     recipe_path: Path,
@@ -28,7 +28,7 @@ def fuse(
     boxes: Path | None,
     members: bool,
     maps: bool,
-    licence: str | None,
+    license_name: str | None,
     as_json: bool,
 ) -> None:
     """Make one ONNX file of a recipe and its models: pixels of any size in, probabilities and class out.
@@ -56,7 +56,7 @@ def fuse(
         models,
         output,
         images=CheckImages(check_images, boxes=None if boxes is None else read_boxes(boxes)),
-        options=FuseOptions(members=members, maps=maps, licence=licence),
+        options=FuseOptions(members=members, maps=maps, license=license_name),
         listener=TERMINAL,
     )
     show(done.as_dict(), str(done), as_json=as_json)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--models", type=PATH, multiple=True, help="Models of the recipe or folders of them; may be repeated.")
 @click.option("-o", "folder", type=PATH, help="Folder to write the page to.")
 @click.option("--title", help="Heading of the page.  [default: Classify a photograph]")
-@click.option("--licence", help="Licence of the models, which the page names: CC-BY-4.0.")
+@click.option("--license", "license_name", help="License of the models, which the page names: CC-BY-4.0.")
 @click.option("--check-images", type=PATH, help="Compare with ens submit on 16 images of this folder, not drawn ones.")
 @click.option(
     "--runtime",
@@ -35,7 +35,7 @@ def page(
     models: tuple[Path, ...],
     folder: Path | None,
     title: str | None,
-    licence: str | None,
+    license_name: str | None,
     check_images: Path | None,
     runtime: Path | None,
     opened: bool,
@@ -59,7 +59,7 @@ def page(
     from ensemble.page.server import require_port
     from ensemble.page.site import DEFAULT_TITLE, require_site_folder, write_site
 
-    fusing = {"--models": models, "--licence": licence, "--check-images": check_images}
+    fusing = {"--models": models, "--license": license_name, "--check-images": check_images}
     if source.is_dir():
         writing = {"-o": folder, "--title": title, "--runtime": runtime}
         _refuse({**fusing, **writing}, f"{source} is a folder, to be served as it is with --open")
@@ -84,7 +84,7 @@ def page(
     web = read_runtime(runtime)
     if recipe is not None:
         images = CheckImages(check_images)
-        fused = sources.fuse_for_page(recipe, models, images=images, licence=licence, listener=TERMINAL)
+        fused = sources.fuse_for_page(recipe, models, images=images, license_name=license_name, listener=TERMINAL)
     site = write_site(fused, folder, web, title=title or DEFAULT_TITLE, listener=TERMINAL)
     if opened:
         _serve(folder, port, site, as_json=as_json)

@@ -84,7 +84,7 @@ def submit(
     from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.read_members import read_members
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
     from ensemble.submit.destination import Destination
     from ensemble.submit.submit import EarlyExit
     from ensemble.submit.submit import submit as run_submit

@@ -15,17 +15,17 @@ TABLE = OptionGroup(
     "Table of labels",
     (
         _field("images", "Folder of the images.  [default: that of the table]", type=PATH),
-        _field("id_column", "Column with the image's name or path.  [default: recognised]"),
+        _field("id_column", "Column with the image's name or path.  [default: recognized]"),
         _field(
             "label_columns",
-            "Column with the label; repeat it for one column of 0 and 1 per label.  [default: recognised]",
+            "Column with the label; repeat it for one column of 0 and 1 per label.  [default: recognized]",
             flag="--label-column",
         ),
         _field("group_column", "Column whose values no two folds share, or none.  [default: person, patient, ...]"),
         _field("fold_column", "Column with the fold of each image, or none.  [default: fold, kfold]"),
         _field(
             "separator",
-            "What divides several labels in a cell.  [default: recognised]",
+            "What divides several labels in a cell.  [default: recognized]",
             flag="--label-separator",
             type=click.Choice([*SEPARATORS, NONE]),
         ),

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
+from ensemble.runtime.protobuf_limits import WireError, read_varint
+
 FUSED_KEY = "ens.fused"  # of the card in the file's metadata
 _METADATA, _KEY = 14, 1  # fields of ModelProto and StringStringEntryProto in onnx.proto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
@@ -37,20 +39,20 @@ def _fields(file: BinaryIO, start: int, end: int, wanted: int) -> list[tuple[int
     while place < end:
         head = _read(file, place, min(end, place + 20))
         try:
-            tag, used = _varint(head, 0)
+            tag, used = read_varint(head, 0, len(head))
             kind = tag & 7
             if kind == _BYTES:
-                length, used = _varint(head, used)
+                length, used = read_varint(head, used, len(head))
                 if tag >> 3 == wanted and place + used + length <= end:
                     found.append((place + used, place + used + length))
                 place += used + length
             elif kind == _VARINT:
-                place += _varint(head, used)[1]
+                place += read_varint(head, used, len(head))[1]
             elif kind in {_FIXED32, _FIXED64}:
                 place += used + (4 if kind == _FIXED32 else 8)
             else:
                 break
-        except IndexError:
+        except WireError:
             break
     return found
 
@@ -58,14 +60,3 @@ def _fields(file: BinaryIO, start: int, end: int, wanted: int) -> list[tuple[int
 def _read(file: BinaryIO, start: int, end: int) -> bytes:
     file.seek(start)
     return file.read(end - start)
-
-
-def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Return the number at ``start``, and where it ends."""
-    value = 0
-    for place in range(10):
-        byte = data[start + place]
-        value |= (byte & 0x7F) << (7 * place)
-        if byte < 0x80:
-            return value, start + place + 1
-    raise IndexError("a number of more than ten bytes")

@@ -41,7 +41,7 @@ class FusedMapSource:
         """True if a member needs the face in each image."""
         return self.session.card.takes_boxes
 
-    def ask(self, inputs: Sequence[MapInput]) -> Evidence:
+    def predict(self, inputs: Sequence[MapInput]) -> Evidence:
         """Answer for images of any size, one after the other."""
         found = [self.session.run(one.photo[np.newaxis], [one.box]) for one in inputs]
         p = np.concatenate([one.probabilities for one in found]).astype(np.float64)

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from ensemble.blend.pooling import normalise
+from ensemble.blend.pooling import normalize
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
@@ -34,12 +34,12 @@ from ensemble.submit.submit import find_members
 class FuseOptions:
     """``members`` adds each member's probabilities to the outputs, ``maps`` the strongest one's class-activation maps.
 
-    ``licence`` is kept in the card.
+    ``license`` is kept in the card.
     """
 
     members: bool = False
     maps: bool = False
-    licence: str | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def fuse(
         found = find_maps(plan, members, listener)
         plan, maps = replace(plan, maps=found.classifier), FusedMaps(found.classifier.card.member, found.size)
     built = build_fused(plan)
-    card = FusedCard(recipe, members, options.licence, maps, tools=_tools())
+    card = FusedCard(recipe, members, options.license, maps, tools=_tools())
     draft = _serialize(built, card, target)
     checks = verify(start_fused(draft, target), plan, images)
     if checks.drawn:
@@ -136,7 +136,7 @@ def make_plan(recipe: Recipe, models: dict[str, ModelFile], *, each_member: bool
 
 def members_of(plan: FusePlan) -> tuple[FusedMember, ...]:
     """Return the members with their shares of the vote, in the order of the recipe's groups."""
-    shares = normalise({name: group.weight for name, group in plan.recipe.groups.items()})
+    shares = normalize({name: group.weight for name, group in plan.recipe.groups.items()})
     return tuple(
         FusedMember(name, group_name, shares[group_name] / len(group.members), model.sha256, model.card)
         for group_name, group in plan.recipe.groups.items()

@@ -50,7 +50,7 @@ class FusedCard:
 
     recipe: Recipe
     members: tuple[FusedMember, ...]
-    licence: str | None = None
+    license: str | None = None
     maps: FusedMaps | None = None
     checks: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class FusedCard:
                 "preprocess": asdict(preprocess[self.maps.member]),
                 "size": list(self.maps.size),
             },
-            "licence": self.licence,
+            "license": self.license,
             "checks": self.checks,
             "tools": self.tools,
         }
@@ -129,7 +129,7 @@ class FusedCard:
             return cls(
                 Recipe.from_json(json.dumps(value["recipe"])),
                 members,
-                value["licence"],
+                value["license"],
                 None if maps is None else FusedMaps(maps["member"], (int(maps["size"][0]), int(maps["size"][1]))),
                 value["checks"],
                 value["tools"],

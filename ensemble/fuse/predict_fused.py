@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing, list_images
 from ensemble.predictions.dataset import Part, part_path, write_complete, write_part
 from ensemble.predictions.part_file import SUFFIXES
+from ensemble.thread_pool import map_ahead
 
 _TINY = np.finfo(np.float32).tiny  # the smallest probability that has a logarithm
 
@@ -55,7 +57,8 @@ def predict_fused(
 ) -> FusedRun:
     """Write ``folder/<file name>/``: the logarithms of the ensemble's probabilities, log-odds for independent labels.
 
-    They are computed on the CPU, image by image, from the beginning. The recipe's decision is not part of predictions.
+    They are computed on the CPU, image by image, from the beginning; the next image is decoded meanwhile. The recipe's
+    decision is not part of predictions.
 
     Raises:
         OptionError: E206 when members were trained on face crops and there are no boxes.
@@ -85,10 +88,11 @@ def _logits(session: FusedSession, listing: Listing, boxes: Boxes | None, name: 
     faces = boxes.select(listing.ids) if session.card.takes_boxes and boxes is not None else (None,) * len(listing)
     rows: list[Floats] = []
     listener.progress(name, 0, len(listing))
-    for image, face in zip(listing.paths, faces, strict=True):
-        pixels = read_image(image).pixels[np.newaxis]
-        rows.append(as_logits(session.run(pixels, [face]).probabilities[0], session.card.recipe.activation))
-        listener.progress(name, len(rows), len(listing))
+    with closing(map_ahead(lambda path: read_image(path).pixels, listing.paths, workers=1, ahead=2)) as decoded:
+        for pixels, face in zip(decoded, faces, strict=True):
+            found = session.run(pixels[np.newaxis], [face])
+            rows.append(as_logits(found.probabilities[0], session.card.recipe.activation))
+            listener.progress(name, len(rows), len(listing))
     return np.array(rows, dtype=np.float32)
 
 

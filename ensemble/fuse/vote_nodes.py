@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from ensemble.arrays import Floats
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, Rule, ThresholdRule
-from ensemble.blend.pooling import TIE_BREAK, Pool, normalise, normalise_by_class
+from ensemble.blend.pooling import TIE_BREAK, Pool, normalize, normalize_by_class
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.fuse.node_list import NodeList, Tensor
 
@@ -48,7 +48,7 @@ def logits_nodes(
 
 def pool_nodes(nodes: NodeList, tensors: Sequence[Tensor], weights: Sequence[float], kind: Pool) -> Tensor:
     """Add the pool of log-probabilities by their weights, see `ensemble.blend.pooling.pool`."""
-    shares = normalise(dict(enumerate(weights))).values()
+    shares = normalize(dict(enumerate(weights))).values()
     kept = [(tensor, share) for tensor, share in zip(tensors, shares, strict=True) if share > 0]
     terms = []
     for tensor, share in kept:
@@ -66,7 +66,7 @@ def pool_by_class_nodes(
 ) -> Tensor:
     """Add the pool with weights ``(M, C)`` per class, see `ensemble.blend.pooling.pool_by_class`."""
     terms = []
-    for tensor, share in zip(tensors, normalise_by_class(weights), strict=True):
+    for tensor, share in zip(tensors, normalize_by_class(weights), strict=True):
         vote = _hard_vote(nodes, tensor) if kind.votes else tensor
         of_class = share[:, np.newaxis] if independent else share
         if kind.order == 0:

@@ -230,8 +230,8 @@ def _ends_in_zeros(image: Image.Image) -> bool:
 
 def _png_size(header: bytes) -> int:
     """Return the number of bytes that the header of a PNG lets expect: each row has one byte more, its filter."""
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    bits = depth * _PNG_CHANNELS.get(colour, 1)
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * _PNG_CHANNELS.get(color, 1)
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     sizes = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
     return sum(down * (1 + -(-across * bits // 8)) for across, down in sizes if across > 0 and down > 0)

@@ -149,7 +149,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
     The content decides the format, not the name. Transparent pixels are composited on white; 16-bit grey keeps its
     upper eight bits; CMYK, palette and grey become RGB; the orientation in EXIF or XMP is applied; of several frames
-    the first is taken. Colour profiles are ignored, and metadata that Pillow refuses costs no pixels (W334). A JPEG
+    the first is taken. Color profiles are ignored, and metadata that Pillow refuses costs no pixels (W334). A JPEG
     that is damaged in its middle decodes without complaint: no decoder notices.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Turn a face upright by its five points, as networks that recognise faces were trained to see it.
+"""Turn a face upright by its five points, as networks that recognize faces were trained to see it.
 
 `arcface`: the square of 112 px that ArcFace, SFace and their kin take, with eyes, nose and corners of the mouth at
     fixed places (insightface, ``face_align.arcface_dst``).
 `dlib`: the square of dlib's ``get_face_chip_details``, whose margin is dlib's ``padding`` (0.25 for its face
     recognition, 0.2 for its age and gender networks). dlib finds other points than RetinaFace: the two squares are
-    related by the centres of the eyes, at (0.753, 0.221) and (0.227, 0.221) of dlib's square.
+    related by the centers of the eyes, at (0.753, 0.221) and (0.227, 0.221) of dlib's square.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ensemble.images.face_boxes import Box
 _TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-# centre x, centre y and side of each square, in px of ArcFace's
+# center x, center y and side of each square, in px of ArcFace's
 _SQUARES: Mapping[Align, tuple[float, float, float]] = {"arcface": (56.0, 56.0, 112.0), "dlib": (56.58, 70.29, 67.06)}
 
 
@@ -50,15 +50,15 @@ def align_face(image: Image.Image, crop: FaceCrop, box: Box) -> Image.Image:
     return image.transform((pixels, pixels), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def centre_and_side(crop: FaceCrop, box: Box) -> tuple[float, float, float]:
-    """Return the centre x and y and the side of the square around the face, px.
+def center_and_side(crop: FaceCrop, box: Box) -> tuple[float, float, float]:
+    """Return the center x and y and the side of the square around the face, px.
 
     Raises:
         DataError: E380 when the box has no points.
     """
     square = _find_square(crop, box)
-    centre = square.start + square.along * (1 + 1j) / 2
-    return centre.real, centre.imag, abs(square.along)
+    center = square.start + square.along * (1 + 1j) / 2
+    return center.real, center.imag, abs(square.along)
 
 
 def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Box | None]) -> None:
@@ -79,11 +79,11 @@ def _find_square(crop: FaceCrop, box: Box) -> _Square:
     if box.points is None:
         raise DataError("E380", "the face has a box, and no points to align it by")
     assert crop.align is not None, "faces are aligned for a card that says how"
-    centre_x, centre_y, side = _SQUARES[crop.align]
+    center_x, center_y, side = _SQUARES[crop.align]
     side *= 1 + 2 * crop.margin
     # with points as complex numbers, a rotation with a scale is one factor
     template, found = _TEMPLATE @ (1, 1j), np.reshape(box.points, (-1, 2)) @ (1, 1j)
     around = template - template.mean()
     factor = complex(around.conj() @ (found - found.mean()) / (around.conj() @ around).real)
-    start = found.mean() + factor * (complex(centre_x - side / 2, centre_y - side / 2) - template.mean())
+    start = found.mean() + factor * (complex(center_x - side / 2, center_y - side / 2) - template.mean())
     return _Square(complex(start), factor * side)

@@ -112,25 +112,25 @@ class Boxes:
 
     of: Mapping[str, Box | None]
     sha256: str = field(init=False)
-    _normalised: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    _normalized: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256()
         for name, box in sorted(self.of.items()):
             digest.update(f"{name}\0{box}\0".encode())
         object.__setattr__(self, "sha256", digest.hexdigest())
-        object.__setattr__(self, "_normalised", {compose(name): name for name in self.of})
+        object.__setattr__(self, "_normalized", {compose(name): name for name in self.of})
 
     def __len__(self) -> int:
         return len(self.of)
 
     def select(self, ids: Sequence[str]) -> tuple[Box | None, ...]:
-        """Return the boxes of ``ids``, in their order, matched exactly or else after Unicode normalisation.
+        """Return the boxes of ``ids``, in their order, matched exactly or else after Unicode normalization.
 
         Raises:
             DataError: E351 when some of them have no entry.
         """
-        names = [i if i in self.of else self._normalised.get(compose(i), i) for i in ids]
+        names = [i if i in self.of else self._normalized.get(compose(i), i) for i in ids]
         missing = [i for i, name in zip(ids, names, strict=True) if name not in self.of]
         if missing:
             raise DataError(

@@ -12,7 +12,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.card import Align, FaceCrop, Preprocess
 from ensemble.errors import OptionError
-from ensemble.images.face_alignment import align_face, centre_and_side, require_points
+from ensemble.images.face_alignment import align_face, center_and_side, require_points
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.planes import Planes, resize_planes
 from ensemble.images.resize import resize_image
@@ -74,7 +74,7 @@ def fallback_crop(faces: Sequence[Face], margin: float, align: Align | None = No
                 side = max(box.right - box.left, box.bottom - box.top) * (1 + 2 * margin)
                 x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
             else:
-                x, y, side = centre_and_side(crop, box)
+                x, y, side = center_and_side(crop, box)
             shares.append((x / face.width, y / face.height, min(1.0, side / min(face.width, face.height))))
     if not shares:
         return crop

@@ -91,13 +91,13 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
     """Find the images below ``root``: those of ``ids`` in their order, or all of them, sorted by name.
 
     An id is a path relative to ``root`` with ``/`` between folders. It matches a file exactly, or else after Unicode
-    normalisation (file names from macOS are decomposed), or else, with a notice, the only image that it is without
+    normalization (file names from macOS are decomposed), or else, with a notice, the only image that it is without
     surrounding spaces, ``./``, its suffix or its folder; the id's own spelling is kept. Files and folders whose names
     begin with a dot are ignored. Without ``ids``, files whose suffix is not an image's are listed if they begin like an
     image (I333), and the others are counted (I332). Where none has an image's suffix, ``.npy`` arrays are images.
 
     Raises:
-        DataError: E311 two files normalise to one id, E312 only another case exists, E313 an id is repeated, E314 files
+        DataError: E311 two files normalize to one id, E312 only another case exists, E313 an id is repeated, E314 files
             are missing, E316 there are no images, E318 a folder may not be read, E320 not a regular file, E321 the path
             is too long, E323 an id leaves ``root``, E327 a name is not valid Unicode, E383 an id without suffix or
             folder is several images.
@@ -186,7 +186,7 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
         candidates = by_normal.get(compose(i), [])
         if len(candidates) > 1:
             raise DataError(
-                "E311", f"two files are {i!r} after normalisation: {', '.join(map(ascii, sorted(candidates)))}"
+                "E311", f"two files are {i!r} after normalization: {', '.join(map(ascii, sorted(candidates)))}"
             )
         by_id.append(candidates[0] if candidates else None)
         if not candidates:
@@ -207,9 +207,9 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
             "E314", f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}", path=root
         )
     found = tuple(name for name in by_id if name is not None)
-    normalised = sum(i != name for i, name in zip(ids, found, strict=True))
-    if normalised:
-        listener.notice(Notice("I310", f"{normalised:,} names matched after Unicode normalisation", root))
+    normalized = sum(i != name for i, name in zip(ids, found, strict=True))
+    if normalized:
+        listener.notice(Notice("I310", f"{normalized:,} names matched after Unicode normalization", root))
     return found
 
 

@@ -14,7 +14,7 @@ from ensemble.images.formats import orientation_tag
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
-_JPEG_KEPT = {0xE0, 0xEE}  # JFIF, and Adobe's, which says how colours are stored
+_JPEG_KEPT = {0xE0, 0xEE}  # JFIF, and Adobe's, which says how colors are stored
 
 
 def read_orientation(info: Mapping[Any, Any]) -> int:

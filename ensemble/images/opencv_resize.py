@@ -57,10 +57,10 @@ def _nearest(old: int, new: int) -> Places:
 
 
 def _positions(old: int, new: int) -> tuple[Places, TapWeights]:
-    """Return the pixel to the left of each new pixel's centre, ``(new,)``, and its distance to it, 0 to 1."""
-    centres = ((np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5).astype(np.float32)
-    left = np.floor(centres)
-    return left.astype(np.int64), centres - left
+    """Return the pixel to the left of each new pixel's center, ``(new,)``, and its distance to it, 0 to 1."""
+    centers = ((np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5).astype(np.float32)
+    left = np.floor(centers)
+    return left.astype(np.int64), centers - left
 
 
 def _area_positions(old: int, new: int) -> tuple[Places, TapWeights]:
@@ -120,10 +120,10 @@ def _cubic_weights(share: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=256)
 def _cubic_taps(old: int, new: int) -> Taps:
-    centres = (np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5
-    left = np.floor(centres)
+    centers = (np.arange(new) + 0.5) * (1.0 / (new / old)) - 0.5
+    left = np.floor(centers)
     places = np.clip(left.astype(np.int64) - 1 + np.arange(4)[:, None], 0, old - 1)
-    return make_taps(places, _cubic_weights(centres - left).astype(np.float32), old)
+    return make_taps(places, _cubic_weights(centers - left).astype(np.float32), old)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
 """Images whose own channels a model takes, one to four of them, instead of RGB: grey, RGBA, arrays in ``.npy`` files.
 
 The values stay as they are stored, in float32: 8 or 16 bits of an image file, any number of an array. The card's
-``scale`` and its mean and std normalise them, in the graph.
+``scale`` and its mean and std normalize them, in the graph.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
     if image.mode not in _MODES[channels]:
         stored = next((str(count) for count, modes in _MODES.items() if image.mode in modes), "other")
         stored = stored if deep is None else str(deep.shape[-1])
-        only_grey = "--channels grey makes one channel from colours" if channels == 1 else None
+        only_grey = "--channels grey makes one channel from colors" if channels == 1 else None
         raise DataError(
             "E362",
             f"it has {stored} channels ({image.mode}), and the model takes {channels} of the file's",

@@ -69,12 +69,12 @@ def _antialiased_taps(old: int, new: int, cubic: bool, kind: type[np.floating]) 
     scale = kind(old) / kind(new)
     stretch = max(scale, kind(1))
     support = kind(2 if cubic else 1) * stretch
-    centres = scale * (np.arange(new, dtype=kind) + kind(0.5))
-    first = np.maximum((centres - support + kind(0.5)).astype(np.int64), 0)
-    after = np.minimum((centres + support + kind(0.5)).astype(np.int64), old)
+    centers = scale * (np.arange(new, dtype=kind) + kind(0.5))
+    first = np.maximum((centers - support + kind(0.5)).astype(np.int64), 0)
+    after = np.minimum((centers + support + kind(0.5)).astype(np.int64), old)
     steps = np.arange(int((after - first).max()))[:, None]
     places = first + steps
-    distance = np.abs((places.astype(kind) - centres + kind(0.5)) * (kind(1) / stretch))
+    distance = np.abs((places.astype(kind) - centers + kind(0.5)) * (kind(1) / stretch))
     weights = np.where(places < after, _kernel(distance, cubic=cubic, a=-0.5), kind(0))
     total = np.zeros(new, kind)
     for row in weights:  # one after the other, as torch adds them
@@ -83,13 +83,13 @@ def _antialiased_taps(old: int, new: int, cubic: bool, kind: type[np.floating]) 
 
 
 def _plain_taps(old: int, new: int, cubic: bool, kind: type[np.floating]) -> tuple[Places, NDArray[np.floating]]:
-    """Return the same without antialiasing: two or four pixels around each new one's centre."""
+    """Return the same without antialiasing: two or four pixels around each new one's center."""
     scale = kind(old) / kind(new)
-    centres = scale * (np.arange(new, dtype=kind) + kind(0.5)) - kind(0.5)
+    centers = scale * (np.arange(new, dtype=kind) + kind(0.5)) - kind(0.5)
     if not cubic:
-        centres = np.maximum(centres, kind(0))
-    left = np.minimum(np.floor(centres).astype(np.int64), old - 1)
-    share = np.clip(centres - left.astype(kind), 0, 1).astype(kind)
+        centers = np.maximum(centers, kind(0))
+    left = np.minimum(np.floor(centers).astype(np.int64), old - 1)
+    share = np.clip(centers - left.astype(kind), 0, 1).astype(kind)
     offsets = np.arange(-1, 3) if cubic else np.arange(2)
     distance = np.abs(offsets[:, None].astype(kind) - share)
     return np.clip(left + offsets[:, None], 0, old - 1), _kernel(distance, cubic=cubic, a=-0.75)

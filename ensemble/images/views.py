@@ -56,8 +56,8 @@ def parse_views(text: str) -> tuple[View, ...]:
     - ``hflip``, ``vflip``: mirrored left to right, top to bottom;
     - ``rot90``: rotated by 90 degrees counter-clockwise (square images only);
     - ``shift:<px>``: four views, moved left, right, up and down, with the edge repeated;
-    - ``scale:<factor>``: the centre enlarged (factor above 1), or the image shrunk with its edge repeated;
-    - ``crop5``: five views, 7/8 of each side at the corners and the centre, enlarged to the full size.
+    - ``scale:<factor>``: the center enlarged (factor above 1), or the image shrunk with its edge repeated;
+    - ``crop5``: five views, 7/8 of each side at the corners and the center, enlarged to the full size.
 
     Each may exchange labels that know sides, back and forth: ``hflip:left=right``, see `ensemble.images.label_swaps`.
 

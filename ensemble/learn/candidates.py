@@ -34,7 +34,7 @@ from ensemble.labels import LabelSpace
 from ensemble.learn.ensemble_selection import select_bagged
 from ensemble.learn.likelihood import axis_design, fit_linear, fit_log_linear, fit_temperatures
 from ensemble.learn.objective import Metric
-from ensemble.scoring.catalogue import ContestMetric
+from ensemble.scoring.catalog import ContestMetric
 
 _TINY = np.finfo(np.float64).tiny
 _DIGITS = 11

@@ -51,7 +51,7 @@ class FoldAverage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _FoldedView:
-    """One member view out of fold and on new images: centred log-probabilities of classes, or log-odds of one label.
+    """One member view out of fold and on new images: centered log-probabilities of classes, or log-odds of one label.
 
     ``looks`` ``(R, N, C)`` and ``folds`` ``(k, M, C)``; ``mean`` ``(N, C)`` is that of the true class, or of the
     images where the label applies, or does not; ``deviation`` ``(N, C)`` is the rest of the mean of the looks.
@@ -142,12 +142,12 @@ def _average_odds(answers: Floats, folds: Floats, seed: int) -> Floats:
 
 
 def _view(looks: Floats, truth: Classes, folds: Floats) -> _FoldedView:
-    held_out = _centre(looks)
-    centred = held_out.mean(axis=0)
-    mean_of_class = np.zeros((centred.shape[1],) * 2)
+    held_out = _center(looks)
+    centered = held_out.mean(axis=0)
+    mean_of_class = np.zeros((centered.shape[1],) * 2)
     for c in np.unique(truth):
-        mean_of_class[c] = centred[truth == c].mean(axis=0)
-    return _FoldedView(held_out, _centre(folds), mean_of_class[truth], centred - mean_of_class[truth])
+        mean_of_class[c] = centered[truth == c].mean(axis=0)
+    return _FoldedView(held_out, _center(folds), mean_of_class[truth], centered - mean_of_class[truth])
 
 
 def _shrink(view: _FoldedView) -> Floats:
@@ -201,7 +201,7 @@ def _average(answers: Floats, folds: Floats, seed: int) -> Floats:
     return np.asarray(np.log(np.maximum(total / len(folds), np.finfo(np.float64).tiny)))
 
 
-def _centre(log_p: Floats) -> Floats:
+def _center(log_p: Floats) -> Floats:
     """Return log-probabilities minus their mean over the classes, which changes no decision."""
     return np.asarray(log_p - log_p.mean(axis=-1, keepdims=True), dtype=np.float64)
 

@@ -19,7 +19,7 @@ from ensemble.learn.selection import ResampledScores
 from ensemble.learn.view_gains import MeanOfViews, ViewGain, measure_gains
 from ensemble.predictions.out_of_fold import mean_logits
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
-from ensemble.scoring.catalogue import ContestMetric, find_metric
+from ensemble.scoring.catalog import ContestMetric, find_metric
 from ensemble.submission.sheet import Decisions
 
 
@@ -162,6 +162,6 @@ def _likelihood_of(metric: Metric) -> Metric:
     log_loss = find_metric("log-loss")
     assert metric.contest is not None
     contest = ContestMetric(
-        log_loss.name, log_loss.title, log_loss.kind, log_loss.score, False, vectorised=metric.contest.vectorised
+        log_loss.name, log_loss.title, log_loss.kind, log_loss.score, False, vectorized=metric.contest.vectorized
     )
     return Metric("log-loss", "likelihood", "contest", metric.value_of_class, metric.values, None, contest)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ensemble.blend.pooling import normalise, parse_pool
+from ensemble.blend.pooling import normalize, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
@@ -126,7 +126,7 @@ def _own_views(views: Mapping[str, float], total: Mapping[str, float]) -> dict[s
         # a group without weight must not require a view that it may not have
         return dict.fromkeys(views, 1.0)
     everywhere = {view: weight for view, weight in total.items() if weight > 0}
-    return None if normalise(used) == normalise(everywhere) else used
+    return None if normalize(used) == normalize(everywhere) else used
 
 
 def _require_learned_views(learned: Sequence[Predictions], members: Sequence[Predictions], listener: Listener) -> None:

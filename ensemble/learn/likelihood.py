@@ -41,7 +41,7 @@ class LogLinear:
 def fit_linear(log_p: Floats, truth: Classes) -> Floats:
     """Return the maximum-likelihood weights ``(V,)``, summing to one, of the mean of probabilities.
 
-    Minimises ``-mean_n log(sum_v w_v * p_v[n, truth_n])``, which is convex in w. The sum of the weights needs no
+    Minimizes ``-mean_n log(sum_v w_v * p_v[n, truth_n])``, which is convex in w. The sum of the weights needs no
     constraint: with ``sum(w)`` added to the loss, stationarity gives ``sum_v w_v * dL/dw_v = sum(w) - 1 = 0``.
     """
     log_p_true = log_p[:, np.arange(len(truth)), truth]
@@ -70,7 +70,7 @@ def axis_design(labels: LabelSpace) -> Floats:
 def fit_log_linear(log_p: Floats, truth: Classes, *, bias: bool = True, design: Floats | None = None) -> LogLinear:
     """Return the maximum-likelihood log-linear pool, with weights >= 0 and a bias per class.
 
-    Minimises `log_linear_loss`, a multinomial logistic regression with shared coefficients. Without ``bias`` only the
+    Minimizes `log_linear_loss`, a multinomial logistic regression with shared coefficients. Without ``bias`` only the
     weights are fitted. With ``design`` ``(C, K)`` the biases are ``design @ t`` for K parameters t: with `axis_design`
     one per value of each axis. The bias of a class without images stays 0.
     """
@@ -106,7 +106,7 @@ def fit_temperatures(log_p: Floats, truth: Classes, member_of: Classes | None = 
 def log_linear_loss(
     log_p: Floats, truth: Classes, *, design: Floats | None = None
 ) -> Callable[[Floats], tuple[float, Floats]]:
-    """Return the loss that `fit_log_linear` minimises: a function of ``(V + K,)`` parameters, with its gradient.
+    """Return the loss that `fit_log_linear` minimizes: a function of ``(V + K,)`` parameters, with its gradient.
 
     ``mean_n -log p[n, truth_n] + sum_k s_k * t_k ** 2 / 2N``, where without ``design`` the t are the classes' biases.
     The likelihood's gradient by the bias of a class with n images is of order n, so a constant ``s = 1`` (a standard

@@ -1,4 +1,4 @@
-"""The metric that learning maximises: a score of all classes or of one axis, the likelihood, or a contest's metric."""
+"""The metric that learning maximizes: a score of all classes or of one axis, the likelihood, or a contest's metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensemble.errors import OptionError, PredictionError
 from ensemble.labels import LabelSpace
 from ensemble.metrics import accuracy, confusion_matrix, macro_f1
 from ensemble.scoring.answers import ScoredAnswers
-from ensemble.scoring.catalogue import ContestMetric, find_metric
+from ensemble.scoring.catalog import ContestMetric, find_metric
 from ensemble.submission.positive import find_positive
 
 LIKELIHOOD = "nll"
@@ -76,14 +76,14 @@ class Metric:
     @property
     def by_score(self) -> bool:
         """True if candidates are to be selected by the score alone: the likelihood says little about an order."""
-        return self.contest is not None and (self.contest.kind == "order" or not self.contest.vectorised)
+        return self.contest is not None and (self.contest.kind == "order" or not self.contest.vectorized)
 
     @property
     def resamples(self) -> int:
         """The number of bootstrap resamples."""
         if self.contest is None:
             return 500
-        return 200 if self.contest.vectorised else 50
+        return 200 if self.contest.vectorized else 50
 
     def score_answers(self, answers: ScoredAnswers, weights: Floats) -> Floats:
         """Return a contest metric's scores ``(R,)`` of answers with weights ``(R, N)``, higher is better."""

@@ -72,5 +72,5 @@ def page_facts(fused: FusedFile) -> dict[str, Any]:
             for member in card.members
         ],
         "maps": None if maps is None else {"member": maps.member, "preprocess": asdict(preprocess[maps.member])},
-        "licence": card.licence,
+        "license": card.license,
     }

@@ -30,8 +30,8 @@ _SCRIPT, _BINARY = "ort.js", "ort.wasm.gz"
 _STATIC = Path(__file__).parent / "static"
 _COPIED = ("decode.js", "map.js", "page.js", "worker.js")
 _LARGE = 35_000_000  # bytes
-_LICENCE = "onnxruntime-web-licence.txt"
-_FILES = {FACTS, INDEX, MODEL, "page.css", _SCRIPT, _BINARY, _LICENCE, *_COPIED}
+_LICENSE = "onnxruntime-web-license.txt"
+_FILES = {FACTS, INDEX, MODEL, "page.css", _SCRIPT, _BINARY, _LICENSE, *_COPIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def write_site(
         _SCRIPT: web.script,
         _BINARY: binary,
         **{name: (_STATIC / name).read_bytes() for name in _COPIED},
-        _LICENCE: (_STATIC / _LICENCE).read_bytes(),
+        _LICENSE: (_STATIC / _LICENSE).read_bytes(),
         "page.css": PALETTE.encode() + (_STATIC / "page.css").read_bytes(),
         FACTS: (json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode(),
         INDEX: _render_index(facts).encode(),
@@ -133,13 +133,13 @@ def _render_index(facts: Mapping[str, Any]) -> str:
         "a label applies where their weighted vote reaches its threshold" if several else "their vote is the answer"
     )
     members = "One model gives" if models == 1 else f"Each of {models} models gives"
-    licence = "" if facts["licence"] is None else f" Licence of the models: {facts['licence']}."
+    licensed = "" if facts["license"] is None else f" License of the models: {facts['license']}."
     tools = f"ens {facts['version']}, {runtime.PACKAGE} {runtime.VERSION}."
     values = {
         "title": facts["title"],
         "kind": f"Ensemble of {models} {'model' if models == 1 else 'models'}, {labels} {things}",
         "explanation": f"{members} a probability to each of the {labels} {things}; {decided}.",
-        "footer": f"Made with {tools}{licence} SHA-256 of {MODEL}: {facts['files']['model']['sha256']}",
+        "footer": f"Made with {tools}{licensed} SHA-256 of {MODEL}: {facts['files']['model']['sha256']}",
     }
     page = Template((_STATIC / INDEX).read_text(encoding="utf-8"))
     return page.substitute({name: escape(value) for name, value in values.items()})

@@ -64,7 +64,7 @@ def fuse_for_page(
     models: Sequence[Path],
     *,
     images: CheckImages = CheckImages(),  # noqa: B008 - frozen
-    licence: str | None = None,
+    license_name: str | None = None,
     listener: Listener = SILENT,
 ) -> FusedFile:
     """Fuse a recipe and its models, with each member's probabilities, and compare the result with `ens submit`.
@@ -77,7 +77,7 @@ def fuse_for_page(
     """
     with tempfile.TemporaryDirectory(prefix="ens-page-") as folder:
         target = Path(folder) / _NAME
-        options = FuseOptions(members=True, maps=True, licence=licence)
+        options = FuseOptions(members=True, maps=True, license=license_name)
         try:
             fuse(recipe, models, target, images=images, options=options, listener=listener)
         except DeployError as err:

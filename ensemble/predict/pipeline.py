@@ -8,9 +8,8 @@ lanes (`through_lanes`). The answers are the same either way, and for any number
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from ensemble.runtime.device_pool import DevicePool
 from ensemble.runtime.gpu_start import model_inputs, relative_costs, retry_on_oom, shared_batch_size
 from ensemble.runtime.io_binding import DeviceBuffers
 from ensemble.runtime.session import Session, run_together
-from ensemble.thread_pool import leave, thread_pool
+from ensemble.thread_pool import map_ahead, thread_pool
 
 _READ_ROWS = 64  # of a large piece of work, that one worker reads
 S = TypeVar("S")
@@ -190,17 +189,7 @@ class Pipeline:
             )
 
     def _ahead(self, function: Callable[[Work], T], work: Iterable[Work]) -> Generator[T, None, None]:
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ens")
-        waiting: deque[Future[T]] = deque()
-        try:
-            for one in work:
-                waiting.append(pool.submit(function, one))
-                if len(waiting) >= self._ahead_by:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            leave(pool)
+        return map_ahead(function, work, workers=self._workers, ahead=self._ahead_by)
 
     def _read(self, work: Work) -> tuple[Work, Batch]:
         return work, self._prepare(work.rows, {s.card.preprocess for s in work.sessions})

@@ -1,7 +1,7 @@
-"""SplitGraph the front off a fused graph: from the images to the normalised tensor that the first layer takes.
+"""SplitGraph the front off a fused graph: from the images to the normalized tensor that the first layer takes.
 
 Networks of one preprocessing, such as the folds of a member, begin with the same nodes: views are gathered, pixels are
-transposed, cast and normalised. SplitGraph off, these run once for all of them.
+transposed, cast and normalized. SplitGraph off, these run once for all of them.
 """
 
 from __future__ import annotations

@@ -355,7 +355,7 @@ class OutputBuffer:
 
 
 def allocate(device: Device, shape: Sequence[int], kind: Any) -> Any:
-    """Return an uninitialised ``onnxruntime.OrtValue`` of this shape and numpy type on the device."""
+    """Return an uninitialized ``onnxruntime.OrtValue`` of this shape and numpy type on the device."""
     import onnxruntime
 
     name = "cuda" if device.is_gpu else "cpu"

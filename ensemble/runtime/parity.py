@@ -24,7 +24,7 @@ LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}
 # GPUs compute in real float16, and may use Winograd's algorithm in float32. Estimated from the figures above by the
 # length of the mantissa, not measured: TF32, with an eighth of bfloat16's rounding, still exceeds the float32 limit.
 ON_GPUS = LIMITS | {"fp32": 1e-3, "fp16": 0.05}
-_COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colours, enlarged
+_COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colors, enlarged
 PICTURES = len(_COARSE)  # of `draw_pictures`
 _ROUNDING = 1e-3  # of five digits, and of float layers between those on integers
 _RECORDED = "logits_of_test_images"  # in a card's checks
@@ -126,7 +126,7 @@ def compare_logits(expected: Logits, found: Logits, *, limit: float) -> Parity:
 
 
 def draw_pictures(size: tuple[int, int]) -> Pixels:
-    """Return eight fixed test images ``(8, H, W, 3)`` uint8, from coarse colour gradients to fine grain."""
+    """Return eight fixed test images ``(8, H, W, 3)`` uint8, from coarse color gradients to fine grain."""
     generator = np.random.default_rng(0)
     grids = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in _COARSE]
     enlarged = [Image.fromarray(grid).resize((size[1], size[0]), Image.Resampling.BICUBIC) for grid in grids]

@@ -55,14 +55,14 @@ def _measure(data: memoryview, at: int, end: int, kind: Descriptor, depth: int, 
         raise TooLarge(f"parts inside one another, more than {MAX_DEPTH} deep")
     fields = kind.fields_by_number
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag, at = read_varint(data, at, end)
         match tag & 7:
             case 0:
-                _, at = _varint(data, at, end)
+                _, at = read_varint(data, at, end)
             case 1:
                 at += 8
             case 2:
-                size, at = _varint(data, at, end)
+                size, at = read_varint(data, at, end)
                 field = fields.get(tag >> 3)
                 if at + size > end:
                     raise WireError
@@ -87,8 +87,12 @@ def _require_text(data: memoryview) -> None:
         raise WireError from err
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """Return the varint at ``at``, and the position behind it."""
+def read_varint(data: memoryview | bytes, at: int, end: int) -> tuple[int, int]:
+    """Return the varint at ``at`` in ``data[:end]``, and the position behind it.
+
+    Raises:
+        WireError: it is cut off, or longer than ten bytes.
+    """
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

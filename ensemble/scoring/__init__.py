@@ -1,1 +1,1 @@
-"""Contest metrics: each one vectorised over bootstrap resamples, for exclusive classes and for independent labels."""
+"""Contest metrics: each one vectorized over bootstrap resamples, for exclusive classes and for independent labels."""

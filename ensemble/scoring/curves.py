@@ -56,7 +56,7 @@ def roc_auc(curve: Curve) -> Floats:
 
 
 def roc_auc_up_to(curve: Curve, max_fpr: float) -> Floats:
-    """Return the partial area up to a false-positive rate, standardised to 0.5 for chance and 1 for perfect.
+    """Return the partial area up to a false-positive rate, standardized to 0.5 for chance and 1 for perfect.
 
     McClish (1989), as scikit-learn's ``roc_auc_score(..., max_fpr=...)``.
     """

@@ -17,7 +17,7 @@ from ensemble.ids import COMPARISONS
 from ensemble.labels import LabelSpace
 from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_exclusive, settle_several
 from ensemble.submission.read import read_answers
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
@@ -149,7 +149,7 @@ def read_submission(
     if found.faults:
         if like is None and any(fault.what == "header" for fault in found.faults):
             # a comparison with the header of class numbers says nothing about a file with other columns
-            read_sheet(path, labels, options=options, independent=independent)
+            read_sheet(path, labels, options=options, independent=independent, is_sample=False)
         raise invalid_submission(path, found.faults)
     return read_answers(found.sheet, [(row.id, row.answers) for row in found.rows], labels)
 
@@ -189,7 +189,7 @@ def own_sheet(
         PredictionError: E541 when columns of the submission are no classes, E565 when two columns have answers.
     """
     try:
-        return read_sheet(path, labels, options=options, independent=independent, listener=listener)
+        return read_sheet(path, labels, options=options, independent=independent, is_sample=False, listener=listener)
     except (FileError, ColumnsError):
         raise
     except EnsError:

@@ -26,6 +26,12 @@ def parse_number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def are_whole(cells: Sequence[str]) -> bool:
+    """Return True if all filled cells, at least one, are whole numbers of up to nine digits."""
+    filled = [cell for cell in cells if cell]
+    return bool(filled) and all(re.fullmatch(r"-?(0|[1-9][0-9]{0,8})", cell) for cell in filled)
+
+
 def sums_to_one(cells: Sequence[str], *, scale: float = 1.0) -> bool:
     """Return True if the numbers in a row of a sample, divided by ``scale``, are probabilities that sum to one."""
     values = [parse_number(cell) for cell in cells]

@@ -107,7 +107,7 @@ def combine_rows(
     """Return the probabilities ``(R, C)`` of the map's rows, from those ``(N, C)`` of images ``ids``.
 
     With weights w of a row's images: the mean is ``sum w p / sum w``; the max that of the images of weight above 0; and
-    noisy-or ``1 - prod (1 - p) ** w``. Exclusive classes are normalised to sum to one afterwards; of two of which
+    noisy-or ``1 - prod (1 - p) ** w``. Exclusive classes are normalized to sum to one afterwards; of two of which
     one is ``positive``, the other gets the rest.
 
     Raises:

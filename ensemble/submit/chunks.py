@@ -286,7 +286,7 @@ def _settle(plan: Plan, running: Running) -> Settled:
 def answers_of(plan: Plan, chunks: Sequence[Chunk]) -> Classes:
     """Return the class of each row of the chunks, in order: the early answers, and `blend` for the rows still open.
 
-    Rows that left early take part in the blend with zeros, so that each other row keeps its place: a vectorised exp()
+    Rows that left early take part in the blend with zeros, so that each other row keeps its place: a vectorized exp()
     may round a row differently at another place.
     """
     ids = tuple(name for chunk in chunks for name in chunk.ids)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from ensemble.arrays import Classes, Floats, Mask
 from ensemble.blend.decision_rules import AxisRule, MacroF1Rule, OrdinalRule, PriorRule, decide
-from ensemble.blend.pooling import log_softmax, normalise
+from ensemble.blend.pooling import log_softmax, normalize
 from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError
 
@@ -48,12 +48,12 @@ def used_part(recipe: Recipe) -> Recipe:
 
 def passes_of(recipe: Recipe) -> tuple[ForwardPass, ...]:
     """Return the passes that a recipe weighs, by group, member and view; their weights add up to one."""
-    shares = normalise({name: group.weight for name, group in recipe.groups.items()})
+    shares = normalize({name: group.weight for name, group in recipe.groups.items()})
     return tuple(
         ForwardPass(member, view, shares[name] * share / len(group.members), name, group.temperature or 1.0)
         for name, group in recipe.groups.items()
         for member in group.members
-        for view, share in normalise(recipe.views_of(group)).items()
+        for view, share in normalize(recipe.views_of(group)).items()
         if shares[name] * share > 0
     )
 
@@ -206,7 +206,7 @@ def _slack(recipe: Recipe) -> float:
 
 
 def _range(total: Floats, rest: float, recipe: Recipe) -> tuple[Floats, Floats]:
-    """Return the bounds of each class's log-probability ``(n, C)``, sharpened and shifted, not normalised."""
+    """Return the bounds of each class's log-probability ``(n, C)``, sharpened and shifted, not normalized."""
     shift = _bias(recipe)
     return recipe.sharpness * np.log(total) + shift, recipe.sharpness * np.log(np.minimum(total + rest, 1.0)) + shift
 

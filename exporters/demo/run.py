@@ -28,7 +28,7 @@ from ensemble.predict.predict import predict
 from ensemble.predictions.dataset import read_predictions
 from ensemble.predictions.truth import read_truth
 from ensemble.submission.lint import check_submission, invalid_submission
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import write_submission
 from ensemble.text.text_table import render_columns

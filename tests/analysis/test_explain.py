@@ -20,7 +20,7 @@ from ensemble.__main__ import run
 from ensemble.analysis.cam import Classifier, find_classifier
 from ensemble.analysis.explain import Explained, Explanations, explain, find_class, list_given
 from ensemble.analysis.html import PALETTE
-from ensemble.analysis.overlay import COLUMNS, colour_heat, draw_pair, draw_sheet
+from ensemble.analysis.overlay import COLUMNS, color_heat, draw_pair, draw_sheet
 from ensemble.card import METADATA_KEY, Activation, FaceCrop, ModelCard, Precision, Preprocess
 from ensemble.errors import DataError, ModelError, OptionError
 from ensemble.events import Recorder
@@ -101,7 +101,7 @@ def test_the_mean_of_a_map_is_the_logit_less_the_bias(network: Network) -> None:
     np.testing.assert_allclose(means + bias[classes], logits[np.arange(3), classes], rtol=1e-3, atol=1e-4)
 
 
-def colour_model(
+def color_model(
     folder: Path,
     *,
     head: str = "gemm",
@@ -148,7 +148,7 @@ def colour_model(
             node("Gemm", ["half", "half_weights", "half_bias"], ["z"]),
             node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT),
         ],
-        "normalised": [
+        "normalized": [
             node("LayerNormalization", ["pooled", "ones"], ["normal"], axis=-1),
             node("Gemm", ["normal", "weights", "bias"], ["logits"]),
         ],
@@ -190,14 +190,14 @@ def axis_weights(labels: LabelSpace) -> NDArray[np.float32]:
 
 def patch(
     path: Path,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     *,
     at: tuple[int, int] = (0, 0),
     around: tuple[int, int, int] = (40, 40, 40),
 ) -> Path:
     """A grey picture of 64 x 48 px with a patch of 16 x 16 px; ``at`` is its top left corner (x, y)."""
     image = Image.new("RGB", (48, 64), around)
-    image.paste(colour, (at[0], at[1], at[0] + 16, at[1] + 16))
+    image.paste(color, (at[0], at[1], at[0] + 16, at[1] + 16))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG")
     return path
@@ -219,7 +219,7 @@ def explained(folder: Path, *arguments: Path, **options: Any) -> Explanations:
 @pytest.mark.parametrize("head", ["gemm", "transposed", "matmul", "half"])
 def test_the_weights_are_found_in_every_form(tmp_path: Path, head: str) -> None:
     """A Gemm, a transposed one, one in fp16, and a MatMul with an addition give the weights that were written."""
-    path = colour_model(tmp_path, head=head)
+    path = color_model(tmp_path, head=head)
     found = classifier_of(path)
     maps = our_maps(path, pictures(3, SIZE), [0, 1, 2])
     expected = start_session(read_model(path)).run(pictures(3, SIZE), output=FEATURES)[np.arange(3), np.arange(3)] * 8
@@ -231,7 +231,7 @@ def test_the_weights_are_found_in_every_form(tmp_path: Path, head: str) -> None:
 def test_with_a_head_for_each_axis_a_class_sums_its_values(tmp_path: Path) -> None:
     """The map of a class is the sum of those of its values, even where axes and classes have as many scores."""
     labels = LabelSpace((Axis("mask", ("yes", "no")), Axis("age", ("young", "old"))))
-    path = colour_model(tmp_path, head="axes", labels=labels)
+    path = color_model(tmp_path, head="axes", labels=labels)
     pixels = pictures(4, SIZE)
     found = our_maps(path, pixels, [0, 1, 2, 3])
     features = start_session(read_model(path)).run(pixels, output=FEATURES)
@@ -241,10 +241,10 @@ def test_with_a_head_for_each_axis_a_class_sums_its_values(tmp_path: Path) -> No
         np.testing.assert_allclose(found[image], values[0] + values[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["normalised", "doubled", "nonlinear"])
+@pytest.mark.parametrize("head", ["normalized", "doubled", "nonlinear"])
 def test_another_head_is_refused(tmp_path: Path, head: str) -> None:
     """What lies between features and logits and is not average and linear layer is E432, by its form or its values."""
-    path = colour_model(tmp_path, head=head)
+    path = color_model(tmp_path, head=head)
     image = patch(tmp_path / "a.png", (250, 40, 40))
     with pytest.raises(ModelError, match=r"E432.*averaged features"):
         explained(tmp_path / "out", path, image)
@@ -260,7 +260,7 @@ def test_a_model_without_features_is_refused(tmp_path: Path) -> None:
 
 def test_the_warmest_place_is_where_the_class_is(tmp_path: Path) -> None:
     """The picture of a red patch is predicted red, and its lightest place under the heat is the patch."""
-    path = colour_model(tmp_path)
+    path = color_model(tmp_path)
     image = patch(tmp_path / "images" / "a.png", (255, 40, 40), at=(32, 48))
     (found,) = explained(tmp_path / "out", path, image).images
     assert found.class_name == found.predicted == "red"
@@ -275,7 +275,7 @@ def test_the_warmest_place_is_where_the_class_is(tmp_path: Path) -> None:
 
 def test_a_class_that_is_asked_for_is_explained(tmp_path: Path) -> None:
     """--class takes a name or an index, and the answer keeps both that class with its probability and the predicted."""
-    path = colour_model(tmp_path)
+    path = color_model(tmp_path)
     image = patch(tmp_path / "a.png", (255, 40, 40))
     asked = [explained(tmp_path / name, path, image, target=name).images[0] for name in ("blue", "2")]
     assert {(one.class_name, one.predicted) for one in asked} == {("blue", "red")}
@@ -288,7 +288,7 @@ def test_a_class_that_is_asked_for_is_explained(tmp_path: Path) -> None:
 
 def test_every_label_that_applies_has_a_map(tmp_path: Path) -> None:
     """Of independent labels all above 0.5 are drawn, with their own probabilities; one that is asked for alone."""
-    path = colour_model(tmp_path, activation="sigmoid")
+    path = color_model(tmp_path, activation="sigmoid")
     image = patch(tmp_path / "a.png", (255, 255, 40))
     found = explained(tmp_path / "out", path, image).images
     drawn = [one.class_name for one in found]
@@ -311,7 +311,7 @@ def test_names_of_classes_come_before_their_indices() -> None:
 
 def test_the_share_on_the_face_is_that_of_the_box(tmp_path: Path) -> None:
     """All evidence lies in a box around the patch, little in one elsewhere, and without a box there is no share."""
-    path = colour_model(tmp_path)
+    path = color_model(tmp_path)
     # black beside the patch: nothing else speaks for red
     images = [patch(tmp_path / "images" / f"{i}.png", (255, 0, 0), around=(0, 0, 0)) for i in range(3)]
     boxes = Boxes({"0.png": Box(0, 0, 24, 24), "1.png": Box(24, 32, 48, 64), "2.png": None})
@@ -326,7 +326,7 @@ def test_the_share_on_the_face_is_that_of_the_box(tmp_path: Path) -> None:
 
 def test_face_crops_need_boxes_and_show_the_crop(tmp_path: Path) -> None:
     """A model of face crops is E206 without boxes; with them the picture shows the crop alone, as the model sees it."""
-    path = colour_model(tmp_path, face=FaceCrop(0.0))
+    path = color_model(tmp_path, face=FaceCrop(0.0))
     image = patch(tmp_path / "images" / "a.png", (255, 40, 40), at=(16, 16))
     with pytest.raises(OptionError, match="E206"):
         explained(tmp_path / "out", path, image)
@@ -338,7 +338,7 @@ def test_face_crops_need_boxes_and_show_the_crop(tmp_path: Path) -> None:
 
 def test_one_bad_image_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Broken and missing files are named with status 3, and all other images are drawn."""
-    path = colour_model(tmp_path)
+    path = color_model(tmp_path)
     patch(tmp_path / "images" / "a.png", (255, 40, 40))
     (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     patch(tmp_path / "images" / "c.png", (40, 255, 40))
@@ -357,7 +357,7 @@ def test_a_second_run_leaves_the_same_bytes_and_no_old_sheets(tmp_path: Path, mo
     leaves one sheet.
     """
     monkeypatch.setattr("ensemble.analysis.explain.ROWS", 1)
-    path, out = colour_model(tmp_path), tmp_path / "out"
+    path, out = color_model(tmp_path), tmp_path / "out"
     images = [patch(tmp_path / "images" / f"{i:02d}.png", (255, 10 * i, 40)) for i in range(COLUMNS + 1)]
     first = explained(out, path, tmp_path / "images")
     assert [sheet.name for sheet in first.sheets] == ["sheet-001.png", "sheet-002.png"]
@@ -371,7 +371,7 @@ def test_a_second_run_leaves_the_same_bytes_and_no_old_sheets(tmp_path: Path, mo
 def test_any_name_can_be_drawn(tmp_path: Path) -> None:
     """Letters that the font lacks, line breaks and very long names neither stop the run nor widen the picture."""
     labels = LabelSpace.flat(["빨강", "초록 " * 60, "é\n"])
-    model = onnx.load(colour_model(tmp_path))
+    model = onnx.load(color_model(tmp_path))
     card = replace(toys.CARD, member="kr", labels=labels, preprocess=Preprocess(SIZE))
     helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     onnx.save(model, tmp_path / "kr.onnx")
@@ -381,30 +381,30 @@ def test_any_name_can_be_drawn(tmp_path: Path) -> None:
     assert len({picture_of(one).shape for one in found.images}) == 1
 
 
-def colours_of(image: Image.Image) -> set[tuple[int, ...]]:
-    return {tuple(colour) for colour in np.asarray(image).reshape(-1, 3).tolist()}
+def colors_of(image: Image.Image) -> set[tuple[int, ...]]:
+    return {tuple(color) for color in np.asarray(image).reshape(-1, 3).tolist()}
 
 
 def test_sheets_and_pictures_have_a_scale_and_say_which_answers_are_right() -> None:
-    """The colours of right and wrong answers are those of the report, and a legend names both; without a truth
+    """The colors of right and wrong answers are those of the report, and a legend names both; without a truth
     neither is there. Pictures have an axis, sheets a title.
     """
     pixels, heat = np.full((32, 24, 3), 90, np.uint8), np.zeros((8, 6))
     accent, second = ImageColor.getrgb("#0067a5"), ImageColor.getrgb("#b84a00")
     assert f"--accent: #{bytes(accent).hex()}; --second: #{bytes(second).hex()}" in PALETTE
     tiles = [draw_pair(pixels, heat, ["class"], small=True, right=right) for right in (True, False, None)]
-    assert [(accent in colours_of(one), second in colours_of(one)) for one in tiles] == [
+    assert [(accent in colors_of(one), second in colors_of(one)) for one in tiles] == [
         (True, False),
         (False, True),
         (False, False),
     ]
     plain, known = draw_sheet(tiles[2:], "net"), draw_sheet(tiles[2:], "net", answers=True)
-    assert {accent, second} <= colours_of(known)
-    assert not {accent, second} & colours_of(plain)
-    scale = {tuple(colour) for colour in colour_heat(np.linspace(0, 1, 160)[None])[0].tolist()}
+    assert {accent, second} <= colors_of(known)
+    assert not {accent, second} & colors_of(plain)
+    scale = {tuple(color) for color in color_heat(np.linspace(0, 1, 160)[None])[0].tolist()}
     large = draw_pair(pixels, heat, ["class"])
-    assert scale <= colours_of(plain) & colours_of(large)
-    assert not scale <= colours_of(tiles[2])
+    assert scale <= colors_of(plain) & colors_of(large)
+    assert not scale <= colors_of(tiles[2])
     title = [np.asarray(draw_sheet(tiles[2:], text))[:26] for text in ("", "net")]
     assert (title[0] == PAPER).all()
     assert (title[1] != PAPER).any()
@@ -424,8 +424,8 @@ def test_a_caption_stays_inside_the_picture() -> None:
 
 
 def test_warmer_is_lighter() -> None:
-    """The colours' luminance (Rec. 709) rises with the heat at every step, so that grey prints can be read."""
-    luminance = colour_heat(np.linspace(0, 1, 101)[None])[0] @ [0.2126, 0.7152, 0.0722]
+    """The colors' luminance (Rec. 709) rises with the heat at every step, so that grey prints can be read."""
+    luminance = color_heat(np.linspace(0, 1, 101)[None])[0] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance) > 0).all()
 
 
@@ -435,10 +435,10 @@ def test_same_names_in_two_folders_are_two_images(tmp_path: Path) -> None:
     assert list_given(images).ids == ("1_kim/mask1.png", "2_lee/mask1.png")
     assert list_given([images[0], images[0]]).ids == ("mask1.png",)
     boxes = Boxes({"1_kim/mask1.png": Box(0, 0, 24, 24)})
-    (found,) = explained(tmp_path / "out", colour_model(tmp_path), images[0], boxes=boxes).images
+    (found,) = explained(tmp_path / "out", color_model(tmp_path), images[0], boxes=boxes).images
     assert found.face_area is not None
     with pytest.raises(DataError, match=r"E351.*2_lee"):
-        explained(tmp_path / "out", colour_model(tmp_path), *images, boxes=boxes)
+        explained(tmp_path / "out", color_model(tmp_path), *images, boxes=boxes)
 
 
 def test_an_image_is_never_replaced_by_its_picture(tmp_path: Path) -> None:
@@ -446,13 +446,13 @@ def test_an_image_is_never_replaced_by_its_picture(tmp_path: Path) -> None:
     images = [patch(tmp_path / "images" / name, (255, 0, 0)) for name in ("a.png", "a.png.png")]
     before = images[1].read_bytes()
     with pytest.raises(OptionError, match="E204"):
-        explained(tmp_path / "images", colour_model(tmp_path), tmp_path / "images")
+        explained(tmp_path / "images", color_model(tmp_path), tmp_path / "images")
     assert images[1].read_bytes() == before
 
 
 def test_the_command_explains_without_torch(tmp_path: Path) -> None:
     """Where torch cannot be imported, the command draws, and its JSON has what was asked for."""
-    path = colour_model(tmp_path)
+    path = color_model(tmp_path)
     patch(tmp_path / "images" / "a.png", (255, 40, 40))
     boxes = write_boxes(tmp_path / "boxes.parquet", [Face("a.png", Box(0, 0, 24, 24), 1.0, 1, "first", 48, 64)])
     out = tmp_path / "out"
@@ -469,9 +469,9 @@ def test_the_command_explains_without_torch(tmp_path: Path) -> None:
 
 def test_the_true_class_stands_below_the_answer(tmp_path: Path) -> None:
     """Ids of the truth may have folders; an image that it lacks is named, and the pictures have one line more."""
-    path, out = colour_model(tmp_path), tmp_path / "out"
-    for name, colour in (("a.png", (255, 40, 40)), ("b.png", (40, 255, 40)), ("c.png", (40, 40, 255))):
-        patch(tmp_path / "images" / name, colour)
+    path, out = color_model(tmp_path), tmp_path / "out"
+    for name, color in (("a.png", (255, 40, 40)), ("b.png", (40, 255, 40)), ("c.png", (40, 40, 255))):
+        patch(tmp_path / "images" / name, color)
     truth = tmp_path / "truth.csv"
     truth.write_text("ImageID,ans\nset/a.png,0\nset/b.png,2\n")
     heard = Recorder()

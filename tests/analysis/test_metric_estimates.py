@@ -14,7 +14,7 @@ from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.predictions.truth import Truth
-from ensemble.scoring.catalogue import find_metric
+from ensemble.scoring.catalog import find_metric
 from ensemble.submission.sheet import Submission
 from tests.support.members import draw_logits, make_member
 

@@ -114,7 +114,7 @@ def test_equal_weights_per_class_are_one_weight(kind: str) -> None:
 
 
 def test_weights_per_class_of_labels_and_of_classes() -> None:
-    """A label takes the mean by its own weights; of exclusive classes the result is normalised."""
+    """A label takes the mean by its own weights; of exclusive classes the result is normalized."""
     ids = [f"{i}.png" for i in range(10)]
     one, two = several("a", 1, ids, 2), several("b", 2, ids, 2)
     given = {"a": {"0": 1.0, "*": 0.0}, "b": {"0": 0.0}}

@@ -120,7 +120,7 @@ def test_an_impossible_class_is_never_decided() -> None:
     assert set(rule.decide(p).tolist()) == {0, 1, 2}
 
 
-def test_tau_0_is_argmax_and_tau_1_maximises_balanced_accuracy() -> None:
+def test_tau_0_is_argmax_and_tau_1_maximizes_balanced_accuracy() -> None:
     """With tau 0 the prior has no effect; with calibrated probabilities tau 1 has the best balanced accuracy."""
     rng = np.random.default_rng(1)
     p = draw(5, 40_000, 4)

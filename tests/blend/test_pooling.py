@@ -15,7 +15,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 
 from ensemble.arrays import Floats
-from ensemble.blend.pooling import LINEAR, expit, log_softmax, normalise, parse_pool, percentile_ranks, pool
+from ensemble.blend.pooling import LINEAR, expit, log_softmax, normalize, parse_pool, percentile_ranks, pool
 from ensemble.errors import OptionError, PredictionError
 
 KINDS = ["linear", "logit", "geometric", "power:0.5", "power:-2", "power:100", "power:0.001", "hard"]
@@ -41,7 +41,7 @@ def test_the_sigmoid_and_the_ranks_are_scipys_to_the_last_bit() -> None:
 
 
 def by_hand(logits: Floats, weights: list[float], order: float) -> Floats:
-    """The weighted power mean of softmaxed logits, normalised, directly from its definition."""
+    """The weighted power mean of softmaxed logits, normalized, directly from its definition."""
     p = softmax(logits, axis=-1).astype(np.longdouble)
     w = np.asarray(weights, dtype=np.longdouble)[:, None, None] / np.sum(np.asarray(weights, dtype=np.longdouble))
     mean = (
@@ -286,7 +286,7 @@ def test_a_wrong_number_of_weights_is_not_made_equal_weights(count: int) -> None
 @settings(deadline=None)
 def test_shares_sum_to_one_in_the_weights_proportions(weights: dict[str, float]) -> None:
     """Shares sum to one within rounding, and each is its weight's exact part of the sum, rounded once."""
-    shares = normalise(weights)
+    shares = normalize(weights)
     total = sum(map(Fraction, weights.values()))
     assert math.isclose(sum(shares.values()), 1, rel_tol=1e-12)
     assert shares == {name: float(Fraction(weight) / total) for name, weight in weights.items()}

@@ -301,7 +301,7 @@ def test_weights_of_another_form_are_refused(text: str) -> None:
     assert code_of(lambda: parse_weights(text))[0] == "E508"
 
 
-def test_weights_are_shown_normalised() -> None:
+def test_weights_are_shown_normalized() -> None:
     """The table shows the weights scaled to sum to one."""
     text = render_recipe(replace(make_recipe(FOLDS, weights={"b3": 6, "r18": 2}), pool=parse_pool("hard")))
     assert text.splitlines() == [

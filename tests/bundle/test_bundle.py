@@ -114,7 +114,7 @@ def test_the_script_of_face_crops_uses_the_fallback(tmp_path: Path) -> None:
 
 def test_the_hub_s_model_card_runs_and_tells_the_scores(models: Path, tmp_path: Path) -> None:
     """Its Python block runs as it stands; scores have their intervals, and the metadata block is YAML's subset."""
-    options = BundleOptions(licence="MIT", scores=SCORES, title='Masks: "18" classes')
+    options = BundleOptions(license="MIT", scores=SCORES, title='Masks: "18" classes')
     bundle(toy_recipe(), [models], tmp_path / "hub", "hub", options=options)
     text = (tmp_path / "hub/README.md").read_text()
     (tmp_path / "a.jpg").write_bytes(encode(picture(1)))
@@ -142,12 +142,12 @@ def test_a_member_s_scores_are_not_shown_as_the_ensemble_s(models: Path, tmp_pat
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_model_card_without_scores_or_licence_says_so(models: Path, tmp_path: Path) -> None:
+def test_a_model_card_without_scores_or_license_says_so(models: Path, tmp_path: Path) -> None:
     """Both are warnings, and the card says that scores are not given."""
     recorder = Recorder()
     bundle(toy_recipe(), [models], tmp_path / "hub", "hub", listener=recorder)
     warned = [notice.message for notice in recorder.notices if notice.code == "W811"]
-    assert ["--licence" in one for one in warned] == [True, False]
+    assert ["--license" in one for one in warned] == [True, False]
     assert ["--scores" in one for one in warned] == [False, True]
     assert "## Scores\n\nNot given." in (tmp_path / "hub/README.md").read_text()
 
@@ -213,7 +213,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_bundle_is_pushed_to_the_hub(models: Path, tmp_path: Path, hub: dict[str, Any]) -> None:
     """The hub gets the files of the bundle, and nothing else that lies in the folder."""
-    done = bundle(toy_recipe(), [models], tmp_path / "hub", "hub", options=BundleOptions(licence="mit"))
+    done = bundle(toy_recipe(), [models], tmp_path / "hub", "hub", options=BundleOptions(license="mit"))
     (tmp_path / "hub/notes.txt").write_text("mine")
     assert push(tmp_path / "hub", list(done.files), "me/masks") == f"{ADDRESS}/commit/1"
     assert sorted(hub) == ["README.md", "config.json", "ensemble.onnx", "labels.txt", "run.py"]

@@ -22,7 +22,7 @@ from ensemble.bundle.own_wheel import own_wheel, requirements
 from ensemble.card import FaceCrop
 from ensemble.errors import DeployError, EnsError
 from ensemble.events import Recorder
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet_options import SheetOptions
 from ensemble.submit.destination import Destination
 from ensemble.submit.submit import submit
@@ -38,12 +38,12 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle without wheels, which only an index has."""
     monkeypatch.setattr(bundle_module, "fetch_wheels", lambda *arguments, **options: {})
     write_members(tmp_path / "models")
-    options = BundleOptions(title="Toy masks", name="me/toy-masks", budget="8h", licence="CC0-1.0")
+    options = BundleOptions(title="Toy masks", name="me/toy-masks", budget="8h", license="CC0-1.0")
     return bundle(toy_recipe(), [tmp_path / "models"], tmp_path / "dataset", "kaggle", options=options).folder
 
 
 def test_the_dataset_describes_itself(dataset: Path) -> None:
-    """Kaggle's metadata has name, title and licence, and the notebook runs the script below the dataset's name."""
+    """Kaggle's metadata has name, title and license, and the notebook runs the script below the dataset's name."""
     metadata = json.loads((dataset / "dataset-metadata.json").read_text())
     assert metadata == {"title": "Toy masks", "id": "me/toy-masks", "licenses": [{"name": "CC0-1.0"}]}
     notebook = json.loads((dataset / "notebook.ipynb").read_text())

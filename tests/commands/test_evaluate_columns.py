@@ -53,7 +53,7 @@ def accuracy(command: list[str]) -> float:
         ("number,ref,verdict", "{i},t{i},{name}", ["--id-column", "ref", "--label-column", "verdict"]),
     ],
 )
-def test_columns_are_recognised_or_named(
+def test_columns_are_recognized_or_named(
     header: str, row: str, more: list[str], evaluating: list[str], tmp_path: Path
 ) -> None:
     """Names, numbers, probabilities; columns that an option names need not be in the ground truth."""
@@ -69,7 +69,7 @@ def test_columns_are_recognised_or_named(
         ("number,ref,verdict", "{i},t{i},{name}", "E541", "column 'ref' is no class"),
     ],
 )
-def test_what_is_not_recognised_is_said_with_the_options(
+def test_what_is_not_recognized_is_said_with_the_options(
     header: str, row: str, code: str, said: str, evaluating: list[str], tmp_path: Path
 ) -> None:
     """The cause is named, not a header that nobody asked for, and the hint has the options that settle it."""
@@ -81,7 +81,7 @@ def test_what_is_not_recognised_is_said_with_the_options(
 
 
 def test_a_column_that_no_file_has_is_refused(evaluating: list[str], tmp_path: Path) -> None:
-    """A misspelled column is an error, not left to be recognised."""
+    """A misspelled column is an error, not left to be recognized."""
     done: Any = CliRunner().invoke(
         ens, [*evaluating, written(tmp_path, "ref,verdict", "t{i},{name}"), "--id-column", "reff"]
     )

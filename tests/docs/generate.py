@@ -21,7 +21,7 @@ _INTRODUCTION = """\
 `ensemble.errors.EnsError` with a `code`."""
 _CLI_INTRODUCTION = """\
 Every command has `--json` for programs. Tables fit the terminal (or `COLUMNS`), and 80 columns where the output is no
-terminal. `NO_COLOR` and `FORCE_COLOR` decide about colour."""
+terminal. `NO_COLOR` and `FORCE_COLOR` decide about color."""
 _KINDS = (
     errors.OptionError,
     errors.DataError,

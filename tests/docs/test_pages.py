@@ -79,7 +79,7 @@ def test_every_command_in_the_text_exists(page: Page) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_code_in_the_text_exists(page: Page) -> None:
-    """An error code on a page is one of the catalogue."""
+    """An error code on a page is one of the catalog."""
     assert set(re.findall(r"\b[EWI]\d{3}\b", page.text)) <= CODES.keys()
 
 

@@ -42,6 +42,6 @@ def test_the_changelog_has_the_version() -> None:
 
 
 def test_the_package_names_its_authors() -> None:
-    """The package's authors are those of the licence."""
+    """The package's authors are those of the license."""
     (author,) = PROJECT["project"]["authors"]
     assert author["name"] in (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from ensemble.errors import DeviceError
 from ensemble.events import Recorder
 from ensemble.labels import MASK18
 from ensemble.runtime.parity import relative_error
-from exporters.bench_baselines import FoundWeights, TorchLoop, find_weights, normalise, pad
+from exporters.bench_baselines import FoundWeights, TorchLoop, find_weights, normalize, pad
 from exporters.export import ExportOptions, export
 from tests.support import toys
 from tests.support.networks import make_checkpoint
@@ -94,10 +94,10 @@ def test_a_checkpoint_that_needs_options_leaves_the_torch_loop_out(made: Bench, 
     given = OpenOptions(head=HeadRequest(layers=("linear", "relu", "linear")))
     heard = Recorder()
     both = find_weights([model, made.model], [tmp_path, made.weights], options=given, listener=heard)
-    assert (both.problem, both.how) == ("", {"a": given})
+    assert (both.problem, both.options) == ("", {"a": given})
     job = BenchJob((model,), made.job.images, made.job.ids[:2], False, "cpu")
     expected = run_predict(job, PassTimer()).logits["a"]["identity"]
-    timed = TorchLoop(both.checkpoints, both.how)(job, PassTimer()).logits["a"]["identity"]
+    timed = TorchLoop(both.checkpoints, both.options)(job, PassTimer()).logits["a"]["identity"]
     assert relative_error(expected, timed) < 1e-5
     (notice,) = heard.notices
     assert "the checkpoint of r0 is opened by its card alone, without the options" in notice.message
@@ -158,11 +158,11 @@ def test_the_last_batch_is_filled_up_for_a_gpu() -> None:
     assert pad(filled, 5) is filled
 
 
-def test_pixels_are_normalised_in_planes() -> None:
+def test_pixels_are_normalized_in_planes() -> None:
     """Planes come out contiguous, in float32, less the mean and over the deviation of each channel."""
     pixels = torch.tensor(np.random.default_rng(0).integers(0, 256, (2, 16, 12, 3), dtype=np.uint8))
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.5, 0.25, 1.0])
-    found = normalise(pixels, mean.reshape(3, 1, 1), std.reshape(3, 1, 1))
+    found = normalize(pixels, mean.reshape(3, 1, 1), std.reshape(3, 1, 1))
     assert found.is_contiguous()
     expected = (pixels.numpy() / 255 - mean.numpy()) / std.numpy()
     np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)

@@ -93,11 +93,11 @@ def test_channels_that_do_not_fit_are_refused(
 
 
 def test_grey_is_pillows() -> None:
-    """All greys, and 100,000 colours besides, are converted as by Image.convert("L"), exactly."""
-    colours = np.random.default_rng(1).integers(0, 256, (1, 100_000, 1, 3), dtype=np.uint8)
-    colours[0, :256] = np.arange(256)[:, None, None]
-    found = network_channels(torch.from_numpy(colours).permute(0, 3, 1, 2), "grey")
-    assert np.array_equal(found[0, 0].numpy(), np.asarray(Image.fromarray(colours[0]).convert("L")))
+    """All greys, and 100,000 colors besides, are converted as by Image.convert("L"), exactly."""
+    colors = np.random.default_rng(1).integers(0, 256, (1, 100_000, 1, 3), dtype=np.uint8)
+    colors[0, :256] = np.arange(256)[:, None, None]
+    found = network_channels(torch.from_numpy(colors).permute(0, 3, 1, 2), "grey")
+    assert np.array_equal(found[0, 0].numpy(), np.asarray(Image.fromarray(colors[0]).convert("L")))
 
 
 @pytest.mark.parametrize("channels", ["rgb", "bgr", "grey"])

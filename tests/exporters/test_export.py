@@ -87,7 +87,7 @@ def test_the_file_keeps_the_contract(resnet: Exported) -> None:
 
 
 def test_the_file_answers_as_torch_does(resnet: Exported) -> None:
-    """uint8 pixels give the logits and features that torch gives for the pixels normalised by hand."""
+    """uint8 pixels give the logits and features that torch gives for the pixels normalized by hand."""
     batch = draw_batch(3, (64, 48))
     planes = ((batch / 255 - np.array(OPTIONS.mean)) / 0.5).transpose(0, 3, 1, 2)
     model: Any = build_model(CHECKPOINT)
@@ -168,7 +168,7 @@ def test_every_weight_is_stored_once_and_used(fixture: str, request: pytest.Fixt
 
 @pytest.mark.parametrize("fixture", ["resnet", "efficientnet"])
 def test_the_graph_is_made_of_convolutions_alone(fixture: str, request: pytest.FixtureRequest) -> None:
-    """Normalisations are folded, and pooling is not written as a gather over computed indices."""
+    """Normalizations are folded, and pooling is not written as a gather over computed indices."""
     kinds = {node.op_type for node in onnx.load(request.getfixturevalue(fixture).path).graph.node}
     assert "Conv" in kinds
     assert kinds.isdisjoint({"BatchNormalization", "Gather", "Range", "Shape"})

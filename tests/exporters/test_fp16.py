@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def make_block(conv: torch.nn.Module | None = None) -> torch.nn.Sequential:
-    """A convolution and a normalisation whose scales span four powers of ten."""
+    """A convolution and a normalization whose scales span four powers of ten."""
     generator = torch.Generator().manual_seed(3)
     norm = torch.nn.BatchNorm2d(8)
     with torch.no_grad():
@@ -55,8 +55,8 @@ def test_folding_changes_no_answer() -> None:
     assert all(torch.equal(values, before[name]) for name, values in block.state_dict().items())
 
 
-def test_a_convolution_that_standardises_its_weights_is_not_scaled() -> None:
-    """Scaling such a weight would be undone at once, so the normalisation keeps its scale."""
+def test_a_convolution_that_standardizes_its_weights_is_not_scaled() -> None:
+    """Scaling such a weight would be undone at once, so the normalization keeps its scale."""
     block = make_block(StdConv2d(3, 8, 3))
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     with torch.inference_mode():

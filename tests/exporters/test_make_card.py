@@ -142,7 +142,7 @@ def test_a_name_tells_group_and_fold(member: str, group: str | None, fold: int |
 
 
 def test_squash_and_pad_take_the_whole_image() -> None:
-    """Asking for squash or pad without a percentage means 100 %; centre, or a size alone, keeps timm's percentage."""
+    """Asking for squash or pad without a percentage means 100 %; center, or a size alone, keeps timm's percentage."""
     found = {
         options: make_card(CHECKPOINT, MODEL, options).preprocess.crop_pct
         for options in (
@@ -157,7 +157,7 @@ def test_squash_and_pad_take_the_whole_image() -> None:
 
 
 def test_timms_border_is_our_pad_filled_with_its_mean() -> None:
-    """crop_mode "border" pads, with the colour that normalisation turns into zero."""
+    """crop_mode "border" pads, with the color that normalization turns into zero."""
     card = make_card(CHECKPOINT, with_pretrained(crop_mode="border", mean=(0.485, 0.456, 0.406)), DEFAULTS)
     assert (card.preprocess.resize, card.preprocess.fill) == ("pad", (124, 116, 104))
 

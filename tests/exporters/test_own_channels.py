@@ -1,4 +1,4 @@
-"""Models of one to four stored channels: trained, exported and predicted with the same normalisation."""
+"""Models of one to four stored channels: trained, exported and predicted with the same normalization."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module
     return path, model
 
 
-def test_the_exported_graph_scales_and_normalises(two: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
-    """Python's model on an array gives the logits of torch on values that numpy normalises; the card is read back."""
+def test_the_exported_graph_scales_and_normalizes(two: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    """Python's model on an array gives the logits of torch on values that numpy normalizes; the card is read back."""
     path, model = two
     options = ExportOptions(size=(SIZE, SIZE), channels="2", scale=SCALE, mean=MEAN, std=STD, resize="squash")
     done = export(open_checkpoint(path, arch="test_resnet"), tmp_path, options=options)

@@ -16,7 +16,7 @@ BLACK = (0, 0, 0)
 
 def paper(*, tilt: float = 0.0, facing: tuple[float, float] = (0.0, 0.0)) -> tuple[Image.Image, Pen]:
     image = Image.new("RGB", (201, 201), (255, 255, 255))
-    return image, Pen(image, centre=(100, 100), size=40, tilt=tilt, facing=facing)
+    return image, Pen(image, center=(100, 100), size=40, tilt=tilt, facing=facing)
 
 
 def ink(image: Image.Image) -> NDArray[np.float64]:
@@ -25,7 +25,7 @@ def ink(image: Image.Image) -> NDArray[np.float64]:
 
 
 def middle(image: Image.Image) -> tuple[float, float]:
-    """The centre of the ink ``(x, y)``, in the head's coordinates."""
+    """The center of the ink ``(x, y)``, in the head's coordinates."""
     y, x = np.nonzero(ink(image) > 0.5)
     return (x.mean() - 100) / 40, (y.mean() - 100) / 40
 

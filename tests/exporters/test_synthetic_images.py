@@ -27,7 +27,7 @@ def test_the_pictures_differ_in_shape_brightness_and_contrast() -> None:
 
 
 def test_the_pictures_are_like_photographs_and_not_like_noise() -> None:
-    """Neighbouring pixels are alike, as in photographs; in noise they are not. No picture is flat."""
+    """Neighboring pixels are alike, as in photographs; in noise they are not. No picture is flat."""
     for picture in render_pictures():
         grey = picture.mean(axis=2)
         assert np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1] > 0.8

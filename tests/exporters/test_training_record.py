@@ -47,7 +47,7 @@ def test_images_are_told_apart_by_the_folder_of_the_training(tmp_path: Path) -> 
 
 
 def test_the_hash_of_the_card_is_enough_for_the_hold_out_part(tmp_path: Path) -> None:
-    """Without the folder, exactly the images that were held out are recognised by the card."""
+    """Without the folder, exactly the images that were held out are recognized by the card."""
     alone = replace(checkpoint(tmp_path, card()), path=tmp_path / "elsewhere" / "fold0.safetensors")
     assert training_record(alone, HELD_OUT[::-1]).held_out == set(HELD_OUT)
     assert training_record(alone, (*HELD_OUT, "b/3.jpg")) == TrainingRecord()

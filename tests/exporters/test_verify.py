@@ -132,7 +132,7 @@ def change(name: str, by: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[W
     ids=["head", "bias", "mean", "divisor", "BGR", "transposed", "NaN", "classes"],
 )
 def test_fault_50_an_unfaithful_model_is_refused(lie: Callable[[Weights], Weights], said: str) -> None:
-    """A model that normalises, orders or weighs anything in another way ends in E414 with the figure."""
+    """A model that normalizes, orders or weighs anything in another way ends in E414 with the figure."""
     model = Tiny()
     with pytest.raises(ModelError, match=said) as caught:
         verify(model, write_by_hand(lie(weights_of(model))), PIXELS, card=CARD)

@@ -46,7 +46,7 @@ def test_answers_are_the_ensembles_and_maps_the_members(tmp_path: Path) -> None:
         assert one.predicted == one.class_name == MASK18.names[found.classes[0]]
         assert one.probability == pytest.approx(found.probabilities[0, found.classes[0]])
         assert one.path.is_file()
-        evidence = source.ask([MapInput(0, pixels, None, pixels, None)])
+        evidence = source.predict([MapInput(0, pixels, None, pixels, None)])
         assert found.maps is not None
         assert np.array_equal(evidence.maps(np.array([0]), np.array([5]))[0], found.maps[0, 5].astype(np.float64))
     assert (done.member, done.device) == ("both", "cpu")

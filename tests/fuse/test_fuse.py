@@ -148,14 +148,14 @@ def test_each_member_s_probabilities_are_an_output_if_asked_for(folder: Path, tm
 
 
 def test_the_card_tells_the_whole_story(folder: Path, tmp_path: Path) -> None:
-    """Recipe, members' cards, licence and checks are read back as they were written."""
+    """Recipe, members' cards, license and checks are read back as they were written."""
     path = tmp_path / "e.onnx"
-    done = fuse(toy_recipe(bias=(0.0, 1.0, 0.0, 0.0)), [folder], path, options=FuseOptions(licence="CC-BY-4.0"))
+    done = fuse(toy_recipe(bias=(0.0, 1.0, 0.0, 0.0)), [folder], path, options=FuseOptions(license="CC-BY-4.0"))
     read = read_fused_card(path)
     assert read.to_json() == done.card.to_json() == FusedCard.from_json(done.card.to_json()).to_json()
     value = json.loads(read.to_json())
     assert value["labels"] == list(LABELS.names)
-    assert value["licence"] == "CC-BY-4.0"
+    assert value["license"] == "CC-BY-4.0"
     assert [member["card"]["member"] for member in value["members"]] == ["m0", "m1", "m2"]
     assert value["recipe"]["bias"] == [0.0, 1.0, 0.0, 0.0]
     assert value["checks"]["probability_difference_at_most"] == 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from ensemble.cli import ens
 from ensemble.errors import DeployError, EnsError, ModelError, OptionError
 from ensemble.fuse.fuse import Fused, fuse
 from ensemble.fuse.fused_card import FusedCard
-from ensemble.fuse.fused_session import start_fused
+from ensemble.fuse.fused_session import FusedAnswers, FusedSession, start_fused
 from ensemble.fuse.predict_fused import predict_fused
+from ensemble.images.decode import DecodedImage, read_image
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.model_file import read_model
@@ -53,6 +55,27 @@ def test_predictions_are_the_file_s_probabilities(fused: Fused, tmp_path: Path) 
     again = CliRunner().invoke(ens, command)
     assert again.exit_code == 0
     assert read_predictions(tmp_path / "preds/both").sha256 == read.sha256
+
+
+def test_the_next_image_is_decoded_while_one_is_run(
+    fused: Fused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image is run until the second is being read, and rows stay in the order of the images."""
+    begun = {name: threading.Event() for name in IDS}
+    answered = FusedSession.run
+
+    def read_and_tell(path: Path) -> DecodedImage:
+        begun[path.name].set()
+        return read_image(path)
+
+    def run_and_wait(self: FusedSession, *given: Any) -> FusedAnswers:
+        assert begun[IDS[1]].wait(60)
+        return answered(self, *given)
+
+    monkeypatch.setattr("ensemble.fuse.predict_fused.read_image", read_and_tell)
+    monkeypatch.setattr(FusedSession, "run", run_and_wait)
+    done = predict_fused(fused.path, tmp_path / "images", tmp_path / "preds", ids=IDS)
+    assert read_predictions(done.folder).ids == tuple(IDS)
 
 
 def test_predictions_of_independent_labels_are_log_odds(tmp_path: Path) -> None:

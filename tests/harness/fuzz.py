@@ -238,7 +238,7 @@ def csv_target(folder: Path) -> Target:
     from ensemble.images.listing import read_ids
     from ensemble.labels import MASK18
     from ensemble.submission.lint import check_submission, read_submission
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
     from ensemble.submission.sheet import AnswerSheet
     from ensemble.text.csv_table import read_table
 

@@ -199,7 +199,7 @@ def tables_target(folder: Path) -> Target:
     from ensemble.predictions.truth import read_truth
     from ensemble.submission.diff import diff_submissions
     from ensemble.submission.lint import read_submission
-    from ensemble.submission.recognise import read_sheet
+    from ensemble.submission.recognize import read_sheet
     from ensemble.submission.rows import read_row_map
 
     few = LabelSpace.flat(3)

@@ -153,7 +153,7 @@ def test_a_tiff_of_sixteen_bits_whose_white_is_zero_is_inverted() -> None:
 
 @pytest.mark.parametrize("chunks", [{}, {"tRNS": b"\0\1"}])
 def test_a_png_without_its_palette_is_damaged(chunks: dict[str, bytes]) -> None:
-    """Numbers of colours without colours, with and without transparency: E301."""
+    """Numbers of colors without colors, with and without transparency: E301."""
     assert outcome(png(8, 8, 8, 3, b"".join(b"\0" + bytes(range(8)) for _ in range(8)), **chunks)) == "E301"
 
 

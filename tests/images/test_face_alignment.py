@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ensemble.card import Align, FaceCrop, ModelCard, Preprocess
 from ensemble.errors import EnsError
 from ensemble.fuse.prepare_nodes import require_resizable
-from ensemble.images.face_alignment import centre_and_side, require_points
+from ensemble.images.face_alignment import center_and_side, require_points
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.face_crop import choose_crop, prepare_image
 from tests.support import toys
@@ -28,18 +28,18 @@ def photograph(angle: float, scale: float, *, size: int = 400) -> tuple[Image.Im
     points = [complex(size / 2, size / 2) + turn * complex(x - 56, y - 70) for x, y in ARCFACE]
     image = Image.new("RGB", (size, size), (128, 128, 128))
     drawing = ImageDraw.Draw(image)
-    for point, colour in zip(points, COLOURS, strict=True):
+    for point, color in zip(points, COLOURS, strict=True):
         r = 3 * scale
-        drawing.ellipse((point.real - r, point.imag - r, point.real + r, point.imag + r), fill=colour)
+        drawing.ellipse((point.real - r, point.imag - r, point.real + r, point.imag + r), fill=color)
     numbers = tuple(value for point in points for value in (point.real, point.imag))
     return image, Box(size / 2 - 50, size / 2 - 50, size / 2 + 50, size / 2 + 50, numbers)
 
 
 def places(pixels: np.ndarray) -> list[tuple[float, float]]:
-    """The centre of each colour's dot, px."""
+    """The center of each color's dot, px."""
     found = []
-    for colour in COLOURS:
-        near = np.abs(pixels.astype(int) - colour).sum(axis=2) < 150
+    for color in COLOURS:
+        near = np.abs(pixels.astype(int) - color).sum(axis=2) < 150
         rows, columns = np.nonzero(near)
         found.append((columns.mean() + 0.5, rows.mean() + 0.5))
     return found
@@ -82,7 +82,7 @@ def test_without_a_face_the_square_is_the_median_of_the_others() -> None:
     crop = choose_crop(faces, None, "arcface")
     assert crop is not None
     assert crop.margin == 0
-    squares = [centre_and_side(crop, face.box) for face in faces if face.box is not None]
+    squares = [center_and_side(crop, face.box) for face in faces if face.box is not None]
     assert np.allclose(crop.fallback, np.median(squares, axis=0) / 400, atol=1e-3)
     assert prepare_image(Image.new("RGB", (400, 300)), Preprocess((16, 16), face=crop), None).shape == (16, 16, 3)
     dlib = choose_crop(faces, None, "dlib")

@@ -87,11 +87,11 @@ def test_other_files_are_no_boxes(tmp_path: Path) -> None:
     [
         (Box(40, 30, 60, 50), 0.0, (30, 40, 20)),  # a square box is cut as it is
         (Box(40, 30, 60, 50), 0.5, (20, 30, 40)),  # half of its side is added on every side
-        (Box(45, 30, 55, 50), 0.0, (30, 40, 20)),  # the longer side counts, around the centre
+        (Box(45, 30, 55, 50), 0.0, (30, 40, 20)),  # the longer side counts, around the center
         (Box(-10, -10, 10, 10), 0.5, (0, 0, 40)),  # shifted into the image, not made smaller
         (Box(90, 70, 110, 90), 0.5, (40, 80, 40)),
         (Box(10, 10, 90, 70), 1.0, (0, 10, 80)),  # at most the shorter side
-        (None, 0.5, (20, 40, 40)),  # the fallback: centre (0.5, 0.5) of 120 x 80, half of 80
+        (None, 0.5, (20, 40, 40)),  # the fallback: center (0.5, 0.5) of 120 x 80, half of 80
     ],
 )
 def test_the_crop_is_a_square_inside_the_image(box: Box | None, margin: float, expected: tuple[int, int, int]) -> None:

@@ -95,8 +95,8 @@ def test_fault_11_broken_exif_costs_no_pixels(data: bytes, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_fault_11_colour_profiles_are_ignored(kind: str) -> None:
-    """A broken colour profile changes neither the pixels nor the notices."""
+def test_fault_11_color_profiles_are_ignored(kind: str) -> None:
+    """A broken color profile changes neither the pixels nor the notices."""
     photo = decode_image(encode(PICTURE, kind, icc_profile=b"broken" * 9))
     assert np.array_equal(photo.pixels, decode_image(encode(PICTURE, kind)).pixels)
     assert photo.notices == ()

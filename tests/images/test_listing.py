@@ -122,7 +122,7 @@ def test_fault_17_names_that_are_no_unicode_are_told(tmp_path: Path) -> None:
     assert len(listing.sha256) == 64
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="its file system normalises names itself")
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system normalizes names itself")
 @pytest.mark.parametrize(("on_disk", "listed"), [(NFD, NFC), (NFC, NFD)])
 def test_fault_18_normal_forms_match(tmp_path: Path, on_disk: str, listed: str) -> None:
     """A composed id finds a decomposed file and the other way round; I310 says so and the id keeps its spelling."""
@@ -135,10 +135,10 @@ def test_fault_18_normal_forms_match(tmp_path: Path, on_disk: str, listed: str) 
     assert "1 names" in recorder.notices[0].message
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="its file system normalises names itself")
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system normalizes names itself")
 @pytest.mark.parametrize("ids", [None, [NFC], [NFD]], ids=["all", "composed", "decomposed"])
 def test_fault_19_two_forms_of_one_name_are_refused(tmp_path: Path, ids: list[str] | None) -> None:
-    """If both normalisation forms of a name exist, the id is ambiguous: E311 shows both, escaped."""
+    """If both normalization forms of a name exist, the id is ambiguous: E311 shows both, escaped."""
     fill(tmp_path, NFC, NFD, "plain.jpg")
     with pytest.raises(DataError, match=r"E311.*\\u1112.*\\ud55c"):
         list_images(tmp_path, ids)

@@ -97,7 +97,7 @@ def test_a_raw_profile_that_is_no_hex_is_told() -> None:
 
 
 FAULTY = {
-    "colour profile": chunk(b"iCCP", b"icc\0\0" + BIG),
+    "color profile": chunk(b"iCCP", b"icc\0\0" + BIG),
     "compressed text": chunk(b"zTXt", b"Comment\0\0" + BIG),
     "international text": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BIG),
     "compression of another kind": chunk(b"iCCP", b"icc\0\7" + BIG),
@@ -110,7 +110,7 @@ FAULTY = {
 @pytest.mark.parametrize("kind", FAULTY)
 def test_case_08_pixels_are_whole_though_metadata_is_not(kind: str, last: bool) -> None:
     """Metadata that Pillow refuses, before or behind the pixels, costs none of them, and W334 says so."""
-    if last and kind in {"colour profile", "compression of another kind"}:
+    if last and kind in {"color profile", "compression of another kind"}:
         pytest.skip("it must come before the pixels")
     photo = decode_image(png_with(FAULTY[kind], last=last))
     assert np.array_equal(photo.pixels, PICTURE)
@@ -124,7 +124,7 @@ def test_case_08_an_orientation_beside_bad_metadata_is_kept() -> None:
 
 
 def test_case_08_transparency_is_no_metadata() -> None:
-    """What changes pixels, such as the transparent colour, is kept when metadata is left out."""
+    """What changes pixels, such as the transparent color, is kept when metadata is left out."""
     plain = png_with(chunk(b"tRNS", struct.pack(">HHH", *map(int, PICTURE[0, 0]))))
     faulty = plain[:33] + FAULTY["compressed text"] + plain[33:]
     assert np.array_equal(decode_image(faulty).pixels, decode_image(plain).pixels)

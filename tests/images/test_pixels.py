@@ -44,9 +44,9 @@ def test_fault_07_cmyk_becomes_rgb() -> None:
 
 def test_fault_07_cmyk_jpeg_is_not_inverted() -> None:
     """Adobe's CMYK JPEGs hold inverted ink; white paper stays white and a red stays red."""
-    for ink, colour in (((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))):
+    for ink, color in (((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))):
         photo = decode_image(encode(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100))
-        assert np.abs(photo.pixels.astype(int) - colour).max() <= 3
+        assert np.abs(photo.pixels.astype(int) - color).max() <= 3
 
 
 def _rows(values: Any, dtype: str) -> bytes:
@@ -100,17 +100,17 @@ def test_fault_08_numbers_without_a_range_are_refused(dtype: str) -> None:
     assert refusal(tiff(np.array([[0, 1000]], dtype))).code == "E309"
 
 
-def test_fault_08_other_colour_spaces_become_rgb() -> None:
+def test_fault_08_other_color_spaces_become_rgb() -> None:
     """Black and white of YCbCr and of Lab are black and white."""
-    for mode, colours in (("YCbCr", [(0, 128, 128), (255, 128, 128)]), ("LAB", [(0, 128, 128), (255, 128, 128)])):
+    for mode, colors in (("YCbCr", [(0, 128, 128), (255, 128, 128)]), ("LAB", [(0, 128, 128), (255, 128, 128)])):
         image = Image.new(mode, (2, 1))
-        image.putdata(colours)
+        image.putdata(colors)
         photo = decode_image(encode(image, "TIFF"))
         assert np.abs(photo.pixels.astype(int) - [[[0] * 3, [255] * 3]]).max() <= 1
 
 
 def test_fault_09_transparency_is_laid_on_white() -> None:
-    """Opaque pixels keep their colour, transparent ones are white whatever their hidden colour, others are between."""
+    """Opaque pixels keep their color, transparent ones are white whatever their hidden color, others are between."""
     pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [100, 0, 200, 128]]], np.uint8)
     for data in (encode(pixels, "PNG"), encode(pixels, "WEBP", lossless=True, exact=True), encode(pixels, "TIFF")):
         photo = decode_image(data)
@@ -130,8 +130,8 @@ def test_fault_09_transparency_is_laid_on_white() -> None:
     ],
     ids=["palette", "grey", "grey 16 bits", "RGB"],
 )
-def test_fault_09_one_transparent_colour_is_white(data: bytes, golden: list[list[int]]) -> None:
-    """Transparency that is stated by colour is laid on white like any other."""
+def test_fault_09_one_transparent_color_is_white(data: bytes, golden: list[list[int]]) -> None:
+    """Transparency that is stated by color is laid on white like any other."""
     assert decode_image(data).pixels.tolist() == [golden]
 
 

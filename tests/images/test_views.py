@@ -50,7 +50,7 @@ def test_names_name_their_views(names: list[str]) -> None:
     ],
 )
 def test_unknown_views_are_refused(text: str) -> None:
-    """A view that is misspelt or out of range is E201, and the hint lists what there is."""
+    """A view that is misspelled or out of range is E201, and the hint lists what there is."""
     with pytest.raises(OptionError, match="E201") as caught:
         parse_views(text)
     assert "hflip" in caught.value.hint
@@ -139,8 +139,8 @@ def bilinear(image: Pixels, box: tuple[float, float, float, float], size: tuple[
 def _weights(places: Floats, length: int) -> Floats:
     """How much of each of ``length`` pixels is in a value at each place; the sum is one."""
     weights = np.clip(1 - np.abs(places[:, None] - np.arange(length)), 0, None)
-    normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    normalized: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return normalized
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def _weights(places: Floats, length: int) -> Floats:
 )
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 17)])
 def test_crops_are_enlarged(name: str, box: tuple[float, float, float, float], height: int, width: int) -> None:
-    """A crop shows its part of the picture, bilinearly enlarged to the whole; ``scale`` crops the centre."""
+    """A crop shows its part of the picture, bilinearly enlarged to the whole; ``scale`` crops the center."""
     images = batch(2, height, width)
     part = (box[0] * height, box[1] * width, box[2] * height, box[3] * width)
     seen = only(name).apply(images)
@@ -167,7 +167,7 @@ def test_crops_are_enlarged(name: str, box: tuple[float, float, float, float], h
 
 
 def test_scaling_down_repeats_the_edge() -> None:
-    """A factor below one shrinks the whole image to the centre and repeats its edge around it."""
+    """A factor below one shrinks the whole image to the center and repeats its edge around it."""
     image = batch(1, 16, 20)
     (seen,) = only("scale:0.5").apply(image)
     small = np.asarray(Image.fromarray(image[0]).resize((10, 8), Image.Resampling.BILINEAR))

@@ -99,9 +99,9 @@ def test_errors_that_folds_share_stay_and_members_become_alike() -> None:
     real = [log_softmax(one.mean(axis=0), axis=-1) for one in others]
 
     def covariance(members: list[Floats], classes: Classes) -> Floats:
-        centred = np.concatenate([one - one.mean(axis=1, keepdims=True) for one in members], axis=1)
-        means = np.stack([centred[classes == c].mean(axis=0) for c in range(CLASSES)])
-        return np.asarray(np.cov((centred - means[classes]).T))
+        centered = np.concatenate([one - one.mean(axis=1, keepdims=True) for one in members], axis=1)
+        means = np.stack([centered[classes == c].mean(axis=0) for c in range(CLASSES)])
+        return np.asarray(np.cov((centered - means[classes]).T))
 
     wanted, before = covariance(real, other_truth), covariance([one[0] for one in held_out], truth)
     np.testing.assert_allclose(covariance(found, truth), wanted, atol=0.12)

@@ -137,7 +137,7 @@ def test_every_start_leads_to_the_same_optimum() -> None:
 
 
 def test_with_two_classes_it_is_logistic_regression() -> None:
-    """For two classes the weights are scikit-learn's unpenalised logistic regression on the inputs' log-odds."""
+    """For two classes the weights are scikit-learn's unpenalized logistic regression on the inputs' log-odds."""
     log_p, truth = problem(11, inputs=3, rows=2000, classes=2)
     odds = (log_p[:, :, 1] - log_p[:, :, 0]).T
     other = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(odds, truth)

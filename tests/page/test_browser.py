@@ -133,14 +133,14 @@ def page(site: Opened) -> Opened:
 
 
 def photograph() -> Image.Image:
-    """A picture that has no symmetry and many colours."""
+    """A picture that has no symmetry and many colors."""
     y, x = np.mgrid[0:120, 0:160]
     waves = (x * 1.6 % 256, (x + 2 * y) % 256, y * 2.1 % 256)
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
 
 
 def photographs(folder: Path) -> list[Path]:
-    """One picture in many forms: orientations in EXIF and XMP, a foreign colour profile, transparency, one channel."""
+    """One picture in many forms: orientations in EXIF and XMP, a foreign color profile, transparency, one channel."""
     image, paths = photograph(), []
 
     def save(name: str, picture: Image.Image = image, **options: object) -> None:

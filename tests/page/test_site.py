@@ -329,16 +329,16 @@ def recipe(tmp_path: Path) -> Path:
 def test_the_command_fuses_a_recipe(
     recipe: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The page runs the recipe's members by their weights, says what it was compared on, and names the licence."""
+    """The page runs the recipe's members by their weights, says what it was compared on, and names the license."""
     arguments = ["page", recipe, "--models", tmp_path / "models", "-o", tmp_path / "site", "--runtime", package]
-    assert run([*map(str, arguments), "--licence", "CC-BY-4.0", "--json"]) == 0
+    assert run([*map(str, arguments), "--license", "CC-BY-4.0", "--json"]) == 0
     printed = capsys.readouterr()
     assert "W802" in printed.err
     assert "no map of evidence: m0: m0.onnx has no output 'features'" in printed.err
     assert json.loads(printed.out)["members"] == ["m0", "m1"]
     facts = json.loads((tmp_path / "site" / "facts.json").read_text())
     assert [member["share"] for member in facts["members"]] == pytest.approx([0.6, 0.4])
-    assert "Licence of the models: CC-BY-4.0." in (tmp_path / "site" / "index.html").read_text()
+    assert "License of the models: CC-BY-4.0." in (tmp_path / "site" / "index.html").read_text()
 
 
 def test_what_contradicts_a_recipe_is_refused(

@@ -94,7 +94,7 @@ def test_each_preprocessing_is_resized_once(
 @pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875])
 @pytest.mark.parametrize("size", [(31, 17), (40, 40), (9, 50)])
 def test_the_fill_shows_only_where_an_image_is_padded(resize: str, crop_pct: float, size: tuple[int, int]) -> None:
-    """Squashed and centred images have no border that another fill would change."""
+    """Squashed and centered images have no border that another fill would change."""
     preprocess = Preprocess((16, 12), resize=resize, crop_pct=crop_pct)  # type: ignore[arg-type]
     pixels = toys.picture(3, size=size)
     red = replace(preprocess, fill=(255, 0, 0))

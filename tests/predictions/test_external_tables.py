@@ -112,8 +112,8 @@ def test_columns_beside_the_classes_of_an_out_of_fold_table_are_left_out(tmp_pat
     assert [notice.message for notice in heard.notices] == [
         "a.csv: columns that are no classes were not read: label, fold, patient_id"
     ]
-    path.write_text(path.read_text().replace("fold", "colour"))
-    with pytest.raises(EnsError, match=r"E541.*'colour' is no class"):
+    path.write_text(path.read_text().replace("fold", "color"))
+    with pytest.raises(EnsError, match=r"E541.*'color' is no class"):
         read_external(path, PETS, options=SHARES)
 
 

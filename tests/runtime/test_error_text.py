@@ -110,7 +110,7 @@ def test_a_failed_run_on_a_gpu_names_the_file_with_the_text(monkeypatch: pytest.
         "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 939524096",
     ],
 )
-def test_fault_62_every_library_that_is_out_of_memory_is_recognised(text: str) -> None:
+def test_fault_62_every_library_that_is_out_of_memory_is_recognized(text: str) -> None:
     """Each library's words for a full device are E602, after which the batch is halved."""
     with pytest.raises(DeviceMemoryError, match="E602"):
         session(text, Device("cuda")).run(np.zeros((1, 16, 12, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""A graph in two gives the logits of the whole, and equal beginnings are recognised."""
+"""A graph in two gives the logits of the whole, and equal beginnings are recognized."""
 
 from __future__ import annotations
 

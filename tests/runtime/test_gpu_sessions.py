@@ -324,7 +324,7 @@ def test_all_networks_get_the_stream_of_their_gpu(models: dict[str, ModelFile], 
 
 
 def test_two_preprocessings_have_two_fronts(tmp_path: Path, gpus: FakeGpus) -> None:
-    """Models of another size or another normalisation do not share a front, and all are right in one batch."""
+    """Models of another size or another normalization do not share a front, and all are right in one batch."""
     cards = [toys.card("a"), toys.card("b"), toys.card("c", size=(24, 24))]
     made = {card.member: read_model(toys.write_model(tmp_path, card, seed=i)) for i, card in enumerate(cards)}
     sessions = start_gpu_sessions(made, device=CUDA, rows=4, views=TTA)

@@ -192,7 +192,7 @@ def test_batch_size_and_workers_do_not_change_a_byte(tmp_path: Path, device: str
 
 
 def test_int8_models_run(tmp_path: Path) -> None:
-    """A model quantised to int8 (QDQ) with weights that do not saturate in 16 bits runs, and its answers are
+    """A model quantized to int8 (QDQ) with weights that do not saturate in 16 bits runs, and its answers are
     onnxruntime's within the limit for int8.
     """
 
@@ -203,7 +203,7 @@ def test_int8_models_run(tmp_path: Path) -> None:
         def get_next(self) -> dict[str, Any] | None:
             return {"image": self.left.pop()} if self.left else None
 
-    source, path = convolution(tmp_path, "q"), tmp_path / "quantised.onnx"
+    source, path = convolution(tmp_path, "q"), tmp_path / "quantized.onnx"
     quantize_static(source, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True)
     proto = onnx.load(path)
     assert any(node.op_type == "QuantizeLinear" for node in proto.graph.node)

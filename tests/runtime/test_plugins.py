@@ -156,7 +156,7 @@ def test_doctor_shows_them_and_what_could_not_be_registered(toy: type[Toy], monk
 def test_libraries_are_registered_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Packages named onnxruntime_ep_* and the variable's paths are registered; what fails is kept with its reason."""
     (tmp_path / "onnxruntime_ep_good.py").write_text("def get_library_path():\n    return '/libs/libgood.so'\n")
-    (tmp_path / "onnxruntime_ep_odd.py").write_text("raise RuntimeError('no licence')\n")
+    (tmp_path / "onnxruntime_ep_odd.py").write_text("raise RuntimeError('no license')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv(LIBRARIES, f"/libs/libown.so:{tmp_path / 'libbad.so'}")
     monkeypatch.setattr(plugins, "problems", {})
@@ -179,5 +179,5 @@ def test_libraries_are_registered_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     ]
     assert plugins.problems == {
         "libbad": "file too short",
-        "onnxruntime_ep_odd": "its library was not found: no licence",
+        "onnxruntime_ep_odd": "its library was not found: no license",
     }

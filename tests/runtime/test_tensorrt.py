@@ -55,12 +55,12 @@ def test_half_precision_follows_the_card() -> None:
     assert engine_options(replace(SQUARE, precision="fp16"), "0" * 64, DEVICE)["trt_fp16_enable"] == "1"
 
 
-def quantised(zero: object, *, constant: bool = False, dequantise: bool = True) -> ModelFile:
+def quantized(zero: object, *, constant: bool = False, dequantize: bool = True) -> ModelFile:
     """A model with a zero point of this type and value; None leaves it out."""
     make = helper.make_node
     inputs = ["x", "scale"] if zero is None else ["x", "scale", "zero"]
     nodes = [make("QuantizeLinear", inputs, ["stored"])]
-    if dequantise:
+    if dequantize:
         nodes.append(make("DequantizeLinear", ["stored", *inputs[1:]], ["y"]))
     tensors = [] if zero is None else [numpy_helper.from_array(np.asarray(zero), "zero")]
     if constant:
@@ -78,17 +78,17 @@ def quantised(zero: object, *, constant: bool = False, dequantise: bool = True) 
 def test_tensorrt_takes_no_asymmetric_model(zero: object, said: str, constant: bool) -> None:
     """uint8, another type or a zero point other than zero is E608, which names the option that mends it."""
     with pytest.raises(DeviceError, match=rf"E608.*tensorrt:0 .* {said}") as caught:
-        require_symmetric(quantised(zero, constant=constant), DEVICE)
+        require_symmetric(quantized(zero, constant=constant), DEVICE)
     assert "--quantization symmetric" in caught.value.hint
 
 
 def test_a_zero_point_that_is_left_out_is_onnx_own() -> None:
     """Without one ONNX rounds to uint8, TensorRT to int8: E608. An int8 zero, in a tensor or a node, is fine."""
     with pytest.raises(DeviceError, match="uint8 values"):
-        require_symmetric(quantised(None, dequantise=False), DEVICE)
+        require_symmetric(quantized(None, dequantize=False), DEVICE)
     for constant in (False, True):
-        require_symmetric(quantised(np.zeros(3, dtype=np.int8), constant=constant), DEVICE)
-    model = quantised(np.uint8(7))
+        require_symmetric(quantized(np.zeros(3, dtype=np.int8), constant=constant), DEVICE)
+    model = quantized(np.uint8(7))
     require_symmetric(replace(model, card=SQUARE), DEVICE)  # not a model of integers
 
 
@@ -114,7 +114,7 @@ def test_the_installed_provider_has_no_option_for_float8() -> None:
 
 def test_a_rejected_model_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """E608 comes before a session is created, whether the model starts alone or among others."""
-    model = quantised(np.uint8(7))
+    model = quantized(np.uint8(7))
     monkeypatch.setattr("ensemble.runtime.session.build_network", lambda *_: pytest.fail("a session was created"))
     with pytest.raises(DeviceError, match="E608"):
         start_session(model, device=DEVICE)

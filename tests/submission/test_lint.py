@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import FileError, PredictionError
-from ensemble.labels import MASK18
+from ensemble.events import Recorder
+from ensemble.labels import MASK18, LabelSpace
 from ensemble.submission.lint import MEANING, Fault, check_submission, read_submission, render_faults
 from ensemble.submission.sheet import AnswerSheet
 
@@ -193,3 +194,20 @@ def test_no_file_breaks_the_check(tmp_path_factory: pytest.TempPathFactory, data
             read_submission(path, MASK18, like=FORM)
     else:
         assert read_submission(path, MASK18, like=FORM).ids == FORM.ids
+
+
+def test_what_is_said_of_a_submission_without_a_sample_is_how_it_is_read(tmp_path: Path) -> None:
+    """A table that is a submission itself is read, and nothing will be written like it."""
+    labels, heard = LabelSpace.flat(["cat", "dog", "owl"]), Recorder()
+    texts = {
+        "all 1": "id,label\na,1\nb,1\n",
+        "beside": "id,site,label\na,north,cat\nb,south,dog\n",
+        "names each": "id,labels\na,cat dog\nb,dog owl\n",
+    }
+    for seen, text in texts.items():
+        path = tmp_path / "sub.csv"
+        path.write_text(text)
+        check_submission(path, None, labels, listener=heard)
+        said = next(one.message for one in heard.notices if seen in one.message)
+        assert "written" not in said
+        assert "sample" not in said

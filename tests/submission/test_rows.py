@@ -31,7 +31,7 @@ def by_hand(how: Combination, row: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("how", ["mean", "max", "noisy-or"])
 def test_rows_are_combined_as_the_formula_says(how: Combination) -> None:
-    """Labels are combined one by one; exclusive classes are normalised; of a positive class the other gets the rest."""
+    """Labels are combined one by one; exclusive classes are normalized; of a positive class the other gets the rest."""
     row_map = RowMap(*MAP, WEIGHTS, how)
     wanted = np.array([by_hand(how, [0, 1, 3]), by_hand(how, [2])])
     heard = Recorder()

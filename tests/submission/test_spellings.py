@@ -14,7 +14,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predictions.truth import read_truth
 from ensemble.submission.class_names import ColumnMatch, match_columns
 from ensemble.submission.lint import check_submission, read_submission
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import Submission
 from ensemble.submission.sheet_options import SheetOptions
 from ensemble.submission.write import write_submission
@@ -197,7 +197,7 @@ def test_a_score_beside_the_class_is_not_copied_unasked(tmp_path: Path) -> None:
         written(tmp_path, "id,predicted,cat,dog,owl\na,cat,1,0,0\nb,cat,1,0,0\n", PETS, P)
     text, said = written(tmp_path, sample, PETS, P, label_column="label")
     assert text == "id,label,confidence\na,cat,0.5\nb,dog,0.5\n"
-    assert "confidence copied" in said
+    assert "beside ids and answers, confidence:" in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ensemble.events import Recorder
 from ensemble.labels import MASK18
 from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
 from ensemble.submission.lint import check_submission, read_submission
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.write import write_submission
 

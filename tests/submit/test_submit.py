@@ -30,7 +30,7 @@ from ensemble.runtime.device import CPU
 from ensemble.runtime.model_file import read_model
 from ensemble.runtime.session import Session
 from ensemble.submission.lint import read_submission
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.rows import RowMap
 from ensemble.submission.sheet import Submission
 from ensemble.submission.write import write_submission

@@ -134,7 +134,7 @@ class Browser:
         return found
 
     def show_as(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Set the size of the window and the colour scheme."""
+        """Set the size of the window and the color scheme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])

@@ -35,9 +35,9 @@ def encode(image: Pixels | Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, **chunks: bytes) -> bytes:
+def png(width: int, height: int, depth: int, color: int, rows: bytes, **chunks: bytes) -> bytes:
     """A PNG as Pillow cannot write it, of raw ``rows`` (each begins with filter byte 0) and ``chunks`` before them."""
-    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)}
+    parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)}
     parts |= {name.encode(): data for name, data in chunks.items()}
     parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
     framed = (

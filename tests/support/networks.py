@@ -20,7 +20,7 @@ def make_checkpoint(
     seed: int = 0,
     card: ModelCard | None = None,
 ) -> Checkpoint:
-    """A network whose batch normalisations are not trivial, so that an exporter that drops one is found out."""
+    """A network whose batch normalizations are not trivial, so that an exporter that drops one is found out."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = timm.create_model(arch, pretrained=False, num_classes=classes)

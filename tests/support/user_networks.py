@@ -46,7 +46,7 @@ def body(classes: int = 5, arch: str = TINY, **options: Any) -> Any:
 
 
 def settle(module: Any) -> Any:
-    """Give every normalisation values as after a training, and return the module in eval mode."""
+    """Give every normalization values as after a training, and return the module in eval mode."""
     torch.manual_seed(1)
     for parameter in module.parameters():
         if parameter.ndim == 1:
@@ -189,7 +189,7 @@ def extras() -> Iterator[Case]:
         ("torchmetrics", {"val_acc.tp": torch.zeros(5, dtype=torch.int64), "train_metrics.confmat": torch.ones(5, 5)}),
         ("metric states", {"valid_f1.total": torch.tensor(3), "auroc.preds": torch.rand(7)}),
         ("mean and std", {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}),
-        ("normalisation", {"normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3)}),
+        ("normalization", {"normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3)}),
         ("pixel mean", {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}),
         ("thop", counts | {"total_ops": torch.zeros(1), "total_params": torch.zeros(1)}),
         ("counters", {"n_steps": torch.tensor(4), "global_step": torch.tensor(9.0)}),
@@ -260,7 +260,7 @@ def heads() -> Iterator[Case]:
         ("neck without bias", nn.Sequential(nn.BatchNorm1d(WIDTH), nn.Dropout(0.2), nn.Linear(WIDTH, 5, bias=False))),
         ("neck without affine", nn.Sequential(nn.BatchNorm1d(WIDTH, affine=False), nn.Linear(WIDTH, 5))),
         ("two layers in a row", nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, 5))),
-        ("normalised logits", nn.Sequential(nn.Linear(WIDTH, 5), nn.BatchNorm1d(5))),
+        ("normalized logits", nn.Sequential(nn.Linear(WIDTH, 5), nn.BatchNorm1d(5))),
     ):
         user = over(head)
         yield Case(f"head: {name}", state_of(user), user, {"arch": TINY})
@@ -427,11 +427,11 @@ def rivals() -> Iterator[Case]:
         maps, pool, head = body(0, global_pool=""), GeM(), settle(nn.Linear(WIDTH, 5))
         state = prefixed("backbone.", state_of(maps)) | {f"{name}.p": pool.p.detach()} | prefixed("fc.", state_of(head))
         user = Apart(lambda s, x: s.fc(s.pool(s.backbone(x))), backbone=maps, pool=pool, fc=head).eval()
-        yield Case(f"generalised mean: {name}", state, user, {"arch": TINY})
-    yield Case("two generalised means", state | {"pool2.p": torch.ones(1)}, None, {"arch": TINY}, code="E449")
+        yield Case(f"generalized mean: {name}", state, user, {"arch": TINY})
+    yield Case("two generalized means", state | {"pool2.p": torch.ones(1)}, None, {"arch": TINY}, code="E449")
     whole = prefixed("net.", state_of(body()))
     for name, layer, code in (
-        ("a normalisation of the image", settle(nn.BatchNorm2d(3)), "E410"),
+        ("a normalization of the image", settle(nn.BatchNorm2d(3)), "E410"),
         ("a convolution to three channels", nn.Conv2d(4, 3, 1), "E410"),
         ("prelu", nn.PReLU(), "E410"),
         ("attention", nn.Conv2d(WIDTH, 1, 1), "E410"),
@@ -614,8 +614,8 @@ def parts() -> Iterator[Case]:
                 change(module)
         net.eval()
         yield Case(name, {"state_dict": prefixed("model.", state_of(net))}, net, {"arch": TINY})
-    quantised = state_of(body()) | {"fc._packed_params._packed_params": torch.ones(2)}
-    yield Case("quantised", quantised, None, {"arch": TINY}, code="E417")
+    quantized = state_of(body()) | {"fc._packed_params._packed_params": torch.ones(2)}
+    yield Case("quantized", quantized, None, {"arch": TINY}, code="E417")
     low = state_of(body()) | {"fc.lora_A.weight": torch.rand(2, WIDTH), "fc.lora_B.weight": torch.rand(5, 2)}
     yield Case("LoRA", low, None, {"arch": TINY}, code="E417")
     yield from lora()

@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 
 def make_model(arch: str = TINY, classes: int = 18) -> torch.nn.Module:
-    """A network whose normalisations have seen data, so that an epsilon or a lost statistic shows."""
+    """A network whose normalizations have seen data, so that an epsilon or a lost statistic shows."""
     torch.manual_seed(0)
     model: torch.nn.Module = timm.create_model(arch, pretrained=False, num_classes=classes)
     return shake(model)

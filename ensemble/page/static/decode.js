@@ -1,4 +1,4 @@
-// Decode a photograph as `ens` does: pixels as stored (colour profiles ignored), upright by EXIF or else XMP, transparent
+// Decode a photograph as `ens` does: pixels as stored (color profiles ignored), upright by EXIF or else XMP, transparent
 // pixels on white, of several frames the first. Browsers differ in which metadata they apply, so the metadata is read
 // here and taken out of the file before the browser decodes it.
 
@@ -152,7 +152,7 @@ function plain(bytes, name, type, width = 0, height = 0) {
   return { name, type, width, height, orientation: 1, parts: [bytes], cut: false };
 }
 
-const JPEG_KEPT = new Set([0xe0, 0xee]); // JFIF, and Adobe's, which says how colours are stored
+const JPEG_KEPT = new Set([0xe0, 0xee]); // JFIF, and Adobe's, which says how colors are stored
 
 function readJpeg(bytes, view) {
   const found = { ...plain(bytes, "JPEG", "image/jpeg"), parts: [bytes.subarray(0, 2)], cut: true };

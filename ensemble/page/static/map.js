@@ -1,6 +1,6 @@
 // The class-activation map over the photograph.
 
-// matplotlib's colour map inferno (CC0) at nine equally spaced points, as in the program's own pictures
+// matplotlib's color map inferno (CC0) at nine equally spaced points, as in the program's own pictures
 const INFERNO = [
   [0, 0, 4],
   [33, 12, 74],
@@ -19,19 +19,19 @@ const STRONGEST = 185;
 /**
  * Return the part of the photograph that the model saw, as shares of its width and height.
  *
- * The photograph is resized to `size / crop_pct` and cut to `size` around its centre. With padding the part is larger
+ * The photograph is resized to `size / crop_pct` and cut to `size` around its center. With padding the part is larger
  * than the photograph.
  */
 export function positionOfMap({ size, resize, crop_pct: share = 1 }, width, height) {
-  if (resize === "squash") return centred(share, share);
+  if (resize === "squash") return centered(share, share);
   const [high, wide] = size;
   // one scale for both sides: of the shorter side with `center`, of the longer one with `pad`
   const scales = [wide / share / width, high / share / height];
   const scale = resize === "center" ? Math.max(...scales) : Math.min(...scales);
-  return centred(wide / scale / width, high / scale / height);
+  return centered(wide / scale / width, high / scale / height);
 }
 
-function centred(width, height) {
+function centered(width, height) {
   return { left: (1 - width) / 2, top: (1 - height) / 2, width, height };
 }
 
@@ -51,7 +51,7 @@ export function drawMap(canvas, { values, shape }, chosen, place, picture) {
   const image = new ImageData(columns, rows);
   map.forEach((value, i) => {
     const heat = Math.max(0, value / highest);
-    image.data.set([...colourOf(heat), FAINTEST + (STRONGEST - FAINTEST) * heat], 4 * i);
+    image.data.set([...colorOf(heat), FAINTEST + (STRONGEST - FAINTEST) * heat], 4 * i);
   });
   small.getContext("2d").putImageData(image, 0, 0);
   const context = canvas.getContext("2d");
@@ -67,7 +67,7 @@ export function drawMap(canvas, { values, shape }, chosen, place, picture) {
   return true;
 }
 
-function colourOf(heat) {
+function colorOf(heat) {
   const place = heat * (INFERNO.length - 1);
   const low = Math.min(INFERNO.length - 2, Math.floor(place));
   return INFERNO[low].map((value, c) => Math.round(value + (INFERNO[low + 1][c] - value) * (place - low)));

@@ -158,7 +158,7 @@ def test_a_column_of_each_label(tmp_path: Path) -> None:
     ],
 )
 def test_several_labels_in_a_cell(tmp_path: Path, cells: tuple[str, ...], expected: list[set[str]]) -> None:
-    """Names divided by a space, bar, comma or semicolon, or in a list, are recognised where parts recur."""
+    """Names divided by a space, bar, comma or semicolon, or in a list, are recognized where parts recur."""
     rows = [f"{i},{cells[i % 4]}" for i in N]
     data, said = heard(contest(tmp_path, "x/{0}.png", "image,labels", *rows))
     assert data.activation == "sigmoid"

@@ -137,13 +137,13 @@ def test_pictures_are_clean_and_differ(contest: ToyContest) -> None:
 
 
 def test_old_people_are_greyer(contest: ToyContest) -> None:
-    """The hair of people of 60 is less coloured than that of the young, as the models are to learn."""
-    colour = defaultdict(list)
+    """The hair of people of 60 is less colored than that of the young, as the models are to learn."""
+    color = defaultdict(list)
     for row in read(contest.train / "train.csv"):
         for path in (contest.train / "images" / row["path"]).glob("mask*"):
             crown = read_image(path).pixels[14:26, 38:58].astype(float)
-            colour[int(row["age"]) >= 60].append(np.ptp(crown, axis=2).mean() / crown.mean())
-    assert np.median(colour[True]) < np.median(colour[False]) / 2
+            color[int(row["age"]) >= 60].append(np.ptp(crown, axis=2).mean() / crown.mean())
+    assert np.median(color[True]) < np.median(color[False]) / 2
 
 
 def test_progress_is_told_by_people(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ensemble.arrays import Floats
 from ensemble.errors import OptionError
 from ensemble.metrics import bootstrap, macro_f1
 from ensemble.scoring.answers import ScoredAnswers, resample_weights
-from ensemble.scoring.catalogue import METRIC_NAMES, find_metric
+from ensemble.scoring.catalog import METRIC_NAMES, find_metric
 
 ROWS = 300
 
@@ -215,7 +215,7 @@ def test_resamples_are_those_of_the_bootstrap_of_confusion_matrices() -> None:
 
 
 def test_every_name_is_known_and_near_misses_are_suggested() -> None:
-    """All listed names parse; a misspelt one is an error that names the nearest."""
+    """All listed names parse; a misspelled one is an error that names the nearest."""
     for name in METRIC_NAMES:
         assert find_metric(name).title
     with pytest.raises(OptionError, match="did you mean quadratic-kappa"):

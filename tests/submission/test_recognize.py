@@ -13,7 +13,7 @@ from ensemble.errors import EnsError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.submission.lint import read_submission
-from ensemble.submission.recognise import read_sheet
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import SheetOptions
 from ensemble.submission.write import write_submission
@@ -165,7 +165,10 @@ def test_columns_beside_ids_and_answers_are_copied(tmp_path: Path) -> None:
     text, heard = "Usage,id,label\nPublic,a,ant\nPrivate,b,ant\n", Recorder()
     sheet = sheet_of(tmp_path, text, PETS, heard=heard)
     said = heard.notices[0].message
-    assert said == "s.csv: answers are written in column label, and the sample's Usage copied"
+    assert said == (
+        "s.csv: it has columns beside ids and answers, Usage: "
+        "answers are written in column label, and the others copied"
+    )
     labels = LabelSpace.flat(PETS)
     given = Submission(("b", "a"), np.array([2, 1]), labels)
     path = write_submission(tmp_path / "out.csv", given, sheet=sheet)

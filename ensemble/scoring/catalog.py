@@ -28,7 +28,7 @@ class ContestMetric:
 
     ``kind`` says what it depends on: the decided classes, the probabilities, their order within an image, or
     only that within a column.
-    ``only`` restricts it to ``exclusive`` classes or to independent ``labels``; ``vectorised`` is False for functions
+    ``only`` restricts it to ``exclusive`` classes or to independent ``labels``; ``vectorized`` is False for functions
     of users, which take one resample at a time. ``by_class`` returns the values of the classes ``(R, C)``, where the
     metric is a mean over them.
     """
@@ -40,7 +40,7 @@ class ContestMetric:
     greater_is_better: bool = True
     only: Literal["exclusive", "labels"] | None = None
     classes: int | None = None
-    vectorised: bool = True
+    vectorized: bool = True
     by_class: Score | None = None
 
     def once(self, answers: ScoredAnswers) -> float:
@@ -169,7 +169,7 @@ def find_metric(text: str) -> ContestMetric:
     if ".py:" in text or text.endswith(".py"):
         custom = read_custom(text)
         return ContestMetric(
-            text, custom.title, "probabilities", custom.score, custom.greater_is_better, vectorised=False
+            text, custom.title, "probabilities", custom.score, custom.greater_is_better, vectorized=False
         )
     folded = text.strip().lower().replace("_", "-").replace(" ", "-")
     name = _ALIASES.get(folded, folded)

@@ -19,22 +19,29 @@ from ensemble.errors import (
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, has_image_suffix
 from ensemble.labels import LabelSpace
+from ensemble.submission.cell_kinds import CellKinds
 from ensemble.submission.cell_spelling import composed_as, counts_from_one, spellings
 from ensemble.submission.class_names import (
     USUAL_ANSWERS,
     Mismatch,
-    are_class_numbers,
     are_numbers,
     fold_name,
     match_columns,
-    nearest,
 )
 from ensemble.submission.columns_beside import find_ranks, is_answer_column, without_context
-from ensemble.submission.label_cells import SampleCells, find_form, plain_cells, require_separable, split_cells
+from ensemble.submission.label_cells import find_form, plain_cells, require_separable, split_cells
 from ensemble.submission.long_format import find_long_rows
-from ensemble.submission.number_scale import PERCENT, find_scale, is_percent, parse_number, sums_to_one
+from ensemble.submission.number_scale import (
+    PERCENT,
+    are_whole,
+    find_scale,
+    is_percent,
+    parse_number,
+    sums_to_one,
+)
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
+from ensemble.submission.sheet_notices import SheetNotices
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
 from ensemble.text.csv_table import Table, parse_table
 
@@ -45,12 +52,14 @@ def read_sheet(
     *,
     options: SheetOptions = NO_OPTIONS,
     independent: bool | None = None,
+    is_sample: bool = True,
     listener: Listener = SILENT,
 ) -> AnswerSheet:
     """Read how a sample submission wants its answers for classes ``labels``.
 
     ``independent`` says whether several labels may apply to an image (sigmoid members), if it is known. Whatever is
-    chosen among several possibilities is said (I543).
+    chosen among several possibilities is said (I543): what will be written, or without ``is_sample``, where the table
+    is a submission itself, how it is read.
 
     Raises:
         FileError: E707 when the sample cannot be read.
@@ -71,10 +80,11 @@ def read_sheet(
         )
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
-    reader = _Reader(table, composed_as(table, labels), options, independent, listener)
+    notices = SheetNotices(path, listener, is_sample)
+    reader = _Reader(table, composed_as(table, labels), options, independent, notices)
     sheet = reader.read(kind)
     if not _is_utf8(data):
-        listener.notice(Notice("I543", f"{path.name}: it is not UTF-8; the submission is written in UTF-8", path))
+        notices.say("it is not UTF-8", written="the submission is written in UTF-8")
     newline = "\r\n" if data.partition(b"\n")[0].rstrip(b"\0").endswith(b"\r") else "\n"
     sheet = replace(sheet, newline=newline, bom=data.startswith(codecs.BOM_UTF8), delimiter=table.delimiter)
     return apply_options(sheet, options, path.name)
@@ -88,12 +98,12 @@ class _Reader:
     labels: LabelSpace
     options: SheetOptions
     independent: bool | None
-    listener: Listener
+    notices: SheetNotices
     signed: int | None = None
 
     def read(self, kind: AnswerKind | None) -> AnswerSheet:
         """Return the sheet; ``kind`` is the one asked for, or None to find it."""
-        id_column = find_id_column(self.table, named=self.options.id_column, listener=self.listener)
+        id_column = find_id_column(self.table, named=self.options.id_column, listener=self.notices.listener)
         if has_image_suffix(id_column) or parse_number(id_column) is not None:
             raise DataError(
                 "E322",
@@ -159,7 +169,11 @@ class _Reader:
             )
         columns = f"column{'s' * (len(answer_places) > 1)} {answers}"
         others = enumerate_some([header[i] or "(without a name)" for i in places])
-        self._say(f"answers are written in {columns}, and the sample's {others} copied")
+        self.notices.say(
+            f"it has columns beside ids and answers, {others}",
+            written=f"answers are written in {columns}, and the others copied",
+            read=f"answers are read from {columns}",
+        )
         rows = tuple(LongRow(cells, i, 0) for i, cells in enumerate(self.table.rows))
         return replace(sheet, rows=rows, answer_place=answer_places[0], answer_columns=tuple(answer_places))
 
@@ -172,20 +186,25 @@ class _Reader:
         if isinstance(match, Mismatch) and kind in {None, "ranking"} and not self.independent:
             ranked = find_ranks(columns, cells, self.labels.names)
             if ranked is not None:
-                self._say(f"its {len(columns)} columns have a class each: the most probable ones are written, in order")
+                self.notices.say(
+                    f"its {len(columns)} columns have a class each",
+                    written="the most probable classes are written, in order",
+                    read="they are read as the most probable classes, in order",
+                )
                 return replace(sheet, kind="ranking", in_columns=True, at_most=len(columns), spelling=ranked)
         if isinstance(match, Mismatch):
             count = f"{len(columns)} columns of answers for {len(self.labels)} classes"
             raise ColumnsError("E541", f"{self.table.path.name}: {count}: {match}", path=self.table.path)
         if match.how is not None:
             example = f"column {show_spaces(columns[0])} is {self.labels.names[match.classes[0]]}"
-            self.listener.notice(Notice("I544", f"{self.table.path.name}: columns matched {match.how}: {example}"))
+            message = f"{self.table.path.name}: columns matched {match.how}: {example}"
+            self.notices.listener.notice(Notice("I544", message))
         text = next((c for row in cells for c in map(str.strip, row) if c and parse_number(c) is None), None)
         if text is not None and kind is None:
             raise self._unclear(f"its columns of classes have cells such as {text!r}", ["probabilities", DECISIONS])
         scale = find_scale(self.table.path, columns, cells, asked=kind is not None)
         if scale == PERCENT:
-            self._say("its answers are percentages")
+            self.notices.say("its answers are percentages")
         ones = all(sums_to_one(row, scale=scale) for row in cells)
         found = kind or self._kind_of_columns(ones=ones)
         constant = len({tuple(map(str.strip, row)) for row in cells}) == 1 and kind is None
@@ -199,7 +218,11 @@ class _Reader:
         )
         whole = not sheet.decisions and all(c.strip() in {"0", "1", "0.0", "1.0"} for r in cells for c in r)
         if whole and scale == 1 and kind is None and self.independent is not None:
-            self._say("its cells are 0 and 1: probabilities are written", f"--answers {DECISIONS} writes 0 and 1")
+            self.notices.say(
+                "its cells are 0 and 1",
+                written=f"probabilities are written (--answers {DECISIONS} writes 0 and 1)",
+                read=f"they are read as probabilities (--answers {DECISIONS} reads them as decisions)",
+            )
         return self._with_decimal_mark(sheet, [cell for row in cells for cell in row])
 
     def _kind_of_columns(self, *, ones: bool) -> AnswerKind:
@@ -208,7 +231,11 @@ class _Reader:
         if self.independent is None:
             return "probabilities" if ones else "label-columns"
         if not ones:
-            self._say("its rows do not sum to one: the probabilities of exclusive classes are written, which do")
+            self.notices.say(
+                "its rows do not sum to one",
+                written="the probabilities of exclusive classes are written, which do",
+                read="they are read as probabilities of exclusive classes all the same",
+            )
         return "probabilities"
 
     def _read_one_column(
@@ -220,7 +247,9 @@ class _Reader:
             # numbers that are not 0, 1, ... are written as the sample spells them
             as_spelled = kind == "number" and all(name.isdecimal() for name in respelled.labels.names)
             return respelled._read_one_column(sheet, "name" if as_spelled else kind, column, cells)
-        found = kind or self._kind_of_cells(column, cells)
+        found = kind or CellKinds(self.table, self.labels, self.options, self.independent, self.notices).kind_of(
+            column, cells
+        )
         names = self.labels.names
         sheet = replace(sheet, kind=found, constant=len(set(cells)) == 1 and kind is None)
         if found == "number":
@@ -229,14 +258,14 @@ class _Reader:
             return replace(sheet, spelling=names, positive=self.signed)
         if found == "probability":
             positive = self._positive(column)
-            self._say(f"its single number per image is the probability of {names[positive]}")
+            self.notices.say(f"its single number per image is the probability of {names[positive]}")
             scale = find_scale(self.table.path, [column], [[cell] for cell in cells], asked=kind is not None)
             if scale == PERCENT:
-                self._say("its answers are percentages")
+                self.notices.say("its answers are percentages")
             return self._with_decimal_mark(replace(sheet, positive=positive, scale=scale), cells)
         several = split_cells(cells, self.labels.names, self.options.separator)
         if several is None:
-            by_number = _whole(cells) and not are_numbers(names)
+            by_number = are_whole(cells) and not are_numbers(names)
             several = plain_cells(self.options.separator, () if by_number else names)
         form = several.form
         sheet = replace(
@@ -259,7 +288,7 @@ class _Reader:
         parts = {part for cell in cells for part in form.split(cell)} | {cell for cell in cells if cell}
         counted = kind in {None, "number", "label-cells", "ranking"} and len(names) > 1 and not is_percent(column)
         if counted and not are_numbers(names) and counts_from_one(cells, len(names)):
-            self._say(f"its class numbers count from 1 to {len(names)}, not from 0")
+            self.notices.say(f"its class numbers count from 1 to {len(names)}, not from 0")
             return replace(self, labels=LabelSpace.flat([str(i + 1) for i in range(len(names))]))
         if not parts or parts & {*names, *map(str, range(len(names)))}:
             return None
@@ -269,7 +298,7 @@ class _Reader:
                 if found.signed:
                     positive = self._positive(column)
                     spelled = spelled if positive else spelled[::-1]
-                self._say(f"its classes are spelled {found.how}, such as {spelled[-1]} for {names[-1]}")
+                self.notices.say(f"its classes are spelled {found.how}, such as {spelled[-1]} for {names[-1]}")
                 options = replace(self.options, positive=self._named_positive(spelled))
                 return replace(self, labels=LabelSpace.flat(spelled), options=options, signed=positive)
         return None
@@ -282,85 +311,6 @@ class _Reader:
         named, names = self.options.positive, self.labels.names
         return spelled[names.index(named)] if named in names else named
 
-    def _kind_of_cells(self, column: str, cells: list[str]) -> AnswerKind:
-        """Return the kind of answers in a single column.
-
-        Raises:
-            PredictionError: E540 when it cannot be told.
-        """
-        names, filled = self.labels.names, [cell for cell in cells if cell]
-        two = len(names) == 2
-        if not filled:
-            possible = ["number", "name", *(["probability"] if two else []), "label-cells", "ranking"]
-            raise self._unclear(f"its column {show_spaces(column)} is empty", possible)
-        percent = two and is_percent(column) and not self.independent
-        if (len(names) == 1 or percent) and all(map(self._is_number, filled)):
-            return "probability"
-        known, constant = set(names), len(set(filled)) == 1
-        if set(filled) <= known and not are_class_numbers(names):
-            return self._one_or_several("name", filled)
-        if _whole(filled) and (are_class_numbers(names) or not are_numbers(names)):
-            outside = [cell for cell in filled if not 0 <= int(cell) < len(names)]
-            if outside:
-                raise self._unclear(
-                    f"it has the answer {outside[0]}, but the classes are 0 to {len(names) - 1}", ["number", "name"]
-                )
-            kind = self._one_or_several("number", filled)
-            if kind == "number" and (constant or two):
-                other = "--answers probability writes a probability" if two else "--answers name writes names"
-                self._say(f"its answers are {_values(filled)}: class numbers are written", other)
-            return kind
-        if all(map(self._is_number, filled)) and not _whole(filled):
-            find_scale(self.table.path, [column], [[cell] for cell in filled], asked=False)
-            if two and not self.independent:
-                return "probability"
-            raise self._unclear(
-                f"its answers are numbers such as {filled[0]}, and there are {len(names)} classes", ["number", "name"]
-            )
-        several = split_cells(cells, self.labels.names, self.options.separator)
-        if several is not None and several.flags:
-            raise self._unclear(f"its cells have a 0 or 1 per class, such as {filled[0]!r}", ["label-cells", "ranking"])
-        if several is not None:
-            return self._kind_of_several(several)
-        if all(len(pair := cell.split()) == 2 and pair[0] in known and self._is_number(pair[1]) for cell in filled):
-            seen = f"its answers are pairs of a class and a score, such as {filled[0]!r}"
-            raise PredictionError("E565", f"{self.table.path.name}: {seen}", path=self.table.path)
-        unknown = [cell for cell in dict.fromkeys(filled) if cell not in known]
-        near = nearest(unknown[0], names)
-        meant = f" (did you mean {near!r}?)" if near else ""
-        raise self._unclear(
-            f"its answer {unknown[0]!r} is neither a class{meant} nor a number nor a list of classes",
-            ["number", "name", "label-cells", "ranking"],
-        )
-
-    def _is_number(self, cell: str) -> bool:
-        """Return True for a finite number; a comma is a decimal mark only where it does not separate the cells."""
-        return parse_number(cell) is not None and (self.table.delimiter != "," or "," not in cell)
-
-    def _one_or_several(self, kind: AnswerKind, filled: list[str]) -> AnswerKind:
-        """Return ``kind``, or `label-cells` for members of independent labels."""
-        if not self.independent:
-            return kind
-        what = "numbers" if kind == "number" else "names"
-        self._say(
-            f"its answers are {_values(filled)}, and several labels may apply: the {what} of all of them are written "
-            "in one cell, separated by a space",
-            "--sep sets what separates them",
-        )
-        return "label-cells"
-
-    def _kind_of_several(self, cells: SampleCells) -> AnswerKind:
-        """Return the kind of cells of several names: the members say whether several labels can apply."""
-        ranks = len(set(cells.counts)) == 1 and cells.counts[0] > 1 and not cells.repeated
-        if self.independent or not ranks:
-            if self.independent is False:
-                self._say("its cells name several labels: the members give one each, which is written")
-            return "label-cells"
-        self._say(
-            f"its cells have {cells.counts[0]} names each: the {cells.counts[0]} most probable classes are written"
-        )
-        return "ranking"
-
     def _with_decimal_mark(self, sheet: AnswerSheet, cells: Sequence[str]) -> AnswerSheet:
         """Write numbers with a decimal comma if the sample does."""
         comma = (
@@ -368,18 +318,8 @@ class _Reader:
         )
         return replace(sheet, decimal=",") if comma else sheet
 
-    def _say(self, what: str, option: str | None = None) -> None:
-        text = f"{self.table.path.name}: {what}" + (f" ({option})" if option else "")
-        self.listener.notice(Notice("I543", text, self.table.path))
-
     def _unclear(self, seen: str, possible: Sequence[str]) -> PredictionError:
-        options = ", ".join(f"--answers {kind}" for kind in possible)
-        return PredictionError(
-            "E540",
-            f"{self.table.path.name}: it cannot be told how answers are written: {seen}",
-            hint=f"state it: {options}; the classes are {enumerate_some(list(self.labels.names))} (--labels)",
-            path=self.table.path,
-        )
+        return self.notices.unclear(seen, possible, self.labels.names)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -388,13 +328,3 @@ def _is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _values(filled: Sequence[str]) -> str:
-    values = list(dict.fromkeys(filled))
-    return f"all {values[0]}" if len(values) == 1 else enumerate_some(sorted(values), limit=3)
-
-
-def _whole(cells: Sequence[str]) -> bool:
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and all(re.fullmatch(r"-?(0|[1-9][0-9]{0,8})", cell) for cell in filled)
