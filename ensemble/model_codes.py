@@ -150,6 +150,7 @@ MODEL_CODES: dict[str, Code] = {
         "An adopted model's file does not tell something that matters, so a default was taken.",
         "name it with the option if the network was trained otherwise",
     ),
+    "I386": Code("Several networks share an image in one model.", "nothing to do; each takes its part of it"),
     "I486": Code("An adopted network takes face crops.", "nothing to do; --boxes, --margin and --align choose them"),
     "I485": Code(
         "How a dry run read a checkpoint: by names and shapes alone, or with torch.",

@@ -71,7 +71,7 @@ def fit_ordinal_path(
     start = np.concatenate([np.zeros(features.shape[1]), _first_cuts(places, shares, len(present))])
     for strength in strengths:
         if len(present) > 1:
-            start = _minimise(features, places, shares, strength, start)
+            start = _minimize(features, places, shares, strength, start)
         cuts = np.concatenate([[_FAR], _cuts_of(start[features.shape[1] :]), [-_FAR]])[before]
         for k in range(1, len(cuts)):
             cuts[k] = min(cuts[k], cuts[k - 1] - _LEAST_GAP)
@@ -92,7 +92,7 @@ def _cuts_of(values: Floats) -> Floats:
     return found
 
 
-def _minimise(features: Floats, places: NDArray[np.int64], shares: Floats, strength: float, start: Floats) -> Floats:
+def _minimize(features: Floats, places: NDArray[np.int64], shares: Floats, strength: float, start: Floats) -> Floats:
     """Return the weights, first cut and logarithms of gaps of the least weighted mean loss plus penalty, by L-BFGS."""
     width, top = features.shape[1], int(places.max())
     has_lower, has_upper = places > 0, places < top

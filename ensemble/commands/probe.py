@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -25,15 +26,17 @@ from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
     from checkpoints.data.dataset import Dataset
+    from checkpoints.probe.open_network import OpenNetwork
     from ensemble.adopt.make_card import AdoptOptions
     from ensemble.card import Align, Channels, Interpolation, Resize, Resizer
+    from ensemble.images.face_boxes import Face
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
     """The network of the features, and the preprocessing that it was trained with; None is what the file tells."""
 
-    features: Path
+    features: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     layout: Literal["nchw", "nhwc"] | None = None
     size: str | None = None
@@ -46,8 +49,8 @@ class NetworkOptions:
     input_range: Literal["0..1", "-1..1", "0..255"] | None = None
     channels: Channels | None = None
 
-    def adopt_options(self) -> AdoptOptions:
-        """Return the options of the preprocessing.
+    def adopt_options(self, own: Mapping[str, str]) -> AdoptOptions:
+        """Return the options of the preprocessing of a network with settings of its ``own``.
 
         Raises:
             OptionError: E204 when a value is out of range, or options contradict each other.
@@ -56,16 +59,23 @@ class NetworkOptions:
         from ensemble.card import parse_size
         from ensemble.channel_values import parse_channel_values
 
+        # what a network has for itself stands in place of both ways to say the range of all
+        is_own_range = bool({"input-range", "mean", "std"} & set(own))
+        mean, std = (own.get(name) or (None if is_own_range else getattr(self, name)) for name in ("mean", "std"))
+        size = own.get("size") or self.size
+        found: dict[str, Any] = {
+            "layout": own.get("layout") or self.layout,
+            "input_range": own.get("input-range") or (None if is_own_range else self.input_range),
+            "channels": own.get("channels") or self.channels,
+        }
         return AdoptOptions(
-            layout=self.layout,
-            size=None if self.size is None else parse_size(self.size),
+            **found,
+            size=None if size is None else parse_size(size),
             resize=self.resize,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
-            mean=None if self.mean is None else parse_channel_values(self.mean, "--mean"),
-            std=None if self.std is None else parse_channel_values(self.std, "--std"),
-            input_range=self.input_range,
-            channels=self.channels,
+            mean=None if mean is None else parse_channel_values(mean, "--mean"),
+            std=None if std is None else parse_channel_values(std, "--std"),
             resizer=self.resizer,
         )
 
@@ -101,7 +111,14 @@ _output = partial(field_option, ProbeOutput)
 _NETWORK = OptionGroup(
     "Network",
     (
-        _network("features", "ONNX file of the network; it is not trained.", type=PATH),
+        click.Option(
+            ["--features"],
+            multiple=True,
+            required=True,
+            metavar="FILE[,KEY=VALUE]...",
+            help="ONNX file of the network; it is not trained. Repeatable: the features of several are joined. "
+            "Keys, for one network: output, layout, size, mean, std, input-range, channels, margin and align.",
+        ),
         _network(
             "output",
             "Output, or any value inside the network, with features; repeatable.  [default: the only output, "
@@ -200,17 +217,14 @@ def probe(
     \b
     Example: ens probe train --features face.onnx --input-range -1..1 --head axes --member face
     """
-    from checkpoints.probe.open_network import open_network
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
     from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
-    from ensemble.images.face_crop import choose_crop
 
     validate_member(output_.member)
     faces = None if learn.boxes is None else read_faces(learn.boxes).faces
-    crop = choose_crop(faces, learn.margin, learn.align)
-    opened = open_network(network.features, network.adopt_options(), network.output, face=crop, listener=TERMINAL)
+    opened = _open_networks(network, learn, faces)
     data = _read_data(train_dir, learn, table, class_names)
     shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, data, listener=TERMINAL)
     job = ProbeJob(
@@ -222,6 +236,24 @@ def probe(
     )
     probed = probe_member(job, fresh=output_.fresh, listener=TERMINAL)
     show(probed.as_dict(), probed.render(), as_json=as_json)
+
+
+def _open_networks(network: NetworkOptions, learn: LearnOptions, faces: Sequence[Face] | None) -> OpenNetwork:
+    from checkpoints.probe.join_networks import join_networks
+    from checkpoints.probe.network_spec import parse_network
+    from checkpoints.probe.open_network import open_network
+    from ensemble.images.face_crop import choose_crop
+
+    opened = []
+    for spec in [parse_network(text) for text in network.features]:
+        own = spec.settings
+        align = cast("Align | None", own.get("align")) or learn.align
+        # the margin of another alignment is of another square
+        margin = spec.margin if spec.margin is not None else (None if "align" in own else learn.margin)
+        crop = choose_crop(faces, margin, align)
+        options, outputs = network.adopt_options(own), spec.outputs or network.output
+        opened.append(open_network(spec.path, options, outputs, face=crop, listener=TERMINAL))
+    return join_networks(opened, faces, listener=TERMINAL)
 
 
 def _read_data(train_dir: Path, learn: LearnOptions, table: TableOptions, class_names: str | None) -> Dataset:

@@ -61,6 +61,13 @@ def center_and_side(crop: FaceCrop, box: Box) -> tuple[float, float, float]:
     return center.real, center.imag, abs(square.along)
 
 
+def square_in_template(crop: FaceCrop) -> tuple[float, float, float]:
+    """Return the center x and y and the side of an aligned crop's square, in px of ArcFace's square of 112 px."""
+    assert crop.align is not None, "faces are aligned for a card that says how"
+    center_x, center_y, side = _SQUARES[crop.align]
+    return center_x, center_y, side * (1 + 2 * crop.margin)
+
+
 def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Box | None]) -> None:
     """Refuse faces without points for a crop that aligns them, before anything is computed.
 
@@ -78,9 +85,7 @@ def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Bo
 def _find_square(crop: FaceCrop, box: Box) -> _Square:
     if box.points is None:
         raise DataError("E380", "the face has a box, and no points to align it by")
-    assert crop.align is not None, "faces are aligned for a card that says how"
-    center_x, center_y, side = _SQUARES[crop.align]
-    side *= 1 + 2 * crop.margin
+    center_x, center_y, side = square_in_template(crop)
     # with points as complex numbers, a rotation with a scale is one factor
     template, found = _TEMPLATE @ (1, 1j), np.reshape(box.points, (-1, 2)) @ (1, 1j)
     around = template - template.mean()

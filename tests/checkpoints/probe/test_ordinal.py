@@ -51,7 +51,7 @@ def test_two_ordered_values_are_a_logistic_regression() -> None:
 
 
 def test_the_fit_is_the_minimum_of_the_textbook_s_loss() -> None:
-    """No other weights and cuts have a lower loss: sigmoid differences, minimised without our parameters or slopes."""
+    """No other weights and cuts have a lower loss: sigmoid differences, minimized without our parameters or slopes."""
     features, values = drawn(120, values=4)
     *_, block = fit_ordinal_path(features, Levels(values, np.arange(1, 4)), even(120), (1.0, 0.03))
 
