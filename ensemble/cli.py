@@ -40,7 +40,7 @@ _SECTIONS = {
     "Start": (demo, init, doctor, explain_error),
     "Train": (data, crop, audit, train, probe),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
-    "Analyse": (evaluate, report, explain, bench),
+    "Analyze": (evaluate, report, explain, bench),
     "Deploy": (fuse, bundle, page),
 }
 

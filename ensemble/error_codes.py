@@ -119,7 +119,7 @@ CODES: dict[str, Code] = {
         "keep one row per image; or, if an image may have several labels, add --activation sigmoid",
     ),
     "I338": Code(
-        "How training data was read, where it does not say so itself.",
+        "How ambiguous training data was read.",
         "nothing to do if it is right; or see the option",
     ),
     "W338": Code("A part of the training data is not used, or cannot be balanced over the folds.", "see the message"),
@@ -178,7 +178,7 @@ CODES: dict[str, Code] = {
         "write it again with an image editor; all other images are done",
     ),
     "W358": Code(
-        "The pixels of an uncompressed image end in zeros from a block of the file on: its last part may never have come.",
+        "The pixels of an uncompressed image end in zeros from a block of the file on: its last part may be missing.",
         "look at the image; copy or download it again if a part is black",
     ),
     "W355": Code(
@@ -208,7 +208,7 @@ CODES: dict[str, Code] = {
         "columns image,row and, if wanted, weight: finite weights, none negative, and one above 0 for each row",
     ),
     "I472": Code(
-        "The order of an axis whose values are ordered is that of the classes.",
+        "The values of an axis are ordered as the classes are.",
         "give the classes in order with --labels",
     ),
     "I473": Code("How the targets of an axis are spread over its values.", "see --label-distribution"),
@@ -319,10 +319,10 @@ CODES: dict[str, Code] = {
         "Columns were matched with classes by number, or despite another spelling.",
         "nothing to do if the example looks right",
     ),
-    "I545": Code("Columns that are no classes were not read.", "nothing to do"),
+    "I545": Code("Columns that are not classes were not read.", "nothing to do"),
     "W546": Code(
-        "The answers of a submission are spread over the classes unlike those of the training images.",
-        "nothing to do if the test images are of another mix; else look for classes in a wrong order",
+        "The class distribution of a submission differs from that of the training images.",
+        "nothing to do if the test images have another class mix; otherwise check the order of the classes",
     ),
     "I550": Code("Predictions are smoothed over the rows of a file.", "nothing to do if the files are right"),
     "I549": Code("Metrics are about one of two classes.", "name the other one with --positive if that is meant"),
@@ -355,11 +355,11 @@ CODES: dict[str, Code] = {
         "write one class per image, such as the most probable, or 0 and 1 per label; ens train --smoothing softens them",
     ),
     "E365": Code(
-        "A table does not tell which rows are smoothed over each other.",
+        "It cannot be told from a table which rows are smoothed together.",
         "name its columns: --smooth-group of the groups, --smooth-order of the numbers by which their rows are ordered",
     ),
     "E564": Code(
-        "A sample asks for measured numbers, and the members predict classes or labels.",
+        "A sample asks for measured numbers, but the members predict classes or labels.",
         "values such as ages, prices or scores outside 0 to 1 are not written; --answers overrules what the sample says",
     ),
     "E565": Code(
@@ -367,7 +367,7 @@ CODES: dict[str, Code] = {
         "write the class alone with --answers name, and add the score from the probabilities of the predictions",
     ),
     "W366": Code(
-        "Names of classes or of groups differ only in letter case, spaces or characters that are not seen.",
+        "Names of classes or groups differ only in letter case, spaces or invisible characters.",
         "give one class, or one person, one name in the data; nothing to do where they are different ones",
     ),
     "I547": Code("Several images were combined into one row.", "nothing to do"),

@@ -125,11 +125,11 @@ MODEL_CODES: dict[str, Code] = {
         "export it to ONNX in the program that has its code, then: ens adopt model.onnx",
     ),
     "E451": Code(
-        "A network was given images of another number of channels than it takes.",
+        "A network was given images with a number of channels that it does not take.",
         "give it that number; ens export makes grey images of one channel in the graph: --channels",
     ),
     "E452": Code(
-        "Weights of a schedule-free optimizer were saved in its training mode: the averaged ones, which it evaluates, are others.",
+        "A checkpoint of a schedule-free optimizer was saved in training mode: it lacks the averaged weights that are evaluated.",
         "call optimizer.eval() before saving; --weights raw exports these as they are",
     ),
     "E460": Code("Pretrained weights cannot be loaded.", "check the network, or give a file with --init"),
@@ -165,7 +165,7 @@ MODEL_CODES: dict[str, Code] = {
         "save the network again without its training state, or use its ONNX file if there is one",
     ),
     "E471": Code(
-        "A network of dlib gives an embedding, which has no classes.",
+        "A network of dlib outputs an embedding, not classes.",
         "use its numbers as features: ens probe TRAIN --features FILE",
     ),
     "E490": Code(

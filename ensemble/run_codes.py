@@ -86,7 +86,7 @@ RUN_CODES: dict[str, Code] = {
         "OpenVINO was not measured for --device cpu:fastest, which chose ONNX Runtime.",
         "install OpenVINO (the extra openvino), or give --device cpu to silence this",
     ),
-    "I633": Code("The images that judge a model of lower precision.", "nothing to do"),
+    "I633": Code("The images on which a model of lower precision is judged.", "nothing to do"),
     "W633": Code(
         "A model of lower precision is judged on images that the network was trained on.",
         "give images of other people with --calibrate; those of the fold's hold-out part are known to be others",
@@ -101,7 +101,7 @@ RUN_CODES: dict[str, Code] = {
     "E740": Code("The working folder was removed.", "change to a folder that exists (cd) and run the command again"),
     "E760": Code("Two outputs of a command would be the same file.", "choose another path with -o"),
     "E761": Code(
-        "A configuration file is no TOML, or has unknown names or wrong values.",
+        "A configuration file is not TOML, or has unknown names or wrong values.",
         "ens init -o other.toml writes all names; ens --no-config COMMAND does not read ens.toml",
     ),
     "I760": Code("Options were read from a configuration file.", "leave it out with ens --no-config COMMAND"),
@@ -129,7 +129,7 @@ RUN_CODES: dict[str, Code] = {
         "export the members again with this version of ens; ens submit takes them as they are",
     ),
     "E806": Code(
-        "The fused file answers otherwise than ens submit does, and was not written.",
+        "The fused file does not give the answers of ens submit, and was not written.",
         "check on other images with --check-images; ens submit with the recipe and the models is right",
     ),
     "E807": Code("A file is not a fused ensemble.", "write one with ens fuse"),
@@ -146,14 +146,14 @@ RUN_CODES: dict[str, Code] = {
         "leave out --runtime, or give the version that the message names, as npm pack writes it",
     ),
     "I830": Code(
-        "A page has no map of evidence, and says nothing of it.",
+        "A page has no evidence map.",
         "nothing to do; or export a member with ens export --features, and keep the view identity",
     ),
     "W830": Code(
-        "A page is large, and takes long to load on a telephone.",
+        "A page is large, and takes long to load on a phone.",
         "use fewer or smaller members, or export them with --precision int8",
     ),
-    "E833": Code("The folder for a page holds files of something else.", "choose an empty or a new folder with -o"),
+    "E833": Code("The folder for a page holds other files.", "choose an empty or a new folder with -o"),
     "E808": Code(
         "No member can give class-activation maps.",
         "fuse without --maps, or export members with --features and pooled linear heads",
@@ -162,8 +162,8 @@ RUN_CODES: dict[str, Code] = {
         "A fused file has no class-activation maps, which ens explain draws.",
         "fuse it again with ens fuse --maps, or explain one of its members: ens explain models/MEMBER.onnx",
     ),
-    "I840": Code("Whose answers and whose maps a fused file explains.", "nothing to do"),
-    "I802": Code("Another member than the strongest one gives the maps of a fused file.", "nothing to do"),
+    "I840": Code("Which answers and which maps ens explain draws for a fused file.", "nothing to do"),
+    "I802": Code("The maps of a fused file are not those of its strongest member.", "nothing to do"),
     "I803": Code("The predictions of a fused file have probabilities, and not its decisions.", "nothing to do"),
     "E811": Code(
         "The folder of a bundle holds other files.", "name a new folder with -o, or one that ens bundle wrote"
@@ -178,7 +178,7 @@ RUN_CODES: dict[str, Code] = {
     ),
     "E814": Code(
         "The packages of a bundle could not be fetched.",
-        "look at the lines of pip; it fetches the versions that are installed here",
+        "read pip's output; it fetches the versions that are installed here",
     ),
     "I811": Code("The size of the packages in a bundle.", "nothing to do"),
     "W811": Code("Something is missing in the description of a bundle.", "give the option that the message names"),
@@ -187,7 +187,7 @@ RUN_CODES: dict[str, Code] = {
     ),
     # 86x: faces and labels
     "W861": Code(
-        "There are many images, so copies that are cropped were not looked for.",
+        "There are too many images to look for cropped copies.",
         "give --crops yes to look for them anyway",
     ),
     "I862": Code("Labels were not judged.", "give the out-of-fold predictions of a model with --oof"),

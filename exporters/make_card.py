@@ -220,7 +220,7 @@ def _from_card(card: ModelCard) -> CardSettings:
         size=wanted.size,
         resize=wanted.resize,
         interpolation=wanted.interpolation,
-        # a default is no setting: the sources in a card of before these settings keep their bytes
+        # a default is not a setting: the sources in a card of before these settings keep their bytes
         resizer=wanted.resizer if wanted.resizer != "pillow" else None,
         channels=wanted.channels if wanted.channels != "rgb" else None,
         scale=wanted.scale if wanted.scale != _EIGHT_BITS else None,

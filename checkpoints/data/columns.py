@@ -187,7 +187,7 @@ def is_binary(cells: Sequence[str]) -> bool:
 
 
 def fractions(cells: Sequence[str]) -> list[str]:
-    """Return the distinct cells that are no whole numbers; none of a column that has other cells than numbers."""
+    """Return the distinct cells that are not whole numbers; none of a column that has other cells than numbers."""
     filled = [cell.strip() for cell in cells if cell.strip()]
     if not all(_NUMBER.fullmatch(cell) for cell in filled):
         return []

@@ -49,7 +49,7 @@ def read_labels(
     Whole numbers are the classes of that number where they start at 0 and have few gaps; any others are names.
 
     Raises:
-        DataError: E336 when a cell is no label or has none, E337 when rows of an image contradict each other or the
+        DataError: E336 when a cell is not a label or has none, E337 when rows of an image contradict each other or the
             labels do not fit the activation, E340 when a label is none of the given classes, E364 when labels are
             fractions.
     """
@@ -122,7 +122,9 @@ def _items(cell: str, table: Table, line: int) -> tuple[str, ...]:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return _split(cell[1:-1].replace("'", "").replace('"', ""), "," if "," in cell else " ")
     if not all(isinstance(item, str | int) for item in value):
-        raise DataError("E336", f"{table.path.name}: line {line}: {cell[:60]!r} is no list of labels", path=table.path)
+        raise DataError(
+            "E336", f"{table.path.name}: line {line}: {cell[:60]!r} is not a list of labels", path=table.path
+        )
     return tuple(str(item) for item in value)
 
 

@@ -257,7 +257,7 @@ def _start(weights: bytes) -> Any:
     """Return a session with one thread: images run side by side.
 
     Raises:
-        ModelError: E490 when the bytes are no network with RetinaFace's input and outputs.
+        ModelError: E490 when the bytes are not a network with RetinaFace's input and outputs.
     """
     import onnxruntime
 
@@ -269,7 +269,7 @@ def _start(weights: bytes) -> Any:
     except Exception as err:
         # onnxruntime raises a class of its own for each status, with no common base but Exception
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
-        raise ModelError("E490", f"the detector's file is no ONNX network: {reason}") from err
+        raise ModelError("E490", f"the detector's file is not an ONNX network: {reason}") from err
     inputs, outputs = session.get_inputs(), session.get_outputs()
     free = len(inputs) == 1 and len(inputs[0].shape) == 4 and not any(isinstance(s, int) for s in inputs[0].shape[2:])
     probe = np.zeros((1, 3, 64, 96), np.float32)
@@ -281,7 +281,7 @@ def _start(weights: bytes) -> Any:
     if sorted(shapes) != [(1, anchors, 2), (1, anchors, 4), (1, anchors, 10)]:
         raise ModelError(
             "E490",
-            f"the detector's file is no RetinaFace of images of any size: inputs {[one.shape for one in inputs]}, "
+            f"the detector's file is not a RetinaFace of images of any size: inputs {[one.shape for one in inputs]}, "
             f"outputs {[one.shape for one in outputs]}; expected (1, 3, H, W), and {anchors} x 4, 2, 10 for 64x96 px",
         )
     return session

@@ -257,7 +257,7 @@ def _folds(found: _FoundTable, rows: Sequence[Row], first: dict[str, int], liste
     """Return the fold of each group from the table's column; numbers from 1 on are counted from 0.
 
     Raises:
-        DataError: E341 when a fold is no whole number, a number is skipped or a group is in two folds.
+        DataError: E341 when a fold is not a whole number, a number is skipped or a group is in two folds.
     """
     column = found.columns.fold
     if column is None:

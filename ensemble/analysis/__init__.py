@@ -1,1 +1,1 @@
-"""Analyse predictions: scores, the report page, disagreements between members, class-activation maps."""
+"""Analyze predictions: scores, the report page, disagreements between members, class-activation maps."""

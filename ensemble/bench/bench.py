@@ -170,7 +170,7 @@ def _choose(contenders: list[_Contender], arms: Sequence[str]) -> list[_Contende
     names = [one.name for one in contenders]
     unknown = [arm for arm in arms if arm not in names]
     if unknown:
-        raise OptionError("E204", f"{unknown[0]!r} is no contender here; there are {', '.join(names)}")
+        raise OptionError("E204", f"{unknown[0]!r} is not a contender here; there are {', '.join(names)}")
     chosen = [one for one in contenders if not arms or one.name in arms]
     for one in chosen:
         if one.ours and one.ours not in [other.name for other in chosen]:

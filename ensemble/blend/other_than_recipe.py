@@ -14,7 +14,7 @@ _WEIGHTS = {".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".bin"}
 
 
 def refuse_other(path: Path) -> None:
-    """Refuse a folder or file that is no recipe by its name; what may be a damaged recipe passes.
+    """Refuse a folder or file that is not a recipe by its name; what may be a damaged recipe passes.
 
     Raises:
         PredictionError: E518 with what it is.

@@ -48,7 +48,7 @@ def read_row_table(path: Path, columns: RowColumns, *, listener: Listener = SILE
     Raises:
         FileError: E707 when the table cannot be read.
         DataError: E313 when an id is repeated, E322 when a column that is named is missing, E365 when no column is one
-            of groups, or more than one may be, and when an order is no number.
+            of groups, or more than one may be, and when an order is not a number.
     """
     table = read_table(path, listener=listener)
     id_column = find_id_column(table, named=columns.ids, listener=listener)
@@ -114,6 +114,6 @@ def _numbers(table: Table, column: str) -> tuple[float, ...]:
         try:
             found.append(to_float(cell))
         except ValueError as err:
-            text = f"line {line}: {cell!r} in column {column} is no number, and rows are in its order"
+            text = f"line {line}: {cell!r} in column {column} is not a number, and rows are in its order"
             raise DataError("E365", f"{table.path.name}: {text}", path=table.path) from err
     return tuple(found)

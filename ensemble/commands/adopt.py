@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 @click.option(
     "--output",
     type=click.Choice(["logits", "probabilities"]),
-    help="What the network gives.  [default: what its last layer proves]",
+    help="Kind of the network's answers.  [default: what its last layer proves]",
 )
 @click.option("--output-name", help="Output with the answers, if there are several.")
 @click.option(
-    "--layout", type=click.Choice(["nchw", "nhwc"]), help="Where the channels are, if the shape does not tell."
+    "--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the input's axes, if its shape is ambiguous."
 )
 @click.option(
     "--labels",

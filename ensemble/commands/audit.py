@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 @click.option(
     "--join",
     multiple=True,
-    help="Axis, or label of several, whose value is the group's: the evidence of its images is joined; none for no "
+    help="Axis or label that has one value per group: the evidence of the group's images is joined; none for no "
     "axis; repeatable.  [default: recognized and said]",
 )
-@click.option("--evaluation", type=PATH, help="Folder of the evaluation images, of which training must hold no copy.")
+@click.option(
+    "--evaluation", type=PATH, help="Folder of the evaluation images, to find copies of them in the training set."
+)
 @click.option("--folds", "fold_file", type=PATH, help="CSV of id,fold, as in ens train.  [default: the table's own]")
 @click.option("--fixes", multiple=True, help="CSV of label fixes that are applied first, or contest; repeatable.")
 @click.option("--without", multiple=True, help="Ignore the fixes of this source; repeatable.")
@@ -91,7 +93,7 @@ def audit(
 ) -> None:
     """Find labels that are probably wrong, copies of images (re-encoded, resized, cropped, mirrored), and outliers.
 
-    Strike in fixes.csv what is right as it is, and give the file to ens train with --fixes.
+    Delete the lines of fixes.csv whose labels are right, then give the file to ens train --fixes.
 
     Example: ens audit train --oof runs/r18/oof --evaluation eval/images -o runs/audit
     """

@@ -48,7 +48,9 @@ _NOT_FOR_FUSED = (
 )
 @click.option("--head-layers", help="Layers of the head that a checkpoint was exported with, as in ens export.")
 @click.option("--head-name", help="Name of the head that a checkpoint was exported with, as in ens export.")
-@click.option("--leave-out", multiple=True, help="Start of names of tensors that are no part of the network.")
+@click.option(
+    "--leave-out", multiple=True, help="Prefix of the names of tensors that do not belong to the network; repeatable."
+)
 @click.option(
     "--also", type=PATH, multiple=True, help="Folder with other models of the same members, such as int8; repeatable."
 )

@@ -24,7 +24,7 @@ ONLY_FOR = {
 
 @click.command(short_help="Write a folder that hands an ensemble over")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
-@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
+@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; repeatable.")
 @click.option(
     "--for",
     "kind",
@@ -47,7 +47,7 @@ ONLY_FOR = {
     "pythons",
     multiple=True,
     metavar="VERSION",
-    help="Version of Python in the notebook; may be repeated.  [default: 3.11, 3.12 and 3.13]",
+    help="Version of Python in the notebook; repeatable.  [default: 3.11, 3.12 and 3.13]",
 )
 @click.option("--gpu", is_flag=True, help="Run on a GPU: the package of onnxruntime for CUDA, or the GPUs of Triton.")
 @json_option
@@ -68,7 +68,7 @@ def bundle(
     gpu: bool,
     as_json: bool,
 ) -> None:
-    """Write a folder with everything that the next one needs to run an ensemble.
+    """Write a folder with everything that someone else needs to run an ensemble.
 
     \b
     Example: ens bundle blend.json --models models --for hub -o masks --license mit --check-images eval/images

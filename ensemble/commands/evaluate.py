@@ -48,7 +48,7 @@ _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
     "metrics",
     multiple=True,
     metavar="NAME",
-    help="Score also by a contest's metric: log-loss, roc-auc, map@5, quadratic-kappa, ..., or my_metric.py:score "
+    help="Also score by a contest's metric: log-loss, roc-auc, map@5, quadratic-kappa, ..., or my_metric.py:score "
     "(your function of truth and probabilities, which is run); repeatable.",
 )
 @click.option(

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     "--head-layers", help="Layers of the head, where the weights do not tell: linear,relu,linear or cosine:30."
 )
 @click.option("--head-name", help="Name of the head to export if a file contains several.")
-@click.option("--leave-out", multiple=True, help="Start of the names of tensors that are no part of the network.")
+@click.option(
+    "--leave-out", multiple=True, help="Prefix of the names of tensors that do not belong to the network; repeatable."
+)
 @click.option("--labels", help="Label space: mask18, a number of classes, or a JSON file of class names or axes.")
 @click.option("--size", help="Input size in pixels: 224, or HEIGHTxWIDTH.")
 @click.option(

@@ -12,7 +12,7 @@ from ensemble.terminal import TERMINAL, show
 
 @click.command(short_help="Make one ONNX file of a recipe and its models")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
-@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
+@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; repeatable.")
 @click.option("-o", "output", type=PATH, required=True, help="The ONNX file to write.")
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")

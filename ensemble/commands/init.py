@@ -38,7 +38,7 @@ def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
     assert isinstance(group, click.Group), "ens is a group of commands"
     for name in names:
         if name not in group.commands:
-            raise click.BadParameter(f"{name!r} is no command of ens", param_hint="COMMANDS")
+            raise click.BadParameter(f"{name!r} is not a command of ens", param_hint="COMMANDS")
     if path.exists():
         raise FileError("E762", f"{path} exists", path=path)
     chosen = names or tuple(name for name in group.commands if name != "init")

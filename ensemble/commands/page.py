@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Write a web page that runs the ensemble")
 @click.argument("source", metavar="RECIPE", type=PATH)
-@click.option("--models", type=PATH, multiple=True, help="Models of the recipe or folders of them; may be repeated.")
+@click.option("--models", type=PATH, multiple=True, help="Models of the recipe or folders of them; repeatable.")
 @click.option("-o", "folder", type=PATH, help="Folder to write the page to.")
 @click.option("--title", help="Heading of the page.  [default: Classify a photograph]")
 @click.option("--license", "license_name", help="License of the models, which the page names: CC-BY-4.0.")
@@ -43,7 +43,7 @@ def page(
     as_json: bool,
 ) -> None:
     """Write a folder of static files: a page on which anyone drops or takes a photograph and sees the answer, the vote
-    and each member's say. The models run in the browser; no photograph leaves the device.
+    and each member's own answer. The models run in the browser; no photograph leaves the device.
 
     In place of a recipe, RECIPE may be a file of ens fuse --members, or a folder that this command wrote, to serve it
     again with --open.

@@ -124,7 +124,9 @@ _NETWORK = OptionGroup(
             "Output, or any value inside the network, with features; repeatable.  [default: the only output, "
             "before its softmax]",
         ),
-        _network("layout", "Where the channels are, if the shape does not tell.", type=click.Choice(["nchw", "nhwc"])),
+        _network(
+            "layout", "Order of the input's axes, if its shape is ambiguous.", type=click.Choice(["nchw", "nhwc"])
+        ),
         _network("size", "Input size in pixels, if the network takes any: 224, or HEIGHTxWIDTH."),
         _network(
             "resize",
@@ -161,7 +163,7 @@ _LEARN = OptionGroup(
         _learn("balanced", "Weight the images so that all classes, or values of an axis, count equally."),
         _learn(
             "ordinal",
-            "Axis whose values are ordered, as age; cumulative links instead of one output per value; repeatable.",
+            "Axis whose values are ordered, such as age: cumulative links, not one output per value; repeatable.",
         ),
         _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
         _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),

@@ -28,7 +28,7 @@ _OPTIONS = {
         "--positive", metavar="NAME", help="Of two classes, the one whose probability is written."
     ),
     "separator": click.option(
-        "--sep", "separator", metavar="TEXT", help="What separates the names in a cell.  [default: as in the sample]"
+        "--sep", "separator", metavar="TEXT", help="Separator of the names in a cell.  [default: as in the sample]"
     ),
     "digits": click.option(
         "--digits",
@@ -101,9 +101,11 @@ def table_options(
                 tables=ExternalOptions(kind, in_order, row_ids, activation=activation, oof_ids=oof_ids), **parameters
             )
 
-        content = ", ".join(kind for kind in kinds if kind != "classes")
-        if submissions:
-            content += ", classes (a submission)" if "classes" in kinds else ", by default a CSV file is a submission"
+        content = "Content of tables and arrays."
+        if submissions and "classes" in kinds:
+            content = "Content of tables and arrays; classes: a submission."
+        elif submissions:
+            content += "  [default: a CSV file is a submission]"
         wrapped: Callable[..., None] = with_options
         for option in (
             *([oof_ids_option] if oof else []),
@@ -120,7 +122,7 @@ def table_options(
                 "--as",
                 "kind",
                 type=click.Choice(kinds),
-                help=f"Content of tables and arrays: {content}.",
+                help=content,
             ),
         ):
             wrapped = option(wrapped)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Apply a saved recipe to images")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
-@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; may be repeated.")
+@click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; repeatable.")
 @click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
 @click.option(
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--oof",
     type=PATH,
     multiple=True,
-    help="Out-of-fold predictions; required unless --early-exit is exact; may be repeated.",
+    help="Out-of-fold predictions; required unless --early-exit is exact; repeatable.",
 )
 @oof_table_options
 @click.option("--truth", type=PATH, help="Ground-truth CSV of --oof (columns ImageID, ans, optional person).")

@@ -25,7 +25,7 @@ TABLE = OptionGroup(
         _field("fold_column", "Column with the fold of each image, or none.  [default: fold, kfold]"),
         _field(
             "separator",
-            "What divides several labels in a cell.  [default: recognized]",
+            "Separator of several labels in a cell.  [default: recognized]",
             flag="--label-separator",
             type=click.Choice([*SEPARATORS, NONE]),
         ),

@@ -14,7 +14,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
 def is_fused(path: Path) -> bool:
-    """Return True if a file has the card of a fused file in its metadata; False also for what is no ONNX file.
+    """Return True if a file has the card of a fused file in its metadata; False also for what is not an ONNX file.
 
     The weights are passed over, so that asking costs a few reads whatever the size of the file.
     """

@@ -78,7 +78,7 @@ def _cut_square(nodes: NodeList, image: Tensor, box: Tensor, crop: FaceCrop) -> 
     shorter = nodes.add("Min", height, width)
     left, top, right, bottom = nodes.add_split(nodes.double(box), 4, axis=0)
     across, down = nodes.add("Sub", right, left), nodes.add("Sub", bottom, top)
-    # a box that is not a number, or has no area, is no face
+    # a box that is not a number, or has no area, is not a face
     larger = nodes.add("Min", across, down)
     found = nodes.add("Greater", larger, nodes.constant(np.zeros(1)))
     enlarged = nodes.add("Mul", nodes.add("Max", across, down), nodes.constant(np.array([1 + 2 * crop.margin])))

@@ -111,7 +111,7 @@ def describe_array(data: bytes) -> tuple[int, int, str]:
     """Return height, width and a description of a ``.npy`` array, whose shortest outer side of up to 4 are channels.
 
     Raises:
-        DataError: E301, E307 and E362 when it cannot be read or is no image.
+        DataError: E301, E307 and E362 when it cannot be read or is not an image.
     """
     values = _load_array(data)
     if values.ndim not in {2, 3} or 0 in values.shape:

@@ -29,7 +29,7 @@ def read_fused(data: bytes, path: Path) -> FusedFile:
     """Check that a page can run a fused model; ``path`` is for messages.
 
     Raises:
-        DeployError: E807 when it is no fused model, E830 when a page cannot run it.
+        DeployError: E807 when it is not a fused model, E830 when a page cannot run it.
     """
     card = fused_card_of(data, path)
     require_no_faces(card.takes_boxes, path.name)

@@ -97,7 +97,7 @@ def _class_columns(columns: Sequence[str], labels: LabelSpace, path: Path, liste
                 "E541", f"{path.name}: {len(columns)} columns for {len(labels)} classes: {fewer}", path=path, hint=hint
             )
         left_out = enumerate_some([columns[place] for place in beside])
-        listener.notice(Notice("I545", f"{path.name}: columns that are no classes were not read: {left_out}"))
+        listener.notice(Notice("I545", f"{path.name}: columns that are not classes were not read: {left_out}"))
         match = fewer
     _notice_match(match, [columns[place] for place in kept], labels, path, listener)
     place_of = {label: kept[i] for i, label in enumerate(match.classes)}
@@ -113,7 +113,7 @@ def _notice_match(
 
 
 def _is_measure(cell: str) -> bool:
-    """Return True for a number that is no plain class number, so that it cannot be a column's name."""
+    """Return True for a number that is not a plain class number, so that it cannot be a column's name."""
     return re.fullmatch(r"\s*[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|nan)\s*", cell) is not None
 
 

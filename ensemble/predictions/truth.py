@@ -165,7 +165,7 @@ def _are_flags(table: Table, columns: Sequence[str]) -> bool:
 
 
 def _fraction_in(table: Table, columns: Sequence[str]) -> str | None:
-    """Return the first cell that is no whole number, of columns of numbers."""
+    """Return the first cell that is not a whole number, of columns of numbers."""
     try:
         cells = [(cell, to_float(cell)) for name in columns for cell in table.column(name)]
     except ValueError:
@@ -174,7 +174,7 @@ def _fraction_in(table: Table, columns: Sequence[str]) -> str | None:
 
 
 def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> str:
-    """Return the column of answers: the one that is named, called as usual, or the only one that is no group.
+    """Return the column of answers: the one that is named, called as usual, or the only one that is not a group.
 
     Raises:
         DataError: E322 when there is none, or more than one may be it.

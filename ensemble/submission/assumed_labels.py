@@ -18,7 +18,7 @@ def assume_labels(path: Path, options: SheetOptions, listener: Listener) -> Labe
 
     Raises:
         FileError: E707 when the table cannot be read.
-        DataError: when it is no table.
+        DataError: when it is not a table.
     """
     header = read_table(path, listener=listener).header
     column = options.id_column if options.id_column in header else header[0]

@@ -40,7 +40,7 @@ class ColumnMatch:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The columns that are no class (with the class that each resembles, if any), and the classes without a column."""
+    """Columns that are not classes (with the class that each resembles, if any), and the classes without a column."""
 
     unknown: tuple[str, ...]
     resembles: tuple[str | None, ...]
@@ -48,7 +48,7 @@ class Mismatch:
 
     def __str__(self) -> str:
         parts = [
-            f"column {_quoted(name)} is no class" + (f" (did you mean {_quoted(near)}?)" if near else "")
+            f"column {_quoted(name)} is not a class" + (f" (did you mean {_quoted(near)}?)" if near else "")
             for name, near in list(zip(self.unknown, self.resembles, strict=True))[:5]
         ]
         if len(self.unknown) > 5:

@@ -18,7 +18,7 @@ _SCORES = re.compile(r"(?:.* )?(?:confidence|conf|score|prob|proba|probability)(
 def without_context(table: Table, places: Sequence[int], names: Sequence[str]) -> list[int]:
     """Return the places of the columns of classes ``names``, without those beside them that only tell rows apart.
 
-    Such columns are called so (an index, a patient), or have a cell that is no number. Where the others are not the
+    Such columns are called so (an index, a patient), or have a cell that is not a number. Where the others are not the
     classes, all places are returned: what is wrong is then said of all of them.
     """
     if not isinstance(match_columns([table.header[i] for i in places], names), Mismatch):
@@ -49,7 +49,7 @@ def is_answer_column(table: Table, place: int) -> bool:
 def find_ranks(columns: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str]) -> tuple[str, ...] | None:
     """Return how classes are spelled in columns ``prediction1`` to ``prediction5`` that have a class each.
 
-    None where the columns are not numbered one after the other, or a cell is no class. Class numbers give an empty
+    None where the columns are not numbered one after the other, or a cell is not a class. Class numbers give an empty
     spelling.
     """
     numbers = [re.search(r"([0-9]+)\D*$", column) for column in columns]

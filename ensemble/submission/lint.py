@@ -101,7 +101,7 @@ def check_submission(
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E541 when there is no sample, and columns of the submission are no classes.
+        PredictionError: E541 when there is no sample, and columns of the submission are not classes.
     """
     found = _inspect(path, like, labels, options, listener)
     if not found.faults:
@@ -186,7 +186,7 @@ def own_sheet(
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E541 when columns of the submission are no classes, E565 when two columns have answers.
+        PredictionError: E541 when columns of the submission are not classes, E565 when two columns have answers.
     """
     try:
         return read_sheet(path, labels, options=options, independent=independent, is_sample=False, listener=listener)

@@ -51,7 +51,7 @@ def settle_several(sheet: AnswerSheet, labels: LabelSpace, answers: Sequence[Seq
     """Return the sheet by which answers are read where a sample's do not tell whether several labels may apply.
 
     Cells with several names or numbers, all of them known, are label cells. Columns whose probabilities sum to one in
-    fewer than half of the rows are labels of their own. Cells are no ranking if more than a tenth of them have
+    fewer than half of the rows are labels of their own. Cells are not a ranking if more than a tenth of them have
     another number of names than the sample's.
     """
     if sheet.kind in {"number", "name"}:
@@ -139,7 +139,7 @@ def _probability_faults(sheet: AnswerSheet, cells: Sequence[str]) -> Iterator[tu
         elif sheet.decisions and value not in {0, 1}:
             yield "decision", repr(cell)
     if sheet.kind == "probabilities" and len(values) == len(cells):
-        # each of the values may be off by half a unit of its last digit, but 0.3, 0.3, 0.3 is no rounding
+        # each of the values may be off by half a unit of its last digit, but 0.3, 0.3, 0.3 is not rounding
         unit = max((_last_digit(cell) for cell in cells), default=1.0) / sheet.scale
         if abs(sum(values) - 1) > max(_LEAST_TOLERANCE, min(_MOST_TOLERANCE, len(values) * unit / 2)):
             yield "sum", f"{sum(values):.6g}"

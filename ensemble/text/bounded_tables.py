@@ -115,7 +115,7 @@ def _require_declared(part: zipfile.ZipInfo, stream: Any) -> None:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(stream)
     except ValueError as err:
-        raise ValueError(f"{part.filename} in it is no array: {err}") from err
+        raise ValueError(f"{part.filename} in it is not an array: {err}") from err
     count = 1
     for side in shape:
         count *= side

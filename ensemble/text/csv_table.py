@@ -132,7 +132,7 @@ def _decode(data: bytes, path: Path, listener: Listener) -> str:
     """Return the text of a table, with a notice if it is not UTF-8.
 
     Raises:
-        DataError: E322 when it is no text in a known encoding.
+        DataError: E322 when it is not text in a known encoding.
     """
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp949"):

@@ -11,7 +11,7 @@ def to_float(text: str) -> float:
     """Return the number in a text, which may be ``nan`` or ``inf``; blanks around it do not count.
 
     Raises:
-        ValueError: the text is no number in ASCII, or has underscores.
+        ValueError: the text is not a number in ASCII, or has underscores.
     """
     return float(_plain(text))
 
@@ -20,7 +20,7 @@ def to_int(text: str) -> int:
     """Return the whole number in a text; blanks around it do not count.
 
     Raises:
-        ValueError: the text is no whole number in ASCII, or has underscores.
+        ValueError: the text is not a whole number in ASCII, or has underscores.
     """
     return int(_plain(text))
 

@@ -17,7 +17,7 @@ _NARROWEST = 24  # a column is not wrapped below this width
 def render_columns(header: Sequence[str], rows: Sequence[Sequence[TableCell]], *, width: int | None = None) -> str:
     """Return aligned columns under a header, text to the left and numbers to the right; fractions have four digits.
 
-    ``width`` defaults to that of the terminal (or ``COLUMNS``), and to 80 where the output is no terminal. Nothing is
+    ``width`` defaults to that of the terminal (or ``COLUMNS``), and to 80 without a terminal. Nothing is
     cut off: text is wrapped between words, and columns for which there is no room follow below, beside the first column
     again. A word that is wider than its share of the line, such as a path, sticks out.
     """

@@ -164,7 +164,7 @@ def test_a_truth_is_read_with_and_without_persons(tmp_path: Path) -> None:
     ],
 )
 def test_a_truth_that_is_none_is_refused(tmp_path: Path, text: str, code: str, message: str) -> None:
-    """Missing columns, repeated ids and answers that are no class each get their error, with the line."""
+    """Missing columns, repeated ids and answers that are not classes each get their error, with the line."""
     path = write(tmp_path / "t.csv", text)
     assert code_of(lambda: read_truth(path, MASK18)) == (code, message)
     with pytest.raises(DataError) as caught:

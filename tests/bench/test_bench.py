@@ -261,7 +261,7 @@ def test_only_the_named_contenders_run(contest: Path, passes: list[tuple[str, Be
     done = bench(job(contest), baselines={"onnxruntime": onnxruntime_loop}, plan=plan)
     assert [name for name, _ in passes] == ["ens", "bound"] * 2
     assert [timing.name for timing in done.timings] == ["bound", "ens"]
-    with pytest.raises(OptionError, match=r"E204.*'onnx' is no contender here; there are ens, bound, onnxruntime"):
+    with pytest.raises(OptionError, match=r"E204.*'onnx' is not a contender here; there are ens, bound, onnxruntime"):
         bench(job(contest), baselines={"onnxruntime": onnxruntime_loop}, plan=BenchPlan(arms=("ens", "onnx")))
     with pytest.raises(OptionError, match=r"E204.*bound is compared with ens") as caught:
         bench(job(contest), baselines={}, plan=BenchPlan(arms=("bound",)))

@@ -63,14 +63,14 @@ def test_without_a_column_of_order_the_table_has_it_and_says_so(tmp_path: Path) 
         ("id,a,b\nq,1,2\n", RowColumns(), "E365", "beside id it has a, b"),
         ("id,clip,video\nq,1,2\n", RowColumns(), "E365", "more than one"),
         ("id,clip\nq,1\n", RowColumns(group="none"), "E322", '"none" not found'),
-        ("id,clip,frame\nq,1,first\n", RowColumns(), "E365", "'first' in column frame is no number"),
+        ("id,clip,frame\nq,1,first\n", RowColumns(), "E365", "'first' in column frame is not a number"),
         ("id,clip\nq,1\nq,1\n", RowColumns(), "E313", "duplicate"),
     ],
 )
 def test_what_the_table_does_not_tell_is_an_error(
     tmp_path: Path, table: str, columns: RowColumns, code: str, said: str
 ) -> None:
-    """Groups are never guessed among several columns, nor is an order that is no number."""
+    """Groups are never guessed among several columns, nor is an order that is not a number."""
     (tmp_path / "rows.csv").write_text(table)
     with pytest.raises(EnsError) as caught:
         read_row_table(tmp_path / "rows.csv", columns)

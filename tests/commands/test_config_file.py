@@ -90,7 +90,7 @@ def test_texts_that_begin_with_a_dash_are_values() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[predcit]\n", "[predcit] is no command; did you mean predict?"),
+        ("[predcit]\n", "[predcit] is not a command; did you mean predict?"),
         ("predict = 1\n", "predict is a value"),
         ("[predict]\nbacth = 1\n", "has 'bacth', which is no option of ens predict; did you mean batch?"),
         ("[predict]\non_bad_image = 'fill'\n", "did you mean on-bad-image?"),
@@ -107,9 +107,9 @@ def test_texts_that_begin_with_a_dash_are_values() -> None:
         ("[predict]\nids = 2026-01-01\n", "[predict] ids takes text"),
         ("[predict.device]\nname = 'cpu'\n", "[predict] device takes text"),
         ("[predict]\non-bad-image = 'ignore'\n", "[predict] on-bad-image: 'ignore' is not one of"),
-        ("[predict]\nbatch = 1\nbatch = 2\n", "is no TOML"),
-        ("[predict\n", "is no TOML"),
-        ("a = " + "[" * 5000 + "]" * 5000, "is no TOML"),
+        ("[predict]\nbatch = 1\nbatch = 2\n", "is not TOML"),
+        ("[predict\n", "is not TOML"),
+        ("a = " + "[" * 5000 + "]" * 5000, "is not TOML"),
         ("#" * 1_000_001, "more than 1,000,000 bytes"),
     ],
 )

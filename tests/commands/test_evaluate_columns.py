@@ -66,7 +66,7 @@ def test_columns_are_recognized_or_named(
         ("ref,chance", "t{i},{p}", "E542", "'cat' or 'dog': the names do not tell"),
         ("ref,verdict", "t{i},cow", "E540", "its answer 'cow' is neither a class"),
         ("verdict,ref", "{name},t{i}", "E313", "duplicate ids: "),
-        ("number,ref,verdict", "{i},t{i},{name}", "E541", "column 'ref' is no class"),
+        ("number,ref,verdict", "{i},t{i},{name}", "E541", "column 'ref' is not a class"),
     ],
 )
 def test_what_is_not_recognized_is_said_with_the_options(

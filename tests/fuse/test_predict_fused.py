@@ -123,7 +123,7 @@ def test_true_in_its_card_is_not_a_number(fused: Fused, field: str) -> None:
 
 
 def test_predictions_of_a_member_load_nothing_of_blending(tmp_path: Path) -> None:
-    """A model that is no fused file is predicted without SciPy, whose import takes longer than many a start."""
+    """A model that is not a fused file is predicted without SciPy, whose import takes longer than many a start."""
     write_pictures(tmp_path / "images", ["a.jpg"])
     model = write_model(tmp_path)
     code = "import sys; from ensemble.__main__ import run; print(run(sys.argv[1:]), 'scipy' in sys.modules)"

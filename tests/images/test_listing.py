@@ -172,7 +172,7 @@ def test_large_lists_take_no_quadratic_time(tmp_path: Path) -> None:
 
 
 def test_fault_22_missing_images_are_counted_and_named(tmp_path: Path) -> None:
-    """Missing images are E314 with their number and the first names, and so is what is no plain path."""
+    """Missing images are E314 with their number and the first names, and so is what is not a plain path."""
     fill(tmp_path, "a.jpg")
     with pytest.raises(DataError, match=r"E314.*6 of 7.*: b, c, d, \./a\.jpg, a\.jpg/ and 1 more$"):
         list_images(tmp_path, ["a.jpg", "b", "c", "d", "./a.jpg", "a.jpg/", "e"])

@@ -196,7 +196,7 @@ def paths_alone(fs: Any) -> str:
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused(memory: Any, place: Callable[[Any], str], named: str) -> None:
-    """No images, a name that is there twice, a packed tar, what is no table or has other columns: each has its code."""
+    """No images, a name that is there twice, a packed tar, no table, other columns: each has its code."""
     with pytest.raises(DataError, match=named):
         list_images_at(place(memory))
 

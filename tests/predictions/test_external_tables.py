@@ -59,10 +59,10 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, header: str, ord
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ("id,cat,wild dog,fux", "column 'fux' is no class (did you mean 'fox'?)"),
-        ("id,0,1,3", "column '3' is no class; no column for the class 'fox'"),
-        ("id,1,2,4", "column '4' is no class; no column for the class 'cat'"),
-        ("id,cat,class_1,fox", "column 'class_1' is no class; no column for the class 'wild dog'"),
+        ("id,cat,wild dog,fux", "column 'fux' is not a class (did you mean 'fox'?)"),
+        ("id,0,1,3", "column '3' is not a class; no column for the class 'fox'"),
+        ("id,1,2,4", "column '4' is not a class; no column for the class 'cat'"),
+        ("id,cat,class_1,fox", "column 'class_1' is not a class; no column for the class 'wild dog'"),
     ],
 )
 def test_a_column_of_no_class_is_named(tmp_path: Path, header: str, said: str) -> None:
@@ -76,7 +76,7 @@ def test_the_index_of_pandas_is_named(tmp_path: Path) -> None:
     """An index that to_csv wrote has an empty name, which the message shows, and the hint says how to leave it out."""
     path = tmp_path / "a.csv"
     path.write_text(",id,cat,wild dog,fox\n0,a.jpg,1,0,0\n")
-    with pytest.raises(EnsError, match=r"E541.*column '' is no class") as caught:
+    with pytest.raises(EnsError, match=r"E541.*column '' is not a class") as caught:
         read_external(path, PETS, options=SHARES)
     assert "index=False" in caught.value.hint
 
@@ -105,15 +105,15 @@ def test_only_a_table_that_is_told_so_is_read_in_order(tmp_path: Path) -> None:
 
 
 def test_columns_beside_the_classes_of_an_out_of_fold_table_are_left_out(tmp_path: Path) -> None:
-    """label, fold and patient_id are no classes: they are not read, and a notice says so; another name is an error."""
+    """label, fold and patient_id are not classes: they are not read, and a notice says so; another name is an error."""
     path, heard = tmp_path / "a.csv", Recorder()
     path.write_text("image_id,label,fold,cat,wild dog,fox,patient_id\na.jpg,fox,1,0.25,0.25,0.5,p\n")
     assert shares(read_external(path, PETS, options=SHARES, listener=heard)) == [[0.25, 0.25, 0.5]]
     assert [notice.message for notice in heard.notices] == [
-        "a.csv: columns that are no classes were not read: label, fold, patient_id"
+        "a.csv: columns that are not classes were not read: label, fold, patient_id"
     ]
     path.write_text(path.read_text().replace("fold", "color"))
-    with pytest.raises(EnsError, match=r"E541.*'color' is no class"):
+    with pytest.raises(EnsError, match=r"E541.*'color' is not a class"):
         read_external(path, PETS, options=SHARES)
 
 

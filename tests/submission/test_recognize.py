@@ -82,7 +82,7 @@ def test_the_kind_is_read_from_the_sample(
         (one_column("0"), ["1", "2", "3"], "E540", "'0' is neither a class"),
         (one_column("0.5"), PETS, "E540", "numbers such as 0.5, and there are 3 classes"),
         (one_column("0.5"), ["cat", "dog"], "E542", "'cat' or 'dog': the names do not tell"),
-        ("id,ant,bea,cat\na,0,0,1\n", PETS, "E541", "column 'bea' is no class (did you mean 'bee'?)"),
+        ("id,ant,bea,cat\na,0,0,1\n", PETS, "E541", "column 'bea' is not a class (did you mean 'bee'?)"),
         ("id,ant,bee\na,0,0\n", PETS, "E541", "no column for the class 'cat'"),
         ("id\na\n", PETS, "E322", "has ids and answers, got id"),
     ],

@@ -175,12 +175,12 @@ def test_ranks_may_have_a_column_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", ["Unnamed: 0", "patient_id", "index", "site"])
 def test_columns_beside_the_classes_are_copied(tmp_path: Path, beside: str) -> None:
-    """An index or a group beside one column per class stays as it is; a column of numbers that is no class does not."""
+    """An index or a group beside one column per class stays as it is; another column of numbers does not."""
     sample = f"{beside},image_id,cat,dog,owl\n7,a,0.3,0.3,0.4\n7,b,0.3,0.3,0.4\n"
     text, said = written(tmp_path, sample, PETS, P)
     assert text == f"{beside},image_id,cat,dog,owl\n7,a,0.6,0.1,0.3\n7,b,0.25,0.5,0.25\n"
     assert beside in said
-    with pytest.raises(EnsError, match="column 'fox' is no class"):
+    with pytest.raises(EnsError, match="column 'fox' is not a class"):
         written(tmp_path, sample.replace(beside, "fox"), PETS, P)
 
 
@@ -244,7 +244,7 @@ def test_answers_of_no_known_kind_are_refused(tmp_path: Path, rows: str, said: s
 
 
 def test_class_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
-    """The number of classes itself is no number counted from 0, which is said."""
+    """The number of classes itself is not a number counted from 0, which is said."""
     text, said = written(tmp_path, "id,label\na,1\nb,3\n", PETS, P)
     assert text == "id,label\na,1\nb,2\n"
     assert ", not from 0" in said
@@ -254,6 +254,6 @@ def test_class_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
 
 
 def test_one_percentage_of_two_classes(tmp_path: Path) -> None:
-    """A column called one of percentages has whole numbers that are no classes."""
+    """A column called one of percentages has whole numbers that are not classes."""
     text, _ = written(tmp_path, "id,risk (%)\na,50\nb,50\n", ["benign", "malignant"], TWO)
     assert text == "id,risk (%)\na,25\nb,87.5\n"

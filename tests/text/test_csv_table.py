@@ -15,7 +15,7 @@ from ensemble.events import Recorder
 from ensemble.text.csv_table import parse_table, read_table, render_table
 
 INFO = Path("info.csv")
-# a NUL is no text, a lone surrogate no Unicode; a BOM in front of the header would be taken for the file's own
+# a NUL is not text, a lone surrogate no Unicode; a BOM in front of the header would be taken for the file's own
 cells = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=8)
 tables = st.integers(1, 4).flatmap(
     lambda width: st.tuples(

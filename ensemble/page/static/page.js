@@ -280,7 +280,7 @@ function listenForDrops() {
   });
 }
 
-/** Return if the device has a camera application of its own, as telephones do. */
+/** Return if the device has a camera application of its own, as phones do. */
 function canCapture() {
   return matchMedia("(pointer: coarse)").matches;
 }

@@ -104,7 +104,7 @@ def test_without_crops_only_whole_copies_are_found(tmp_path: Path) -> None:
 
 
 def test_few_images_and_unreadable_ones_are_no_fault(tmp_path: Path) -> None:
-    """No image, one image, and a file that is no image give no pair; the fault is kept."""
+    """No image, one image, and a file that is not an image give no pair; the fault is kept."""
     assert find_near_duplicates(make_thumbnails([])) == ()
     assert find(tmp_path, ONE) == ()
     (tmp_path / "bad.png").write_bytes(b"x")

@@ -334,7 +334,7 @@ def test_the_detector_follows_the_options_then_the_file_then_what_is_installed(
 
 
 def test_crop_runs_retinaface_from_a_file(tmp_path: Path) -> None:
-    """`ens crop --weights` writes boxes with points, and a threshold that is no number is E204."""
+    """`ens crop --weights` writes boxes with points, and a threshold that is not a number is E204."""
     draw(tmp_path / "images" / "a.png", (200, 200), (96, 96, 112, 112))
     (tmp_path / "w.onnx").write_bytes(NETWORK)
     command = [

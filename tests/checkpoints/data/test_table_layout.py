@@ -102,7 +102,7 @@ def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
     ],
 )
 def test_soft_labels_are_refused(tmp_path: Path, lines: list[str], options: dict[str, object], said: str) -> None:
-    """Fractions as labels are no classes of their own: E364 says what is possible."""
+    """Fractions as labels are not classes of their own: E364 says what is possible."""
     with pytest.raises(DataError) as caught:
         heard(contest(tmp_path, "x/{0}.png", *lines), **options)
     assert caught.value.code == "E364"
