@@ -211,6 +211,7 @@ CODES: dict[str, Code] = {
         "The values of an axis are ordered as the classes are.",
         "give the classes in order with --labels",
     ),
+    "I474": Code("Whether a fold takes the mean of its weights.", "see --swa"),
     "I473": Code("How the targets of an axis are spread over its values.", "see --label-distribution"),
     # 5xx: predictions, recipes, submissions
     "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from checkpoints.training.augment import cutmix, erase, image_seed, mixup, parse_policy
@@ -19,19 +18,10 @@ from checkpoints.training.batches import LabeledImages, normalize, predict_pixel
 from checkpoints.training.distillation import Distillation, distillation_loss
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
 from checkpoints.training.init_weights import freeze
-from checkpoints.training.label_distribution import require_valid_spreads
 from checkpoints.training.loggers import ExperimentLogger, LogRow, write_log
-from checkpoints.training.losses import (
-    Asymmetry,
-    Loss,
-    MultiLabelWeights,
-    class_weights,
-    parse_loss,
-    parse_multilabel_loss,
-    positive_weights,
-)
+from checkpoints.training.losses import Loss
+from checkpoints.training.make_loss import make_loss
 from checkpoints.training.optimizer import make_optimizer, make_schedule
-from checkpoints.training.ordered_axes import require_valid_ordinal
 from checkpoints.training.sampler import balanced_classes, count_steps, cut_steps, draw_order
 from checkpoints.training.scores import HoldoutScores, score_classes, score_labels
 from checkpoints.training.settings import TrainSettings
@@ -43,6 +33,7 @@ from checkpoints.training.training_state import (
     restore_state,
     save_state,
 )
+from checkpoints.training.weight_average import add_to_mean, averaged_model
 from ensemble.errors import ModelError, OptionError
 from ensemble.events import Listener, Notice
 
@@ -76,6 +67,14 @@ class TrainingFiles:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TrainedEpochs:
+    """The epoch whose weights are kept and, with ``swa``, the mean of the last ones, under the last one's number."""
+
+    kept: Epoch
+    mean: Epoch | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Loop:
     """The constants of a fold's epochs; each has ``steps`` optimizer steps.
 
@@ -103,8 +102,8 @@ def train_epochs(
     logger: ExperimentLogger,
     listener: Listener,
     distributed: DistributedContext = SINGLE_PROCESS,
-) -> Epoch:
-    """Train the model and return the epoch that is kept; the later one wins on ties.
+) -> TrainedEpochs:
+    """Train the model and return the epoch that is kept; the later one wins on ties, and with ``swa`` the mean.
 
     Raises:
         ModelError: E440 when the loss is not finite, E403 when the state to resume from is damaged.
@@ -137,10 +136,11 @@ def train_epochs(
                 step_states.clear()
             listener.step_done(f"{stage}: {_describe_epoch(state.log[-1], settings)}")
             listener.progress(stage, state.done, settings.epochs)
+        mean = _score_mean(state, loop)
     if state.done < settings.epochs:
         listener.progress(stage, settings.epochs, settings.epochs)
     assert state.kept is not None, "a member is trained for one epoch or more"
-    return state.kept
+    return TrainedEpochs(state.kept, mean)
 
 
 def _is_patience_over(state: TrainingState, settings: TrainSettings) -> bool:
@@ -172,7 +172,7 @@ def _prepare(
         )
     device = next(model.parameters()).device
     frozen = freeze(model, settings.freeze)
-    loss = _make_loss(targets, settings, device)
+    loss = make_loss(targets, settings, device)
     if data.teacher is not None:
         loss = distillation_loss(loss, data.teacher, activation=settings.activation)
     workers = choose_workers(device.type, parse_policy(settings.augment), processes=distributed.world_size)
@@ -187,43 +187,6 @@ def _prepare(
         frozen=frozen,
         listener=listener,
         step_states=None,
-    )
-
-
-def require_valid_loss(settings: TrainSettings) -> None:
-    """Check the settings of the loss, and those that depend on the labels per image, before images are read.
-
-    Raises:
-        OptionError: E204 when one is not understood or does not fit.
-    """
-    count = len(settings.labels)
-    one, several = np.arange(count), np.eye(count, dtype=np.int64)
-    _make_loss(one if settings.activation == "softmax" else several, settings, torch.device("cpu"))
-    if settings.activation == "sigmoid" and (settings.head == "axes" or len(settings.labels.axes) > 1):
-        raise OptionError("E204", "labels with axes (--labels, --head axes) need images of one class each")
-    require_valid_ordinal(settings)
-    require_valid_spreads(settings)
-
-
-def _make_loss(targets: NDArray[np.int64], settings: TrainSettings, device: torch.device) -> Loss:
-    """Return the loss with the weights that the counts in the targets ``(N,)`` or ``(N, L)`` give."""
-    if settings.activation == "softmax":
-        if settings.pos_weight != "none":
-            hint = "for one class per image there is --class-weights"
-            raise OptionError("E204", "--pos-weight needs images with several labels", hint=hint)
-        counts = torch.from_numpy(np.bincount(targets, minlength=len(settings.labels)))
-        weights = class_weights(settings.class_weights, counts).to(device)
-        return parse_loss(settings.loss, weights=weights, gamma=settings.gamma, smoothing=settings.label_smoothing)
-    counts = torch.from_numpy(targets.sum(axis=0))
-    return parse_multilabel_loss(
-        settings.loss,
-        weights=MultiLabelWeights(
-            class_weights(settings.class_weights, counts).to(device),
-            positive_weights(settings.pos_weight, counts, len(targets)).to(device),
-        ),
-        gamma=settings.gamma,
-        smoothing=settings.label_smoothing,
-        asymmetry=Asymmetry(settings.gamma_negative, settings.gamma_positive, settings.clip_negative),
     )
 
 
@@ -258,9 +221,31 @@ def _run_epoch(state: TrainingState, loop: _Loop) -> None:
     if settings.keep == "last" or state.best_epoch == number:
         state.kept = Epoch(number, score, {key: value.clone() for key, value in scored.state_dict().items()})
     state.done = number
+    if settings.swa is not None and (averaged := number - (settings.epochs - settings.swa)) >= 1:
+        state.mean = add_to_mean(state.mean, state.model, averaged)
     learning_rate = max(group["lr"] for group in state.optimizer.param_groups)
     row = LogRow(number, loss, learning_rate, scores.macro_f1, scores.accuracy, speed, scores.average_precision)
     state.log.append(row)
+
+
+def _score_mean(state: TrainingState, loop: _Loop) -> Epoch | None:
+    """Return the mean of the weights with batch statistics of its own, and its score on the hold-out part.
+
+    The statistics are those of one epoch of augmented images, as in training (`torch.optim.swa_utils.update_bn`). Every
+    process computes all of them.
+    """
+    settings, number = loop.settings, state.done + 1
+    if state.mean is None:
+        return None
+    device = next(state.model.parameters()).device
+    generator = torch.Generator().manual_seed(image_seed(loop.data.seed, number, 0))
+    order = draw_order(balanced_classes(loop.data.training.targets), balanced=settings.balanced, generator=generator)
+    steps = cut_steps(order, batch=settings.batch, accumulate=1)
+    made = loop.batches.epoch([batch for step in steps for batch in step], number)
+    images = (normalize(_move(torch.from_numpy(pixels), device), settings) for pixels, _ in made)
+    found = averaged_model(state.model, state.mean, images, frozen=loop.frozen)
+    score = _score(found, loop.data.holdout, settings, loop.distributed).main
+    return Epoch(state.done, score, found.state_dict())
 
 
 def _train_epoch(state: TrainingState, loop: _Loop, number: int) -> float:

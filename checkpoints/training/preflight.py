@@ -10,9 +10,9 @@ import torch
 from checkpoints.loading.architectures import resolve_architecture
 from checkpoints.training.augment import parse_policy
 from checkpoints.training.distributed import DistributedContext
-from checkpoints.training.epochs import require_valid_loss
 from checkpoints.training.init_weights import freeze, init_model
 from checkpoints.training.job import TrainJob
+from checkpoints.training.make_loss import require_valid_loss
 from checkpoints.training.optimizer import make_optimizer
 from checkpoints.training.settings import TrainSettings
 from ensemble.card import ModelCard

@@ -59,6 +59,7 @@ class TrainSettings:
     with the highest mean average precision.
 
     The axes in ``ordinal`` have one score and ordered thresholds in place of an output per value.
+    ``swa`` counts the last epochs whose weights are averaged (None: no average).
     ``label_distribution`` has texts of `label_distribution.parse_spread`.
 
     Augmentation: ``augment`` is a policy of `augment.parse_policy`, ``cutmix`` the region that `augment.cutmix` pastes,
@@ -109,6 +110,7 @@ class TrainSettings:
     clip_negative: float = 0.05
     ordinal: tuple[str, ...] = ()
     label_distribution: tuple[str, ...] = ()
+    swa: int | None = None
 
     def __post_init__(self) -> None:
         self._require_channels()
@@ -119,6 +121,11 @@ class TrainSettings:
             )
         if self.freeze < 0 or (self.patience is not None and self.patience < 1):
             raise OptionError("E204", "--freeze must be 0 or more, and --patience 1 or more")
+        if self.swa is not None and not 2 <= self.swa <= self.epochs:
+            raise OptionError("E204", f"--swa must be 2 to the number of epochs, {self.epochs}, got {self.swa}")
+        if self.swa is not None and self.patience is not None:
+            hint = "leave one of them out"
+            raise OptionError("E204", "--swa averages the last epochs, and --patience may end before them", hint=hint)
         if not 0 <= self.label_smoothing < 1:
             raise OptionError("E204", f"--smoothing must be 0 or more and below 1, got {self.label_smoothing}")
         if self.init is not None and self.pretrained:
@@ -197,6 +204,7 @@ _ADDED_LATER: Mapping[str, Any] = {
     "clip_negative": 0.05,
     "ordinal": (),
     "label_distribution": (),
+    "swa": None,
 }
 _PREPROCESS_ADDED_LATER: Mapping[str, Any] = {"resizer": "pillow", "channels": "rgb", "scale": (0.0, 255.0)}
 

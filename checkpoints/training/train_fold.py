@@ -11,6 +11,7 @@ import torch
 
 from checkpoints.loading.architectures import resolve_architecture
 from checkpoints.loading.open import save_checkpoint
+from checkpoints.training.average_choice import average_weights
 from checkpoints.training.batches import LabeledImages
 from checkpoints.training.distillation import with_teacher
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -27,13 +28,18 @@ from ensemble.predictions.dataset import hash_ids
 
 @dataclass(frozen=True, slots=True)
 class TrainedFold:
-    """The weights' file and card; ``score`` is the `HoldoutScores.main` after the epoch that was kept."""
+    """The weights' file and card; ``score`` is the `HoldoutScores.main` after the epoch that was kept.
+
+    ``mean_score`` is that of the mean of the weights, None without ``swa``; ``is_mean`` where it replaced the epoch.
+    """
 
     path: Path
     card: ModelCard
     score: float
     epoch: int
     seconds: float
+    mean_score: float | None = None
+    is_mean: bool = False
 
 
 def train_fold(
@@ -88,15 +94,18 @@ def train_fold(
             settings_dict(job.settings),
             listener=listener,
         )
-        kept = train_epochs(
+        trained = train_epochs(
             model, data, job.settings, files=files, logger=logger, distributed=distributed, listener=listener
         )
         logger.close()
-    card = _make_card(job, fold, arch, images)
+    card, kept, mean = _make_card(job, fold, arch, images), trained.kept, trained.mean
     path = job.folder / f"fold{fold}.safetensors"
     if distributed.is_main:
+        if mean is not None:
+            save_checkpoint(average_weights(job, fold), mean.weights, card)
         save_checkpoint(path, kept.weights, card)
-    return TrainedFold(path, card, kept.score, kept.number, time.perf_counter() - start)
+    mean_score = None if mean is None else mean.score
+    return TrainedFold(path, card, kept.score, kept.number, time.perf_counter() - start, mean_score)
 
 
 def _training_part(job: TrainJob, fold: int, images: JobImages) -> LabeledImages:

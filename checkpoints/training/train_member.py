@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from checkpoints.data.folds import read_folds, write_folds
 from checkpoints.data.truth_table import truth_table
 from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.training.average_choice import (
+    KEPT,
+    MEAN,
+    average_weights,
+    candidate_folder,
+    choose_averages,
+    clear_choices,
+    forget_choice,
+    score_folds,
+    write_choices,
+)
 from checkpoints.training.batches import predict_pixels
 from checkpoints.training.distributed import SINGLE_PROCESS, DistributedContext
-from checkpoints.training.job import JobImages, TrainJob, load_job_images, true_labels
+from checkpoints.training.job import JobImages, TrainJob, load_job_images
 from checkpoints.training.preflight import check_job
-from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
+from checkpoints.training.scores import KEY, NAME
 from checkpoints.training.train_fold import TrainedFold, train_fold
-from ensemble.arrays import Logits
-from ensemble.card import Activation
+from ensemble.card import Activation, ModelCard
 from ensemble.errors import ModelError, OptionError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import locked, remove, write_atomic
 from ensemble.images.views import parse_views
 from ensemble.predictions.dataset import (
@@ -32,7 +41,6 @@ from ensemble.predictions.dataset import (
     Part,
     part_path,
     read_part,
-    read_predictions,
     write_complete,
     write_part,
 )
@@ -61,7 +69,10 @@ class TrainedMember:
         key = KEY[self.activation]
         return {
             "folder": str(self.folder),
-            "folds": [{"path": str(t.path), key: t.score, "epoch": t.epoch} for t in self.trained],
+            "folds": [
+                {"path": str(t.path), key: t.score, "epoch": t.epoch} | ({"averaged": True} if t.is_mean else {})
+                for t in self.trained
+            ],
             "kept": list(self.kept),
             "oof": None if self.oof is None else str(self.oof),
             key: self.score,
@@ -70,7 +81,11 @@ class TrainedMember:
     def render(self) -> str:
         """Return one line per fold, and one for the out-of-fold predictions."""
         name = NAME[self.activation]
-        lines = [f"{t.path}  {name} {t.score:.4f} in epoch {t.epoch}  {t.seconds:.0f} s" for t in self.trained]
+        which = [f"of the mean up to epoch {t.epoch}" if t.is_mean else f"in epoch {t.epoch}" for t in self.trained]
+        lines = [
+            f"{t.path}  {name} {t.score:.4f} {how}  {t.seconds:.0f} s"
+            for t, how in zip(self.trained, which, strict=True)
+        ]
         lines += [f"fold {fold} was already finished" for fold in self.kept]
         lines += [f"{self.oof}  out-of-fold {name} {self.score:.4f}"] if self.oof is not None else []
         return "\n".join(lines)
@@ -126,8 +141,20 @@ def train_member(
                     remove(job.state_path(fold))
                     remove(job.step_state_path(fold))
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):
+            _say_pending(job, trained, listener)
             return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
-        return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, _score(job), activation)
+        if job.settings.swa is not None:
+            trained = list(_take_means(job, fingerprint, trained, listener))
+        score = score_folds(job, [_holdout_folder(job, k) for k in range(job.folds.count)])
+        return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, score, activation)
+
+
+def _say_pending(job: TrainJob, trained: Sequence[TrainedFold], listener: Listener) -> None:
+    for one in trained:
+        if one.mean_score is not None:
+            scores = f"{NAME[job.settings.activation]} {one.mean_score:.4f}, that of epoch {one.epoch} {one.score:.4f}"
+            message = f"{one.card.member}: the mean of the weights has a {scores}; the other folds choose, once trained"
+            listener.notice(Notice("I474", message))
 
 
 @contextmanager
@@ -180,6 +207,7 @@ def _require_same_job(job: TrainJob, fingerprint: str, *, fresh: bool) -> list[P
         if _has_results(job.folder):
             message = f"{job.folder} holds a training with other settings, images or folds"
             raise ModelError("E442", message, path=job.folder, details=_differences(before, fingerprint))
+    clear_choices(job)
     for fold in range(job.folds.count):
         remove(_holdout_folder(job, fold) / COMPLETE)
         remove(job.state_path(fold))
@@ -220,28 +248,54 @@ def _is_finished(job: TrainJob, fold: int, fingerprint: str) -> bool:
 
 
 def _write_holdout(job: TrainJob, trained: TrainedFold, images: JobImages, fingerprint: str, device: str) -> None:
-    """Write the fold's logits of its hold-out images, in the views identity and hflip."""
-    assert trained.card.fold is not None, "a trained fold's card has its number"
-    holdout = _holdout_folder(job, trained.card.fold)
-    held_out = job.folds.holdout(job.rows, trained.card.fold)
+    """Write the fold's logits of its hold-out images, in the views identity and hflip, and those of the mean."""
+    fold = trained.card.fold
+    assert fold is not None, "a trained fold's card has its number"
+    part = _predict_holdout(job, trained.card, trained.path, images, device)
+    part = replace(part, origin=fingerprint)
+    if trained.mean_score is not None:
+        mean = _predict_holdout(job, trained.card, average_weights(job, fold), images, device)
+        _write_predictions(candidate_folder(job, MEAN, fold), replace(mean, origin=fingerprint))
+        _write_predictions(candidate_folder(job, KEPT, fold), part)
+        forget_choice(job, fingerprint, fold)
+    _write_predictions(_holdout_folder(job, fold), part)
+
+
+def _predict_holdout(job: TrainJob, card: ModelCard, weights: Path, images: JobImages, device: str) -> Part:
+    assert card.fold is not None, "a trained fold's card has its number"
+    held_out = job.folds.holdout(job.rows, card.fold)
     pixels = images.labeled.decoded.pixels[held_out]
-    model: torch.nn.Module = build_model(open_checkpoint(trained.path)).to(device)
+    model: torch.nn.Module = build_model(open_checkpoint(weights)).to(device)
     views = parse_views("hflip")
     logits = {view.name: predict_pixels(model, pixels, job.settings, view=view.apply) for view in views}
     ids = tuple(row.id for row, held in zip(job.rows, held_out, strict=True) if held)
-    path = part_path(holdout, 0)
-    write_part(path, Part(ids, logits, fingerprint, trained.card))
-    write_complete(holdout, [path], len(ids))
+    return Part(ids, logits, "", card)
 
 
-def _score(job: TrainJob) -> float:
-    """Return the score of the identity view on all images, each predicted by the fold that never saw it."""
-    predicted: dict[str, Logits] = {}
-    for fold in range(job.folds.count):
-        part = read_predictions(_holdout_folder(job, fold))
-        predicted |= dict(zip(part.ids, part.logits["identity"], strict=True))
-    truth = true_labels(job.rows, job.settings)
-    logits = np.stack([predicted[row.id] for row in job.rows])
-    if job.settings.activation == "sigmoid":
-        return score_labels(truth, logits).main
-    return score_classes(truth, logits.argmax(axis=1), classes=len(job.settings.labels)).main
+def _write_predictions(folder: Path, part: Part) -> None:
+    path = part_path(folder, 0)
+    write_part(path, part)
+    write_complete(folder, [path], len(part.ids))
+
+
+def _take_means(
+    job: TrainJob, fingerprint: str, trained: Sequence[TrainedFold], listener: Listener
+) -> tuple[TrainedFold, ...]:
+    """Put the means of weights that were chosen in the places of the kept epochs, and return what is trained now."""
+    choices = choose_averages(job, fingerprint, listener=listener)
+    for choice in choices:
+        if choice.adopted and not choice.done:
+            weights = average_weights(job, choice.fold).read_bytes()
+            write_atomic(job.folder / f"fold{choice.fold}.safetensors", weights)
+            part = read_part(part_path(candidate_folder(job, MEAN, choice.fold), 0))
+            _write_predictions(_holdout_folder(job, choice.fold), part)
+    write_choices(job, fingerprint, [replace(choice, done=True) for choice in choices])
+    for choice in choices:
+        remove(average_weights(job, choice.fold))
+    taken = {choice.fold for choice in choices if choice.adopted}
+    return tuple(
+        replace(one, score=one.mean_score, is_mean=True)
+        if one.card.fold in taken and one.mean_score is not None
+        else one
+        for one in trained
+    )

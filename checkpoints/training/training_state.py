@@ -47,6 +47,7 @@ class TrainingState:
 
     ``best_epoch`` has the highest score so far, ``best_score``; ``kept`` may be another epoch. ``averaged`` holds
     the exponential moving average of the weights. ``within`` is where a stopped training was in the next epoch.
+    ``mean`` is that of the weights after each of the last epochs (`weight_average`).
     """
 
     model: torch.nn.Module
@@ -60,6 +61,7 @@ class TrainingState:
     best_score: float = -1.0
     log: list[LogRow] = field(default_factory=list)
     within: WithinEpoch | None = None
+    mean: Mapping[str, torch.Tensor] | None = None
 
 
 def save_state(path: Path, state: TrainingState, *, fingerprint: str) -> None:
@@ -190,6 +192,7 @@ def _load(state: TrainingState, numbers: Mapping[str, Any], parts: Mapping[str, 
     state.model.load_state_dict(parts["model"])
     if state.averaged is not None:
         state.averaged.load_state_dict(parts["averaged"])
+    state.mean = parts.get("mean")
     state.optimizer.load_state_dict(_optimizer_state(state, parts.get("optimizer", {}), numbers["groups"]))
     state.schedule.load_state_dict(numbers["schedule"])
     if state.scaler.is_enabled():
@@ -202,7 +205,7 @@ def _load(state: TrainingState, numbers: Mapping[str, Any], parts: Mapping[str, 
 
 def _tensors(state: TrainingState) -> Iterator[tuple[str, torch.Tensor]]:
     averaged = {} if state.averaged is None else state.averaged.state_dict()
-    weights = {"model": state.model.state_dict(), "averaged": averaged}
+    weights = {"model": state.model.state_dict(), "averaged": averaged, "mean": state.mean or {}}
     for part, tensors in weights.items():
         yield from ((f"{part}/{name}", tensor) for name, tensor in tensors.items())
     for number, values in state.optimizer.state_dict()["state"].items():

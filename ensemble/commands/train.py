@@ -176,6 +176,9 @@ _OPTIMIZATION = OptionGroup(
         _setting("layer_decay", "Learning rate factor from each layer group to the one below, e.g. 0.75.", type=float),
         _setting("clip", "Maximum norm of the gradient.", type=float),
         _setting("ema", "Decay of an exponential moving average of the weights, e.g. 0.998.", type=float),
+        _setting(
+            "swa", "Average the weights after each of the last N epochs.", type=click.IntRange(min=2), metavar="N"
+        ),
         _setting("loss", "ce, focal, f1 or a sum such as 0.6*focal+0.4*f1; for several labels bce, asl and so on."),
         _setting("gamma", "Gamma of the focal loss."),
         _setting("gamma_negative", "Gamma of the absent labels in asl, the asymmetric loss.", type=float),

@@ -20,9 +20,9 @@ from torchvision.ops import sigmoid_focal_loss
 from checkpoints.data.dataset import read_dataset
 from checkpoints.data.folds import make_folds
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.epochs import require_valid_loss
 from checkpoints.training.job import TrainJob, true_labels
 from checkpoints.training.losses import Asymmetry, MultiLabelWeights, parse_multilabel_loss, positive_weights
+from checkpoints.training.make_loss import require_valid_loss
 from checkpoints.training.sampler import balanced_classes
 from checkpoints.training.scores import score_labels
 from checkpoints.training.settings import TrainSettings, settings_dict
