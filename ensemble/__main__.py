@@ -18,6 +18,7 @@ from ensemble.stop_signals import StopSignals, ended_by_interrupts
 with ended_by_interrupts():
     import click
 
+    from ensemble.address_space import is_lack_of_memory, require_address_space
     from ensemble.cli import ens
     from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted
     from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
@@ -92,7 +93,7 @@ def _end_process(say: Callable[[], object], status: int, *, seconds: float = 0.3
 
 def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug: bool) -> int:
     try:
-        _require_working_folder(arguments)
+        _require_place(arguments)
         ens.main(list(arguments), prog_name="ens", standalone_mode=False)
     except Interrupted as err:
         return _stopped(signals, err, as_json=as_json)
@@ -107,17 +108,21 @@ def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug
     return 0
 
 
-def _require_working_folder(arguments: Sequence[str]) -> None:
-    """Refuse to work in a folder that was removed: torch and Ray end the process there without a message of ours.
+def _require_place(arguments: Sequence[str]) -> None:
+    """Refuse to work in a folder that was removed, or without room for the libraries.
+
+    Torch and Ray end the process in such a folder without a message of ours.
 
     Raises:
         FileError: E740.
+        DeviceError: E603.
     """
-    if {"--help", "--version"}.isdisjoint(arguments):
+    if {"-h", "--help", "--version", "explain-error"}.isdisjoint(arguments):
         try:
             os.getcwd()
         except FileNotFoundError as err:
             raise FileError("E740", "the working folder does not exist any more") from err
+        require_address_space()
 
 
 def _stopped(signals: StopSignals, err: Interrupted | None = None, *, as_json: bool) -> int:
@@ -139,7 +144,7 @@ def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
         # the reader of the output has closed it, as `head` does
         sys.stdout = None
         return 141
-    if isinstance(err, MemoryError):
+    if isinstance(err, MemoryError) or is_lack_of_memory(err):
         err = DeviceError("E603", "the machine ran out of memory; finished parts are kept")
     elif isinstance(err, OSError) and err.errno in {errno.EMFILE, errno.ENFILE}:
         hint = "raise the limit with ulimit -n, and run the same command again"

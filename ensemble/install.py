@@ -48,10 +48,11 @@ def require_module(name: str, what: str) -> None:
 
     Raises:
         OptionError: E205 when it is not installed.
+        ImportError: it is installed and cannot be loaded.
     """
     try:
         importlib.import_module(name)
-    except ImportError as err:
+    except ModuleNotFoundError as err:
         raise OptionError("E205", f"{what} needs {name}, which is not installed", hint=install_command(name)) from err
 
 

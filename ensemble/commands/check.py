@@ -50,7 +50,7 @@ def check(
     from ensemble.submission.assumed_labels import assume_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
     from ensemble.submission.lint import (
-        check_submission,
+        check_and_read,
         invalid_submission,
         read_submission,
         render_faults,
@@ -62,14 +62,13 @@ def check(
     sample = None if like is None else read_sheet(like, space, options=sheet, listener=TERMINAL)
     if allow_missing and sample is not None:
         sample = without_missing(submission, sample, space, listener=TERMINAL)
-    faults = check_submission(submission, sample, space, options=sheet, listener=TERMINAL)
-    if faults:
-        error = invalid_submission(submission, faults)
+    checked = check_and_read(submission, sample, space, options=sheet, listener=TERMINAL)
+    if (answers := checked.answers) is None:
+        error = invalid_submission(submission, checked.faults)
         if not as_json:
-            show(None, render_faults(faults), as_json=False)
+            show(None, render_faults(checked.faults), as_json=False)
             error.details = ()
         raise error
-    answers = read_submission(submission, space, like=sample, options=sheet)
     facts: dict[str, object] = {"path": str(submission), "rows": len(answers), "faults": []}
     text = f"{submission}: {len(answers):,} rows, no faults"
     if train is not None:

@@ -13,16 +13,15 @@ from pathlib import Path
 
 from ensemble.errors import ColumnsError, EnsError, FileError, PredictionError
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.ids import COMPARISONS
 from ensemble.labels import LabelSpace
 from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_exclusive, settle_several
 from ensemble.submission.read import read_answers
 from ensemble.submission.recognize import read_sheet
+from ensemble.submission.sample_ids import SampleIds
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
 from ensemble.text.text_table import render_rows
-from ensemble.text.unicode_text import compose
 
 MEANING = {
     "encoding": "the text is not UTF-8",
@@ -54,7 +53,7 @@ MEANING = {
 """All kinds of faults, in the order in which they are reported."""
 
 _EXAMPLES = 5
-_LOOSE = tuple(one.key for one in COMPARISONS)
+_MOST_KNOWN = 100_000  # answers; probabilities differ in every row
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,10 @@ class _Inspection:
     sheet: AnswerSheet
     faults: tuple[Fault, ...]
 
+    def read(self, labels: LabelSpace) -> Submission:
+        """Return the answers of a file without faults."""
+        return read_answers(self.sheet, [(row.id, row.answers) for row in self.rows], labels)
+
 
 _Cases = defaultdict[str, list[str]]
 """The cases of each kind of fault."""
@@ -94,7 +97,31 @@ def check_submission(
     options: SheetOptions = NO_OPTIONS,
     listener: Listener = SILENT,
 ) -> tuple[Fault, ...]:
-    """Return all faults of a submission, compared with the sample's sheet ``like``.
+    """Return all faults of a submission, compared with the sample's sheet ``like``; see `check_and_read`.
+
+    Raises:
+        EnsError: as `check_and_read`.
+    """
+    return _check(path, like, labels, options, listener).faults
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSubmission:
+    """All ``faults`` of a submission, and its ``answers`` if it has none."""
+
+    faults: tuple[Fault, ...]
+    answers: Submission | None
+
+
+def check_and_read(
+    path: Path,
+    like: AnswerSheet | None,
+    labels: LabelSpace,
+    *,
+    options: SheetOptions = NO_OPTIONS,
+    listener: Listener = SILENT,
+) -> CheckedSubmission:
+    """Check a submission and read it, for the time of one: it may have millions of rows.
 
     Without a sample any ids are valid, and the submission itself says, with ``options``, how its answers are written.
     W521 reports a valid submission with one answer for all images.
@@ -103,10 +130,17 @@ def check_submission(
         FileError: E707 when the file cannot be read.
         PredictionError: E541 when there is no sample, and columns of the submission are not classes.
     """
+    found = _check(path, like, labels, options, listener)
+    return CheckedSubmission(found.faults, None if found.faults else found.read(labels))
+
+
+def _check(
+    path: Path, like: AnswerSheet | None, labels: LabelSpace, options: SheetOptions, listener: Listener
+) -> _Inspection:
     found = _inspect(path, like, labels, options, listener)
     if not found.faults:
         notice_single_class([" ".join(row.answers) for row in found.rows], listener)
-    return found.faults
+    return found
 
 
 def without_missing(path: Path, like: AnswerSheet, labels: LabelSpace, *, listener: Listener = SILENT) -> AnswerSheet:
@@ -115,7 +149,7 @@ def without_missing(path: Path, like: AnswerSheet, labels: LabelSpace, *, listen
     Raises:
         FileError: E707 when the file cannot be read.
     """
-    sample_ids = _SampleIds(like.keys)
+    sample_ids = SampleIds(like.keys)
     present = {sample_ids.match(row.id).id for row in _inspect(path, like, labels, NO_OPTIONS).rows}
     missing = [name for name in like.keys if name not in present]
     if not missing or not present.intersection(like.keys):
@@ -151,7 +185,7 @@ def read_submission(
             # a comparison with the header of class numbers says nothing about a file with other columns
             read_sheet(path, labels, options=options, independent=independent, is_sample=False)
         raise invalid_submission(path, found.faults)
-    return read_answers(found.sheet, [(row.id, row.answers) for row in found.rows], labels)
+    return found.read(labels)
 
 
 def invalid_submission(path: Path, faults: tuple[Fault, ...]) -> PredictionError:
@@ -220,11 +254,17 @@ def _inspect(
     if sheet.independent is None and options.kind is None and not independent:
         sheet = settle_exclusive(sheet, [row.answers for row in rows])
     _check_ids(rows, like, cases)
+    faultless: set[tuple[str, ...]] = set()  # most rows have the answers of another one
     for row in rows:
+        if row.answers in faultless:
+            continue
         # of most faults only the number is shown
         suggest = len(cases.get("name", ())) < _EXAMPLES
-        for fault, case in answer_faults(sheet, labels, row.answers, suggest=suggest):
+        found = list(answer_faults(sheet, labels, row.answers, suggest=suggest))
+        for fault, case in found:
             cases[fault].append(f"line {row.line}: {case}")
+        if not found and len(faultless) < _MOST_KNOWN:
+            faultless.add(row.answers)
     faults = (Fault(what, len(cases[what]), tuple(cases[what][:_EXAMPLES])) for what in MEANING if what in cases)
     return _Inspection(rows, sheet, tuple(faults))
 
@@ -248,7 +288,7 @@ def _read_rows(path: Path, sheet: AnswerSheet, labels: LabelSpace, cases: _Cases
 
 
 def _check_line_ends(text: str, cases: _Cases) -> None:
-    unquoted = re.sub(r'"[^"]*"', "", text)
+    unquoted = re.sub(r'"[^"]*"', "", text) if '"' in text else text
     counts = {
         "CRLF": unquoted.count("\r\n"),
         "LF": unquoted.count("\n") - unquoted.count("\r\n"),
@@ -301,15 +341,18 @@ def _rows(
 
 def _check_ids(rows: list[_SubmissionRow], like: AnswerSheet | None, cases: _Cases) -> None:
     wanted = () if like is None else like.keys
-    sample_ids = _SampleIds(wanted)
+    sample_ids = SampleIds(wanted)
     first_line: dict[str, int] = {}
     for row in rows:
-        match = _Match(row.id, None) if like is None else sample_ids.match(row.id)
-        if match.fault:
-            cases[match.fault].append(f"line {row.line}: {row.id!r}")
-        if match.id in first_line:
-            cases["duplicate"].append(f"lines {first_line[match.id]} and {row.line}: {match.id}")
-        first_line.setdefault(match.id, row.line)
+        name = row.id
+        if like is not None and name not in sample_ids.exact:
+            match = sample_ids.match(name)
+            if match.fault:
+                cases[match.fault].append(f"line {row.line}: {name!r}")
+            name = match.id
+        if name in first_line:
+            cases["duplicate"].append(f"lines {first_line[name]} and {row.line}: {name}")
+        first_line.setdefault(name, row.line)
     if like is not None:
         actual = [name for name in first_line if name in sample_ids.exact]
         expected = [name for name in wanted if name in first_line]
@@ -319,36 +362,3 @@ def _check_ids(rows: list[_SubmissionRow], like: AnswerSheet | None, cases: _Cas
         for name, other in zip(actual, expected, strict=True):
             if name != other:
                 cases["order"].append(f"line {first_line[name]}: {name}, where the sample has {other}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """The id of the sample that a cell refers to (or the cell itself), and the fault of its spelling, if any."""
-
-    id: str
-    fault: str | None
-
-
-class _SampleIds:
-    """The sample's ids, found despite surrounding spaces, another Unicode normalization, suffix or folder."""
-
-    def __init__(self, ids: tuple[str, ...]) -> None:
-        self.exact = set(ids)
-        self._normal = {compose(name): name for name in ids}
-        # a key that two ids share tells neither
-        found = [{key(name): name for name in ids} for key in _LOOSE]
-        self._loose = [names if len(names) == len(self.exact) else {} for names in found]
-
-    def match(self, cell: str) -> _Match:
-        """Find the id that a cell refers to."""
-        if cell in self.exact:
-            return _Match(cell, None)
-        if cell.strip() in self.exact:
-            return _Match(cell.strip(), "spaces")
-        normal = compose(cell.strip())
-        if normal in self._normal:
-            return _Match(self._normal[normal], "spelling")
-        for key, loose in zip(_LOOSE, self._loose, strict=True):
-            if key(cell) in loose:
-                return _Match(loose[key(cell)], "spelling")
-        return _Match(cell, "extra")

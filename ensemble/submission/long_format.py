@@ -37,7 +37,11 @@ def find_long_rows(
             classes = {str(label): label for label in range(len(names))} | _by_name(names)
         if classes is None or len(names) < 2:
             return None
-        split = [_split(row[id_place], classes) for row in table.rows]
+        split = []
+        for row in table.rows:
+            split.append(_split(row[id_place], classes))
+            if split[-1] is None:  # of a million ids the first one tells
+                return None
         return _gather(table, split, rest[0], len(names))
     if len(rest) != 2:
         return None

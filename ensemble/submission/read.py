@@ -23,7 +23,11 @@ def read_answers(sheet: AnswerSheet, rows: Sequence[tuple[str, tuple[str, ...]]]
         image = {key: sheet.ids[row.image] for key, row in zip(sheet.keys, sheet.rows, strict=True)}
         ids = tuple(image[name] for name in ids)
     if sheet.kind in {"number", "name"}:
-        classes = [_label(sheet, labels, cells[0].strip()) for _, cells in rows]
+        known: dict[str, int] = {}  # of many rows with few classes
+        for _, (cell, *_) in rows:
+            if cell not in known:
+                known[cell] = _label(sheet, labels, cell.strip())
+        classes = [known[cells[0]] for _, cells in rows]
         return Submission(ids, np.array(classes, dtype=np.intp), labels)
     if sheet.kind == "long":
         return _read_long(sheet, rows, labels)

@@ -252,7 +252,7 @@ GUARDS = (
     ),
     Guard(
         "ensemble/submission/lint.py",
-        "        if match.id in first_line:",
+        "        if name in first_line:",
         "        if False:",
         "submission/test_lint.py::test_fault_88_each",
     ),

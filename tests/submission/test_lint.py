@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from ensemble.errors import FileError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
-from ensemble.submission.lint import MEANING, Fault, check_submission, read_submission, render_faults
+from ensemble.submission.lint import (
+    MEANING,
+    Fault,
+    check_and_read,
+    check_submission,
+    read_submission,
+    render_faults,
+)
 from ensemble.submission.sheet import AnswerSheet
 
 FORM = AnswerSheet(("a", "b", "c", "d"))
@@ -211,3 +218,32 @@ def test_what_is_said_of_a_submission_without_a_sample_is_how_it_is_read(tmp_pat
         said = next(one.message for one in heard.notices if seen in one.message)
         assert "written" not in said
         assert "sample" not in said
+
+
+def test_a_check_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers come with the faults: of a million rows the second reading would take as long as the first."""
+    path = tmp_path / "s.csv"
+    path.write_text("ImageID,ans\n" + "".join(f"{name},{i % 18}\n" for i, name in enumerate(FORM.ids)))
+    reads: list[Path] = []
+    read = Path.read_bytes
+
+    def count(self: Path) -> bytes:
+        reads.append(self)
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    found = check_and_read(path, FORM, MASK18)
+    assert found.faults == ()
+    assert found.answers is not None
+    assert found.answers.classes.tolist() == [i % 18 for i in range(len(FORM.ids))]
+    assert reads == [path]
+    path.write_text("ImageID,ans\n" + "".join(f"{name},18\n" for name in FORM.ids))
+    assert check_and_read(path, FORM, MASK18).answers is None
+
+
+def test_every_row_of_one_faulty_answer_counts(tmp_path: Path) -> None:
+    """Answers that were seen before are looked up only where they have no fault."""
+    path = tmp_path / "s.csv"
+    path.write_text("ImageID,ans\n" + "".join(f"{name},{(0, 99)[i % 2]}\n" for i, name in enumerate(FORM.ids)))
+    faults = {fault.what: fault.count for fault in check_submission(path, FORM, MASK18)}
+    assert faults == {"range": len(FORM.ids) // 2}
