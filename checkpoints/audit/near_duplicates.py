@@ -2,8 +2,9 @@
 
 Descriptors find candidates: the mean brightness of 6 x 6 cells, without its mean and scaled to length one, of the whole
 image and its mirror image on one side, and of a grid of windows of the other image on the other side. The window of a
-candidate is then moved until the pixels agree best, and a candidate is a copy if they agree everywhere: a photograph of
-the same person with another mask agrees in most places, but not in all.
+candidate is then moved until the pixels agree best (Lucas and Kanade 1981, on the four sides of the window), and a
+candidate is a copy if they agree everywhere: a photograph of the same person with another mask agrees in most places,
+but not in all.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from ensemble.arrays import Floats
 from ensemble.events import SILENT, Listener
 
 _CELLS = 6  # per side of a descriptor; with 8, windows between those of the grid are missed
-_FINE = 16  # cells per side while a window is moved
+_COARSE, _FINE = 12, 16  # cells per side while a window is moved
 _FINEST = 24  # cells per side of the last comparison
-_CANDIDATE = 0.85  # cosine of two descriptors from which the pixels are compared
-_PROMISING = 0.9  # correlation after the first steps, from which a window is moved on
-_NEAREST = 20  # candidates of an image, at most
-_BLOCK = 512  # images whose descriptors are compared at once
+_CANDIDATE = 0.8  # cosine of two descriptors from which the pixels are compared
+_PROMISING = 0.9  # correlation after the first moves, from which a window is moved on
+_LIKELY = 0.97  # correlation from which single sides are tried at last
+_FARTHEST = 0.08  # move of a side at once, in shares
+_LEAST_SIDE = 0.3  # of a window
+_NEAREST = 24  # candidates of an image, at most
+_BLOCK, _QUERIES = 512, 2048  # images whose descriptors are compared with those of as many others at once
 _PIECE = 4096  # candidates whose pixels are compared at once
 _WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
@@ -66,7 +70,8 @@ DEFAULT = CopyLimits()
 def _grid() -> Floats:
     """Return the windows in which a copy is looked for: the whole, and crops of one or both sides."""
     windows = [_WHOLE[0]]
-    shares = [(1.0, 0.9), (0.9, 1.0), (1.0, 0.8), (0.8, 1.0), *((s, s) for s in (0.92, 0.84, 0.76, 0.68, 0.6))]
+    shares = [(1.0, 0.9), (0.9, 1.0), (1.0, 0.8), (0.8, 1.0), (0.9, 0.74), (0.74, 0.9), (0.82, 0.66), (0.66, 0.82)]
+    shares += [(share, share) for share in (0.92, 0.84, 0.76, 0.68, 0.6)]
     for wide, high in shares:
         for x in (0.0, 0.5, 1.0) if wide < 1 else (0.0,):
             for y in (0.0, 0.5, 1.0) if high < 1 else (0.0,):
@@ -120,8 +125,9 @@ def _copies(
     sources: Floats, tables: Floats, found: _Candidates, limits: CopyLimits, *, flip: bool, crops: bool
 ) -> list[NearDuplicate]:
     if crops:
-        found, likeness = _align(sources, tables, found, _STEPS[:1])
-        found, _ = _align(sources, tables, found.take(np.flatnonzero(likeness >= _PROMISING)), _STEPS[1:])
+        found, likeness = _move(sources, tables, found, _COARSE, moves=2)
+        found, likeness = _move(sources, tables, found.take(np.flatnonzero(likeness >= _PROMISING)), _FINE, moves=4)
+        found = _try_sides(sources, tables, found.take(np.flatnonzero(likeness >= _LIKELY)))
     likeness, worst = _compare(sources, tables, found)
     pairs = []
     for k in np.flatnonzero((likeness >= limits.correlation) & (worst <= limits.difference)):
@@ -132,7 +138,7 @@ def _copies(
 
 
 def _descriptors(tables: Floats, rows: NDArray[np.intp], windows: Floats) -> NDArray[np.float32]:
-    """Return ``(len(rows) * len(windows), 64)`` of length one, image by image."""
+    """Return ``(len(rows) * len(windows), 36)`` of length one, image by image."""
     means = window_means(tables, np.repeat(rows, len(windows)), np.tile(windows, (len(rows), 1)), _CELLS)
     flat = means.reshape(len(means), means.shape[1] * means.shape[2])
     flat = flat - flat.mean(axis=1, keepdims=True)
@@ -147,29 +153,77 @@ def _candidates(sources: Floats, tables: Floats, rows: NDArray[np.intp], windows
     places = np.zeros((len(rows), _NEAREST), np.intp)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        described = _descriptors(tables, block, windows)
-        best, which = np.full((len(rows), len(block)), -1, np.float32), np.zeros((len(rows), len(block)), np.intp)
-        for index in range(len(windows)):
-            here = queries @ described[index :: len(windows)].T
-            better = here > best
-            best[better], which[better] = here[better], index
-        # an image is no copy of itself, nor of its own mirror image
-        best[np.arange(start, start + len(block)), np.arange(len(block))] = -1
-        joined = np.concatenate([likeness, best], axis=1)
-        order = np.argpartition(-joined, _NEAREST - 1, axis=1)[:, :_NEAREST]
-        likeness = np.take_along_axis(joined, order, axis=1)
-        everyone = np.concatenate([others, np.broadcast_to(block, best.shape)], axis=1)
-        others = np.take_along_axis(everyone, order, axis=1)
-        places = np.take_along_axis(np.concatenate([places, which], axis=1), order, axis=1)
+        described = _descriptors(tables, block, windows).reshape(len(block), len(windows), -1)
+        by_window = described.transpose(1, 2, 0).copy()
+        for first in range(0, len(rows), _QUERIES):
+            part = slice(first, min(first + _QUERIES, len(rows)))
+            best = queries[part] @ by_window[0]
+            for window in by_window[1:]:
+                np.maximum(best, queries[part] @ window, out=best)
+            best[rows[part, None] == block] = -1  # an image is no copy of itself, nor of its own mirror image
+            joined = np.concatenate([likeness[part], best], axis=1)
+            order = np.argpartition(-joined, _NEAREST - 1, axis=1)[:, :_NEAREST]
+            likeness[part] = np.take_along_axis(joined, order, axis=1)
+            known = np.minimum(order, _NEAREST - 1)
+            everyone, windowed = (np.take_along_axis(table[part], known, axis=1) for table in (others, places))
+            query, column = np.nonzero((order >= _NEAREST) & (likeness[part] >= _CANDIDATE))
+            entered = order[query, column] - _NEAREST
+            everyone[query, column] = block[entered]
+            for piece in (slice(k, k + _PIECE) for k in range(0, len(query), _PIECE)):
+                cosines = np.einsum("mwd,md->mw", described[entered[piece]], queries[part][query[piece]])
+                windowed[query[piece], column[piece]] = cosines.argmax(axis=1)
+            others[part], places[part] = everyone, windowed
     chosen = likeness >= _CANDIDATE
     copies = np.broadcast_to(rows[:, None], likeness.shape)[chosen]
     return _Candidates(copies, others[chosen], windows[places[chosen]])
 
 
-def _align(sources: Floats, tables: Floats, found: _Candidates, steps: tuple[float, ...]) -> tuple[_Candidates, Floats]:
-    """Return the windows, moved in ever smaller steps to where the pixels correlate best, and the correlations."""
-    whole = np.repeat(_WHOLE, len(found.copies), axis=0)
-    wanted = _normalized(window_means(sources, found.copies, whole, _FINE))
+def _move(sources: Floats, tables: Floats, found: _Candidates, cells: int, *, moves: int) -> tuple[_Candidates, Floats]:
+    """Return the windows, moved to where the pixels of a grid of cells correlate better, and the correlations."""
+    wanted = _normalized(window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), cells))
+    windows, kept = found.windows, found.windows.copy()
+    best = np.full(len(kept), -1.0)
+    for move in range(moves + 1):
+        got = window_means(tables, found.others, windows, cells)
+        value = (_normalized(got) * wanted).sum(axis=1)
+        better = value > best
+        kept[better], best[better] = windows[better], value[better]
+        if move < moves:
+            moved = np.clip(windows + _least_squares_move(got, wanted, windows), 0, 1)
+            windows = np.where(_large_enough(moved)[:, None], moved, windows)
+    return _Candidates(found.copies, found.others, kept), best
+
+
+def _least_squares_move(got: Floats, wanted: Floats, windows: Floats) -> Floats:
+    """Return the moves of the four sides, in shares, after which cells would be most like the wanted ones.
+
+    Cells are taken to change in proportion to their slope; brightness and contrast are free.
+    """
+    count, cells, _ = got.shape
+    place = (np.arange(cells) + 0.5) / cells
+    down, right = (
+        np.gradient(got, axis=axis) * cells / (windows[:, end] - windows[:, start])[:, None, None]
+        for axis, start, end in ((1, 1, 3), (2, 0, 2))
+    )
+    columns = (got, right * (1 - place), down * (1 - place)[:, None], right * place, down * place[:, None])
+    flat = np.stack([column.reshape(count, cells**2) for column in columns], axis=1)
+    flat -= flat.mean(axis=2, keepdims=True)
+    normal = flat @ flat.transpose(0, 2, 1)
+    scale = np.maximum(np.trace(normal, axis1=1, axis2=2), 1e-9)
+    normal += 1e-6 * scale[:, None, None] * np.eye(5)
+    solved = np.linalg.solve(normal, flat @ wanted[:, :, None])[:, :, 0]
+    contrast = solved[:, :1]
+    moves = np.where(contrast > 0, solved[:, 1:] / np.where(contrast > 0, contrast, 1), 0)
+    return np.asarray(np.clip(moves, -_FARTHEST, _FARTHEST))
+
+
+def _large_enough(windows: Floats) -> NDArray[np.bool_]:
+    return np.asarray(((windows[:, 2:] - windows[:, :2]) > _LEAST_SIDE).all(axis=1))
+
+
+def _try_sides(sources: Floats, tables: Floats, found: _Candidates) -> _Candidates:
+    """Return the windows, with single sides and both moved in small steps to where the pixels correlate best."""
+    wanted = _normalized(window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), _FINE))
     windows = found.windows.copy()
 
     def correlate(tried: Floats) -> Floats:
@@ -177,17 +231,16 @@ def _align(sources: Floats, tables: Floats, found: _Candidates, steps: tuple[flo
         return np.asarray((got * wanted).sum(axis=1))
 
     best = correlate(windows)
-    for step in (step for step in steps for _ in range(2)):
+    for step in _STEPS:
         for move in _MOVES:
             tried = np.clip(windows + step * move, 0, 1)
-            valid = (tried[:, 2] - tried[:, 0] > 0.3) & (tried[:, 3] - tried[:, 1] > 0.3)
-            value = np.where(valid, correlate(np.where(valid[:, None], tried, windows)), -1)
+            value = np.where(_large_enough(tried), correlate(tried), -1)
             better = value > best
             windows[better], best[better] = tried[better], value[better]
-    return _Candidates(found.copies, found.others, windows), best
+    return _Candidates(found.copies, found.others, windows)
 
 
-_STEPS = (0.06, 0.03, 0.015, 0.008, 0.004)
+_STEPS = (0.008, 0.008, 0.004, 0.004)
 _MOVES = np.array(
     [
         *(

@@ -85,6 +85,25 @@ def test_copies_are_found(copy: Image.Image, mirrored: bool, cropped: bool, tmp_
         assert (pair.copy, pair.of) == (10, 3)
 
 
+def test_crops_of_any_place_and_shape_are_found() -> None:
+    """Of 60 crops with sides of 60 to 96 %, half of them mirrored, 95 % are found, and no other pair."""
+    rng = np.random.default_rng(0)
+    images = [scene(seed) for seed in range(60)]
+    for number in range(60):
+        wide, high = rng.uniform(0.6, 0.96, 2)
+        left, top = rng.random() * (1 - wide), rng.random() * (1 - high)
+        part = crop(images[number], left, top, left + wide, top + high)
+        images.append(flip(part) if number % 2 else part)
+    grey = [np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX)) for image in images]
+    sizes = np.array([image.size for image in images])
+    found = {
+        (pair.copy, pair.of, pair.mirrored) for pair in find_near_duplicates(Thumbnails(np.stack(grey), sizes, {}))
+    }
+    wanted = {(60 + number, number, number % 2 == 1) for number in range(60)}
+    assert len(found & wanted) >= 57
+    assert found <= wanted
+
+
 def test_the_window_of_a_crop_is_found(tmp_path: Path) -> None:
     """The window is where the crop was cut, to about a pixel of the thumbnail."""
     (pair,) = find(tmp_path, *OTHERS, crop(ONE, *WINDOW))
