@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.probe.feature_network import FeatureNetwork, find_features
-from ensemble.adopt.foreign import ForeignModel, find_input, read_foreign
+from ensemble.adopt.foreign import find_input, read_foreign
 from ensemble.adopt.make_card import AdoptOptions, make_card
-from ensemble.card import METADATA_KEY, FaceCrop, ModelCard
+from ensemble.card import FaceCrop, ModelCard
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.runtime.model_file import find_card
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +44,7 @@ def open_network(
         FileError: E707 when it cannot be read.
     """
     model = read_foreign(path)
-    own = _own_card(model)
+    own = find_card(model.proto, path)
     if own is not None:
         own.require_rgb("a head on its features")
         if own.preprocess.face is not None:
@@ -66,8 +67,3 @@ def open_network(
     fill = card.preprocess.fill if own is None else own.preprocess.fill
     card = replace(card, preprocess=replace(card.preprocess, face=face, fill=fill))
     return OpenNetwork(find_features(model, image, card, outputs, listener=listener), options, card)
-
-
-def _own_card(model: ForeignModel) -> ModelCard | None:
-    found = [entry.value for entry in model.proto.metadata_props if entry.key == METADATA_KEY]
-    return ModelCard.from_json(found[0]) if found else None

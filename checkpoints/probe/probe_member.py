@@ -108,21 +108,18 @@ class ProbeJob:
             for row in self.data.rows
         ]
         ordinal = {name: levels.of_row.tolist() for name, levels in find_levels(self.data, self.ordinal).items()}
-        # a probe without balance and order has the text of earlier versions
-        return json.dumps(
-            ({"balanced": True} if self.balanced else {})
-            | ({"ordinal": hashlib.sha256(json.dumps(ordinal, sort_keys=True).encode()).hexdigest()} if ordinal else {})
-            | {
-                "probe": self.network.source,
-                "features": self.network.model.sha256,
-                "input": replace(self.card, labels=self.data.labels, tools={}).to_json(),
-                "head": self.head,
-                "seed": self.seed,
-                "boxes": None if self.boxes is None else self.boxes.sha256,
-                "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-            },
-            sort_keys=True,
-        )
+        value = {
+            "probe": self.network.source,
+            "features": self.network.model.sha256,
+            "input": replace(self.card, labels=self.data.labels, tools={}).to_json(),
+            "head": self.head,
+            "balanced": self.balanced,
+            "ordinal": hashlib.sha256(json.dumps(ordinal, sort_keys=True).encode()).hexdigest(),
+            "seed": self.seed,
+            "boxes": None if self.boxes is None else self.boxes.sha256,
+            "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        }
+        return json.dumps(value, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from ensemble.analysis import plots
 from ensemble.analysis.html import figure, framed, preformatted, section, table
 from ensemble.analysis.label_facts import LabelDispute, LabelQuality
 from ensemble.analysis.label_report import HEADLINE, LabelReport
-from ensemble.analysis.matrix import agreement_table, together_table
+from ensemble.analysis.matrix import agreement_section, together_table
 from ensemble.analysis.metric_estimates import Estimate
+from ensemble.analysis.report_sections import with_caveat
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import render_recipe
 from ensemble.errors import enumerate_some
 
 _SUPPORT = 30  # images of a label, below which its scores are unreliable
 _MOST_ROWS = 100
-_MOST_MEMBERS = 24
 _MOST_LABELS = 40
 _MOST_PAIRS = 20
 _COLUMNS = {
@@ -104,7 +104,7 @@ def render_labels(report: LabelReport) -> str:
     caption += f"Their unweighted mean is the mean average precision, {'-' if mean is None else f'{mean.value:.4f}'}."
     header = ("label", "images", "average precision [95 % CI]", "ROC AUC [95 % CI]", "F1 [95 % CI]")
     body = figure(drawn, caption) + table(header, rows, numbers={1, 2, 3, 4}, label="labels")
-    return section("Labels", _with_caveat(report, summary), body)
+    return section("Labels", with_caveat(report, summary), body)
 
 
 def render_thresholds(report: LabelReport) -> str:
@@ -210,7 +210,7 @@ def render_label_calibration(report: LabelReport) -> str:
         "Each image counts once per label. Below the dashed line probabilities are too high, above it too low. The "
         "area of a point shows how many it stands for."
     )
-    return section("Calibration", _with_caveat(report, summary), figure(drawn, caption))
+    return section("Calibration", with_caveat(report, summary), figure(drawn, caption))
 
 
 def render_label_agreement(report: LabelReport) -> str:
@@ -218,24 +218,12 @@ def render_label_agreement(report: LabelReport) -> str:
     agreement = report.agreement
     if agreement is None:
         return ""
-    names, shares = agreement.members, agreement.shares
-    apart = shares.copy()
-    np.fill_diagonal(apart, 2)
-    low = divmod(int(apart.argmin()), len(apart))
-    np.fill_diagonal(apart, -1)
-    high = divmod(int(apart.argmax()), len(apart))
-    summary = f"Of the labels that {names[high[0]]} or {names[high[1]]} predicts, both predict {shares[high]:.1%}."
-    if len(names) > 2:
-        summary = (
-            f"{names[high[0]]} and {names[high[1]]} agree most ({shares[high]:.1%}), {names[low[0]]} and "
-            f"{names[low[1]]} least ({shares[low]:.1%}). Of members of equal quality, those that agree less add more."
-        )
-    shown = sorted(np.argsort(shares.mean(axis=1), kind="stable")[:_MOST_MEMBERS].tolist())
-    caption = "Of the labels of test images that either member predicts (from 0.5), the share that both predict."
-    if len(shown) < len(names):
-        caption += f" Shown are the {len(shown)} of {len(names)} members that agree least with the others."
-    drawn = agreement_table(shares[np.ix_(shown, shown)], [names[i] for i in shown], label="agreement between members")
-    return section("Agreement between members", summary, framed(drawn, caption))
+    return agreement_section(
+        agreement.shares,
+        agreement.members,
+        caption="Of the labels of test images that either member predicts (from 0.5), the share that both predict.",
+        of_two=lambda one, other, share: f"Of the labels that {one} or {other} predicts, both predict {share}.",
+    )
 
 
 def render_prevalence(report: LabelReport) -> str:
@@ -313,13 +301,6 @@ def _lowest(labels: Sequence[LabelQuality]) -> list[LabelQuality]:
 
 def _precision_of(one: LabelQuality) -> float:
     return 0.0 if one.average_precision is None else one.average_precision.value
-
-
-def _with_caveat(report: LabelReport, summary: str) -> str:
-    """Add that scores are optimistic where the recipe was fitted to the images that it is scored on."""
-    if report.choice is None or not report.out_of_fold:
-        return summary
-    return f"{summary} The recipe was fitted to these images, so this is optimistic."
 
 
 def _images(count: int) -> str:

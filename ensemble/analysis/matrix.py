@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
 
-from ensemble.analysis.html import scrolling
+from ensemble.analysis.html import framed, scrolling, section
 from ensemble.arrays import Floats
 from ensemble.labels import LabelSpace
 
@@ -22,7 +22,37 @@ def confusion_table(counts: Floats, names: Sequence[str], levels: Sequence[int],
     return matrix_table(shares, cells, names, levels, corner="true class \\ predicted", label=label)
 
 
-def agreement_table(shares: Floats, names: Sequence[str], *, label: str) -> str:
+_MOST_MEMBERS = 24
+
+
+def agreement_section(
+    shares: Floats, names: Sequence[str], *, caption: str, of_two: Callable[[str, str, str], str]
+) -> str:
+    """Render the agreement ``(M, M)`` between members, those that agree least if there are many.
+
+    ``of_two`` writes the sentence about the only two members: their names, and their agreement in percent.
+    """
+    apart = shares.copy()
+    np.fill_diagonal(apart, 2)
+    least = [names[i] for i in divmod(int(apart.argmin()), len(apart))]
+    low = float(apart.min())
+    np.fill_diagonal(apart, -1)
+    most = [names[i] for i in divmod(int(apart.argmax()), len(apart))]
+    high = float(apart.max())
+    summary = of_two(most[0], most[1], f"{high:.1%}")
+    if len(names) > 2:
+        summary = (
+            f"{most[0]} and {most[1]} agree most ({high:.1%}), {least[0]} and {least[1]} least ({low:.1%}). Of members "
+            "of equal quality, those that agree less add more."
+        )
+    shown = sorted(np.argsort(shares.mean(axis=1), kind="stable")[:_MOST_MEMBERS].tolist())
+    if len(shown) < len(names):
+        caption += f" Shown are the {len(shown)} of {len(names)} members that agree least with the others."
+    drawn = _agreement_table(shares[np.ix_(shown, shown)], [names[i] for i in shown], label="agreement between members")
+    return section("Agreement between members", summary, framed(drawn, caption))
+
+
+def _agreement_table(shares: Floats, names: Sequence[str], *, label: str) -> str:
     """Render shares ``(M, M)``, shaded from the lowest to 1."""
     low = float(shares.min())
     scaled = 0.08 + 0.92 * (shares - low) / max(1 - low, 1e-12)

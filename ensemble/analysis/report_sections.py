@@ -15,7 +15,8 @@ from ensemble.analysis import plots
 from ensemble.analysis.disagreements import Disagreement
 from ensemble.analysis.evidence import EvidenceMap
 from ensemble.analysis.html import figure, framed, preformatted, section, table
-from ensemble.analysis.matrix import agreement_table, confusion_table, group_levels
+from ensemble.analysis.label_report import LabelReport
+from ensemble.analysis.matrix import agreement_section, confusion_table, group_levels
 from ensemble.analysis.metric_estimates import Estimate
 from ensemble.analysis.report import Report
 from ensemble.analysis.report_facts import LearnedChoice
@@ -27,7 +28,6 @@ from ensemble.learn.view_gains import ViewGain
 
 _SUPPORT = 30  # images of a class, below which its F1 is unreliable
 _MOST_ROWS = 100
-_MOST_MEMBERS = 24
 _MOST_CLASSES = 40
 
 
@@ -164,7 +164,7 @@ def render_confusion(report: Report) -> str:
             caption = f"{axis.name}: accuracy {right.value:.1%} (95 % CI {right.low:.1%} to {right.high:.1%})."
             parts.append(framed(shown, caption))
         body += f'<h3>Per axis</h3><div class="pair">{"".join(parts)}</div>'
-    return section("Confusion matrix", _with_caveat(report, summary), body)
+    return section("Confusion matrix", with_caveat(report, summary), body)
 
 
 def render_classes(report: Report) -> str:
@@ -187,7 +187,7 @@ def render_classes(report: Report) -> str:
     )
     caption = f"The {len(shown)} of {len(f1)} classes with the lowest F1. " * (len(shown) < len(f1))
     caption += f"The unweighted mean over all classes is the macro F1, {quality.scores.macro_f1.value:.4f}."
-    return section("F1 per class", _with_caveat(report, summary), figure(drawn, caption))
+    return section("F1 per class", with_caveat(report, summary), figure(drawn, caption))
 
 
 def render_calibration(report: Report) -> str:
@@ -208,7 +208,7 @@ def render_calibration(report: Report) -> str:
         "Below the dashed line the blend is overconfident, above it underconfident. The area of a point shows how many "
         "images it stands for."
     )
-    return section("Calibration", _with_caveat(report, summary), figure(drawn, caption))
+    return section("Calibration", with_caveat(report, summary), figure(drawn, caption))
 
 
 def render_agreement(report: Report) -> str:
@@ -216,24 +216,12 @@ def render_agreement(report: Report) -> str:
     agreement = report.agreement
     if agreement is None:
         return ""
-    apart = agreement.shares.copy()
-    np.fill_diagonal(apart, 2)
-    low = divmod(int(apart.argmin()), len(apart))
-    np.fill_diagonal(apart, -1)
-    high = divmod(int(apart.argmax()), len(apart))
-    names, shares = agreement.members, agreement.shares
-    caption = "Share of test images for which two members predict the same class."
-    shown = sorted(np.argsort(shares.mean(axis=1), kind="stable")[:_MOST_MEMBERS].tolist())
-    if len(shown) < len(names):
-        caption += f" Shown are the {len(shown)} of {len(names)} members that agree least with the others."
-    summary = f"{names[high[0]]} and {names[high[1]]} predict the same class for {shares[high]:.1%} of the test images."
-    if len(names) > 2:
-        summary = (
-            f"{names[high[0]]} and {names[high[1]]} agree most ({shares[high]:.1%}), {names[low[0]]} and "
-            f"{names[low[1]]} least ({shares[low]:.1%}). Of members of equal quality, those that agree less add more."
-        )
-    drawn = agreement_table(shares[np.ix_(shown, shown)], [names[i] for i in shown], label="agreement between members")
-    return section("Agreement between members", summary, framed(drawn, caption))
+    return agreement_section(
+        agreement.shares,
+        agreement.members,
+        caption="Share of test images for which two members predict the same class.",
+        of_two=lambda one, other, share: f"{one} and {other} predict the same class for {share} of the test images.",
+    )
 
 
 def render_gains(gains: Sequence[ViewGain], metric: str) -> str:
@@ -346,7 +334,7 @@ def _confusions(wrong: Floats, names: Sequence[str]) -> str:
     return table(("true class", "predicted class", "images"), rows, numbers={2}, label="confusions")
 
 
-def _with_caveat(report: Report, summary: str) -> str:
+def with_caveat(report: Report | LabelReport, summary: str) -> str:
     """Add that scores are optimistic where the recipe was fitted to the images that it is scored on."""
     if report.choice is None or not report.out_of_fold:
         return summary

@@ -117,12 +117,7 @@ def run_predict(job: BenchJob, timer: PassTimer) -> PassResult:
                 views=parse_views(",".join(job.views)),
                 ids=ids,
                 boxes=job.read_boxes(),
-                options=RunOptions(
-                    device=job.device,
-                    batch=job.batch,
-                    workers=job.workers,
-                    listener=Starter(timer) if timed else SILENT,
-                ),
+                options=_options(job, timer if timed else None),
             )
             if timed:
                 timer.stop()
@@ -135,6 +130,12 @@ def run_predict(job: BenchJob, timer: PassTimer) -> PassResult:
         if job.warm_up and not job.where.is_gpu:
             run(job.ids[: job.warm_up], "warm-up", timed=False)
         return run(job.ids, "run", timed=True)
+
+
+def _options(job: BenchJob, timer: PassTimer | None) -> RunOptions:
+    """Return what the user asked of a run; a timed one starts the timer when its first images are due."""
+    listener = SILENT if timer is None else Starter(timer)
+    return RunOptions(device=job.device, batch=job.batch, workers=job.workers, listener=listener)
 
 
 def run_bound(job: BenchJob, timer: PassTimer) -> PassResult:
@@ -205,12 +206,7 @@ class RunSubmit:
                     Destination(output, Path(folder, name), AnswerSheet(ids)),
                     early_exit=early,
                     boxes=job.read_boxes(),
-                    options=RunOptions(
-                        device=job.device,
-                        batch=job.batch,
-                        workers=job.workers,
-                        listener=Starter(timer) if timed else SILENT,
-                    ),
+                    options=_options(job, timer if timed else None),
                 )
                 if timed:
                     timer.stop()

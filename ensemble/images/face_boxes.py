@@ -56,7 +56,7 @@ class Box:
             raise DataError("E350", f"a face has {len(POINTS)} points, ten finite numbers, got {points}")
 
     def __repr__(self) -> str:
-        # boxes without points keep the text that earlier versions hashed
+        # hashed into fingerprints: points count only where a detector finds them
         sides = f"left={self.left}, top={self.top}, right={self.right}, bottom={self.bottom}"
         return f"Box({sides})" if self.points is None else f"Box({sides}, points={self.points})"
 

@@ -25,7 +25,7 @@ from ensemble.learn.label_comparison import (
     score_label_members,
 )
 from ensemble.learn.label_data import LabelData, average_label_folds, stack_labels, stack_new_labels
-from ensemble.learn.learn import AUTO, mean_weights, notice_other_mix
+from ensemble.learn.learn import AUTO, mean_weights, notice_no_persons, notice_other_mix
 from ensemble.learn.objective import parse_contest_metric
 from ensemble.learn.result import Learned, MemberView
 from ensemble.learn.table import explain_selection
@@ -131,8 +131,7 @@ def _cross_validate(
 
 
 def _notice_weak_truth(truth: Truth, listener: Listener) -> None:
-    if truth.persons is None:
-        listener.notice(Notice("W523", "the ground truth has no column person: images are split and resampled singly"))
+    notice_no_persons(truth, listener)
     assert truth.applies is not None
     absent = [name for name, count in zip(truth.labels.names, truth.applies.sum(axis=0), strict=True) if not count]
     if absent:

@@ -151,9 +151,14 @@ def mean_weights(by_name: Mapping[str, Predictions], member_views: Sequence[Memb
     return np.array([1 / (len(set(groups)) * groups.count(m.group) * len(m.logits)) for m in members])
 
 
-def _notice_weak_truth(truth: Truth, listener: Listener) -> None:
+def notice_no_persons(truth: Truth, listener: Listener) -> None:
+    """Warn where the ground truth does not say which images are of one person."""
     if truth.persons is None:
         listener.notice(Notice("W523", "the ground truth has no column person: images are split and resampled singly"))
+
+
+def _notice_weak_truth(truth: Truth, listener: Listener) -> None:
+    notice_no_persons(truth, listener)
     images = np.bincount(truth.classes, minlength=len(truth.labels))
     counted = list(zip(truth.labels.names, images.tolist(), strict=True))
     few = [f"{name} ({count})" for name, count in counted if 0 < count < FEW_IMAGES]

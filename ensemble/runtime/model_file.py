@@ -144,21 +144,31 @@ def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
+def find_card(model: onnx.ModelProto, path: Path) -> ModelCard | None:
+    """Return the card in the metadata of a model, or None where it has none; ``path`` is for messages.
+
+    Raises:
+        ModelError: E427 when it has several cards, or one that cannot be read.
+    """
     found = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
-    if not found and any(entry.key == "ens.fused" for entry in model.metadata_props):
-        hint = "ens predict, bench, explain and page take it alone; others take the models that it was fused from"
-        raise ModelError("E423", f"{path.name} is a fused ensemble, not one model", hint=hint, path=path)
-    if not found:
-        raise ModelError("E423", f"{path.name} has no {METADATA_KEY} in its metadata", path=path)
     if len(found) > 1:  # readers differ in which of them counts
         raise ModelError(
             "E427", f"{path.name} has {len(found)} cards: {METADATA_KEY} is in its metadata twice", path=path
         )
     try:
-        return ModelCard.from_json(found[0])
+        return ModelCard.from_json(found[0]) if found else None
     except ModelError as err:
         raise ModelError(err.code, f"{path.name}: {err.message}", path=path) from err
+
+
+def _read_card(model: onnx.ModelProto, path: Path) -> ModelCard:
+    found = find_card(model, path)
+    if found is not None:
+        return found
+    if any(entry.key == "ens.fused" for entry in model.metadata_props):
+        hint = "ens predict, bench, explain and page take it alone; others take the models that it was fused from"
+        raise ModelError("E423", f"{path.name} is a fused ensemble, not one model", hint=hint, path=path)
+    raise ModelError("E423", f"{path.name} has no {METADATA_KEY} in its metadata", path=path)
 
 
 def _require_contract(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
