@@ -143,6 +143,8 @@ def _text(path: Path, where: str, parameter: click.Parameter, value: object) -> 
     numeric = isinstance(parameter.type, (click.types.IntParamType, click.types.FloatParamType))
     if isinstance(value, bool) or not isinstance(value, (int, float) if numeric else (str, int, float)):
         raise _invalid(path, f"{where} takes {_kind(parameter)}, got {value!r}")
+    if "\0" in str(value):  # which no command line can have, and no path
+        raise _invalid(path, f"{where} has a NUL character")
     try:
         parameter.type.convert(str(value), parameter, None)
     except click.BadParameter as err:

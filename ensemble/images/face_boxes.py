@@ -211,10 +211,24 @@ def read_boxes(path: Path) -> Boxes:
     return Boxes({face.id: face.box for face in read_faces(path).faces})
 
 
+_NUMBER = (float, int)
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("left", "top", "right", "bottom", "probability", *_POINT_COLUMNS), _NUMBER),
+    **dict.fromkeys(("faces", "width", "height", "bytes"), (int,)),
+    "found_by": (str,),
+}
+"""Types of the values of a row, where there are any."""
+
+
 def _face(row: Mapping[str, Any]) -> Face:
     sides = [row[side] for side in ("left", "top", "right", "bottom")]
     size = (row.get("width"), row.get("height"))
-    known = all(isinstance(side, int) and side > 0 for side in size)
+    for name, kinds in _KINDS.items():
+        # true is no length, and a size as text would leave unsaid that the image has another one
+        if row.get(name) is not None and type(row[name]) not in kinds:
+            wanted = "text" if str in kinds else "a number" if float in kinds else "a whole number"
+            raise TypeError(f"{name} is {str(row[name])[:40]!r}, expected {wanted}")
+    known = all(side is not None and side > 0 for side in size)
     # a file written by another program may have only the id and the four sides
     points: tuple[Any, ...] = tuple(row.get(name) for name in _POINT_COLUMNS)
     box: Box | None = None

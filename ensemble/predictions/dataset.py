@@ -155,6 +155,8 @@ def _read_parquet(path: Path) -> Part:
     try:
         table = read_parquet(path)
         metadata = table.schema.metadata or {}
+        if METADATA_KEY.encode() not in metadata or ORIGIN_KEY.encode() not in metadata:
+            raise ValueError(f"it has no {METADATA_KEY} and origin in its metadata: it was written by another program")
         card = ModelCard.from_json(metadata[METADATA_KEY.encode()].decode())
         origin = metadata[ORIGIN_KEY.encode()].decode()
         ids = _ids(table.column(_ID))
@@ -302,9 +304,12 @@ def _read_complete(folder: Path) -> _Complete:
         value = parse_json(read_utf8(folder / COMPLETE))
         require_no_flags(value)
         parts = tuple(_CompletePart(str(part["name"]), str(part["sha256"])) for part in value["parts"])
-        if not parts or any(Path(part.name).name != part.name for part in parts):
+        if not parts or any(Path(part.name).name != part.name or "\0" in part.name for part in parts):
             raise ValueError("it lists no parts, or some in another folder")
-        return _Complete(parts, int(value["rows"]), tuple(map(str, value.get("missing", ()))))
+        missing = value.get("missing", [])
+        if type(value["rows"]) is not int or not all(isinstance(name, str) for name in missing):
+            raise ValueError("its rows are no whole number, or its missing images no ids")
+        return _Complete(parts, value["rows"], tuple(missing))
     except (FileNotFoundError, NotADirectoryError) as err:
         if (folder / COMPLETE).is_symlink():
             message = f"{folder / COMPLETE} is a link that leads nowhere"

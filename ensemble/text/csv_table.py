@@ -13,6 +13,16 @@ from pathlib import Path
 from ensemble.errors import DataError, FileError, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 
+_BINARY = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive, such as .xlsx and .npz",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+}
+"""The first bytes of files that are given for tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -134,6 +144,9 @@ def _decode(data: bytes, path: Path, listener: Listener) -> str:
     Raises:
         DataError: E322 when it is not text in a known encoding.
     """
+    kind = next((kind for magic, kind in _BINARY.items() if data.startswith(magic)), None)
+    if kind is not None:
+        raise DataError("E322", f"{path.name}: it is {kind}, not text", path=path, hint="write the table as CSV")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp949"):
         try:

@@ -108,6 +108,7 @@ def test_texts_that_begin_with_a_dash_are_values() -> None:
         ("[predict.device]\nname = 'cpu'\n", "[predict] device takes text"),
         ("[predict]\non-bad-image = 'ignore'\n", "[predict] on-bad-image: 'ignore' is not one of"),
         ("[predict]\nbatch = 1\nbatch = 2\n", "is not TOML"),
+        ("[predict]\nimages = 'a\\u0000b'\n".replace("'", '"'), "[predict] images has a NUL character"),
         ("[predict\n", "is not TOML"),
         ("a = " + "[" * 5000 + "]" * 5000, "is not TOML"),
         ("#" * 1_000_001, "more than 1,000,000 bytes"),

@@ -69,6 +69,31 @@ def test_a_box_has_an_area(sides: tuple[float, float, float, float]) -> None:
     assert caught.value.code == "E350"
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("left", True, "left is 'True', expected a number"),
+        ("left", "0", "left is '0', expected a number"),
+        ("width", "9", "width is '9', expected a whole number"),
+        ("width", 9.0, "width is '9.0', expected a whole number"),
+        ("probability", "high", "probability is 'high', expected a number"),
+        ("faces", 1.5, "faces is '1.5', expected a whole number"),
+        ("found_by", 3, "found_by is '3', expected text"),
+        ("left_eye_x", True, "left_eye_x is 'True', expected a number"),
+    ],
+)
+def test_columns_of_another_type_are_refused(tmp_path: Path, column: str, value: object, said: str) -> None:
+    """They are E350: a size as text was passed over, and with it the check that the image has that size."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"id": "a", "left": 0.0, "top": 0.0, "right": 5.0, "bottom": 5.0, "width": 9, "height": 9} | {column: value}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "boxes.parquet")
+    with pytest.raises(DataError, match="E350") as caught:
+        read_boxes(tmp_path / "boxes.parquet")
+    assert said in caught.value.message
+
+
 def test_other_files_are_no_boxes(tmp_path: Path) -> None:
     """A missing file is E707, one that is not Parquet or lacks the columns is E350, a repeated id E313."""
     with pytest.raises(FileError, match="is not a file"):

@@ -96,12 +96,21 @@ def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
         read_predictions(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"parts": [{}], "rows": 1}', '{"schema": true}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{}", "[]", '{"parts": [{}], "rows": 1}', '{"schema": true}'),
+        '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": 2.5}',
+        '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": "2"}',
+        '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": 2, "missing": [3]}',
+        '{"parts": [{"name": "a\\u0000b", "sha256": "x"}], "rows": 2}',
+    ],
+)
 def test_a_broken_marker_is_not_a_traceback(tmp_path: Path, content: str) -> None:
     """Any invalid content of ``_complete.json`` is E514."""
     folder = write_member(tmp_path / "toy")
     (folder / COMPLETE).write_text(content)
-    with pytest.raises(PredictionError, match="E514"):
+    with pytest.raises(PredictionError, match=r"E514.*_complete\.json cannot be read"):
         read_predictions(folder)
 
 
