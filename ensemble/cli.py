@@ -21,6 +21,7 @@ from ensemble.commands.config_file import find_config, read_config, with_config
 from ensemble.commands.crop import crop
 from ensemble.commands.data import data
 from ensemble.commands.demo import demo
+from ensemble.commands.distil import distil
 from ensemble.commands.doctor import doctor
 from ensemble.commands.evaluate import evaluate
 from ensemble.commands.explain import explain
@@ -38,7 +39,7 @@ from ensemble.commands.train import train
 
 _SECTIONS = {
     "Start": (demo, init, doctor, explain_error),
-    "Train": (data, crop, audit, train, probe),
+    "Train": (data, crop, audit, train, probe, distil),
     "Predict and submit": (export, adopt, predict, blend, submit, check),
     "Analyze": (evaluate, report, explain, bench),
     "Deploy": (fuse, bundle, page),

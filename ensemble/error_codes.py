@@ -213,6 +213,25 @@ CODES: dict[str, Code] = {
     ),
     "I474": Code("Whether a fold takes the mean of its weights.", "see --swa"),
     "I473": Code("How the targets of an axis are spread over its values.", "see --label-distribution"),
+    "E391": Code(
+        "A recipe cannot teach: it has no probabilities, or what it learned cannot be learned again for each fold.",
+        "save a recipe of another pool, method or metric: ens blend --oof PREDICTIONS --truth TRUTH.csv --save blend.json",
+    ),
+    "E392": Code(
+        "The folds of a teacher are missing, or differ between its members.",
+        "train the members in the same folds, or name the folds with --folds",
+    ),
+    "E393": Code(
+        "Predictions to learn from are not of models that held out the same images.",
+        "predict the images with every fold's model of the recipe, and use the folds that they had",
+    ),
+    "I391": Code("A recipe smooths over rows; a student learns without it.", "nothing to do"),
+    "I392": Code("Members that the recipe does not have are left out.", "nothing to do"),
+    "I393": Code("A student's labels: whose probabilities they are, and of how many images.", "nothing to do"),
+    "W391": Code(
+        "A student's labels are out of fold, but come from models that were trained on what the student is scored on.",
+        "give the predictions of the training images by all models with --predictions, or score it on other images",
+    ),
     # 5xx: predictions, recipes, submissions
     "I470": Code("A network takes one channel; how grey is made and normalized.", "see --channels, --mean and --std"),
     "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),

@@ -104,7 +104,7 @@ def read_pseudo_labels(
         raise OptionError("E204", f"--max-share {source.max_share} allows no image in a fold of {smallest}")
     # without a listener: the images that are not listed are below the threshold, or beyond the share
     listing = list_images(source.images, [blended.ids[i] for i in taken])
-    _require_new(listing.paths, rows)
+    require_new(listing.paths, rows)
     found = tuple(
         _row(name, path, probabilities[i], several=several)
         for i, name, path in zip(taken, listing.ids, listing.paths, strict=True)
@@ -121,7 +121,12 @@ def _row(name: str, path: Path, probabilities: Floats, *, several: bool) -> Row:
     return Row(name, person, None, None, None, int(probabilities.argmax()), path)
 
 
-def _require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
+def require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
+    """Check that no unlabeled image is a training image.
+
+    Raises:
+        DataError: E346 when one is.
+    """
     known = {row.path.resolve() for row in rows}
     odd = [path for path in paths if path.resolve() in known]
     if odd:

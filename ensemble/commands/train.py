@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import click
 
 from checkpoints.data.table_options import TableOptions
-from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings, fit_channels
+from checkpoints.training.settings import CutMix, KeepEpoch, Optimizer, Schedule, TrainSettings
 from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
 from ensemble.commands.options import (
     CHANNELS,
@@ -25,7 +25,7 @@ from ensemble.commands.options import (
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
-from ensemble.commands.train_input import InputOptions, channel_values
+from ensemble.commands.train_input import DataOptions, InputOptions, channel_values, read_training
 from ensemble.errors import FileError
 from ensemble.events import SILENT, Listener
 from ensemble.terminal import TERMINAL, show
@@ -34,20 +34,7 @@ if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.pseudo_labels import PseudoLabels
-    from ensemble.card import Align
     from ensemble.labels import LabelSpace
-
-
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """Corrections of the training data, and the face boxes."""
-
-    fixes: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    age_cut: int = 60
-    boxes: Path | None = None
-    margin: float | None = None
-    align: Align | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,7 @@ class OutputOptions:
 
 _setting = partial(field_option, TrainSettings)
 _AT_LEAST_1 = click.IntRange(min=1)
-_DATA = OptionGroup(
+DATA = OptionGroup(
     "Data",
     (
         field_option(DataOptions, "fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
@@ -127,7 +114,7 @@ _FOLDS = OptionGroup(
         field_option(FoldOptions, "only_fold", "Train only this fold, counted from 0.", type=click.IntRange(min=0)),
     ),
 )
-_MODEL = OptionGroup(
+MODEL = OptionGroup(
     "Model",
     (
         _setting("arch", "Any timm architecture."),
@@ -162,7 +149,7 @@ _MODEL = OptionGroup(
         _setting("std", "Standard deviation, in the range of --mean.", type=channel_values("--std"), metavar="R,G,B"),
     ),
 )
-_OPTIMIZATION = OptionGroup(
+OPTIMIZATION = OptionGroup(
     "Optimization",
     (
         _setting("epochs", "Number of epochs.", type=_AT_LEAST_1),
@@ -202,7 +189,7 @@ _OPTIMIZATION = OptionGroup(
         _setting("fp16", "Use float16 mixed precision, for GPUs without bfloat16."),
     ),
 )
-_AUGMENTATION = OptionGroup(
+AUGMENTATION = OptionGroup(
     "Augmentation",
     (
         _setting("augment", "none, flip, light, default, strong or a TOML file."),
@@ -223,7 +210,7 @@ _PSEUDO_LABELS = OptionGroup(
         field_option(PseudoOptions, "max_share", "Maximum share of pseudo-labeled images in a fold."),
     ),
 )
-_OUTPUT = OptionGroup(
+OUTPUT = OptionGroup(
     "Output",
     (
         field_option(OutputOptions, "member", "Name of the member: its folder, and the group of its folds."),
@@ -232,7 +219,7 @@ _OUTPUT = OptionGroup(
         field_option(OutputOptions, "fresh", "Replace an earlier training instead of resuming it."),
     ),
 )
-_RUN = OptionGroup(
+RUN = OptionGroup(
     "Run",
     (
         click.Option(
@@ -256,7 +243,7 @@ _COLLECTED = {
 
 
 @grouped_command(
-    *(_DATA, TABLE, _FOLDS, _MODEL, _OPTIMIZATION, _AUGMENTATION, _PSEUDO_LABELS, _OUTPUT, _RUN),
+    *(DATA, TABLE, _FOLDS, MODEL, OPTIMIZATION, AUGMENTATION, _PSEUDO_LABELS, OUTPUT, RUN),
     collect=_COLLECTED,
     short_help="Train a member over folds",
 )
@@ -291,47 +278,27 @@ def train(
 
         distributed = init_distributed(device, listener=TERMINAL)
         resolve_architecture(settings.arch)  # before the slower imports
-        from checkpoints.data.class_names import parse_class_names
-        from checkpoints.data.dataset import read_dataset
         from checkpoints.training.job import TrainJob
-        from checkpoints.training.ordered_axes import fit_classes
-        from checkpoints.training.own_channels import fit_own_channels
-        from checkpoints.training.preflight import check_settings
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
-        from ensemble.images.face_crop import choose_crop
     from ensemble.card import validate_member
-    from ensemble.images.face_boxes import Boxes, read_faces
 
     listener = TERMINAL if distributed.is_main else SILENT
     if not distributed.is_main:
         TERMINAL.close()  # one process tells the progress of all
-    settings = fit_channels(settings, input_.preprocess(), listener=listener)
-    check_settings(settings)
     validate_member(output.member)
     _require_paths(pseudo)
-    faces = None if data.boxes is None else read_faces(data.boxes).faces
-    crop = choose_crop(faces, data.margin, data.align)
-    dataset = read_dataset(
-        train_dir,
-        fixes=data.fixes,
-        without=data.without,
-        age_cut=data.age_cut,
-        labels=None if class_names is None else parse_class_names(class_names),
-        table=table,
-        listener=listener,
-    )
-    settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
-    settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
-    settings = fit_classes(settings, dataset.labels, dataset.activation, listener=listener)
-    boxes = None if faces is None else Boxes({face.id: face.box for face in faces})
+    training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
+    dataset, boxes = training.dataset, training.boxes
     jobs = []
     for repeat in range(split.repeats):
-        shared = read_or_make_folds(split.folds, repeat, split.repeats, output.folder, dataset, listener=listener)
+        shared = read_or_make_folds(
+            split.folds, repeat, split.repeats, output.folder, training.dataset, listener=listener
+        )
         found = _read_pseudo_labels(pseudo, dataset.rows, shared.folds, dataset.labels, listener)
         jobs.append(
             TrainJob(
-                *(dataset.rows, shared.folds, output.member, settings, output.folder, seed, boxes, found),
+                *(dataset.rows, shared.folds, output.member, training.settings, output.folder, seed, boxes, found),
                 logger=output.log,
                 folds_file=shared.file,
                 repeat=repeat,

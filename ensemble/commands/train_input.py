@@ -1,13 +1,32 @@
-"""The options of `ens train` about the network's input."""
+"""The options of `ens train` about its images, and the images that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.events import Listener
+
 if TYPE_CHECKING:
-    from ensemble.card import Channels, Interpolation, Preprocess, Resize, Resizer
+    from checkpoints.data.dataset import Dataset
+    from checkpoints.data.table_options import TableOptions
+    from checkpoints.training.settings import TrainSettings
+    from ensemble.card import Align, Channels, Interpolation, Preprocess, Resize, Resizer
+    from ensemble.images.face_boxes import Boxes
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """Corrections of the training data, and the face boxes."""
+
+    fixes: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    age_cut: int = 60
+    boxes: Path | None = None
+    margin: float | None = None
+    align: Align | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +60,55 @@ def channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
         return parse_channel_values(text, option)
 
     return convert
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """The training images, the settings that fit them, and the boxes of their faces for a face crop."""
+
+    dataset: Dataset
+    settings: TrainSettings
+    boxes: Boxes | None
+
+
+def read_training(
+    train_dir: Path,
+    data: DataOptions,
+    table: TableOptions,
+    class_names: str | None,
+    input_: InputOptions,
+    settings: TrainSettings,
+    *,
+    listener: Listener,
+) -> Training:
+    """Read the training images and fit the settings to them; the settings are checked before.
+
+    Raises:
+        EnsError: as `check_settings`, `read_faces`, `choose_crop` and `read_dataset`.
+    """
+    from checkpoints.data.class_names import parse_class_names
+    from checkpoints.data.dataset import read_dataset
+    from checkpoints.training.ordered_axes import fit_classes
+    from checkpoints.training.own_channels import fit_own_channels
+    from checkpoints.training.preflight import check_settings
+    from checkpoints.training.settings import fit_channels
+    from ensemble.images.face_boxes import Boxes, read_faces
+    from ensemble.images.face_crop import choose_crop
+
+    settings = fit_channels(settings, input_.preprocess(), listener=listener)
+    check_settings(settings)
+    faces = None if data.boxes is None else read_faces(data.boxes).faces
+    crop = choose_crop(faces, data.margin, data.align)
+    dataset = read_dataset(
+        train_dir,
+        fixes=data.fixes,
+        without=data.without,
+        age_cut=data.age_cut,
+        labels=None if class_names is None else parse_class_names(class_names),
+        table=table,
+        listener=listener,
+    )
+    settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
+    settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
+    settings = fit_classes(settings, dataset.labels, dataset.activation, listener=listener)
+    return Training(dataset, settings, None if faces is None else Boxes({face.id: face.box for face in faces}))

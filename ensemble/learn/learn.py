@@ -68,7 +68,7 @@ def learn(
     _notice_weak_truth(truth, listener)
     alone = score_members(given, member_views, parsed, seed=seed)
     _notice_odd_members(given, member_views, truth.labels, listener)
-    options = _fit_options(by_name, member_views, parsed, truth.labels, seed)
+    options = fit_options(by_name, member_views, parsed, truth.labels, seed)
 
     def fit(part: LearningData) -> dict[str, Fitted]:
         return fit_candidates(names, options, part.log_p, part.truth, part.log_g)
@@ -119,13 +119,14 @@ def _parse_metric(text: str, truth: Truth, listener: Listener) -> Metric:
     return metric
 
 
-def _fit_options(
+def fit_options(
     by_name: Mapping[str, Predictions],
     member_views: Sequence[MemberView],
     metric: Metric,
     labels: LabelSpace,
     seed: int,
 ) -> FitOptions:
+    """Return the inputs of a fit besides the data, for members by name and their views."""
     return FitOptions(
         mean_weights=mean_weights(by_name, member_views),
         labels=labels,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ensemble.blend.pooling import normalize, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.labels import LabelSpace
+from ensemble.learn.candidates import Fitted
 from ensemble.learn.label_learning import learn_labels
 from ensemble.learn.learn import AUTO, learn
-from ensemble.learn.result import Learned
+from ensemble.learn.result import Learned, MemberView
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
@@ -66,9 +68,40 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
         PredictionError: E515 when a member name is repeated, E517 when the members' groups are not the learned ones,
             E518 when ``transductive`` is set and no macro-F1 rule was learned.
     """
-    by_name = members_by_name(members)
+    recipe = fitted_recipe(
+        learned.fitted, learned.member_views, learned.labels, members_by_name(members), transductive=transductive
+    )
+    return replace(
+        recipe,
+        positive=_positive_name(learned),
+        learned={
+            "method": learned.method,
+            "metric": learned.metric.name,
+            "seed": learned.seed,
+            "why": learned.reason,
+            "expected_gain": learned.expected_gain,
+            "table": learned.table_as_dicts(),
+            "views": [asdict(view) for view in learned.view_gains],
+        },
+    )
+
+
+def fitted_recipe(
+    fitted: Fitted,
+    member_views: Sequence[MemberView],
+    labels: LabelSpace,
+    by_name: Mapping[str, Predictions],
+    *,
+    transductive: bool = False,
+) -> Recipe:
+    """Return the recipe of a fitted candidate for members by name, without what documents how it was learned.
+
+    Raises:
+        PredictionError: E517 when the members' groups are not those of the member views, E518 when ``transductive`` is
+            set and no macro-F1 rule was learned.
+    """
     weights: dict[str, dict[str, float]] = {}
-    for one, weight in zip(learned.member_views, learned.fitted.weights.tolist(), strict=True):
+    for one, weight in zip(member_views, fitted.weights.tolist(), strict=True):
         weights.setdefault(one.member, {})[one.view] = weight
     _require_same_groups(set(weights), {member.group for member in by_name.values()})
 
@@ -76,10 +109,9 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
     for views in weights.values():
         for view, weight in views.items():
             total[view] = total.get(view, 0.0) + weight
-    fitted = learned.fitted
     temperatures: dict[str, float] = {}
     if fitted.temperatures is not None:
-        pairs = zip(learned.member_views, fitted.temperatures.tolist(), strict=True)
+        pairs = zip(member_views, fitted.temperatures.tolist(), strict=True)
         temperatures = {one.member: value for one, value in pairs}
     return Recipe(
         pool=parse_pool(fitted.space),
@@ -93,22 +125,12 @@ def learned_recipe(learned: Learned, members: Sequence[Predictions], *, transduc
             )
             for group, views in weights.items()
         },
-        labels=learned.labels,
+        labels=labels,
         rule=fitted.rule,
         transductive=transductive,
         activation=next(iter(by_name.values())).activation,
         sharpness=fitted.sharpness,
         bias=tuple(fitted.bias.tolist()) if fitted.bias.any() else None,
-        positive=_positive_name(learned),
-        learned={
-            "method": learned.method,
-            "metric": learned.metric.name,
-            "seed": learned.seed,
-            "why": learned.reason,
-            "expected_gain": learned.expected_gain,
-            "table": learned.table_as_dicts(),
-            "views": [asdict(view) for view in learned.view_gains],
-        },
     )
 
 

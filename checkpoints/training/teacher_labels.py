@@ -1,0 +1,172 @@
+"""The labels of a student: a teacher's probabilities of the training images, and of images without labels, per fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from checkpoints.data.dataset import Dataset
+from checkpoints.data.folds import Folds
+from checkpoints.data.mask_contest import NO_CLASS, Row
+from checkpoints.data.truth_table import labels_of
+from checkpoints.training.distillation import Distillation, SoftLabels
+from checkpoints.training.pseudo_labels import PseudoLabels, require_new
+from ensemble.arrays import Classes, Floats
+from ensemble.errors import DataError, PredictionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
+from ensemble.images.face_boxes import Boxes
+from ensemble.images.listing import list_images
+from ensemble.learn.teacher import Teacher, answer_by_own_models
+from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.truth import Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabeled:
+    """Images without labels: the predictions of them by all models of the recipe, their folder and face boxes."""
+
+    predictions: Sequence[Predictions]
+    images: Path
+    boxes: Boxes | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherLabels:
+    """Labels of a student beside the true ones, and if its own out-of-fold score is ``optimistic`` by that."""
+
+    soft: SoftLabels
+    pseudo: PseudoLabels | None
+    optimistic: bool
+
+
+def truth_of(data: Dataset) -> Truth:
+    """Return the true classes of the training rows and their people or other groups."""
+    found = labels_of(data.rows, data.labels, data.activation)
+    several = data.activation == "sigmoid"
+    classes = found.argmax(axis=1) if several else found
+    return Truth(
+        tuple(row.id for row in data.rows),
+        np.asarray(classes, dtype=np.intp),
+        tuple(row.person for row in data.rows),
+        data.labels,
+        found.astype(bool) if several else None,
+    )
+
+
+def folds_of_members(members: Sequence[Predictions], rows: Sequence[Row]) -> Folds:
+    """Return the folds in which the members of out-of-fold predictions were trained.
+
+    Raises:
+        DataError: E392 when no member has a fold number, when two groups have other folds, when a fold is missing, or
+            when two images of a person (or other group) are in two folds.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for member in members:
+        if member.fold is not None and member.repeat == 0:
+            found.setdefault(member.group, {}).update(dict.fromkeys(member.ids, member.fold))
+    if not found:
+        message = "no member of the out-of-fold predictions says its fold"
+        raise DataError("E392", message, hint="name the folds of the members with --folds")
+    (first, expected), *others = found.items()
+    for group, folds in others:
+        if folds != expected:
+            raise DataError("E392", f"{first} and {group} have other folds, so no fold is unseen by both")
+    of_person: dict[str, int] = {}
+    lost = [row.id for row in rows if row.id not in expected]
+    if lost:
+        raise DataError("E392", f"{first} has no fold for {len(lost):,} images: {enumerate_some(lost)}")
+    for row in rows:
+        if of_person.setdefault(row.person, expected[row.id]) != expected[row.id]:
+            raise DataError("E392", f"{row.person} is in more than one fold of {first}")
+    count = max(of_person.values()) + 1
+    if count < 2 or len(set(of_person.values())) != count:
+        have = ", ".join(map(str, sorted(set(of_person.values()))))
+        raise DataError("E392", f"{first} has the folds {have}, and a student needs all of them, two or more")
+    return Folds(count, of_person)
+
+
+def folds_of_images(folds: Folds, rows: Sequence[Row]) -> Classes:
+    """Return the fold ``(N,)`` of each row."""
+    return np.array([folds.of_person[row.person] for row in rows], dtype=np.intp)
+
+
+def require_same_folds(folds: Folds, members: Sequence[Predictions], rows: Sequence[Row]) -> None:
+    """Check that members which say their fold held out what ``folds`` holds out.
+
+    Raises:
+        DataError: E392 when one did not.
+    """
+    fold_of: Mapping[str, int] = {row.id: folds.of_person[row.person] for row in rows}
+    for member in members:
+        if member.fold is None or member.repeat:
+            continue
+        if any(fold_of.get(name, member.fold) != member.fold for name in member.ids):
+            raise DataError("E392", f"{member.member} held out other images than fold {member.fold}")
+
+
+def teacher_labels(
+    teacher: Teacher,
+    rows: Sequence[Row],
+    how: Distillation,
+    *,
+    predictions: Sequence[Predictions] = (),
+    unlabeled: Unlabeled | None = None,
+    listener: Listener = SILENT,
+) -> TeacherLabels:
+    """Return the teacher's probabilities for the student of each fold.
+
+    With ``predictions`` of the training images by all models, a fold's student learns from the models that held out
+    the same images as it does: its out-of-fold predictions are honest. Without them it learns from the out-of-fold
+    predictions: these are of models that did not see the image, but have seen the images that the student is scored on
+    (W391). Images without labels are always labeled by the models of the fold.
+
+    Raises:
+        DataError: E346 when an unlabeled image is a training image, E393 when a group has no model for a fold.
+        PredictionError: the codes of `blend`; E501 when images have any number of labels, and predictions one class, or
+            the other way round.
+    """
+    ids = [row.id for row in rows]
+    count = len(teacher.recipes)
+    if any(one.independent != (teacher.truth.applies is not None) for one in predictions):
+        raise PredictionError("E501", "the training data and the predictions differ in how many labels an image has")
+    if predictions:
+        labeled = tuple(answer_by_own_models(teacher, predictions, fold, ids) for fold in range(count))
+        whose = "by the models that held out the same images as the student"
+    else:
+        labeled = (teacher.answers.probabilities,) * count
+        whose = "out of fold"
+        message = (
+            "the labels are those of models that did not see the image, but were trained on the images that the "
+            "student is scored on: its out-of-fold score is optimistic, and so is a blend that learns from it"
+        )
+        listener.notice(Notice("W391", message))
+    kind = f"temperature {how.temperature:g}, {how.share:.0%} of the loss"
+    listener.notice(Notice("I393", f"{len(ids):,} images have the blend's probabilities {whose}; {kind}"))
+    pseudo = None if unlabeled is None else _label(teacher, unlabeled, rows, listener)
+    soft = SoftLabels(labeled, None if pseudo is None else pseudo[1], how)
+    return TeacherLabels(soft, None if pseudo is None else pseudo[0], optimistic=not predictions)
+
+
+def _label(
+    teacher: Teacher, unlabeled: Unlabeled, rows: Sequence[Row], listener: Listener
+) -> tuple[PseudoLabels, tuple[Floats, ...]]:
+    """Return the images without labels, with the class that is most probable in the mean of all folds."""
+    names = sorted(unlabeled.predictions[0].ids)
+    every = tuple(
+        answer_by_own_models(teacher, unlabeled.predictions, fold, names) for fold in range(len(teacher.recipes))
+    )
+    mean = np.mean(every, axis=0)
+    listing = list_images(unlabeled.images, names, listener=listener)
+    require_new(listing.paths, rows)
+    several = teacher.truth.applies is not None
+    found = []
+    for name, path, p in zip(listing.ids, listing.paths, mean, strict=True):
+        present = tuple(np.flatnonzero(p >= 0.5).tolist()) if several else None
+        label = NO_CLASS if several else int(p.argmax())
+        found.append(Row(name, f"unlabeled {name}", None, None, None, label, path, present=present))
+    message = f"{len(found):,} images without labels have the probabilities of each fold's own models"
+    listener.notice(Notice("I393", message))
+    return PseudoLabels(tuple(found), unlabeled.boxes), every

@@ -1,0 +1,229 @@
+"""The command `ens distil`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from checkpoints.data.table_options import TableOptions
+from checkpoints.training.settings import KeepEpoch, TrainSettings
+from ensemble.commands.option_groups import OptionGroup, field_option, grouped_command
+from ensemble.commands.options import PATH, conflict, json_option, progress_options, torch_extra
+from ensemble.commands.table_group import TABLE
+from ensemble.commands.train import AUGMENTATION, DATA, MODEL, OPTIMIZATION, OUTPUT, RUN, OutputOptions
+from ensemble.commands.train_input import DataOptions, InputOptions, read_training
+from ensemble.events import SILENT, Listener
+from ensemble.terminal import TERMINAL, show
+
+if TYPE_CHECKING:
+    from checkpoints.data.folds import Folds
+    from checkpoints.data.mask_contest import Row
+    from checkpoints.training.job import TrainJob
+    from checkpoints.training.teacher_labels import Unlabeled
+    from ensemble.labels import LabelSpace
+    from ensemble.predictions.dataset import Predictions
+    from exporters.export import Exported
+
+_PICTURES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOptions:
+    """The predictions by which the recipe labels the training images, and how they are learned from.
+
+    Raises:
+        OptionError: E204 when one of predictions and images without labels is given alone, or boxes without both.
+    """
+
+    oof: tuple[Path, ...] = ()
+    predictions: tuple[Path, ...] = ()
+    temperature: float = 2.0
+    teacher_share: float = 0.9
+    folds: Path | None = None
+    pseudo: tuple[Path, ...] = ()
+    pseudo_images: Path | None = None
+    pseudo_boxes: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.oof:
+            raise conflict("--oof is missing: the out-of-fold predictions of the recipe's members")
+        has_images, has_boxes = self.pseudo_images is not None, self.pseudo_boxes is not None
+        if bool(self.pseudo) != has_images or (has_boxes and not self.pseudo):
+            raise conflict("--pseudo and --pseudo-images need each other, and --pseudo-boxes needs both")
+
+
+_teacher = partial(field_option, TeacherOptions)
+_TEACHER = OptionGroup(
+    "Teacher",
+    (
+        _teacher("oof", "Out-of-fold predictions of all members of the recipe; repeatable.", type=PATH),
+        _teacher(
+            "predictions",
+            "Predictions of the training images by all models of the recipe: each fold learns from those that held out "
+            "what it holds out; repeatable.  [default: learn from --oof]",
+            type=PATH,
+        ),
+        _teacher("temperature", "Temperature of teacher and student in the loss."),
+        _teacher("teacher_share", "Share of the loss that is measured against the teacher, not against the labels."),
+        _teacher(
+            "folds",
+            "CSV of id,fold with one line per person or group.  [default: the folds of the members]",
+            type=PATH,
+        ),
+        _teacher("pseudo", "Predictions of images without labels, by all models; repeatable.", type=PATH),
+        _teacher("pseudo_images", "Folder of the images without labels.", type=PATH),
+        _teacher("pseudo_boxes", "Face boxes of the images without labels.", type=PATH),
+    ),
+)
+_LAST = click.Option(
+    ["--keep", "keep"],
+    type=click.Choice(get_args(KeepEpoch)),
+    default="last",
+    show_default=True,
+    help="Epoch to keep; the scores of best are optimistic, as the hold-out part chooses it.",
+)
+_OPTIMIZATION = OptionGroup(
+    OPTIMIZATION.heading, tuple(_LAST if option.name == "keep" else option for option in OPTIMIZATION.options)
+)
+_COLLECTED = {
+    "teacher": TeacherOptions,
+    "data": DataOptions,
+    "table": TableOptions,
+    "input_": InputOptions,
+    "settings": TrainSettings,
+    "output": OutputOptions,
+}
+
+
+@grouped_command(
+    *(_TEACHER, DATA, TABLE, MODEL, _OPTIMIZATION, AUGMENTATION, OUTPUT, RUN),
+    collect=_COLLECTED,
+    short_help="Train one network to answer like a blend",
+)
+@click.argument("recipe", type=PATH)
+@click.argument("train_dir", type=PATH)
+@progress_options
+@json_option
+def distil(
+    recipe: Path,
+    train_dir: Path,
+    teacher: TeacherOptions,
+    data: DataOptions,
+    table: TableOptions,
+    class_names: str | None,
+    input_: InputOptions,
+    settings: TrainSettings,
+    output: OutputOptions,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train one network per fold to answer like a blend: verified members, and out-of-fold predictions.
+
+    RECIPE is the blend.json of ens blend, TRAIN_DIR that of ens train. The folds are those of the recipe's members;
+    what the recipe has learned is learned again without the images of each fold.
+
+    \b
+    Example: ens distil blend.json train --oof runs/a/oof --oof runs/b/oof --arch resnet18 --member small
+    """
+    with torch_extra("distil"):
+        from checkpoints.loading.architectures import resolve_architecture
+        from checkpoints.training.distributed import init_distributed
+
+        distributed = init_distributed(device, listener=TERMINAL)
+        resolve_architecture(settings.arch)  # before the slower imports
+        import exporters.export  # noqa: F401 - a missing package is said before anything else
+        from checkpoints.training.distillation import Distillation
+        from checkpoints.training.job import TrainJob
+        from checkpoints.training.teacher_labels import folds_of_images, teacher_labels, truth_of
+        from checkpoints.training.train_member import train_member
+    from ensemble.blend.recipe import read_recipe
+    from ensemble.card import validate_member
+    from ensemble.learn.student import compare_student
+    from ensemble.learn.teacher import make_teacher
+    from ensemble.predictions.read_members import read_members
+
+    listener = TERMINAL if distributed.is_main else SILENT
+    if not distributed.is_main:
+        TERMINAL.close()  # one process tells the progress of all
+    how = Distillation(teacher.temperature, teacher.teacher_share)
+    validate_member(output.member)
+    taught = read_recipe(recipe)
+    oof = read_members(teacher.oof, taught.labels, listener=listener)
+    predictions = read_members(teacher.predictions, taught.labels, listener=listener) if teacher.predictions else []
+    training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
+    dataset = training.dataset
+    folds = _find_folds(teacher.folds, oof, dataset.rows)
+    model = make_teacher(taught, oof, truth_of(dataset), folds_of_images(folds, dataset.rows), listener=listener)
+    labels = teacher_labels(
+        model,
+        dataset.rows,
+        how,
+        predictions=predictions,
+        unlabeled=_read_unlabeled(teacher, taught.labels, listener),
+        listener=listener,
+    )
+    job = TrainJob(
+        *(dataset.rows, folds, output.member, training.settings, output.folder, seed, training.boxes, labels.pseudo),
+        logger=output.log,
+        folds_file=output.folder / "folds.csv",
+        teacher=labels.soft,
+    )
+    trained = train_member(job, fresh=output.fresh, distributed=distributed, listener=listener)
+    distributed.end()
+    if not distributed.is_main:
+        return
+    exported = _export(job, listener)
+    assert trained.oof is not None, "all folds have been trained"
+    student = [one for one in read_members([trained.oof], dataset.labels) if one.group == output.member]
+    found = compare_student(model, student, optimistic=labels.optimistic)
+    lines = [trained.render(), *(one.describe() for one in exported), found.render()]
+    values = trained.as_dict() | {"models": [one.as_dict() for one in exported], "comparison": found.as_dict()}
+    show(values, "\n".join(lines), as_json=as_json)
+
+
+def _find_folds(path: Path | None, oof: list[Predictions], rows: tuple[Row, ...]) -> Folds:
+    from checkpoints.data.folds import read_folds
+    from checkpoints.training.teacher_labels import folds_of_members, require_same_folds
+
+    folds = folds_of_members(oof, rows) if path is None else read_folds(path, rows)
+    require_same_folds(folds, oof, rows)
+    return folds
+
+
+def _read_unlabeled(options: TeacherOptions, labels: LabelSpace, listener: Listener) -> Unlabeled | None:
+    from checkpoints.training.teacher_labels import Unlabeled
+    from ensemble.images.face_boxes import read_boxes
+    from ensemble.predictions.read_members import read_members
+
+    if options.pseudo_images is None:
+        return None
+    return Unlabeled(
+        read_members(options.pseudo, labels, listener=listener),
+        options.pseudo_images,
+        None if options.pseudo_boxes is None else read_boxes(options.pseudo_boxes),
+    )
+
+
+def _export(job: TrainJob, listener: Listener) -> list[Exported]:
+    """Export the student of each fold, verified on images that it did not see."""
+    import numpy as np
+
+    from checkpoints.loading.open import open_checkpoint
+    from exporters.export import ImageSet, export
+
+    found: list[Exported] = []
+    for fold in range(job.folds.count):
+        listener.progress("export", fold, job.folds.count)
+        rows = [job.rows[i] for i in np.flatnonzero(job.folds.holdout(job.rows, fold)).tolist()]
+        rows = rows[:: max(1, len(rows) // _PICTURES)][:_PICTURES]
+        ids = tuple(row.id for row in rows)
+        boxes = None if job.boxes is None or job.settings.preprocess.face is None else job.boxes.select(ids)
+        images = ImageSet(ids, tuple(row.path for row in rows), boxes)
+        checkpoint = open_checkpoint(job.folder / f"fold{fold}.safetensors", listener=listener)
+        found.append(export(checkpoint, job.folder, check_images=images, listener=listener if not fold else SILENT))
+    return found

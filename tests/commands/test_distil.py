@@ -1,0 +1,107 @@
+"""`ens distil` as it is typed: a blend's folds and labels, verified members, and the comparison with the blend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ensemble.blend.recipe import make_recipe
+from ensemble.cli import ens
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import Part, hash_ids, part_path, read_predictions, write_complete, write_part
+from tests.support.toys import card, picture
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+NAMES = ("cat", "dog", "owl")
+LABELS = LabelSpace.flat(NAMES)
+IDS = tuple(f"{name}/{i}.png" for name in NAMES for i in range(8))
+NEW = ("n0.png", "n1.png", "n2.png")
+
+
+def write_member(folder: Path, fold: int, ids: tuple[str, ...], *, group: str) -> None:
+    held = tuple(name for i, name in enumerate(IDS) if i % 2 == fold)
+    own = replace(card(f"{group}_f{fold}", labels=LABELS), group=group, fold=fold, holdout_sha256=hash_ids(held))
+    rng = np.random.default_rng([fold, len(group), len(ids)])
+    wanted = [NAMES.index(name.split("/")[0]) if "/" in name else 0 for name in ids]
+    logits = (2 * np.eye(3)[wanted] + rng.normal(0, 1, (len(ids), 3))).astype(np.float32)
+    path = part_path(folder / own.member, 0)
+    write_part(path, Part(ids, {"identity": logits, "hflip": logits}, "test", own))
+    write_complete(folder / own.member, [path], len(ids))
+
+
+@pytest.fixture
+def contest(tmp_path: Path) -> Path:
+    for number, name in enumerate((*(f"train/{i}" for i in IDS), *(f"new/{i}" for i in NEW))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number)).save(tmp_path / name)
+    for fold in (0, 1):
+        for group in ("a", "bb"):
+            held = tuple(name for i, name in enumerate(IDS) if i % 2 == fold)
+            write_member(tmp_path / "oof", fold, held, group=group)
+            write_member(tmp_path / "seen", fold, IDS, group=group)
+            write_member(tmp_path / "preds", fold, NEW, group=group)
+    members = [read_predictions(path) for path in sorted((tmp_path / "preds").iterdir())]
+    (tmp_path / "blend.json").write_text(make_recipe(members).to_json())
+    return tmp_path
+
+
+def run(root: Path, *words: object) -> Result:
+    common = ("--arch", "test_resnet", "--size", 32, "--epochs", 1, "--augment", "none", "--device", "cpu")
+    given = ("distil", root / "blend.json", root / "train", *common, "-o", root / "runs", "--member", "s", *words)
+    return CliRunner().invoke(ens, [str(word) for word in given])
+
+
+def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members are written in the blend's folds and compared with it; a second run trains nothing again.
+
+    With other labels for the same name it is refused (E442).
+    """
+    own = ("--oof", contest / "oof", "--predictions", contest / "seen")
+    unlabeled = ("--pseudo", contest / "preds", "--pseudo-images", contest / "new")
+    done = run(contest, *own, *unlabeled, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    folder = contest / "runs" / "s"
+    assert [Path(one["path"]) for one in found["models"]] == [folder / "s_f0.onnx", folder / "s_f1.onnx"]
+    assert all(one["verified"]["images"] == 12 for one in found["models"])
+    compared = found["comparison"]
+    assert (compared["student_passes"], compared["teacher_passes"], compared["optimistic"]) == (2, 8, False)
+    assert compared["low"] <= compared["difference"] <= compared["high"]
+    assert read_predictions(folder / "oof" / "s_f1").ids == IDS[1::2]
+    folds = dict(line.split(",") for line in (contest / "runs" / "folds.csv").read_text().splitlines()[1:])
+    assert folds == {name: str(i % 2) for i, name in enumerate(IDS)}
+    assert "3 images without labels" in done.stderr
+    assert "W391" not in done.stderr
+
+    monkeypatch.setattr("ensemble.commands.distil._export", lambda *_: [])
+    again = json.loads(run(contest, *own, *unlabeled, "--json").stdout)
+    assert (again["kept"], again["comparison"]) == ([0, 1], compared)
+    for words in ((*own, *unlabeled, "--temperature", 3), own, ("--oof", contest / "oof")):
+        refused = run(contest, *words)
+        assert getattr(refused.exception, "code", None) == "E442"
+        assert ("W391" in refused.stderr) == ("--predictions" not in words)
+
+
+def test_what_does_not_fit_is_refused_before_an_image_is_read(contest: Path) -> None:
+    """Options that need each other, folds of others and predictions of a part of the models end with their codes."""
+    (contest / "folds.csv").write_text("id,fold\n" + "".join(f"{name},{i % 3}\n" for i, name in enumerate(IDS)))
+    oof = ("--oof", contest / "oof")
+    for words, code in (
+        ((), "E204"),
+        ((*oof, "--pseudo", contest / "preds"), "E204"),
+        ((*oof, "--temperature", 0), "E204"),
+        ((*oof, "--teacher-share", 2), "E204"),
+        ((*oof, "--folds", contest / "folds.csv"), "E392"),
+        ((*oof, "--predictions", contest / "seen" / "a_f0"), "E393"),
+        (("--oof", contest / "oof" / "a_f0", "--oof", contest / "oof" / "a_f1"), "E517"),
+    ):
+        found = run(contest, *words)
+        assert getattr(found.exception, "code", None) == code, (words, found.output)
+        assert not (contest / "runs").exists()
