@@ -6,8 +6,9 @@ import codecs
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble.errors import DataError, FileError, show_spaces
@@ -33,6 +34,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     delimiter: str = ","
+    _places: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def place(self, name: str) -> int:
         """Return the place of a column; spaces around its name do not count.
@@ -40,9 +42,12 @@ class Table:
         Raises:
             DataError: E322 when the header lacks the column.
         """
-        for header in (self.header, tuple(cell.strip() for cell in self.header)):
-            if header.count(name) == 1:
-                return header.index(name)
+        if not self._places:
+            for names in (tuple(cell.strip() for cell in self.header), self.header):
+                counts = Counter(names)
+                self._places.update({one: place for place, one in enumerate(names) if counts[one] == 1})
+        if name in self._places:
+            return self._places[name]
         have = ", ".join(show_spaces(cell) for cell in self.header)
         raise DataError("E322", f'{self.path.name}: column "{name}" not found; have: {have}', path=self.path)
 
