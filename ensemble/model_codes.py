@@ -85,6 +85,10 @@ MODEL_CODES: dict[str, Code] = {
         "Layers of an int8 model stay in float32.",
         "nothing to do: int8 would change too many predictions, or TensorRT has no kernels for them",
     ),
+    "I496": Code(
+        "The first layers of an int8 model stay in float32, because they are faster so.",
+        "nothing to do; on another processor other layers may be",
+    ),
     "I438": Code("An older int8 model runs on slower kernels, which are exact.", "export it again for full speed"),
     "E440": Code("Training diverged: the loss is NaN or infinite.", "lower the learning rate"),
     "I441": Code("Training starts from the weights of a file.", "nothing to do"),

@@ -14,29 +14,34 @@ from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.runtime.machine import processor_name
 from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
+from exporters.int8_timing import time_layers, time_nodes
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
 
 CALIBRATION = 128
 MOST_IN_FLOAT = 0.5  # of the multiplications
+MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
-_OVERHEAD = 0.002  # of all multiplications: the cost of converting to and from integers around a layer
+_LEADING = 4  # layers at most
+_FASTER = 0.97  # of the time: a smaller gain is noise
+_OVERHEAD = 0.005  # of all layers: the cost of converting to and from integers around one that returns to float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
     """A quantised model and its verdict.
 
-    ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, then the one with the
-    largest error for its cost first. ``in_float_share`` is their share of the multiplications; ``ranges`` names how the
-    ranges were chosen. The layers were chosen by ``chosen_on`` images, and none of them is among those of the verdict,
-    which are ``judged_on``.
+    ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, the first ones where
+    float32 is faster, then the one with the largest error for the time that it saves first. ``in_float_share`` is their
+    share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were chosen by ``chosen_on``
+    images, and none of them is among those of the verdict, which are ``judged_on``.
     """
 
     proto: onnx.ModelProto
@@ -77,12 +82,13 @@ class Judges:
 class Harm:
     """The error of the logits when only this layer is quantised, relative to their standard deviation.
 
-    ``products`` are the layer's multiplications per image.
+    ``saved`` is what integers save in this layer, in any unit: microseconds per image, or multiplications where the
+    time on this machine says nothing, as for TensorRT.
     """
 
     layer: Layer
     error: float
-    products: int
+    saved: float
 
 
 def to_int8(
@@ -98,8 +104,9 @@ def to_int8(
     """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
 
     If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, layers return
-    to float32, in the order of their error for the multiplications that they save: the fewest that are enough, found
-    by bisection between none and half of the multiplications. The images of the gate choose nothing.
+    to float32: in the order of their error for the time that they save, or from the first one on, whichever leaves the
+    faster model. They are the fewest that are enough, found by bisection up to half of the multiplications. The first
+    layers stay in float32 where onnxruntime is faster so. The images of the gate choose nothing.
 
     Raises:
         ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
@@ -124,6 +131,13 @@ def to_int8(
     # the range of all values comes first, so that it wins on ties
     chosen = min(candidates, key=lambda one: _error(build(candidates[one], suited), card, few, expected))
     ranges = candidates[chosen]
+    leading: tuple[str, ...] = ()
+    saved: Mapping[str, float] = products
+    if scheme.integer_bias:
+        timed = _time(model, layers, partial(build, ranges), products, few, card, listener)
+        leading, saved = timed.leading, timed.saved
+    unsuited, fixed = len(fixed), (*fixed, *leading)
+    suited = tuple(layer for layer in suited if layer.name not in leading)
     answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], choose.pixels, listener=listener)
 
     def attempt(returned: tuple[str, ...]) -> Quantised:
@@ -144,15 +158,82 @@ def to_int8(
 
     whole = attempt(())
     if whole.verdict.is_safe:
-        return _tell_in_float(pass_gate(whole), card, len(fixed), listener)
-    harms = _rank(partial(build, ranges), card, products, suited, few, expected, listener)
-    order = tuple(harm.layer.name for harm in harms)
-    so_far = sum(products[name] for name in fixed) + np.cumsum([harm.products for harm in harms])
-    most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * sum(products.values()), side="right"))])
-    if most.verdict.faults:
+        return _tell_in_float(pass_gate(whole), card, unsuited, listener)
+    harms = _rank(partial(build, ranges), card, saved, suited, few, expected, listener)
+    # from the first layer on there is one border to integers, where conversions take time; errors of early layers pass
+    # through all others
+    orders = [tuple(harm.layer.name for harm in harms), tuple(layer.name for layer in suited)]
+    found, most = _search(orders if scheme.integer_bias else orders[:1], fixed, products, attempt)
+    if not found:
         raise _failed(card, most, harms)
-    best = pass_gate(_fewest_in_float(order, most, attempt, fixed=len(fixed)), harms)
-    return _tell_in_float(best, card, len(fixed), listener)
+    return _tell_in_float(pass_gate(_fastest(found, few), harms), card, unsuited, listener)
+
+
+def _search(
+    orders: Sequence[tuple[str, ...]],
+    fixed: Sequence[str],
+    products: Mapping[str, int],
+    attempt: Callable[[tuple[str, ...]], Quantised],
+) -> tuple[list[Quantised], Quantised]:
+    """Return the model with the fewest layers in float by each order in which they return, and the last one with most.
+
+    An order is left out if the gate refuses it with `MOST_IN_FLOAT` of the multiplications in float.
+    """
+    found = []
+    for order in orders:
+        so_far = sum(products[name] for name in fixed) + np.cumsum([products[name] for name in order])
+        most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * sum(products.values()), side="right"))])
+        if not most.verdict.faults:
+            found.append(_fewest_in_float(order, most, attempt, fixed=len(fixed)))
+    return found, most
+
+
+def _fastest(found: Sequence[Quantised], pixels: Pixels) -> Quantised:
+    """Return the model that takes the least time, the first one unless another is faster by more than the noise."""
+    if len(found) == 1:
+        return found[0]
+    spent = [time_nodes(one.proto, pixels).total for one in found]
+    best = min(range(len(found)), key=spent.__getitem__)
+    return found[best if spent[best] < _FASTER * spent[0] else 0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """The first layers, which are faster in float, and the microseconds that integers save in each layer."""
+
+    leading: tuple[str, ...]
+    saved: Mapping[str, float]
+
+
+def _time(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    build: Callable[[Sequence[Layer]], onnx.ModelProto],
+    products: Mapping[str, int],
+    pixels: Pixels,
+    card: ModelCard,
+    listener: Listener,
+) -> _Timed:
+    """Time the network in float32, on integers, and with its first layers in float32."""
+    plain = time_nodes(model, pixels)
+    tried = [time_nodes(build(layers), pixels)]
+    so_far = np.cumsum([products[layer.name] for layer in layers]) / sum(products.values())
+    for count in range(1, 1 + min(_LEADING, int(np.searchsorted(so_far, MOST_LEADING, side="right")))):
+        tried.append(time_nodes(build(layers[count:]), pixels))
+        listener.progress("time layers", count, _LEADING)
+    best = min(range(len(tried)), key=lambda count: tried[count].total)
+    if tried[best].total > _FASTER * tried[0].total:
+        best = 0
+    leading = tuple(layer.name for layer in layers[:best])
+    if leading:
+        message = (
+            f"{', '.join(leading)} in float is faster: {tried[best].total / 1000:.2f} ms an image against "
+            f"{tried[0].total / 1000:.2f} with all layers on integers and {plain.total / 1000:.2f} with none "
+            f"({processor_name()}, one core)"
+        )
+        listener.notice(Notice("I496", f"{card.member}: {message}"))
+    slow, fast = (time_layers(model, layers, times) for times in (plain, tried[best]))
+    return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow})
 
 
 def _fewest_in_float(
@@ -213,23 +294,23 @@ def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelEr
 def _rank(
     build: Callable[[Sequence[Layer]], onnx.ModelProto],
     card: ModelCard,
-    products: Mapping[str, int],
+    saved: Mapping[str, float],
     layers: Sequence[Layer],
     pixels: Pixels,
     expected: Logits,
     listener: Listener,
 ) -> tuple[Harm, ...]:
-    """Sort the layers by squared error per saved multiplication, highest first.
+    """Sort the layers by squared error for what each one saves, highest first.
 
-    Errors of independent layers add up as squares, so layers return to float by their squared error per
-    multiplication, as in the greedy solution of a knapsack problem.
+    Errors of independent layers add up as squares, so layers return to float by their squared error per microsecond, as
+    in the greedy solution of a knapsack problem.
     """
-    harms, least = [], _OVERHEAD * sum(products.values())
+    harms, least = [], _OVERHEAD * max(sum(saved.values()), 1.0)
     for number, layer in enumerate(layers):
         error = _error(build([layer]), card, pixels, expected)
-        harms.append(Harm(layer, error, products[layer.name]))
+        harms.append(Harm(layer, error, saved[layer.name]))
         listener.progress("rank layers", number + 1, len(layers))
-    return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.products + least), reverse=True))
+    return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.saved + least), reverse=True))
 
 
 def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Logits) -> float:

@@ -26,6 +26,9 @@ _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _PAIRED = {"Add", "Mul"}
 _POOLED = {"GlobalAveragePool", "MaxPool"}
 _BOUNDED = {"Relu", "Clip"}
+# Where such a node reads a DequantizeLinear of one scale, onnxruntime rounds its float weights to int8, with one scale
+# for all of them (WeightBiasQuantization in onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc)
+_ROUNDED_BY_ONNXRUNTIME = {"Conv", "ConvTranspose", "Gemm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,17 @@ def quantise(
     for i, node in enumerate(graph.node):
         outputs = list(node.output)
         for place, name in enumerate(node.input):
-            if name in stored and (i in plan.nodes or name in plan.made):
+            if name in stored and name not in plan.shown and (i in plan.nodes or name in plan.made):
                 node.input[place] = f"{name}/real"
+        if i not in plan.nodes and node.op_type in _ROUNDED_BY_ONNXRUNTIME:
+            nodes += _read_by_channel(node, proto.graph.node[i].input[0], stored, plan.made, constants)
         if i in plan.nodes and node.op_type in _WEIGHTED:
             nodes += _quantise_weights(node, stored[proto.graph.node[i].input[0]], constants)
         nodes.append(node)
-        for name in outputs:
-            nodes += _round_trip(name, stored, constants)
+        for place, name in enumerate(outputs):
+            if name in plan.shown:
+                node.output[place] = f"{name}/exact"
+            nodes += _round_trip(name, stored, constants, shown=name in plan.shown)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(copies)
@@ -148,7 +155,8 @@ class _QdqPlan:
     """The nodes that are quantised, the tensors that are stored in 8 bits, and the tensor whose range each one takes.
 
     ``made`` are the outputs of quantised nodes: every reader gets the stored values. The output of a float node is
-    rounded only for the readers that compute on integers.
+    rounded only for the readers that compute on integers. ``shown`` are those of ``made`` that are also outputs of the
+    graph: without rounding them, onnxruntime would compute their layer in float.
     """
 
     def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer]) -> None:
@@ -159,6 +167,7 @@ class _QdqPlan:
         self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in _BOUNDED}
         self.stored: dict[str, str] = {}
         self.made: set[str] = set()
+        self.shown: set[str] = set()
         for i in sorted(self.nodes):
             node = graph.node[i]
             inputs = [name for name in node.input if name not in weights]
@@ -168,7 +177,9 @@ class _QdqPlan:
                 output = bounded[output]
             for name in inputs:
                 self.stored.setdefault(name, name)
-            if output not in results:
+            if output not in results or readers[output]:
+                if output in results:
+                    self.shown.add(output)
                 # MaxPool returns one of its inputs, so it keeps their scale
                 same = node.op_type == "MaxPool" and output == node.output[0]
                 self.stored[output] = self.stored[inputs[0]] if same else output
@@ -195,6 +206,7 @@ class _Constants:
         self.scheme, self.rounded = scheme, rounded
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[str, onnx.TensorProto] = {}
+        self.read_by_channel: set[str] = set()
 
     def read(self, name: str) -> Array:
         values: Array = onnx.numpy_helper.to_array(self.weights[name])
@@ -205,15 +217,49 @@ class _Constants:
         return name
 
 
-def _round_trip(name: str, stored: Mapping[str, Range], constants: _Constants) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that store a tensor in 8 bits and read it back, as ``<name>/real``."""
+def _round_trip(
+    name: str, stored: Mapping[str, Range], constants: _Constants, *, shown: bool = False
+) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes that store a tensor in 8 bits and read it back, as ``<name>/real``.
+
+    An output of the graph is ``shown``: it keeps its name for what is read back, and ``<name>/exact`` is stored.
+    """
     if name not in stored:
         return
     scale = constants.add(f"{name}/scale", np.asarray(constants.scheme.scale(stored[name])))
     zero = constants.add(f"{name}/zero", constants.scheme.zeros(stored[name]))
     make, kept = onnx.helper.make_node, f"{name}/int8"
-    yield make("QuantizeLinear", [name, scale, zero], [kept], f"{name}/quantise")
-    yield make("DequantizeLinear", [kept, scale, zero], [f"{name}/real"], f"{name}/dequantise")
+    source, result = (f"{name}/exact", name) if shown else (name, f"{name}/real")
+    yield make("QuantizeLinear", [source, scale, zero], [kept], f"{name}/quantise")
+    yield make("DequantizeLinear", [kept, scale, zero], [result], f"{name}/dequantise")
+
+
+def _read_by_channel(
+    node: onnx.NodeProto, name: str, stored: Mapping[str, Range], made: Collection[str], constants: _Constants
+) -> Iterator[onnx.NodeProto]:
+    """Let a float node read a stored tensor with one scale per channel, all of them equal, so that its weights stay.
+
+    Not for TensorRT, which takes one scale per activation and does not round weights.
+    """
+    if name not in stored or name not in made or node.input[1] not in constants.weights:
+        return
+    if not constants.scheme.integer_bias:
+        return
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    dims = constants.weights[node.input[1]].dims
+    if node.op_type == "Gemm":
+        channels = dims[1 if given.get("transB") else 0]
+    else:
+        channels = dims[0] if node.op_type == "ConvTranspose" else dims[1] * given.get("group", 1)
+    result = f"{name}/channels"
+    if result not in constants.read_by_channel:
+        constants.read_by_channel.add(result)
+        scale = constants.add(f"{result}/scale", np.full(channels, constants.scheme.scale(stored[name])))
+        zeros = constants.scheme.zeros(stored[name])
+        zero = constants.add(f"{result}/zero", np.full(channels, zeros, dtype=zeros.dtype))
+        inputs = [f"{name}/int8", scale, zero]
+        yield onnx.helper.make_node("DequantizeLinear", inputs, [result], f"{result}/dequantise", axis=1)
+    node.input[0] = result
 
 
 def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:

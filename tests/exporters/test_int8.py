@@ -34,6 +34,7 @@ from exporters.int8 import Judges, to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantise
 from exporters.int8_schemes import Range
+from exporters.int8_timing import Times
 from exporters.verify import ExportedModel
 from tests.exporters.test_int8_saturation import LARGEST_SUM, largest_pair
 from tests.support import toys
@@ -85,6 +86,12 @@ def known_graph(monkeypatch: pytest.MonkeyPatch, graph: onnx.ModelProto) -> None
         return found
 
     monkeypatch.setattr(module, "_to_onnx", copy)
+
+
+@pytest.fixture(autouse=True)
+def no_faster_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of toy networks decide nothing: they are noise."""
+    monkeypatch.setattr("exporters.int8.time_nodes", lambda *_: Times({"all": 1.0}))
 
 
 def lenient(patch: pytest.MonkeyPatch, least: float) -> None:
