@@ -155,6 +155,13 @@ MODEL_CODES: dict[str, Code] = {
         "name it with the option if the network was trained otherwise",
     ),
     "I386": Code("Several networks share an image in one model.", "nothing to do; each takes its part of it"),
+    "I488": Code(
+        "An adopted network pads zeros before a maximum, which onnxruntime by itself takes for a border that does not count.",
+        "nothing to do; the answers are those of ONNX, not of onnxruntime's fusion",
+    ),
+    "I487": Code(
+        "The outputs of an adopted network were brought to one row of answers.", "nothing to do; --output-name chooses"
+    ),
     "I486": Code("An adopted network takes face crops.", "nothing to do; --boxes, --margin and --align choose them"),
     "I485": Code(
         "How a dry run read a checkpoint: by names and shapes alone, or with torch.",

@@ -29,6 +29,7 @@ from ensemble.images.planes import as_planes
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
+from ensemble.runtime.zero_padding import keep_padded_zeros
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
@@ -318,6 +319,7 @@ def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
+    keep_padded_zeros(proto)
     proto.producer_name, proto.producer_version = "ens", version("ens-onnx")
     return proto
 

@@ -29,6 +29,10 @@ _USUAL = re.compile(
 )
 
 
+# the two heads of transformers' DeiT, modeling_deit.py
+_DISTILLED = {"cls_classifier": "head", "distillation_classifier": "head_dist"}
+
+
 @dataclass(slots=True)
 class _Rest:
     """The rest of a checkpoint beside the body: layers, and keys that belong to no network."""
@@ -177,7 +181,7 @@ class HeadFinder:
         own = tuple(f"{name}." for name in architecture.classifier)
         tensors: dict[str, torch.Tensor] = {}
         for layer in list(self._rest.layers):
-            name = self._timm_name(layer)
+            name = _DISTILLED.get(layer.name.rpartition(".")[2]) or self._timm_name(layer)
             if own and f"{name}.".startswith(own):
                 tensors |= {f"{name}.{leaf}": tensor for leaf, tensor in layer.tensors.items()}
                 self._rest.layers.remove(layer)

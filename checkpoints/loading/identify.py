@@ -70,11 +70,11 @@ def unknown_network(nearest: Body | None, wanted: Wanted, found: AllTensors, pat
     """Return E410 or E415 for a checkpoint in which no network was found."""
     if wanted.arch is not None:
         return _does_not_fit(nearest, wanted, found, path)
+    other = find_other_network(found.tensors)
+    if other is not None:
+        message = f"{path.name} is {other.name}, which timm does not have with these weights"
+        return ModelError("E415", message, hint=other.hint, path=path)
     if nearest is None or nearest.match.percent < _LEAST_PERCENT:
-        other = find_other_network(found.tensors)
-        if other is not None:
-            message = f"{path.name} is {other.name}, which timm does not have with these weights"
-            return ModelError("E415", message, hint=other.hint, path=path)
         return ModelError(
             "E415", f"{path.name} is no architecture of timm that is known by its keys and shapes", path=path
         )
@@ -93,7 +93,7 @@ def _does_not_fit(nearest: Body | None, wanted: Wanted, found: AllTensors, path:
     if nearest is None or nearest.match.percent < _LEAST_PERCENT:
         nearest = _empty(wanted, found)
     match = nearest.match
-    other = None if bodies else find_other_network(found.tensors)
+    other = None if free.bodies else find_other_network(found.tensors)
     if other is not None:
         looks = f". Looks like {other.name}, which timm does not have with these weights"
     return ModelError(

@@ -20,9 +20,13 @@ from checkpoints.loading.torchvision_names import rename_efficientnet
 from checkpoints.loading.transformer_layouts import (
     convnext_shape,
     rename_convnext,
+    rename_hf_beit,
+    rename_hf_resnet,
     rename_hf_swin,
     rename_hf_vit,
+    rename_mmpretrain_swin,
     rename_mmpretrain_vit,
+    reorder_patch_merging,
 )
 from ensemble.text.plain_numbers import is_count
 
@@ -46,7 +50,7 @@ class Layout:
     """The names of one library: ``anchors`` are those of its first weight, ``rename`` maps them to timm's.
 
     ``accepts`` is False for architectures that the library does not have, although the shapes are the same.
-    ``shape`` returns timm's shape of a tensor by timm's name.
+    ``shape`` returns timm's shape of a tensor by timm's name, ``reorder`` its values in timm's order.
     ``padded_for`` is the side of the images for which the library fixes its padding; None where it has timm's.
     """
 
@@ -57,11 +61,13 @@ class Layout:
     padded_for: Callable[[str], int | None] = lambda _: None
     changes: str = ""
     shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape
+    reorder: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
     def shaped(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor in timm's shape."""
+        """Return a tensor in timm's shape and order."""
         wanted = self.shape(name, tuple(tensor.shape))
-        return tensor if wanted == tuple(tensor.shape) else tensor.reshape(wanted)
+        tensor = tensor if wanted == tuple(tensor.shape) else tensor.reshape(wanted)
+        return tensor if self.reorder is None else self.reorder(name, tensor)
 
     def accepted(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of several architectures of the same shapes that the library can have."""
@@ -86,28 +92,6 @@ def _is_not_tensorflows(arch: str) -> bool:
 def _default_side(arch: str) -> int | None:
     match = re.match(r"tf_efficientnet_(b\d|l2)", arch)
     return _SIDES[match[1]] if match else None
-
-
-# transformers' ResNet
-
-
-def _rename_hf_resnet(tensors: Tensors) -> Names:
-    ends = {"convolution": "conv", "normalization": "bn"}
-    names = {}
-    for key in tensors:
-        if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
-            names[key] = f"{ends[match[1]]}1.{match[2]}"
-        elif match := re.fullmatch(
-            r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.(convolution|normalization)\.(\w+)", key
-        ):
-            stage, block, number, kind, leaf = match.groups()
-            names[key] = f"layer{int(stage) + 1}.{block}.{ends[kind]}{int(number) + 1}.{leaf}"
-        elif match := re.fullmatch(
-            r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)", key
-        ):
-            stage, block, kind, leaf = match.groups()
-            names[key] = f"layer{int(stage) + 1}.{block}.downsample.{int(kind == 'normalization')}.{leaf}"
-    return names
 
 
 # EfficientNets whose blocks are numbered through
@@ -338,7 +322,7 @@ LAYOUTS = (
     Layout(
         "transformers",
         ("embedder.embedder.convolution.weight",),
-        _rename_hf_resnet,
+        rename_hf_resnet,
         changes="embedder.* and encoder.stages.* to conv1, bn1 and layer1 to layer4",
     ),
     Layout(
@@ -363,6 +347,12 @@ LAYOUTS = (
     ),
     Layout(
         "transformers",
+        ("embeddings.patch_embeddings.projection.weight",),
+        rename_hf_beit,
+        changes="embeddings.* and the layers to patch_embed and blocks.*",
+    ),
+    Layout(
+        "transformers",
         ("embeddings.patch_embeddings.weight",),
         rename_convnext,
         changes="embeddings.* and encoder.stages.* to stem and stages.*",
@@ -380,6 +370,13 @@ LAYOUTS = (
         ("patch_embed.projection.weight",),
         rename_mmpretrain_vit,
         changes="layers.* to blocks.*",
+    ),
+    Layout(
+        "mmpretrain",
+        ("patch_embed.projection.weight",),
+        rename_mmpretrain_swin,
+        changes="stages.* to layers.*, with the channels of the patch merging in timm's order",
+        reorder=reorder_patch_merging,
     ),
     Layout(
         "nn.Sequential",

@@ -61,7 +61,7 @@ _MARKS = (
     _Mark("CLIP of openai or open_clip", r"visual\.transformer\.resblocks\.0\.attn\.in_proj_weight"),
     _Mark("CLIP or SigLIP of transformers", r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight"),
     _Mark("ViT of pytorch_pretrained_vit", r"transformer\.blocks\.0\.attn\.proj_q\.weight"),
-    _Mark("AlexNet or VGG of torchvision", r"features\.0\.weight", r"features\.(3|4|5)\.weight"),
+    _Mark("AlexNet or VGG of torchvision", r"features\.0\.weight", r"classifier\.(\d|fc\d)\.weight"),
     *(
         _Mark(
             f"{name} of transformers",

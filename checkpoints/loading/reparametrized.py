@@ -13,7 +13,8 @@ from checkpoints.loading.lora import LoraScale, merge_lora, restore_saved_module
 from ensemble.errors import ModelError
 
 _PARAMETRIZED = re.compile(r"(?P<layer>.*?)\.?parametrizations\.(?P<leaf>\w+)\.(?P<part>original[01]?|\d+\..+)")
-_QUERY = re.compile(r"(.*\.)?attention\.(attention|self)\.query\.(weight|bias)")
+_QUERY = re.compile(r"(.*\.)?attention\.((attention|self)\.query|q_proj)\.(weight|bias)")
+_PARTS = {"query": ("query", "key", "value"), "q_proj": ("q_proj", "k_proj", "v_proj")}
 _QUANTIZED = re.compile(r".*(\.|^)(_packed_params(\._packed_params|\.dtype)?|zero_point|quant_state.*|qweight|SCB)")
 
 
@@ -58,12 +59,13 @@ def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraS
 
 
 def _join_attention(merged: Merged) -> None:
-    """Join ``query``, ``key`` and ``value`` of transformers' ViT, DeiT and Swin to ``qkv`` (modeling_vit.py)."""
+    """Join ``query``, ``key`` and ``value`` of transformers' ViT, DeiT, BEiT and Swin to ``qkv`` (modeling_vit.py)."""
     first = [key for key in merged.tensors if _QUERY.fullmatch(key)]
     count = 0
     for key in first:
-        start, leaf = key.rsplit(".query.", 1)
-        names = [f"{start}.{part}.{leaf}" for part in ("query", "key", "value")]
+        layer, leaf = key.rsplit(".", 1)
+        start, _, first_part = layer.rpartition(".")
+        names = [f"{start}.{part}.{leaf}" for part in _PARTS[first_part]]
         found = [merged.tensors[name] for name in names if name in merged.tensors]
         if len(found) == 3 and len({tensor.shape for tensor in found}) == 1:
             _put(merged, key, f"{start}.qkv.{leaf}", torch.cat(found), set(names))

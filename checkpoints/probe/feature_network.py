@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from checkpoints.probe.head_nodes import add_head
 from checkpoints.probe.linear_head import LinearHead
 from ensemble.adopt.check import Original
-from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer, names_read
+from ensemble.adopt.cut import cut_network
+from ensemble.adopt.foreign import ForeignModel, ImageInput, find_last_layer
 from ensemble.arrays import Floats, Pixels
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import ModelError, OptionError, enumerate_some
@@ -86,7 +87,7 @@ def find_features(
     sources = list(dict.fromkeys(names)) or [_only_output(model)]
     for source in sources:
         _require_value(model, source)
-    proto = _cut(model.proto, sources)
+    proto = cut_network(model.proto, sources)
     made = [
         _FeatureValue(number, source, _shape_of(model, image, card, source)) for number, source in enumerate(sources)
     ]
@@ -175,7 +176,7 @@ def _require_value(model: ForeignModel, name: str) -> None:
 
 def _shape_of(model: ForeignModel, image: ImageInput, card: ModelCard, name: str) -> tuple[int, ...]:
     """Run the network on a test image; return the shape of a value, with the batch in front."""
-    proto = _cut(model.proto, [name])
+    proto = cut_network(model.proto, [name])
     proto.graph.output.append(onnx.ValueInfoProto(name=name))
     found = Original(replace(model, proto=proto), image, card, name).values(draw_pictures(card.preprocess.size)[0])
     kind = helper.np_dtype_to_tensor_dtype(found.dtype)
@@ -203,31 +204,3 @@ def _channels_second(shape: Sequence[int], image: ImageInput) -> tuple[list[int]
         is_last = image.layout == "nhwc"
     places = int(np.prod(shape[1:-1] if is_last else shape[2:]))
     return (last if is_last else None), f"averaged over {places} places, channels {'last' if is_last else 'first'}"
-
-
-def _cut(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy without outputs, and without what the values ``names`` do not need."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    graph = copy.graph
-    needed, kept = set(names), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(_read_by(node))
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    sparse = [tensor for tensor in graph.sparse_initializer if tensor.values.name in needed]
-    taken = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in taken or value.name in needed]
-    for field, values in (("node", nodes), ("initializer", weights), ("sparse_initializer", sparse), ("input", inputs)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        graph.ClearField(field)
-        getattr(graph, field).extend(copies)
-    del graph.output[:]
-    return copy
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, those inside its subgraphs too."""
-    yield from names_read(onnx.GraphProto(node=[node]))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ensemble.adopt.answers import settle_outputs
 from ensemble.adopt.check import BATCHES, Original, compare, require_separate
 from ensemble.adopt.dlib_network import EMBEDDING, is_dlib
 from ensemble.adopt.features import find_pooled_maps, require_explainable
@@ -39,6 +40,7 @@ from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.model_file import check_model
 from ensemble.runtime.parity import LIMITS, draw_pictures
+from ensemble.runtime.zero_padding import keep_padded_zeros
 
 MOST_PICTURES = 16
 
@@ -116,7 +118,11 @@ def adopt(
     if is_dlib(model.proto) and any(value.name == EMBEDDING for value in model.proto.graph.output):
         message = f"{path.name} tells faces apart: its {EMBEDDING} has no classes"
         raise ModelError("E471", message, path=path)
+    if zeros := keep_padded_zeros(model.proto):
+        message = f"zeros that are padded before {zeros} maximum poolings stay zeros, which onnxruntime leaves out"
+        listener.notice(Notice("I488", message, path))
     image = find_input(model, options.layout)
+    model, options = settle_outputs(model, options, listener)
     card = make_card(model, image, options, listener)
     if card.member in taken:
         raise ModelError("E428", f"{path} would be another {card.member!r}", path=path)

@@ -25,9 +25,19 @@ Output = Literal["logits", "probabilities"]
 _TYPES = onnx.TensorProto
 IMAGE_TYPES = {_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.DOUBLE, _TYPES.UINT8}
 _NOT_ONNX = "name a file that a program saved as ONNX; a checkpoint of PyTorch is exported with ens export"
-_LABEL_KEYS = ("names", "classes", "class_names", "labels", "id2label", "label_names", "categories")
+_LABEL_KEYS = (
+    "names",
+    "classes",
+    "class_names",
+    "labels",
+    "id2label",
+    "label_names",
+    "categories",
+    "classlabels_strings",
+)
 # after these, an output is not squeezed into 0..1
 _LINEAR = {"Gemm", "MatMul", "Conv", "Add", "GlobalAveragePool", "ReduceMean", "QLinearAdd", "DequantizeLinear"}
+_FEWEST_PIXELS = 17  # fewer are channels
 _MOST_CALLS = 40  # functions inside one another
 _SHAPE_ONLY = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
 _PROVEN: Mapping[str, Output] = {"Softmax": "probabilities", "Sigmoid": "probabilities", "LogSoftmax": "logits"}
@@ -168,10 +178,14 @@ def find_input(model: ForeignModel, layout: PixelLayout | None) -> ImageInput:
     images = [value for value in inputs if _is_image(value)]
     if len(images) != 1 or len(inputs) != 1:
         listed = enumerate_some([f"{value.name} {_shown(value)}" for value in inputs]) or "nothing"
+        rows = [value for value in inputs if len(value.type.tensor_type.shape.dim) in {2, 3}]
+        hint = "save the network with its image as the only input"
+        if len(inputs) == 1 and rows:
+            hint = "it takes rows, or an image without a batch: save the network with a batch of images as its input"
         message = (
             f"{model.path.name} takes {listed}; expected one input of images, (batch, 3, H, W) or (batch, H, W, 3)"
         )
-        raise ModelError("E424", message, hint="save the network with its image as the only input", path=model.path)
+        raise ModelError("E424", message, hint=hint, path=model.path)
     (value,) = images
     batch, *sides = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
     fits: list[PixelLayout] = []
@@ -179,6 +193,11 @@ def find_input(model: ForeignModel, layout: PixelLayout | None) -> ImageInput:
         fits.append("nchw")
     if sides[2] in {1, 3}:
         fits.append("nhwc")
+    other = sides[0] if layout == "nchw" else sides[2] if layout == "nhwc" else min(sides[0] or 99, sides[2] or 99)
+    if not fits and other is not None and other < _FEWEST_PIXELS:
+        message = f"{model.path.name} takes {_shown(value)}: {other} channels, which are neither gray nor RGB"
+        hint = "only networks of one or three channels become members"
+        raise ModelError("E424", message, hint=hint, path=model.path)
     if len(fits) != 1 and layout is None:
         raise OptionError(
             "E204",
@@ -212,7 +231,7 @@ def find_output(model: ForeignModel, name: str | None) -> str:
     raise OptionError(
         "E204",
         f"{model.path.name} gives {listed}; which one has the answers is not clear",
-        hint="name it with --output-name",
+        hint="name it with --output-name; outputs of one head per axis are joined where --labels has these axes",
     )
 
 

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import PatchMerging
 
 from checkpoints.loading.architectures import describe
 from checkpoints.loading.open import build_model, open_checkpoint
-from checkpoints.loading.transformer_layouts import rename_hf_swin
+from checkpoints.loading.transformer_layouts import (
+    rename_hf_beit,
+    rename_hf_swin,
+    rename_mmpretrain_swin,
+    reorder_patch_merging,
+)
 from ensemble.errors import EnsError
 from ensemble.events import Recorder
 from tests.support.user_networks import State, prefixed, settle, state_of
@@ -125,8 +131,47 @@ def first_convnext(state: State) -> State:
     )
 
 
+def in_memory(state: State) -> State:
+    """Return the names of transformers 5 in memory, which differ from those in the files it writes."""
+    names = {
+        "encoder.layer.": "layers.",
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    found = {}
+    for key, tensor in state.items():
+        name = key
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
+def hf_beit(state: State) -> State:
+    """Return BEiT's names in the files of transformers: keys have no bias, the pooler has the last normalization."""
+    whole = {}
+    for key, tensor in hf_vit({k: t for k, t in state.items() if not k.endswith(("q_bias", "v_bias"))}).items():
+        name = key.replace("vit.", "beit.", 1).replace("beit.fc_norm", "beit.pooler.layernorm")
+        name = re.sub(r"beit\.blocks\.(\d+)\.gamma_", r"beit.encoder.layer.\1.lambda_", name)
+        table = "attention.attention.relative_position_bias.relative_position_bias_table"
+        name = re.sub(
+            r"beit\.blocks\.(\d+)\.attn\.relative_position_bias_table", rf"beit.encoder.layer.\1.{table}", name
+        )
+        whole[name] = tensor
+    for key, tensor in state.items():
+        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.([qv])_bias", key):
+            part = {"q": "query", "v": "value"}[match[2]]
+            whole[f"beit.encoder.layer.{match[1]}.attention.attention.{part}.bias"] = tensor
+    return whole
+
+
 LIBRARIES: dict[str, tuple[str, Callable[[State], State]]] = {
     "ViT of transformers": ("test_vit", hf_vit),
+    "ViT of transformers 5 in memory": ("test_vit", lambda state: in_memory(hf_vit(state))),
     "ViT of mmpretrain": ("test_vit", mm_vit),
     "ConvNeXt of transformers": ("test_convnext", hf_convnext),
     "ConvNeXt V2 of transformers": ("test_convnext2", hf_convnext),
@@ -156,6 +201,54 @@ def test_networks_of_other_libraries_give_their_own_logits(tmp_path: Path, libra
     state = rename(state_of(user))
     assert not state.keys() & {key for key in state_of(user) if key.startswith(("blocks.", "stages.0.blocks"))}
     assert_equal(save(tmp_path / "a.pth", {"model": state}), user, arch=arch)
+
+
+@pytest.mark.parametrize("rename", [hf_beit, lambda state: in_memory(hf_beit(state))])
+def test_every_tensor_of_transformers_beit_has_one_of_timms(rename: Callable[[State], State]) -> None:
+    """The names of BEiT are mapped one to one, in files and in memory, but for the parts that are joined to qkv."""
+    shapes = {key: torch.empty(1) for key in describe("beit_base_patch16_224").body}
+    shapes = {key: tensor.expand(3) if ".attn.qkv." in key else tensor for key, tensor in shapes.items()}
+    keys = [re.sub(r"\.(attention\.query|q_proj)\.weight", r".\1.weight", key) for key in rename(shapes)]
+    merged = [key for key in keys if not re.search(r"\.(key|value|k_proj|v_proj)\.weight", key)]
+    merged = [re.sub(r"attention\.query\.weight|q_proj\.weight", "qkv.weight", key) for key in merged]
+    merged = [key.replace("attention.attention.qkv", "attention.attention.qkv").removeprefix("beit.") for key in merged]
+    assert set(rename_hf_beit(merged).values()) == set(shapes)
+
+
+def test_patch_merging_of_mmpretrain_is_reordered() -> None:
+    """The weights in ``torch.nn.Unfold``'s order, reordered, do on timm's patches what they did on Unfold's."""
+    generator = torch.Generator().manual_seed(0)
+    maps, weight = torch.randn(1, 6, 8, 8, generator=generator), torch.randn(5, 24, generator=generator)
+    unfolded = torch.nn.Unfold(kernel_size=2, stride=2)(maps).transpose(1, 2)
+    merging = PatchMerging(6, norm_layer=torch.nn.Identity)
+    merging.reduction = torch.nn.Linear(24, 5, bias=False)
+    merging.reduction.weight.data = reorder_patch_merging("layers.1.downsample.reduction.weight", weight)
+    found = merging(maps.permute(0, 2, 3, 1)).flatten(1, 2)
+    assert torch.allclose(found, unfolded @ weight.T, atol=1e-5)
+    affine = torch.randn(24, generator=generator)
+    rows = reorder_patch_merging("layers.1.downsample.norm.weight", affine)
+    assert torch.equal(
+        reorder_patch_merging("layers.1.downsample.x.weight", weight * affine), merging.reduction.weight * rows
+    )
+    assert reorder_patch_merging("layers.1.blocks.0.norm1.weight", affine) is affine
+
+
+def test_every_tensor_of_mmpretrain_swin_has_one_of_timms() -> None:
+    """The names of mmpretrain's Swin are mapped one to one, as in its swin_transformer.py."""
+    body = {key for key in describe("swin_tiny_patch4_window7_224").body if not key.startswith("head.")}
+    names = {}
+    for key in body:
+        name = key.replace("layers.", "stages.", 1).replace("patch_embed.proj", "patch_embed.projection")
+        name = (
+            name.replace("mlp.fc1", "ffn.layers.0.0")
+            .replace("mlp.fc2", "ffn.layers.1")
+            .replace(".attn.", ".attn.w_msa.")
+        )
+        name = re.sub(r"^norm\.", "norm3.", name)
+        if match := re.fullmatch(r"layers\.(\d)\.downsample\.(.+)", key):
+            name = f"stages.{int(match[1]) - 1}.downsample.{match[2]}"
+        names[name] = key
+    assert rename_mmpretrain_swin(names) == names
 
 
 def test_every_tensor_of_transformers_swin_has_one_of_timms() -> None:
