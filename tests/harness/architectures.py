@@ -108,23 +108,20 @@ def _check_images(folder: Path, count: int) -> ImageSet:
     return ImageSet(tuple(path.name for path in paths), tuple(paths))
 
 
-def _export_one(arch: str, pipe: Connection, size: int, pictures: int) -> None:
+def _export_one(arch: str, pipe: Connection, folder: Path, size: int, pictures: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.pth")
+    path = folder / "model.pth"
+    try:
         torch.save(timm.create_model(arch, num_classes=CLASSES).state_dict(), path)
         options = ExportOptions(size=_free_size(arch, size))
-        try:
-            images = _check_images(Path(folder), pictures)
-            exported = export(
-                open_checkpoint(path, arch=arch), Path(folder, "out"), options=options, check_images=images
-            )
-            pipe.send(("exported", f"{exported.checks.as_dict()}"))
-        except EnsError as err:
-            pipe.send(("failed", f"{err.code} {err.message}"))
-        except Exception as err:  # noqa: BLE001 - a bug in any of them is a line of the table
-            pipe.send(("failed", f"{type(err).__name__}: {err}"))
+        images = _check_images(folder, pictures)
+        exported = export(open_checkpoint(path, arch=arch), folder / "out", options=options, check_images=images)
+        pipe.send(("exported", f"{exported.checks.as_dict()}"))
+    except EnsError as err:
+        pipe.send(("failed", f"{err.code} {err.message}"))
+    except Exception as err:  # noqa: BLE001 - a bug in any of them is a line of the table
+        pipe.send(("failed", f"{type(err).__name__}: {err}"))
 
 
 def _cpu_seconds(process: int) -> float:
@@ -138,9 +135,17 @@ def try_one(family: str, arch: str, limits: argparse.Namespace) -> Row:
     millions = millions_of_parameters(arch)
     if millions > limits.most_parameters:
         return Row(family, arch, "large", millions, 0, "")
+    # made here: a child that is killed would leave its files behind
+    with tempfile.TemporaryDirectory() as folder:
+        result, message, used = _run(arch, Path(folder), limits)
+    return Row(family, arch, result, millions, used, " ".join(message.split())[:300])
+
+
+def _run(arch: str, folder: Path, limits: argparse.Namespace) -> tuple[str, str, float]:
+    """Export one architecture in a child, and return the result, its message and the seconds of the processor."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_export_one, args=(arch, there, limits.size, limits.pictures))
+    child = context.Process(target=_export_one, args=(arch, there, folder, limits.size, limits.pictures))
     child.start()
     there.close()
     assert child.pid is not None
@@ -157,7 +162,7 @@ def try_one(family: str, arch: str, limits: argparse.Namespace) -> Row:
         result, message = "failed", f"the process ended with status {child.exitcode}"
     child.kill()
     child.join()
-    return Row(family, arch, result, millions, used, " ".join(message.split())[:300])
+    return result, message, used
 
 
 def summarize(rows: list[Row]) -> str:
