@@ -40,7 +40,6 @@ from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.model_file import check_model
 from ensemble.runtime.parity import LIMITS, draw_pictures
-from ensemble.runtime.zero_padding import keep_padded_zeros
 
 MOST_PICTURES = 16
 
@@ -118,8 +117,10 @@ def adopt(
     if is_dlib(model.proto) and any(value.name == EMBEDDING for value in model.proto.graph.output):
         message = f"{path.name} tells faces apart: its {EMBEDDING} has no classes"
         raise ModelError("E471", message, path=path)
-    if zeros := keep_padded_zeros(model.proto):
-        message = f"zeros that are padded before {zeros} maximum poolings stay zeros, which onnxruntime leaves out"
+    if zeros := model.zero_paddings:
+        message = (
+            f"zeros that are padded before {zeros} max poolings stay zeros, which onnxruntime by itself leaves out"
+        )
         listener.notice(Notice("I488", message, path))
     image = find_input(model, options.layout)
     model, options = settle_outputs(model, options, listener)

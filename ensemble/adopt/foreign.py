@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
 from ensemble.runtime.protobuf_limits import MAX_BYTES, MAX_NODES, TooLarge, WireError, measure
+from ensemble.runtime.zero_padding import keep_padded_zeros
 from ensemble.text.json_text import parse_json
 from ensemble.text.plain_numbers import to_int
 
@@ -57,11 +58,15 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForeignModel:
-    """A model that another program wrote, whole in memory: its weights, even those from files beside it."""
+    """A model that another program wrote, whole in memory: its weights, even those from files beside it.
+
+    ``zero_paddings`` are the paddings that `keep_padded_zeros` has changed.
+    """
 
     path: Path
     proto: onnx.ModelProto
     sha256: str
+    zero_paddings: int = 0
 
     @property
     def opset(self) -> int:
@@ -116,7 +121,7 @@ def read_foreign(path: Path) -> ForeignModel:
             )
         proto = onnx.inliner.inline_local_functions(proto)
     _leave_out_unread_inputs(proto.graph)
-    return ForeignModel(path, proto, sha256)
+    return ForeignModel(path, proto, sha256, keep_padded_zeros(proto))
 
 
 def _leave_out_unread_inputs(graph: onnx.GraphProto) -> None:

@@ -1,83 +1,115 @@
-"""Keep zeros that a network pads before a maximum: ONNX Runtime takes them for a border that the maximum ignores.
-
-Its PadFusion (onnxruntime/core/optimizer/pad_fusion.cc, 1.17 to 1.31) moves the padding of ``Pad`` with 0 into a
-following ``MaxPool``, whose own padding counts for nothing. Where all values in a window are below 0 the maximum is
-that of the values then, and not 0: the stems of BiT's and Keras' ResNet v2. It leaves any other padding alone.
-"""
+"""Zeros that are padded in front of a max pooling, kept from onnxruntime's fusion."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-_VALUE = "ens.above_zero"
-_TYPES: Mapping[int, Any] = {
-    TensorProto.FLOAT: np.float32,
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.DOUBLE: np.float64,
-}
-_NOT_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Abs"}
+# the smallest normal number, in float16 the smallest of all: it cannot be told from zero in a sum with weights
+_NEARLY_ZERO = {np.dtype(kind): np.finfo(kind).smallest_normal for kind in (np.float32, np.float64)}
+_NEARLY_ZERO[np.dtype(np.float16)] = np.finfo(np.float16).smallest_subnormal
+_NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Abs"})
+_SAME_VALUES = frozenset({"Identity", "Dropout", "Transpose", "Squeeze", "Unsqueeze"})
 
 
 def keep_padded_zeros(proto: onnx.ModelProto) -> int:
-    """Pad with the smallest normal number above 0 where a maximum follows; return how many paddings were changed."""
-    graph = proto.graph
-    makers = {made: node for node in graph.node for made in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    """Replace the zeros that a ``Pad`` puts in front of a ``MaxPool`` by the smallest positive number, in place.
+
+    onnxruntime (1.31.1, Pad_Fusion in core/optimizer/pad_fusion.cc) moves such a padding into the pooling, whose own
+    padding counts as minus infinity: where all values of a window are negative, its maximum is no longer zero. It does
+    so for zeros alone. Padding of values that are never negative stays as it is, since there the fusion is right. BiT
+    ResNets of timm and Keras' ResNetV2 pool values of either sign.
+
+    Returns how many paddings were changed.
+    """
+    return _in_graph(proto, proto.graph, {})
+
+
+def _in_graph(proto: onnx.ModelProto, graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> int:
+    constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+    constants |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    producers = {name: node for node in graph.node for name in node.output}
+    readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
-        if node.op_type == "Constant":
-            constants.update((str(node.output[0]), part.t) for part in node.attribute if part.name == "value")
-    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+        for name in node.input:
+            readers[name].append(node)
     changed = 0
-    for node in graph.node:
-        if node.op_type != "Pad" or node.output[0] not in pooled or not _is_zero(node, constants):
-            continue
-        before = makers.get(node.input[0])
-        if before is not None and before.op_type in _NOT_NEGATIVE:
-            continue  # the maximum of such values and 0 is that of the values
-        _pad_above_zero(graph, node, constants)
-        changed += 1
+    for node in list(graph.node):
+        changed += sum(
+            _in_graph(proto, inner, constants)
+            for attribute in node.attribute
+            for inner in (attribute.g, *attribute.graphs)
+            if inner.node
+        )
+        pads = node.op_type == "Pad" and node.domain in {"", "ai.onnx"}
+        if pads and _reaches_pooling(node, readers) and not _is_never_negative(node, producers):
+            changed += _replace_zero(proto, node, graph, constants)
     return changed
 
 
-def _settings(node: onnx.NodeProto) -> dict[str, Any]:
-    return {part.name: helper.get_attribute_value(part) for part in node.attribute}
+def _reaches_pooling(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]]) -> bool:
+    """Return True if a max pooling takes the output, or only its shape is changed on the way to one."""
+    names, seen = [node.output[0]], set()
+    while names:
+        seen.add(name := names.pop())
+        for reader in readers.get(name, ()):
+            if reader.op_type == "MaxPool":
+                return True
+            if reader.op_type in _SAME_VALUES:
+                names += [output for output in reader.output[:1] if output not in seen]
+    return False
 
 
-def _is_zero(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    settings = _settings(node)
-    if settings.get("mode", b"constant") != b"constant":
-        return False
-    if len(node.input) > 2 and node.input[2]:
-        value = constants.get(node.input[2])
-        return value is not None and value.data_type in _TYPES and not numpy_helper.to_array(value).any()
-    return float(settings.get("value", 0.0)) == 0
+def _is_never_negative(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    source = producers.get(node.input[0])
+    seen: set[str] = set()
+    while source is not None and source.op_type in _SAME_VALUES and source.input[0] not in seen:
+        seen.add(source.input[0])
+        source = producers.get(source.input[0])
+    return source is not None and source.op_type in _NEVER_NEGATIVE
 
 
-def _pad_above_zero(graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> None:
-    if len(node.input) < 2:  # before opset 11 both are attributes
-        kept = [part for part in node.attribute if part.name != "value"]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute("value", float(np.finfo(np.float32).tiny))])
-        return
-    given = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    kind = given.data_type if given is not None else _type_of(graph, node.input[0])
-    name = f"{_VALUE}.{node.output[0]}"
-    tiny = np.finfo(_TYPES[kind]).tiny
-    graph.initializer.append(numpy_helper.from_array(np.array(tiny, dtype=_TYPES[kind]), name))
-    inputs = [node.input[0], node.input[1], name, *node.input[3:]]
+def _replace_zero(
+    proto: onnx.ModelProto, node: onnx.NodeProto, graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]
+) -> int:
+    """Change one ``Pad`` if it pads a constant zero, and return 1 if so."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if "mode" in attributes and attributes["mode"].s != b"constant":
+        return 0
+    if len(node.input) == 1:  # before opset 11 the value is an attribute
+        if "value" in attributes and attributes["value"].f != 0:
+            return 0
+        value = attributes["value"] if "value" in attributes else node.attribute.add(name="value")
+        value.type, value.f = onnx.AttributeProto.FLOAT, float(_NEARLY_ZERO[np.dtype(np.float32)])
+        return 1
+    name = node.input[2] if len(node.input) > 2 else ""
+    if name and name not in constants:
+        return 0
+    zero = numpy_helper.to_array(constants[name]) if name else np.zeros((), _kind_of(node.input[0], proto))
+    if zero.size != 1 or zero.item() != 0 or zero.dtype not in _NEARLY_ZERO:
+        return 0
+    given = f"{node.output[0]}:padding"
+    graph.initializer.append(numpy_helper.from_array(np.full_like(zero, _NEARLY_ZERO[zero.dtype]), given))
+    inputs = [node.input[0], node.input[1], given, *node.input[3:]]
     del node.input[:]
     node.input.extend(inputs)
+    return 1
 
 
-def _type_of(graph: onnx.GraphProto, name: str) -> int:
-    """Return the type of a value that the graph declares, else that of most weights."""
-    for value in (*graph.value_info, *graph.input):
-        if value.name == name and value.type.tensor_type.elem_type in _TYPES:
-            return int(value.type.tensor_type.elem_type)
-    kinds = [tensor.data_type for tensor in graph.initializer if tensor.data_type in _TYPES]
-    return max(kinds, key=kinds.count, default=int(TensorProto.FLOAT))
+def _kind_of(name: str, proto: onnx.ModelProto) -> np.dtype[np.generic]:
+    """Return the element type of a value, as inferred from the whole graph; float32 where it cannot be."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.name == name and value.type.tensor_type.elem_type:
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    return np.dtype(np.float32)
