@@ -294,7 +294,7 @@ def _take_means(
         remove(average_weights(job, choice.fold))
     taken = {choice.fold for choice in choices if choice.adopted}
     return tuple(
-        replace(one, score=one.mean_score, is_mean=True)
+        replace(one, score=one.mean_score, epoch=job.settings.epochs, is_mean=True)
         if one.card.fold in taken and one.mean_score is not None
         else one
         for one in trained

@@ -165,7 +165,7 @@ def test_a_fold_takes_the_mean_that_others_found_not_worse(
     both = train_member(job, listener=heard)
     said = [notice.message for notice in heard.notices if notice.code == "I474"]
     assert [text.partition(":")[0] for text in said] == ["b_f0 keeps its epoch", "b_f1 takes the mean of its weights"]
-    assert [one.is_mean for one in both.trained] == [True]
+    assert [(one.is_mean, one.epoch) for one in both.trained] == [(True, 3)]
     assert "of the mean up to epoch 3" in both.render()
     assert both.as_dict()["folds"][0]["averaged"] is True
     assert (job.folder / "fold0.safetensors").read_bytes() == kept
