@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.adopt.cut import cut_network
 from ensemble.adopt.foreign import ForeignModel, Output, find_last_layer
+from ensemble.adopt.graph import SMALLEST
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.errors import OptionError
 from ensemble.events import Listener, Notice
@@ -26,7 +27,6 @@ _PASSED = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "La
 _LOOKED_UP = {"Gather", "ArrayFeatureExtractor"}  # names by their numbers
 _SQUEEZING = {"Softmax", "LogSoftmax", "Sigmoid"}
 _TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
-_SMALLEST = 1e-38
 
 
 def settle_outputs(model: ForeignModel, options: AdoptOptions, listener: Listener) -> tuple[ForeignModel, AdoptOptions]:
@@ -55,7 +55,7 @@ def settle_outputs(model: ForeignModel, options: AdoptOptions, listener: Listene
         left = named
     names = [str(value.name) for value in model.proto.graph.output]
     if options.output_name is not None:
-        return model, replace(options, output_name=names[0]) if undone else options
+        return model, replace(options, output_name=names[0]) if options.output_name in undone else options
     if len(names) > 1:
         squeezed = {name: last.before for name in names if (last := find_last_layer(model, name)).kind in _SQUEEZING}
         logits = [name for name in names if name not in squeezed or squeezed[name] not in names]
@@ -76,7 +76,7 @@ class _OutputValues:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.makers = {made: node for node in proto.graph.node for made in node.output}
         self.constants = {tensor.name for tensor in proto.graph.initializer}
-        self.constants |= {node.output[0] for node in proto.graph.node if node.op_type == "Constant"}
+        self.constants |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
         try:
             inferred = onnx.shape_inference.infer_shapes(proto).graph
         except Exception:  # noqa: BLE001 - a graph that cannot be inferred has the types it declares
@@ -88,10 +88,11 @@ class _OutputValues:
         node = self.makers.get(name)
         while node is not None and node.input:
             if node.op_type in _DECISIONS:
-                return str(node.input[0])
+                # a threshold in front of the values: the comparison with it is the other way round
+                return None if node.input[0] in self.constants else str(node.input[0])
             if node.op_type in _PASSED:
                 node = self.makers.get(node.input[0])
-            elif node.op_type in _LOOKED_UP and node.input[0] in self.constants:
+            elif node.op_type in _LOOKED_UP and len(node.input) > 1 and node.input[0] in self.constants:
                 node = self.makers.get(node.input[1])
             else:
                 return None
@@ -174,7 +175,7 @@ def _join(
         if kind == "logits":
             nodes.append(helper.make_node("LogSoftmax", [f"{mark}.row"], [f"{mark}.log"], axis=1))
         else:
-            constants["smallest"] = np.array(_SMALLEST, dtype=np.float32)
+            constants["smallest"] = np.array(SMALLEST, dtype=np.float32)
             nodes.append(helper.make_node("Max", [f"{mark}.row", f"{mark}.smallest"], [f"{mark}.above_0"]))
             nodes.append(helper.make_node("Log", [f"{mark}.above_0"], [f"{mark}.log"]))
         nodes.append(helper.make_node("MatMul", [f"{mark}.log", f"{mark}.spread"], [f"{mark}.classes"]))
@@ -190,6 +191,10 @@ def _join(
         last = total
     proto.graph.output.append(helper.make_tensor_value_info(JOINED, TensorProto.FLOAT, [None, len(labels)]))
     shown = ", ".join(f"{axis.name} {name}" for axis, name in heads)
+    taken = {name for _, name in heads}
+    others = [str(value.name) for value in model.proto.graph.output if value.name not in taken]
+    if others:
+        shown += f"; {', '.join(others)} left out"
     listener.notice(Notice("I487", f"one head per axis, whose log-probabilities are added: {shown}", model.path))
     return replace(model, proto=proto)
 

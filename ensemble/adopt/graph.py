@@ -19,7 +19,7 @@ from ensemble.runtime.model_file import FEATURES, INPUT, LOGITS
 # Pillow's weights of red, green and blue in a grey image, in 65536ths
 _GREY = (19595, 38470, 7471)
 _PREFIX = "net."
-_SMALLEST = 1e-38  # above the smallest normal float32; its logarithm is -87
+SMALLEST = 1.2e-38  # above the smallest normal float32, as OpenVINO takes others for zero; its logarithm is -87
 _WITH_SCAN = 9  # the opset of Scan as it is today
 BatchWay = Literal["free", "freed", "in turn"]
 
@@ -222,10 +222,10 @@ class _Parts:
 
     def _log(self, name: str, result: str) -> list[onnx.NodeProto]:
         if self._opset >= 11:
-            smallest = self._constant("smallest", np.float32(_SMALLEST))
+            smallest = self._constant("smallest", np.float32(SMALLEST))
             clip = self._node("Clip", [name, smallest], f"{name}_above_0")
         else:
-            clip = self._node("Clip", [name], f"{name}_above_0", min=_SMALLEST, max=1.0)
+            clip = self._node("Clip", [name], f"{name}_above_0", min=SMALLEST, max=1.0)
         return [clip, self._node("Log", [f"{name}_above_0"], result)]
 
     def _node(self, kind: str, inputs: list[str], result: str, **options: Any) -> onnx.NodeProto:

@@ -34,7 +34,7 @@ def _in_graph(proto: onnx.ModelProto, graph: onnx.GraphProto, outer: Mapping[str
     constants |= {
         node.output[0]: attribute.t
         for node in graph.node
-        if node.op_type == "Constant"
+        if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.name == "value"
     }
@@ -51,7 +51,8 @@ def _in_graph(proto: onnx.ModelProto, graph: onnx.GraphProto, outer: Mapping[str
             for inner in (attribute.g, *attribute.graphs)
             if inner.node
         )
-        pads = node.op_type == "Pad" and node.domain in {"", "ai.onnx"}
+        # onnxruntime refuses malformed nodes by name
+        pads = node.op_type == "Pad" and node.domain in {"", "ai.onnx"} and node.input and node.output
         if pads and _reaches_pooling(node, readers) and not _is_never_negative(node, producers):
             changed += _replace_zero(proto, node, graph, constants)
     return changed
@@ -73,7 +74,7 @@ def _reaches_pooling(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeP
 def _is_never_negative(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
     source = producers.get(node.input[0])
     seen: set[str] = set()
-    while source is not None and source.op_type in _SAME_VALUES and source.input[0] not in seen:
+    while source is not None and source.op_type in _SAME_VALUES and source.input and source.input[0] not in seen:
         seen.add(source.input[0])
         source = producers.get(source.input[0])
     return source is not None and source.op_type in _NEVER_NEGATIVE
@@ -95,7 +96,10 @@ def _replace_zero(
     name = node.input[2] if len(node.input) > 2 else ""
     if name and name not in constants:
         return 0
-    zero = numpy_helper.to_array(constants[name]) if name else np.zeros((), _kind_of(node.input[0], proto))
+    try:
+        zero = numpy_helper.to_array(constants[name]) if name else np.zeros((), _kind_of(node.input[0], proto))
+    except ValueError:  # fewer values than its shape says
+        return 0
     if zero.size != 1 or zero.item() != 0 or zero.dtype not in _NEARLY_ZERO:
         return 0
     given = f"{node.output[0]}:padding"
@@ -108,7 +112,10 @@ def _replace_zero(
 
 def _kind_of(name: str, proto: onnx.ModelProto) -> np.dtype[np.generic]:
     """Return the element type of a value, as inferred from the whole graph; float32 where it cannot be."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto).graph
+    except onnx.shape_inference.InferenceError:  # as for an operator of an unknown domain
+        return np.dtype(np.float32)
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.name == name and value.type.tensor_type.elem_type:
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.adopt.adopt import Adopted, adopt
+from ensemble.adopt.graph import SMALLEST
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Recorder
@@ -206,3 +207,41 @@ def test_rows_of_numbers_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(EnsError, match="E424") as caught:
         adopt(tmp_path / "net.onnx", tmp_path / "models", options=KNOWN)
     assert "batch of images" in caught.value.hint
+
+
+def test_an_output_name_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """Undoing a decision does not replace a name that is misspelled."""
+    graph = Graph()
+    graph.head(5, "scores")
+    graph.add("ArgMax", ["scores"], "winner", axis=1, keepdims=0)
+    path = graph.save(tmp_path / "net.onnx", numbers("winner"))
+    with pytest.raises(OptionError, match="no output 'winer'"):
+        adopt(path, tmp_path / "models", options=replace(KNOWN, output_name="winer"))
+
+
+def test_a_threshold_before_the_values_is_no_answer(tmp_path: Path) -> None:
+    """``threshold > values`` keeps what is below it: neither the threshold nor the values are taken for the answers."""
+    graph = Graph()
+    graph.head(5, "scores")
+    graph.keep("half", np.full(5, 0.5, dtype=np.float32))
+    graph.add("Greater", ["half", "scores"], "absent")
+    absent = helper.make_tensor_value_info("absent", TensorProto.BOOL, ["n", 5])
+    with pytest.raises(OptionError, match="not clear"):
+        adopt(graph.save(tmp_path / "net.onnx", absent), tmp_path / "models", options=KNOWN)
+
+
+def test_an_output_beside_the_heads_is_named_as_left_out(tmp_path: Path) -> None:
+    """Where heads are found by the names of the axes, what else there is is said."""
+    graph, outputs = Graph(), []
+    for name, width in (("mask", 3), ("gender", 2), ("age", 3), ("vector", 7)):
+        graph.head(width, name)
+        outputs.append(floats(name, width))
+    said = Recorder()
+    path = graph.save(tmp_path / "net.onnx", *outputs)
+    adopt(path, tmp_path / "models", options=replace(KNOWN, labels=MASK18), listener=said)
+    assert any(notice.message.endswith("vector left out") for notice in said.notices)
+
+
+def test_logarithms_stay_finite_where_denormal_numbers_are_zero() -> None:
+    """OpenVINO takes numbers below the smallest normal one for zero, and minus infinity times zero is no number."""
+    assert np.float32(SMALLEST) >= np.finfo(np.float32).smallest_normal
