@@ -18,14 +18,16 @@ from tests.support import toys
 
 # the steps that follow the demo: those whose every path is one that the demo or an earlier step wrote
 STEPS = [line for line in README.commands if "runs/" in line]
-# and those of the pages; r18, spec, face, sface are trainings of the reader; trainings and pages have their own tests
+# and those of the pages; r18, spec, face, sface, seen are trainings of the reader; trainings and pages have their own tests
 FOLLOWING = [
     line
     for page in DOCS
     for block in page.blocks
     if block.language == "bash"
     for line in block.commands
-    if "runs/" in line and not re.search("runs/(r18|spec|s?face)|^ens (bench|page|train) ", line) and line not in STEPS
+    if "runs/" in line
+    and not re.search("runs/(r18|spec|s?face|seen)|^ens (bench|page|train) ", line)
+    and line not in STEPS
 ]
 
 
@@ -37,7 +39,7 @@ def test_the_demo_and_the_steps_after_it_run_as_they_stand(tmp_path: Path) -> No
     """
     assert [shlex.split(line)[1] for line in STEPS] == ["export", "predict", "blend", "check", "evaluate"]
     following = [shlex.split(line)[1] for line in FOLLOWING]
-    assert set(following) == {"submit", "fuse", "bundle", "evaluate", "report", "export", "explain", "-c"}
+    assert set(following) == {"submit", "fuse", "bundle", "evaluate", "report", "export", "explain", "data", "-c"}
     assert following.index("export") < following.index("explain")
     shown = next(block.text for block in README.blocks if block.text.startswith("member "))
     assert _shape(_run("ens demo", tmp_path)).startswith(_shape(shown))

@@ -219,10 +219,10 @@ def fixed_size() -> bytes:
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        (b"", "no ONNX network"),
-        (b"\x89PNG", "no ONNX network"),
-        (bright_spots((4, 2)), "no RetinaFace"),
-        (bright_spots((4, 2, 8)), "no RetinaFace"),
+        (b"", "not an ONNX network"),
+        (b"\x89PNG", "not an ONNX network"),
+        (bright_spots((4, 2)), "not a RetinaFace"),
+        (bright_spots((4, 2, 8)), "not a RetinaFace"),
         (fixed_size(), "images of any size"),
     ],
 )
