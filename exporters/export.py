@@ -31,6 +31,7 @@ from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
 from ensemble.runtime.zero_padding import keep_padded_zeros
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
+from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
@@ -131,7 +132,7 @@ def export(
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
     pixels = _check_pixels(check_images, card.preprocess)
     _require_fit(model, card, features=options.features)
-    exportable = Exportable(model, card, features=options.features)
+    exportable = Exportable(with_plain_convolutions(model), card, features=options.features)
     try:
         proto = _to_onnx(exportable, card)
     except ModelError:

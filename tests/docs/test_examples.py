@@ -18,7 +18,8 @@ from tests.support import toys
 
 # the steps that follow the demo: those whose every path is one that the demo or an earlier step wrote
 STEPS = [line for line in README.commands if "runs/" in line]
-# and those of the pages; r18, spec, face, sface, seen are trainings of the reader; trainings and pages have their own tests
+# and those of the pages, without those of the files of a reader (r18, spec, face, sface, seen); trainings and web
+# pages have their own tests
 FOLLOWING = [
     line
     for page in DOCS
