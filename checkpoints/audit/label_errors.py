@@ -103,6 +103,8 @@ def find_label_errors(
     cubes = np.stack(members).reshape(len(members), -1, *labels.shape)
     judged = []
     for place, axis in enumerate(labels.axes):
+        if len(axis.values) < 2:
+            continue  # an only value cannot be wrong
         others = tuple(2 + other for other in range(len(labels.axes)) if other != place)
         given = labels.along(axis.name, classes)
         judged.append(_judge(axis, cubes.sum(axis=others), given, groups, join))

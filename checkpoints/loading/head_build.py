@@ -20,6 +20,7 @@ from ensemble.errors import ModelError
 from ensemble.labels import LabelSpace
 
 _MARGIN = re.compile(r".*(arc|cos(ine|face)?|margin|sphere|adacos|metric_fc|curricular).*", re.IGNORECASE)
+_ONE_LOGIT = "its one output is the logit of the second of two classes; the first has 0"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +38,11 @@ class FoundHead:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     arch_options: Mapping[str, object] = field(default_factory=dict)
+
+    def of_scores(self) -> FoundHead:
+        """Return the head where an only output is the score of an ordinal axis, and no logit of two classes."""
+        notes = tuple(note for note in self.notes if note != _ONE_LOGIT)
+        return replace(self, layers=replace(self.layers, one_logit=False), notes=notes)
 
 
 class HeadBuilder:
@@ -163,7 +169,7 @@ class HeadBuilder:
             axes = labels.shape
             notes.append(f"its {outputs} outputs are those of one head per axis: {_axes_text(labels)}")
         if outputs == 1:
-            notes.append("its one output is the logit of the second of two classes; the first has 0")
+            notes.append(_ONE_LOGIT)
         named = {f"{self._classifier}.{leaf}": tensor for leaf, tensor in tensors.items()}
         layers = HeadLayers(pool=pool, axes=axes, one_logit=outputs == 1)
         if pool:  # timm's own classifier would be built for other features
@@ -231,7 +237,7 @@ class HeadBuilder:
             tensors |= {f"{self._classifier}.{number}.{leaf}": tensor for leaf, tensor in weights.items()}
         outputs = [layer for layer in chain if layer.kind == "linear"][-1].returns
         if outputs == 1:
-            notes.append("its one output is the logit of the second of two classes; the first has 0")
+            notes.append(_ONE_LOGIT)
         layers = HeadLayers(
             layers=wanted,
             widths=tuple(widths),

@@ -155,7 +155,8 @@ def open_checkpoint(
     request = replace(head, labels=None) if card else head
     rest, gaps = _without_gaps(network.rest, card, path)
     behind = HeadFinder(network.body, rest, request, path, margin=metadata.margin, layers=layers).find()
-    behind = replace(behind, tensors={**behind.tensors, **gaps})
+    if card is not None and card.ordinal:
+        behind = replace(behind.of_scores(), tensors={**behind.tensors, **gaps})
     _say_head(behind, path, listener)
     if behind.layers.pool:
         options.pop("global_pool", None)

@@ -218,3 +218,12 @@ def test_the_ranking_is_no_worse_than_cleanlabs(case: Callable[[int], tuple[Any,
         ]
         theirs.append([average_precision_score(wrong, -one) for one in scores])
     assert np.mean(ours) >= np.mean(theirs, axis=0).max() - 0.015
+
+
+def test_an_axis_of_one_value_is_not_judged() -> None:
+    """An only value cannot be wrong; the other axis is judged as without it."""
+    probabilities, given, _ = planted(1, images=60)
+    both = LabelSpace((Axis("kind", ("animal",)), *FLAT.axes))
+    found = find_label_errors([probabilities], given, both, alone(60))
+    assert found == find_label_errors([probabilities], given, FLAT, alone(60))
+    assert find_label_errors([np.ones((3, 1))], np.zeros(3, dtype=np.intp), LabelSpace.flat(["x"]), alone(3)).axes == ()

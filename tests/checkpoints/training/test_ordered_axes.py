@@ -16,7 +16,7 @@ from checkpoints.data.folds import Folds, make_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.axes_head import AxesHead, log_cumulative
 from checkpoints.loading.network import make_network
-from checkpoints.loading.open import build_model, open_checkpoint
+from checkpoints.loading.open import build_model, open_checkpoint, save_checkpoint
 from checkpoints.training.job import TrainJob
 from checkpoints.training.ordered_axes import fit_classes, require_valid_ordinal
 from checkpoints.training.settings import TrainSettings, settings_dict
@@ -209,7 +209,10 @@ def test_an_ordinal_member_resumes_and_is_exported(rows: tuple[Row, ...], folds:
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet"])
 def test_grades_of_one_axis_have_one_output(arch: str, tmp_path: Path) -> None:
-    """Five classes of a table become one score in any architecture with a linear classifier, freezing and decay too."""
+    """Five classes of a table become one score in any architecture with a linear classifier, freezing and decay too.
+
+    The saved score is read as one, not as the logit of two classes.
+    """
     from checkpoints.training.init_weights import freeze, init_model
     from checkpoints.training.optimizer import make_optimizer
 
@@ -225,3 +228,13 @@ def test_grades_of_one_axis_have_one_output(arch: str, tmp_path: Path) -> None:
     found = model(torch.zeros(2, 3, 160, 160)).detach().exp()
     assert found.shape == (2, 5)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+
+    plain = ModelCard("g", arch, settings.labels, settings.preprocess, settings.mean, settings.std, "")
+    card = replace(plain, ordinal=("class",))
+    path, heard = save_checkpoint(tmp_path / "g.safetensors", model.state_dict(), card), Recorder()
+    opened = open_checkpoint(path, listener=heard)
+    assert opened.num_classes == 5
+    assert not [one.message for one in heard.notices if "two classes" in one.message]
+    picture = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(build_model(opened)(picture), model.eval()(picture))
