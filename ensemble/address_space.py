@@ -8,6 +8,7 @@ heard, and only SIGKILL ends the process.
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ _SPARE = 160 * 2**20  # bytes: a thread of a command reserves up to 136 MiB, its
 _CPU_SECONDS = 5  # that importing takes at most; a library that asks without end uses all of them
 _IMPORT = f"""
 import resource, sys
-taken = [int(one) for one in sys.argv[1:]]
+taken = [int(one) for one in sys.argv[1:3]]
+sys.path += sys.argv[3:]
 for kind, limit in zip((resource.RLIMIT_AS, resource.RLIMIT_DATA), taken):
     if limit >= 0:
         resource.setrlimit(kind, (limit, limit))
@@ -41,8 +43,10 @@ def require_address_space() -> None:
         return
     taken = _own_size()
     given = [max(0, limit - taken - _SPARE) if limit >= 0 else -1 for limit in limits]
-    # isolated: no file of the working folder is imported
-    child = [sys.executable, "-I", "-c", _IMPORT, *map(str, given)]
+    # isolated: no file of the working folder is imported; PYTHONPATH and the user's packages count all the same
+    folder = os.getcwd()
+    paths = [path for path in sys.path if path not in {"", folder}]
+    child = [sys.executable, "-I", "-c", _IMPORT, *map(str, given), *paths]
     done = subprocess.run(
         child, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
     )

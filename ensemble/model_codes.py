@@ -87,7 +87,7 @@ MODEL_CODES: dict[str, Code] = {
     ),
     "I496": Code(
         "The first layers of an int8 model stay in float32, because they are faster so.",
-        "nothing to do; on another processor other layers may be",
+        "nothing to do; on another processor, or in another export, they may be other layers",
     ),
     "I438": Code("An older int8 model runs on slower kernels, which are exact.", "export it again for full speed"),
     "E440": Code("Training diverged: the loss is NaN or infinite.", "lower the learning rate"),

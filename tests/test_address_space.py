@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_process_that_tries_has_less_room_than_is_left(monkeypatch: pytest.M
     ran = limited(monkeypatch, limit=2**33, status=0)
     monkeypatch.setattr(address_space, "_own_size", lambda: 2**30)
     address_space.require_address_space()
-    ((*_, space, data),) = ran
+    ((_, _, _, _, space, data, *_),) = ran
     assert int(space) == 2**33 - 2**30 - 160 * 2**20
     assert data == "-1"
 
@@ -65,6 +66,22 @@ def test_the_libraries_are_tried_under_the_limit(room: int, fits: bool) -> None:
     """The import fails in little room, with an error or at the limit of processor time, and passes in enough."""
     command = [sys.executable, "-I", "-c", address_space._IMPORT, f"{room}", "-1"]
     assert (subprocess.run(command, capture_output=True, timeout=300).returncode == 0) is fits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced elsewhere")
+def test_the_packages_of_this_process_are_those_that_are_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries in the user's folder or on PYTHONPATH are no part of an isolated interpreter, and no lack of room."""
+    (tmp_path / "on_pythonpath.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    ran = limited(monkeypatch, limit=2**35, status=0)
+    address_space.require_address_space()
+    monkeypatch.undo()
+    ((_, _, _, _, _, _, *paths),) = ran
+    assert str(tmp_path) in paths
+    assert str(Path.cwd()) not in paths
+    tried = address_space._IMPORT.partition("import numpy")[0] + "import on_pythonpath"
+    command = [sys.executable, "-I", "-c", tried, "-1", "-1"]
+    assert [subprocess.run([*command, *more], capture_output=True).returncode for more in ((), paths)] == [1, 0]
 
 
 def raising(err: Exception) -> Callable[..., None]:
