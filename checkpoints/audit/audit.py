@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 
 from checkpoints.audit.findings import KINDS, Finding
 from checkpoints.audit.label_errors import (
+    LEAST_SCORE,
     JudgedAxis,
     LabelError,
     LabelErrors,
@@ -92,7 +93,7 @@ class Audit:
         more = len(self.axes) - len(lines)
         lines += [f"{more:,} more labels, of fewer wrong values, are in --json"] * (more > 0)
         lines += [
-            f"{counts['label']:,} labels may be wrong, {sure:,} of them are sure",
+            f"{counts['label']:,} labels with a score of {LEAST_SCORE} or more may be wrong, {sure:,} of them are sure",
             f"{counts['leak']:,} copies of evaluation images, {counts['folds']:,} copies of images of another fold",
             f"{counts['duplicate']:,} other copies, {counts['outlier']:,} outliers",
             f"{counts['unreadable']:,} images could not be read",

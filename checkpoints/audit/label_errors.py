@@ -19,7 +19,7 @@ from ensemble.labels import Axis, LabelSpace
 
 ABSENT_PRESENT = ("absent", "present")
 _FLOOR = 1e-6  # of a probability
-_LEAST = 0.01  # score of a label error that is listed
+LEAST_SCORE = 0.01  # score of a label error that is listed
 _ALIKE = 0.9  # share of the chance disagreement within groups that is absent where a value is the group's
 
 
@@ -162,7 +162,7 @@ def _judge(
     others[units, given[rows]] = -1
     others[:, np.bincount(given, minlength=len(axis.values)) == 0] = -1  # what no image has is no suggestion
     suggested, doubtful = others.argmax(axis=1), others.max(axis=1) > fit.pooled[units, given[rows]]
-    listed = doubtful & (fit.wrong >= _LEAST)
+    listed = doubtful & (fit.wrong >= LEAST_SCORE)
     errors = [
         LabelError(
             int(row),

@@ -21,6 +21,8 @@ from ensemble.labels import MASK18, LabelSpace
 from ensemble.text.csv_table import read_table
 from ensemble.text.plain_numbers import is_count
 
+COMPLETE_FOLDS = "the file takes a line for each person, or other group, of the training images: id,fold"
+
 
 @dataclass(frozen=True, slots=True)
 class Folds:
@@ -106,8 +108,10 @@ def write_folds(path: Path, folds: Folds) -> Path:
     return write_atomic(path, ("id,fold\n" + "".join(lines)).encode())
 
 
-def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
+def read_folds(path: Path, rows: Sequence[Row], *, hint: str = COMPLETE_FOLDS) -> Folds:
     """Read a file of `write_folds`, or another CSV of ``id,fold``, for the people of the rows.
+
+    ``hint`` is that of E341.
 
     Raises:
         DataError: E313 or E322 when a column is missing or a person occurs twice; E341 when a fold is not a
@@ -119,11 +123,12 @@ def read_folds(path: Path, rows: Sequence[Row]) -> Folds:
     lost = sorted({row.person for row in rows} - pairs.keys())
     if odd or lost:
         whose, what = (odd, "has no whole number as fold") if odd else (lost, "has no fold")
-        raise DataError("E341", f"{path.name}: {enumerate_some(whose)} {what}", path=path)
+        raise DataError("E341", f"{path} {what} for {enumerate_some(whose)}", hint=hint, path=path)
     if not pairs:
-        raise DataError("E341", f"{path.name} has no rows", path=path)
+        raise DataError("E341", f"{path} has no rows", hint=hint, path=path)
     of_person = {person: int(fold) for person, fold in pairs.items()}
     count = max(of_person.values()) + 1
     if count < 2 or len(set(of_person.values())) != count:
-        raise DataError("E341", f"{path.name}: folds must be 0, 1, ... without a gap, at least two", path=path)
+        message = f"{path}: folds must be 0, 1, ... without a gap, at least two"
+        raise DataError("E341", message, hint=hint, path=path)
     return Folds(count, of_person)

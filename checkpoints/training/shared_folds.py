@@ -39,12 +39,13 @@ def read_or_make_folds(
         source = f"--folds {folds}" if not is_count(folds) else "the table"
         hint = "leave --repeats out, or let ens train deal the folds: --folds 5, --fold-column none"
         raise OptionError("E208", f"--repeats deals several fold splits, and {source} has one", hint=hint)
+    sharing = f"all members in a folder share its {shared.name}: choose another folder with -o, or remove it"
     if not is_count(folds):
         if not Path(folds).is_file():
             raise OptionError("E204", f"--folds takes a number, or a CSV of id,fold that exists, got {folds!r}")
         return SharedFolds(read_folds(Path(folds), rows), None)
     if dataset.folds is not None:
-        if shared.exists() and read_folds(shared, rows) != dataset.folds:
+        if shared.exists() and read_folds(shared, rows, hint=sharing) != dataset.folds:
             message = f"{shared} has other folds than the table"
             hint = "all members in a folder share its folds.csv: choose another folder with -o, or --fold-column none"
             raise OptionError("E204", message, hint=hint)
@@ -54,9 +55,8 @@ def read_or_make_folds(
             rows, folds=int(folds), seed=repeat, labels=dataset.labels, unit=dataset.unit, listener=listener
         )
         return SharedFolds(made, shared)
-    found = read_folds(shared, rows)
+    found = read_folds(shared, rows, hint=sharing)
     if found.count != int(folds):
         message = f"{shared} has {found.count} folds, --folds is {folds}"
-        hint = f"all members in a folder share its {shared.name}: choose another folder with -o, or remove it"
-        raise OptionError("E204", message, hint=hint)
+        raise OptionError("E204", message, hint=sharing)
     return SharedFolds(found, shared)

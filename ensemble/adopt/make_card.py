@@ -188,8 +188,11 @@ def _normalisation(
     count = image.channels
     if image.type == onnx.TensorProto.UINT8:
         if options.mean is not None or options.input_range is not None:
-            message = f"{model.path.name} normalises by itself (it takes uint8): leave out --mean, --std, --input-range"
-            raise OptionError("E204", message)
+            message = (
+                f"{model.path.name} normalizes by itself (it takes uint8), without --mean, --std and --input-range"
+            )
+            hint = "leave them out; if they are for another network of ens probe, name them behind its file: "
+            raise OptionError("E204", message, hint=f"{hint}--features other.onnx,input-range=0..255")
         return (0.0,) * count, (1.0,) * count, "model"
     if options.mean is not None and options.std is not None:
         if len(options.mean) != count or len(options.std) != count:

@@ -97,7 +97,7 @@ class Recipe:
         if self.activation == "sigmoid" and self.rule != "argmax" and not isinstance(self.rule, ThresholdRule):
             raise PredictionError("E518", "this rule decides for one class, and several labels may apply to an image")
         if self.activation == "softmax" and isinstance(self.rule, ThresholdRule):
-            raise PredictionError("E518", "thresholds are for labels, and the classes of this recipe are exclusive")
+            raise PredictionError("E518", "classes are exclusive: no thresholds", hint="leave out the thresholds")
         if self.pool.ranks and (self.sharpness != 1 or self.bias is not None):
             raise PredictionError("E518", "a pool of ranks has neither sharpness nor bias")
         if self.transductive and not isinstance(self.rule, MacroF1Rule):

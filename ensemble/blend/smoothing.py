@@ -24,6 +24,7 @@ from ensemble.text.plain_numbers import to_float
 Edges = Literal["nearest", "shrink", "zero", "reflect"]
 IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"
 """The default pattern of ids: a file, and a number at the end, before a suffix if there is one."""
+_KERNEL = "give an odd number of weights, such as --smooth 0.1,0.2,0.4,0.2,0.1"
 _PATTERN_HINT = (
     "give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)', or a table of groups: "
     "--smooth-table"
@@ -77,9 +78,11 @@ class Smoothing:
     def __post_init__(self) -> None:
         numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in self.kernel)
         if not self.kernel or len(self.kernel) % 2 == 0 or not numbers:
-            raise PredictionError("E518", f"a kernel has an odd number of weights, got {list(self.kernel)}")
+            message = f"a kernel has an odd number of weights, got {list(self.kernel)}"
+            raise PredictionError("E518", message, hint=_KERNEL)
         if min(self.kernel) < 0 or not sum(self.kernel) or not self.kernel[len(self.kernel) // 2]:
-            raise PredictionError("E518", "a kernel's weights are not negative, and the middle one is above 0")
+            message = "a kernel's weights are not negative, and the middle one is above 0"
+            raise PredictionError("E518", message, hint=_KERNEL)
         if self.edges not in get_args(Edges):
             raise PredictionError("E518", f"the edges {self.edges!r} are none of {', '.join(get_args(Edges))}")
         try:

@@ -341,7 +341,12 @@ def test_what_was_not_named_is_said(tmp_path: Path) -> None:
         ({"end": "Softmax"}, {"output": "logits"}, "probabilities, not logits", "--output probabilities"),
         ({}, {"output": "probabilities"}, "are no probabilities", ""),
         ({"end": "Tanh"}, {}, "does not tell if answers are logits or probabilities", "--output logits"),
-        ({"kind": TensorProto.UINT8}, {"mean": MEAN, "std": STD}, "normalises by itself", ""),
+        (
+            {"kind": TensorProto.UINT8},
+            {"mean": MEAN, "std": STD},
+            "normalizes by itself",
+            "--features other.onnx,input-range=0..255",
+        ),
         ({"size": (3, 12), "layout": "nhwc"}, {}, "does not tell where the channels are", "--layout"),
         ({}, {"channels": "grey"}, "takes 3 channels, which are not grey", ""),
         ({"channels": 1}, {"mean": MEAN, "std": STD}, "need 1 values each", ""),

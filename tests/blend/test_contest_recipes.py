@@ -174,8 +174,9 @@ def test_smoothing_names_what_it_cannot_do() -> None:
         assert caught.value.code == "E504"
     kernels: list[tuple[float, ...]] = [(), (1.0, 1.0), (1.0, 0.0, 1.0), (-1.0, 3.0, -1.0), (float("nan"),)]
     for kernel in kernels:
-        with pytest.raises(PredictionError, match="kernel"):
+        with pytest.raises(PredictionError, match="kernel") as caught:
             Smoothing(kernel)
+        assert "--smooth 0.1,0.2,0.4,0.2,0.1" in (caught.value.hint or "")
     with pytest.raises(PredictionError, match="two groups"):
         Smoothing((1,), ids="(.*)")
     spelled = Smoothing((1, 1, 1), ids=r"f(\d+)-(\d+)")
@@ -193,8 +194,9 @@ def test_thresholds_decide_labels_and_are_part_of_the_recipe() -> None:
     again = Recipe.from_json(recipe.to_json())
     assert again.to_json() == recipe.to_json()
     assert isinstance(again.rule, ThresholdRule)
-    with pytest.raises(PredictionError, match="exclusive"):
+    with pytest.raises(PredictionError, match="exclusive") as caught:
         make_recipe([make_member("b", draw_logits(0))], thresholds=0.3)
+    assert "leave out the thresholds" in (caught.value.hint or "")
     with pytest.raises(PredictionError, match="unknown labels"):
         make_recipe([member], thresholds={"cat": 0.3})
 

@@ -102,6 +102,12 @@ def test_other_files_are_no_boxes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_boxes(tmp_path / "text.parquet")
     assert caught.value.code == "E350"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["a"], "class": [3]}), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=r"labels\.parquet is no file of face boxes: it has no column 'left'"):
+        read_boxes(tmp_path / "labels.parquet")
     with pytest.raises(DataError) as caught:
         read_boxes(write_boxes(tmp_path / "twice.parquet", (FACES[0], FACES[0])))
     assert caught.value.code == "E313"

@@ -151,6 +151,7 @@ def test_several_models_and_what_is_joined_are_said(contest: Path) -> None:
     assert "gender: about" in gender
     assert "the evidence of each of 12 groups is joined" in gender
     assert "weights bad" in age
+    assert "labels with a score of 0.01 or more may be wrong" in found.render()
     assert set(found.as_dict()["axes"]["age"]["weights"]) == {"bad", "r18"}
     apart = audit_dataset(data, predictions=members, settings=AuditSettings(join=("mask",)), workers=1)
     assert [axis.joined for axis in apart.axes] == [12, 0, 0]

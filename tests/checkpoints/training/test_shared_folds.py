@@ -11,7 +11,7 @@ from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds, write_folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.training.shared_folds import read_or_make_folds
-from ensemble.errors import OptionError
+from ensemble.errors import DataError, OptionError
 from ensemble.labels import LabelSpace
 
 ROWS = tuple(Row(f"{n:02d}.png", str(n // 2), 0, 0, 20, n // 2 % 3, Path()) for n in range(48))
@@ -41,3 +41,19 @@ def test_given_folds_are_one_split(tmp_path: Path) -> None:
             read_or_make_folds(folds, 0, 2, tmp_path, dataset)
         assert caught.value.code == "E208"
     assert read_or_make_folds(str(path), 0, 1, tmp_path, DATASET).file is None
+
+
+def test_folds_of_other_people_name_the_folder_where_they_are_shared_and_the_file_where_it_is_given(
+    tmp_path: Path,
+) -> None:
+    """E341 does not ask for fewer folds or more images when a file of folds is of another training set."""
+    shared = write_folds(tmp_path / "folds.csv", Folds(2, {"0": 0, "1": 1}))
+    for folds, dataset, cure in (
+        ("2", DATASET, "choose another folder with -o"),
+        ("2", replace(DATASET, folds=Folds(2, {row.person: 0 for row in ROWS})), "choose another folder with -o"),
+        (str(shared), DATASET, "a line for each person"),
+    ):
+        with pytest.raises(DataError, match=r"folds\.csv has no fold for 10, 11, ") as caught:
+            read_or_make_folds(folds, 0, 1, tmp_path, dataset)
+        assert caught.value.code == "E341"
+        assert cure in (caught.value.hint or "")
