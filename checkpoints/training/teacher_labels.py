@@ -20,7 +20,7 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
 from ensemble.learn.teacher import Teacher, answer_by_own_models
-from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.dataset import Predictions, notice_filled
 from ensemble.predictions.truth import Truth
 
 
@@ -132,6 +132,7 @@ def teacher_labels(
     count = len(teacher.recipes)
     if any(one.independent != (teacher.truth.applies is not None) for one in predictions):
         raise PredictionError("E501", "the training data and the predictions differ in how many labels an image has")
+    notice_filled([*predictions, *(unlabeled.predictions if unlabeled else ())], listener)
     if predictions:
         labeled = tuple(answer_by_own_models(teacher, predictions, fold, ids) for fold in range(count))
         whose = "by the models that held out the same images as the student"
@@ -154,7 +155,8 @@ def _label(
     teacher: Teacher, unlabeled: Unlabeled, rows: Sequence[Row], listener: Listener
 ) -> tuple[PseudoLabels, tuple[Floats, ...]]:
     """Return the images without labels, with the class that is most probable in the mean of all folds."""
-    names = sorted(unlabeled.predictions[0].ids)
+    used = [one for one in unlabeled.predictions if one.group in teacher.recipe.groups]
+    names = sorted({name for one in used for name in one.ids})  # a model that lacks one of them is E504
     every = tuple(
         answer_by_own_models(teacher, unlabeled.predictions, fold, names) for fold in range(len(teacher.recipes))
     )

@@ -23,7 +23,7 @@ from ensemble.learn.learned_recipe import fitted_recipe
 from ensemble.learn.learning_data import sort_images, stack_members
 from ensemble.learn.objective import Metric, parse_contest_metric, parse_metric
 from ensemble.learn.result import MemberView
-from ensemble.predictions.dataset import Predictions, hash_ids
+from ensemble.predictions.dataset import Predictions, hash_ids, notice_filled
 from ensemble.predictions.members import members_by_name
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth
@@ -59,7 +59,8 @@ def make_teacher(
 ) -> Teacher:
     """Return the teacher from out-of-fold predictions of the recipe's groups, and the fold ``(N,)`` of each image.
 
-    Members of other groups and smoothing over rows are left out, which is said (I391, I392). Weights that were given
+    Members of other groups and smoothing over rows are left out, which is said (I391, I392), as are images that could
+    not be read and have the class prior (W535). Weights that were given
     are the same for all folds; those that were learned are learned again per fold, by the same method and metric.
 
     Raises:
@@ -69,6 +70,7 @@ def make_teacher(
     """
     recipe = _without_smoothing(recipe, listener)
     known = _known_groups(recipe, oof, listener)
+    notice_filled(known, listener)
     gathered = gather_folds(known, truth)
     recipes = recipes_of_folds(recipe, gathered, truth, fold)
     members = [look for member in gathered for look in _looks_of(member)]

@@ -91,6 +91,9 @@ def test_labels_that_cannot_be_learned_are_not_learned_from_a_folds_own_models()
     assert [one.code for one in heard.notices] == ["I393"]
     assert not own.optimistic
     assert 0.4 < score_student(own.soft.labeled) < 0.6
+    unread = [replace(one, filled=one.ids[:1]) for one in models]
+    teacher_labels(teacher, ROWS, Distillation(), predictions=unread, listener=heard)
+    assert [one.code for one in heard.notices] == ["I393", "W535", "I393"]
 
     heard = Recorder()
     others = teacher_labels(teacher, ROWS, Distillation(), listener=heard)
@@ -119,6 +122,9 @@ def test_images_without_labels_have_the_probabilities_of_each_folds_models(tmp_p
     ]
     assert found.soft.pseudo is not None
     np.testing.assert_allclose(found.soft.pseudo, np.exp(logits)[:, ::-1], rtol=1e-6)
+    part = [select_images(predicted[0], ["a.png"]), predicted[1]]
+    with pytest.raises(PredictionError, match=r"m_f0 has no predictions of 1 of 2 images: b\.png"):
+        teacher_labels(teacher, ROWS, Distillation(), unlabeled=Unlabeled(part, tmp_path))
     rows = (replace(ROWS[0], path=tmp_path / "a.png"), *ROWS[1:])
     with pytest.raises(DataError) as caught:
         teacher_labels(teacher, rows, Distillation(), unlabeled=Unlabeled(predicted, tmp_path))
