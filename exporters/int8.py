@@ -266,7 +266,7 @@ def _tell_in_float(found: Quantised, card: ModelCard, fixed: int, listener: List
 
 
 def _nothing_to_quantise(card: ModelCard, where: str) -> ModelError:
-    message = f"{card.arch} has no convolution or matrix product to quantise{where}"
+    message = f"{card.arch} has no convolution or matrix product to quantize{where}"
     return ModelError("E436", f"{card.member} (int8): {message}")
 
 

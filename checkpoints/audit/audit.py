@@ -46,7 +46,7 @@ class AuditSettings:
     """The settings of an audit.
 
     A label error becomes a fix if its score is at least ``sure``. ``crops`` also looks for cropped copies: None does so
-    for up to `MOST_CROPPED` images. ``join`` names the axes whose value is the group's, by default recognised.
+    for up to `MOST_CROPPED` images. ``join`` names the axes whose value is the group's, by default recognized.
 
     Raises:
         OptionError: E204 when ``sure`` is not between 0 and 1.

@@ -94,7 +94,7 @@ def find_label_errors(
 
     ``members`` are the probabilities ``(N, C)`` of models that were not trained on the image, and ``classes`` ``(N,)``
     the labels as given. ``groups`` names the person or other group of each image. ``join`` names the axes whose value
-    is the group's; by default they are recognised by the groups' agreement.
+    is the group's; by default they are recognized by the groups' agreement.
 
     Raises:
         OptionError: E204 when ``join`` names an axis that the labels do not have.

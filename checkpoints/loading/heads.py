@@ -102,7 +102,7 @@ class HeadFinder:
                 found,
                 layers=replace(found.layers, pool=f"gem{len(power)}"),
                 tensors={"global_pool.p": power, **found.tensors},
-                notes=(*found.notes, f"{pools[0].name} is a generalised-mean pooling, which is exported"),
+                notes=(*found.notes, f"{pools[0].name} is a generalized-mean pooling, which is exported"),
             )
         if chain:
             self._leave_out(others, chain)

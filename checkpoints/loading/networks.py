@@ -79,7 +79,7 @@ def _networks(found: AllTensors, search: Search, wanted: str | None, path: Path)
         raise ModelError(
             "E417",
             f"{path.name} holds the parameters of {body.match.arch} in {body.prefix.rstrip('.') or 'it'}, without the "
-            "running statistics of its normalisations",
+            "running statistics of its normalizations",
             hint="save the state dict of the whole network: model.state_dict() has its buffers too",
             path=path,
         )

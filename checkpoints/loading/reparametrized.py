@@ -42,7 +42,7 @@ def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraS
     if quantised is not None:
         raise ModelError(
             "E417",
-            f"{path.name} holds quantised weights ({quantised})",
+            f"{path.name} holds quantized weights ({quantised})",
             hint="save the float32 weights that were quantised, and export them with --precision int8",
             path=path,
         )

@@ -34,7 +34,7 @@ class PooledMaps:
 
 @dataclass(frozen=True, slots=True)
 class WrapPlan:
-    """The way that a network is wrapped: its input and output, normalisation and number of answers.
+    """The way that a network is wrapped: its input and output, normalization and number of answers.
 
     ``answers`` is the length of a row of the network's output, with 1 for a single logit or probability. ``mean`` and
     ``std`` are those of the network's channels, in its order. ``size`` is ``(height, width)``. ``independent`` are

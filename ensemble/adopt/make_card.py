@@ -90,9 +90,9 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
     """Return the card without labels: what is known before the network has run."""
     size = _size(model, image, options)
     channels = _channels(model, image, options)
-    mean, std, source = _normalisation(model, image, channels, options)
+    mean, std, source = _normalization(model, image, channels, options)
     _tell_choices(model, options, source, listener)
-    centred = options.resize in {None, "center"}
+    centered = options.resize in {None, "center"}
     member = options.member or _member_of(model.path)
     fold = options.fold
     if fold is None and (named := fold_in_name(member)) is not None:
@@ -107,7 +107,7 @@ def make_card(model: ForeignModel, image: ImageInput, options: AdoptOptions, lis
             size=size,
             resize=options.resize or "center",
             interpolation=options.interpolation or "bilinear",
-            crop_pct=options.crop_pct if options.crop_pct is not None else (0.875 if centred else 1.0),
+            crop_pct=options.crop_pct if options.crop_pct is not None else (0.875 if centered else 1.0),
             fill=_fill(mean, channels),
             resizer=options.resizer or "pillow",
             channels=channels,
@@ -182,7 +182,7 @@ def _channels(model: ForeignModel, image: ImageInput, options: AdoptOptions) -> 
     return options.channels or ("grey" if image.channels == 1 else "rgb")
 
 
-def _normalisation(
+def _normalization(
     model: ForeignModel, image: ImageInput, channels: Channels, options: AdoptOptions
 ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     count = image.channels
@@ -213,7 +213,7 @@ def _normalisation(
 
 
 def _fill(mean: tuple[float, ...], channels: Channels) -> tuple[int, int, int]:
-    """Return the RGB colour that normalisation maps to zero, as far as there is one."""
+    """Return the RGB color that normalization maps to zero, as far as there is one."""
     ordered = {"rgb": mean, "bgr": mean[::-1], "grey": mean * 3}[channels]
     red, green, blue = (min(255, max(0, round(255 * channel))) for channel in ordered)
     return red, green, blue
