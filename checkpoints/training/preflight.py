@@ -44,6 +44,10 @@ def check_job(job: TrainJob, *, distributed: DistributedContext) -> None:
     """
     settings, processes = job.settings, distributed.world_size
     require_valid_loss(settings)
+    empty = sorted(set(range(job.folds.count)) - {job.folds.of_person[row.person] for row in job.rows})
+    if empty:
+        message = f"no training image is in fold {', '.join(map(str, empty))} of {job.folds.count}"
+        raise OptionError("E204", message, hint="give --folds a number, or a file whose folds all have images")
     if not settings.preprocess.kept and max((*settings.mean, *settings.std)) > 1:
         hint = "settings.fit_channels divides values for channels in 0..255"
         raise OptionError("E204", "mean and std of a training are those of channels in 0..1", hint=hint)

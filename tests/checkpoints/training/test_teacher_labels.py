@@ -13,6 +13,10 @@ from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.training.distillation import Distillation
+from checkpoints.training.distributed import SINGLE_PROCESS
+from checkpoints.training.job import TrainJob
+from checkpoints.training.preflight import check_job
+from checkpoints.training.settings import TrainSettings
 from checkpoints.training.teacher_labels import (
     Unlabeled,
     folds_of_images,
@@ -23,7 +27,7 @@ from checkpoints.training.teacher_labels import (
 )
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import make_recipe
-from ensemble.errors import DataError, PredictionError
+from ensemble.errors import DataError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.learn.teacher import make_teacher, select_images
@@ -158,6 +162,14 @@ def test_the_folds_are_those_of_the_members_and_must_be_the_same_for_all() -> No
         assert caught.value.code == "E392"
     with pytest.raises(DataError, match="m_f0 held out other images than fold 1"):
         require_same_folds(FOLDS, [replace(members[0], fold=1)], ROWS)
+
+
+def test_a_fold_without_images_is_refused(tmp_path: Path) -> None:
+    """A file of folds may have people of other images: a fold of them alone would be trained, and scored on nothing."""
+    folds = Folds(3, {**FOLDS.of_person, "absent": 2})
+    job = TrainJob(ROWS, folds, "m", TrainSettings("test_resnet", labels=LABELS), tmp_path)
+    with pytest.raises(OptionError, match="no training image is in fold 2 of 3"):
+        check_job(job, distributed=SINGLE_PROCESS)
 
 
 def test_the_truth_of_a_dataset_has_its_true_classes_and_groups() -> None:
