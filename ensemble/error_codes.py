@@ -106,6 +106,9 @@ CODES: dict[str, Code] = {
         "The ground truth does not match the predictions it is compared with.",
         "it needs one class per id, and each id once",
     ),
+    "W330": Code(
+        "All images of a ground truth are of one class.", "a sample submission is no ground truth: check --truth"
+    ),
     "E331": Code(
         "A label space is not valid.",
         'write a JSON list of class names, or {"axes": [{"name": ..., "values": [...]}, ...]}',

@@ -102,6 +102,12 @@ def read_truth(
         if not independent:
             _require_one_each(table, applies)
         classes = applies.argmax(axis=1).astype(np.intp)
+    if not independent and len(labels) > 1 and len(ids) > 1 and (classes == classes[0]).all():
+        answer = labels.names[int(classes[0])]
+        message = (
+            f"{path.name}: all {len(ids):,} images are {answer}, as in a sample submission; scores then mean little"
+        )
+        listener.notice(Notice("W330", message))
     positive = None if options.positive is None else find_positive(labels.names, "", options.positive)
     return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive)
 

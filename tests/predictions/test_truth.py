@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ensemble.errors import DataError
+from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from ensemble.predictions.truth import Truth, read_truth, true_classes
 
@@ -41,3 +42,13 @@ def test_memory_for_answers_does_not_grow_with_the_number_of_classes(tmp_path: P
         tracemalloc.stop()
     assert found.classes[:3].tolist() == [0, 7, 14]
     assert peak < 40e6
+
+
+@pytest.mark.parametrize(("answers", "said"), [((0, 0, 0), True), ((2, 2, 1), False), ((0,), False)])
+def test_a_sample_that_is_given_as_the_truth_is_said(tmp_path: Path, answers: tuple[int, ...], said: bool) -> None:
+    """Answers that are all the same are W330: a sample submission was scored against without a word."""
+    path = tmp_path / "info.csv"
+    path.write_text("ImageID,ans\n" + "".join(f"{i}.jpg,{answer}\n" for i, answer in enumerate(answers)))
+    recorder = Recorder()
+    read_truth(path, LabelSpace.flat(3), listener=recorder)
+    assert [notice.code for notice in recorder.notices] == ["W330"] * said
