@@ -150,21 +150,23 @@ def distil(
     listener = TERMINAL if distributed.is_main else SILENT
     if not distributed.is_main:
         TERMINAL.close()  # one process tells the progress of all
-    how = Distillation(teacher.temperature, teacher.teacher_share)
+    distillation = Distillation(teacher.temperature, teacher.teacher_share)
     validate_member(output.member)
-    taught = read_recipe(recipe)
-    oof = read_members(teacher.oof, taught.labels, listener=listener)
-    predictions = read_members(teacher.predictions, taught.labels, listener=listener) if teacher.predictions else []
+    blend_recipe = read_recipe(recipe)
+    oof = read_members(teacher.oof, blend_recipe.labels, listener=listener)
+    predictions = (
+        read_members(teacher.predictions, blend_recipe.labels, listener=listener) if teacher.predictions else []
+    )
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset = training.dataset
     folds = _find_folds(teacher.folds, oof, dataset.rows)
-    model = make_teacher(taught, oof, truth_of(dataset), folds_of_images(folds, dataset.rows), listener=listener)
+    model = make_teacher(blend_recipe, oof, truth_of(dataset), folds_of_images(folds, dataset.rows), listener=listener)
     labels = teacher_labels(
         model,
         dataset.rows,
-        how,
+        distillation,
         predictions=predictions,
-        unlabeled=_read_unlabeled(teacher, taught.labels, listener),
+        unlabeled=_read_unlabeled(teacher, blend_recipe.labels, listener),
         listener=listener,
     )
     job = TrainJob(

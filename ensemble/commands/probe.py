@@ -163,7 +163,7 @@ _LEARN = OptionGroup(
         _learn("balanced", "Weight the images so that all classes, or values of an axis, count equally."),
         _learn(
             "ordinal",
-            "Axis whose values are ordered, such as age: cumulative links, not one output per value; repeatable.",
+            "Axis whose values are ordered, such as age (with --head axes): cumulative links; repeatable.",
         ),
         _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
         _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),

@@ -121,7 +121,7 @@ MODEL = OptionGroup(
         _setting("head", "One output per class, or one head per axis.", type=click.Choice(["flat", "axes"])),
         _setting(
             "ordinal",
-            "Axis whose values are ordered: one score and thresholds in place of outputs; repeatable.",
+            "Axis whose values are ordered (several axes: with --head axes): one score and thresholds; repeatable.",
             metavar="AXIS",
         ),
         _setting("init", "Initial weights; the head of the file is dropped.", type=PATH),
