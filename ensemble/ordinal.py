@@ -32,3 +32,24 @@ def ordered_positions(labels: LabelSpace, names: Sequence[str], *, option: str =
     if len(set(names)) != len(names):
         raise OptionError("E204", f"{option} names an axis twice: {', '.join(names)}")
     return tuple(sorted(known.index(name) for name in names))
+
+
+def require_ordinal(labels: LabelSpace, names: Sequence[str], *, head: str, activation: str) -> None:
+    """Check what `--ordinal` of a training or a probe names against the classes and the head.
+
+    Raises:
+        OptionError: E204 as `ordered_positions`, when an image may have several labels, or when a head of one output
+            per class has to order one axis of several.
+    """
+    if not names:
+        return
+    if activation == "sigmoid":
+        message = "--ordinal needs images of one class each, and these may have several labels"
+        raise OptionError("E204", message, hint="leave out --ordinal")
+    ordered_positions(labels, names)
+    axes = [axis.name for axis in labels.axes]
+    if head == "flat" and len(axes) > 1:
+        message = (
+            f"--ordinal {names[0]}: the classes have the axes {', '.join(axes)}, and the head has one output per class"
+        )
+        raise OptionError("E204", message, hint="add --head axes")

@@ -10,35 +10,10 @@ from numpy.typing import NDArray
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.truth_table import labels_of
 from checkpoints.probe.ordinal_head import Levels
-from ensemble.card import Head
-from ensemble.errors import OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import MASK18, Axis
 
 _FIRST_YEARS = (30, 60)  # of the second and third age of the contest
-
-
-def require_ordered(data: Dataset, head: Head, names: Sequence[str]) -> None:
-    """Refuse names that are not those of ordered axes.
-
-    Raises:
-        OptionError: E204 when a name is no axis, an axis has two values, or the head or the labels allow no order.
-    """
-    if not names:
-        return
-    if data.activation == "sigmoid":
-        raise OptionError("E204", "--ordinal is for one class per image; the images have several labels")
-    axes = {axis.name: axis for axis in data.labels.axes}
-    for name in names:
-        if name not in axes:
-            hint = f"name one of {enumerate_some(list(axes))}"
-            raise OptionError("E204", f"--ordinal {name}: no axis of the labels has this name", hint=hint)
-        if len(axes[name].values) < 3:
-            message = f"--ordinal {name}: the axis has {len(axes[name].values)} values, which any head orders"
-            raise OptionError("E204", message, hint="leave the option out for this axis")
-    if head == "flat" and len(axes) > 1:
-        message = f"--ordinal {names[0]} needs a head of its own for the axis"
-        raise OptionError("E204", message, hint="add --head axes")
 
 
 def find_levels(data: Dataset, names: Sequence[str], *, listener: Listener = SILENT) -> dict[str, Levels]:

@@ -19,7 +19,7 @@ from checkpoints.probe.choose_strength import choose_strengths, plan_fits
 from checkpoints.probe.feature_network import ANSWERS, FeatureNetwork
 from checkpoints.probe.linear_head import STRENGTHS, LinearHead, Target, fit_path, make_targets
 from checkpoints.probe.open_network import OpenNetwork
-from checkpoints.probe.ordered_axes import find_levels, require_ordered
+from checkpoints.probe.ordered_axes import find_levels
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from ensemble.adopt.adopt import MOST_PICTURES, adopt_network
 from ensemble.arrays import Floats, Logits, Pixels
@@ -30,6 +30,7 @@ from ensemble.files import locked, remove, write_atomic
 from ensemble.images.face_alignment import require_points
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.views import parse_views
+from ensemble.ordinal import require_ordinal
 from ensemble.predictions.dataset import COMPLETE, Part, hash_ids, part_path, write_complete, write_part
 from ensemble.runtime.parity import LIMITS, relative_error
 
@@ -75,7 +76,7 @@ class ProbeJob:
             raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18")
         if self.balanced and self.data.activation == "sigmoid":
             raise OptionError("E204", "--balanced is for one class per image; the images have several labels")
-        require_ordered(self.data, self.head, self.ordinal)
+        require_ordinal(self.data.labels, self.ordinal, head=self.head, activation=self.data.activation)
         if self.card.preprocess.face is not None and self.boxes is None:
             raise OptionError("E206", f"{self.network.model.path.name} takes face crops: give the boxes with --boxes")
         if self.boxes is not None:

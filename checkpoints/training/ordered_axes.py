@@ -7,10 +7,9 @@ from dataclasses import replace
 from checkpoints.training.label_distribution import parse_spread, require_valid_spreads
 from checkpoints.training.settings import TrainSettings
 from ensemble.card import Activation
-from ensemble.errors import OptionError
 from ensemble.events import Listener, Notice
 from ensemble.labels import LabelSpace
-from ensemble.ordinal import ordered_positions
+from ensemble.ordinal import require_ordinal
 
 
 def require_valid_ordinal(settings: TrainSettings) -> None:
@@ -19,18 +18,7 @@ def require_valid_ordinal(settings: TrainSettings) -> None:
     Raises:
         OptionError: E204 when they are not.
     """
-    if not settings.ordinal:
-        return
-    if settings.activation == "sigmoid":
-        raise OptionError("E204", "--ordinal needs images of one class each, and these may have several labels")
-    ordered_positions(settings.labels, settings.ordinal)
-    axes = [axis.name for axis in settings.labels.axes]
-    if settings.head == "flat" and len(axes) > 1:
-        name = settings.ordinal[0]
-        message = (
-            f"--ordinal {name}: the classes have the axes {', '.join(axes)}, and the head has one output per class"
-        )
-        raise OptionError("E204", message, hint="add --head axes")
+    require_ordinal(settings.labels, settings.ordinal, head=settings.head, activation=settings.activation)
 
 
 def fit_classes(

@@ -20,11 +20,12 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.probe.choose_strength import InnerFit, choose_strengths
 from checkpoints.probe.head_nodes import add_head
 from checkpoints.probe.linear_head import STRENGTHS, LinearHead, Target, fit_path, make_targets
-from checkpoints.probe.ordered_axes import find_levels, require_ordered
+from checkpoints.probe.ordered_axes import find_levels
 from checkpoints.probe.ordinal_head import Levels, OrdinalBlock, fit_ordinal_path
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
+from ensemble.ordinal import require_ordinal
 from ensemble.runtime.model_file import read_model
 from tests.checkpoints.probe.test_probe import COLOURS, make_job, probed, write_network, write_table
 
@@ -183,18 +184,18 @@ def test_years_of_age_are_the_levels_of_the_contest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "head", "name", "words"),
+    ("activation", "head", "name", "words"),
     [
-        ({}, "axes", "years", "no axis"),
-        ({}, "axes", "gender", "2 values"),
-        ({}, "flat", "age", "head of its own"),
-        ({"activation": "sigmoid"}, "axes", "age", "several labels"),
+        ("softmax", "axes", "years", "no axis"),
+        ("softmax", "axes", "gender", "has the values male, female"),
+        ("softmax", "flat", "age", "one output per class"),
+        ("sigmoid", "axes", "age", "several labels"),
     ],
 )
-def test_an_order_that_cannot_be_is_refused(changes: dict[str, str], head: str, name: str, words: str) -> None:
+def test_an_order_that_cannot_be_is_refused(activation: str, head: str, name: str, words: str) -> None:
     """An unknown axis, an axis of two values, one head for several axes, several labels per image."""
     with pytest.raises(OptionError, match=words) as caught:
-        require_ordered(replace(contest([20, 40, 60]), **changes), head, (name,))  # type: ignore[arg-type]
+        require_ordinal(MASK18, (name,), head=head, activation=activation)
     assert caught.value.code == "E204"
 
 
