@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ensemble.errors import DataError, FileError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.text.bounded_tables import list_values, read_parquet
 from ensemble.text.csv_table import Table, read_table
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -39,12 +39,11 @@ def read_training_table(path: Path, *, listener: Listener = SILENT) -> Table:
     if suffix != ".parquet":
         return read_table(path, listener=listener)
     try:
-        table = pq.read_table(path)
+        return _as_text(path, read_parquet(path, checksums=False), listener)
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err}", path=path) from err
-    except pa.ArrowException as err:
+    except (ValueError, pa.ArrowException) as err:
         raise DataError("E322", f"{path.name} is not a Parquet table: {err}", path=path) from err
-    return _as_text(path, table, listener)
 
 
 def _as_text(path: Path, table: pa.Table, listener: Listener) -> Table:
@@ -55,7 +54,7 @@ def _as_text(path: Path, table: pa.Table, listener: Listener) -> Table:
         if pa.types.is_struct(column.type) or pa.types.is_binary(column.type) or pa.types.is_map(column.type):
             left_out.append(str(name))
             continue
-        kept.append((str(name), [_cell(value) for value in column.to_pylist()]))
+        kept.append((str(name), [_cell(value) for value in list_values(column)]))
     if left_out:
         some = enumerate_some(left_out)
         listener.notice(Notice("W338", f"{path.name}: columns of bytes or records are not read: {some}", path))

@@ -197,7 +197,7 @@ def read_faces(path: Path) -> FaceFile:
         faces = tuple(_face(row) for row in table.to_pylist())
     except KeyError as err:
         raise DataError("E350", f"{path.name} is no file of face boxes: it has no column {err}", path=path) from err
-    except (OSError, pa.ArrowException, TypeError, ValueError, DataError) as err:
+    except (OSError, pa.ArrowException, TypeError, ValueError, OverflowError, DataError) as err:
         raise DataError("E350", f"{path.name} cannot be read as face boxes: {err}", path=path) from err
     if len({face.id for face in faces}) != len(faces):
         raise DataError("E313", f"{path.name}: an id is listed more than once", path=path)

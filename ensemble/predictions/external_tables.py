@@ -16,7 +16,7 @@ from ensemble.ids import find_id_column, usual_id_column
 from ensemble.labels import LabelSpace
 from ensemble.predictions.external_arrays import ExternalTable
 from ensemble.submission.class_names import ColumnMatch, Mismatch, fold_name, match_columns
-from ensemble.text.bounded_tables import read_parquet, require_pyarrow
+from ensemble.text.bounded_tables import list_values, read_parquet, require_pyarrow
 from ensemble.text.csv_table import Table, parse_table
 from ensemble.text.json_text import parse_json
 from ensemble.text.plain_numbers import to_float
@@ -174,10 +174,13 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
         values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in chosen], axis=1)
     except (ValueError, TypeError, pa.ArrowException) as err:
         raise PredictionError("E514", f"{path.name}: a column of a class is not of numbers: {err}", path=path) from err
-    found = table.column(ids).to_pylist()
+    try:
+        found = [n.decode() if isinstance(n, bytes) else n for n in list_values(table.column(ids))]
+    except ValueError as err:
+        raise DataError("E322", f"{path.name}: column {ids} has no ids: {err}", path=path) from err
     if any(name is None or name == "" for name in found):
         raise DataError("E322", f"{path.name}: column {ids} has empty ids", path=path)
-    return ExternalTable(tuple(n.decode() if isinstance(n, bytes) else str(n) for n in found), {"identity": values})
+    return ExternalTable(tuple(map(str, found)), {"identity": values})
 
 
 def _index_columns(table: Any) -> list[str]:

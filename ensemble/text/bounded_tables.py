@@ -43,7 +43,7 @@ def read_parquet(path: Path, *, checksums: bool = True) -> Any:
     """Return the table of a Parquet file; ``checksums`` verifies those of its pages.
 
     Raises:
-        OSError, pyarrow.ArrowException: it cannot be read or is not Parquet.
+        OSError, pyarrow.ArrowException: it cannot be read, is not Parquet, or has text that is not UTF-8.
         ValueError: it is not a regular file, or takes too much memory.
         OptionError: E205 when pyarrow is not installed.
     """
@@ -74,7 +74,22 @@ def read_parquet(path: Path, *, checksums: bool = True) -> Any:
         [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema],
         metadata=schema.metadata,
     )
-    return pa.Table.from_batches([batch.cast(flat) for batch in kept], schema=flat)
+    table = pa.Table.from_batches([batch.cast(flat) for batch in kept], schema=flat)
+    table.validate(full=True)  # pyarrow reads text without looking at its bytes
+    return table
+
+
+def list_values(column: Any) -> list[Any]:
+    """Return the values of a pyarrow column as Python has them.
+
+    Raises:
+        ValueError: a value is beyond those of Python, such as a date after the year 9999.
+    """
+    try:
+        found: list[Any] = column.to_pylist()
+    except OverflowError as err:
+        raise ValueError(f"a value of {column.type} is out of Python's range: {err}") from err
+    return found
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ensemble.errors import EnsError, PredictionError
+from checkpoints.data.table_file import read_training_table
+from ensemble.errors import DataError, EnsError, PredictionError
 from ensemble.images.face_boxes import read_boxes
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import (
@@ -207,3 +208,47 @@ def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PredictionError) as caught:
         read_external(tmp_path / "m.csv", LabelSpace.flat(2), options=ExternalOptions("logits"))
     assert caught.value.code == "E505"
+
+
+def _not_utf8(values: list[bytes]) -> pa.Array:
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """pyarrow reads any bytes as text, and fails only where Python asks for them."""
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"id": _not_utf8([b"a", b"\xf9"]), "0": [0.1, 0.2], "1": [0.3, 0.4]}), path)
+    with pytest.raises(pa.ArrowInvalid, match="UTF8"):
+        read_parquet(path)
+    with pytest.raises(PredictionError) as raised:
+        read_external(path, LabelSpace.flat(2), options=ExternalOptions("logits"))
+    assert raised.value.code == "E514"
+    with pytest.raises(DataError) as refused:
+        read_training_table(path)
+    assert refused.value.code == "E322"
+    with pytest.raises(DataError) as faces:
+        read_boxes(path)
+    assert faces.value.code == "E350"
+
+
+def test_a_date_that_python_does_not_have_is_refused(tmp_path: Path) -> None:
+    """The year 292277 is in Arrow's range, not in that of datetime."""
+    path = tmp_path / "m.parquet"
+    late = pa.array([2**62, 2**61], pa.timestamp("us"))
+    pq.write_table(pa.table({"id": late, "0": [0.1, 0.2], "1": [0.3, 0.4]}), path)
+    with pytest.raises(DataError) as raised:
+        read_external(path, LabelSpace.flat(2), options=ExternalOptions("logits"))
+    assert raised.value.code == "E322"
+    with pytest.raises(DataError) as refused:
+        read_training_table(path)
+    assert refused.value.code == "E322"
+
+
+def test_a_training_table_that_unpacks_to_far_more_is_not_unpacked(tmp_path: Path) -> None:
+    """Parquet's dictionary stores a repeated text once."""
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"id": ["x" * 10_000] * 100_000, "label": [1] * 100_000}), path)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(DataError, match="in memory") as raised:
+        read_training_table(path)
+    assert raised.value.code == "E322"
