@@ -73,6 +73,11 @@ class ProgressLines(Listener):
             if self._clock() - self._last >= self._every:
                 self._tell(self._line())
 
+    def until_next(self) -> float:
+        """Return the seconds until it may be time for a line."""
+        with self._lock:
+            return max(0.0, self._last + self._every - self._clock())
+
     def _tell(self, line: str) -> None:
         self._last = self._clock()
         self._stage.lines += 1

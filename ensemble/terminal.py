@@ -206,7 +206,7 @@ def _say(text: str) -> None:
 
 
 def _tick(lines: ProgressLines, ended: threading.Event) -> None:
-    while not ended.wait(1.0):
+    while not ended.wait(lines.until_next()):
         lines.tick()
 
 

@@ -193,6 +193,14 @@ def test_every_option_has_a_help_text() -> None:
                 )
 
 
+def test_every_command_that_computes_shows_its_progress() -> None:
+    """In a pipe no command is silent for long: all but those that answer at once have -q and -v."""
+    at_once = {"doctor", "explain-error", "init"}
+    for name, command in cli.ens.commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert ({"-q", "-v"} <= options) == (name not in at_once), name
+
+
 # ---------------------------------------------------------------------------------------------------- real processes
 @pytest.fixture
 def long_contest(contest: Path) -> Path:

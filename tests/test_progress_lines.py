@@ -27,6 +27,7 @@ def test_a_line_is_written_every_half_minute() -> None:
         shown.progress("predict", 100 + 4 * second, 1300)
         shown.tick()
         assert len(lines) == second // 30
+        assert shown.until_next() == 30 - second % 30
     assert lines == [
         "predict: 220 of 1,300 done (17%), about 4 min 30 s left",
         "predict: 340 of 1,300 done (26%), about 4 min 00 s left",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option
+from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option, progress_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     type=click.Choice(["arcface", "dlib"]),
     help="Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
 )
+@progress_options
 @json_option
 def adopt(
     models: tuple[Path, ...],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble.commands.options import PATH, conflict, given_options, json_option
+from ensemble.commands.options import PATH, conflict, given_options, json_option, progress_options
 from ensemble.commands.sheet_options import oof_table_options
 from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
@@ -77,6 +77,7 @@ _NOT_FOR_FUSED = (
     "--quick", is_flag=True, help="One round, whose own outputs are compared; without the torch loop on a GPU."
 )
 @click.option("-o", "output", type=PATH, help="Also write the result as JSON.")
+@progress_options
 @json_option
 def bench(
     models: tuple[Path, ...],

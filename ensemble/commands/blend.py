@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, conflict, given_options, json_option, missing_option, named
+from ensemble.commands.options import (
+    PATH,
+    conflict,
+    given_options,
+    json_option,
+    missing_option,
+    named,
+    progress_options,
+)
 from ensemble.commands.recipe_options import NAMES, RecipeExtras, recipe_options
 from ensemble.commands.sheet_options import rows_options, sheet_options, table_options
 from ensemble.terminal import TERMINAL, show
@@ -85,6 +93,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 @click.option("--apply", "recipe_path", type=PATH, help="Apply a saved recipe instead of the options above.")
 @sheet_options
 @missing_option
+@progress_options
 @json_option
 def blend(
     predictions: tuple[Path, ...],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, json_option, progress_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ ONLY_FOR = {
     help="Version of Python in the notebook; repeatable.  [default: 3.11, 3.12 and 3.13]",
 )
 @click.option("--gpu", is_flag=True, help="Run on a GPU: the package of onnxruntime for CUDA, or the GPUs of Triton.")
+@progress_options
 @json_option
 def bundle(
     recipe_path: Path,

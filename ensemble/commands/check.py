@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option, missing_option
+from ensemble.commands.options import PATH, json_option, missing_option, progress_options
 from ensemble.commands.sheet_options import reading_options
 from ensemble.terminal import TERMINAL, show
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @reading_options
 @missing_option
+@progress_options
 @json_option
 def check(
     submission: Path,

@@ -8,7 +8,7 @@ import click
 
 from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
-from ensemble.commands.options import PATH, ROOT, json_option, torch_extra
+from ensemble.commands.options import PATH, ROOT, json_option, progress_options, torch_extra
 from ensemble.commands.table_group import TABLE
 from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL, show
@@ -29,6 +29,7 @@ from ensemble.terminal import TERMINAL, show
 )
 @click.option("--boxes", type=PATH, help="Face boxes written by ens crop: also count the images with a face.")
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
+@progress_options
 @json_option
 def data(
     train_dir: Path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, json_option, progress_options
 from ensemble.commands.sheet_options import reading_options, table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -58,6 +58,7 @@ _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
     help="Saved recipe: score by the metric it was learned for, and about its positive class.",
 )
 @reading_options
+@progress_options
 @json_option
 def evaluate(
     answers: tuple[Path, ...],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, conflict, given_options, json_option
+from ensemble.commands.options import PATH, conflict, given_options, json_option, progress_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="auto, cpu, cpu:fastest, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
 )
+@progress_options
 @json_option
 def explain(
     model: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import PATH, json_option, progress_options
 from ensemble.terminal import TERMINAL, show
 
 
@@ -19,6 +19,7 @@ from ensemble.terminal import TERMINAL, show
 @click.option("--members", is_flag=True, help="Give each member's probabilities, too.")
 @click.option("--maps", is_flag=True, help="Give the strongest member's class-activation maps, too.")
 @click.option("--license", "license_name", help="License of the file, kept in its card: CC-BY-4.0.")
+@progress_options
 @json_option
 def fuse(
     recipe_path: Path,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, conflict, json_option
+from ensemble.commands.options import PATH, conflict, json_option, progress_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--open", "opened", is_flag=True, help="Serve the page on this machine and open it; Ctrl-C ends that.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of --open.  [default: any free port]")
+@progress_options
 @json_option
 def page(
     source: Path,
@@ -107,6 +108,7 @@ def _serve(folder: Path, port: int, site: Site | None, *, as_json: bool) -> None
 
     from ensemble.page.server import address_of, open_server
 
+    TERMINAL.close()  # a server has no progress
     with open_server(folder, port) as server:
         address = address_of(server)
         facts, lines = ({}, "") if site is None else (site.as_dict(), f"{site.render()}\n")

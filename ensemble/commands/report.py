@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble.commands.options import PATH, conflict, json_option, named, report_extra
+from ensemble.commands.options import PATH, conflict, json_option, named, progress_options, report_extra
 from ensemble.commands.sheet_options import table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     "repeatable.",
 )
 @click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
+@progress_options
 @json_option
 def report(
     predictions: tuple[Path, ...],
