@@ -89,7 +89,7 @@ def _posterior(pooled: Floats, transitions: Floats, given: Classes) -> Floats:
 
 
 def _minimize(loss: _CommonNoise | _GivenNoise, start: Floats) -> Floats:
-    bounds = [(middle - _LIMIT, middle + _LIMIT) for middle in loss.centre]
+    bounds = [(middle - _LIMIT, middle + _LIMIT) for middle in loss.center]
     return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
@@ -97,12 +97,12 @@ def _minimize(loss: _CommonNoise | _GivenNoise, start: Floats) -> Floats:
 class _GivenNoise:
     """The negative log-posterior per label of weights (their logarithms) and biases, for known ``transitions``.
 
-    ``centre`` are the means of the normal priors.
+    ``center`` are the means of the normal priors.
     """
 
     logs: Floats
     given: Classes
-    centre: Floats
+    center: Floats
     transitions: Floats
 
     def __call__(self, parameters: Floats) -> tuple[float, Floats]:
@@ -116,7 +116,7 @@ class _GivenNoise:
         by_weight = weights * np.einsum("uk,muk->m", slope, self.logs)
         scale = float(np.log(weights.sum())) / _OF_SCALE
         deviations = np.where(np.arange(len(parameters)) < models, _OF_WEIGHT, 1)
-        away = (parameters - self.centre) / deviations
+        away = (parameters - self.center) / deviations
         gradient = np.concatenate([by_weight, slope.sum(axis=0)]) + away / deviations
         gradient[:models] += scale / _OF_SCALE * weights / weights.sum()
         return float(-np.log(seen).sum() + ((away**2).sum() + scale**2) / 2) / labels, gradient / labels
@@ -128,18 +128,18 @@ class _CommonNoise:
 
     logs: Floats
     given: Classes
-    centre: Floats
+    center: Floats
 
     def __call__(self, parameters: Floats) -> tuple[float, Floats]:
         """Return the value and its gradient."""
         values, labels = self.logs.shape[2], len(self.given)
         noise = float(expit(parameters[-1]))
-        rest = _GivenNoise(self.logs, self.given, self.centre[:-1], _symmetric(noise, values))
+        rest = _GivenNoise(self.logs, self.given, self.center[:-1], _symmetric(noise, values))
         value, gradient = rest(parameters[:-1])
         own = _pool(self.logs, parameters)[np.arange(labels), self.given]
         other = noise / (values - 1)
         seen = np.maximum((1 - noise) * own + other * (1 - own), _TINY)
         by_noise = -(((1 - own) / (values - 1) - own) / seen).sum() * noise * (1 - noise)
-        away = float(parameters[-1] - self.centre[-1]) / _OF_NOISE
+        away = float(parameters[-1] - self.center[-1]) / _OF_NOISE
         last = (by_noise + away / _OF_NOISE) / labels
         return value + away**2 / 2 / labels, np.append(gradient, last)

@@ -137,7 +137,7 @@ def link(layers: Sequence[HeadLayer], widths: Iterable[int]) -> tuple[HeadLayer,
     """Return all ``layers`` in an order in which each takes what the one before returns; None if there is none.
 
     ``widths`` are those that the first may take. The order of the file is tried first, then that of their numbers;
-    then a normalisation comes before the linear layer that takes as many values.
+    then a normalization comes before the linear layer that takes as many values.
     """
     orders = [list(layers), sorted(layers, key=lambda layer: natural_key(layer.name))]
     for width in widths:
@@ -180,8 +180,8 @@ def has_classifier(chain: Sequence[HeadLayer]) -> bool:
 def fastai_layers(chain: Sequence[HeadLayer]) -> tuple[str, ...] | None:
     """Return all layers of a head that fastai's ``create_head`` made; None for any other (fastai/vision/learner.py).
 
-    Behind the pooling 0 and the flattening 1 are blocks of batch normalisation, dropout where its rate is not 0, linear
-    layer and ReLU, the last of them without a ReLU and, with ``bn_final``, with one more normalisation.
+    Behind the pooling 0 and the flattening 1 are blocks of batch normalization, dropout where its rate is not 0, linear
+    layer and ReLU, the last of them without a ReLU and, with ``bn_final``, with one more normalization.
     """
     if len({layer.root for layer in chain}) != 1 or len(chain) < 4 or chain[0].number != 2:
         return None
@@ -203,9 +203,9 @@ def fastai_layers(chain: Sequence[HeadLayer]) -> tuple[str, ...] | None:
 
 
 def fold(chain: Sequence[HeadLayer]) -> dict[str, torch.Tensor]:
-    """Return weight and bias of the one linear layer that equals linear layers and batch normalisations in a row.
+    """Return weight and bias of the one linear layer that equals linear layers and batch normalizations in a row.
 
-    The epsilon of batch normalisation is torch's default, 1e-5.
+    The epsilon of batch normalization is torch's default, 1e-5.
     """
     first = chain[0].takes
     weight, bias = torch.eye(first, dtype=torch.float64), torch.zeros(first, dtype=torch.float64)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# weights in parts, and quantised ones
+# weights in parts, and quantized ones
 _IN_PARTS = re.compile(
     r".*(_orig|_mask|_[guv]|zero_point|qweight|SCB)|.*(lora_|parametrizations|_packed_params|quant_state).*"
 )

@@ -1,4 +1,4 @@
-"""Merge weights that a training keeps in parts: pruned, normalised by their length, with low-rank updates."""
+"""Merge weights that a training keeps in parts: pruned, normalized by their length, with low-rank updates."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def merge_parts(tensors: Mapping[str, torch.Tensor], path: Path, *, scale: LoraS
     - queries, keys and values of transformers' attention, which timm keeps in one tensor
 
     Raises:
-        ModelError: E417 for quantised weights, and for parts that cannot be merged.
+        ModelError: E417 for quantized weights, and for parts that cannot be merged.
     """
-    quantised = next((key for key in tensors if _QUANTIZED.fullmatch(key)), None)
-    if quantised is not None:
+    quantized = next((key for key in tensors if _QUANTIZED.fullmatch(key)), None)
+    if quantized is not None:
         raise ModelError(
             "E417",
-            f"{path.name} holds quantized weights ({quantised})",
-            hint="save the float32 weights that were quantised, and export them with --precision int8",
+            f"{path.name} holds quantized weights ({quantized})",
+            hint="save the float32 weights that were quantized, and export them with --precision int8",
             path=path,
         )
     merged = Merged(dict(tensors))

@@ -1,6 +1,6 @@
 """Compare a whole pickled network, layer by layer, with the architecture that its names and shapes show.
 
-A state dict cannot show strides, activations, pooling or the epsilon of a normalisation; a pickled module names the
+A state dict cannot show strides, activations, pooling or the epsilon of a normalization; a pickled module names the
 class and the settings of every layer. Where they are not those of timm's network, the export would answer otherwise.
 """
 
@@ -43,7 +43,7 @@ _LEAST_EPSILON = 1e-5
 class ToldByLayers:
     """The architecture that a pickled network's layers are those of, and its options.
 
-    ``epsilons`` maps names of batch normalisations to what their epsilon is more than that of timm's network.
+    ``epsilons`` maps names of batch normalizations to what their epsilon is more than that of timm's network.
     """
 
     arch: str
@@ -226,7 +226,7 @@ def _epsilons(model: torch.nn.Module, layers: Mapping[str, PickledLayer], body: 
 
 
 def absorb_epsilons(tensors: Mapping[str, torch.Tensor], epsilons: Mapping[str, float]) -> dict[str, torch.Tensor]:
-    """Add the difference of a batch normalisation's epsilon to its running variance, which gives the same network."""
+    """Add the difference of a batch normalization's epsilon to its running variance, which gives the same network."""
     return {
         key: tensor + epsilons[key.removesuffix(".running_var")]
         if key.endswith(".running_var") and key.removesuffix(".running_var") in epsilons

@@ -57,9 +57,9 @@ def _find_claimed(found: AllTensors, claims: tuple[Claim, ...], metadata: Metada
 
 
 def _find_averaging(found: AllTensors, claims: tuple[Claim, ...], wanted: Wanted, path: Path) -> SearchResult | None:
-    """Return vision transformers that average their tokens and normalise afterwards, as MAE's fine-tuning does.
+    """Return vision transformers that average their tokens and normalize afterwards, as MAE's fine-tuning does.
 
-    timm calls the normalisation ``fc_norm`` where it follows ``global_pool="avg"`` and ``norm`` elsewhere
+    timm calls the normalization ``fc_norm`` where it follows ``global_pool="avg"`` and ``norm`` elsewhere
     (timm/models/vision_transformer.py).
     """
     starts = [

@@ -132,7 +132,7 @@ def rename_convnext(keys: Iterable[str]) -> dict[str, str]:
 
 
 def convnext_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return timm's shape of the response normalisation's weights, which others keep as (1, 1, 1, channels)."""
+    """Return timm's shape of the response normalization's weights, which others keep as (1, 1, 1, channels)."""
     return shape[-1:] if ".grn." in name else shape
 
 

@@ -1,4 +1,4 @@
-"""Labeled images in memory, their normalisation, and predictions of them in batches."""
+"""Labeled images in memory, their normalization, and predictions of them in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The normalisation of images whose own channels are kept, measured on the training images where no option names it."""
+"""The normalization of images whose own channels are kept, measured on the training images where no option names it."""
 
 from __future__ import annotations
 

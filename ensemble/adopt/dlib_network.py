@@ -247,8 +247,8 @@ def _read_input(stream: _Stream) -> tuple[_Graph, list[int | None]]:
         sides = [*stream.wholes(2)]
     graph = _Graph(_Value(_INPUT, 3, *sides))
     floats = graph.add("Cast", [_INPUT], to=TensorProto.FLOAT)
-    centred = graph.add("Sub", [floats, graph.constant(means)])
-    graph.value = _Value(graph.add("Mul", [centred, graph.constant(np.array([1 / 256], dtype=np.float32))]), 3, *sides)
+    centered = graph.add("Sub", [floats, graph.constant(means)])
+    graph.value = _Value(graph.add("Mul", [centered, graph.constant(np.array([1 / 256], dtype=np.float32))]), 3, *sides)
     return graph, sides
 
 

@@ -129,22 +129,22 @@ class _Parts:
                 self._node("MatMul", ["floats", self._constant("grey_weights", weights)], "weighted"),
                 self._node("Add", ["weighted", self._constant("half", np.float32(32768))], "raised"),
                 self._node("Mul", ["raised", self._constant("shift_right", np.float32(1 / 65536))], "shifted"),
-                self._node("Floor", ["shifted"], "colours"),
+                self._node("Floor", ["shifted"], "colors"),
             ]
         elif plan.channels == "bgr":
             order = self._constant("blue_first", np.array([2, 1, 0], dtype=np.int64))
-            nodes.append(self._node("Gather", ["floats", order], "colours", axis=3))
+            nodes.append(self._node("Gather", ["floats", order], "colors", axis=3))
         else:
-            nodes.append(self._node("Identity", ["floats"], "colours"))
-        last = "colours"
+            nodes.append(self._node("Identity", ["floats"], "colors"))
+        last = "colors"
         if image.type != TensorProto.UINT8:
             scale = self._constant("scale", (1 / (255 * std)).astype(np.float32))
             shift = self._constant("shift", (-mean / std).astype(np.float32))
             nodes += [
                 self._node("Mul", [last, scale], "scaled"),
-                self._node("Add", ["scaled", shift], "normalised"),
+                self._node("Add", ["scaled", shift], "normalized"),
             ]
-            last = "normalised"
+            last = "normalized"
         if image.layout == "nchw":
             nodes.append(self._node("Transpose", [last], "planes", perm=[0, 3, 1, 2]))
             last = "planes"

@@ -19,11 +19,11 @@ _LARGE, _SMALL = 320, 160  # px of the longer side, in a file of its own and on 
 _GAP = 8
 _HEAT = 0.55  # opacity of the colors
 _DIMMED = [value * 3 // 4 for value in range(256)]  # on white the colors would look pale
-_COLOURS = {  # those of the pages, in light mode: the first value of each name
+_COLORS = {  # those of the pages, in light mode: the first value of each name
     name: ImageColor.getrgb(color) for name, color in reversed(re.findall(r"--(\w+): (#[0-9a-f]{6})", PALETTE))
 }
-_PAPER, _INK, _MUTED = _COLOURS["paper"], _COLOURS["ink"], _COLOURS["muted"]
-_RIGHT, _WRONG = _COLOURS["accent"], _COLOURS["second"]
+_PAPER, _INK, _MUTED = _COLORS["paper"], _COLORS["ink"], _COLORS["muted"]
+_RIGHT, _WRONG = _COLORS["accent"], _COLORS["second"]
 _BAR = (160, 10)  # px of the scale of the heat
 # matplotlib's color map inferno (CC0) at nine equally spaced points; its lightness rises evenly
 _INFERNO = np.array(

@@ -36,7 +36,7 @@ from tests.test_light import ens
 pytestmark = pytest.mark.slow
 
 PAPER = ImageColor.getrgb("#fbfaf7")
-COLOURS = LabelSpace.flat(["red", "green", "blue"])
+COLORS = LabelSpace.flat(["red", "green", "blue"])
 SIZE = (32, 24)
 
 
@@ -105,7 +105,7 @@ def color_model(
     folder: Path,
     *,
     head: str = "gemm",
-    labels: LabelSpace = COLOURS,
+    labels: LabelSpace = COLORS,
     face: FaceCrop | None = None,
     activation: Activation = "softmax",
 ) -> Path:
@@ -114,7 +114,7 @@ def color_model(
     preprocess = Preprocess(SIZE, face=face)
     card = replace(toys.CARD, member=head, labels=labels, preprocess=preprocess, precision=precision)
     card = replace(card, activation=activation)
-    weights = np.eye(3, len(labels), dtype=np.float32) * 8 if labels == COLOURS else axis_weights(labels)
+    weights = np.eye(3, len(labels), dtype=np.float32) * 8 if labels == COLORS else axis_weights(labels)
     bias = np.linspace(-0.1, 0.1, weights.shape[1], dtype=np.float32)
     stored = {
         "scale": np.array(1 / 255, dtype=np.float32),

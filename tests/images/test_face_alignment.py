@@ -19,7 +19,7 @@ from tests.support import toys
 
 # the five points of insightface's face_align.arcface_dst, for 112 x 112 px
 ARCFACE = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
 
 
 def photograph(angle: float, scale: float, *, size: int = 400) -> tuple[Image.Image, Box]:
@@ -28,7 +28,7 @@ def photograph(angle: float, scale: float, *, size: int = 400) -> tuple[Image.Im
     points = [complex(size / 2, size / 2) + turn * complex(x - 56, y - 70) for x, y in ARCFACE]
     image = Image.new("RGB", (size, size), (128, 128, 128))
     drawing = ImageDraw.Draw(image)
-    for point, color in zip(points, COLOURS, strict=True):
+    for point, color in zip(points, COLORS, strict=True):
         r = 3 * scale
         drawing.ellipse((point.real - r, point.imag - r, point.real + r, point.imag + r), fill=color)
     numbers = tuple(value for point in points for value in (point.real, point.imag))
@@ -38,7 +38,7 @@ def photograph(angle: float, scale: float, *, size: int = 400) -> tuple[Image.Im
 def places(pixels: np.ndarray) -> list[tuple[float, float]]:
     """The center of each color's dot, px."""
     found = []
-    for color in COLOURS:
+    for color in COLORS:
         near = np.abs(pixels.astype(int) - color).sum(axis=2) < 150
         rows, columns = np.nonzero(near)
         found.append((columns.mean() + 0.5, rows.mean() + 0.5))

@@ -140,7 +140,7 @@ def test_an_encoder_that_takes_no_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_nearly_a_known_network_is_not_that_network(tmp_path: Path, resnet18: Path) -> None:
-    """A ResNet-18 without one of its normalisations is refused, naming what is missing."""
+    """A ResNet-18 without one of its normalizations is refused, naming what is missing."""
     state = dict(open_checkpoint(resnet18).state_dict)
     error = refused(save(tmp_path / "a.pth", {k: t for k, t in state.items() if not k.startswith("bn1.")}))
     assert error.code == "E415"

@@ -57,9 +57,9 @@ def other_epsilon(net: Any) -> None:
 SHOWN: dict[str, Change] = {
     "nothing": lambda net: None,
     "an activation in the head": head_of(nn.Linear(WIDTH, 8), nn.GELU(), nn.Dropout(0.2), nn.Linear(8, 5)),
-    "an activation behind a normalisation": head_of(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5)),
+    "an activation behind a normalization": head_of(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5)),
     "two linear layers around dropout": head_of(nn.Linear(WIDTH, 8), nn.Dropout(0.2), nn.Linear(8, 5)),
-    "the epsilon of the normalisations": other_epsilon,
+    "the epsilon of the normalizations": other_epsilon,
 }
 
 

@@ -27,7 +27,7 @@ from ensemble.events import Recorder
 from ensemble.labels import MASK18, LabelSpace
 from ensemble.ordinal import require_ordinal
 from ensemble.runtime.model_file import read_model
-from tests.checkpoints.probe.test_probe import COLOURS, make_job, probed, write_network, write_table
+from tests.checkpoints.probe.test_probe import COLORS, make_job, probed, write_network, write_table
 
 
 def drawn(count: int, *, values: int = 3, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -201,7 +201,7 @@ def test_an_order_that_cannot_be_is_refused(activation: str, head: str, name: st
 
 def test_a_member_of_ordered_classes_answers_as_its_file(tmp_path: Path) -> None:
     """The out-of-fold predictions are those of the files, and the card says which axis is ordered."""
-    data = read_dataset(write_table(tmp_path / "train"), labels=LabelSpace.flat(list(COLOURS)))
+    data = read_dataset(write_table(tmp_path / "train"), labels=LabelSpace.flat(list(COLORS)))
     assert probed(data, tmp_path, end="row", ordinal=("class",)) > 0.2
     card = read_model(tmp_path / "runs" / "p" / "p_f0.onnx").card
     assert card.checks["probe"]["ordinal"] == ["class"]

@@ -39,8 +39,8 @@ from tests.support import toys
 SIDE = 8
 KNOWN = AdoptOptions(input_range="0..1", resize="squash", interpolation="bilinear", resizer="pillow", crop_pct=1.0)
 SPACE = LabelSpace((Axis("hue", ("red", "blue")), Axis("light", ("dark", "bright"))))
-COLOURS = {"red / dark": (90, 20, 20), "red / bright": (250, 90, 90), "blue / dark": (20, 20, 90)}
-COLOURS["blue / bright"] = (90, 90, 250)
+COLORS = {"red / dark": (90, 20, 20), "red / bright": (250, 90, 90), "blue / dark": (20, 20, 90)}
+COLORS["blue / bright"] = (90, 90, 250)
 
 
 def write_network(
@@ -89,15 +89,15 @@ def write_network(
 
 
 def write_table(folder: Path, *, people: int = 8, several: bool = False) -> Path:
-    """Two images per person and class, of noisy colours; a table with the person, and one label or two columns."""
+    """Two images per person and class, of noisy colors; a table with the person, and one label or two columns."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     lines = ["image,person,red,bright" if several else "image,person,label"]
     for person in range(people):
-        for number, (name, colour) in enumerate(COLOURS.items()):
+        for number, (name, color) in enumerate(COLORS.items()):
             for copy in range(2):
                 file = f"{person}_{number}_{copy}.png"
-                pixels = generator.normal(colour, 45, (12, 10, 3)).clip(0, 255).astype(np.uint8)
+                pixels = generator.normal(color, 45, (12, 10, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / file)
                 what = f"{int('red' in name)},{int('bright' in name)}" if several else number
                 lines.append(f"{file},p{person},{what}")
@@ -180,11 +180,11 @@ def test_a_head_is_the_minimum_that_scikit_learn_finds(data: Dataset) -> None:
     (target,) = make_targets(data.labels, "flat", "softmax", classes, classes)
     *_, block = fit_path(features, target, rows, (1.0, 0.01))
     mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)
-    centred = (features - mean) / np.where(spread == 0, 1, spread)
-    oracle = LogisticRegression(C=1 / (150 * 0.01), tol=1e-8, max_iter=5000).fit(centred[rows], classes[rows])
+    centered = (features - mean) / np.where(spread == 0, 1, spread)
+    oracle = LogisticRegression(C=1 / (150 * 0.01), tol=1e-8, max_iter=5000).fit(centered[rows], classes[rows])
     head = LinearHead(data.labels, (block,))
     powers = np.exp(head.logits(features))
-    assert np.abs(powers / powers.sum(axis=1, keepdims=True) - oracle.predict_proba(centred)).max() < 2e-3
+    assert np.abs(powers / powers.sum(axis=1, keepdims=True) - oracle.predict_proba(centered)).max() < 2e-3
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
