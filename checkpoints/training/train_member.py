@@ -171,7 +171,9 @@ def _writing(job: TrainJob, fingerprint: str, *, fresh: bool) -> Iterator[None]:
             made += _require_same_job(job, fingerprint, fresh=fresh)
             settings = job.settings
             table = truth_table(job.rows, settings.labels, settings.activation)
-            write_atomic(job.member_folder / "truth.csv", table)
+            truth = job.member_folder / "truth.csv"
+            if not truth.is_file() or truth.read_bytes() != table:  # else an export goes by its time
+                write_atomic(truth, table)
             yield
         except BaseException:
             if not _has_results(job.folder):

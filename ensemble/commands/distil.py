@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from checkpoints.training.teacher_labels import Unlabeled
     from ensemble.labels import LabelSpace
     from ensemble.predictions.dataset import Predictions
-    from exporters.export import Exported
+    from exporters.finished_models import FinishedModel
 
 _PICTURES = 16
 
@@ -183,8 +183,8 @@ def distil(
     assert trained.oof is not None, "all folds have been trained"
     student = [one for one in read_members([trained.oof], dataset.labels) if one.group == output.member]
     found = compare_student(model, student, optimistic=labels.optimistic)
-    lines = [trained.render(), *(one.describe() for one in exported), found.render()]
-    values = trained.as_dict() | {"models": [one.as_dict() for one in exported], "comparison": found.as_dict()}
+    lines = [trained.render(), *(one.line for one in exported), found.render()]
+    values = trained.as_dict() | {"models": [dict(one.values) for one in exported], "comparison": found.as_dict()}
     show(values, "\n".join(lines), as_json=as_json)
 
 
@@ -211,21 +211,37 @@ def _read_unlabeled(options: TeacherOptions, labels: LabelSpace, listener: Liste
     )
 
 
-def _export(job: TrainJob, listener: Listener) -> list[Exported]:
-    """Export the student of each fold, verified on images that it did not see."""
-    import numpy as np
-
+def _export(job: TrainJob, listener: Listener) -> list[FinishedModel]:
+    """Export the student of each fold, verified on images that it did not see; what a stopped export wrote is kept."""
     from checkpoints.loading.open import open_checkpoint
     from exporters.export import ImageSet, export
+    from exporters.finished_models import FinishedModel, FinishedModels
 
-    found: list[Exported] = []
-    for fold in range(job.folds.count):
+    paths = [job.folder / f"fold{fold}.safetensors" for fold in range(job.folds.count)]
+    checked = [_check_rows(job, fold) for fold in range(job.folds.count)]
+    images = [row.path for rows in checked for row in rows]
+    finished = FinishedModels(job.folder, paths, (job.fingerprint(),), images)
+    found: list[FinishedModel] = []
+    for fold, (path, rows) in enumerate(zip(paths, checked, strict=True)):
         listener.progress("export", fold, job.folds.count)
-        rows = [job.rows[i] for i in np.flatnonzero(job.folds.holdout(job.rows, fold)).tolist()]
-        rows = rows[:: max(1, len(rows) // _PICTURES)][:_PICTURES]
-        ids = tuple(row.id for row in rows)
-        boxes = None if job.boxes is None or job.settings.preprocess.face is None else job.boxes.select(ids)
-        images = ImageSet(ids, tuple(row.path for row in rows), boxes)
-        checkpoint = open_checkpoint(job.folder / f"fold{fold}.safetensors", listener=listener)
-        found.append(export(checkpoint, job.folder, check_images=images, listener=listener if not fold else SILENT))
+        model = finished.find(path, listener)
+        if model is None:
+            ids = tuple(row.id for row in rows)
+            boxes = None if job.boxes is None or job.settings.preprocess.face is None else job.boxes.select(ids)
+            shown = ImageSet(ids, tuple(row.path for row in rows), boxes)
+            checkpoint = open_checkpoint(path, listener=listener)
+            exported = export(checkpoint, job.folder, check_images=shown, listener=SILENT if fold else listener)
+            model = FinishedModel(exported.card.member, exported.path, exported.describe(), exported.as_dict())
+            finished.add(path, model)
+        found.append(model)
+    listener.progress("export", job.folds.count, job.folds.count)
+    finished.end()
     return found
+
+
+def _check_rows(job: TrainJob, fold: int) -> list[Row]:
+    """Return some of the images that a fold held out."""
+    import numpy as np
+
+    rows = [job.rows[i] for i in np.flatnonzero(job.folds.holdout(job.rows, fold)).tolist()]
+    return rows[:: max(1, len(rows) // _PICTURES)][:_PICTURES]

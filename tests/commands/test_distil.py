@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import exporters.export as export_module
+from checkpoints.loading.open import Checkpoint
 from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
+from ensemble.errors import Interrupted
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import Part, hash_ids, part_path, read_predictions, write_complete, write_part
+from exporters.export import Exported
 from tests.support.toys import card, picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -87,6 +92,36 @@ def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest
         refused = run(contest, *words)
         assert getattr(refused.exception, "code", None) == "E442"
         assert ("W391" in refused.stderr) == ("--predictions" not in words)
+
+
+def test_an_export_that_was_stopped_keeps_what_it_finished(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at the second fold, the first one's model is not exported again, and the bytes are those of a quiet run;
+    a run after that exports all again.
+    """
+    own = ("--oof", contest / "oof")
+    assert run(contest, *own).exit_code == 0
+    models = [contest / "runs" / "s" / f"s_f{fold}.onnx" for fold in (0, 1)]
+    wanted = [path.read_bytes() for path in models]
+    models[1].unlink()
+
+    whole = export_module.export
+    calls: list[str] = []
+
+    def stop(checkpoint: Checkpoint, *arguments: Any, **options: Any) -> Exported:
+        calls.append(checkpoint.path.name)
+        if checkpoint.path.name == "fold1.safetensors" and len(calls) < 3:
+            raise Interrupted("stopped", signal_number=15)
+        return whole(checkpoint, *arguments, **options)
+
+    monkeypatch.setattr(export_module, "export", stop)
+    assert isinstance(run(contest, *own).exception, Interrupted)
+    again = run(contest, *own)
+    assert again.exit_code == 0, again.output
+    assert "I495" in again.stderr
+    assert calls == ["fold0.safetensors", "fold1.safetensors", "fold1.safetensors"]
+    assert [path.read_bytes() for path in models] == wanted
+    assert "I495" not in run(contest, *own).stderr
+    assert len(calls) == 5
 
 
 def test_what_does_not_fit_is_refused_before_an_image_is_read(contest: Path) -> None:
