@@ -101,7 +101,7 @@ MODEL_CODES: dict[str, Code] = {
         "Reading a checkpoint would exceed the limits on memory or time; it was refused.",
         "ask for a state dict (torch.save(model.state_dict(), ...)) or safetensors",
     ),
-    "I445": Code("Training resumes an earlier run.", "nothing to do; --fresh starts over"),
+    "I445": Code("Training, or a probe, resumes an earlier run.", "nothing to do; --fresh starts over"),
     "E446": Code(
         "The training processes do not see the same data.",
         "keep images, boxes and the folder of -o on storage that all machines share, and start all with the same options",

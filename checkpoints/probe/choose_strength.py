@@ -13,6 +13,7 @@ from checkpoints.data.folds import Folds, make_folds
 from checkpoints.probe.linear_head import STRENGTHS, Target, fit_path
 from ensemble.arrays import Floats, Mask
 from ensemble.events import SILENT, Listener
+from ensemble.kept_arrays import KeptArrays
 
 _WORSE = 2
 
@@ -52,14 +53,29 @@ def plan_fits(data: Dataset, folds: Folds, *, seed: int) -> list[InnerFit]:
 
 
 def choose_strengths(
-    features: Floats, targets: Sequence[Target], fits: Sequence[InnerFit], folds: int, *, listener: Listener = SILENT
+    features: Floats,
+    targets: Sequence[Target],
+    fits: Sequence[InnerFit],
+    folds: int,
+    *,
+    kept: KeptArrays | None = None,
+    listener: Listener = SILENT,
 ) -> list[list[float]]:
-    """Return for each outer fold the strength of each target: that of the least loss on rows no inner fit has seen."""
+    """Return for each outer fold the strength of each target: that of the least loss on rows no inner fit has seen.
+
+    The losses of fits that are ``kept`` are not computed again.
+    """
     losses = np.zeros((folds, len(targets), len(STRENGTHS)))
     for done, fit in enumerate(fits, 1):
         scored = [fold for fold, _ in fit.scored]
         for place, target in enumerate(targets):
-            losses[scored, place] += _path_losses(features, target, fit)
+            step = f"losses {done} {target.name}"
+            found = None if kept is None else kept.get(step)
+            if found is None:
+                found = _path_losses(features, target, fit)
+                if kept is not None:
+                    kept.add(step, found)
+            losses[scored, place] += found
         listener.progress("L2 strength", done, len(fits))
     return [[STRENGTHS[int(best)] for best in of_fold.argmin(axis=1)] for of_fold in losses]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from ensemble.arrays import Floats, Pixels
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import ModelError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.kept_arrays import KeptArrays
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES
 from ensemble.runtime.parity import draw_pictures
@@ -25,8 +26,19 @@ from ensemble.thread_pool import thread_pool
 
 ROW = "ens.probe.features"
 ANSWERS = "ens.probe.logits"
+_CHUNK = 32  # images, few enough for a large network
 _NORMALISING = {"Softmax", "LogSoftmax", "Sigmoid"}
 _NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
+
+
+def chunks(count: int) -> Iterator[range]:
+    """Yield the images whose features are kept together."""
+    yield from (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+
+
+def name_chunk(step: str, rows: range) -> str:
+    """Return the name under which the features of a chunk are kept."""
+    return f"{step} {rows.start}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +50,18 @@ class FeatureNetwork:
     source: str
     count: int
 
-    def run(self, pixels: Pixels, card: ModelCard, *, listener: Listener = SILENT) -> Floats:
+    def run(
+        self,
+        pixels: Pixels,
+        card: ModelCard,
+        *,
+        kept: KeptArrays | None = None,
+        step: str = "features",
+        listener: Listener = SILENT,
+    ) -> Floats:
         """Return the features ``(N, count)`` of images ``(N, H, W, 3)`` uint8 in plain onnxruntime, an image per core.
+
+        Those that are ``kept``, under the name of the ``step``, are not computed, and their pixels are not used.
 
         Raises:
             ModelError: E414 when the network fails on an image, or a feature is not finite.
@@ -47,10 +69,18 @@ class FeatureNetwork:
         original = Original(self.model, self.image, card, ROW)
         features = np.empty((len(pixels), self.count))
         with thread_pool(available_cores()) as workers:
-            found = workers.map(original.run, (pixels[i : i + 1] for i in range(len(pixels))))
-            for i, row in enumerate(found):
-                features[i] = row[0]
-                listener.progress("features", i + 1, len(pixels))
+            for rows in chunks(len(pixels)):
+                known = None if kept is None else kept.get(name_chunk(step, rows))
+                if known is not None:
+                    features[rows.start : rows.stop] = known
+                else:
+                    found = workers.map(original.run, (pixels[i : i + 1] for i in rows))
+                    for i, row in zip(rows, found, strict=True):
+                        features[i] = row[0]
+                        listener.progress("features", i + 1, len(pixels))
+                    if kept is not None:
+                        kept.add(name_chunk(step, rows), features[rows.start : rows.stop].copy())
+                listener.progress("features", rows.stop, len(pixels))
         if not np.isfinite(features).all():
             some = int((~np.isfinite(features)).any(axis=1).sum())
             message = f"{self.model.path.name}: the features {self.source} of {some:,} images are not finite"

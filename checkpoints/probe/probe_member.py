@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,22 @@ from checkpoints.data.folds import Folds, read_folds, write_folds
 from checkpoints.data.image_cache import decode_images
 from checkpoints.data.truth_table import labels_of, truth_table
 from checkpoints.probe.choose_strength import choose_strengths, plan_fits
-from checkpoints.probe.feature_network import ANSWERS, FeatureNetwork
-from checkpoints.probe.linear_head import STRENGTHS, LinearHead, Target, fit_path, make_targets
+from checkpoints.probe.feature_network import ANSWERS, FeatureNetwork, chunks, name_chunk
+from checkpoints.probe.linear_head import STRENGTHS, Block, LinearHead, Target, fit_path, make_targets
 from checkpoints.probe.open_network import OpenNetwork
 from checkpoints.probe.ordered_axes import find_levels
+from checkpoints.probe.ordinal_head import OrdinalBlock
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from ensemble.adopt.adopt import MOST_PICTURES, adopt_network
 from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.card import Head, ModelCard, validate_member
 from ensemble.errors import ModelError, OptionError
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import locked, remove, write_atomic
 from ensemble.images.face_alignment import require_points
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.views import parse_views
+from ensemble.kept_arrays import KeptArrays
 from ensemble.ordinal import require_ordinal
 from ensemble.predictions.dataset import COMPLETE, Part, hash_ids, part_path, write_complete, write_part
 from ensemble.runtime.parity import LIMITS, relative_error
@@ -166,7 +170,8 @@ def _shown(strengths: dict[str, float]) -> str:
 def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SILENT) -> ProbedMember:
     """Write ``<member>/<member>_f<k>.onnx`` for each fold, and the predictions ``<member>/oof/*`` as `ens train` does.
 
-    The L2 strength of a fold's head is chosen within the fold's training part. Each file is compared with the network
+    The L2 strength of a fold's head is chosen within the fold's training part. A probe that was stopped keeps features
+    and fits for the next. Each file is compared with the network
     and the head on held-out images before it is written; ``truth.csv`` has the true classes.
 
     Raises:
@@ -178,13 +183,18 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
     """
     data, rows = job.data, job.data.rows
     fits = plan_fits(data, job.folds, seed=job.seed)
-    with locked(job.folder):
+    with ExitStack() as stack:
+        stack.enter_context(locked(job.folder))
         _require_free(job, fresh=fresh)
-        boxes = None if job.boxes is None else job.boxes.select([row.id for row in rows])
-        pixels = decode_images(rows, job.card.preprocess, boxes=boxes, listener=listener).pixels
+        kept = stack.enter_context(KeptArrays(job.folder, "probe", _state_of(job)))
+        if kept.resumed:
+            text = f"{job.member} resumes: {kept.resumed:,} steps of a probe that did not end are kept"
+            listener.notice(Notice("I445", text, job.folder))
+        pixels = _decode(job, kept, listener)
         # as training does: mirrored images are predicted, and not learned from
         features = {
-            view.name: job.network.run(view.apply(pixels), job.card, listener=listener) for view in parse_views(_VIEWS)
+            view.name: job.network.run(view.apply(pixels), job.card, kept=kept, step=view.name, listener=listener)
+            for view in parse_views(_VIEWS)
         }
         trained = labels_of(rows, data.labels, data.activation, trained=True)
         true = labels_of(rows, data.labels, data.activation)
@@ -192,13 +202,13 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
         targets = make_targets(
             data.labels, job.head, data.activation, trained, true, balanced=job.balanced, ordered=ordered
         )
-        strengths = choose_strengths(features["identity"], targets, fits, job.folds.count, listener=listener)
+        strengths = choose_strengths(features["identity"], targets, fits, job.folds.count, kept=kept, listener=listener)
         _start_results(job)
         done: list[ProbedFold] = []
         logits = np.empty((len(rows), len(data.labels)), dtype=np.float32)
         for fold, chosen in enumerate(strengths):
             held = job.folds.holdout(rows, fold)
-            head = LinearHead(data.labels, tuple(_fit(features["identity"], targets, held, chosen)))
+            head = LinearHead(data.labels, tuple(_fit(features["identity"], targets, held, chosen, kept, fold)))
             answers = {view: head.logits(values[held]).astype(np.float32) for view, values in features.items()}
             named = {target.name: value for target, value in zip(targets, chosen, strict=True)}
             card = _make_card(job, fold, named)
@@ -209,12 +219,57 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
     return ProbedMember(tuple(done), job.folder / "oof", _score(job, true, logits), data.activation, job.network.count)
 
 
-def _fit(features: Floats, targets: list[Target], held: Any, chosen: list[float]) -> Iterator[Any]:
+def _fit(
+    features: Floats, targets: list[Target], held: Any, chosen: list[float], kept: KeptArrays, fold: int
+) -> Iterator[Block | OrdinalBlock]:
     """Yield the blocks of a fold's head, each by the path from the strongest penalty to the chosen one."""
     for target, strength in zip(targets, chosen, strict=True):
-        path = STRENGTHS[: STRENGTHS.index(strength) + 1]
-        *_, last = fit_path(features, target, ~held, path)
-        yield last
+        step = f"head {fold} {target.name}"
+        known = kept.get(step)
+        if known is None:
+            path = STRENGTHS[: STRENGTHS.index(strength) + 1]
+            *_, last = fit_path(features, target, ~held, path)
+            known = np.concatenate([getattr(last, field.name).ravel() for field in fields(last)])
+            kept.add(step, known)
+        width = features.shape[1]
+        if target.levels is None:
+            table = known.reshape(width + 1, target.outputs)
+            yield Block(table[:width], table[width])
+        else:
+            yield OrdinalBlock(known[:width], known[width:])
+
+
+def _decode(job: ProbeJob, kept: KeptArrays, listener: Listener) -> Pixels:
+    """Return the pixels of all images; where all features are kept, only of those that the models are compared on."""
+    rows = job.data.rows
+    wanted = np.zeros(len(rows), dtype=np.bool_)
+    for piece in chunks(len(rows)):
+        if any(kept.get(name_chunk(view.name, piece)) is None for view in parse_views(_VIEWS)):
+            wanted[piece.start : piece.stop] = True
+    for fold in range(job.folds.count):
+        held = np.flatnonzero(job.folds.holdout(rows, fold))
+        wanted[held[_compared(len(held))]] = True
+    places = np.flatnonzero(wanted).tolist()
+    chosen = [rows[place] for place in places]
+    boxes = None if job.boxes is None else job.boxes.select([row.id for row in chosen])
+    decoded = decode_images(chosen, job.card.preprocess, boxes=boxes, listener=listener).pixels
+    if len(decoded) == len(rows):
+        return decoded
+    pixels = np.zeros((len(rows), *decoded.shape[1:]), dtype=decoded.dtype)
+    pixels[places] = decoded
+    return pixels
+
+
+def _compared(count: int) -> slice:
+    """Return which of the images that a fold holds out its model is compared on."""
+    step = max(1, count // MOST_PICTURES)
+    return slice(0, step * MOST_PICTURES, step)
+
+
+def _state_of(job: ProbeJob) -> str:
+    """Return all that the features and heads depend on: the job, and the sizes and times of the images."""
+    states = [os.stat(row.path) for row in job.data.rows if os.path.exists(row.path)]
+    return f"{job.fingerprint()} {[(state.st_size, state.st_mtime_ns) for state in states]}"
 
 
 def _make_card(job: ProbeJob, fold: int, strengths: dict[str, float]) -> ModelCard:
@@ -246,8 +301,8 @@ def _write_model(
     job: ProbeJob, head: LinearHead, card: ModelCard, pixels: Pixels, answers: Logits, listener: Listener
 ) -> tuple[Path, ModelCard]:
     """Write network and head as a member that was compared with both on up to 16 held-out images."""
-    step = max(1, len(pixels) // MOST_PICTURES)
-    pixels, answers = pixels[::step][:MOST_PICTURES], answers[::step][:MOST_PICTURES]
+    compared = _compared(len(pixels))
+    pixels, answers = pixels[compared], answers[compared]
     model = job.network.with_head(head)
     options = replace(
         job.opened.options, output="logits", output_name=ANSWERS, labels=job.data.labels, activation=job.data.activation

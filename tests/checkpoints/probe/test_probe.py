@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import importlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -31,11 +35,14 @@ from ensemble.cli import ens
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, Face, write_boxes
+from ensemble.kept_arrays import KeptArrays
 from ensemble.labels import Axis, LabelSpace
 from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime.model_file import read_model
+from tests.harness.kills import contents
 from tests.support import toys
 
+probe_module = importlib.import_module("checkpoints.probe.probe_member")
 SIDE = 8
 KNOWN = AdoptOptions(input_range="0..1", resize="squash", interpolation="bilinear", resizer="pillow", crop_pct=1.0)
 SPACE = LabelSpace((Axis("hue", ("red", "blue")), Axis("light", ("dark", "bright"))))
@@ -245,6 +252,66 @@ def test_an_earlier_probe_with_other_settings_is_kept_unless_told(data: Dataset,
     assert caught.value.code == "E442"
     assert job.folder.joinpath("p_f0.onnx").read_bytes() == first
     assert probe_member(other, fresh=True).folds[0].path.read_bytes() != first
+
+
+@pytest.mark.parametrize("ordinal", [(), ("class",)])
+def test_a_probe_that_was_stopped_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinal: tuple[str, ...]
+) -> None:
+    """Stopped at any step it computes, a probe computes no kept step again, and ends with the bytes of a quiet one."""
+    data = read_dataset(write_table(tmp_path / "train"), labels=LabelSpace.flat(4) if ordinal else SPACE)
+    head: Any = {"head": "flat" if ordinal else "axes", "ordinal": ordinal}
+    network = write_network(tmp_path / "net.onnx")
+    probe_member(make_job(data, network, tmp_path / "quiet", **head))
+    wanted = contents(tmp_path / "quiet")
+    add = KeptArrays.add
+    added: list[str] = []
+
+    def stop(self: KeptArrays, step: str, values: Any) -> None:
+        add(self, step, values)
+        added.append(step)
+        if len(added) % 4 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptArrays, "add", stop)
+    decoded: list[int] = []
+    whole = probe_module.decode_images
+
+    def decode(rows: Sequence[Any], *given: Any, **more: Any) -> Any:
+        decoded.append(len(rows))
+        return whole(rows, *given, **more)
+
+    monkeypatch.setattr(probe_module, "decode_images", decode)
+    job, recorder, stops = make_job(data, network, tmp_path / "runs", **head), Recorder(), 0
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            probe_member(job, listener=recorder)
+            break
+        stops += 1
+    assert stops >= 2
+    assert len(set(added)) == len(added)
+    assert decoded[0] == len(data.rows)
+    assert decoded[-1] < len(data.rows)
+    assert contents(tmp_path / "runs") == wanted
+    assert {notice.code for notice in recorder.notices if "resumes" in notice.message} == {"I445"}
+
+
+def test_features_of_other_images_are_computed_again(tmp_path: Path) -> None:
+    """An image that changed after a probe was stopped gives the bytes of a probe that was never stopped."""
+    table = write_table(tmp_path / "train")
+    data = read_dataset(table, labels=SPACE)
+    network = write_network(tmp_path / "net.onnx")
+    job = make_job(data, network, tmp_path / "runs")
+    with (
+        pytest.raises(EnsError),
+        mock.patch.object(probe_module, "adopt_network", side_effect=ModelError("E414", "no")),
+    ):
+        probe_member(job)
+    assert list(job.folder.glob(".probe-*.state"))
+    shutil.copy(tmp_path / "train" / "7_0_0.png", tmp_path / "train" / "0_0_0.png")
+    probe_member(job)
+    probe_member(make_job(data, network, tmp_path / "quiet"))
+    assert contents(tmp_path / "runs") == contents(tmp_path / "quiet")
 
 
 def test_a_trained_member_is_never_replaced(data: Dataset, tmp_path: Path) -> None:
