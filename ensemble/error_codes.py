@@ -256,7 +256,7 @@ CODES: dict[str, Code] = {
     ),
     "E511": Code(
         "Predictions are not out-of-fold: a model was trained on some of the images.",
-        "predict with each fold's model only its own hold-out set, and give those predictions with --oof",
+        "predict with each fold's model its own hold-out set; or all images, with a column fold in --truth (ens data)",
     ),
     "E512": Code(
         "One person's images are in the hold-out sets of two folds.",

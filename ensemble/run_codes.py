@@ -195,4 +195,10 @@ RUN_CODES: dict[str, Code] = {
         "Which face detector is used, and why.",
         "name one with --detector: boxes for training and prediction need the same",
     ),
+    # 59x: predictions of other programs and of all training images
+    "I593": Code(
+        "Of predictions of all training images, those of each model's held-out images are taken, by the ground truth's "
+        "column fold.",
+        "check the column if the numbers of images are not those of the folds",
+    ),
 }

@@ -26,6 +26,7 @@ from checkpoints.audit.thumbnails import Thumbnails, make_thumbnails
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import Row
+from checkpoints.data.truth_table import training_truth
 from ensemble.arrays import Floats
 from ensemble.blend.held_out import blend_held_out
 from ensemble.blend.recipe import Recipe
@@ -35,7 +36,6 @@ from ensemble.images.listing import list_images
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds
 from ensemble.predictions.out_of_fold import gather_folds
-from ensemble.predictions.truth import Truth
 
 MOST_CROPPED = 20_000  # images; the search for crops takes time that grows with their square
 _DESCRIBED = 10  # axes
@@ -123,7 +123,8 @@ def audit_dataset(
         PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`, or not those of the recipe.
     """
     # predictions are matched before any image is read
-    models, judged = _judge_labels(data, predictions, recipe, settings, listener)
+    folds = folds or data.folds
+    models, judged = _judge_labels(data, predictions, recipe, settings, folds, listener)
     findings = [_label_finding(data.rows[error.row], error, settings.sure) for error in judged.errors]
     listing = None if evaluation is None else list_images(evaluation, listener=listener)
     paths = [row.path for row in data.rows] + ([] if listing is None else list(listing.paths))
@@ -135,7 +136,6 @@ def audit_dataset(
     thumbnails = make_thumbnails([Path(path) for path in paths], workers=workers, listener=listener)
     names = [row.id for row in data.rows] + ([] if listing is None else list(listing.ids))
     pairs = find_near_duplicates(thumbnails, crops=crops, listener=listener)
-    folds = folds or data.folds
     copies = [_copy_finding(data.rows, names, paths, thumbnails, folds, pair) for pair in pairs]
     findings += sorted((one for one in copies if one is not None), key=lambda one: (KINDS.index(one.kind), -one.score))
     mine = Thumbnails(thumbnails.grey[:count], thumbnails.sizes[:count], thumbnails.faults)
@@ -155,6 +155,7 @@ def _judge_labels(
     predictions: Sequence[Predictions],
     recipe: Recipe | None,
     settings: AuditSettings,
+    folds: Folds | None,
     listener: Listener,
 ) -> tuple[tuple[str, ...], LabelErrors]:
     """Return the names of the models, and what they say about the labels."""
@@ -163,26 +164,20 @@ def _judge_labels(
             raise OptionError("E204", "--recipe needs --oof, the out-of-fold predictions of its models")
         listener.notice(Notice("I862", "no label is judged without out-of-fold predictions: --oof names them"))
         return (), LabelErrors((), ())
-    rows = data.rows
-    several = data.activation == "sigmoid"
-    applies = np.zeros((len(rows), len(data.labels)), dtype=bool)
-    for place, row in enumerate(rows):
-        applies[place, list(row.present) if row.present is not None else [row.label]] = True
-    groups = tuple(row.person for row in rows)
-    ids = tuple(row.id for row in rows)
-    truth = Truth(ids, applies.argmax(axis=1).astype(np.intp), groups, data.labels, applies if several else None)
+    truth = training_truth(data, folds)
     if recipe is not None:
         names: tuple[str, ...] = ("recipe",)
         blended = blend_held_out(recipe, predictions, truth, listener=listener).blended
         columns = truth.labels.permutation(blended.labels, owner="the recipe")
         place_of = {name: place for place, name in enumerate(blended.ids)}
-        probabilities = [blended.probabilities[[place_of[name] for name in ids]][:, columns]]
+        probabilities = [blended.probabilities[[place_of[name] for name in truth.ids]][:, columns]]
     else:
-        members = gather_folds(join_folds(predictions, listener=listener), truth)
+        members = gather_folds(join_folds(predictions, listener=listener), truth, listener=listener)
         names = tuple(member.member for member in members)
         probabilities = [_mean_probability(member) for member in members]
-    if several:
-        return names, find_several_label_errors(probabilities, applies, data.labels, groups, join=settings.join)
+    groups = truth.persons or ()
+    if truth.applies is not None:
+        return names, find_several_label_errors(probabilities, truth.applies, data.labels, groups, join=settings.join)
     return names, find_label_errors(probabilities, truth.classes, data.labels, groups, join=settings.join)
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import NO_CLASS, Row
-from checkpoints.data.truth_table import labels_of
 from checkpoints.training.distillation import Distillation, SoftLabels
 from checkpoints.training.pseudo_labels import PseudoLabels, require_new
 from ensemble.arrays import Classes, Floats
@@ -21,7 +19,6 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
 from ensemble.learn.teacher import Teacher, answer_by_own_models
 from ensemble.predictions.dataset import Predictions, notice_filled
-from ensemble.predictions.truth import Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +37,6 @@ class TeacherLabels:
     soft: SoftLabels
     pseudo: PseudoLabels | None
     optimistic: bool
-
-
-def truth_of(data: Dataset) -> Truth:
-    """Return the true classes of the training rows and their people or other groups."""
-    found = labels_of(data.rows, data.labels, data.activation)
-    several = data.activation == "sigmoid"
-    classes = found.argmax(axis=1) if several else found
-    return Truth(
-        tuple(row.id for row in data.rows),
-        np.asarray(classes, dtype=np.intp),
-        tuple(row.person for row in data.rows),
-        data.labels,
-        found.astype(bool) if several else None,
-    )
 
 
 def folds_of_members(members: Sequence[Predictions], rows: Sequence[Row]) -> Folds:

@@ -34,7 +34,9 @@ def blend_held_out(
         EnsError: as `match_to_groups`, `gather_folds` and `blend`.
     """
     names = {name: list(group.members) for name, group in recipe.groups.items()}
-    gathered = gather_folds(match_to_groups(join_folds(oof, listener=listener), names, listener=listener), truth)
+    gathered = gather_folds(
+        match_to_groups(join_folds(oof, listener=listener), names, listener=listener), truth, listener=listener
+    )
     adapted = _for_groups(recipe, gathered)
     return BlendedMembers(gathered, adapted, blend(gathered, adapted, listener=listener))
 

@@ -8,7 +8,7 @@ import click
 
 from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
-from ensemble.commands.options import PATH, ROOT, json_option, progress_options, torch_extra
+from ensemble.commands.options import PATH, ROOT, conflict, json_option, progress_options, torch_extra
 from ensemble.commands.table_group import TABLE
 from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL, show
@@ -18,6 +18,13 @@ from ensemble.terminal import TERMINAL, show
 @click.argument("train_dir", type=PATH)
 @click.option("-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Output table.")
 @click.option("--html", type=PATH, help="Also write an HTML page with images of every class.")
+@click.option("--truth", "truth_path", type=PATH, help="Also write the classes and groups as a CSV for --truth.")
+@click.option(
+    "--folds",
+    "fold_file",
+    type=PATH,
+    help="CSV of id,fold with one line per person or group, for a column fold of --truth.  [default: the table's own]",
+)
 @click.option("--fixes", multiple=True, help="CSV of label fixes (id,field,value,source), or contest; repeatable.")
 @click.option("--without", multiple=True, help="Ignore the fixes of this source; repeatable.")
 @click.option(
@@ -35,6 +42,8 @@ def data(
     train_dir: Path,
     path: Path,
     html: Path | None,
+    truth_path: Path | None,
+    fold_file: Path | None,
     fixes: tuple[str, ...],
     without: tuple[str, ...],
     age_cut: str,
@@ -53,13 +62,18 @@ def data(
     with torch_extra("data"):
         from checkpoints.data.class_names import parse_class_names
         from checkpoints.data.dataset import read_dataset
+        from checkpoints.data.folds import read_folds
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
-    from ensemble.files import require_different, require_writable
+        from checkpoints.data.truth_table import truth_table
+    from ensemble.files import require_different, require_writable, write_atomic
     from ensemble.images.face_boxes import read_boxes
 
-    require_different({"-o": path, "--html": html}, {"TRAIN_DIR": train_dir, "--boxes": boxes})
-    for file in [path] if html is None else [path, html]:
+    if fold_file is not None and truth_path is None:
+        raise conflict("--folds is for the column fold of --truth")
+    read = {"TRAIN_DIR": train_dir, "--boxes": boxes, "--folds": fold_file}
+    require_different({"-o": path, "--html": html, "--truth": truth_path}, read)
+    for file in (one for one in (path, html, truth_path) if one is not None):
         if file.is_dir():
             raise FileError("E702", f"{file} is a folder", hint="name a file in it", path=file)
         require_writable(file.parent)
@@ -72,11 +86,14 @@ def data(
         table=table,
         listener=TERMINAL,
     )
+    folds = found.folds if fold_file is None else read_folds(fold_file, found.rows)
     faces = None if boxes is None else read_boxes(boxes)
     scanned = scan_images(found.rows, workers=workers, listener=TERMINAL)
     summary = summarize(found, scanned, boxes=faces)
     written = [write_rows(path, found, scanned)]
     if html is not None:
         written.append(write_summary_page(html, found, summary))
+    if truth_path is not None:
+        written.append(write_atomic(truth_path, truth_table(found.rows, found.labels, found.activation, folds=folds)))
     value = summary.as_dict() | {"written": [str(file) for file in written]}
     show(value, "\n".join([summary.render(), *map(str, written)]), as_json=as_json)

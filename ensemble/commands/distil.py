@@ -49,8 +49,9 @@ class TeacherOptions:
     pseudo_boxes: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.oof:
-            raise conflict("--oof is missing: the out-of-fold predictions of the recipe's members")
+        if not self.oof and (not self.predictions or self.folds is None):
+            message = "--oof is missing: the out-of-fold predictions of the recipe's members"
+            raise conflict(message, hint="--predictions will do, if --folds tells which images each fold held out")
         has_images, has_boxes = self.pseudo_images is not None, self.pseudo_boxes is not None
         if bool(self.pseudo) != has_images or (has_boxes and not self.pseudo):
             raise conflict("--pseudo and --pseudo-images need each other, and --pseudo-boxes needs both")
@@ -60,7 +61,12 @@ _teacher = partial(field_option, TeacherOptions)
 _TEACHER = OptionGroup(
     "Teacher",
     (
-        _teacher("oof", "Out-of-fold predictions of all members of the recipe; repeatable.", type=PATH),
+        _teacher(
+            "oof",
+            "Out-of-fold predictions of all members of the recipe; repeatable.  [default: those of --predictions that "
+            "--folds held out]",
+            type=PATH,
+        ),
         _teacher(
             "predictions",
             "Predictions of the training images by all models of the recipe: each fold learns from those that held out "
@@ -137,9 +143,10 @@ def distil(
         distributed = init_distributed(device, listener=TERMINAL)
         resolve_architecture(settings.arch)  # before the slower imports
         import exporters.export  # noqa: F401 - a missing package is said before anything else
+        from checkpoints.data.truth_table import training_truth
         from checkpoints.training.distillation import Distillation
         from checkpoints.training.job import TrainJob
-        from checkpoints.training.teacher_labels import folds_of_images, teacher_labels, truth_of
+        from checkpoints.training.teacher_labels import folds_of_images, teacher_labels
         from checkpoints.training.train_member import train_member
     from ensemble.blend.recipe import read_recipe
     from ensemble.card import validate_member
@@ -153,14 +160,15 @@ def distil(
     distillation = Distillation(teacher.temperature, teacher.teacher_share)
     validate_member(output.member)
     blend_recipe = read_recipe(recipe)
-    oof = read_members(teacher.oof, blend_recipe.labels, listener=listener)
     predictions = (
         read_members(teacher.predictions, blend_recipe.labels, listener=listener) if teacher.predictions else []
     )
+    oof = read_members(teacher.oof, blend_recipe.labels, listener=listener) if teacher.oof else predictions
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset = training.dataset
-    folds = _find_folds(teacher.folds, oof, dataset.rows)
-    model = make_teacher(blend_recipe, oof, truth_of(dataset), folds_of_images(folds, dataset.rows), listener=listener)
+    folds = _find_folds(teacher, oof, dataset.rows)
+    truth = training_truth(dataset, folds)
+    model = make_teacher(blend_recipe, oof, truth, folds_of_images(folds, dataset.rows), listener=listener)
     labels = teacher_labels(
         model,
         dataset.rows,
@@ -188,12 +196,13 @@ def distil(
     show(values, "\n".join(lines), as_json=as_json)
 
 
-def _find_folds(path: Path | None, oof: list[Predictions], rows: tuple[Row, ...]) -> Folds:
+def _find_folds(teacher: TeacherOptions, oof: list[Predictions], rows: tuple[Row, ...]) -> Folds:
     from checkpoints.data.folds import read_folds
     from checkpoints.training.teacher_labels import folds_of_members, require_same_folds
 
-    folds = folds_of_members(oof, rows) if path is None else read_folds(path, rows)
-    require_same_folds(folds, oof, rows)
+    folds = folds_of_members(oof, rows) if teacher.folds is None else read_folds(teacher.folds, rows)
+    if teacher.oof:  # --predictions are of images beside those that were held out
+        require_same_folds(folds, oof, rows)
     return folds
 
 

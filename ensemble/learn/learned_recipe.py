@@ -49,7 +49,7 @@ def learn_from_folds(
     if applied_to:
         groups = {member.group for member in members_by_name(oof).values()}
         _require_same_groups(groups, {member.group for member in members_by_name(applied_to).values()})
-    gathered = gather_folds(oof, answers)
+    gathered = gather_folds(oof, answers, listener=listener)
     _require_learned_views(gathered, applied_to, listener)
     if first.independent:
         return learn_labels(

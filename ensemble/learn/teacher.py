@@ -71,7 +71,7 @@ def make_teacher(
     recipe = _without_smoothing(recipe, listener)
     known = _known_groups(recipe, oof, listener)
     notice_filled(known, listener)
-    gathered = gather_folds(known, truth)
+    gathered = gather_folds(known, truth, listener=listener)
     recipes = recipes_of_folds(recipe, gathered, truth, fold)
     members = [look for member in gathered for look in _looks_of(member)]
     return Teacher(recipe, recipes, truth, fold, answer_by_folds(recipes, members, truth, fold))

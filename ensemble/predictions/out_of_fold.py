@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble.arrays import Floats, Logits
 from ensemble.errors import DataError, PredictionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.predictions.dataset import Predictions, hash_ids, require_none_missing
 from ensemble.predictions.members import common_views, members_by_name
@@ -25,8 +26,10 @@ ALL_FOLDS = "give the predictions of every fold, and a ground truth that has the
 _SAME_VIEWS = "predict every fold's images with the same views"
 
 
-def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictions]:
+def gather_folds(members: Sequence[Predictions], truth: Truth, *, listener: Listener = SILENT) -> list[Predictions]:
     """Return one member per group, named like it: its folds' rows, in the order of the ground truth's ids and classes.
+
+    Where the ground truth knows the folds, a model may have predicted more than it held out: see `held_out_part`.
 
     No image may be predicted by two folds of a group: each fold predicts only its own holdout, so no prediction is of
     an image its model was trained on. A group of one member needs no fold number (a single holdout). If a card has the
@@ -42,12 +45,54 @@ def gather_folds(members: Sequence[Predictions], truth: Truth) -> list[Predictio
             are missing because they were unreadable.
     """
     groups: dict[str, dict[int, list[Predictions]]] = {}
-    for member in members_by_name(members).values():
+    for member in members_by_name(held_out_part(members, truth, listener=listener)).values():
         groups.setdefault(member.group, {}).setdefault(member.repeat, []).append(member)
     return [
         _join_splits([_gather(group, splits[repeat], truth) for repeat in sorted(splits)])
         for group, splits in sorted(groups.items())
     ]
+
+
+def held_out_part(members: Sequence[Predictions], truth: Truth, *, listener: Listener = SILENT) -> list[Predictions]:
+    """Return the members, those of a group with common images with the images that each one's fold held out (I593).
+
+    Which these are the ground truth says. So predictions of all training images by all models are as good as those of
+    the holdouts. Where the ground truth has no folds, or a model does not say its own, nothing is left out.
+    """
+    if truth.folds is None:
+        return list(members)
+    fold_of = dict(zip(truth.ids, truth.folds, strict=True))
+    times = Counter((one.group, one.repeat, name) for one in members for name in one.ids)
+    several = {(group, repeat) for (group, repeat, _), count in times.items() if count > 1}
+    found = [
+        one if one.fold is None or (one.group, one.repeat) not in several else _of_fold(one, fold_of, one.fold)
+        for one in members
+    ]
+    cut = [
+        f"{new.member} {len(new):,} of {len(old):,}" for old, new in zip(members, found, strict=True) if new is not old
+    ]
+    if cut:
+        message = "out of fold are the images of each model's own fold, as the ground truth has it"
+        listener.notice(Notice("I593", f"{message}: {enumerate_some(cut)}"))
+    return found
+
+
+def _of_fold(member: Predictions, fold_of: Mapping[str, int], fold: int) -> Predictions:
+    """Return the predictions of the images of a fold."""
+    rows = [row for row, name in enumerate(member.ids) if fold_of.get(name) == fold]
+    logits = {view: values[rows] for view, values in member.logits.items()}
+    for values in logits.values():
+        values.flags.writeable = False
+    ids = tuple(member.ids[row] for row in rows)
+    own = set(ids)
+    return replace(
+        member,
+        ids=ids,
+        logits=logits,
+        sha256=hashlib.sha256(f"{member.sha256} {hash_ids(ids)}".encode()).hexdigest(),
+        filled=tuple(name for name in member.filled if name in own),
+        missing=tuple(name for name in member.missing if fold_of.get(name) == fold),
+    )
 
 
 def _join_splits(splits: Sequence[Predictions]) -> Predictions:

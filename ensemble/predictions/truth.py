@@ -19,7 +19,7 @@ from ensemble.submission.label_cells import find_lists
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet_options import SheetOptions
 from ensemble.text.csv_table import Table, read_table
-from ensemble.text.plain_numbers import to_float
+from ensemble.text.plain_numbers import is_count, to_float
 
 _GROUPS = ("person", "person id", "patient", "patient id", "subject", "subject id", "group", "group id")
 
@@ -30,6 +30,7 @@ class Truth:
 
     Where several labels may apply, ``applies`` ``(N, C)`` has them, and ``classes`` the first of each image (0 where
     none applies). ``positive`` is the class that metrics of one of two classes are about, where it is named.
+    ``folds[i]`` is the fold that held out image ``ids[i]``, where that is known.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +39,7 @@ class Truth:
     labels: LabelSpace
     applies: NDArray[np.bool_] | None = None
     positive: int | None = None
+    folds: tuple[int, ...] | None = None
 
     @property
     def shares(self) -> Floats:
@@ -80,8 +82,8 @@ def read_truth(
     """Read a CSV of ids and answers: a column of class numbers or names, or one column of 0 and 1 per class.
 
     The columns are found by usual names, such as ``ImageID`` and ``ans``; a column of persons or other groups is
-    called ``person``, ``patient_id``, ``group`` and the like. With ``independent`` labels several may apply to an
-    image: a cell may hold several names, and a row several ones.
+    called ``person``, ``patient_id``, ``group`` and the like, one of the folds that held the images out ``fold``. With
+    ``independent`` labels several may apply to an image: a cell may hold several names, and a row several ones.
 
     Raises:
         FileError: E707 when the file cannot be read.
@@ -109,7 +111,10 @@ def read_truth(
         )
         listener.notice(Notice("W330", message))
     positive = None if options.positive is None else find_positive(labels.names, "", options.positive)
-    return Truth(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive)
+    return Truth(
+        *(ids, classes, _read_groups(table, listener), labels, applies if independent else None, positive),
+        folds=_read_folds(table),
+    )
 
 
 def names_several(path: Path, labels: LabelSpace, *, options: TruthOptions = NO_COLUMNS) -> bool | None:
@@ -262,6 +267,13 @@ def _read_groups(table: Table, listener: Listener) -> tuple[str, ...] | None:
             path=table.path,
         )
     return persons
+
+
+def _read_folds(table: Table) -> tuple[int, ...] | None:
+    """Return the fold of each row, where a column ``fold`` has a whole number in each."""
+    column = next((name for name in table.header if fold_name(name) == "fold"), None)
+    cells = () if column is None else table.column(column)
+    return tuple(map(int, cells)) if cells and all(map(is_count, cells)) else None
 
 
 def true_classes(ids: Sequence[str], truth: Truth) -> Classes:

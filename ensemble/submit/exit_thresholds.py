@@ -351,4 +351,4 @@ def _gather(
         one = used[0].group
         ids = tuple(sorted({name for member in used if member.group == one for name in member.ids}))
         known = Truth(ids, np.zeros(len(ids), dtype=np.intp), None, recipe.labels)
-    return gather_folds(used, known), known
+    return gather_folds(used, known, listener=listener), known

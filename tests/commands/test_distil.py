@@ -66,6 +66,8 @@ def run(root: Path, *words: object) -> Result:
 def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Members are written in the blend's folds and compared with it; a second run trains nothing again.
 
+    So does one whose out-of-fold predictions are those of all images, with the folds in a file.
+
     With other labels for the same name it is refused (E442).
     """
     own = ("--oof", contest / "oof", "--predictions", contest / "seen")
@@ -88,6 +90,11 @@ def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest
     monkeypatch.setattr("ensemble.commands.distil._export", lambda *_: [])
     again = json.loads(run(contest, *own, *unlabeled, "--json").stdout)
     assert (again["kept"], again["comparison"]) == ([0, 1], compared)
+    folds_file = contest / "runs" / "folds.csv"
+    alone = run(contest, "--predictions", contest / "seen", "--folds", folds_file, *unlabeled, "--json")
+    again = json.loads(alone.stdout)
+    assert (again["kept"], again["comparison"]["student"]) == ([0, 1], compared["student"])
+    assert ("I593" in alone.stderr, "I593" in done.stderr) == (True, False)
     for words in ((*own, *unlabeled, "--temperature", 3), own, ("--oof", contest / "oof")):
         refused = run(contest, *words)
         assert getattr(refused.exception, "code", None) == "E442"
@@ -130,6 +137,8 @@ def test_what_does_not_fit_is_refused_before_an_image_is_read(contest: Path) -> 
     oof = ("--oof", contest / "oof")
     for words, code in (
         ((), "E204"),
+        (("--predictions", contest / "seen"), "E204"),
+        (("--predictions", contest / "seen", "--folds", contest / "folds.csv"), "E511"),
         ((*oof, "--pseudo", contest / "preds"), "E204"),
         ((*oof, "--temperature", 0), "E204"),
         ((*oof, "--teacher-share", 2), "E204"),

@@ -13,9 +13,10 @@ import pytest
 from scipy.special import expit, softmax
 
 from ensemble.errors import EnsError
+from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Predictions
-from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.dataset import Predictions, hash_ids
+from ensemble.predictions.out_of_fold import gather_folds, held_out_part
 from ensemble.predictions.truth import Truth
 from tests.support.members import draw_logits, make_member, reorder
 
@@ -52,6 +53,42 @@ def test_folds_become_the_whole() -> None:
         assert (joined.member, joined.group, joined.fold, joined.ids) == ("r18", "r18", None, TRUTH.ids)
         for view, values in LOGITS.items():
             np.testing.assert_array_equal(joined.logits[view], values)
+
+
+def test_predictions_of_all_images_count_where_their_fold_held_out() -> None:
+    """A ground truth with folds takes each model's own images (I593); of another split, or without one, it does not."""
+    folds = tuple([0] * 10 + [1] * 5 + [2] * 15)
+    known = replace(TRUTH, folds=folds)
+    every = [replace(WHOLE, member=f"r18_f{number}", fold=number) for number in (0, 1, 2)]
+    listener = Recorder()
+    (joined,) = gather_folds(every, known, listener=listener)
+    assert (joined.ids, [notice.code for notice in listener.notices]) == (TRUTH.ids, ["I593"])
+    assert "r18_f1 5 of 30" in listener.notices[0].message
+    for view, values in LOGITS.items():
+        np.testing.assert_array_equal(joined.logits[view], values)
+    listener = Recorder()
+    others = replace(TRUTH, folds=tuple(i % 3 for i in range(30)))
+    assert (
+        gather_folds(FOLDS, others, listener=listener)[0].ids == TRUTH.ids
+    )  # predictions of holdouts are what they are
+    assert not listener.notices
+    hashed = replace(every[0], holdout_sha256=hash_ids(TRUTH.ids[:10]))
+    assert len(gather_folds([hashed, *every[1:]], known)) == 1
+    for members, answers in ((every, TRUTH), ([replace(one, fold=None) for one in every], known)):
+        assert code_of(lambda members=members, answers=answers: gather_folds(members, answers))[0] == "E511"  # type: ignore[misc]
+    assert code_of(lambda: gather_folds([hashed, *every[1:]], others))[0] == "E511"
+
+
+def test_unreadable_images_are_those_of_the_fold() -> None:
+    """Images without an answer, and with the class prior in place of one, are cut to the fold as all others."""
+    known = replace(TRUTH, folds=tuple([0] * 10 + [1] * 20))
+    ids = TRUTH.ids
+    filled = [replace(WHOLE, member=f"r18_f{i}", fold=i, filled=(ids[3], ids[12])) for i in (0, 1)]
+    assert [one.filled for one in held_out_part(filled, known)] == [(ids[3],), (ids[12],)]
+    part = reorder(WHOLE, range(1, 30))
+    lacking = [replace(part, member=f"r18_f{i}", fold=i, missing=(ids[0],)) for i in (0, 1)]
+    assert [one.missing for one in held_out_part(lacking, known)] == [(ids[0],), ()]
+    assert code_of(lambda: gather_folds(lacking, known))[0] == "E534"
 
 
 def test_groups_stay_apart() -> None:

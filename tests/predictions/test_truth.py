@@ -29,6 +29,15 @@ def test_the_error_says_which_side_lacks_images() -> None:
     assert caught.value.message.endswith("the ground truth lacks 1 of 3 ids: z; has 1 others: c")
 
 
+def test_a_column_of_folds_is_read_where_it_has_whole_numbers(tmp_path: Path) -> None:
+    """The column fold is no answer, in any letter case, and other words in it are not folds."""
+    path = tmp_path / "truth.csv"
+    for header, cells, folds in (("Fold", ("0", "1", "12"), (0, 1, 12)), ("fold", ("a", "1", "2"), None)):
+        path.write_text(f"id,species,{header}\n" + "".join(f"{i},{i},{cell}\n" for i, cell in enumerate(cells)))
+        found = read_truth(path, LabelSpace.flat(3))
+        assert (found.folds, found.classes.tolist()) == (folds, [0, 1, 2])
+
+
 def test_memory_for_answers_does_not_grow_with_the_number_of_classes(tmp_path: Path) -> None:
     """A class per image takes a number per image: a flag per image and class would take 150 MB here."""
     path = tmp_path / "truth.csv"

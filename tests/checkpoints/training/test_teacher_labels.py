@@ -12,6 +12,7 @@ from PIL import Image
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import NO_CLASS, Row
+from checkpoints.data.truth_table import training_truth
 from checkpoints.training.distillation import Distillation
 from checkpoints.training.distributed import SINGLE_PROCESS
 from checkpoints.training.job import TrainJob
@@ -23,7 +24,6 @@ from checkpoints.training.teacher_labels import (
     folds_of_members,
     require_same_folds,
     teacher_labels,
-    truth_of,
 )
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import make_recipe
@@ -89,7 +89,7 @@ def test_labels_that_cannot_be_learned_are_not_learned_from_a_folds_own_models()
     that answers like it has its knowledge of these labels.
     """
     models = linear_models()
-    teacher = make_teacher(make_recipe(models), held_out(models), truth_of(DATA), folds_of_images(FOLDS, ROWS))
+    teacher = make_teacher(make_recipe(models), held_out(models), training_truth(DATA), folds_of_images(FOLDS, ROWS))
     heard = Recorder()
     own = teacher_labels(teacher, ROWS, Distillation(), predictions=models, listener=heard)
     assert [one.code for one in heard.notices] == ["I393"]
@@ -112,7 +112,7 @@ def test_images_without_labels_have_the_probabilities_of_each_folds_models(tmp_p
     for name in names:
         Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / name)
     models = linear_models()
-    teacher = make_teacher(make_recipe(models), held_out(models), truth_of(DATA), folds_of_images(FOLDS, ROWS))
+    teacher = make_teacher(make_recipe(models), held_out(models), training_truth(DATA), folds_of_images(FOLDS, ROWS))
     logits = np.log([[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.2, 0.8]]])
     predicted = [
         replace(make_member(f"m_f{fold}", logits[fold], ids=names, labels=LABELS, group="m"), fold=fold)
@@ -175,10 +175,10 @@ def test_a_fold_without_images_is_refused(tmp_path: Path) -> None:
 def test_the_truth_of_a_dataset_has_its_true_classes_and_groups() -> None:
     """A class that is trained otherwise keeps its true one; several labels are flags."""
     moved = replace(DATA, rows=(replace(ROWS[0], moved=1 - ROWS[0].label), *ROWS[1:]))
-    found = truth_of(moved)
+    found = training_truth(moved)
     assert found.classes.tolist() == NOISE.tolist()
     assert found.persons == tuple(str(i) for i in range(COUNT))
     rows = (replace(ROWS[0], label=NO_CLASS, present=(1,)), replace(ROWS[1], label=NO_CLASS, present=()))
-    several = truth_of(Dataset(rows, LABELS, Path(), is_contest=False, activation="sigmoid"))
+    several = training_truth(Dataset(rows, LABELS, Path(), is_contest=False, activation="sigmoid"))
     assert several.applies is not None
     assert several.applies.tolist() == [[False, True], [False, False]]
