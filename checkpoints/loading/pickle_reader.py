@@ -36,6 +36,7 @@ LEGACY_PICKLES = 5
 
 _STOP = object()
 _MARK = object()
+_PIECE = 16 * 2**20  # bytes
 
 
 class PickleReader:
@@ -75,10 +76,15 @@ class PickleReader:
     # reading the arguments of instructions
 
     def _exactly(self, count: int) -> bytes:
-        data = self._source.read(count)
-        if len(data) < count:
-            raise EOFError("the pickle ends early")
-        return data
+        # in pieces: read(count) makes room for the count before it looks for the bytes
+        pieces: list[bytes] = []
+        while count > 0:
+            data = self._source.read(min(count, _PIECE))
+            if not data:
+                raise EOFError("the pickle ends early")
+            pieces.append(data)
+            count -= len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _number(self, form: str) -> int:
         (value,) = struct.unpack(form, self._exactly(struct.calcsize(form)))

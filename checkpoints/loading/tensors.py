@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -47,7 +48,10 @@ def legacy_storages(file: BinaryIO, keys: object, storages: Mapping[str, Storage
         storage = storages.get(str(key))
         if storage is None or count > storage.count:
             raise StorageError(f"storage {key} has {count} elements, which no tensor needs")
-        data = bytearray(count * _dtype(storage.dtype).itemsize)
+        size = count * _dtype(storage.dtype).itemsize
+        if size > os.fstat(file.fileno()).st_size - file.tell():
+            raise EOFError(f"the file ends in storage {key}, of {size:,} bytes")
+        data = bytearray(size)
         _fill(file, data)
         known[str(key)] = _bytes_tensor(data, storage.dtype, is_little=is_little)
 

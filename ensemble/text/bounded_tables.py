@@ -7,6 +7,7 @@ length. A file may take 20 times its own size in memory, and half a gigabyte in 
 from __future__ import annotations
 
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
     """
     size = _size(path)
     try:
-        return _load_arrays(path, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that reading a header of Python 2 takes longer
+            return _load_arrays(path, size)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         raise
     except Exception as err:  # numpy's reader of headers raises what Python's tokenizer and parser raise

@@ -31,9 +31,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from checkpoints.loading.pickle_objects import InertObject, Record, StoredTensor
+from checkpoints.loading.pickle_objects import InertObject, Record, Storage, StoredTensor
 from checkpoints.loading.pickle_reader import PickleReader
 from checkpoints.loading.read import read_content
+from checkpoints.loading.tensors import legacy_storages
 from ensemble.errors import EnsError, ModelError
 from ensemble.events import Recorder
 from tests.support.pickled import LEGACY_HEAD, Canary, archive, text
@@ -327,6 +328,27 @@ def test_the_reader_itself_calls_nothing(tmp_path: Path, make: Callable[[Canary]
     content, _ = to_content({"a": value})
     assert repr(content)
     assert not canary.path.exists()
+
+
+@pytest.mark.parametrize("opcode", [pickle.BINBYTES8, pickle.BINUNICODE8, pickle.BYTEARRAY8])
+@pytest.mark.parametrize("length", [2**40, 2**62])
+def test_a_length_beyond_the_file_makes_no_room(tmp_path: Path, opcode: bytes, length: int) -> None:
+    """A string that the file is too short for is damage; a file's ``read`` would make room for all of it."""
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"\x80\x05" + opcode + length.to_bytes(8, "little") + b"ab")
+    with open(path, "rb") as file, pytest.raises(EOFError):
+        PickleReader(file).load()
+    with pytest.raises(ModelError):
+        read_content(path)
+
+
+def test_storages_beyond_the_file_make_no_room(tmp_path: Path) -> None:
+    """A file of torch before 1.6 may declare a storage of a terabyte and end behind it."""
+    path = tmp_path / "a.pth"
+    path.write_bytes((2**38).to_bytes(8, "little"))
+    storage = Storage("0", "float32", 2**38)
+    with open(path, "rb") as file, pytest.raises(EOFError):
+        legacy_storages(file, ["0"], {"0": storage}, is_little=True)
 
 
 class Inner(torch.nn.Module):
