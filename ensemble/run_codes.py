@@ -190,6 +190,7 @@ RUN_CODES: dict[str, Code] = {
         "There are too many images to look for cropped copies.",
         "give --crops yes to look for them anyway",
     ),
+    "I863": Code("An audit resumes one that did not end.", "nothing to do"),
     "I862": Code("Labels were not judged.", "give the out-of-fold predictions of a model with --oof"),
     "I860": Code(
         "Which face detector is used, and why.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from ensemble.blend.recipe import Recipe
 from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
+from ensemble.kept_arrays import KeptArrays
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds
 from ensemble.predictions.out_of_fold import gather_folds
@@ -46,7 +48,8 @@ class AuditSettings:
     """The settings of an audit.
 
     A label error becomes a fix if its score is at least ``sure``. ``crops`` also looks for cropped copies: None does so
-    for up to `MOST_CROPPED` images. ``join`` names the axes whose value is the group's, by default recognized.
+    for up to `MOST_CROPPED` images. ``join`` names the axes whose value is the group's, by default recognized. As
+    many ``workers`` decode images, by default one per core.
 
     Raises:
         OptionError: E204 when ``sure`` is not between 0 and 1.
@@ -55,6 +58,7 @@ class AuditSettings:
     sure: float = 0.95
     crops: bool | None = None
     join: tuple[str, ...] | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sure <= 1:
@@ -109,13 +113,14 @@ def audit_dataset(
     folds: Folds | None = None,
     recipe: Recipe | None = None,
     settings: AuditSettings = DEFAULT,
-    workers: int | None = None,
+    kept: KeptArrays | None = None,
     listener: Listener = SILENT,
 ) -> Audit:
     """Audit a training set; ``predictions`` are out-of-fold, without them no label is judged.
 
     ``evaluation`` is a folder of images that training must not contain. ``folds`` are those of the training, by default
     the table's own. With a ``recipe`` labels are judged by its blend, without one by the models with a weight per axis.
+    Thumbnails and copies that are ``kept`` are not searched for again (`keep_audit`).
 
     Raises:
         DataError: E3xx when the folder cannot be listed or the predictions are of other images.
@@ -133,9 +138,9 @@ def audit_dataset(
     if not crops and settings.crops is None:
         text = f"{len(paths):,} images: cropped copies are not looked for; --crops yes does, which may take hours"
         listener.notice(Notice("W861", text))
-    thumbnails = make_thumbnails([Path(path) for path in paths], workers=workers, listener=listener)
+    thumbnails = make_thumbnails([Path(path) for path in paths], workers=settings.workers, kept=kept, listener=listener)
+    pairs = find_near_duplicates(thumbnails, crops=crops, kept=kept, listener=listener)
     names = [row.id for row in data.rows] + ([] if listing is None else list(listing.ids))
-    pairs = find_near_duplicates(thumbnails, crops=crops, listener=listener)
     copies = [_copy_finding(data.rows, names, paths, thumbnails, folds, pair) for pair in pairs]
     findings += sorted((one for one in copies if one is not None), key=lambda one: (KINDS.index(one.kind), -one.score))
     mine = Thumbnails(thumbnails.grey[:count], thumbnails.sizes[:count], thumbnails.faults)
@@ -148,6 +153,34 @@ def audit_dataset(
         for row, err in sorted(thumbnails.faults.items())
     ]
     return Audit(count, len(paths) - count, tuple(findings), models, judged.axes)
+
+
+def keep_audit(
+    folder: Path,
+    data: Dataset,
+    evaluation: Sequence[Any] = (),
+    *,
+    settings: AuditSettings = DEFAULT,
+    listener: Listener = SILENT,
+) -> KeptArrays:
+    """Return what is kept in a folder of an audit of these images; ``evaluation`` are the paths of the others.
+
+    Files of other sizes or times are other images. I863 says that something was found.
+    """
+    found = [(str(path), *_size_and_time(path)) for path in (*(row.path for row in data.rows), *evaluation)]
+    kept = KeptArrays(folder, "audit", f"{found} {settings.crops}")
+    if kept.resumed:
+        text = f"{kept.resumed:,} steps of an audit that did not end are kept"
+        listener.notice(Notice("I863", text, folder))
+    return kept
+
+
+def _size_and_time(path: Any) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _judge_labels(

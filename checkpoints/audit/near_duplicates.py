@@ -9,8 +9,9 @@ but not in all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from checkpoints.audit.thumbnails import Thumbnails, sum_tables, window_means
 from ensemble.arrays import Floats
 from ensemble.events import SILENT, Listener
+from ensemble.kept_arrays import KeptArrays
 
 _CELLS = 6  # per side of a descriptor; with 8, windows between those of the grid are missed
 _COARSE, _FINE = 12, 16  # cells per side while a window is moved
@@ -84,10 +86,16 @@ WINDOWS = _grid()
 
 
 def find_near_duplicates(
-    images: Thumbnails, *, limits: CopyLimits = DEFAULT, crops: bool = True, listener: Listener = SILENT
+    images: Thumbnails,
+    *,
+    limits: CopyLimits = DEFAULT,
+    crops: bool = True,
+    kept: KeptArrays | None = None,
+    listener: Listener = SILENT,
 ) -> tuple[NearDuplicate, ...]:
     """Return pairs of images that are copies of one another, the most alike first; without ``crops`` only whole ones.
 
+    Candidates and pairs that are ``kept`` are not searched for again.
     Each pair is there once, with the image that shows less as the copy. Images without any contrast are left out.
     """
     usable = np.array([row not in images.faults for row in range(len(images.grey))], dtype=bool)
@@ -101,10 +109,16 @@ def find_near_duplicates(
     pairs: list[NearDuplicate] = []
     for flip, sources in ((False, tables), (True, mirrored)):
         listener.progress("duplicates", len(rows) * flip, 2 * len(rows))
-        found = _candidates(sources, tables, rows, windows)
+        found = _keep_candidates(kept, flip, partial(_candidates, sources, tables, rows, windows))
         for start in range(0, len(found.copies), _PIECE):
             piece = found.take(np.arange(start, min(start + _PIECE, len(found.copies))))
-            pairs += _copies(sources, tables, piece, limits, flip=flip, crops=crops)
+            step = f"pairs {flip} {start}"
+            known = None if kept is None else kept.get(step)
+            if known is None:
+                known = _copies(sources, tables, piece, limits, crops=crops)
+                if kept is not None:
+                    kept.add(step, known)
+            pairs += _pairs(known, flip=flip)
     listener.progress("duplicates", 2 * len(rows), 2 * len(rows))
     return _once(pairs)
 
@@ -121,20 +135,36 @@ class _Candidates:
         return _Candidates(self.copies[places], self.others[places], self.windows[places])
 
 
-def _copies(
-    sources: Floats, tables: Floats, found: _Candidates, limits: CopyLimits, *, flip: bool, crops: bool
-) -> list[NearDuplicate]:
+def _keep_candidates(kept: KeptArrays | None, flip: bool, search: Callable[[], _Candidates]) -> _Candidates:
+    """Return the candidates that are kept of images as they are or flipped, or search and keep them."""
+    if kept is None:
+        return search()
+    steps = [f"candidates {flip} {field.name}" for field in fields(_Candidates)]
+    known = [values for values in map(kept.get, steps) if values is not None]
+    if len(known) == len(steps):
+        return _Candidates(*known)
+    found = search()
+    for step, field in zip(steps, fields(_Candidates), strict=True):
+        kept.add(step, getattr(found, field.name))
+    return found
+
+
+def _copies(sources: Floats, tables: Floats, found: _Candidates, limits: CopyLimits, *, crops: bool) -> Floats:
+    """Return a row ``(7,)`` for each copy: its image, the other one, the four sides of the window and the likeness."""
     if crops:
         found, likeness = _move(sources, tables, found, _COARSE, moves=2)
         found, likeness = _move(sources, tables, found.take(np.flatnonzero(likeness >= _PROMISING)), _FINE, moves=4)
         found = _try_sides(sources, tables, found.take(np.flatnonzero(likeness >= _LIKELY)))
     likeness, worst = _compare(sources, tables, found)
-    pairs = []
-    for k in np.flatnonzero((likeness >= limits.correlation) & (worst <= limits.difference)):
-        left, top, right, bottom = (float(side) for side in found.windows[k])
-        window = (left, top, right, bottom)
-        pairs.append(NearDuplicate(int(found.copies[k]), int(found.others[k]), window, flip, float(likeness[k])))
-    return pairs
+    chosen = np.flatnonzero((likeness >= limits.correlation) & (worst <= limits.difference))
+    return np.column_stack((found.copies[chosen], found.others[chosen], found.windows[chosen], likeness[chosen]))
+
+
+def _pairs(rows: Floats, *, flip: bool) -> list[NearDuplicate]:
+    return [
+        NearDuplicate(int(copy), int(of), (left, top, right, bottom), flip, likeness)
+        for copy, of, left, top, right, bottom, likeness in rows.tolist()
+    ]
 
 
 def _descriptors(tables: Floats, rows: NDArray[np.intp], windows: Floats) -> NDArray[np.float32]:

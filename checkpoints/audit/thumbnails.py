@@ -17,11 +17,12 @@ from ensemble.arrays import Floats
 from ensemble.errors import DataError
 from ensemble.events import SILENT, Listener
 from ensemble.images.decode import read_image
+from ensemble.kept_arrays import KeptArrays
 from ensemble.runtime.machine import available_cores
 from ensemble.thread_pool import thread_pool
 
 SIDE = 64  # px of a thumbnail, whatever the aspect ratio of the image
-_CHUNK = 256
+_CHUNK = 64
 
 Grey = NDArray[np.uint8]
 
@@ -38,19 +39,34 @@ class Thumbnails:
     faults: dict[int, DataError]
 
 
-def make_thumbnails(paths: Sequence[Path], *, workers: int | None = None, listener: Listener = SILENT) -> Thumbnails:
-    """Decode every image once, in threads, upright as for training."""
+def make_thumbnails(
+    paths: Sequence[Path],
+    *,
+    workers: int | None = None,
+    kept: KeptArrays | None = None,
+    listener: Listener = SILENT,
+) -> Thumbnails:
+    """Decode every image once, in threads, upright as for training; what is ``kept`` of them is not decoded again."""
     grey = np.zeros((len(paths), SIDE, SIDE), np.uint8)
     sizes = np.zeros((len(paths), 2), np.int64)
     faults: dict[int, DataError] = {}
     with thread_pool(workers or available_cores()) as pool:
         for start in range(0, len(paths), _CHUNK):
-            for row, found in enumerate(pool.map(_thumbnail, paths[start : start + _CHUNK]), start):
-                if isinstance(found, DataError):
-                    faults[row] = found
-                else:
-                    grey[row], sizes[row] = found
-            listener.progress("audit", min(start + _CHUNK, len(paths)), len(paths))
+            stop = min(start + _CHUNK, len(paths))
+            steps = f"grey {start}", f"sizes {start}"
+            known = [] if kept is None else [values for values in map(kept.get, steps) if values is not None]
+            if len(known) == len(steps):
+                grey[start:stop], sizes[start:stop] = known
+            else:
+                for row, found in enumerate(pool.map(_thumbnail, paths[start:stop]), start):
+                    if isinstance(found, DataError):
+                        faults[row] = found
+                    else:
+                        grey[row], sizes[row] = found
+                if kept is not None and not any(row >= start for row in faults):  # else it is decoded for its error
+                    kept.add(steps[0], grey[start:stop])
+                    kept.add(steps[1], sizes[start:stop])
+            listener.progress("audit", stop, len(paths))
     return Thumbnails(grey, sizes, faults)
 
 

@@ -97,7 +97,7 @@ def audit(
 
     Example: ens audit train --oof runs/r18/oof --evaluation eval/images -o runs/audit
     """
-    from checkpoints.audit.audit import AuditSettings, audit_dataset
+    from checkpoints.audit.audit import AuditSettings, audit_dataset, keep_audit
     from checkpoints.audit.audit_html import write_audit_page
     from checkpoints.audit.findings import findings_table, fixes_table
     from checkpoints.data.class_names import parse_class_names
@@ -108,28 +108,31 @@ def audit(
     from ensemble.images.listing import list_images
 
     joined = () if join == ("none",) else join or None
-    settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops), joined)
+    settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops), joined, workers)
     recipe = None if recipe_path is None else read_recipe(recipe_path)
     require_writable(folder.parent)
     labels = None if class_names is None else parse_class_names(class_names)
     data = read_dataset(train_dir, fixes=fixes, without=without, labels=labels, table=table, listener=TERMINAL)
-    found = audit_dataset(
-        data,
-        predictions=_read(oof, kind, data),
-        evaluation=evaluation,
-        folds=None if fold_file is None else read_folds(fold_file, data.rows),
-        recipe=recipe,
-        settings=settings,
-        workers=workers,
-        listener=TERMINAL,
-    )
-    csv, count = fixes_table(data, found.findings)
-    written = [write_atomic(folder / "audit.csv", findings_table(found.findings))]
     listing = None if evaluation is None else list_images(evaluation)
-    others = {} if listing is None else dict(zip(listing.ids, map(Path, map(str, listing.paths)), strict=True))
-    pictures = {row.id: row.path for row in data.rows}
-    written.append(write_audit_page(folder / "audit.html", found, pictures, others))
-    written.append(write_atomic(folder / "fixes.csv", csv))
+    with keep_audit(
+        folder, data, () if listing is None else listing.paths, settings=settings, listener=TERMINAL
+    ) as kept:
+        found = audit_dataset(
+            data,
+            predictions=_read(oof, kind, data),
+            evaluation=evaluation,
+            folds=None if fold_file is None else read_folds(fold_file, data.rows),
+            recipe=recipe,
+            settings=settings,
+            kept=kept,
+            listener=TERMINAL,
+        )
+        csv, count = fixes_table(data, found.findings)
+        written = [write_atomic(folder / "audit.csv", findings_table(found.findings))]
+        others = {} if listing is None else dict(zip(listing.ids, map(Path, map(str, listing.paths)), strict=True))
+        pictures = {row.id: row.path for row in data.rows}
+        written.append(write_audit_page(folder / "audit.html", found, pictures, others))
+        written.append(write_atomic(folder / "fixes.csv", csv))
     value = found.as_dict() | {"fixes": count, "written": [str(path) for path in written]}
     show(value, "\n".join([found.render(), f"{count:,} label fixes", *map(str, written)]), as_json=as_json)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from checkpoints.audit.audit import AuditSettings, audit_dataset
@@ -23,9 +23,11 @@ from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
 from ensemble.errors import EnsError, OptionError, PredictionError
 from ensemble.events import Recorder
+from ensemble.kept_arrays import KeptArrays
 from ensemble.labels import MASK18
 from ensemble.predictions.dataset import Predictions
 from tests.checkpoints.audit.test_near_duplicates import crop, flip, recoded, scene
+from tests.harness.kills import contents
 
 STEMS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
 
@@ -76,7 +78,7 @@ def test_the_fixes_restore_the_true_labels(contest: Path, tmp_path: Path) -> Non
             true[i] += 6 if row.mask == 1 else -6
         if row.id == "p9/mask2.png":  # worn in the annotation, not worn in truth
             true[i] += 12
-    found = audit_dataset(data, predictions=[predict(data, true)], settings=AuditSettings(0.8), workers=1)
+    found = audit_dataset(data, predictions=[predict(data, true)], settings=AuditSettings(0.8))
     fixed = read_fixed(contest, tmp_path, found, data)
     fields = [(line["id"], line["field"]) for line in csv.DictReader((tmp_path / "fixes.csv").read_text().splitlines())]
     assert sorted(fields) == [("4", "gender"), ("7", "swap"), ("p9/mask2.png", "label")]
@@ -92,7 +94,7 @@ def test_copies_leaks_and_folds_are_told_apart(contest: Path, tmp_path: Path) ->
     scene(999).save(evaluation / "c.png")
     data, recorder = read_dataset(contest), Recorder()
     folds = Folds(2, {str(person): int(person >= 6) for person in range(12)})
-    found = audit_dataset(data, evaluation=evaluation, folds=folds, workers=1, listener=recorder)
+    found = audit_dataset(data, evaluation=evaluation, folds=folds, listener=recorder)
     leaks = {(one.id, one.other, one.why) for one in found.findings if one.kind == "leak"}
     assert leaks == {("p3/mask3.png", "a.png", "cropped copy"), ("p4/mask5.png", "b.jpg", "re-encoded copy")}
     (across,) = [one for one in found.findings if one.kind == "folds"]
@@ -104,7 +106,7 @@ def test_copies_leaks_and_folds_are_told_apart(contest: Path, tmp_path: Path) ->
     text, count = fixes_table(data, found.findings)
     assert count == 2
     assert b"p3/mask3.png,drop,,audit" in text
-    without = audit_dataset(data, workers=1)
+    without = audit_dataset(data)
     assert {one.kind for one in without.findings} == {"duplicate"}
 
 
@@ -131,7 +133,7 @@ def test_a_recipe_judges_by_its_own_weights(contest: Path) -> None:
     echo = replace(echo, logits={view: 3 * logits for view, logits in echo.logits.items()})
     for weights, people in (({"r18": 1.0, "echo": 0.0}, {"4"}), ({"r18": 0.0, "echo": 1.0}, set())):
         recipe = make_recipe([knows, echo], weights=weights)
-        found = audit_dataset(data, predictions=[echo, knows], recipe=recipe, workers=1)
+        found = audit_dataset(data, predictions=[echo, knows], recipe=recipe)
         assert found.models == ("recipe",)
         assert {one.group for one in found.findings if one.kind == "label"} == people
     with pytest.raises(PredictionError, match="E517"):
@@ -145,7 +147,7 @@ def test_several_models_and_what_is_joined_are_said(contest: Path) -> None:
     data = read_dataset(contest)
     given = np.array([row.label for row in data.rows])
     members = [predict(data, given), replace(predict(data, given[::-1]), member="bad", group="bad")]
-    found = audit_dataset(data, predictions=members, workers=1)
+    found = audit_dataset(data, predictions=members)
     mask, gender, age = found.render().splitlines()[:3]
     assert "joined" not in mask
     assert "gender: about" in gender
@@ -153,7 +155,7 @@ def test_several_models_and_what_is_joined_are_said(contest: Path) -> None:
     assert "weights bad" in age
     assert "labels with a score of 0.01 or more may be wrong" in found.render()
     assert set(found.as_dict()["axes"]["age"]["weights"]) == {"bad", "r18"}
-    apart = audit_dataset(data, predictions=members, settings=AuditSettings(join=("mask",)), workers=1)
+    apart = audit_dataset(data, predictions=members, settings=AuditSettings(join=("mask",)))
     assert [axis.joined for axis in apart.axes] == [12, 0, 0]
     assert apart.axes[0].mixed > 0
 
@@ -177,6 +179,31 @@ def test_several_labels_are_fixed_together(tmp_path: Path) -> None:
     )
     names = [{fixed.labels.names[label] for label in row.present or ()} for row in fixed.rows]
     assert names == [{"snow", "fog"}, {"rain", "fog"}]
+
+
+def test_an_audit_that_was_stopped_resumes(contest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at each step, the command searches for nothing twice, and ends with the bytes of a quiet audit."""
+
+    def audit(folder: Path) -> Result:
+        return CliRunner().invoke(ens, ["audit", str(contest), "-o", str(folder)])
+
+    assert audit(tmp_path / "quiet").exit_code == 0
+    whole, added = KeptArrays.add, list[str]()
+
+    def stop(self: KeptArrays, step: str, values: Any) -> None:
+        whole(self, step, values)
+        if not step.startswith(("grey", "candidates")) or step.endswith("windows"):  # else the next belongs to it
+            added.append(step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptArrays, "add", stop)
+    done = audit(tmp_path / "stopped")
+    while done.exit_code:
+        assert list((tmp_path / "stopped").glob(".audit-*.state"))
+        done = audit(tmp_path / "stopped")
+    assert "I863" in done.stderr
+    assert len(added) == len(set(added)) >= 2 + 2 + 2
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "quiet")
 
 
 def test_the_command_writes_a_table_a_page_and_fixes(contest: Path, tmp_path: Path) -> None:
