@@ -135,10 +135,10 @@ def require_different(written: Mapping[str, Path | None], read: Mapping[str, Pat
     Raises:
         OptionError: E204 when two of them are the same file.
     """
-    options = {path.resolve(): option for option, path in read.items() if path is not None}
+    options = {os.path.realpath(path): option for option, path in read.items() if path is not None}
     for option, path in written.items():
         if path is not None:
-            other = options.setdefault(path.resolve(), option)
+            other = options.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise OptionError("E204", f"{option} and {other} are the same file, {path}", hint="give another path")
 

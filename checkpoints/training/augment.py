@@ -18,7 +18,8 @@ import torch
 from timm.data.random_erasing import RandomErasing
 
 from ensemble.arrays import Pixels
-from ensemble.errors import OptionError
+from ensemble.errors import FileError, OptionError
+from ensemble.text.input_file import read_input
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # on import it checks for updates over the network
 
@@ -110,9 +111,9 @@ def parse_policy(text: str) -> Policy | Simple | None:
     if text in _POLICIES:
         return Policy(_POLICIES[text])
     try:
-        transforms = tomllib.loads(Path(text).read_text(encoding="utf-8"))["transform"]
+        transforms = tomllib.loads(read_input(Path(text), limit=1_000_000).decode())["transform"]
         names = [transform["name"] for transform in transforms]
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (FileError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise OptionError(
             "E204",
             "--augment takes none, flip, light, default, strong or a TOML file of [[transform]] tables, "

@@ -5,6 +5,7 @@ Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Metho
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,8 @@ def require_new(paths: Sequence[Path], rows: Sequence[Row]) -> None:
     Raises:
         DataError: E346 when one is.
     """
-    known = {row.path.resolve() for row in rows}
-    odd = [path for path in paths if path.resolve() in known]
+    known = {os.path.realpath(row.path) for row in rows}
+    odd = [path for path in paths if os.path.realpath(path) in known]
     if odd:
         some = enumerate_some([str(path) for path in odd])
         raise DataError("E346", f"{len(odd):,} of the pseudo-labeled images are training images: {some}")

@@ -231,7 +231,7 @@ class _Explainer:
         self.oddities: dict[str, list[str]] = {}
         self._source, self._listing = source, listing
         self._faces, self._folder, self._chosen, self._truth = faces, folder, chosen, truth
-        self._images = {path.resolve() for path in listing.paths}
+        self._images = {os.path.realpath(path) for path in listing.paths}
         self._tiles: list[Any] = []
 
     def _choose(self, predicted: NDArray[np.intp], applies: Mask | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -262,7 +262,7 @@ class _Explainer:
             path = picture_path(self._folder, self._listing.ids[one.row])
             if independent and self._chosen is None:
                 path = path.with_name(f"{path.stem}.{label}-{re.sub(r'[^A-Za-z0-9]+', '_', names[label])}.png")
-                if path.exists() and path.resolve() in self._images:
+                if path.exists() and os.path.realpath(path) in self._images:
                     raise _would_be_overwritten(path)
             explained = Explained(
                 image=self._listing.ids[one.row],
@@ -345,10 +345,10 @@ def picture_path(folder: Path, image_id: str) -> Path:
 
 
 def _require_no_image(folder: Path, listing: Listing) -> None:
-    images = {path.resolve() for path in listing.paths}
+    images = {os.path.realpath(path) for path in listing.paths}
     for image_id in listing.ids:
         path = picture_path(folder, image_id)
-        if path.resolve() in images:
+        if os.path.realpath(path) in images:
             raise _would_be_overwritten(path)
 
 

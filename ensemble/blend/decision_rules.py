@@ -273,6 +273,10 @@ def require_rule_fits(rule: Rule, classes: int) -> None:
         return
     if any(part.shape != (classes,) or not np.isfinite(part).all() for part in parts) or not (divisor > 0).all():
         raise PredictionError("E518", f"the rule needs {classes} finite numbers, one per class, with positive divisors")
+    with np.errstate(over="ignore", under="ignore"):
+        factors = divisor**-rule.tau if isinstance(rule, PriorRule) else (2 + np.abs(rule.f1)) / divisor
+    if not np.isfinite(factors).all() or not (factors > 0).all():  # all classes would look alike
+        raise PredictionError("E518", "the rule's numbers are too large or too small: a score overflows")
 
 
 def _numbers(values: Any) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from ensemble.blend.decision_rules import (
 )
 from ensemble.blend.other_than_recipe import refuse_other
 from ensemble.blend.pooling import LINEAR, Pool, normalize, normalize_by_class, parse_pool
+from ensemble.blend.recipe_fields import require_bias, require_fields
 from ensemble.blend.smoothing import Smoothing
 from ensemble.card import Activation
 from ensemble.errors import EnsError, FileError, PredictionError, enumerate_some
@@ -104,8 +104,7 @@ class Recipe:
             raise PredictionError("E518", "only the macro-F1 rule can be transductive")
         if not 0 <= self.sharpness <= _MAX_SCALE:  # NaN is not
             raise PredictionError("E518", f"the sharpness must be from 0 to {_MAX_SCALE:g}, got {self.sharpness}")
-        if self.bias is not None and (len(self.bias) != len(self.labels) or not all(map(math.isfinite, self.bias))):
-            raise PredictionError("E518", f"the bias needs {len(self.labels)} finite numbers, one per class")
+        require_bias(self.bias, len(self.labels))
         if self.positive is not None and (len(self.labels) != 2 or self.positive not in self.labels.names):
             raise PredictionError("E518", f"the positive class {self.positive!r} is none of two classes")
         if not isinstance(self.learned, Mapping | None):
@@ -176,9 +175,10 @@ class Recipe:
         try:
             value = parse_json(text)
             require_no_flags(value, besides=("learned", "transductive"))
-            schema = value.pop("schema")
-            if schema != SCHEMA:
-                raise PredictionError("E518", f"it has schema {schema}; this version of ens reads {SCHEMA}")
+            schema = value.pop("schema") if isinstance(value, dict) and "schema" in value else None
+            if schema is not None and schema != SCHEMA:
+                raise PredictionError("E518", f"it has schema {schema!r}; this version of ens reads {SCHEMA}")
+            require_fields(value if schema is None else {"schema": schema, **value})
             labels = LabelSpace.from_dict(value.pop("labels"))
             smoothing = value.pop("smoothing", None)
             return cls(
@@ -188,8 +188,8 @@ class Recipe:
                 labels=labels,
                 smoothing=None if smoothing is None else Smoothing.from_json(smoothing),
                 rule=rule_from_json(value.pop("rule")),
-                bias=tuple(value.pop("bias")) if "bias" in value else None,
-                **value,  # an unknown field raises TypeError
+                bias=tuple(value.pop("bias")) if value.get("bias") is not None else value.pop("bias", None),
+                **_without_none(value),
             )
         except EnsError as err:
             raise PredictionError("E518", f"not a recipe: {err.message}") from err

@@ -19,11 +19,14 @@ from ensemble.arrays import Floats
 from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
+from ensemble.text.patterns import match_all
 from ensemble.text.plain_numbers import to_float
 
 Edges = Literal["nearest", "shrink", "zero", "reflect"]
 IDS = r"(.*?)[_-]?(\d+(?:\.\d+)?)(?:\.[A-Za-z]\w*)?"
 """The default pattern of ids: a file, and a number at the end, before a suffix if there is one."""
+MAX_WEIGHT = 1e12
+"""Of a kernel: far beyond meaningful values, far below overflow."""
 _KERNEL = "give an odd number of weights, such as --smooth 0.1,0.2,0.4,0.2,0.1"
 _PATTERN_HINT = (
     "give a pattern of ids with two groups, the file and the number: --smooth-ids '(.*)_(\\d+)', or a table of groups: "
@@ -78,7 +81,10 @@ class Smoothing:
     def __post_init__(self) -> None:
         numbers = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in self.kernel)
         if not self.kernel or len(self.kernel) % 2 == 0 or not numbers:
-            message = f"a kernel has an odd number of weights, got {list(self.kernel)}"
+            message = f"a kernel has an odd number of finite weights, got {_some(self.kernel)}"
+            raise PredictionError("E518", message, hint=_KERNEL)
+        if max(self.kernel) > MAX_WEIGHT:  # their sum must be a number, too
+            message = f"a kernel's weights are at most {MAX_WEIGHT:g}, got {max(self.kernel):g}"
             raise PredictionError("E518", message, hint=_KERNEL)
         if min(self.kernel) < 0 or not sum(self.kernel) or not self.kernel[len(self.kernel) // 2]:
             message = "a kernel's weights are not negative, and the middle one is above 0"
@@ -88,9 +94,11 @@ class Smoothing:
         try:
             groups = re.compile(self.ids).groups
         except (re.error, TypeError) as err:
-            raise PredictionError("E518", f"the pattern of ids {self.ids!r} is not valid: {err}") from err
+            message = f"the pattern of ids {_clipped(self.ids)} is not valid: {err}"
+            raise PredictionError("E518", message, hint=_PATTERN_HINT) from err
         if groups != 2:
-            raise PredictionError("E518", f"the pattern of ids {self.ids!r} needs two groups: the file and the number")
+            message = f"the pattern of ids {_clipped(self.ids)} needs two groups: the file and the number"
+            raise PredictionError("E518", message, hint=_PATTERN_HINT)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values; the defaults are left out."""
@@ -112,6 +120,16 @@ class Smoothing:
         if "table" in fields:
             raise TypeError("a recipe has no table of rows")
         return cls(tuple(fields.pop("kernel")), **fields)
+
+
+def _some(kernel: Sequence[object]) -> str:
+    shown = ", ".join(str(weight)[:20] for weight in kernel[:9])
+    return f"[{shown}]" if len(kernel) <= 9 else f"{len(kernel):,}: [{shown}, ...]"
+
+
+def _clipped(pattern: object) -> str:
+    text = str(pattern)
+    return repr(text if len(text) <= 80 else f"{text[:79]}...")
 
 
 def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, listener: Listener = SILENT) -> Floats:
@@ -141,23 +159,30 @@ def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, lis
 
 def _files_of(ids: Sequence[str], smoothing: Smoothing) -> dict[str, NDArray[np.intp]]:
     """Return the rows of each file in their order."""
-    pattern = re.compile(smoothing.ids)
+    try:
+        matches = match_all(smoothing.ids, ids)
+    except TimeoutError as err:
+        message = f"the pattern of ids {_clipped(smoothing.ids)} cannot be tried on {len(ids):,} ids: {err}"
+        raise PredictionError("E518", message, hint=_PATTERN_HINT) from err
     found: dict[str, list[tuple[float, int]]] = {}
-    for row, name in enumerate(ids):
-        match = pattern.fullmatch(name)
-        try:
-            file, number = match.groups() if match else (None, "")
-            place = to_float(number)
-        except (ValueError, TypeError):
-            match = None
-        if match is None or file is None:
+    for row, (name, groups) in enumerate(zip(ids, matches, strict=True)):
+        file, number = groups or (None, None)
+        place = _place(number)
+        if place is None or file is None:
             raise PredictionError(
                 "E504",
-                f"the id {name!r} has no file and number, by the pattern {smoothing.ids!r}",
+                f"the id {_clipped(name)} has no file and number, by the pattern {_clipped(smoothing.ids)}",
                 hint=_PATTERN_HINT,
             )
         found.setdefault(file, []).append((place, row))
     return _in_order(found)
+
+
+def _place(number: str | None) -> float | None:
+    try:
+        return None if number is None else to_float(number)
+    except ValueError:
+        return None
 
 
 def rows_in_table(ids: Sequence[str], smoothing: Smoothing, listener: Listener) -> dict[str, NDArray[np.intp]]:

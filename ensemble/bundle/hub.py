@@ -11,9 +11,11 @@ from typing import Any
 from ensemble.blend.decision_rules import rule_to_json
 from ensemble.blend.recipe import Recipe
 from ensemble.card import Preprocess
-from ensemble.errors import DeployError, FileError, OptionError, enumerate_some
+from ensemble.errors import DeployError, OptionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.fuse.fuse import Fused
+from ensemble.text.input_file import read_input
+from ensemble.text.json_text import MAX_BYTES, parse_json
 
 _MOST_LABELS = 200
 _TAGS = ("onnx", "ensemble", "image-classification", "soft-voting")
@@ -206,11 +208,9 @@ def read_scores(path: Path) -> Mapping[str, Any]:
         DeployError: E812 when it holds no scores.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    except (ValueError, RecursionError) as err:
-        raise DeployError("E812", f"{path.name} is not JSON", path=path) from err
+        value = parse_json(read_input(path, limit=MAX_BYTES).decode("utf-8-sig"))
+    except ValueError as err:
+        raise DeployError("E812", f"{path.name} is not JSON: {err}", path=path) from err
     if not isinstance(value, Mapping):
         raise DeployError("E812", f"{path.name} is not what ens evaluate --json prints", path=path)
     _estimates(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def bench(
 
 def _sets(also: tuple[Path, ...]) -> dict[str, Path]:
     """Return the folders of --also by the names under which their results are listed."""
-    sets = {path.resolve().name: path for path in also}
+    sets = {Path(os.path.realpath(path)).name: path for path in also}
     if len(sets) < len(also):
         raise conflict("the folders of --also must have different names: results are listed under them")
     return sets

@@ -46,14 +46,20 @@ def find_config(given: Path | None, *, ignore: bool) -> Path | None:
     """Return the file to read: the one that was given, else that of the working directory if there is one.
 
     Raises:
-        FileError: E707 when the one that was given is not there.
+        FileError: E707 when the one that was given is not there, or either is not a file: a folder, a broken link.
     """
     if ignore:
         return None
-    if given is not None and not given.is_file():
-        raise FileError("E707", f"--config {given} does not exist", path=given)
     path = given or Path(CONFIG)
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    if os.path.lexists(path):
+        what = "leads nowhere" if path.is_symlink() and not path.exists() else "is not a file"
+        hint = "remove or rename it; ens --no-config COMMAND does not read it"
+        raise FileError("E707", f"{path} {what}", hint=None if given else hint, path=path)
+    if given is not None:
+        raise FileError("E707", f"--config {given} does not exist", path=given)
+    return None
 
 
 def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
@@ -69,7 +75,11 @@ def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, 
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
-    except (ValueError, RecursionError) as err:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    except UnicodeDecodeError as err:
+        raise _invalid(path, "it is not UTF-8: save it with that encoding") from err
+    except RecursionError as err:
+        raise _invalid(path, "it is nested too deeply") from err
+    except ValueError as err:
         raise _invalid(path, f"it is not TOML: {err}") from err
     for name, table in tables.items():
         if name not in commands:
@@ -95,7 +105,7 @@ def with_config(path: Path, command: click.Command, name: str, table: Mapping[st
     if not used or on_line is _HELP:
         return given
     if not any(word in _QUIET for word in given) and table.get("quiet") is not True:
-        shown = ", ".join(words[key][0].partition("=")[0] if _is_option(taken[key]) else key for key in used)
+        shown = ", ".join(max(taken[key].opts, key=len) if _is_option(taken[key]) else key for key in used)
         TERMINAL.notice(Notice("I760", f"{path} sets {shown}", path))
     options = [word for key in used if _is_option(taken[key]) for word in words[key]]
     return [*options, *(word for key in used if not _is_option(taken[key]) for word in words[key]), *given]

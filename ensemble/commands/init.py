@@ -41,10 +41,14 @@ def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
             raise click.BadParameter(f"{name!r} is not a command of ens", param_hint="COMMANDS")
     if path.exists():
         raise FileError("E762", f"{path} exists", path=path)
-    chosen = names or tuple(name for name in group.commands if name != "init")
+    chosen = tuple(dict.fromkeys(names)) or tuple(name for name in group.commands if name != "init")
     tables = [render_table(name, group.commands[name]) for name in chosen]
     write_atomic(path, "\n".join([_HEAD, *tables]).encode())
-    show({"path": str(path), "commands": list(chosen)}, f"{path}: {len(chosen)} commands", as_json=as_json)
+    show(
+        {"path": str(path), "commands": list(chosen)},
+        f"{path}: {len(chosen)} command{'s' if len(chosen) > 1 else ''}",
+        as_json=as_json,
+    )
 
 
 def render_table(name: str, command: click.Command) -> str:

@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 from ensemble.blend.decision_rules import ThresholdRule
 from ensemble.blend.recipe import Recipe
 from ensemble.card import ModelCard
-from ensemble.errors import DeployError, EnsError, FileError
+from ensemble.errors import DeployError, EnsError
 from ensemble.fuse.detect import FUSED_KEY
+from ensemble.text.input_file import read_input
 from ensemble.text.json_text import parse_json, require_no_flags
 
 FUSED_SCHEMA = 1
@@ -147,10 +148,7 @@ def read_fused_card(path: Path) -> FusedCard:
         FileError: E707 when the file cannot be read.
         DeployError: E807 when it is not a fused file.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     return fused_card_of(data, path)
 
 

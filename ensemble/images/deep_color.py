@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from ensemble.errors import DataError
+
 _OTHER = {"L": "B", "B": "L"}
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _COLORS = re.compile(r"(RGB|RGBA);16([LBN])")
@@ -26,7 +28,11 @@ def read_deep_colors(data: bytes) -> NDArray[np.uint16] | None:
 
     ``data`` are those of a file that Pillow decodes.
     """
-    name = _unpacker(_open(data))
+    image = _open(data)
+    if widen_planes(image):
+        high, low = (_load_planes(data, low_bytes=low_bytes).astype(np.uint16) for low_bytes in (False, True))
+        return np.asarray(high << 8 | low, dtype=np.uint16)
+    name = _unpacker(image)
     if name == "LA;16B":
         parts = _load(data, "RGBA").astype(np.uint16)
         return np.asarray(parts[..., 0::2] << 8 | parts[..., 1::2], dtype=np.uint16)
@@ -37,6 +43,47 @@ def read_deep_colors(data: bytes) -> NDArray[np.uint16] | None:
     order = _NATIVE if order == "N" else order
     high, low = (_load(data, f"{mode};16{one}").astype(np.uint16) for one in (order, _OTHER[order]))
     return np.asarray(high << 8 | low, dtype=np.uint16)
+
+
+def widen_planes(image: Image.Image, *, low_bytes: bool = False) -> bool:
+    """Let Pillow take 16 bits per value from an uncompressed TIFF that stores its channels one after the other.
+
+    Pillow takes 8 bits per value from these, which gives the upper half of the picture, twice as high and mixed with
+    the low bytes. Returns whether ``image``, which is not loaded yet, is such a file; of each value the high byte is
+    kept, or with ``low_bytes`` the low one.
+
+    Raises:
+        DataError: E309 when Pillow cannot: CMYK.
+    """
+    tags = getattr(image, "tag_v2", None)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if tags is None or tags.get(284) != 2 or max(tags.get(258, (8,))) != 16:
+        return False
+    if any(tile.codec_name != "raw" for tile in tiles) or len(image.getbands()) == 1:
+        return False
+    if image.mode not in {"RGB", "RGBA"}:
+        raise DataError("E309", f"16-bit {image.mode} whose channels are stored one after the other is not supported")
+    assert isinstance(image, ImageFile.ImageFile)
+    order = "L" if tags.prefix == b"II" else "B"
+    order = _OTHER[order] if low_bytes else order
+    image.tile = [
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if isinstance(tile.args, tuple) else tile
+        for tile in tiles
+    ]
+    return True
+
+
+_SIGNED = 2  # of the tag SampleFormat (339)
+
+
+def require_unsigned(image: Image.Image) -> None:
+    """Refuse a TIFF of signed 8-bit numbers, which Pillow takes for unsigned ones: -1 would be white, and 0 black.
+
+    Raises:
+        DataError: E309.
+    """
+    if image.mode in {"L", "LA", "RGB", "RGBA", "CMYK"} and _SIGNED in getattr(image, "tag_v2", {}).get(339, ()):
+        raise DataError("E309", "signed integer pixels are not supported: their range is unknown")
 
 
 def _open(data: bytes) -> Image.Image:
@@ -59,6 +106,14 @@ def _load(data: bytes, unpacker: str) -> NDArray[np.uint8]:
         tile._replace(args=unpacker if isinstance(tile.args, str) else (unpacker, *(tile.args or ())[1:]))
         for tile in image.tile
     ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(image)
+
+
+def _load_planes(data: bytes, *, low_bytes: bool) -> NDArray[np.uint8]:
+    image = _open(data)
+    widen_planes(image, low_bytes=low_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return np.asarray(image)

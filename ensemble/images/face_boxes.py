@@ -198,10 +198,33 @@ def read_faces(path: Path) -> FaceFile:
     except KeyError as err:
         raise DataError("E350", f"{path.name} is no file of face boxes: it has no column {err}", path=path) from err
     except (OSError, pa.ArrowException, TypeError, ValueError, OverflowError, DataError) as err:
-        raise DataError("E350", f"{path.name} cannot be read as face boxes: {err}", path=path) from err
+        why = err.message if isinstance(err, DataError) else str(err)
+        raise DataError("E350", f"{path.name} cannot be read as face boxes: {why}", path=path) from err
+    _require_pixels(faces, path)
     if len({face.id for face in faces}) != len(faces):
         raise DataError("E313", f"{path.name}: an id is listed more than once", path=path)
     return FaceFile(faces, origin)
+
+
+def _require_pixels(faces: Sequence[Face], path: Path) -> None:
+    """Refuse boxes in shares of the image, which other programs write: as pixels they are the image's first corner.
+
+    Raises:
+        DataError: E350 when no side of any box is beyond 1.
+    """
+    found = [face.box for face in faces if face.box is not None]
+    if found and all(max(box.right, box.bottom) <= 1 and min(box.left, box.top) >= 0 for box in found):
+        raise DataError(
+            "E350",
+            f"{path.name}: all {len(found):,} boxes are within 0 to 1: shares of the image, not pixels",
+            hint="multiply left and right by the image's width, top and bottom by its height",
+            path=path,
+        )
+
+
+def _known_sides(sides: Sequence[float | None]) -> str:
+    names = ("left", "top", "right", "bottom")
+    return ", ".join(f"{name} {'null' if side is None else side}" for name, side in zip(names, sides, strict=True))
 
 
 def read_boxes(path: Path) -> Boxes:
@@ -223,6 +246,8 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 def _face(row: Mapping[str, Any]) -> Face:
+    if not isinstance(row["id"], str):
+        raise TypeError(f"an id is {str(row['id'])[:40]!r}, expected text")
     sides = [row[side] for side in ("left", "top", "right", "bottom")]
     size = (row.get("width"), row.get("height"))
     for name, kinds in _KINDS.items():
@@ -230,16 +255,18 @@ def _face(row: Mapping[str, Any]) -> Face:
         if row.get(name) is not None and type(row[name]) not in kinds:
             wanted = "text" if str in kinds else "a number" if float in kinds else "a whole number"
             raise TypeError(f"{name} is {str(row[name])[:40]!r}, expected {wanted}")
+    if any(side is not None and side < 0 for side in size):
+        raise ValueError(f"the size {size[0]}x{size[1]} px is below 0")
     known = all(side is not None and side > 0 for side in size)
     # a file written by another program may have only the id and the four sides
     points: tuple[Any, ...] = tuple(row.get(name) for name in _POINT_COLUMNS)
     box: Box | None = None
     if sides.count(None) < len(sides):
+        if None in sides:
+            raise ValueError(f"the box of {str(row['id'])[:80]} lacks a side: {_known_sides(sides)}")
         left, top, right, bottom = sides
         image = cast("tuple[int, int]", size) if known else None
         box = Box(left, top, right, bottom, None if None in points else points, size=image)
-    if not isinstance(row["id"], str):
-        raise TypeError(f"an id is {row['id']!r}, expected text")
     return Face(
         row["id"],
         box,

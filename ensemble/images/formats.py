@@ -19,6 +19,8 @@ _UNSUPPORTED = (
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 _ORIENTATION = 0x0112
+_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+"""Types of whole numbers in EXIF data. The standard has a SHORT (3) for the orientation; some programs write others."""
 HEAD = 64
 """How many of a file's first bytes `format_of` needs."""
 _RAW = "3fr arw cr2 dcr dng erf iiq kdc mef mos nef nrw orf pef raf rw2 sr2 srw"
@@ -98,9 +100,10 @@ def orientation_tag(exif: bytes) -> int | None:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         for i in range(count):
-            # a single SHORT is in the first two of the entry's last four bytes
-            tag, value = struct.unpack_from(order + "H6xH2x", tiff, start + 2 + 12 * i)
+            tag, kind = struct.unpack_from(order + "HH6x", tiff, start + 2 + 12 * i)[:2]
             if tag == _ORIENTATION:
+                # a single value is in the first of the entry's last four bytes, as many as its type has
+                (value,) = struct.unpack_from(order + _NUMBERS.get(kind, "H"), tiff, start + 10 + 12 * i)
                 return int(value)
     except struct.error as err:
         raise ValueError("the EXIF data is cut off") from err

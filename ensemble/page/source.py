@@ -15,6 +15,7 @@ from ensemble.fuse.verify import CheckImages
 from ensemble.page.facts import FusedFile, read_fused, require_no_faces
 from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
+from ensemble.text.input_file import read_input
 
 _NAME = "ensemble.onnx"
 _NO_MAPS = "E808"
@@ -40,10 +41,7 @@ def read_fused_file(path: Path) -> FusedFile:
         FileError: E707 when it cannot be read.
         DeployError: the codes of `ensemble.page.facts.read_fused`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     return read_fused(data, path)
 
 

@@ -18,6 +18,7 @@ from ensemble.predictions.external_arrays import ExternalTable
 from ensemble.submission.class_names import ColumnMatch, Mismatch, fold_name, match_columns
 from ensemble.text.bounded_tables import list_values, read_parquet, require_pyarrow
 from ensemble.text.csv_table import Table, parse_table
+from ensemble.text.input_file import read_input
 from ensemble.text.json_text import parse_json
 from ensemble.text.plain_numbers import to_float
 
@@ -42,10 +43,7 @@ def read_csv_table(
         DataError: E313 when an id is repeated, E322 when it is not a table.
         PredictionError: E514 when a cell is not a number, E541 when the columns are not the classes.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     first = parse_table(data, path, headless=True).rows[0]
     headless = len(first) > 1 and all(map(_is_measure, first[1:])) and not set(first[1:]) <= set(labels.names)
     if headless and not in_order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_members(
     Raises:
         PredictionError: E514 when a folder has neither, E515 when two files have the same member's name.
     """
-    known = {path.resolve() for path in beside if path is not None}
+    known = {os.path.realpath(path) for path in beside if path is not None}
     found: list[Path] = []
     for path in paths:
         files = [] if not path.is_dir() or has_members(path) else _files_in(path, known, classes, listener)
@@ -76,7 +77,7 @@ def find_members(
 
 def _files_in(folder: Path, known: set[Path], classes: int, listener: Listener) -> list[Path]:
     every = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    others = [path for path in every if path.resolve() not in known]
+    others = [path for path in every if os.path.realpath(path) not in known]
     files = [path for path in others if path.suffix.lower() in SUFFIXES and _may_be_predictions(path, classes)]
     left_out = [path.name for path in others if path not in files]
     if files and left_out:

@@ -18,6 +18,7 @@ from ensemble.runtime.parity import compare_logits, draw_pictures, relative_erro
 from ensemble.runtime.separate_rows import prove_rows
 
 TRIED = 4  # images
+MANY = 17  # more than most batches on a CPU, and not a multiple of a usual one
 # Relative errors of one runtime on one processor: batches of other sizes are added up in another order, no more
 _LIMITS = {"fp32": 1e-4, "fp16": 0.02, "int8": 0.05}
 
@@ -34,7 +35,7 @@ def require_independent(
     """Refuse a model that does not answer for each image alone and always the same.
 
     What its layers do not prove is tried on four test images of ``size`` (height, width) px: all together, in reverse
-    order, two of them alone, and one of these again.
+    order, two of them alone, one of these again, and in a batch of 17.
 
     Raises:
         DeviceError: E612 when the answers depend on chance, E613 when they depend on the other images or their order.
@@ -47,10 +48,12 @@ def require_independent(
     pictures = draw_pictures(size)[::2][:TRIED]
     together, alone = run(pictures), np.concatenate([run(one[np.newaxis]) for one in pictures[:2]])
     limit = _LIMITS.get(precision, _LIMITS["fp32"])
+    many = pictures[np.arange(MANY) % len(pictures)]
     trials = (  # what is measured first names the cause: chance changes the other two as well
         (True, "the same image again", alone[:1], run(pictures[:1])),
         (False, "the images in another order", together, run(pictures[::-1].copy())[::-1]),
         (False, "an image without the others", together[:2], alone),
+        (False, f"the images in a batch of {MANY}", together[np.arange(MANY) % len(pictures)], run(many)),
     )
     for by_chance, what, expected, found in trials:
         if expected.shape != found.shape or not compare_logits(expected, found, limit=limit).holds:

@@ -21,6 +21,7 @@ from ensemble.submission.sample_ids import SampleIds
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
+from ensemble.text.input_file import read_input
 from ensemble.text.text_table import render_rows
 
 MEANING = {
@@ -53,6 +54,7 @@ MEANING = {
 """All kinds of faults, in the order in which they are reported."""
 
 _EXAMPLES = 5
+_MOST_LETTERS = 400  # of a header that is shown
 _MOST_KNOWN = 100_000  # answers; probabilities differ in every row
 
 
@@ -271,10 +273,7 @@ def _inspect(
 
 def _read_rows(path: Path, sheet: AnswerSheet, labels: LabelSpace, cases: _Cases, *, bom: bool) -> list[_SubmissionRow]:
     """Read the rows as far as possible, and record faults of encoding, line endings, quoting and header."""
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     if data.startswith(b"\xef\xbb\xbf") and not bom:
         cases["bom"].append("line 1")
     try:
@@ -314,6 +313,10 @@ def _parse(text: str, delimiter: str, cases: _Cases) -> Iterator[tuple[int, list
         cases["quoting"].append(f"line {start}: {err}")
 
 
+def _clipped(line: str) -> str:
+    return repr(line) if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]!r}... ({len(line):,} characters)"
+
+
 def _rows(
     lines: list[tuple[int, list[str]]], sheet: AnswerSheet, labels: LabelSpace, cases: _Cases
 ) -> Iterator[_SubmissionRow]:
@@ -321,7 +324,7 @@ def _rows(
     header, columns = lines[0][1] if lines else [], sheet.columns
     if header != list(columns):
         comma = sheet.delimiter
-        cases["header"].append(f"line 1: {comma.join(header)!r} instead of {comma.join(columns)!r}")
+        cases["header"].append(f"line 1: {_clipped(comma.join(header))} instead of {_clipped(comma.join(columns))}")
     # find the columns by name, else by position; a first line that ends in an answer is data, not a header
     place_of = {name: place for place, name in reversed(list(enumerate(header)))}
     named = set(columns) <= place_of.keys()

@@ -11,7 +11,6 @@ from pathlib import Path
 from ensemble.errors import (
     ColumnsError,
     DataError,
-    FileError,
     PredictionError,
     enumerate_some,
     show_spaces,
@@ -44,6 +43,7 @@ from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRo
 from ensemble.submission.sheet_notices import SheetNotices
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
 from ensemble.text.csv_table import Table, parse_table
+from ensemble.text.input_file import read_input
 
 
 def read_sheet(
@@ -69,10 +69,7 @@ def read_sheet(
             it is unknown which class a probability is of.
     """
     kind = options.kind
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     table = parse_table(data, path, listener=listener)
     if len(table.header) < 2:
         raise DataError(

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensemble.errors import DataError, FileError, show_spaces
+from ensemble.errors import DataError, show_spaces
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.text.input_file import read_input
 
 _BINARY = {
     b"PAR1": "a Parquet file",
@@ -95,10 +96,7 @@ def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
         FileError: E707 when the file cannot be read.
         DataError: E322 when it is empty, has no distinct header, or a row has a different number of cells.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
+    data = read_input(path)
     return parse_table(data, path, listener=listener)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.errors import DataError
+from ensemble.images.decode import convert_image, decode_image
 from ensemble.images.deep_color import read_deep_colors
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import face_square, prepare_image
@@ -130,3 +131,60 @@ def test_faces_are_cut_from_the_stored_values() -> None:
     with pytest.raises(DataError, match="face box") as caught:
         prepare_image(decoded, preprocess, Box(500, 8, 510, 20))
     assert caught.value.code == "E354"
+
+
+def planar_tiff(
+    values: NDArray[np.generic], *, order: str = "<", photometric: int = 2, sample_format: int = 1
+) -> bytes:
+    """An uncompressed TIFF whose channels are stored one after the other (PlanarConfiguration 2)."""
+    height, width, channels = values.shape
+    bits, kind = 8 * values.dtype.itemsize, values.dtype.newbyteorder(order)
+    planes = [np.ascontiguousarray(values[..., c]).astype(kind).tobytes() for c in range(channels)]
+    starts = [8 + sum(map(len, planes[:c])) for c in range(channels)]
+    lists = {258: ("H", [bits] * channels), 273: ("I", starts), 279: ("I", list(map(len, planes)))}
+    if sample_format != 1:
+        lists[339] = ("H", [sample_format] * channels)
+    if channels == 4 and photometric == 2:
+        lists[338] = ("H", [2])
+    one = {256: ("H", [width]), 257: ("H", [height]), 259: ("H", [1]), 262: ("H", [photometric])}
+    one |= {277: ("H", [channels]), 278: ("H", [height]), 284: ("H", [2])}
+    entries, more, at = b"", b"", 8 + sum(map(len, planes))
+    tags = sorted((one | lists).items())
+    behind = at + 2 + 12 * len(tags) + 4
+    for tag, (form, numbers) in tags:
+        packed = struct.pack(f"{order}{len(numbers)}{form}", *numbers)
+        place = packed.ljust(4, b"\0")
+        if len(packed) > 4:
+            place, more = struct.pack(order + "I", behind + len(more)), more + packed
+        entries += struct.pack(order + "HHI", tag, {"H": 3, "I": 4}[form], len(numbers)) + place
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, at)
+    return head + b"".join(planes) + struct.pack(order + "H", len(tags)) + entries + bytes(4) + more
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_channels_of_16_bits_that_are_stored_one_after_the_other(order: str, channels: int) -> None:
+    """Pillow takes 8 bits per value from such a file, a mixture of high and low bytes of half of the picture."""
+    values = drawn(channels)
+    data = planar_tiff(values, order=order)
+    assert np.array_equal(decode_planes(data, channels).image, values.astype(np.float32))
+    values[..., 3:] = 65535
+    data = planar_tiff(values, order=order)
+    assert np.array_equal(decode_image(data).pixels, values[..., :3] >> 8)
+    assert np.array_equal(convert_image(Image.open(io.BytesIO(data))).pixels, values[..., :3] >> 8)
+
+
+def test_channels_of_8_bits_that_are_stored_one_after_the_other() -> None:
+    """They are as they were."""
+    values = drawn(3).astype(np.uint8)
+    assert np.array_equal(decode_image(planar_tiff(values)).pixels, values)
+
+
+def test_what_pillow_cannot_take_apart_is_refused() -> None:
+    """CMYK of 16 bits in planes, and signed numbers of 8 bits, which would be read as unsigned ones."""
+    with pytest.raises(DataError, match="one after the other") as caught:
+        decode_image(planar_tiff(drawn(4), photometric=5))
+    assert caught.value.code == "E309"
+    with pytest.raises(DataError, match="signed") as caught:
+        decode_image(planar_tiff(drawn(1).astype(np.uint8), photometric=1, sample_format=2))
+    assert caught.value.code == "E309"

@@ -143,3 +143,14 @@ def test_tiff_of_16_bits_may_have_a_white_zero() -> None:
     values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
     normal, inverted = (decode_image(tiff(values, t262=kind)).pixels for kind in (1, 0))
     assert np.array_equal(inverted, 255 - normal)
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize(("kind", "form"), [(1, "B3x"), (3, "H2x"), (4, "I"), (6, "b3x"), (8, "h2x"), (9, "i")])
+def test_an_orientation_of_another_type_of_whole_numbers_is_applied(order: str, kind: int, form: str) -> None:
+    """A LONG of a big-endian file has its value in the last two of four bytes: it was read as 0, upright."""
+    byte_order = "<" if order == "II" else ">"
+    entry = struct.pack(byte_order + "HHI", 0x0112, kind, 1) + struct.pack(byte_order + form, 6)
+    tiff_data = order.encode() + struct.pack(byte_order + "HIH", 42, 8, 1) + entry + bytes(4)
+    decoded = decode_image(jpeg_with(0xE1, b"Exif\0\0" + tiff_data)).pixels
+    assert np.array_equal(decoded, np.rot90(decode_image(encode(PICTURE, "JPEG")).pixels, -1))
