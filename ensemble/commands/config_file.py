@@ -76,9 +76,9 @@ def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, 
     except OSError as err:
         raise FileError("E707", f"{path} cannot be read: {err.strerror}", path=path) from err
     except UnicodeDecodeError as err:
-        raise _invalid(path, "it is not UTF-8: save it with that encoding") from err
+        raise _invalid(path, "it is not TOML: not UTF-8, as which it must be saved") from err
     except RecursionError as err:
-        raise _invalid(path, "it is nested too deeply") from err
+        raise _invalid(path, "it is not TOML: nested too deeply") from err
     except ValueError as err:
         raise _invalid(path, f"it is not TOML: {err}") from err
     for name, table in tables.items():

@@ -44,11 +44,8 @@ def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
     chosen = tuple(dict.fromkeys(names)) or tuple(name for name in group.commands if name != "init")
     tables = [render_table(name, group.commands[name]) for name in chosen]
     write_atomic(path, "\n".join([_HEAD, *tables]).encode())
-    show(
-        {"path": str(path), "commands": list(chosen)},
-        f"{path}: {len(chosen)} command{'s' if len(chosen) > 1 else ''}",
-        as_json=as_json,
-    )
+    count = f"{len(chosen)} command{'s' if len(chosen) > 1 else ''}"
+    show({"path": str(path), "commands": list(chosen)}, f"{path}: {count}", as_json=as_json)
 
 
 def render_table(name: str, command: click.Command) -> str:

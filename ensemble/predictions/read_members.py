@@ -75,7 +75,7 @@ def find_members(
     return tuple(found)
 
 
-def _files_in(folder: Path, known: set[Path], classes: int, listener: Listener) -> list[Path]:
+def _files_in(folder: Path, known: set[str], classes: int, listener: Listener) -> list[Path]:
     every = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     others = [path for path in every if os.path.realpath(path) not in known]
     files = [path for path in others if path.suffix.lower() in SUFFIXES and _may_be_predictions(path, classes)]

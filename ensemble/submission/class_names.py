@@ -45,12 +45,14 @@ class Mismatch:
     unknown: tuple[str, ...]
     resembles: tuple[str | None, ...]
     missing: tuple[str, ...]
+    repeated: frozenset[str] = frozenset()
+    """Those of ``unknown`` that are classes, of which another column is the same one."""
 
     def __str__(self) -> str:
-        parts = [
-            f"column {_quoted(name)} is not a class" + (f" (did you mean {_quoted(near)}?)" if near else "")
-            for name, near in list(zip(self.unknown, self.resembles, strict=True))[:5]
-        ]
+        parts = []
+        for name, near in list(zip(self.unknown, self.resembles, strict=True))[:5]:
+            what = "is there twice" if name in self.repeated else "is not a class"
+            parts.append(f"column {_quoted(name)} {what}" + (f" (did you mean {_quoted(near)}?)" if near else ""))
         if len(self.unknown) > 5:
             parts.append(f"nor are {len(self.unknown) - 5:,} more columns")
         # a class whose column is misspelled is not missing as well
@@ -170,7 +172,8 @@ def _mismatch(columns: Sequence[str], names: Sequence[str], best: dict[int, int]
     missing = tuple(name for label, name in enumerate(names) if label not in first)
     # each search compares a column with all classes, and the message shows five
     near = [nearest(column, missing) for column in unknown[:_MOST_SUGGESTIONS]]
-    return Mismatch(unknown, (*near, *[None] * (len(unknown) - len(near))), missing)
+    repeated = frozenset(column for column in set(unknown) & set(names) if column not in missing)
+    return Mismatch(unknown, (*near, *[None] * (len(unknown) - len(near))), missing, repeated)
 
 
 def nearest(text: str, names: Sequence[str]) -> str | None:

@@ -20,6 +20,8 @@ from ensemble.install import require_module
 _FREE_BYTES, _TIMES = 512 * 2**20, 20
 _FREE_ROWS = 2_000_000
 _MAX_COLUMNS = 200_000
+_MAX_TEXT = 1_000_000  # bytes of one cell; a list of labels in a cell has a few thousand
+_MAX_BINARY = 64_000_000  # an image in a cell
 
 
 def has_pyarrow() -> bool:
@@ -68,6 +70,7 @@ def read_parquet(path: Path, *, checksums: bool = True) -> Any:
         batches = file.iter_batches(batch_size=1024) if nested else file.iter_batches(batch_size=65536)
         kept, total = [], 0
         for batch in batches:
+            _require_short(path, batch)
             total += sum(map(_unpacked, batch.columns))
             _require_bytes(path, total, size)
             kept.append(pa.RecordBatch.from_arrays([_plain(one) for one in batch.columns], names=batch.schema.names))
@@ -119,6 +122,10 @@ def _load_arrays(path: Path, size: int) -> dict[str, NDArray[Any]] | NDArray[Any
         return np.array(found)
     with zipfile.ZipFile(path) as archive:
         _require_bytes(path, sum(part.file_size for part in archive.infolist()), size)
+        names = [part.filename for part in archive.infolist()]
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"{twice[:60]} is in it twice")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 _require_declared(part, stream)
@@ -156,6 +163,19 @@ def _require_rows(path: Path, rows: int, size: int) -> None:
 def _require_bytes(path: Path, wanted: int, size: int) -> None:
     if wanted > max(_FREE_BYTES, _TIMES * size):
         raise ValueError(f"{path.name} has {size:,} bytes, and would take {wanted / 2**20:,.0f} MB in memory")
+
+
+def _require_short(path: Path, batch: Any) -> None:
+    """Refuse a text that is longer than any name or list of names: each comparison of it would take seconds."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        texts = column.dictionary if pa.types.is_dictionary(column.type) else column
+        if len(texts) and _is_text(texts.type):
+            longest = pc.max(pc.binary_length(texts)).as_py() or 0
+            if longest > (_MAX_BINARY if pa.types.is_binary(texts.type) else _MAX_TEXT):
+                raise ValueError(f"{path.name}: a text of column {name[:60]} has {longest:,} bytes")
 
 
 def _width(kind: Any) -> int:

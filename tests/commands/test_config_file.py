@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -146,6 +148,31 @@ def test_a_file_is_read_where_it_is_said_or_lies(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
     assert run(["--no-config", "explain-error"]) == 2
     assert run(["--config", "none.toml", "explain-error"]) == 7
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_what_is_called_ens_toml_and_is_no_file_is_refused(
+    make: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, a pipe or a link that leads nowhere was passed over: the run had other options than meant."""
+    make("ens.toml")
+    assert run(["explain-error", "E303"]) == 7
+    assert run(["--config", "ens.toml", "explain-error", "E303"]) == 7
+    assert capsys.readouterr().err.count("error[E707] ens.toml ") == 2
+    assert run(["--no-config", "explain-error", "E303"]) == 0
+
+
+def test_short_options_are_named_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """-o without its value."""
+    TERMINAL.close()
+    assert merged("[predict]\no = 'x'\n", "m.onnx", "--images", "y") == ["-ox", "m.onnx", "--images", "y"]
+    assert capsys.readouterr().err == "note[I760] ens.toml sets -o\n"
+
+
+def test_init_writes_a_command_that_is_named_twice_once() -> None:
+    """A table that is there twice would not be TOML."""
+    assert run(["init", "predict", "predict"]) == 0
+    assert list(tomllib.loads(Path("ens.toml").read_text())) == ["predict"]
 
 
 def test_quiet_hides_the_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_faces_are_cut_from_the_stored_values() -> None:
 
 
 def planar_tiff(
-    values: NDArray[np.generic], *, order: str = "<", photometric: int = 2, sample_format: int = 1
+    values: NDArray[np.generic], *, order: Literal["<", ">"] = "<", photometric: int = 2, sample_format: int = 1
 ) -> bytes:
     """An uncompressed TIFF whose channels are stored one after the other (PlanarConfiguration 2)."""
     height, width, channels = values.shape
@@ -163,7 +164,7 @@ def planar_tiff(
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_channels_of_16_bits_that_are_stored_one_after_the_other(order: str, channels: int) -> None:
+def test_channels_of_16_bits_that_are_stored_one_after_the_other(order: Literal["<", ">"], channels: int) -> None:
     """Pillow takes 8 bits per value from such a file, a mixture of high and low bytes of half of the picture."""
     values = drawn(channels)
     data = planar_tiff(values, order=order)

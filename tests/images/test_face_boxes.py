@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,3 +280,36 @@ def test_other_boxes_are_another_run(tmp_path: Path) -> None:
         else:
             with pytest.raises(FileError, match="differs in face boxes"):
                 predict(*arguments, views=IDENTITY, boxes=Boxes({"a.jpg": box}), options=RunOptions(device="cpu"))
+
+
+def others(path: Path, **columns: Sequence[object]) -> Path:
+    """A file of boxes as another program might write it, of three images."""
+    import pyarrow as pa
+
+    sides = {"left": [5.0] * 3, "top": [5.0] * 3, "right": [20.0] * 3, "bottom": [25.0] * 3}
+    pq.write_table(pa.table({"id": ["a.jpg", "b.jpg", "c.jpg"], **sides, **columns}), path)
+    return path
+
+
+def test_boxes_in_shares_of_the_image_are_refused(tmp_path: Path) -> None:
+    """As pixels they are the corner of each image, which was cropped without a word."""
+    shares = {"left": [0.1, 0.2, 0.0], "top": [0.1, 0.0, 0.0], "right": [0.6, 0.7, 1.0], "bottom": [0.5, 1.0, 1.0]}
+    with pytest.raises(DataError, match="shares of the image") as caught:
+        read_boxes(others(tmp_path / "b.parquet", **shares))
+    assert caught.value.code == "E350"
+    shares["right"][2] = 2.0
+    assert len(read_boxes(others(tmp_path / "b.parquet", **shares))) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"left": [None, 5.0, 5.0]}, "the box of a.jpg lacks a side: left null, top 5.0, right 20.0, bottom 25.0"),
+        ({"width": [-30, 30, 30], "height": [40, 40, 40]}, "the size -30x40 px is below 0"),
+        ({"left": [30.0, 5.0, 5.0]}, "cannot be read as face boxes: a box needs finite sides"),
+    ],
+)
+def test_what_is_wrong_with_a_box_is_said(columns: dict[str, list[object]], said: str, tmp_path: Path) -> None:
+    """In words of boxes, not of Python."""
+    with pytest.raises(DataError, match=said):
+        read_faces(others(tmp_path / "b.parquet", **columns))

@@ -62,6 +62,15 @@ MIXING = {
     ),
     "softmax over the images": ending([helper.make_node("Softmax", ["plain"], ["logits"], axis=0)]),
     "a sum over those before": ending([helper.make_node("CumSum", ["plain", "axis"], ["logits"])], axis=np.int64(0)),
+    "zero in a batch of more than five": ending(
+        [
+            helper.make_node("Shape", ["plain"], ["n"], end=1),
+            helper.make_node("Greater", ["five", "n"], ["few"]),
+            helper.make_node("Cast", ["few"], ["factor"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["plain", "factor"], ["logits"]),
+        ],
+        five=np.array([6], np.int64),
+    ),
     "a batch normalization in training": ending(
         [helper.make_node("BatchNormalization", ["plain", "s", "b", "m", "v"], ["logits", "x", "y"], training_mode=1)],
         s=ONES,
@@ -142,7 +151,7 @@ def test_what_is_not_proved_and_does_not_mix_is_tried_and_accepted(
 
     monkeypatch.setattr(independence, "compare_logits", count)
     start_session(read_model(toys.write_model(tmp_path, proto=proto)))
-    assert len(tried) == 3
+    assert len(tried) == 4
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ensemble.submission.lint import (
     render_faults,
 )
 from ensemble.submission.sheet import AnswerSheet
+from ensemble.text.input_file import read_input
 
 FORM = AnswerSheet(("a", "b", "c", "d"))
 GOOD = "ImageID,ans\na,0\nb,17\nc,3\nd,3\n"
@@ -95,6 +96,14 @@ def test_fault_88_all_faults_at_once(tmp_path: Path) -> None:
         "range": 1,
     }
     assert list(found) == [what for what in MEANING if what in found]
+
+
+def test_a_header_of_many_columns_is_shown_in_part(tmp_path: Path) -> None:
+    """One of 200,000 columns filled the terminal with 1.5 MB."""
+    found = faults_of(tmp_path / "s.csv", "ImageID," + ",".join(f"c{i}" for i in range(200_000)) + "\n")
+    (example,) = found["header"][1]
+    assert len(example) < 1000
+    assert "(1,488,897 characters)" in example
 
 
 def test_fault_88_text_that_is_not_utf_8(tmp_path: Path) -> None:
@@ -225,13 +234,13 @@ def test_a_check_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "s.csv"
     path.write_text("ImageID,ans\n" + "".join(f"{name},{i % 18}\n" for i, name in enumerate(FORM.ids)))
     reads: list[Path] = []
-    read = Path.read_bytes
+    read = read_input
 
-    def count(self: Path) -> bytes:
-        reads.append(self)
-        return read(self)
+    def count(path: Path) -> bytes:
+        reads.append(path)
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", count)
+    monkeypatch.setattr("ensemble.submission.lint.read_input", count)
     found = check_and_read(path, FORM, MASK18)
     assert found.faults == ()
     assert found.answers is not None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +255,35 @@ def test_a_training_table_that_unpacks_to_far_more_is_not_unpacked(tmp_path: Pat
     with pytest.raises(DataError, match="in memory") as raised:
         read_training_table(path)
     assert raised.value.code == "E322"
+
+
+def test_an_array_that_is_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
+    """The last one was taken without a word."""
+    path = tmp_path / "a.npz"
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore", UserWarning)  # of the name that is there twice
+        for values in (np.array(IDS), np.zeros((3, 3)), np.ones((3, 3))):
+            sink = io.BytesIO()
+            np.save(sink, values)
+            archive.writestr("ids.npy" if values.ndim == 1 else "identity.npy", sink.getvalue())
+    with pytest.raises(PredictionError, match=r"identity\.npy is in it twice") as caught:
+        read_external(path, LabelSpace.flat(3), options=ExternalOptions("logits"))
+    assert caught.value.code == "E514"
+
+
+def test_a_text_of_megabytes_is_refused(tmp_path: Path) -> None:
+    """An id of 200 MB takes a file of 7 KB, and took minutes; an image in a cell is no text."""
+    pq.write_table(pa.table({"id": ["x" * 2_000_000], "image": [bytes(2_000_000)]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a text of column id has 2,000,000 bytes"):
+        read_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["x" * 1000], "image": [bytes(2_000_000)]}), tmp_path / "a.parquet")
+    assert read_parquet(tmp_path / "a.parquet").num_rows == 1
+
+
+def test_a_column_that_is_there_twice_is_called_so(tmp_path: Path) -> None:
+    """It was said to be no class."""
+    names = ["id", "cat", "dog", "owl", "cat"]
+    columns = [pa.array(IDS), *(pa.array([0.1, 0.2, 0.3]) for _ in names[1:])]
+    pq.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+    with pytest.raises(PredictionError, match="column 'cat' is there twice"):
+        read_external(tmp_path / "a.parquet", LabelSpace.flat(["cat", "dog", "owl"]), options=ExternalOptions("logits"))
