@@ -27,7 +27,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import completeness, formats
-from ensemble.images.deep_color import require_unsigned, widen_planes
+from ensemble.images.deep_color import mend_tiff
 from ensemble.images.metadata import strip_metadata, turn_of
 from ensemble.images.storage import RemoteImage
 from ensemble.images.time_limit import LIMIT, run_limited
@@ -196,8 +196,7 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
 def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
     image = _open(data)
     _require_size(image, max_pixels)
-    require_unsigned(image)
-    widen_planes(image)
+    mend_tiff(image)
     if image.format in {"JPEG", "MPO"}:
         completeness.require_few_scans(data, image.width * image.height)
     notices: list[str] = []
@@ -232,8 +231,7 @@ def convert_image(image: Image.Image) -> DecodedImage:
     """
     with _quiet_pillow():
         _require_size(image, MAX_PIXELS)
-        require_unsigned(image)
-        widen_planes(image)
+        mend_tiff(image)
         with _decoding():
             image.load()
         return _upright_rgb(image, [])

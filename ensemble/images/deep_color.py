@@ -73,6 +73,16 @@ def widen_planes(image: Image.Image, *, low_bytes: bool = False) -> bool:
     return True
 
 
+def mend_tiff(image: Image.Image) -> None:
+    """Let Pillow read a TIFF that it would misread, or refuse it; ``image``, of any format, is not loaded yet.
+
+    Raises:
+        DataError: E309 as `require_unsigned` and `widen_planes`.
+    """
+    require_unsigned(image)
+    widen_planes(image)
+
+
 _SIGNED = 2  # of the tag SampleFormat (339)
 
 
