@@ -55,7 +55,7 @@ def train_fold(
 
     ``images`` are those of `load_job_images`, which are decoded here when they are not given. On the CPU the same job
     and number of torch threads give the same bytes. A ``resumable`` training writes its state after every epoch, and
-    in one process every 15 seconds too. It resumes from the state of the same job; the caller removes the files
+    in one process every ten seconds too. It resumes from the state of the same job; the caller removes the files
     `TrainJob.state_path` and `TrainJob.step_state_path`.
 
     Raises:

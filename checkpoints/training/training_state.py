@@ -19,7 +19,7 @@ from ensemble.errors import FileError, ModelError
 from ensemble.files import remove, write_atomic
 
 _KEY = "ens.course"  # the name in files of all versions
-_SECONDS = 15.0  # of training between two states within an epoch
+_SECONDS = 10.0  # of training between two states within an epoch
 _LEAST_SHARE = 10  # and at least so many times what writing one takes
 
 
@@ -81,7 +81,7 @@ def save_state(path: Path, state: TrainingState, *, fingerprint: str) -> None:
 
 
 class StepStates:
-    """The file of the state within an epoch, written every 15 seconds, or less often where that takes its time.
+    """The file of the state within an epoch, written every ten seconds, or less often where that takes its time.
 
     It is used only in the epoch after that of the state that `save_state` wrote.
     """

@@ -228,7 +228,7 @@ def test_a_state_within_an_epoch_that_does_not_fit_is_passed_over(
 
 
 def test_states_are_written_as_often_as_they_are_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """15 seconds after the start and after each state it is time again; after one that took 4 seconds, in 40."""
+    """Ten seconds after the start and after each state it is time again; after one that took 4 seconds, in 40."""
     now, took = 0.0, 0.0
 
     def write(*_: object, **__: object) -> None:
@@ -241,7 +241,7 @@ def test_states_are_written_as_often_as_they_are_cheap(tmp_path: Path, monkeypat
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     state = TrainingState(network, None, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
     states = StepStates(tmp_path / "fold0.step.state", fingerprint="{}", clock=lambda: now)
-    for took, wait in ((1.0, 15.0), (4.0, 15.0), (0.0, 40.0)):  # noqa: B007 - read by write
+    for took, wait in ((0.5, 10.0), (4.0, 10.0), (0.0, 40.0)):  # noqa: B007 - read by write
         due = []
         for step in (wait - 0.1, 0.2):
             now += step
