@@ -1,1 +1,1 @@
-"""Long-running checks, each a program of its own: fuzz, kills, night, mutate; and the tests that run them briefly."""
+"""Long checks, each a program of its own: fuzz, kills, stops, night, mutate; and tests that run them briefly."""
