@@ -78,6 +78,26 @@ def remove(path: Path) -> None:
         raise _file_error(err, path) from err
 
 
+def remove_folder(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the files of a folder whose names match, temporary files there, and the folder if nothing else is in it.
+
+    Raises:
+        FileError: E702 when there is no permission to remove them.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        for entry in found:
+            if names.fullmatch(entry.name) or (entry.name.startswith(_PREFIX) and entry.name.endswith(".tmp")):
+                os.unlink(entry.path)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise _file_error(err, folder) from err
+
+
 def require_writable(folder: Path) -> Path:
     """Create the folder if needed and check that it is writable, before any work is done.
 

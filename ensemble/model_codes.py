@@ -187,4 +187,16 @@ MODEL_CODES: dict[str, Code] = {
         "A model of an export that did not end is kept.",
         "nothing to do; remove .export.state in the folder of the models to export all of them again",
     ),
+    "I497": Code(
+        "An export that did not end is resumed.",
+        "nothing to do; remove the folder .export-<member>.state beside the models to start from the beginning",
+    ),
+    "I498": Code(
+        "Steps of an export that did not end are not used: damaged, or of another export.",
+        "nothing to do: they are replaced; the same options, checkpoint, images and versions resume an export",
+    ),
+    "W499": Code(
+        "The steps of an export cannot be kept, so one that is stopped starts from the beginning.",
+        "make room on the disk, or remove what stands at .export-<member>.state beside the models",
+    ),
 }

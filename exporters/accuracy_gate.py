@@ -20,6 +20,7 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import read_for
 from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions.truth import Truth
+from exporters.export_steps import NO_STEPS, Arrays, Part, Steps, spans_of
 
 # share of images with the same class as in float32
 LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
@@ -33,6 +34,7 @@ _Z = 1.959964  # of a 95 % interval
 _RESAMPLES = 400
 # peak memory grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
 _BATCH = 4
+_READ = 8  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,23 +189,35 @@ def _halves(rows: Sequence[int], people: Sequence[str]) -> tuple[list[int], list
 
 
 def load_images(
-    images: ImageSet, places: Sequence[int], preprocess: Preprocess, *, listener: Listener = SILENT
+    images: ImageSet,
+    places: Sequence[int],
+    preprocess: Preprocess,
+    *,
+    steps: Steps = NO_STEPS,
+    listener: Listener = SILENT,
 ) -> Pixels:
     """Read the images at these indices as the model takes them, ``(N, H, W, 3)`` uint8.
 
     Raises:
         DataError: when one cannot be read, E354 when its face box was made for another image.
     """
-    loaded = np.empty((len(places), *preprocess.shape), dtype=preprocess.dtype)
-    for row, place in enumerate(places):
-        box = None if images.boxes is None else images.boxes[place]
-        image = read_for(images.paths[place], preprocess).image
-        try:
-            loaded[row] = prepare_image(image, preprocess, box)
-        except DataError as err:
-            raise name_image(err, images.paths[place]) from err
-        listener.progress("read images", row + 1, len(places))
-    return loaded
+
+    def load(start: int, stop: int) -> Arrays:
+        loaded = np.empty((stop - start, *preprocess.shape), dtype=preprocess.dtype)
+        for row, place in enumerate(places[start:stop]):
+            box = None if images.boxes is None else images.boxes[place]
+            image = read_for(images.paths[place], preprocess).image
+            try:
+                loaded[row] = prepare_image(image, preprocess, box)
+            except DataError as err:
+                raise name_image(err, images.paths[place]) from err
+            listener.progress("read images", start + row + 1, len(places))
+        return {"pixels": loaded}
+
+    if not places:
+        return np.empty((0, *preprocess.shape), dtype=preprocess.dtype)
+    named = repr([images.ids[place] for place in places])
+    return steps.rows("images", (named, repr(preprocess)), spans_of(len(places), _READ), load)["pixels"]
 
 
 def classes_of(ids: Sequence[str], places: Sequence[int], truth: Truth) -> Classes:
@@ -213,14 +227,22 @@ def classes_of(ids: Sequence[str], places: Sequence[int], truth: Truth) -> Class
 
 
 def predict_logits(
-    run: Callable[[Pixels], Logits], pixels: Pixels, *, stage: str = "gate", listener: Listener = SILENT
+    run: Callable[[Pixels], Logits],
+    pixels: Pixels,
+    *,
+    model: Part = "",
+    steps: Steps = NO_STEPS,
+    stage: str = "gate",
+    listener: Listener = SILENT,
 ) -> Logits:
-    """Return the logits ``(N, C)`` of all images, computed in batches."""
-    parts = []
-    for start in range(0, len(pixels), _BATCH):
-        parts.append(run(pixels[start : start + _BATCH]))
-        listener.progress(stage, min(start + _BATCH, len(pixels)), len(pixels))
-    return np.concatenate(parts)
+    """Return the logits ``(N, C)`` of all images, computed in batches; ``steps`` keeps them as those of ``model``."""
+
+    def predict(start: int, stop: int) -> Arrays:
+        found = run(pixels[start:stop])
+        listener.progress(stage, stop, len(pixels))
+        return {"logits": found}
+
+    return steps.rows("logits", (model, pixels), spans_of(len(pixels), _BATCH), predict)["logits"]
 
 
 def judge(precision: Precision, reference: Logits, found: Logits, truth: Classes | None) -> Verdict:

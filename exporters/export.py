@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -27,11 +27,13 @@ from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import as_planes
 from ensemble.predictions.truth import read_truth
+from ensemble.runtime.machine import processor_name
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
 from ensemble.runtime.zero_padding import keep_padded_zeros
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.conditional_convolutions import with_plain_convolutions
+from exporters.export_steps import NO_STEPS, Arrays, KeptSteps, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
@@ -91,6 +93,7 @@ def export(
     gate_images: ImageSet | None = None,
     truth: Path | None = None,
     taken: Collection[str] = (),
+    steps: KeptSteps | None = None,
     listener: Listener = SILENT,
 ) -> Exported:
     """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
@@ -99,7 +102,8 @@ def export(
 
     The file is verified on up to 64 of ``check_images``, or on rendered images when there are none; for a model with a
     face crop the rendered images take its fallback. It appears whole and verified, or not at all; an older file of that
-    name is replaced only then. ``taken`` are the names of members that must not be used again.
+    name is replaced only then. ``taken`` are the names of members that must not be used again. ``steps`` keeps those of
+    an export that does not end: the next one with the same finishes it.
 
     int8 needs ``gate_images``: it is calibrated on some and evaluated on others (see `exporters.accuracy_gate`), by
     macro F1 too where ``truth``, a CSV, has their classes. fp16 is evaluated on those that ``truth`` names, if given.
@@ -130,32 +134,34 @@ def export(
     without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
     if without_boxes and card.preprocess.face is not None:
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
-    pixels = _check_pixels(check_images, card.preprocess)
     _require_fit(model, card, features=options.features)
-    exportable = Exportable(with_plain_convolutions(model), card, features=options.features)
-    try:
-        proto = _to_onnx(exportable, card)
-    except ModelError:
-        if not _unfuse_attention(exportable):
-            raise
-        proto = _to_onnx(exportable, card)
+    kept = NO_STEPS
+    if steps is not None:
+        steps.open(card.member, card.to_json(), checkpoint.sha256, processor_name())
+        kept = steps
+    pixels = cache(lambda: _check_pixels(check_images, card.preprocess))
+    proto = _graph(model, card, options, kept, pixels)
     # an int8 model is compared with this float32 graph, which must be right first
     plain = replace(card, precision="fp32") if card.precision == "int8" else card
-    checks = verify(model, _serialize(proto), pixels, card=plain, listener=listener)
-    kept, verdict = checks.as_dict(), None
+
+    def check() -> dict[str, Any]:
+        return asdict(verify(model, _serialize(proto), pixels(), card=plain, steps=kept, listener=listener))
+
+    checks = Checks(**kept.values("verification", (proto,), check))
+    said, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate_images is not None, "see _require_images"
         record, scheme = training_record(checkpoint, gate_images.ids), SCHEMES[options.quantization]
-        found = _quantize(proto, card, gate_images, truth, record, scheme, listener)
+        found = _quantize(proto, card, gate_images, truth, record, scheme, kept, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialize(proto), card)
         recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
-        kept = {"fp32": kept} | found.as_dict() | recorded
+        said = {"fp32": said} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
         record = training_record(checkpoint, gate_images.ids)
-        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, listener)
-        kept |= {"gate": verdict.as_dict()}
-    card = replace(card, checks=kept)
+        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, kept, listener)
+        said |= {"gate": verdict.as_dict()}
+    card = replace(card, checks=said)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     path = write_atomic(folder / f"{card.member}.onnx", _serialize(proto))
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
@@ -218,6 +224,7 @@ def _quantize(
     truth: Path | None,
     record: TrainingRecord,
     scheme: Scheme,
+    steps: Steps,
     listener: Listener,
 ) -> Quantised:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
@@ -233,13 +240,21 @@ def _quantize(
     seen = record.count([images.ids[place] for place in split.gate])
     tell_familiar(card.member, "int8", seen, chosen_on=len(split.choose), listener=listener)
 
-    def judges(places: tuple[int, ...]) -> Judges:
-        pixels = load_images(images, places, card.preprocess, listener=listener)
-        return Judges(pixels, None if known is None else classes_of(images.ids, places, known))
+    load = partial(load_images, images, preprocess=card.preprocess, steps=steps, listener=listener)
 
-    calibration = load_images(images, split.calibration, card.preprocess, listener=listener)
-    choose, gate = judges(split.choose), judges(split.gate)
-    found = to_int8(proto, card, calibration=calibration, choose=choose, gate=gate, scheme=scheme, listener=listener)
+    def judges(places: tuple[int, ...]) -> Judges:
+        return Judges(load(places), None if known is None else classes_of(images.ids, places, known))
+
+    found = to_int8(
+        proto,
+        card,
+        calibration=load(split.calibration),
+        choose=judges(split.choose),
+        gate=judges(split.gate),
+        scheme=scheme,
+        steps=steps,
+        listener=listener,
+    )
     return replace(found, judged_on=seen)
 
 
@@ -250,6 +265,7 @@ def _judge_half(
     images: ImageSet,
     truth: Path,
     record: TrainingRecord,
+    steps: Steps,
     listener: Listener,
 ) -> Verdict:
     """Evaluate float16, with the rounding of a float16 device, against torch on images with a ground truth."""
@@ -257,10 +273,12 @@ def _judge_half(
     split = split_images(images.ids, known, calibration=0)
     seen = record.count([images.ids[place] for place in split.gate])
     tell_familiar(card.member, "fp16", seen, chosen_on=0, listener=listener)
-    pixels = load_images(images, split.gate, card.preprocess, listener=listener)
-    reference = predict_logits(lambda batch: run_torch(model, card, False, batch)[LOGITS], pixels, listener=listener)
-    runtime = ExportedModel(with_rounding(exported), card)
-    found = predict_logits(lambda batch: runtime.run(batch)[LOGITS], pixels, listener=listener)
+    pixels = load_images(images, split.gate, card.preprocess, steps=steps, listener=listener)
+    predict = partial(predict_logits, pixels=pixels, steps=steps, listener=listener)
+    reference = predict(lambda batch: run_torch(model, card, False, batch)[LOGITS], model="torch")
+    rounding = with_rounding(exported)
+    start = cache(lambda: ExportedModel(rounding, card))
+    found = predict(lambda batch: start().run(batch)[LOGITS], model=rounding)
     verdict = judge("fp16", reference, found, classes_of(images.ids, split.gate, known))
     if verdict.faults:
         raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
@@ -295,6 +313,26 @@ def _require_fit(model: Any, card: ModelCard, *, features: bool) -> None:
             f"{card.arch} has no feature maps {(*wanted, 'h', 'w')}, it gives {tuple(found.shape)}",
             hint="leave out --features",
         )
+
+
+def _graph(
+    model: torch.nn.Module, card: ModelCard, options: ExportOptions, steps: Steps, pixels: Callable[[], Pixels]
+) -> onnx.ModelProto:
+    """Return the graph that torch exports, or the one that an earlier run has exported."""
+
+    def make() -> Arrays:
+        pixels()  # an image that cannot be read is said before the seconds of torch's exporter
+        exportable = Exportable(with_plain_convolutions(model), card, features=options.features)
+        try:
+            proto = _to_onnx(exportable, card)
+        except ModelError:
+            if not _unfuse_attention(exportable):
+                raise
+            proto = _to_onnx(exportable, card)
+        return {"graph": np.frombuffer(_serialize(proto), dtype=np.uint8)}
+
+    proto: onnx.ModelProto = onnx.ModelProto.FromString(steps.arrays("graph", (), make)["graph"].tobytes())
+    return proto
 
 
 def _to_onnx(exportable: Exportable, card: ModelCard) -> onnx.ModelProto:

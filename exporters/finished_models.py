@@ -47,17 +47,17 @@ class FinishedModels:
         self._models: dict[str, dict[str, Any]] = {}
         self._states: dict[str, str] = {}
         versions = [(name, _version(name)) for name in _PACKAGES]
-        shown = [repr(one) for one in (*settings, versions)]
-        self._run = _hash(shown + [_state_of(path) for path in inputs if path is not None])
+        self._inputs = [repr(versions), *(_state_of(path) for path in inputs if path is not None)]
+        self._run = _hash([repr(one) for one in settings] + self._inputs)
         if self._is_kept:
             self._models = self._read()
 
     def find(self, checkpoint: Path, listener: Listener) -> FinishedModel | None:
         """Return the model of a checkpoint if an export that did not end has finished it; I495 says so."""
-        if not self._is_kept:
-            return None
         # taken before the export: a training may write the checkpoint again meanwhile
         self._states[str(checkpoint)] = state = _checkpoint_state(checkpoint)
+        if not self._is_kept:
+            return None
         found = self._models.get(str(checkpoint))
         if found is None or found["checkpoint"] != state:
             return None
@@ -71,6 +71,13 @@ class FinishedModels:
         text = f"{path.name} is kept: an export with the same options that did not end has finished it"
         listener.notice(Notice("I495", text, path))
         return FinishedModel(found["member"], path, found["line"], found["values"])
+
+    def key_of(self, checkpoint: Path, settings: Sequence[object]) -> str:
+        """Return a hash of all that the model of a checkpoint depends on: ``settings``, the inputs, and its own state.
+
+        The state is that of the call of `find` for it.
+        """
+        return _hash([f"{checkpoint}", self._states[str(checkpoint)], *map(repr, settings), *self._inputs])
 
     def add(self, checkpoint: Path, model: FinishedModel) -> None:
         """Record the model of a checkpoint that `find` did not find.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import processor_name
 from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
+from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
-from exporters.int8_timing import time_layers, time_nodes
+from exporters.int8_timing import Times, time_layers, time_nodes
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
 
@@ -99,6 +100,7 @@ def to_int8(
     choose: Judges,
     gate: Judges,
     scheme: Scheme = ASYMMETRIC,
+    steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
@@ -106,7 +108,8 @@ def to_int8(
     If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, layers return
     to float32: in the order of their error for the time that they save, or from the first one on, whichever leaves the
     faster model. They are the fewest that are enough, found by bisection up to half of the multiplications. The first
-    layers stay in float32 where onnxruntime is faster so. The images of the gate choose nothing.
+    layers stay in float32 where onnxruntime is faster so. The images of the gate choose nothing. ``steps`` keeps what a
+    run that does not end has computed.
 
     Raises:
         ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
@@ -119,39 +122,40 @@ def to_int8(
     if not suited:
         raise _nothing_to_quantise(card, f" in {scheme.name} quantization on TensorRT")
     fixed = tuple(layer.name for layer in layers if layer not in suited)
-    reference = ExportedModel(_serialise(model), card)
+    predict = partial(_predict, card=card, steps=steps)
+    reference = _serialise(model)
     tensors = find_tensors(model.graph, suited)
-    activations = measure_activations(model, tensors, calibration, listener=listener)
+    activations = measure_activations(model, tensors, calibration, steps=steps, listener=listener)
     products = count_products(model, layers)
-    rounded = round_weights(model, suited, calibration, scheme=scheme, listener=listener)
+    rounded = round_weights(model, suited, calibration, scheme=scheme, steps=steps, listener=listener)
     build = partial(quantise, model, scheme=scheme, rounded=rounded)
     few = calibration[:_PROBES]
-    expected = _run(reference, few)
+    expected = predict(reference, few, stage="probe")
+    error = partial(_error, predict=predict, pixels=few, expected=expected)
+    time_model = partial(_time_model, pixels=few, steps=steps)
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     # the range of all values comes first, so that it wins on ties
-    chosen = min(candidates, key=lambda one: _error(build(candidates[one], suited), card, few, expected))
+    chosen = min(candidates, key=lambda one: error(build(candidates[one], suited)))
     ranges = candidates[chosen]
     leading: tuple[str, ...] = ()
     saved: Mapping[str, float] = products
     if scheme.integer_bias:
-        timed = _time(model, layers, partial(build, ranges), products, few, card, listener)
+        timed = _time(model, layers, partial(build, ranges), products, time_model, card, listener)
         leading, saved = timed.leading, timed.saved
     unsuited, fixed = len(fixed), (*fixed, *leading)
     suited = tuple(layer for layer in suited if layer.name not in leading)
-    answers = predict_logits(lambda batch: reference.run(batch)[LOGITS], choose.pixels, listener=listener)
+    answers = predict(reference, choose.pixels, listener=listener)
 
     def attempt(returned: tuple[str, ...]) -> Quantised:
         in_float = (*fixed, *returned)
         found = build(ranges, [layer for layer in layers if layer.name not in in_float])
-        run = ExportedModel(_serialise(found), card).run
-        logits = predict_logits(lambda batch: run(batch)[LOGITS], choose.pixels, listener=listener)
-        verdict = judge("int8", answers, logits, choose.truth)
+        verdict = judge("int8", answers, predict(_serialise(found), choose.pixels, listener=listener), choose.truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
         counts = (len(calibration), chosen, len(choose.pixels))
         return Quantised(found, verdict, len(layers), in_float, share, *counts, scheme=scheme)
 
     def pass_gate(found: Quantised, harms: Sequence[Harm] = ()) -> Quantised:
-        judged = replace(found, verdict=_judge_on(gate, reference, found.proto, card, listener))
+        judged = replace(found, verdict=_judge_on(gate, reference, found.proto, predict, listener))
         if judged.verdict.faults:
             raise _failed(card, judged, harms)
         return judged
@@ -159,14 +163,14 @@ def to_int8(
     whole = attempt(())
     if whole.verdict.is_safe:
         return _tell_in_float(pass_gate(whole), card, unsuited, listener)
-    harms = _rank(partial(build, ranges), card, saved, suited, few, expected, listener)
+    harms = _rank(partial(build, ranges), saved, suited, error, listener)
     # from the first layer on there is one border to integers, where conversions take time; errors of early layers pass
     # through all others
     orders = [tuple(harm.layer.name for harm in harms), tuple(layer.name for layer in suited)]
     found, most = _search(orders if scheme.integer_bias else orders[:1], fixed, products, attempt)
     if not found:
         raise _failed(card, most, harms)
-    return _tell_in_float(pass_gate(_fastest(found, few), harms), card, unsuited, listener)
+    return _tell_in_float(pass_gate(_fastest(found, time_model), harms), card, unsuited, listener)
 
 
 def _search(
@@ -188,11 +192,11 @@ def _search(
     return found, most
 
 
-def _fastest(found: Sequence[Quantised], pixels: Pixels) -> Quantised:
+def _fastest(found: Sequence[Quantised], time_model: Callable[[onnx.ModelProto], Times]) -> Quantised:
     """Return the model that takes the least time, the first one unless another is faster by more than the noise."""
     if len(found) == 1:
         return found[0]
-    spent = [time_nodes(one.proto, pixels).total for one in found]
+    spent = [time_model(one.proto).total for one in found]
     best = min(range(len(found)), key=spent.__getitem__)
     return found[best if spent[best] < _FASTER * spent[0] else 0]
 
@@ -210,16 +214,16 @@ def _time(
     layers: Sequence[Layer],
     build: Callable[[Sequence[Layer]], onnx.ModelProto],
     products: Mapping[str, int],
-    pixels: Pixels,
+    time_model: Callable[[onnx.ModelProto], Times],
     card: ModelCard,
     listener: Listener,
 ) -> _Timed:
     """Time the network in float32, on integers, and with its first layers in float32."""
-    plain = time_nodes(model, pixels)
-    tried = [time_nodes(build(layers), pixels)]
+    plain = time_model(model)
+    tried = [time_model(build(layers))]
     so_far = np.cumsum([products[layer.name] for layer in layers]) / sum(products.values())
     for count in range(1, 1 + min(_LEADING, int(np.searchsorted(so_far, MOST_LEADING, side="right")))):
-        tried.append(time_nodes(build(layers[count:]), pixels))
+        tried.append(time_model(build(layers[count:])))
         listener.progress("time layers", count, _LEADING)
     best = min(range(len(tried)), key=lambda count: tried[count].total)
     if tried[best].total > _FASTER * tried[0].total:
@@ -271,12 +275,11 @@ def _nothing_to_quantise(card: ModelCard, where: str) -> ModelError:
 
 
 def _judge_on(
-    gate: Judges, reference: ExportedModel, proto: onnx.ModelProto, card: ModelCard, listener: Listener
+    gate: Judges, reference: bytes, proto: onnx.ModelProto, predict: Callable[..., Logits], listener: Listener
 ) -> Verdict:
     """Compare the chosen model with float32 on images that have chosen nothing."""
-    run = ExportedModel(_serialise(proto), card).run
-    expected = predict_logits(lambda batch: reference.run(batch)[LOGITS], gate.pixels, listener=listener)
-    found = predict_logits(lambda batch: run(batch)[LOGITS], gate.pixels, listener=listener)
+    expected = predict(reference, gate.pixels, listener=listener)
+    found = predict(_serialise(proto), gate.pixels, listener=listener)
     return judge("int8", expected, found, gate.truth)
 
 
@@ -293,11 +296,9 @@ def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelEr
 
 def _rank(
     build: Callable[[Sequence[Layer]], onnx.ModelProto],
-    card: ModelCard,
     saved: Mapping[str, float],
     layers: Sequence[Layer],
-    pixels: Pixels,
-    expected: Logits,
+    error_of: Callable[[onnx.ModelProto], float],
     listener: Listener,
 ) -> tuple[Harm, ...]:
     """Sort the layers by squared error for what each one saves, highest first.
@@ -307,21 +308,31 @@ def _rank(
     """
     harms, least = [], _OVERHEAD * max(sum(saved.values()), 1.0)
     for number, layer in enumerate(layers):
-        error = _error(build([layer]), card, pixels, expected)
-        harms.append(Harm(layer, error, saved[layer.name]))
+        harms.append(Harm(layer, error_of(build([layer])), saved[layer.name]))
         listener.progress("rank layers", number + 1, len(layers))
     return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.saved + least), reverse=True))
 
 
-def _error(model: onnx.ModelProto, card: ModelCard, pixels: Pixels, expected: Logits) -> float:
+def _error(model: onnx.ModelProto, *, predict: Callable[..., Logits], pixels: Pixels, expected: Logits) -> float:
     """Return the root mean square error of the logits over their standard deviation; infinite if one is not finite."""
-    found = _run(ExportedModel(_serialise(model), card), pixels).astype(np.float64)
+    found = predict(_serialise(model), pixels, stage="probe").astype(np.float64)
     error = float(np.sqrt(np.mean((found - expected) ** 2)) / (np.std(expected) + np.finfo(np.float32).tiny))
     return error if np.isfinite(error) else float("inf")
 
 
-def _run(model: ExportedModel, pixels: Pixels) -> Logits:
-    return predict_logits(lambda batch: model.run(batch)[LOGITS], pixels, stage="probe")
+def _predict(
+    model: bytes, pixels: Pixels, *, card: ModelCard, steps: Steps, stage: str = "gate", listener: Listener = SILENT
+) -> Logits:
+    """Return the logits ``(N, C)`` of a serialized model, whose session is started unless all of them are kept."""
+    start = cache(lambda: ExportedModel(model, card))
+    return predict_logits(
+        lambda batch: start().run(batch)[LOGITS], pixels, model=model, steps=steps, stage=stage, listener=listener
+    )
+
+
+def _time_model(proto: onnx.ModelProto, *, pixels: Pixels, steps: Steps) -> Times:
+    """Return the times of a model: those that an earlier run has measured, so that it decides as that one."""
+    return Times(steps.values("timings", (proto, pixels), lambda: dict(time_nodes(proto, pixels).by_node)))
 
 
 def _serialise(proto: onnx.ModelProto) -> bytes:

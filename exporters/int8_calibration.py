@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from ensemble.arrays import Floats, Pixels
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT
+from exporters.export_steps import NO_STEPS, Arrays, Steps, spans_of
 from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
 
 # all tensors of the network are in memory at once: 8 images of 300 px took an EfficientNet-B3 to 7 GB
@@ -54,41 +57,56 @@ class Activations:
 
 
 def measure_activations(
-    proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, *, listener: Listener = SILENT
+    proto: onnx.ModelProto,
+    tensors: Sequence[str],
+    pixels: Pixels,
+    *,
+    steps: Steps = NO_STEPS,
+    listener: Listener = SILENT,
 ) -> Activations:
     """Run a network on ``(N, H, W, 3)`` uint8 and record the extremes and the histogram of each of these tensors."""
-    low, high = _measure_extremes(proto, tensors, pixels, listener)
-    session = start_session(with_outputs(proto, tensors))
-    counts = np.zeros((len(tensors), _BINS))
+    low, high = _measure_extremes(proto, tensors, pixels, steps, listener)
+    start = functools.cache(lambda: start_session(with_outputs(proto, tensors)))
     scale = _BINS / np.where(high > low, high - low, 1.0)
-    for number, image in enumerate(pixels[:_COUNTED]):
-        for i, values in enumerate(session.run(None, {INPUT: image[np.newaxis]})):
-            some = values.ravel()[:: _SAMPLED if values.size > _LARGE else 1]
-            bins = ((some - low[i]) * scale[i]).astype(np.intp).clip(0, _BINS - 1)
+    some = pixels[:_COUNTED]
+
+    def count(sums: MutableMapping[str, NDArray[Any]], number: int) -> None:
+        counts = sums.setdefault("counts", np.zeros((len(tensors), _BINS)))
+        for i, values in enumerate(start().run(None, {INPUT: some[number : number + 1]})):
+            taken = values.ravel()[:: _SAMPLED if values.size > _LARGE else 1]
+            bins = ((taken - low[i]) * scale[i]).astype(np.intp).clip(0, _BINS - 1)
             counts[i] += np.bincount(bins, minlength=_BINS)
-        listener.progress("count", number + 1, len(pixels[:_COUNTED]))
+        listener.progress("count", number + 1, len(some))
+
+    counts = steps.fold("histograms", (proto, repr(tensors), pixels), len(some), count)["counts"]
     return Activations(tuple(tensors), low, high, counts)
 
 
 def _measure_extremes(
-    proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, listener: Listener
+    proto: onnx.ModelProto, tensors: Sequence[str], pixels: Pixels, steps: Steps, listener: Listener
 ) -> tuple[Floats, Floats]:
     """Return the least and the greatest value of each tensor ``(T,)``, zero included."""
-    model = with_outputs(proto, ())
-    graph, make = model.graph, onnx.helper.make_node
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "extremes/axes"))
-    for name in tensors:
-        graph.node.append(make("Flatten", [name], [f"{name}/flat"], axis=1))
-        for kind in ("ReduceMin", "ReduceMax"):
-            output = f"{name}/{kind}"
-            graph.node.append(make(kind, [f"{name}/flat", "extremes/axes"], [output], keepdims=0))
-            graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch"]))
-    session = start_session(model)
-    parts = []
-    for start in range(0, len(pixels), BATCH):
-        parts.append(np.stack(session.run(None, {INPUT: pixels[start : start + BATCH]})))
-        listener.progress("calibrate", min(start + BATCH, len(pixels)), len(pixels))
-    found = np.concatenate(parts, axis=1).astype(np.float64)
+
+    @functools.cache
+    def start() -> Any:
+        model = with_outputs(proto, ())
+        graph, make = model.graph, onnx.helper.make_node
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "extremes/axes"))
+        for name in tensors:
+            graph.node.append(make("Flatten", [name], [f"{name}/flat"], axis=1))
+            for kind in ("ReduceMin", "ReduceMax"):
+                output = f"{name}/{kind}"
+                graph.node.append(make(kind, [f"{name}/flat", "extremes/axes"], [output], keepdims=0))
+                graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch"]))
+        return start_session(model)
+
+    def measure(begin: int, end: int) -> Arrays:
+        found = np.stack(start().run(None, {INPUT: pixels[begin:end]}), axis=1)
+        listener.progress("calibrate", end, len(pixels))
+        return {"ends": found}
+
+    kept = steps.rows("extremes", (proto, repr(tensors), pixels), spans_of(len(pixels), BATCH), measure)["ends"]
+    found = kept.T.astype(np.float64)
     return np.minimum(found[0::2].min(axis=1), 0.0), np.maximum(found[1::2].max(axis=1), 0.0)
 
 

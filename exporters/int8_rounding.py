@@ -12,8 +12,10 @@ deviation, against 0.132 with rounding to the nearest; 95.5 % of the classes of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from ensemble.arrays import Pixels
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
 from ensemble.runtime.model_file import INPUT
+from exporters.export_steps import NO_STEPS, Arrays, Steps, digest
 from exporters.int8_calibration import start_session, with_outputs
 from exporters.int8_qdq import Layer, RoundedWeights, channel_axis
 from exporters.int8_schemes import Array, Scheme
@@ -33,6 +36,7 @@ IMAGES = 64  # of the calibration images
 _PLACES = 64  # of each image at which the inputs of a convolution are taken
 _DAMPING = 0.01  # of the mean variance, where there are many more places than weights
 _BLOCK = 64
+_MOMENTS = "moments of inputs"
 # where the rounded weights of a channel could saturate, its scale grows until they cannot; else they are rounded alone
 _GROWTH = (1.0, 1.04, 1.1, 1.2, 1.35)
 
@@ -54,17 +58,26 @@ def round_weights(
     pixels: Pixels,
     *,
     scheme: Scheme,
+    steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
 ) -> dict[str, RoundedWeights]:
     """Return the rounded weights of each layer by the name of its node, for inputs as images ``(N, H, W, 3)`` make."""
     nodes = [proto.graph.node[layer.nodes[0]] for layer in layers]
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     arrays = {node.name: onnx.numpy_helper.to_array(weights[node.input[1]]) for node in nodes}
-    moments = _measure(proto, nodes, arrays, pixels[:IMAGES], listener)
+    given = digest((proto, pixels[:IMAGES], repr([node.name for node in nodes])))
+    measured = functools.cache(lambda: _measure(proto, nodes, arrays, pixels[:IMAGES], given, steps, listener))
+
+    def round_layer(node: onnx.NodeProto) -> Arrays:
+        made = _round_layer(node, arrays[node.name], measured()[node.name], scheme)
+        return {"integers": made.integers, "scales": made.scales, "shift": made.shift}
+
     found = {}
     for number, node in enumerate(nodes):
-        found[node.name] = _round_layer(node, arrays[node.name], moments[node.name], scheme)
+        parts = (given, scheme.name, node.name)
+        found[node.name] = RoundedWeights(**steps.arrays("rounded layers", parts, partial(round_layer, node)))
         listener.progress("round weights", number + 1, len(nodes))
+    steps.forget(_MOMENTS)
     return found
 
 
@@ -144,28 +157,34 @@ def _measure(
     nodes: Sequence[onnx.NodeProto],
     weights: Mapping[str, Array],
     pixels: Pixels,
+    given: str,
+    steps: Steps,
     listener: Listener,
 ) -> dict[str, Moments]:
     """Run the network and return the moments of the inputs of each node, by its name."""
     names = list(dict.fromkeys(node.input[0] for node in nodes))
-    session = start_session(with_outputs(proto, names))
-    sums: dict[str, list[Any]] = {}
-    for number, image in enumerate(pixels):
-        outputs = dict(zip(names, session.run(None, {INPUT: image[np.newaxis]}), strict=True))
+    start = functools.cache(lambda: start_session(with_outputs(proto, names)))
+
+    def add(sums: MutableMapping[str, NDArray[Any]], number: int) -> None:
+        outputs = dict(zip(names, start().run(None, {INPUT: pixels[number : number + 1]}), strict=True))
         for node in nodes:
             taken = _take_inputs(node, outputs[node.input[0]], weights[node.name], seed=number)
-            added = [taken.sum(axis=1, dtype=np.float64), taken.transpose(0, 2, 1) @ taken, taken.shape[1]]
-            if node.name not in sums:
-                sums[node.name] = added
-                continue
-            for place, one in enumerate(added):
-                sums[node.name][place] += one
+            total, count = taken.sum(axis=1, dtype=np.float64), np.array([taken.shape[1]])
+            products = taken.transpose(0, 2, 1) @ taken
+            for kind, one in (("total", total), ("products", products), ("count", count)):
+                if number == 0:
+                    sums[f"{kind}/{node.name}"] = one
+                else:
+                    sums[f"{kind}/{node.name}"] += one
         listener.progress("measure inputs", number + 1, len(pixels))
+
+    sums = steps.fold(_MOMENTS, (given,), len(pixels), add)
     found = {}
-    for name, (total, products, count) in sums.items():
-        mean = total / count
-        covariance = products.astype(np.float64) / count - _outer(mean)
-        found[name] = Moments(mean, covariance, count)
+    for node in nodes:
+        count = int(sums[f"count/{node.name}"][0])
+        mean = sums[f"total/{node.name}"] / count
+        covariance = sums[f"products/{node.name}"].astype(np.float64) / count - _outer(mean)
+        found[node.name] = Moments(mean, covariance, count)
     return found
 
 

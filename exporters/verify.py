@@ -24,6 +24,7 @@ from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import relative_error
+from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import with_rounding
 
 FEATURES = "features"
@@ -88,7 +89,13 @@ class Checks:
 
 
 def verify(
-    model: torch.nn.Module, exported: bytes, pixels: Pixels, *, card: ModelCard, listener: Listener = SILENT
+    model: torch.nn.Module,
+    exported: bytes,
+    pixels: Pixels,
+    *,
+    card: ModelCard,
+    steps: Steps = NO_STEPS,
+    listener: Listener = SILENT,
 ) -> Checks:
     """Compare an exported model with its network, which takes ``(B, planes, H, W)``, on ``pixels`` ``(N, H, W, 3)``.
 
@@ -106,12 +113,14 @@ def verify(
     runs: list[Callable[[Pixels], Outputs]] = [session.run for session in sessions]
     runs.insert(0, partial(run_torch, model, card, features))
     rows = pixels[np.arange(max(len(pixels), sum(BATCHES))) % len(pixels)]
-    parts: list[list[Outputs]] = [[] for _ in runs]
-    for start, stop in _batches(len(rows)):
-        for run, answers in zip(runs, parts, strict=True):
-            answers.append(run(rows[start:stop]))
+
+    def answer(start: int, stop: int) -> Arrays:
+        answers = [run(rows[start:stop]) for run in runs]
         listener.progress("verify", stop, len(rows))
-    reference, *found = (_join(answers) for answers in parts)
+        return {f"{i}/{name}": values for i, outputs in enumerate(answers) for name, values in outputs.items()}
+
+    answers = steps.rows("verified images", (exported, rows), list(_batches(len(rows))), answer)
+    reference, *found = ({name: answers[f"{i}/{name}"] for name in sessions[0].outputs} for i in range(len(runs)))
     together = [session.run(rows[: max(BATCHES)]) for session in sessions]
     checks = [
         _compare(reference, mixed, alike, card.precision, pictures=len(pixels))
@@ -175,10 +184,6 @@ def run_torch(model: torch.nn.Module, card: ModelCard, features: bool, batch: Pi
         if features:
             found[FEATURES] = network.forward_features(image)
     return {name: values.numpy() for name, values in found.items()}
-
-
-def _join(parts: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _compare(reference: Outputs, mixed: Outputs, alike: Outputs, precision: Precision, *, pictures: int) -> Checks:

@@ -258,6 +258,7 @@ def _export_all(
     from ensemble.images.listing import list_images
     from exporters.export import ImageSet
     from exporters.export import export as run_export
+    from exporters.export_steps import KeptSteps
     from exporters.finished_models import FinishedModel, FinishedModels
     from exporters.plan import find_all, name_members, stored_members
 
@@ -281,18 +282,22 @@ def _export_all(
         TERMINAL.progress("export", number, len(paths))
         model = finished.find(path, TERMINAL)
         if model is None:
-            exported = run_export(
-                how.open(path, listener=TERMINAL),
-                folder,
-                options=replace(options, member=names[path]) if path in names else options,
-                check_images=checked,
-                gate_images=gate,
-                truth=request.truth,
-                taken=[other.member for other in done],
-                listener=TERMINAL,
-            )
-            model = FinishedModel(exported.card.member, exported.path, exported.describe(), exported.as_dict())
-            finished.add(path, model)
+            wanted = replace(options, member=names[path]) if path in names else options
+            key = finished.key_of(path, (wanted, how, replace(request, checkpoints=())))
+            with KeptSteps(folder, key, listener=TERMINAL) as steps:
+                exported = run_export(
+                    how.open(path, listener=TERMINAL),
+                    folder,
+                    options=wanted,
+                    check_images=checked,
+                    gate_images=gate,
+                    truth=request.truth,
+                    taken=[other.member for other in done],
+                    steps=steps,
+                    listener=TERMINAL,
+                )
+                model = FinishedModel(exported.card.member, exported.path, exported.describe(), exported.as_dict())
+                finished.add(path, model)
         done.append(model)
         if not quiet:
             show(None, model.line, as_json=False)

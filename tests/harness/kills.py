@@ -5,8 +5,8 @@
 Each round starts a command on a toy contest in a process of its own and sends SIGKILL. Then no file may stand under a
 final name but the one from before or the whole new one. The command is run again, and must leave the files of an
 undisturbed run: the same names, the same bytes, nothing temporary. Most rounds are of `ens predict`, with parts of a
-few rows, and of `ens submit` and `ens blend`, the others of `ens crop`, `ens train` and `ens export`. What is computed
-is written at once, as it is otherwise after some seconds.
+few rows, and of `ens submit` and `ens blend`, the others of `ens crop`, `ens train` and `ens export`, of two models in
+float32 and of one in int8. What is computed is written at once, as it is otherwise after some seconds.
 
 One moment of five is drawn over the whole of an undisturbed run, start-up included. The others are drawn over its
 writing: one thread is held before or after a sync or rename, the others go on for a moment, and all are killed. Each
@@ -46,8 +46,8 @@ from tests.support import toys
 from tests.support.children import PART_ROWS, start
 
 STAGES = ("before the first file", "during a write", "between files", "at joining", "after completion")
-_ROUNDS = ("predict", "submit", "train", "blend", "predict", "submit", "crop", "blend", "predict", "export")
-_WITH_TORCH = ("crop", "export", "train")
+_ROUNDS = ("predict", "submit", "train", "blend", "predict", "submit", "crop", "blend", "int8", "export")
+_WITH_TORCH = ("crop", "export", "int8", "train")
 _MEANWHILE = 0.03  # seconds at most that other threads go on after one is held
 _LIMIT = 1800  # seconds of the clock that a command may take on a machine that others use too
 
@@ -319,7 +319,11 @@ def make_commands(folder: Path, images: int, *, torch: bool) -> tuple[Command, .
         ("submit", recipe, "--models", models, *source, *like, *work),
         {"submission.csv": old["submission.csv"]},
     )
-    return (predict, blend, submit, *([make_export(folder), make_crop(folder), make_train(folder)] if torch else []))
+    return (predict, blend, submit, *(_with_torch(folder) if torch else []))
+
+
+def _with_torch(folder: Path) -> list[Command]:
+    return [make_export(folder), make_int8(folder), make_crop(folder), make_train(folder)]
 
 
 def make_export(folder: Path) -> Command:
@@ -329,6 +333,15 @@ def make_export(folder: Path) -> Command:
     checkpoints = [f"{save(folder / name, tiny_state())}" for name in ("toy.pth", "other.pth")]
     options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}")
     return Command("export", ("export", *checkpoints, *options), {"toy.onnx": b"old"})
+
+
+def make_int8(folder: Path) -> Command:
+    """`ens export` of a small network in int8, for TensorRT: times, which are never the same twice, decide nothing."""
+    from tests.support.weights import TINY, save, tiny_state
+
+    options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}", "--calibrate", f"{folder / 'images'}")
+    int8 = ("--precision", "int8", "--quantization", "symmetric")
+    return Command("int8", ("export", f"{save(folder / 'small.pth', tiny_state())}", *options, *int8))
 
 
 def make_crop(folder: Path) -> Command:

@@ -32,6 +32,9 @@ if sys.argv[5] == "1":
     if sys.argv[6] == "train":
         from checkpoints.training import training_state
         training_state._SECONDS, training_state._LEAST_SHARE = 0.0, 0
+    if sys.argv[6] == "export":
+        from exporters import export_steps
+        export_steps._SECONDS, export_steps._LEAST_SHARE, export_steps._PER_SECOND = 0.0, 0, float("inf")
     if sys.argv[6] == "crop":
         from checkpoints.data import face_store
         face_store.ROUND = parts.PART_ROWS
