@@ -137,7 +137,7 @@ def export(
     _require_fit(model, card, features=options.features)
     kept = NO_STEPS
     if steps is not None:
-        steps.open(card.member, card.to_json(), checkpoint.sha256, processor_name())
+        steps.open(card.member, card.to_json(), repr(options), checkpoint.sha256, processor_name())
         kept = steps
     pixels = cache(lambda: _check_pixels(check_images, card.preprocess))
     proto = _graph(model, card, options, kept, pixels)
