@@ -18,7 +18,7 @@ import json
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +52,7 @@ class KeptArrays:
         self._number = 0
         for number, path in _files(folder, name):
             self._number = max(self._number, number + 1)
-            arrays = _read(path, self._key)
+            arrays = read_state(path, self._key)
             if arrays is None:
                 _try_remove(path)
             else:
@@ -91,16 +91,25 @@ class KeptArrays:
     def _write(self) -> None:
         if not self._new:
             return
-        parts = {step: np.ascontiguousarray(values) for step, values in self._new.items()}
-        data = b"".join(values.tobytes() for values in parts.values())
-        described = [(step, values.dtype.str, values.shape) for step, values in parts.items()]
-        header = {"key": self._key, "sha256": hashlib.sha256(data).hexdigest(), "steps": described}
         path = self._folder / f".{self._name}-{self._number:05d}.state"
-        write_atomic(path, json.dumps(header).encode() + b"\n" + data)
+        write_state(path, self._key, self._new)
         self._files.append(path)
         self._number += 1
         self._new = {}
         self._written = self._clock()
+
+
+def write_state(path: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays by name to one file, with a checksum; ``key`` tells all that they depend on.
+
+    Raises:
+        FileError: E701 or E702 when it cannot be written.
+    """
+    parts = {step: np.ascontiguousarray(values) for step, values in arrays.items()}
+    data = b"".join(values.tobytes() for values in parts.values())
+    described = [(step, values.dtype.str, values.shape) for step, values in parts.items()]
+    header = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "steps": described}
+    write_atomic(path, json.dumps(header).encode() + b"\n" + data)
 
 
 def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
@@ -113,8 +122,8 @@ def _files(folder: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), folder / name) for name in names if (match := wanted.fullmatch(name)))
 
 
-def _read(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
-    """Return the arrays of a file, None if it is of another key or damaged."""
+def read_state(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
+    """Return the arrays of a file of `write_state`, which are read-only, None if it is of another key or damaged."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_FILE:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ensemble.errors import FileError, ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import remove, remove_folder
-from ensemble.predictions.part_file import read_arrays, write_arrays
+from ensemble.kept_arrays import read_state, write_state
 from ensemble.text.json_text import parse_json
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -35,6 +35,7 @@ _FREE = 2**16  # bytes that are kept whatever they took, as times are, which are
 _LARGE = 4 * 2**20  # bytes of a step that has a file of its own, and is not held in memory
 _FILE = re.compile(r"(\d{4}|[1-9]\d{4,8})\.state")
 _JSON, _DONE = "json", "done"
+_FIELD = "\n"  # between the name of a step and that of its array
 
 
 class Steps:
@@ -118,16 +119,12 @@ class KeptSteps(Steps):
             return
         self._path = path
         self._next = max(numbers, default=0) + 1
-        reasons: list[str] = []
-        for number in sorted(numbers):
-            try:
-                self._read(number, _file(path, number))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-                reasons.append(str(err))
-                with contextlib.suppress(FileError):
-                    remove(_file(path, number))
-        if reasons:
-            text = f"{member}: steps of an export that did not end are not used: {reasons[0]}"
+        read = [self._read(number, _file(path, number)) for number in sorted(numbers)]
+        if not all(read):
+            text = (
+                f"{member}: steps of an export that did not end are not used: they are of other options, checkpoints, "
+                "images or versions, or damaged"
+            )
             self._listener.notice(Notice("I498", text, path))
         if self._found:
             counts = Counter(name.split("/")[0] for name in self._found)
@@ -195,7 +192,7 @@ class KeptSteps(Steps):
         if self._path is None:
             return super().fold(kind, parts, count, add)
         name = f"{kind}/{digest((*parts, count))}"
-        sums = dict(self._found.pop(name, {}))
+        sums = {field: values.copy() for field, values in self._found.pop(name, {}).items()}
         done = int(sums.pop(_DONE)[0]) if sums else 0
         began = self._clock()
         for i in range(done, count):
@@ -214,24 +211,21 @@ class KeptSteps(Steps):
             self._write()  # first what was made from them
             self._drop(stored)
 
-    def _read(self, number: int, path: Path) -> None:
-        """Read one file.
-
-        Raises:
-            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError: it is damaged, or of another
-                export.
-        """
-        arrays, about = read_arrays(path)
-        if about["key"] != self._key:
-            raise ValueError("they are of other options, checkpoints, images or versions")
-        steps: list[dict[str, NDArray[Any]]] = [{} for _ in about["steps"]]
+    def _read(self, number: int, path: Path) -> bool:
+        """Read one file; remove it and return False if it is damaged or of another export."""
+        arrays = read_state(path, self._key)
+        if arrays is None:
+            with contextlib.suppress(FileError):
+                remove(path)
+            return False
+        steps: dict[str, dict[str, NDArray[Any]]] = {}
         for place, values in arrays.items():
-            row, _, field = place.partition("/")
-            steps[int(row)][field] = values
-        names = dict(zip(map(str, about["steps"]), steps, strict=True))
-        self._drop(set(names))
-        self._files[number] = set(names)
-        self._found |= names
+            name, _, field = place.partition(_FIELD)
+            steps.setdefault(name, {})[field] = values
+        self._drop(set(steps))
+        self._files[number] = set(steps)
+        self._found |= steps
+        return True
 
     def _take(self, name: str) -> Arrays | None:
         found = self._found.get(name)
@@ -262,13 +256,10 @@ class KeptSteps(Steps):
         groups += [[name for name in self._pending if name not in large]]
         for names in filter(None, groups):
             arrays = {
-                f"{row}/{field}": values
-                for row, name in enumerate(names)
-                for field, values in self._pending[name].items()
+                f"{name}{_FIELD}{field}": values for name in names for field, values in self._pending[name].items()
             }
             try:
-                about = {"key": self._key, "steps": names}
-                write_arrays(_file(self._path, self._next), arrays, about, sync=True)
+                write_state(_file(self._path, self._next), self._key, arrays)
             except FileError as err:
                 self._tell_not_kept(self._path.name, err.message)
                 self._path = None

@@ -116,9 +116,6 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
 
 def _load_arrays(path: Path, size: int) -> dict[str, NDArray[Any]] | NDArray[Any]:
     if not zipfile.is_zipfile(path):
-        with open(path, "rb") as file:
-            if file.read(2) == b"PK":  # cut off: numpy would leave the file open
-                raise zipfile.BadZipFile("File is not a zip file")
         found = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a header that the file is too short for
         if not isinstance(found, np.ndarray):
             raise ValueError("neither .npy nor .npz")

@@ -15,6 +15,7 @@ import pytest
 from ensemble.arrays import Pixels
 from ensemble.errors import ModelError
 from ensemble.events import Listener, Recorder
+from ensemble.kept_arrays import write_state
 from exporters import accuracy_gate, export_steps, int8, int8_rounding, verify
 from exporters import export as module
 from exporters.export import Exported, ExportOptions, ImageSet, export
@@ -49,6 +50,12 @@ def graphs() -> dict[str, onnx.ModelProto]:
     return {}
 
 
+def copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    return made
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, onnx.ModelProto]) -> Counter[str]:
     """How often the costly functions were called; times and the gate are those of no machine."""
@@ -67,8 +74,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, onnx.ModelProto])
 
     def to_onnx(exportable: Any, card: Any) -> onnx.ModelProto:
         made = graphs.get(card.precision) or original(exportable, card)
-        graphs[card.precision] = onnx.ModelProto.FromString(made.SerializeToString())
-        return onnx.ModelProto.FromString(made.SerializeToString())
+        graphs[card.precision] = copy(made)
+        return copy(made)
 
     def take(proto: onnx.ModelProto, _: Pixels) -> Times:
         return Times({node.name: float(len(node.op_type)) for node in proto.graph.node})
@@ -96,7 +103,7 @@ def run(
     folder: Path, images: ImageSet, *, listener: Listener | None = None, key: str = "key", **given: Any
 ) -> Exported:
     heard = listener or Recorder()
-    given = {"options": INT8, "gate_images": images} | given
+    given = {"options": INT8, "gate_images": images, **given}
     with KeptSteps(folder, key, listener=heard) as steps:
         return export(CHECKPOINT, folder, steps=steps, listener=heard, **given)
 
@@ -104,20 +111,20 @@ def run(
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     """Let the export end after a number of writes; returns the list of all steps that are written."""
-    original = export_steps.write_arrays
+    original = write_state
 
     def arm(number: int) -> list[str]:
         written: list[str] = []
         left = [number]
 
-        def write(path: Path, arrays: Any, about: Any, *, sync: bool) -> None:
-            original(path, arrays, about, sync=sync)
-            written.extend(about["steps"])
+        def write(path: Path, key: str, arrays: Any) -> None:
+            original(path, key, arrays)
+            written.extend(dict.fromkeys(name.split("\n")[0] for name in arrays))
             left[0] -= 1
             if left[0] == 0:
                 raise Killed
 
-        monkeypatch.setattr(export_steps, "write_arrays", write)
+        monkeypatch.setattr(export_steps, "write_state", write)
         return written
 
     return arm
@@ -220,7 +227,8 @@ def test_another_export_of_the_member_uses_nothing(
     before = kill_at(20)
     with pytest.raises(Killed):
         run(tmp_path, photographs)
-    after, heard, given = kill_at(-1), Recorder(), {}
+    after, heard = kill_at(-1), Recorder()
+    given: dict[str, Any] = {}
     if changed == "key":
         given = {"key": "another"}
     elif changed == "options":
@@ -239,7 +247,7 @@ def test_fp16_with_a_ground_truth_resumes(
     """The logits of torch and of the model are kept, so that neither runs again."""
     truth = tmp_path / "truth.csv"
     truth.write_text("ImageID,ans\n" + "".join(f"{name},{i % 4}\n" for i, name in enumerate(NAMES)))
-    given = {"options": replace(INT8, precision="fp16"), "truth": truth}
+    given: dict[str, Any] = {"options": replace(INT8, precision="fp16"), "truth": truth}
     written = kill_at(-1)
     quiet = run(tmp_path / "quiet", photographs, **given)
     assert [name.split("/")[0] for name in written].count("logits") == 2 * len(NAMES) // 4

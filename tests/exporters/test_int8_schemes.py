@@ -109,8 +109,15 @@ def network() -> onnx.ModelProto:
 
 def squeeze(network: onnx.ModelProto, quantization: Quantization, heard: Recorder) -> Quantised:
     images = draw_batch(40)
-    judges = {"choose": Judges(images[8:24]), "gate": Judges(images[24:])}
-    return to_int8(network, CARD, calibration=images[:8], scheme=SCHEMES[quantization], listener=heard, **judges)
+    return to_int8(
+        network,
+        CARD,
+        calibration=images[:8],
+        choose=Judges(images[8:24]),
+        gate=Judges(images[24:]),
+        scheme=SCHEMES[quantization],
+        listener=heard,
+    )
 
 
 def test_a_symmetric_model_passes_the_gate_and_says_what_it_is(network: onnx.ModelProto) -> None:

@@ -146,12 +146,11 @@ def test_the_first_layers_stay_in_float_where_that_is_faster(
     monkeypatch.setattr(int8, "MOST_LEADING", limit)
     monkeypatch.setattr(int8, "_LEADING", 3)
 
-    def fake(proto: Any, _: Pixels) -> Times:
+    def fake(proto: Any) -> Times:
         return Times({"all": 200.0 if proto is network else float(totals[len(layers) - len(proto)])})
 
-    monkeypatch.setattr(int8, "time_nodes", fake)
     heard = Recorder()
-    found = int8._time(network, layers, list, count_products(network, layers), BATCH, CARD, heard)  # type: ignore[arg-type]
+    found = int8._time(network, layers, list, count_products(network, layers), fake, CARD, heard)  # type: ignore[arg-type]
     assert found.leading == tuple(layer.name for layer in layers[:leading])
     assert [notice.code for notice in heard.notices] == ["I496"] * bool(leading)
     for notice in heard.notices:
@@ -207,9 +206,8 @@ def test_an_order_that_the_gate_refuses_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("second", "chosen"), [(0.9, 1), (0.98, 0), (1.2, 0)])
-def test_the_faster_of_two_models_is_kept(monkeypatch: pytest.MonkeyPatch, second: float, chosen: int) -> None:
+def test_the_faster_of_two_models_is_kept(second: float, chosen: int) -> None:
     """The second order has to gain 3 %."""
     models = [quantised(("a",), 5), quantised(("a", "b"), 5)]
     spent = {id(models[0].proto): 1.0, id(models[1].proto): second}
-    monkeypatch.setattr(int8, "time_nodes", lambda proto, _: Times({"all": spent[id(proto)]}))
-    assert int8._fastest(models, BATCH) is models[chosen]
+    assert int8._fastest(models, lambda proto: Times({"all": spent[id(proto)]})) is models[chosen]

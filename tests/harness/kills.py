@@ -339,8 +339,8 @@ def make_int8(folder: Path) -> Command:
     """`ens export` of a small network in int8, for TensorRT: times, which are never the same twice, decide nothing."""
     from tests.support.weights import TINY, save, tiny_state
 
-    options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}", "--calibrate", f"{folder / 'images'}")
-    int8 = ("--precision", "int8", "--quantization", "symmetric")
+    options = ("--arch", TINY, "--labels", "mask18", "--size", "64", "-o", "{out}")
+    int8 = ("--precision", "int8", "--quantization", "symmetric", "--calibrate", f"{folder / 'images'}")
     return Command("int8", ("export", f"{save(folder / 'small.pth', tiny_state())}", *options, *int8))
 
 
