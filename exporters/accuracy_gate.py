@@ -20,7 +20,7 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import read_for
 from ensemble.metrics import confusion_matrix, macro_f1
 from ensemble.predictions.truth import Truth
-from exporters.export_steps import NO_STEPS, Arrays, Part, Steps, spans_of
+from exporters.export_steps import NO_STEPS, Arrays, Given, Steps, spans_of
 
 # share of images with the same class as in float32
 LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
@@ -230,7 +230,7 @@ def predict_logits(
     run: Callable[[Pixels], Logits],
     pixels: Pixels,
     *,
-    model: Part = "",
+    model: Given = "",
     steps: Steps = NO_STEPS,
     stage: str = "gate",
     listener: Listener = SILENT,

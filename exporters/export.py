@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -33,7 +33,7 @@ from ensemble.runtime.parity import record_logits
 from ensemble.runtime.zero_padding import keep_padded_zeros
 from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
 from exporters.conditional_convolutions import with_plain_convolutions
-from exporters.export_steps import NO_STEPS, Arrays, KeptSteps, Steps
+from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
@@ -92,8 +92,7 @@ def export(
     check_images: ImageSet | None = None,
     gate_images: ImageSet | None = None,
     truth: Path | None = None,
-    taken: Collection[str] = (),
-    steps: KeptSteps | None = None,
+    steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
 ) -> Exported:
     """Write ``<folder>/<member>.onnx``: uint8 images ``(batch, H, W, 3)`` in, float32 logits ``(batch, C)`` out.
@@ -102,8 +101,8 @@ def export(
 
     The file is verified on up to 64 of ``check_images``, or on rendered images when there are none; for a model with a
     face crop the rendered images take its fallback. It appears whole and verified, or not at all; an older file of that
-    name is replaced only then. ``taken`` are the names of members that must not be used again. ``steps`` keeps those of
-    an export that does not end: the next one with the same finishes it.
+    name is replaced only then. ``steps`` keeps those of an export that does not end: the next one with the same resumes
+    it.
 
     int8 needs ``gate_images``: it is calibrated on some and evaluated on others (see `exporters.accuracy_gate`), by
     macro F1 too where ``truth``, a CSV, has their classes. fp16 is evaluated on those that ``truth`` names, if given.
@@ -121,47 +120,38 @@ def export(
     card = make_card(checkpoint, model, options)
     for notice in describe_settings(card, checkpoint):
         listener.notice(notice)
-    if card.member in taken:
+    if card.member in options.taken:
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
-    if card.sources.get("channels") == "default":
-        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (card.mean, card.std))
-        message = (
-            f"{card.member} takes one channel: grey, which the graph makes from RGB as Pillow's mode L "
-            f"(--channels grey), with mean {mean} and std {std}"
-        )
-        listener.notice(Notice("I470", message, checkpoint.path))
+    _tell_grey(card, checkpoint, listener)
     _require_images(card, gate_images, truth)
     without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
     if without_boxes and card.preprocess.face is not None:
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
     _require_fit(model, card, features=options.features)
-    kept = NO_STEPS
-    if steps is not None:
-        steps.open(card.member, card.to_json(), repr(options), checkpoint.sha256, processor_name())
-        kept = steps
+    steps.open(card.member, card.to_json(), repr(replace(options, taken=())), checkpoint.sha256, processor_name())
     pixels = cache(lambda: _check_pixels(check_images, card.preprocess))
-    proto = _graph(model, card, options, kept, pixels)
+    proto = _graph(model, card, options, steps, pixels)
     # an int8 model is compared with this float32 graph, which must be right first
     plain = replace(card, precision="fp32") if card.precision == "int8" else card
 
     def check() -> dict[str, Any]:
-        return asdict(verify(model, _serialize(proto), pixels(), card=plain, steps=kept, listener=listener))
+        return asdict(verify(model, _serialize(proto), pixels(), card=plain, steps=steps, listener=listener))
 
-    checks = Checks(**kept.values("verification", (proto,), check))
-    said, verdict = checks.as_dict(), None
+    checks = Checks(**steps.values("verification", (proto,), check))
+    kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate_images is not None, "see _require_images"
         record, scheme = training_record(checkpoint, gate_images.ids), SCHEMES[options.quantization]
-        found = _quantize(proto, card, gate_images, truth, record, scheme, kept, listener)
+        found = _quantize(proto, card, gate_images, truth, record, scheme, steps, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialize(proto), card)
         recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
-        said = {"fp32": said} | found.as_dict() | recorded
+        kept = {"fp32": kept} | found.as_dict() | recorded
     elif truth is not None and gate_images is not None:
         record = training_record(checkpoint, gate_images.ids)
-        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, kept, listener)
-        said |= {"gate": verdict.as_dict()}
-    card = replace(card, checks=said)
+        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, steps, listener)
+        kept |= {"gate": verdict.as_dict()}
+    card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     path = write_atomic(folder / f"{card.member}.onnx", _serialize(proto))
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
@@ -206,6 +196,16 @@ class Exportable(torch.nn.Module):
             return (self.model(planes).to(torch.float32),)
         features = self.model.forward_features(planes)
         return self.model.forward_head(features).to(torch.float32), features.to(torch.float32)
+
+
+def _tell_grey(card: ModelCard, checkpoint: Checkpoint, listener: Listener) -> None:
+    if card.sources.get("channels") == "default":
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (card.mean, card.std))
+        message = (
+            f"{card.member} takes one channel: grey, which the graph makes from RGB as Pillow's mode L "
+            f"(--channels grey), with mean {mean} and std {std}"
+        )
+        listener.notice(Notice("I470", message, checkpoint.path))
 
 
 def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:

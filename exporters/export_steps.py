@@ -24,7 +24,7 @@ from ensemble.kept_arrays import read_state, write_state
 from ensemble.text.json_text import parse_json
 
 Arrays = Mapping[str, NDArray[Any]]
-Part = bytes | str | int | NDArray[Any] | onnx.ModelProto
+Given = bytes | str | int | NDArray[Any] | onnx.ModelProto
 Spans = Sequence[tuple[int, int]]
 
 _SECONDS = 10.0  # of work between two files
@@ -44,17 +44,20 @@ class Steps:
     ``kind`` says in words what a step is, ``parts`` are all that its result depends on beside the export's options.
     """
 
-    def arrays(self, kind: str, parts: Sequence[Part], make: Callable[[], Arrays]) -> Arrays:
+    def open(self, member: str, *parts: Given) -> None:
+        """Begin the export of a model that depends on ``parts``."""
+
+    def arrays(self, kind: str, parts: Sequence[Given], make: Callable[[], Arrays]) -> Arrays:
         """Return arrays by name, each of one dimension or more."""
         del kind, parts
         return make()
 
-    def values(self, kind: str, parts: Sequence[Part], make: Callable[[], Any]) -> Any:
+    def values(self, kind: str, parts: Sequence[Given], make: Callable[[], Any]) -> Any:
         """Return JSON-ready values."""
         del kind, parts
         return make()
 
-    def rows(self, kind: str, parts: Sequence[Part], spans: Spans, make: Callable[[int, int], Arrays]) -> Arrays:
+    def rows(self, kind: str, parts: Sequence[Given], spans: Spans, make: Callable[[int, int], Arrays]) -> Arrays:
         """Return arrays whose rows are computed by ``spans``: ``(start, stop)`` from 0 on, without gaps."""
         del kind, parts
         rows: dict[str, NDArray[Any]] = {}
@@ -65,7 +68,7 @@ class Steps:
     def fold(
         self,
         kind: str,
-        parts: Sequence[Part],
+        parts: Sequence[Given],
         count: int,
         add: Callable[[MutableMapping[str, NDArray[Any]], int], None],
     ) -> Arrays:
@@ -88,7 +91,7 @@ class KeptSteps(Steps):
 
     ``key`` is a hash of all that the model depends on: steps of another key are replaced. As a context manager it
     removes the steps at the end, or when the export fails for a reason of the model; after any other error, and after a
-    signal, they are written. Where they cannot be written, W499 says so and the export goes on without.
+    signal, they are written. Where they cannot be written, W499 says so and the export continues without.
     """
 
     def __init__(
@@ -103,10 +106,10 @@ class KeptSteps(Steps):
         self._written = clock()
         self._wait = _SECONDS
 
-    def open(self, member: str, *parts: Part) -> None:
-        """Read the steps of a model's earlier export; ``parts`` is what its key lacks. I497 and I498 say what is there.
+    def open(self, member: str, *parts: Given) -> None:
+        """Read the steps of a model's earlier export; ``parts`` are what its key lacks. Nothing is kept before.
 
-        Nothing is kept before.
+        I497 says what is there, I498 that it is not used.
         """
         self._key = digest((self._key, *parts))
         path = self._folder / f".export-{member}.state"
@@ -141,7 +144,7 @@ class KeptSteps(Steps):
         elif self._clock() - self._written >= _STOPPED:
             self._write()
 
-    def arrays(self, kind: str, parts: Sequence[Part], make: Callable[[], Arrays]) -> Arrays:
+    def arrays(self, kind: str, parts: Sequence[Given], make: Callable[[], Arrays]) -> Arrays:
         """See `Steps.arrays`."""
         if self._path is None:
             return make()
@@ -153,7 +156,7 @@ class KeptSteps(Steps):
             self._keep(name, found, self._clock() - began)
         return found
 
-    def values(self, kind: str, parts: Sequence[Part], make: Callable[[], Any]) -> Any:
+    def values(self, kind: str, parts: Sequence[Given], make: Callable[[], Any]) -> Any:
         """See `Steps.values`."""
 
         def encode() -> Arrays:
@@ -161,7 +164,7 @@ class KeptSteps(Steps):
 
         return parse_json(self.arrays(kind, parts, encode)[_JSON].tobytes())
 
-    def rows(self, kind: str, parts: Sequence[Part], spans: Spans, make: Callable[[int, int], Arrays]) -> Arrays:
+    def rows(self, kind: str, parts: Sequence[Given], spans: Spans, make: Callable[[int, int], Arrays]) -> Arrays:
         """See `Steps.rows`."""
         if self._path is None:
             return super().rows(kind, parts, spans, make)
@@ -184,7 +187,7 @@ class KeptSteps(Steps):
     def fold(
         self,
         kind: str,
-        parts: Sequence[Part],
+        parts: Sequence[Given],
         count: int,
         add: Callable[[MutableMapping[str, NDArray[Any]], int], None],
     ) -> Arrays:
@@ -294,7 +297,7 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:04d}.state"
 
 
-def digest(parts: Sequence[Part]) -> str:
+def digest(parts: Sequence[Given]) -> str:
     """Return a hash of texts, bytes, arrays and models."""
     found = hashlib.sha256()
     for part in parts:

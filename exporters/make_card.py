@@ -78,7 +78,7 @@ class ExportOptions(CardSettings):
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
     and in 0..1. ``quantization`` is that of int8. ``features`` adds the output that
-    class-activation maps are made from.
+    class-activation maps are made from. ``taken`` are the names of members that the model must not have.
 
     Raises:
         OptionError: E204 when mean or std is out of range.
@@ -87,6 +87,7 @@ class ExportOptions(CardSettings):
     precision: Precision = "fp32"
     quantization: Quantization = "asymmetric"
     features: bool = False
+    taken: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         hint = "give them for channels in 0..1: values for 0..255 divided by 255"

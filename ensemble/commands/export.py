@@ -288,11 +288,10 @@ def _export_all(
                 exported = run_export(
                     how.open(path, listener=TERMINAL),
                     folder,
-                    options=wanted,
+                    options=replace(wanted, taken=tuple(other.member for other in done)),
                     check_images=checked,
                     gate_images=gate,
                     truth=request.truth,
-                    taken=[other.member for other in done],
                     steps=steps,
                     listener=TERMINAL,
                 )

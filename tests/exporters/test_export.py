@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path: Path, monk
 def test_a_name_that_is_taken_is_not_used_again(tmp_path: Path) -> None:
     """A second checkpoint of the same member's name is E428, and the first one's model stays."""
     with pytest.raises(ModelError, match="E428"):
-        export(CHECKPOINT, tmp_path, options=OPTIONS, taken=["resnet_f2"])
+        export(CHECKPOINT, tmp_path, options=replace(OPTIONS, taken=("resnet_f2",)))
     assert not list(tmp_path.iterdir())
 
 
