@@ -11,48 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints.data.folds import Folds, make_folds
+from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import open_checkpoint
-from checkpoints.training.job import TrainJob
 from checkpoints.training.settings import TrainSettings, settings_dict
-from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Preprocess
 from ensemble.errors import OptionError
-from ensemble.events import SILENT, Listener
-from tests.support.bars import draw_bars
+from tests.support.killed_training import Killed, Killer, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = TrainSettings(
     "test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="none"
 )
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
-    return draw_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def folds(rows: tuple[Row, ...]) -> Folds:
-    return make_folds(rows, folds=3, seed=0)
-
-
-class Killed(Exception):
-    """Simulates the end of the process."""
-
-
-class Killer(Listener):
-    """Ends the training after its first epoch."""
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage != "decode" and done:
-            raise Killed
-
-
-def fit(rows: Any, folds: Folds, out: Path, settings: TrainSettings, listener: Listener = SILENT) -> TrainedFold:
-    return train_fold(TrainJob(rows, folds, "b", settings, out), 1, resumable=True, listener=listener)
 
 
 def test_accumulated_batches_learn_like_one_large_batch(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:

@@ -12,21 +12,19 @@ import safetensors.torch
 import torch
 from scipy.special import expit
 
-from checkpoints.data.folds import Folds, make_folds
+from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.axes_head import AxesHead, log_cumulative
 from checkpoints.loading.network import make_network
 from checkpoints.loading.open import build_model, open_checkpoint, save_checkpoint
-from checkpoints.training.job import TrainJob
 from checkpoints.training.ordered_axes import fit_classes, require_valid_ordinal
 from checkpoints.training.settings import TrainSettings, settings_dict
-from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
 from ensemble.errors import EnsError, ModelError, OptionError
-from ensemble.events import SILENT, Listener, Recorder
+from ensemble.events import SILENT, Recorder
 from ensemble.labels import MASK18, LabelSpace
 from exporters.export import ExportOptions, export
-from tests.support.bars import draw_bars
+from tests.support.killed_training import Killed, Killer, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -147,42 +145,16 @@ def test_cards_and_settings_without_ordinal_axes_keep_their_bytes() -> None:
         assert caught.value.code == "E427"
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
-    return draw_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def folds(rows: tuple[Row, ...]) -> Folds:
-    return make_folds(rows, folds=3, seed=0)
-
-
-class Killed(Exception):
-    """Simulates the end of the process."""
-
-
-class Killer(Listener):
-    """Ends the training after its first epoch."""
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage != "decode" and done:
-            raise Killed
-
-
-def fit(rows: tuple[Row, ...], folds: Folds, out: Path, listener: Listener = SILENT) -> TrainedFold:
-    return train_fold(TrainJob(rows, folds, "b", SETTINGS, out), 1, resumable=True, listener=listener)
-
-
 def test_an_ordinal_member_resumes_and_is_exported(rows: tuple[Row, ...], folds: Folds, tmp_path: Path) -> None:
     """A killed training ends with the same bytes; the verified export has the 18 log-probabilities of torch.
 
     Its weights have 3 + 2 + 1 outputs and one distance of thresholds, which was learned. A file whose thresholds do
     not fit its card is E411.
     """
-    whole = fit(rows, folds, tmp_path / "whole")
+    whole = fit(rows, folds, tmp_path / "whole", SETTINGS)
     with pytest.raises(Killed):
-        fit(rows, folds, tmp_path / "killed", Killer())
-    assert fit(rows, folds, tmp_path / "killed").path.read_bytes() == whole.path.read_bytes()
+        fit(rows, folds, tmp_path / "killed", SETTINGS, Killer())
+    assert fit(rows, folds, tmp_path / "killed", SETTINGS).path.read_bytes() == whole.path.read_bytes()
     checkpoint = open_checkpoint(whole.path)
     assert checkpoint.num_classes == 18
     assert checkpoint.state_dict["fc.weight"].shape[0] == 6

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from checkpoints.data.folds import Folds, make_folds
+from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import Row
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training import training_state
@@ -32,23 +32,13 @@ from ensemble.card import Preprocess
 from ensemble.errors import DataError, DeviceError, ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.labels import MASK18, LabelSpace
-from tests.support.bars import draw_bars
+from tests.support.killed_training import Killed, Killer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SETTINGS = TrainSettings(
     "test_efficientnet", Preprocess((32, 24)), epochs=1, learning_rate=0.01, batch=16, augment="light"
 )
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
-    return draw_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
-def folds(rows: tuple[Row, ...]) -> Folds:
-    return make_folds(rows, folds=3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +112,6 @@ def test_the_last_epoch_is_kept_when_that_is_asked_for(
     monkeypatch.setattr("checkpoints.training.epochs._score", lambda *_: HoldoutScores(next(scores), 0.0))
     found = fit(rows, folds, tmp_path, settings=replace(SETTINGS, epochs=3, patience=1, keep="last"))
     assert (found.epoch, found.score) == (2, 0.2)
-
-
-class Killed(Exception):
-    """Simulates the end of the process."""
-
-
-class Killer(Listener):
-    """Ends the training after an epoch."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage != "decode" and done == self.epoch:
-            raise Killed
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine"])

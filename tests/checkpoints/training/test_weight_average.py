@@ -24,9 +24,9 @@ from checkpoints.training.train_member import train_member
 from checkpoints.training.weight_average import add_to_mean, averaged_model
 from ensemble.card import Preprocess
 from ensemble.errors import OptionError
-from ensemble.events import SILENT, Listener, Recorder
+from ensemble.events import SILENT, Recorder
 from ensemble.predictions.dataset import read_predictions
-from tests.support.bars import draw_bars
+from tests.support.killed_training import Killed, Killer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -44,25 +44,8 @@ SETTINGS = TrainSettings(
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Row, ...]:
-    return draw_bars(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(scope="module")
 def folds(rows: tuple[Row, ...]) -> Folds:
     return make_folds(rows, folds=2, seed=0)
-
-
-class Killed(Exception):
-    """Simulates the end of the process."""
-
-
-class Killer(Listener):
-    """Ends the training after its second epoch, of which the mean already has the weights."""
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        if stage != "decode" and done == 2:
-            raise Killed
 
 
 def network() -> torch.nn.Module:
@@ -126,7 +109,7 @@ def test_a_killed_training_averages_the_same_epochs(rows: tuple[Row, ...], folds
     """The mean of the weights after epochs 2 and 3 is that of two trainings of 2 and 3 epochs, also after a kill."""
     job = TrainJob(rows, folds, "b", SETTINGS, tmp_path / "killed")
     with pytest.raises(Killed):
-        train_fold(job, 1, resumable=True, listener=Killer())
+        train_fold(job, 1, resumable=True, listener=Killer(2))  # the mean already has the weights of that epoch
     third = train_fold(job, 1, resumable=True)
     second = train_fold(replace(job, settings=replace(SETTINGS, swa=None, epochs=2), out=tmp_path / "short"), 1)
     found, *both = [safetensors.torch.load_file(path) for path in (average_weights(job, 1), third.path, second.path)]
