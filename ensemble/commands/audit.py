@@ -12,6 +12,7 @@ from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, json_option, progress_options
 from ensemble.commands.table_group import TABLE
+from ensemble.commands.train_input import DataOptions, read_images
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ def audit(
     from checkpoints.audit.audit import AuditSettings, audit_dataset, keep_audit
     from checkpoints.audit.audit_html import write_audit_page
     from checkpoints.audit.findings import findings_table, fixes_table
-    from checkpoints.data.class_names import parse_class_names
-    from checkpoints.data.dataset import read_dataset
     from checkpoints.data.folds import read_folds
     from ensemble.blend.recipe import read_recipe
     from ensemble.files import require_writable, write_atomic
@@ -111,8 +110,7 @@ def audit(
     settings = AuditSettings(sure, {"yes": True, "no": False}.get(crops), joined, workers)
     recipe = None if recipe_path is None else read_recipe(recipe_path)
     require_writable(folder.parent)
-    labels = None if class_names is None else parse_class_names(class_names)
-    data = read_dataset(train_dir, fixes=fixes, without=without, labels=labels, table=table, listener=TERMINAL)
+    data = read_images(train_dir, DataOptions(fixes, without), table, class_names, listener=TERMINAL)
     listing = None if evaluation is None else list_images(evaluation)
     with keep_audit(
         folder, data, () if listing is None else listing.paths, settings=settings, listener=TERMINAL

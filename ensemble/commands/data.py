@@ -10,6 +10,7 @@ from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, progress_options, torch_extra
 from ensemble.commands.table_group import TABLE
+from ensemble.commands.train_input import DataOptions, read_images
 from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL, show
 
@@ -60,8 +61,6 @@ def data(
     Example: ens data train.csv --html data.html
     """
     with torch_extra("data"):
-        from checkpoints.data.class_names import parse_class_names
-        from checkpoints.data.dataset import read_dataset
         from checkpoints.data.folds import read_folds
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
@@ -77,15 +76,8 @@ def data(
         if file.is_dir():
             raise FileError("E702", f"{file} is a folder", hint="name a file in it", path=file)
         require_writable(file.parent)
-    found = read_dataset(
-        train_dir,
-        fixes=fixes,
-        without=without,
-        age_cut=int(age_cut),
-        labels=None if class_names is None else parse_class_names(class_names),
-        table=table,
-        listener=TERMINAL,
-    )
+    options = DataOptions(fixes, without, int(age_cut))
+    found = read_images(train_dir, options, table, class_names, listener=TERMINAL)
     folds = found.folds if fold_file is None else read_folds(fold_file, found.rows)
     faces = None if boxes is None else read_boxes(boxes)
     scanned = scan_images(found.rows, workers=workers, listener=TERMINAL)

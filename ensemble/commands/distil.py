@@ -15,9 +15,9 @@ from ensemble.commands.option_groups import OptionGroup, field_option, grouped_c
 from ensemble.commands.options import PATH, conflict, json_option, progress_options, torch_extra
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train import AUGMENTATION, DATA, MODEL, OPTIMIZATION, OUTPUT, RUN, OutputOptions
-from ensemble.commands.train_input import DataOptions, InputOptions, read_training
+from ensemble.commands.train_input import DataOptions, InputOptions, join_processes, read_training
 from ensemble.events import SILENT, Listener
-from ensemble.terminal import TERMINAL, show
+from ensemble.terminal import show
 
 if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
@@ -136,12 +136,9 @@ def distil(
     \b
     Example: ens distil blend.json train --oof runs/a/oof --oof runs/b/oof --arch resnet18 --member small
     """
+    processes = join_processes("distil", settings, device)
+    distributed, listener = processes.distributed, processes.listener
     with torch_extra("distil"):
-        from checkpoints.loading.architectures import resolve_architecture
-        from checkpoints.training.distributed import init_distributed
-
-        distributed = init_distributed(device, listener=TERMINAL)
-        resolve_architecture(settings.arch)  # before the slower imports
         import exporters.export  # noqa: F401 - a missing package is said before anything else
         from checkpoints.data.truth_table import training_truth
         from checkpoints.training.distillation import Distillation
@@ -154,9 +151,6 @@ def distil(
     from ensemble.learn.teacher import make_teacher
     from ensemble.predictions.read_members import read_members
 
-    listener = TERMINAL if distributed.is_main else SILENT
-    if not distributed.is_main:
-        TERMINAL.close()  # one process tells the progress of all
     distillation = Distillation(teacher.temperature, teacher.teacher_share)
     validate_member(output.member)
     blend_recipe = read_recipe(recipe)

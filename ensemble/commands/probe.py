@@ -22,10 +22,10 @@ from ensemble.commands.options import (
     progress_options,
 )
 from ensemble.commands.table_group import TABLE
+from ensemble.commands.train_input import FACE_OPTIONS, FIX_OPTIONS, DataOptions, read_images
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
-    from checkpoints.data.dataset import Dataset
     from checkpoints.probe.open_network import OpenNetwork
     from ensemble.adopt.make_card import AdoptOptions
     from ensemble.card import Align, Channels, Interpolation, Resize, Resizer
@@ -82,18 +82,12 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True)
 class LearnOptions:
-    """The head, the training data and its folds."""
+    """The head and the folds."""
 
     head: Literal["flat", "axes"] = "flat"
     balanced: bool = False
     ordinal: tuple[str, ...] = ()
     folds: str = "5"
-    fixes: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    age_cut: int = 60
-    boxes: Path | None = None
-    margin: float | None = None
-    align: Align | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +160,8 @@ _LEARN = OptionGroup(
             "Axis whose values are ordered, such as age (with --head axes): cumulative links; repeatable.",
         ),
         _learn("folds", "Number of folds, or a CSV of id,fold with one line per person or group."),
-        _learn("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
-        _learn("without", "Ignore the fixes of this source; repeatable."),
-        _learn("age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
-        _learn("boxes", "Take the features of face crops, with the boxes written by ens crop.", type=PATH),
-        _learn(
-            "margin",
-            "Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
-            type=float,
-        ),
-        _learn(
-            "align",
-            "Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
-            type=click.Choice(["arcface", "dlib"]),
-        ),
+        *FIX_OPTIONS,
+        *FACE_OPTIONS,
     ),
 )
 _OUTPUT = OptionGroup(
@@ -191,7 +173,13 @@ _OUTPUT = OptionGroup(
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
     ),
 )
-_COLLECTED = {"network": NetworkOptions, "learn": LearnOptions, "output_": ProbeOutput, "table": TableOptions}
+_COLLECTED = {
+    "network": NetworkOptions,
+    "learn": LearnOptions,
+    "data": DataOptions,
+    "output_": ProbeOutput,
+    "table": TableOptions,
+}
 
 
 @grouped_command(
@@ -206,6 +194,7 @@ def probe(
     train_dir: Path,
     network: NetworkOptions,
     learn: LearnOptions,
+    data: DataOptions,
     table: TableOptions,
     class_names: str | None,
     output_: ProbeOutput,
@@ -225,12 +214,12 @@ def probe(
     from ensemble.images.face_boxes import Boxes, read_faces
 
     validate_member(output_.member)
-    faces = None if learn.boxes is None else read_faces(learn.boxes).faces
-    opened = _open_networks(network, learn, faces)
-    data = _read_data(train_dir, learn, table, class_names)
-    shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, data, listener=TERMINAL)
+    faces = None if data.boxes is None else read_faces(data.boxes).faces
+    opened = _open_networks(network, data, faces)
+    dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)
+    shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, dataset, listener=TERMINAL)
     job = ProbeJob(
-        *(data, shared.folds, output_.member, opened, output_.folder, learn.head, seed),
+        *(dataset, shared.folds, output_.member, opened, output_.folder, learn.head, seed),
         boxes=None if faces is None else Boxes({face.id: face.box for face in faces}),
         folds_file=shared.file,
         balanced=learn.balanced,
@@ -240,7 +229,7 @@ def probe(
     show(probed.as_dict(), probed.render(), as_json=as_json)
 
 
-def _open_networks(network: NetworkOptions, learn: LearnOptions, faces: Sequence[Face] | None) -> OpenNetwork:
+def _open_networks(network: NetworkOptions, data: DataOptions, faces: Sequence[Face] | None) -> OpenNetwork:
     from checkpoints.probe.join_networks import join_networks
     from checkpoints.probe.network_spec import parse_network
     from checkpoints.probe.open_network import open_network
@@ -249,25 +238,10 @@ def _open_networks(network: NetworkOptions, learn: LearnOptions, faces: Sequence
     opened = []
     for spec in [parse_network(text) for text in network.features]:
         own = spec.settings
-        align = cast("Align | None", own.get("align")) or learn.align
+        align = cast("Align | None", own.get("align")) or data.align
         # the margin of another alignment is of another square
-        margin = spec.margin if spec.margin is not None else (None if "align" in own else learn.margin)
+        margin = spec.margin if spec.margin is not None else (None if "align" in own else data.margin)
         crop = choose_crop(faces, margin, align)
         options, outputs = network.adopt_options(own), spec.outputs or network.output
         opened.append(open_network(spec.path, options, outputs, face=crop, listener=TERMINAL))
     return join_networks(opened, faces, listener=TERMINAL)
-
-
-def _read_data(train_dir: Path, learn: LearnOptions, table: TableOptions, class_names: str | None) -> Dataset:
-    from checkpoints.data.class_names import parse_class_names
-    from checkpoints.data.dataset import read_dataset
-
-    return read_dataset(
-        train_dir,
-        fixes=learn.fixes,
-        without=learn.without,
-        age_cut=learn.age_cut,
-        labels=None if class_names is None else parse_class_names(class_names),
-        table=table,
-        listener=TERMINAL,
-    )

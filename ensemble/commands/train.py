@@ -25,10 +25,18 @@ from ensemble.commands.options import (
     torch_extra,
 )
 from ensemble.commands.table_group import TABLE
-from ensemble.commands.train_input import DataOptions, InputOptions, channel_values, read_training
+from ensemble.commands.train_input import (
+    FACE_OPTIONS,
+    FIX_OPTIONS,
+    DataOptions,
+    InputOptions,
+    channel_values,
+    join_processes,
+    read_training,
+)
 from ensemble.errors import FileError
-from ensemble.events import SILENT, Listener
-from ensemble.terminal import TERMINAL, show
+from ensemble.events import Listener
+from ensemble.terminal import show
 
 if TYPE_CHECKING:
     from checkpoints.data.folds import Folds
@@ -81,22 +89,8 @@ _AT_LEAST_1 = click.IntRange(min=1)
 DATA = OptionGroup(
     "Data",
     (
-        field_option(DataOptions, "fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
-        field_option(DataOptions, "without", "Ignore the fixes of this source; repeatable."),
-        field_option(DataOptions, "age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
-        field_option(DataOptions, "boxes", "Train on face crops, with the boxes written by ens crop.", type=PATH),
-        field_option(
-            DataOptions,
-            "margin",
-            "Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
-            type=float,
-        ),
-        field_option(
-            DataOptions,
-            "align",
-            "Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
-            type=click.Choice(["arcface", "dlib"]),
-        ),
+        *FIX_OPTIONS,
+        *FACE_OPTIONS,
         _setting("fallback_share", "Share of the detected faces to crop as if none had been detected."),
         _setting("balanced", "Sample all classes equally often; of several labels, the rarest of an image counts."),
     ),
@@ -272,20 +266,14 @@ def train(
     \b
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
+    processes = join_processes("train", settings, device)
+    distributed, listener = processes.distributed, processes.listener
     with torch_extra("train"):
-        from checkpoints.loading.architectures import resolve_architecture
-        from checkpoints.training.distributed import init_distributed
-
-        distributed = init_distributed(device, listener=TERMINAL)
-        resolve_architecture(settings.arch)  # before the slower imports
         from checkpoints.training.job import TrainJob
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
     from ensemble.card import validate_member
 
-    listener = TERMINAL if distributed.is_main else SILENT
-    if not distributed.is_main:
-        TERMINAL.close()  # one process tells the progress of all
     validate_member(output.member)
     _require_paths(pseudo)
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)

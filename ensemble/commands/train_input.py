@@ -1,17 +1,24 @@
-"""The options of `ens train` about its images, and the images that they name."""
+"""The options of `ens train`, `distil` and `probe` about their images, and the images that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.events import Listener
+import click
+
+from ensemble.commands.option_groups import field_option
+from ensemble.commands.options import PATH, torch_extra
+from ensemble.events import SILENT, Listener
+from ensemble.terminal import TERMINAL
 
 if TYPE_CHECKING:
     from checkpoints.data.dataset import Dataset
     from checkpoints.data.table_options import TableOptions
+    from checkpoints.training.distributed import DistributedContext
     from checkpoints.training.settings import TrainSettings
     from ensemble.card import Align, Channels, Interpolation, Preprocess, Resize, Resizer
     from ensemble.images.face_boxes import Boxes
@@ -51,6 +58,33 @@ class InputOptions:
         return own if self.scale is None else replace(own, scale=parse_scale(self.scale))
 
 
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes that train together, and who hears of it: the terminal of the main one, nobody elsewhere."""
+
+    distributed: DistributedContext
+    listener: Listener
+
+
+def join_processes(command: str, settings: TrainSettings, device: str) -> Processes:
+    """Return the processes that train on the device; an unknown architecture is an error before slower imports.
+
+    Raises:
+        OptionError: E205 when the extra ``torch`` is not installed.
+        EnsError: as `init_distributed` and `resolve_architecture`.
+    """
+    with torch_extra(command):
+        from checkpoints.loading.architectures import resolve_architecture
+        from checkpoints.training.distributed import init_distributed
+
+        distributed = init_distributed(device, listener=TERMINAL)
+        resolve_architecture(settings.arch)
+    if distributed.is_main:
+        return Processes(distributed, TERMINAL)
+    TERMINAL.close()  # one process tells the progress of all
+    return Processes(distributed, SILENT)
+
+
 def channel_values(option: str) -> Callable[[str], tuple[float, ...]]:
     """Return the parser of an option that takes one number per channel."""
 
@@ -71,6 +105,49 @@ class Training:
     boxes: Boxes | None
 
 
+_data = partial(field_option, DataOptions)
+FIX_OPTIONS = (
+    _data("fixes", "CSV of label fixes (id,field,value,source), or contest; repeatable."),
+    _data("without", "Ignore the fixes of this source; repeatable."),
+    _data("age_cut", "Train people of this age or older as 60 and over: 58, 59 or 60."),
+)
+FACE_OPTIONS = (
+    _data("boxes", "Train on face crops, with the boxes written by ens crop.", type=PATH),
+    _data(
+        "margin",
+        "Margin around a face, as a share of its longer side.  [default: 0.2; aligned to arcface 0, to dlib 0.25]",
+        type=float,
+    ),
+    _data(
+        "align",
+        "Turn faces upright by their five points, to the square that ArcFace's or dlib's networks take.",
+        type=click.Choice(["arcface", "dlib"]),
+    ),
+)
+
+
+def read_images(
+    train_dir: Path, data: DataOptions, table: TableOptions, class_names: str | None, *, listener: Listener
+) -> Dataset:
+    """Read the training images and their labels.
+
+    Raises:
+        EnsError: as `read_dataset` and `parse_class_names`.
+    """
+    from checkpoints.data.class_names import parse_class_names
+    from checkpoints.data.dataset import read_dataset
+
+    return read_dataset(
+        train_dir,
+        fixes=data.fixes,
+        without=data.without,
+        age_cut=data.age_cut,
+        labels=None if class_names is None else parse_class_names(class_names),
+        table=table,
+        listener=listener,
+    )
+
+
 def read_training(
     train_dir: Path,
     data: DataOptions,
@@ -84,10 +161,8 @@ def read_training(
     """Read the training images and fit the settings to them; the settings are checked before.
 
     Raises:
-        EnsError: as `check_settings`, `read_faces`, `choose_crop` and `read_dataset`.
+        EnsError: as `check_settings`, `read_faces`, `choose_crop` and `read_images`.
     """
-    from checkpoints.data.class_names import parse_class_names
-    from checkpoints.data.dataset import read_dataset
     from checkpoints.training.ordered_axes import fit_classes
     from checkpoints.training.own_channels import fit_own_channels
     from checkpoints.training.preflight import check_settings
@@ -99,15 +174,7 @@ def read_training(
     check_settings(settings)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     crop = choose_crop(faces, data.margin, data.align)
-    dataset = read_dataset(
-        train_dir,
-        fixes=data.fixes,
-        without=data.without,
-        age_cut=data.age_cut,
-        labels=None if class_names is None else parse_class_names(class_names),
-        table=table,
-        listener=listener,
-    )
+    dataset = read_images(train_dir, data, table, class_names, listener=listener)
     settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
     settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
     settings = fit_classes(settings, dataset.labels, dataset.activation, listener=listener)
