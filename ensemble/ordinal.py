@@ -1,14 +1,36 @@
-"""The ordered axes of a label space."""
+"""The ordered axes of a label space, and the model of their values: cumulative links.
+
+An image has one score, and a value is reached with the probability ``sigmoid(link)``, where the link is the score minus
+the threshold of the value (McCullagh 1980, "Regression Models for Ordinal Data", equation 2.1; CORAL, Cao et al. 2020).
+Trainings compute it in torch, probes in numpy and exported probes in ONNX; all by the sum of `join_values`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ensemble.errors import OptionError
 
 if TYPE_CHECKING:
-    from ensemble.labels import LabelSpace
+    from ensemble.labels import Axis, LabelSpace
+
+
+def join_values(reached: Any, passed: Any, gaps: Any, join: Callable[[Sequence[Any]], Any]) -> Any:
+    """Return the log-probabilities ``(N, K)`` of ordered values, as an array or tensor like the arguments.
+
+    ``reached`` and ``passed`` ``(N, K - 1)`` are ``log sigmoid(link)`` and ``log sigmoid(-link)`` of each value but the
+    lowest, and ``gaps`` ``(K - 2,)`` are ``log(1 - exp(upper - lower))`` of the links of neighboring values. A value
+    between two links has ``s(a) - s(b) = s(a) s(-b) (1 - exp(b - a))`` with the sigmoid ``s``, the link ``a`` of itself
+    and ``b`` of the next one: in logarithms nothing cancels. ``join`` puts columns side by side.
+    """
+    return join([passed[:, :1], reached[:, :-1] + passed[:, 1:] + gaps, reached[:, -1:]])
+
+
+def describe_order(axis: Axis) -> str:
+    """Return the values of an axis in their order; of more than twelve, the first and the last."""
+    values = axis.values
+    return " < ".join(values) if len(values) <= 12 else f"{values[0]} < ... < {values[-1]}"
 
 
 def ordered_positions(labels: LabelSpace, names: Sequence[str], *, option: str = "--ordinal") -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ensemble.card import Head
 from ensemble.errors import OptionError
 from ensemble.labels import LabelSpace
+from ensemble.ordinal import join_values
 
 LOG_GAPS = "log_gaps"
 """The name of an ordinal head's parameter beside weight and bias."""
@@ -69,14 +70,14 @@ class AxesHead(torch.nn.Linear):
 def log_cumulative(scores: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities ``(B, K)`` of scores ``(B, 1)`` and the distances ``(K - 2,)`` of the thresholds.
 
-    The probability of a value between two thresholds is ``s(a) - s(b) = s(a) s(-b) (1 - exp(b - a))`` with the sigmoid
-    ``s`` and the score minus the lower threshold ``a`` and the upper ``b``: in logarithms nothing cancels.
+    See `join_values`; the links are the scores minus the thresholds.
     """
     thresholds = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
     # softplus: log(sigmoid) would be log(0) for scores far away
-    above, below = -functional.softplus(thresholds - scores), -functional.softplus(scores - thresholds)
-    between = above[:, :-1] + below[:, 1:] + torch.log(1 - torch.exp(-gaps))
-    return torch.cat([below[:, :1], between, above[:, -1:]], dim=1)
+    reached, passed = -functional.softplus(thresholds - scores), -functional.softplus(scores - thresholds)
+    between = torch.log(1 - torch.exp(-gaps))
+    found: torch.Tensor = join_values(reached, passed, between, lambda parts: torch.cat(tuple(parts), dim=1))
+    return found
 
 
 def _even_gaps(size: int) -> torch.Tensor:

@@ -43,7 +43,7 @@ def _add_ordinal(graph: onnx.GraphProto, block: OrdinalBlock, row: str, name: st
     cuts = len(block.cuts)
     _add_values(graph, f"{name}.weights", block.weights[:, np.newaxis])
     _add_values(graph, f"{name}.cuts", block.cuts)
-    _add_values(graph, f"{name}.shifts", block.shifts())
+    _add_values(graph, f"{name}.shifts", np.pad(block.gaps(), 1))
     # column k of the values has the cut k - 1 below it and the cut k above it
     _add_values(graph, f"{name}.below", -np.eye(cuts, cuts + 1, 1))
     _add_values(graph, f"{name}.above", -np.eye(cuts, cuts + 1))

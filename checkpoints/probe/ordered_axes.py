@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checkpoints.data.dataset import Dataset
+from checkpoints.data.mask_contest import AGE_GROUPS
 from checkpoints.data.truth_table import labels_of
 from checkpoints.probe.ordinal_head import Levels
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import MASK18, Axis
-
-_FIRST_YEARS = (30, 60)  # of the second and third age of the contest
+from ensemble.ordinal import describe_order
 
 
 def find_levels(data: Dataset, names: Sequence[str], *, listener: Listener = SILENT) -> dict[str, Levels]:
@@ -33,7 +33,7 @@ def find_levels(data: Dataset, names: Sequence[str], *, listener: Listener = SIL
         else:
             by = f"years of age, {levels.of_row.min()} to {levels.of_row.max()}"
         found[axis.name] = levels
-        listener.notice(Notice("I385", f"{axis.name} is ordered: {' < '.join(axis.values)}; it is learned from {by}"))
+        listener.notice(Notice("I385", f"{axis.name} is ordered: {describe_order(axis)}; it is learned from {by}"))
     return found
 
 
@@ -42,6 +42,6 @@ def _years(data: Dataset, axis: Axis, values: NDArray[np.int64]) -> Levels | Non
     if not data.is_contest or axis != MASK18.axes[2] or any(row.age is None for row in data.rows):
         return None
     years = np.array([row.age for row in data.rows], dtype=np.int64)
-    first = np.array([years.min(), *_FIRST_YEARS])[values]
-    last = np.array([*(np.array(_FIRST_YEARS) - 1), max(years.max(), _FIRST_YEARS[-1])])[values]
-    return Levels(np.clip(years, first, last), np.array(_FIRST_YEARS))
+    first = np.array([years.min(), *AGE_GROUPS])[values]
+    last = np.array([*(np.array(AGE_GROUPS) - 1), max(years.max(), AGE_GROUPS[-1])])[values]
+    return Levels(np.clip(years, first, last), np.array(AGE_GROUPS))

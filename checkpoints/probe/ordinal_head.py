@@ -1,7 +1,7 @@
 """A head with cumulative links for an axis whose values are ordered: one score per image, and a cut between two values.
 
-The probability of a value above the cut k is ``sigmoid(score + cuts[k])``, with cuts that descend (McCullagh 1980, the
-proportional odds model). Where the rows have finer levels, such as years of age, the model is fitted to those: the cuts
+The probability of a value above the cut k is ``sigmoid(score + cuts[k])``, with cuts that descend: the model of
+`ensemble.ordinal`. Where the rows have finer levels, such as years of age, the model is fitted to those: the cuts
 between the values are some of the cuts between the levels.
 """
 
@@ -17,6 +17,7 @@ from scipy.special import expit, log_expit
 from threadpoolctl import threadpool_limits
 
 from ensemble.arrays import Floats
+from ensemble.ordinal import join_values
 
 _STEPS = 300
 _FEW = 1_000_000
@@ -42,20 +43,13 @@ class OrdinalBlock:
 
     def logits(self, features: Floats) -> Floats:
         """Return the log-probabilities ``(N, K)`` of features ``(N, F)``."""
-        above = (features @ self.weights)[:, np.newaxis] + self.cuts
-        found = np.zeros((len(features), len(self.cuts) + 1))
-        found[:, 1:] += log_expit(above)
-        found[:, :-1] += log_expit(-above)
-        return found + self.shifts()
+        links = (features @ self.weights)[:, np.newaxis] + self.cuts
+        found: Floats = join_values(log_expit(links), log_expit(-links), self.gaps(), np.hstack)
+        return found
 
-    def shifts(self) -> Floats:
-        """Return what is added to the log-probability of each value, ``(K,)``.
-
-        ``log(sigmoid(a) - sigmoid(b))`` is ``log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a))``.
-        """
-        shifts = np.zeros(len(self.cuts) + 1)
-        shifts[1:-1] = np.log(-np.expm1(np.diff(self.cuts)))
-        return shifts
+    def gaps(self) -> Floats:
+        """Return the term ``(K - 2,)`` of each value between two cuts, see `join_values`."""
+        return np.asarray(np.log(-np.expm1(np.diff(self.cuts))))
 
 
 def fit_ordinal_path(

@@ -9,7 +9,7 @@ from checkpoints.training.settings import TrainSettings
 from ensemble.card import Activation
 from ensemble.events import Listener, Notice
 from ensemble.labels import LabelSpace
-from ensemble.ordinal import require_ordinal
+from ensemble.ordinal import describe_order, require_ordinal
 
 
 def require_valid_ordinal(settings: TrainSettings) -> None:
@@ -35,6 +35,6 @@ def fit_classes(
     ordered = {*settings.ordinal, *(parse_spread(text).axis for text in settings.label_distribution)}
     for axis in settings.labels.axes:
         if axis.name in ordered:
-            order = " < ".join(axis.values) if len(axis.values) <= 12 else f"{axis.values[0]} < ... < {axis.values[-1]}"
+            order = describe_order(axis)
             listener.notice(Notice("I472", f"the values of {axis.name} are in the order of the classes: {order}"))
     return settings

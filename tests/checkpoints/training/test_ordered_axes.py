@@ -10,6 +10,9 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from scipy.optimize import approx_fprime
 from scipy.special import expit
 
 from checkpoints.data.folds import Folds
@@ -17,6 +20,9 @@ from checkpoints.data.mask_contest import Row
 from checkpoints.loading.axes_head import AxesHead, log_cumulative
 from checkpoints.loading.network import make_network
 from checkpoints.loading.open import build_model, open_checkpoint, save_checkpoint
+from checkpoints.probe.head_nodes import add_head
+from checkpoints.probe.linear_head import LinearHead
+from checkpoints.probe.ordinal_head import OrdinalBlock
 from checkpoints.training.ordered_axes import fit_classes, require_valid_ordinal
 from checkpoints.training.settings import TrainSettings, settings_dict
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
@@ -53,6 +59,42 @@ def test_the_probabilities_are_the_differences_of_the_sigmoids() -> None:
     found = log_cumulative(torch.from_numpy(scores), torch.from_numpy(gaps)).exp().numpy()
     np.testing.assert_allclose(found, -np.diff(edges, axis=1), rtol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_trainings_probes_and_their_graphs_have_one_model() -> None:
+    """Of the same score and thresholds, torch, numpy and ONNX Runtime give the same log-probabilities of five values.
+
+    The gradient of the likelihood by torch is that of the probabilities by numpy: no other link is trained.
+    """
+    thresholds = np.array([0.0, 0.5, 2.5, 3.5])
+    rng = np.random.default_rng(0)
+    features, weights, value = rng.normal(0, 2, (60, 3)), np.array([1.0, -2.0, 0.5]), rng.integers(0, 5, 60)
+    block = OrdinalBlock(weights, 1.2 - thresholds)
+    scores = torch.from_numpy(features @ weights + 1.2)[:, None].requires_grad_()
+    gaps = torch.from_numpy(np.diff(thresholds)).requires_grad_()
+    trained = log_cumulative(scores, gaps)
+    np.testing.assert_allclose(trained.detach().numpy(), block.logits(features), rtol=1e-12, atol=1e-12)
+
+    inputs = [helper.make_tensor_value_info("row", TensorProto.FLOAT, ["batch", 3])]
+    outputs = [helper.make_tensor_value_info("answers", TensorProto.FLOAT, ["batch", 5])]
+    graph = helper.make_graph([], "head", inputs, outputs)
+    add_head(graph, LinearHead(LabelSpace.flat(5), (block,)), "row", "answers")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (answers,) = session.run(None, {"row": features.astype(np.float32)})
+    np.testing.assert_allclose(answers, block.logits(features), rtol=1e-4, atol=1e-4)
+
+    torch.autograd.backward(torch.nn.functional.nll_loss(trained, torch.from_numpy(value), reduction="sum"))
+
+    def loss(given: NDArray[np.float64]) -> float:
+        moved = OrdinalBlock(np.array([1.0]), -np.concatenate([[0.0], np.cumsum(given[1:])]))
+        centered = (features @ weights + 1.2 + given[0])[:, None]
+        return -float(moved.logits(centered)[np.arange(60), value].sum())
+
+    slopes = approx_fprime(np.concatenate([[0.0], np.diff(thresholds)]), loss, 1e-6)
+    assert scores.grad is not None
+    assert gaps.grad is not None
+    np.testing.assert_allclose([float(scores.grad.sum()), *gaps.grad.tolist()], slopes, atol=1e-3)
 
 
 def test_scores_far_away_keep_finite_logarithms_and_gradients() -> None:
