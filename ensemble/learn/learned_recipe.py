@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from ensemble.blend.pooling import normalize, parse_pool
 from ensemble.blend.recipe import Group, Recipe
 from ensemble.errors import PredictionError, enumerate_some
@@ -16,7 +18,7 @@ from ensemble.learn.label_learning import learn_labels
 from ensemble.learn.learn import AUTO, learn
 from ensemble.learn.result import Learned, MemberView
 from ensemble.predictions.dataset import Predictions
-from ensemble.predictions.members import members_by_name
+from ensemble.predictions.members import members_by_name, select_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import NO_COLUMNS, TruthOptions, read_truth
 
@@ -36,7 +38,7 @@ def learn_from_folds(
 
     What can be refused is refused before learning: ``applied_to``, the predictions that will be blended, must be of the
     same groups and have the views of their out-of-fold predictions. Other views of theirs are left out, which is said
-    (W566).
+    (W566). Images of theirs that are learned from tell nothing about new ones, and are not used as such (W528).
 
     The class indices in the CSV are those of the first member by name.
 
@@ -51,6 +53,7 @@ def learn_from_folds(
         _require_same_groups(groups, {member.group for member in members_by_name(applied_to).values()})
     gathered = gather_folds(oof, answers, listener=listener)
     _require_learned_views(gathered, applied_to, listener)
+    applied_to = _without_learned_images(gathered, applied_to, listener)
     if first.independent:
         return learn_labels(
             gathered, answers, method=method, metric=metric, seed=seed, applied_to=applied_to, listener=listener
@@ -191,3 +194,37 @@ def _require_same_groups(learned: set[str], found: set[str]) -> None:
             "; ".join(parts),
             hint="name the same models as PREDICTIONS and with --oof; groups are matched by name",
         )
+
+
+def _without_learned_images(
+    learned: Sequence[Predictions], members: Sequence[Predictions], listener: Listener
+) -> Sequence[Predictions]:
+    """Return the predictions of new images: without those that have the very logits of an out-of-fold prediction.
+
+    Other folds were trained on such an image, so that how folds differ and which classes there are would be those of
+    training images.
+    """
+    own = {one.group: one for one in learned}
+    seen: set[str] = set()
+    for member in members:
+        other = own[member.group]
+        place = {name: row for row, name in enumerate(other.ids)}
+        rows = [row for row, name in enumerate(member.ids) if name in place]
+        view = min(other.logits)
+        columns = other.labels.permutation(member.labels, owner=member.member)
+        found = member.logits[view][rows][:, columns]
+        chosen = [place[member.ids[row]] for row in rows]
+        looks = other.logits[view][np.newaxis] if other.looks is None else other.looks[view]
+        same = (looks[:, chosen] == found).all(axis=2).any(axis=0)
+        seen.update(member.ids[row] for row, is_same in zip(rows, same.tolist(), strict=True) if is_same)
+    if not seen:
+        return members
+    every = set().union(*(member.ids for member in members))
+    message = (
+        f"{len(seen):,} of {len(every):,} images to be blended are those that was learned from: how the folds differ "
+        "on new images, and how often these have which class, is not measured on them"
+    )
+    listener.notice(Notice("W528", message))
+    if not every - seen:
+        return ()
+    return [select_images(member, [name for name in member.ids if name not in seen]) for member in members]

@@ -24,7 +24,7 @@ from ensemble.learn.learning_data import sort_images, stack_members
 from ensemble.learn.objective import Metric, parse_contest_metric, parse_metric
 from ensemble.learn.result import MemberView
 from ensemble.predictions.dataset import Predictions, hash_ids, notice_filled
-from ensemble.predictions.members import members_by_name
+from ensemble.predictions.members import members_by_name, select_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import Truth
 
@@ -154,27 +154,6 @@ def answer_by_own_models(
         chosen = [select_images(one, ids) for one in chosen]
     of_fold = _of_members(replace(recipe, groups=used), chosen)
     return _in_order(blend(chosen, of_fold, ids=ids), teacher.truth.labels).probabilities
-
-
-def select_images(member: Predictions, ids: Sequence[str]) -> Predictions:
-    """Return the predictions of some images, in their order.
-
-    Raises:
-        PredictionError: E504 when some have none.
-    """
-    place = {name: row for row, name in enumerate(member.ids)}
-    lost = [name for name in ids if name not in place]
-    if lost:
-        message = f"{member.member} has no predictions of {len(lost):,} of {len(ids):,} images: {enumerate_some(lost)}"
-        raise PredictionError("E504", message)
-    rows = np.array([place[name] for name in ids], dtype=np.intp)
-    return replace(
-        member,
-        ids=tuple(ids),
-        logits={view: values[rows] for view, values in member.logits.items()},
-        looks=None,
-        filled=tuple(name for name in member.filled if name in set(ids)),
-    )
 
 
 def count_passes(recipe: Recipe) -> int:

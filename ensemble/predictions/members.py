@@ -1,9 +1,11 @@
-"""Compare several members' predictions: unique names, common views, common images."""
+"""Compare several members' predictions: unique names, common views, common images; select some images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.predictions.dataset import Predictions
@@ -92,4 +94,25 @@ def _without(member: Predictions, missing: set[str]) -> Predictions:
         ids=tuple(member.ids[row] for row in rows),
         logits={view: values[rows] for view, values in member.logits.items()},
         filled=tuple(name for name in member.filled if name not in missing),
+    )
+
+
+def select_images(member: Predictions, ids: Sequence[str]) -> Predictions:
+    """Return the predictions of some images, in their order.
+
+    Raises:
+        PredictionError: E504 when some have none.
+    """
+    place = {name: row for row, name in enumerate(member.ids)}
+    lost = [name for name in ids if name not in place]
+    if lost:
+        message = f"{member.member} has no predictions of {len(lost):,} of {len(ids):,} images: {enumerate_some(lost)}"
+        raise PredictionError("E504", message)
+    rows = np.array([place[name] for name in ids], dtype=np.intp)
+    return replace(
+        member,
+        ids=tuple(ids),
+        logits={view: values[rows] for view, values in member.logits.items()},
+        looks=None,
+        filled=tuple(name for name in member.filled if name in set(ids)),
     )

@@ -17,7 +17,7 @@ from ensemble.errors import DataError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import join_rows
 from ensemble.predictions.dataset import Predictions, hash_ids, require_none_missing
-from ensemble.predictions.members import common_views, members_by_name
+from ensemble.predictions.members import common_views, members_by_name, select_images
 from ensemble.predictions.truth import Truth
 
 ALL_FOLDS = "give the predictions of every fold, and a ground truth that has their images and no others"
@@ -79,20 +79,10 @@ def held_out_part(members: Sequence[Predictions], truth: Truth, *, listener: Lis
 
 def _of_fold(member: Predictions, fold_of: Mapping[str, int], fold: int) -> Predictions:
     """Return the predictions of the images of a fold."""
-    rows = [row for row, name in enumerate(member.ids) if fold_of.get(name) == fold]
-    logits = {view: values[rows] for view, values in member.logits.items()}
-    for values in logits.values():
-        values.flags.writeable = False
-    ids = tuple(member.ids[row] for row in rows)
-    own = set(ids)
-    return replace(
-        member,
-        ids=ids,
-        logits=logits,
-        sha256=hashlib.sha256(f"{member.sha256} {hash_ids(ids)}".encode()).hexdigest(),
-        filled=tuple(name for name in member.filled if name in own),
-        missing=tuple(name for name in member.missing if fold_of.get(name) == fold),
-    )
+    ids = [name for name in member.ids if fold_of.get(name) == fold]
+    digest = hashlib.sha256(f"{member.sha256} {hash_ids(ids)}".encode()).hexdigest()
+    missing = tuple(name for name in member.missing if fold_of.get(name) == fold)
+    return replace(select_images(member, ids), sha256=digest, missing=missing)
 
 
 def _join_splits(splits: Sequence[Predictions]) -> Predictions:

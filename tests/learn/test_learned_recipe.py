@@ -24,6 +24,7 @@ from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
 from ensemble.learn.learn import learn
 from ensemble.learn.learned_recipe import learned_recipe
 from ensemble.predictions.dataset import Part, Predictions, part_path, write_complete, write_part
+from ensemble.predictions.members import select_images
 from ensemble.predictions.truth import Truth
 from tests.learn.test_learn import contest
 from tests.support import toys
@@ -106,6 +107,53 @@ def test_views_that_only_the_new_predictions_have_are_named_and_left_out(tmp_pat
     assert "lack the view hflip, which a, b, c" in said[0]
     assert "--views hflip" in said[0]
     assert set(chosen.recipe.views) == {"identity"}
+
+
+def test_images_that_are_learned_from_are_no_new_images(tmp_path: Path) -> None:
+    """Of all training images by all folds nothing is averaged (W528); among new ones they do not change a recipe.
+
+    Images of other content under the same names count as new.
+    """
+    scenario = make_contest("B", seed=0, members=2)
+    members, truth = scenario.draw(40, seed=1)
+    others, _ = scenario.draw(40, seed=2)
+    write_truth(tmp_path / "truth.csv", truth)
+    fold = (np.arange(len(truth.ids)) // 7) % 2
+    rng = np.random.default_rng(0)
+
+    def folds_of(one: Predictions) -> list[Predictions]:
+        found = []
+        for number in (0, 1):
+            noise = rng.normal(0, 1, one.logits["identity"].shape)
+            noise[fold == number] *= 0.5  # images that the other fold was trained on
+            logits = {view: (values + noise).astype(np.float32) for view, values in one.logits.items()}
+            found.append(replace(one, member=f"{one.member}_f{number}", group=one.member, fold=number, logits=logits))
+        return found
+
+    seen = [part for one in members for part in folds_of(one)]
+    new = [part for one in others for part in folds_of(one)]
+    oof = [select_images(one, [truth.ids[i] for i in np.flatnonzero(fold == one.fold)]) for one in seen]
+    named = [replace(one, ids=tuple(f"new {name}" for name in one.ids)) for one in new]
+    joined = [
+        replace(
+            one,
+            ids=one.ids + other.ids,
+            logits={view: np.concatenate([values, other.logits[view]]) for view, values in one.logits.items()},
+        )
+        for one, other in zip(seen, named, strict=True)
+    ]
+
+    def learn_for(given: list[Predictions]) -> tuple[list[str], object]:
+        heard = Recorder()
+        chosen = choose_recipe(given, LearnFrom(oof, tmp_path / "truth.csv", method="mean"), listener=heard)
+        assert chosen.learned is not None
+        return [one.code for one in heard.notices if one.code in {"I526", "W528"}], chosen.learned.table_as_dicts()
+
+    assert learn_for(seen)[0] == ["W528"]
+    (codes, table), plain = learn_for(joined), learn_for(named)
+    assert (codes, plain[0]) == (["W528", "I526"], ["I526"])
+    assert table == plain[1]
+    assert learn_for(new)[0] == ["I526"]
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -18,8 +18,9 @@ from ensemble.labels import LabelSpace
 from ensemble.learn.learn import learn
 from ensemble.learn.learned_recipe import learned_recipe
 from ensemble.learn.student import compare_student
-from ensemble.learn.teacher import answer_by_own_models, count_passes, make_teacher, select_images
+from ensemble.learn.teacher import answer_by_own_models, count_passes, make_teacher
 from ensemble.predictions.dataset import Predictions, hash_ids
+from ensemble.predictions.members import select_images
 from ensemble.predictions.truth import Truth
 from tests.support.members import make_member
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoints.data.folds import Folds
@@ -29,7 +30,7 @@ class Killer(Listener):
 
 
 def fit(
-    rows: tuple[Row, ...], folds: Folds, out: Path, settings: TrainSettings, listener: Listener = SILENT
+    rows: Sequence[Row], folds: Folds, out: Path, settings: TrainSettings, listener: Listener = SILENT
 ) -> TrainedFold:
     """Train fold 1 of a member, which resumes."""
     return train_fold(TrainJob(rows, folds, "b", settings, out), 1, resumable=True, listener=listener)

@@ -30,8 +30,9 @@ from ensemble.blend.recipe import make_recipe
 from ensemble.errors import DataError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.learn.teacher import make_teacher, select_images
+from ensemble.learn.teacher import make_teacher
 from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.members import select_images
 from tests.support.members import make_member
 
 pytestmark = pytest.mark.slow  # torch is imported
