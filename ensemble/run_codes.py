@@ -109,7 +109,7 @@ RUN_CODES: dict[str, Code] = {
     # 8xx: stopped from outside
     "E801": Code(
         "The command was stopped by a signal; finished parts are kept.",
-        "run the same command again; ens crop, train, predict and submit resume",
+        "run the same command again; ens audit, crop, export, predict, probe, submit and train resume",
     ),
     # 802 and up: fused files, and what is made of them
     "E802": Code(
