@@ -76,9 +76,13 @@ def test_a_stopped_run_leaves_all(tmp_path: Path) -> None:
 
 
 def test_arrays_of_another_run_are_removed(tmp_path: Path) -> None:
-    """Files of another key are not used, and do not pile up."""
+    """Files of another key are not used, even where they hold empty arrays, and do not pile up."""
     killed(tmp_path)
-    assert len(states(tmp_path)) == 3
+    clock = Clock()
+    kept = KeptArrays(tmp_path, "toy", "a", clock=clock)
+    clock.now = 10
+    kept.add("empty", np.zeros((0, 3)))
+    assert len(states(tmp_path)) == 4
     other = KeptArrays(tmp_path, "toy", "b")
     assert (other.resumed, states(tmp_path)) == (0, [])
 

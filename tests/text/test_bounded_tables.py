@@ -103,6 +103,17 @@ def test_arrays_that_unpack_to_far_more_are_not_unpacked(tmp_path: Path) -> None
         read_external(path, LabelSpace.flat(3), options=ExternalOptions("logits"))
 
 
+def test_an_array_that_declares_far_more_than_it_has_is_not_made(tmp_path: Path) -> None:
+    """The shape in a header is compared with the bytes behind it before numpy makes room for it."""
+    header = io.BytesIO()
+    declared = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 3)}
+    np.lib.format.write_array_header_1_0(header, declared)
+    with zipfile.ZipFile(path := tmp_path / "a.npz", "w") as archive:
+        archive.writestr("identity.npy", header.getvalue() + b"\0" * 24)
+    with pytest.raises(ValueError, match=r"bytes for an array of \(1000000000, 3\)"):
+        load_arrays(path)
+
+
 def test_an_array_is_what_its_content_says(tmp_path: Path) -> None:
     """A .npy that is called .npz and the reverse are told as what they are."""
     np.save(tmp_path / "x.npy", np.zeros((3, 2)))
