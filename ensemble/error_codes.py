@@ -390,9 +390,10 @@ CODES: dict[str, Code] = {
         "write the class alone with --answers name, and add the score from the probabilities of the predictions",
     ),
     "W366": Code(
-        "Names of classes or groups differ only in letter case, spaces or invisible characters.",
+        "Names of classes or groups differ only in letter case, spaces, zeros or invisible characters.",
         "give one class, or one person, one name in the data; nothing to do where they are different ones",
     ),
+    "W367": Code("A class or group is named like a missing value.", "give these rows a value, or remove the rows"),
     "I547": Code("Several images were combined into one row.", "nothing to do"),
 }
 CODES |= MODEL_CODES | RUN_CODES

@@ -68,7 +68,7 @@ MODEL_CODES: dict[str, Code] = {
     "E427": Code("A model card cannot be read.", "export the model again with this version of ens, or upgrade ens"),
     "E428": Code("Two models have the same member name.", "export one of them again with another --member"),
     "E429": Code(
-        "An ONNX model exceeds the limits on bytes, fields, nodes or nesting depth.",
+        "An ONNX model exceeds the limits on bytes, fields, nodes, nesting depth or the size of a layer.",
         "export it again with ens export; it was not given to onnxruntime",
     ),
     "E430": Code("A checkpoint does not contain the requested weights.", "leave out --weights, or ask for others"),

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.runtime.model_file import refuse_oversized
 from ensemble.runtime.protobuf_limits import MAX_BYTES, MAX_NODES, TooLarge, WireError, measure
 from ensemble.runtime.zero_padding import keep_padded_zeros
 from ensemble.text.json_text import parse_json
@@ -120,6 +121,7 @@ def read_foreign(path: Path) -> ForeignModel:
                 "E429", f"{path.name} has functions that expand to more than {MAX_NODES:,} nodes", path=path
             )
         proto = onnx.inliner.inline_local_functions(proto)
+    refuse_oversized(proto, path)
     _leave_out_unread_inputs(proto.graph)
     return ForeignModel(path, proto, sha256, keep_padded_zeros(proto))
 

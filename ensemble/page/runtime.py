@@ -51,6 +51,8 @@ def read_runtime(place: Path | None) -> WebRuntime:
     try:
         if place.is_dir():
             return _from_folder(place)
+        if place.exists() and not place.is_file():  # a FIFO would block forever
+            raise FileError("E707", f"{place} is not a file", path=place)
         return _from_package(place.read_bytes(), str(place))
     except OSError as err:
         raise FileError("E707", f"{place} cannot be read: {err.strerror}", path=place) from err

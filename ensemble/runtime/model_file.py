@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.runtime.constant_sizes import find_oversized
 from ensemble.runtime.protobuf_limits import MAX_BYTES, TooLarge, WireError, measure
 
 INPUT, LOGITS, FEATURES = "image", "logits", "features"
@@ -68,6 +69,7 @@ def check_model(data: bytes, path: Path) -> ModelFile:
     model = _parse(data, path)
     _refuse_external_data(model, path)
     _refuse_unknown_operators(model, path)
+    refuse_oversized(model, path)
     card = _read_card(model, path)
     _require_contract(model, card, path)
     outputs = tuple(output.name for output in model.graph.output)
@@ -142,6 +144,18 @@ def _refuse_unknown_operators(model: onnx.ModelProto, path: Path) -> None:
             f"{path.name} has opset {opset} and IR {model.ir_version}; up to {newest} and {onnx.IR_VERSION} are known",
             path=path,
         )
+
+
+def refuse_oversized(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model with a layer whose constant inputs make a tensor of gigabytes.
+
+    Raises:
+        ModelError: E429.
+    """
+    found = find_oversized(model)
+    if found is not None:
+        layer = f"{found.operator} {found.name[:60]}"
+        raise ModelError("E429", f"{path.name}: {layer} makes {found.numbers:,} numbers", path=path)
 
 
 def find_card(model: onnx.ModelProto, path: Path) -> ModelCard | None:

@@ -110,7 +110,7 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     """
     text = _decode(data, path, listener)
     if "\0" in text:
-        raise DataError("E322", f"{path.name}: not a text file", path=path)
+        raise DataError("E322", f"{path.name}: not a text file", hint="save it as CSV in UTF-8", path=path)
     delimiter = delimiter_of(text)
     if delimiter != ",":
         named = {";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
@@ -124,7 +124,8 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
                 rows.append(tuple(cells))
                 lines.append(reader.line_num)
     except csv.Error as err:
-        raise DataError("E322", f"{path.name}: line {reader.line_num}: {err}", path=path) from err
+        hint = "see the line in a text editor: a quote that does not end, or a cell of over 100,000 characters"
+        raise DataError("E322", f"{path.name}: line {reader.line_num}: {err}", hint=hint, path=path) from err
     if not rows:
         raise DataError("E322", f"{path.name}: the file is empty", path=path)
     if headless:
@@ -160,7 +161,8 @@ def _decode(data: bytes, path: Path, listener: Listener) -> str:
             shown = encoding.upper() if wide else encoding
             listener.notice(Notice("I328", f"{path.name} is not UTF-8; it was read as {shown}", path))
         return text
-    raise DataError("E322", f"{path.name}: neither UTF-8 nor cp949 text", path=path)
+    hint = "save it as CSV in UTF-8"
+    raise DataError("E322", f"{path.name}: neither UTF-8 nor cp949 text", hint=hint, path=path)
 
 
 def delimiter_of(text: str) -> str:

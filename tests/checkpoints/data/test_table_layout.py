@@ -247,6 +247,11 @@ def _error(place: Path, **arguments: object) -> EnsError:
         ("caf\u00e9", "CAFE\u0301", True),
         ("\uff23at", "cat", True),
         ("strasse", "Stra\u00dfe", True),
+        ("01", "1", True),
+        ("p 1.0", "p 1", False),
+        ("1.50", "1.5", False),
+        ("0", "00", True),
+        ("10", "1", False),
         ("A-", "A", False),
         ("1 1", "11", False),
         ("cat", "cats", False),
@@ -260,11 +265,30 @@ def test_names_that_are_hardly_told_apart_are_said(tmp_path: Path, one: str, oth
     assert ("W366" in [notice.code for notice in recorder.notices]) is alike
 
 
+@pytest.mark.parametrize(
+    ("word", "said"), [("nan", True), ("NA", True), ("<NA>", True), ("NULL", True), ("none", False), ("nana", False)]
+)
+def test_names_of_missing_values_are_said(tmp_path: Path, word: str, said: bool) -> None:
+    """W367 of a class, and of patients: what pandas writes for an empty cell would be one class, or one patient."""
+    lines = (f"{i}.jpg,{['cat', 'dog', word][i % 3]},{['p', 'q', word][i % 3]}" for i in N)
+    recorder = Recorder()
+    read_dataset(contest(tmp_path, "{0}.jpg", "image,label,patient_id", *lines), listener=recorder)
+    found = [notice.message for notice in recorder.notices if notice.code == "W367"]
+    assert found == (
+        [
+            f"classes that are named like a missing value: {word}",
+            f"patients that are named like a missing value: {word}",
+        ]
+        if said
+        else []
+    )
+
+
 def test_groups_that_are_hardly_told_apart_are_said(tmp_path: Path) -> None:
     """The same patient in two spellings would be in two folds."""
     lines = (f"{i}.jpg,{i % 2},{['P1', 'p1', 'P2'][i % 3]}" for i in N)
     _, said = heard(contest(tmp_path, "{0}.jpg", "image,label,patient_id", *lines))
-    assert "patients that differ only in letter case, spaces or unseen characters: P1 and p1" in said
+    assert "patients that differ only in letter case, spaces, zeros or unseen characters: P1 and p1" in said
 
 
 def test_groups_and_folds_of_the_table(tmp_path: Path) -> None:
