@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,12 +121,20 @@ def _read_class_weights(path: Path) -> dict[str, dict[str, float]]:
 
 def _parse_thresholds(text: str) -> float | dict[str, float]:
     from ensemble.blend.recipe import parse_weights
+    from ensemble.errors import PredictionError
     from ensemble.text.plain_numbers import to_float
 
+    hint = "give one number for all labels, such as 0.4, or some by name, such as cat=0.3,dog=0.6"
     try:
-        return to_float(text)
+        found: float | dict[str, float] = to_float(text)
     except ValueError:
-        return parse_weights(text)
+        try:
+            found = parse_weights(text)
+        except PredictionError as err:
+            raise PredictionError("E508", f"--thresholds {err.message}", hint=hint) from err
+    if not all(map(math.isfinite, found.values() if isinstance(found, dict) else (found,))):
+        raise PredictionError("E508", f"--thresholds {text[:80]}: a threshold is not a finite number", hint=hint)
+    return found
 
 
 def _parse_smoothing(

@@ -29,6 +29,7 @@ from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import completeness, formats
 from ensemble.images.deep_color import mend_tiff
 from ensemble.images.metadata import strip_metadata, turn_of
+from ensemble.images.on_white import composite_on_white
 from ensemble.images.storage import RemoteImage
 from ensemble.images.time_limit import LIMIT, run_limited
 
@@ -318,9 +319,6 @@ def _upright_rgb(image: Image.Image, notices: list[str]) -> DecodedImage:
     return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
 
 
-_WHITE = (255, 255, 255, 255)
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -337,8 +335,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise DamagedImageError("E301", "the image is truncated or damaged: it has no palette")
     try:
         if image.has_transparency_data:
-            shown = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", shown.size, _WHITE), shown).convert("RGB")
+            return composite_on_white(image)
         return image.convert("RGB")
     except ValueError as err:
         raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err

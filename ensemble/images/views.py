@@ -106,6 +106,8 @@ def _parse(text: str) -> tuple[View, ...]:
     name = ":".join(part for part in parts if "=" not in part)
     if not pairs:
         return _parse_pixels(name)
+    if not name:
+        raise OptionError("E201", f"{text!r} is not a view: labels are exchanged as in hflip:left=right:up=down")
     swaps, suffix = parse_swaps(pairs, view=text), ":".join(pairs)
     return tuple(replace(view, name=f"{view.name}:{suffix}", swaps=swaps) for view in _parse_pixels(name))
 

@@ -78,7 +78,9 @@ def read_row_map(path: Path, *, how: Combination = "mean", listener: Listener = 
         weights = np.array([_weight(cells[header.index("weight")]) for cells in table.rows])
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
-        raise DataError("E384", f"{path.name}: line {table.lines[int(bad[0])]}: the weight is not valid", path=path)
+        row = int(bad[0])
+        shown = table.rows[row][header.index("weight")][:40]
+        raise DataError("E384", f"{path.name}: line {table.lines[row]}: {shown!r} is not a weight", path=path)
     found = RowMap(tuple(images), tuple(rows), weights, how)
     empty = [
         name for name, total in zip(found.ids, _sum(found, weights[:, np.newaxis])[:, 0], strict=True) if not total

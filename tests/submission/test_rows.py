@@ -57,8 +57,8 @@ def test_certain_images_make_a_certain_row() -> None:
     [
         ("image,group\na,x\n", "expected image,row"),
         ("image,row\na,x\na,x\n", "more than once"),
-        ("image,row,weight\na,x,-1\n", "line 2: the weight is not valid"),
-        ("image,row,weight\na,x,lots\n", "line 2: the weight is not valid"),
+        ("image,row,weight\na,x,-1\n", "line 2: '-1' is not a weight"),
+        ("image,row,weight\na,x,lots\n", "line 2: 'lots' is not a weight"),
         ("image,row,weight\na,x,0\n", "all weights of row x are 0"),
         ("image,row\n,x\n", "empty"),
     ],
