@@ -40,7 +40,7 @@ from tests.harness.kills import Command, contents, require_whole
 from tests.support import toys
 from tests.support.children import ROOT
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = ("SIGINT", "SIGTERM")
 AT_ONCE = 2.0  # seconds of the clock, where nothing is written
 LONGEST = 15.0  # seconds of the clock, in which results are written
 _LIMIT = 1800  # seconds of the clock that a command may take on a machine that others use too
@@ -118,8 +118,17 @@ def stop(command: Command, out: Path, number: signal.Signals, moment: float) -> 
     return seconds
 
 
-def stop_often(folder: Path, *, times: int, seed: int = 0, names: Collection[str] = (), tell: bool = False) -> Stops:
-    """Stop commands ``times`` times, work in ``folder``; ``names`` are those of the commands, by default all.
+def stop_often(
+    folder: Path,
+    *,
+    times: int,
+    seed: int = 0,
+    names: Collection[str] = (),
+    signals: Sequence[str] = SIGNALS,
+    tell: bool = False,
+) -> Stops:
+    """Stop commands ``times`` times, work in ``folder``; ``names`` are those of the commands, by default all, and
+    ``signals`` those that they get in turn.
 
     Raises:
         AssertionError: when a command ends in another way than it must, or a file is torn, differs or is left over.
@@ -139,7 +148,7 @@ def stop_often(folder: Path, *, times: int, seed: int = 0, names: Collection[str
             stops.seconds[name], stops.ended[name] = [], 0
         out = folder / "stopped" / name
         command.prepare(out)
-        sent = SIGNALS[number // len(commands) % 2]
+        sent = signal.Signals[signals[number // len(commands) % len(signals)]]
         moment = generator.uniform(0, seconds[name])
         took = stop(command, out, sent, moment)
         if took is None:
@@ -292,9 +301,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--times", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", nargs="+", choices=tuple(MAKERS), default=tuple(MAKERS))
+    parser.add_argument("--signals", nargs="+", choices=(*SIGNALS, "SIGHUP", "SIGKILL"), default=SIGNALS)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        stops = stop_often(Path(folder), times=options.times, seed=options.seed, names=options.commands, tell=True)
+        chosen = {"names": options.commands, "signals": options.signals}
+        stops = stop_often(Path(folder), times=options.times, seed=options.seed, tell=True, **chosen)
     print(f"{options.times} stops, and every byte as without them\n{stops.render()}")  # noqa: T201 - as above
 
 
