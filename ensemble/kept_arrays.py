@@ -39,10 +39,19 @@ _PACKAGES = ("ens-onnx", "numpy", "scipy", "scikit-learn", "onnxruntime", "Pillo
 class KeptArrays:
     """Arrays by the name of their step; ``key`` tells all that they depend on, beside the versions of the packages.
 
-    Files of other keys, and damaged ones, are removed and not used. The folder has one writer: see `files.locked`.
+    Files of other keys, and damaged ones, are removed and not used; with ``fresh`` all are. The folder has one writer:
+    see `files.locked`.
     """
 
-    def __init__(self, folder: Path, name: str, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        key: str,
+        *,
+        fresh: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         versions = [(package, _version(package)) for package in _PACKAGES]
         self._key = hashlib.sha256(json.dumps([key, versions]).encode("utf-8", "surrogateescape")).hexdigest()
         self._folder, self._name, self._clock = folder, name, clock
@@ -52,7 +61,7 @@ class KeptArrays:
         self._number = 0
         for number, path in _files(folder, name):
             self._number = max(self._number, number + 1)
-            arrays = read_state(path, self._key)
+            arrays = None if fresh else read_state(path, self._key)
             if arrays is None:
                 _try_remove(path)
             else:

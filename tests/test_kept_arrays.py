@@ -87,6 +87,13 @@ def test_arrays_of_another_run_are_removed(tmp_path: Path) -> None:
     assert (other.resumed, states(tmp_path)) == (0, [])
 
 
+def test_a_fresh_start_finds_nothing(tmp_path: Path) -> None:
+    """Files of the same run are removed as well."""
+    killed(tmp_path)
+    assert KeptArrays(tmp_path, "toy", "a", fresh=True).resumed == 0
+    assert states(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "damage",
     [

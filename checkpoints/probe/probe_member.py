@@ -186,7 +186,7 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
     with ExitStack() as stack:
         stack.enter_context(locked(job.folder))
         _require_free(job, fresh=fresh)
-        kept = stack.enter_context(KeptArrays(job.folder, "probe", _state_of(job)))
+        kept = stack.enter_context(KeptArrays(job.folder, "probe", _state_of(job), fresh=fresh))
         if kept.resumed:
             text = f"{job.member} resumes: {kept.resumed:,} steps of a probe that did not end are kept"
             listener.notice(Notice("I445", text, job.folder))
