@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.labels import LabelSpace
 from ensemble.ordinal import ordered_positions
-from ensemble.text.json_text import parse_json, require_no_flags
+from ensemble.text.json_text import parse_json, require_names, require_no_flags
 from ensemble.text.plain_numbers import is_count, to_float
 
 SCHEMA = 1
 METADATA_KEY = "ens.card"
 _MOST_IMAGES, _MOST_FOLDS = 10**12, 10**6
+_NEEDED = ("member", "arch", "labels", "preprocess", "mean", "std", "checkpoint_sha256")
 MAX_CARD = 20_000_000  # letters; the card of 100,000 classes has a tenth
 
 Resize = Literal["squash", "center", "pad"]
@@ -290,8 +291,9 @@ class ModelCard:
             if len(text) > MAX_CARD:
                 raise ModelError("E427", f"the card has {len(text):,} letters; {MAX_CARD:,} are allowed")
             value = parse_json(text)
+            require_names(value, "it", needed=("schema",))
             schema = value["schema"]
-        except (ValueError, TypeError, KeyError) as err:
+        except ValueError as err:
             raise ModelError("E427", f"the card is not JSON with a schema ({err}): {text[:60]!r}") from err
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
@@ -300,6 +302,7 @@ class ModelCard:
             raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
         try:
             require_no_flags(value, besides=("checks", "sources", "tools"))
+            require_names(value, "it", needed=_NEEDED)
             preprocess = value.pop("preprocess")
             counts = value.pop("class_counts", None)
             return cls(
@@ -312,7 +315,8 @@ class ModelCard:
                 **value,
             )
         except (TypeError, KeyError, ValueError, OverflowError, EnsError) as err:
-            raise ModelError("E427", f"the card does not have the fields of schema {schema}: {err}") from err
+            why = err.message if isinstance(err, EnsError) else err
+            raise ModelError("E427", f"the card does not have the fields of schema {schema}: {why}") from err
 
 
 @functools.cache
@@ -336,9 +340,11 @@ def _json_types_of(annotation: Any) -> tuple[type, ...]:
 
 
 def _preprocess_from(value: dict[str, Any]) -> Preprocess:
+    require_names(value, "preprocess", known=Preprocess.__dataclass_fields__, needed=("size",))
     settings = value | {key: tuple(value[key]) for key in ("size", "fill", "scale") if key in value}
     if "face" in value:
         face = value["face"]
+        require_names(face, "face", known=FaceCrop.__dataclass_fields__, needed=("margin", "fallback"))
         settings["face"] = FaceCrop(**face | {"fallback": tuple(face["fallback"])})
     return Preprocess(**settings)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -231,4 +233,26 @@ def test_a_card_with_absurd_counts_is_refused(field: dict[str, object]) -> None:
     """Numbers of images and folds that no training has would fail where they are used: E427."""
     with pytest.raises(ModelError) as caught:
         ModelCard.from_json(json.dumps(json.loads(toys.CARD.to_json()) | {"group": "g"} | field))
+    assert caught.value.code == "E427"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: [value], "it must be an object, not a list"),
+        (lambda value: None, "it must be an object, not null"),
+        (lambda value: {k: v for k, v in value.items() if k != "schema"}, "it lacks 'schema'"),
+        (lambda value: {k: v for k, v in value.items() if k != "preprocess"}, "it lacks 'preprocess'"),
+        (lambda value: {k: v for k, v in value.items() if k != "mean"}, "it lacks 'mean'"),
+        (lambda value: value | {"preprocess": {"sizes": [8, 8]}}, "preprocess lacks 'size'"),
+        (lambda value: value | {"preprocess": {"size": [8, 8], "x": 1}}, "preprocess has the unknown name 'x'"),
+        (lambda value: value | {"preprocess": {"size": [8, 8], "face": []}}, "face must be an object, not a list"),
+        (lambda value: value | {"preprocess": {"size": [8, 8], "face": {"margin": 0}}}, "face lacks 'fallback'"),
+        (lambda value: value | {"fold": -1}, "schema 1: fold must be a number from 0"),
+    ],
+)
+def test_what_a_card_lacks_is_named(change: Callable[[Any], Any], said: str) -> None:
+    """In words of the card: Python's own were shown, such as 'NoneType' object is not subscriptable."""
+    with pytest.raises(ModelError, match=re.escape(said)) as caught:
+        ModelCard.from_json(json.dumps(change(json.loads(toys.CARD.to_json()))))
     assert caught.value.code == "E427"

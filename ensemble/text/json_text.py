@@ -40,6 +40,23 @@ def read_utf8(path: Path, *, limit: int = MAX_BYTES) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
+def require_names(value: Any, what: str, *, known: Collection[str] | None = None, needed: Collection[str] = ()) -> None:
+    """Check that a JSON value is an object with the names ``needed``, and where ``known`` is given with no others.
+
+    Raises:
+        ValueError: with ``what`` the value is, and the first name that is missing or unknown.
+    """
+    if not isinstance(value, Mapping):
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise ValueError(f"{what} must be an object, not {kind}")  # noqa: TRY004 - as every other fault of a JSON text
+    for name in needed:
+        if name not in value:
+            raise ValueError(f"{what} lacks {name!r}")
+    for name in value:
+        if known is not None and name not in known:
+            raise ValueError(f"{what} has the unknown name {name[:60]!r}")
+
+
 def require_no_flags(value: Any, *, besides: Collection[str] = ()) -> None:
     """Check that true and false stand nowhere in a JSON value but under the names ``besides``.
 
