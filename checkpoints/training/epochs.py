@@ -214,6 +214,7 @@ def _run_epoch(state: TrainingState, loop: _Loop) -> None:
         raise ModelError("E440", f"{loop.data.name}: the loss of epoch {number} is {loss}")
     speed = steps * settings.batch * settings.accumulate / (time.perf_counter() - start)
     scored = state.model if state.averaged is None else state.averaged
+    loop.listener.detail(f"epoch {number}: the hold-out part is predicted")
     scores = _score(scored, loop.data.holdout, settings, loop.distributed)
     score = scores.main
     if score >= state.best_score:

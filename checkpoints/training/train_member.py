@@ -137,7 +137,10 @@ def train_member(
                     train_fold(job, fold, images, resumable=True, distributed=distributed, listener=listener)
                 )
                 if distributed.is_main:
+                    stage = f"predict what {trained[-1].card.member} held out"
+                    listener.progress(stage, 0, 1)
                     _write_holdout(job, trained[-1], images, fingerprint, distributed.device)
+                    listener.progress(stage, 1, 1)
                     remove(job.state_path(fold))
                     remove(job.step_state_path(fold))
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):

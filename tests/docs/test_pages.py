@@ -31,7 +31,7 @@ def name(value: object) -> str:
 
 def options_in(text: str) -> set[str]:
     """Every word of a command line or code span that looks like an option."""
-    return set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*|-[a-z]\b)", text))
+    return set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*|-[a-z]\b)", text))
 
 
 @pytest.mark.parametrize("command", ens.commands)

@@ -22,6 +22,7 @@ from ensemble.blend.blend import blend
 from ensemble.blend.recipe import make_recipe
 from ensemble.card import Preprocess
 from ensemble.errors import ModelError, OptionError, PredictionError
+from ensemble.events import Listener
 from ensemble.labels import MASK18
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.read_members import read_members
@@ -42,19 +43,42 @@ def make_rows(folder: Path) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+class Heard(Listener):
+    """Keeps what is said about progress."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self.said.append(f"{stage} {done}")
+
+    def detail(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
-    """Training fold by fold gives the bytes of one run; `ens blend --oof` reads them; other settings are E442."""
+    """Training fold by fold gives the bytes of one run; `ens blend --oof` reads them; other settings are E442.
+
+    What takes long is said: the epochs, and the predictions of what was held out.
+    """
     rows = make_rows(tmp_path)
     folds = make_folds(rows, folds=2, seed=0)
     write_folds(tmp_path / "folds.csv", folds)
     assert read_folds(tmp_path / "folds.csv", rows) == folds
 
+    heard = Heard()
+
     def fit(out: str, only_fold: int | None = None, settings: TrainSettings = SETTINGS):  # type: ignore[no-untyped-def]
-        return train_member(TrainJob(rows, folds, "m", settings, tmp_path / out), only_fold=only_fold)
+        job = TrainJob(rows, folds, "m", settings, tmp_path / out)
+        return train_member(job, only_fold=only_fold, listener=heard)
 
     with pytest.raises(OptionError, match=r"channels in 0\.\.1"):
         fit("c", settings=replace(SETTINGS, mean=(123.7, 116.3, 103.5)))
     whole = fit("a")
+    stages = [stage for k in (0, 1) for stage in (f"train m_f{k}", f"predict what m_f{k} held out")]
+    ends = [f"{stage} {done}" for stage in stages for done in (0, 1)]
+    assert [one for one in heard.said if one.startswith(("train", "predict"))] == ends
+    assert heard.said.count("epoch 1: the hold-out part is predicted") == 2
     assert fit("b", 1).oof is None
     rest = fit("b")
     assert rest.kept == (1,)
