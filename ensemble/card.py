@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.labels import LabelSpace
 from ensemble.ordinal import ordered_positions
-from ensemble.text.json_text import parse_json, require_names, require_no_flags
+from ensemble.text.json_text import parse_json, require_names
+from ensemble.text.json_types import require_record_types
 from ensemble.text.plain_numbers import is_count, to_float
 
 SCHEMA = 1
@@ -301,8 +302,8 @@ class ModelCard:
         if odd:
             raise ModelError("E427", f"the card has fields that are unknown or of another type: {', '.join(odd)}")
         try:
-            require_no_flags(value, besides=("checks", "sources", "tools"))
             require_names(value, "it", needed=_NEEDED)
+            require_record_types(value, cls, besides=("labels",))  # a list of names will do for these
             preprocess = value.pop("preprocess")
             counts = value.pop("class_counts", None)
             return cls(

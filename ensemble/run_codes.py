@@ -196,14 +196,4 @@ RUN_CODES: dict[str, Code] = {
         "Which face detector is used, and why.",
         "name one with --detector: boxes for training and prediction need the same",
     ),
-    # 5xx: predictions of training images
-    "W528": Code(
-        "Images to be blended are among those that a recipe is learned from.",
-        "give PREDICTIONS of new images, so that it is learned for the mean of the folds",
-    ),
-    "I593": Code(
-        "Of predictions of all training images, those of each model's held-out images are taken, by the ground truth's "
-        "column fold.",
-        "check the column if the numbers of images are not those of the folds",
-    ),
 }

@@ -35,6 +35,7 @@ from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_i
 from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
+from exporters.gate_inputs import require_judges
 from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
@@ -124,6 +125,7 @@ def export(
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
     _tell_grey(card, checkpoint, listener)
     _require_images(card, gate_images, truth)
+    require_judges(checkpoint, card, gate_images, truth)
     without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
     if without_boxes and card.preprocess.face is not None:
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")

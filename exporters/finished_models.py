@@ -15,8 +15,13 @@ from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
 from ensemble.files import remove, sha256_file, write_atomic
 from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.json_types import require_field_types, require_type
 
 _NAME = ".export.state"
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("checkpoint", "file", "sha256", "member", "line"), str),
+    "values": Mapping[str, Any],
+}
 _PACKAGES = ("ens-onnx", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
 
 
@@ -106,8 +111,12 @@ class FinishedModels:
         try:
             record = parse_json(read_utf8(self._path))
             models: dict[str, dict[str, Any]] = record["models"] if record["run"] == self._run else {}
-            keys = {"checkpoint", "file", "sha256", "member", "line", "values"}
-            whole = all(keys <= one.keys() and os.path.basename(one["file"]) == one["file"] for one in models.values())
+            require_type(models, Mapping[str, Mapping[str, Any]], "models")
+            for one in models.values():
+                require_field_types(one, _KINDS)
+            whole = all(
+                _KINDS.keys() <= one.keys() and os.path.basename(one["file"]) == one["file"] for one in models.values()
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
         return models if whole else {}

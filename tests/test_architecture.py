@@ -128,6 +128,7 @@ def test_the_command_line_starts_light() -> None:
             "errors",
             "events",
             "model_codes",
+            "prediction_codes",
             "progress_lines",
             "run_codes",
             "stop_signals",
@@ -137,7 +138,11 @@ def test_the_command_line_starts_light() -> None:
     light |= {"checkpoints.training.settings", "checkpoints.data.table_options"}  # for the defaults of `ens train`
     modules = [ROOT / "ensemble" / module for module in ("cli.py", "__main__.py", "terminal.py", "errors.py")]
     modules += [ROOT / "ensemble" / "events.py", ROOT / "ensemble" / "error_codes.py"]
-    modules += [ROOT / "ensemble" / "run_codes.py", ROOT / "ensemble" / "model_codes.py"]
+    modules += [
+        ROOT / "ensemble" / "run_codes.py",
+        ROOT / "ensemble" / "model_codes.py",
+        ROOT / "ensemble" / "prediction_codes.py",
+    ]
     modules += [ROOT / "ensemble" / "progress_lines.py", ROOT / "ensemble" / "stop_signals.py"]
     modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):

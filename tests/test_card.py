@@ -89,10 +89,14 @@ def test_newer_cards_are_refused() -> None:
         (("preprocess", "fill"), [True, False, True]),
         (("preprocess", "scale"), [False, 255]),
         (("preprocess", "channels"), True),
+        (("sources", "mean"), 3),
+        (("tools", "timm"), 1.0),
+        (("class_counts",), {"0": 1}),
+        (("ordinal",), "age"),
     ],
 )
 def test_true_is_not_the_number_1(place: tuple[str, ...], value: Any) -> None:
-    """A card with true or false where a number or text belongs is E427."""
+    """A card with true or false where a number or text belongs is E427, as with any other type."""
     changed: dict[str, Any] = json.loads(CARD.to_json())
     inner = changed
     for name in place[:-1]:

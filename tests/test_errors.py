@@ -72,7 +72,7 @@ def calls(name_pattern: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path.name}:{node.lineno}", name, code
 
 
-CATALOGUE = ("error_codes.py", "model_codes.py", "run_codes.py")
+CATALOGUE = ("error_codes.py", "model_codes.py", "prediction_codes.py", "run_codes.py")
 
 
 def test_every_code_in_use_is_cataloged() -> None:

@@ -127,6 +127,21 @@ def test_resamples_are_those_of_drawing_the_clusters_themselves() -> None:
         np.testing.assert_array_equal(matrix, sklearn_confusion(truth[rows], answered[rows], labels=range(3)))
 
 
+@pytest.mark.parametrize("by_person", [False, True])
+def test_rows_that_were_not_drawn_are_counted_once(*, by_person: bool) -> None:
+    """The out-of-bag matrices, with clusters and without, are of the rows that the same draws leave out."""
+    generator = np.random.default_rng(1)
+    truth, answered = generator.integers(3, size=(2, 40))
+    persons = [f"p{i}" for i in generator.integers(9, size=40)] if by_person else None
+    found = metrics.bootstrap(truth, answered, classes=3, clusters=persons, resamples=8, seed=2, left_out=True)
+    names = sorted(set(persons)) if persons is not None else list(range(40))
+    again = np.random.default_rng(2)
+    for matrix in found:
+        drawn = {names[k] for k in again.integers(len(names), size=len(names))}
+        rows = [i for i in range(40) if (i if persons is None else persons[i]) not in drawn]
+        np.testing.assert_array_equal(matrix, sklearn_confusion(truth[rows], answered[rows], labels=range(3)))
+
+
 def test_the_bootstrap_is_seeded() -> None:
     """The same seed gives the same matrices, another seed others."""
     truth, answered = np.random.default_rng(0).integers(3, size=(2, 40))

@@ -39,7 +39,8 @@ from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds
 from ensemble.predictions.out_of_fold import gather_folds
 
-MOST_CROPPED = 20_000  # images; the search for crops takes time that grows with their square
+MOST_CROPPED = 50_000  # images; the search for crops takes time that grows with their square
+_CROP_SECONDS = 1200 / 50_000**2  # of a core per squared image: an extrapolation of one block of 512 images
 _DESCRIBED = 10  # axes
 
 
@@ -127,17 +128,16 @@ def audit_dataset(
         OptionError: E204 when a recipe comes without predictions, or an axis to join does not exist.
         PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`, or not those of the recipe.
     """
-    # predictions are matched before any image is read
+    # images are listed and predictions are matched before any image is read
+    listing = None if evaluation is None else list_images(evaluation, listener=listener)
     folds = folds or data.folds
     models, judged = _judge_labels(data, predictions, recipe, settings, folds, listener)
     findings = [_label_finding(data.rows[error.row], error, settings.sure) for error in judged.errors]
-    listing = None if evaluation is None else list_images(evaluation, listener=listener)
     paths = [row.path for row in data.rows] + ([] if listing is None else list(listing.paths))
     count = len(data.rows)
     crops = settings.crops if settings.crops is not None else len(paths) <= MOST_CROPPED
     if not crops and settings.crops is None:
-        text = f"{len(paths):,} images: cropped copies are not looked for; --crops yes does, which may take hours"
-        listener.notice(Notice("W861", text))
+        listener.notice(Notice("W861", _why_no_crops(len(paths))))
     thumbnails = make_thumbnails([Path(path) for path in paths], workers=settings.workers, kept=kept, listener=listener)
     pairs = find_near_duplicates(thumbnails, crops=crops, kept=kept, listener=listener)
     names = [row.id for row in data.rows] + ([] if listing is None else list(listing.ids))
@@ -181,6 +181,13 @@ def _size_and_time(path: Any) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+def _why_no_crops(images: int) -> str:
+    """Return the message that cropped copies are not looked for, with the time that this would take."""
+    hours = images**2 * _CROP_SECONDS / 3600
+    long = f"{hours:.0f} hours" if hours >= 2 else f"{max(1, round(60 * hours))} minutes"
+    return f"{images:,} images: cropped copies are not looked for; --crops yes does, for about {long} of one core"
 
 
 def _judge_labels(

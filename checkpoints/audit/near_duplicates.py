@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoints.audit.thumbnails import Thumbnails, sum_tables, window_means
+from checkpoints.audit.thumbnails import SumTables, Thumbnails, sum_tables, window_means
 from ensemble.arrays import Floats
 from ensemble.events import SILENT, Listener
 from ensemble.kept_arrays import KeptArrays
@@ -149,7 +149,7 @@ def _keep_candidates(kept: KeptArrays | None, flip: bool, search: Callable[[], _
     return found
 
 
-def _copies(sources: Floats, tables: Floats, found: _Candidates, limits: CopyLimits, *, crops: bool) -> Floats:
+def _copies(sources: SumTables, tables: SumTables, found: _Candidates, limits: CopyLimits, *, crops: bool) -> Floats:
     """Return a row ``(7,)`` for each copy: its image, the other one, the four sides of the window and the likeness."""
     if crops:
         found, likeness = _move(sources, tables, found, _COARSE, moves=2)
@@ -167,7 +167,7 @@ def _pairs(rows: Floats, *, flip: bool) -> list[NearDuplicate]:
     ]
 
 
-def _descriptors(tables: Floats, rows: NDArray[np.intp], windows: Floats) -> NDArray[np.float32]:
+def _descriptors(tables: SumTables, rows: NDArray[np.intp], windows: Floats) -> NDArray[np.float32]:
     """Return ``(len(rows) * len(windows), 36)`` of length one, image by image."""
     means = window_means(tables, np.repeat(rows, len(windows)), np.tile(windows, (len(rows), 1)), _CELLS)
     flat = means.reshape(len(means), means.shape[1] * means.shape[2])
@@ -175,7 +175,7 @@ def _descriptors(tables: Floats, rows: NDArray[np.intp], windows: Floats) -> NDA
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9), np.float32)
 
 
-def _candidates(sources: Floats, tables: Floats, rows: NDArray[np.intp], windows: Floats) -> _Candidates:
+def _candidates(sources: SumTables, tables: SumTables, rows: NDArray[np.intp], windows: Floats) -> _Candidates:
     """Return for each image, whole, the images whose windows are most like it, each with its best window."""
     queries = _descriptors(sources, rows, _WHOLE)
     likeness = np.full((len(rows), _NEAREST), -1, np.float32)
@@ -208,7 +208,9 @@ def _candidates(sources: Floats, tables: Floats, rows: NDArray[np.intp], windows
     return _Candidates(copies, others[chosen], windows[places[chosen]])
 
 
-def _move(sources: Floats, tables: Floats, found: _Candidates, cells: int, *, moves: int) -> tuple[_Candidates, Floats]:
+def _move(
+    sources: SumTables, tables: SumTables, found: _Candidates, cells: int, *, moves: int
+) -> tuple[_Candidates, Floats]:
     """Return the windows, moved to where the pixels of a grid of cells correlate better, and the correlations."""
     wanted = _normalized(window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), cells))
     windows, kept = found.windows, found.windows.copy()
@@ -251,7 +253,7 @@ def _large_enough(windows: Floats) -> NDArray[np.bool_]:
     return np.asarray(((windows[:, 2:] - windows[:, :2]) > _LEAST_SIDE).all(axis=1))
 
 
-def _try_sides(sources: Floats, tables: Floats, found: _Candidates) -> _Candidates:
+def _try_sides(sources: SumTables, tables: SumTables, found: _Candidates) -> _Candidates:
     """Return the windows, with single sides and both moved in small steps to where the pixels correlate best."""
     wanted = _normalized(window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), _FINE))
     windows = found.windows.copy()
@@ -295,7 +297,7 @@ def _normalized(means: Floats) -> Floats:
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9))
 
 
-def _compare(sources: Floats, tables: Floats, found: _Candidates) -> tuple[Floats, Floats]:
+def _compare(sources: SumTables, tables: SumTables, found: _Candidates) -> tuple[Floats, Floats]:
     """Return the correlation of the aligned pixels, and the largest mean difference of 6 x 6 blocks, in shades."""
     one = window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), _FINEST)
     two = window_means(tables, found.others, found.windows, _FINEST)

@@ -25,6 +25,7 @@ SIDE = 64  # px of a thumbnail, whatever the aspect ratio of the image
 _CHUNK = 64
 
 Grey = NDArray[np.uint8]
+SumTables = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,14 +79,19 @@ def _thumbnail(path: Path) -> tuple[Grey, tuple[int, int]] | DataError:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)), image.size
 
 
-def sum_tables(grey: Grey) -> Floats:
-    """Return summed-area tables ``(N, SIDE + 1, SIDE + 1)``: entry ``[y, x]`` sums the pixels above and left."""
-    tables = np.zeros((len(grey), grey.shape[1] + 1, grey.shape[2] + 1), np.float64)
-    tables[:, 1:, 1:] = grey.astype(np.float64).cumsum(axis=1).cumsum(axis=2)
+def sum_tables(grey: Grey) -> SumTables:
+    """Return summed-area tables ``(N, SIDE + 1, SIDE + 1)``: entry ``[y, x]`` sums the pixels above and left.
+
+    float32 holds these whole numbers exactly: the largest is 64 x 64 x 255, below 2 ** 24.
+    """
+    tables = np.zeros((len(grey), grey.shape[1] + 1, grey.shape[2] + 1), np.float32)
+    inner = tables[:, 1:, 1:]
+    np.cumsum(grey, axis=1, dtype=np.float32, out=inner)
+    np.cumsum(inner, axis=2, out=inner)
     return tables
 
 
-def window_means(tables: Floats, rows: NDArray[np.intp], windows: Floats, cells: int) -> Floats:
+def window_means(tables: SumTables, rows: NDArray[np.intp], windows: Floats, cells: int) -> Floats:
     """Return ``(M, cells, cells)``: the mean brightness of a grid of cells over window m of the image ``rows[m]``.
 
     ``windows`` is ``(M, 4)``. Cells end between pixels: a summed-area table is linear within a pixel.

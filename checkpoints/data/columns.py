@@ -135,6 +135,16 @@ def choose_columns(table: Table, image: str, options: TableOptions) -> Columns:
         guesses.append(f"no two folds share a value of {group!r} (--group-column none: every image by itself)")
     if fold is not None and options.fold_column is None:
         guesses.append(f"the folds are those of column {fold!r} (--fold-column none: made by --folds)")
+    for given, found, names, what in (
+        (options.group_column, group, _GROUPS, "groups that no two folds share"),
+        (options.fold_column, fold, _FOLDS, "folds"),
+    ):
+        if given is None and found is None:
+            guesses += [
+                f"column {name!r} has one value, so it gives no {what}"
+                for name in table.header
+                if name not in taken and _rank(name, names) < len(names) and len(set(table.column(name))) == 1
+            ]
     unused = tuple(name for name in table.header if name not in taken)
     return Columns(image, labels, group, fold, tuple(guesses), unused)
 

@@ -18,7 +18,8 @@ from checkpoints.data.folder_layout import read_folders
 from checkpoints.data.folds import Folds
 from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, unmatched_ids
-from checkpoints.data.mask_contest import Row, read_contest
+from checkpoints.data.mask_contest import Row, is_contest_table, read_contest
+from checkpoints.data.scarce import tell_one_class
 from checkpoints.data.similar_names import tell_similar_names
 from checkpoints.data.table_file import TABLE_SUFFIXES, read_training_table
 from checkpoints.data.table_layout import read_table_layout
@@ -96,6 +97,7 @@ def read_dataset(
         listener.notice(Notice("I344", f"{len(made)} label fixes changed {images:,} images"))
     if not rows:
         raise DataError("E340", f"{train_dir} has no images left", path=train_dir)
+    tell_one_class(rows, data.labels, data.activation, listener=listener)
     return replace(data, rows=tuple(_with_age_cut(row, age_cut) for row in rows), applied=applied, age_cut=age_cut)
 
 
@@ -129,9 +131,7 @@ def _is_mask_contest(place: Path) -> bool:
     file = place / "train.csv"
     if not file.is_file():  # its images without its table would otherwise be one class per person
         return any((place / "images").glob("*/incorrect_mask.*"))
-    with file.open("rb") as stream:
-        head = stream.readline(4096).decode("utf-8-sig", "replace").lower()
-    return {"id", "gender", "age", "path"} <= {re.sub("[^a-z]", "", name) for name in head.split(",")}
+    return is_contest_table(file)
 
 
 def _find_table(place: Path, listener: Listener) -> Path | None:

@@ -74,7 +74,7 @@ DEFAULT = DetectorSettings()
 
 
 def find_faces(
-    images: Path,
+    images: Path | Listing,
     path: Path,
     *,
     settings: DetectorSettings = DEFAULT,

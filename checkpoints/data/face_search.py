@@ -78,7 +78,7 @@ class FoundFaces:
 
 
 def search_images(
-    images: Path,
+    images: Path | Listing,
     path: Path,
     start: Callable[[], AbstractContextManager[FaceDetector]],
     *,
@@ -87,7 +87,7 @@ def search_images(
     fresh: bool,
     listener: Listener,
 ) -> FoundFaces:
-    """Detect the face in every image below ``images`` and write the boxes to ``path``.
+    """Detect the face in every image below the folder ``images``, or of a list, and write the boxes to ``path``.
 
     ``start`` makes the detector, whose name and settings ``origin`` records: rows of an earlier run with the same
     origin are kept if the size of the image in bytes is the same, unless ``fresh``.
@@ -99,7 +99,7 @@ def search_images(
         Interrupted: E801 on Ctrl-C or SIGTERM; the boxes so far are kept.
     """
     files.require_writable(path.parent)
-    listing = list_images(images, listener=listener)
+    listing = images if isinstance(images, Listing) else list_images(images, listener=listener)
     store = FaceStore(path, origin, listing, fresh=fresh)
     with start() as finder:
         faults = run_slices(

@@ -11,7 +11,7 @@ from checkpoints.data.columns import whole
 from checkpoints.data.mask_contest import Row
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.listing import Listing, list_images
+from ensemble.images.listing import FOLLOW_LINKS, Listing, list_images
 from ensemble.labels import LabelSpace
 from ensemble.text.plain_numbers import is_count
 
@@ -77,6 +77,9 @@ def _require_classes(place: Path, classes: set[str]) -> None:
     if len(classes) < 2:
         tables = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.suffix.lower() in _TABLES)
         hint = f"give the table with the labels, such as {place / tables[0]}" if tables else None
+        linked = sorted(path.name for path in place.iterdir() if path.is_symlink() and path.is_dir())
+        if linked and not tables:
+            hint = f"{enumerate_some(linked)} are links to folders, which are not entered: {FOLLOW_LINKS}"
         message = f"{place}: all images are in one folder, {', '.join(classes) or place.name}, so there is one class"
         raise DataError("E340", message, path=place, hint=hint)
 

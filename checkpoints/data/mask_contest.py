@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -43,6 +44,17 @@ class Row:
     def target(self) -> int:
         """The class to train on; scores use ``label``."""
         return self.label if self.moved is None else self.moved
+
+
+def is_contest_table(file: Path) -> bool:
+    """Return whether a CSV has the columns of the contest's train.csv: people, and the folders of their images.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with file.open("rb") as stream:
+        head = stream.readline(4096).decode("utf-8-sig", "replace").lower()
+    return {"id", "gender", "age", "path"} <= {re.sub("[^a-z]", "", name) for name in head.split(",")}
 
 
 def read_contest(train_dir: Path) -> tuple[Row, ...]:

@@ -104,7 +104,7 @@ def find_weights(path: Path | None = None) -> bytes | None:
 
 
 def find_faces_retinaface(
-    images: Path,
+    images: Path | Listing,
     path: Path,
     weights: bytes,
     *,

@@ -17,8 +17,8 @@ from checkpoints.data.table_file import read_training_table
 from checkpoints.data.table_options import TableOptions
 from ensemble.card import Activation
 from ensemble.errors import DataError, NoImagesError, enumerate_some
-from ensemble.events import SILENT, Listener, Notice
-from ensemble.images.listing import list_images
+from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.images.listing import FOLLOW_LINKS, list_images
 from ensemble.labels import LabelSpace
 from ensemble.text.csv_table import Table
 
@@ -99,13 +99,20 @@ def read_table_layout(
     )
 
 
+_LINKED = "I317"  # of `list_images`, about folders that are links
+
+
 def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -> _FoundTable:
+    heard = Recorder()
     try:
-        index = ImageIndex(list_images(root).ids)
+        index = ImageIndex(list_images(root, listener=heard).ids)
     except NoImagesError as err:
-        if options.images is None:
+        if options.images is None and not any(notice.code == _LINKED for notice in heard.notices):
             raise NoImagesError("E316", err.message, path=root, hint="name the images' folder with --images") from err
         raise
+    linked = [notice for notice in heard.notices if notice.code == _LINKED]
+    for notice in linked:
+        listener.notice(notice)
     image = find_image_column(table, index, options)
     guesses: tuple[str, ...] = ()
     wide = widen_ids(table, index) if image is None else widen_rows(table, image, options)
@@ -129,7 +136,7 @@ def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -
     if set(map(normalize, cells)) <= set(map(normalize, index.files)) or _has_escaping(cells):
         return _FoundTable(table, columns, tuple(normalize(cell) for cell in cells), root)
     matched = index.match(cells, table=table.path.name)
-    _require_all(table, image, matched, index)
+    _require_all(table, image, matched, index, linked)
     _report_match(table, matched, listener)
     return _FoundTable(table, columns, tuple(name for name in matched.files if name is not None), root)
 
@@ -179,7 +186,7 @@ def _no_images(table: Table, root: Path, index: ImageIndex) -> DataError:
     )
 
 
-def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex) -> None:
+def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex, linked: Sequence[Notice]) -> None:
     cells = table.column(column)
     missing = [cell for cell, name in zip(cells, matched.files, strict=True) if name is None]
     if not missing:
@@ -200,6 +207,9 @@ def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex)
     message = (
         f"{table.path.name}: {len(missing):,} of {len(cells):,} images are missing: {enumerate_some(list(details))}"
     )
+    if linked:
+        message += f"; {linked[0].message}"
+        hint = FOLLOW_LINKS
     raise DataError("E314", message, path=table.path, hint=hint, details=details)
 
 

@@ -19,6 +19,7 @@ from ensemble.errors import FileError, ModelError
 Container = Literal["safetensors", "zip", "legacy", "plain", "npz"]
 
 # the magic number of torch.save's format before 1.6, a pickled integer
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the format
 # the beginning of a pickle of protocols 0 and 1, which have no mark of their own
@@ -45,7 +46,7 @@ def detect_container(path: Path) -> Container:
         if _starts_safetensors(head):
             return "safetensors"
         # a tar archive may end like the zip archive inside it
-        if head.startswith(b"PK") or (head[257:262] != b"ustar" and _is_zip(path)):
+        if head.startswith(_ZIP) or (head[257:262] != b"ustar" and _is_zip(path)):
             found = _check_zip(path, status.st_size)
             if not head.startswith(b"PK\x03\x04"):  # torch would read the data before the archive
                 raise ModelError("E417", f"{path.name} is a zip archive behind something else", path=path)

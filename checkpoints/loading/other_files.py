@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.card import METADATA_KEY
+from ensemble.text.text_bytes import is_plain_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ _STARTS: tuple[tuple[int, bytes, OtherFile], ...] = (
     (0, b"\x12\x01\0\0\0\0\0\0", OtherFile("MXNet weights", "convert the model to ONNX, then: ens adopt model.onnx")),
     (0, b"ZF0x", OtherFile("a joblib dump", "torch.save(joblib.load('file'), 'weights.pth')")),
 )
+_TEXTS = {b"version https://git-lfs", b"%PDF", b"7767517"}
+"""The starts that texts have; the others are followed by bytes that no text has."""
 _OLDEST = {b"", b"sys_info", b"pickle", b"storages", b"tensors"}
 _SUFFIXES: dict[str, OtherFile] = {
     ".h5": OtherFile("an HDF5 file: weights or a model of Keras", _KERAS.hint),
@@ -103,9 +106,12 @@ def describe_file(path: Path, head: bytes) -> OtherFile:
             "a checkpoint of torch 0.1 from 2016, a tar archive of pickles",
             "where you trust it, load it with an old torch, and save its state dict again",
         )
+    is_text = is_plain_text(head)
     for offset, start, found in _STARTS:
-        if head[offset:].startswith(start):
+        if head[offset:].startswith(start) and (not is_text or start in _TEXTS):
             return found
+    if is_text:
+        return _describe_text(path, head, text)
     if head[:1] == b"\x08" and (found_model := _onnx_file(path)) is not None:
         return found_model
     if re.match(rb"\x08[\x01-\x14]\x12", head) and path.suffix.lower() != ".onnx":
@@ -122,11 +128,18 @@ def describe_file(path: Path, head: bytes) -> OtherFile:
         return OtherFile("a part of a TensorFlow checkpoint", _TENSORFLOW.hint)
     if path.suffix.lower() in _SUFFIXES:
         return _SUFFIXES[path.suffix.lower()]
+    return OtherFile(f"a file that starts with {head[:16]!r}")
+
+
+def _describe_text(path: Path, head: bytes, text: bytes) -> OtherFile:
+    """Return what a text is: its first letters may be those of a binary format, such as ``PK`` and ``GGUF``."""
+    if path.suffix.lower() in _SUFFIXES:
+        return _SUFFIXES[path.suffix.lower()]
     if text.startswith(b"model_checkpoint_path"):
         return OtherFile("the index of a TensorFlow checkpoint", _TENSORFLOW.hint)
     if text[:1] in {b"{", b"["} and _is_json(path):
         return OtherFile("a JSON file, such as a configuration", "name the file of the weights beside it")
-    return OtherFile(f"a file that starts with {head[:16]!r}")
+    return OtherFile(f"a text that starts with {head[:16]!r}", "name the file of the weights")
 
 
 def describe_archive(names: list[str]) -> OtherFile | None:

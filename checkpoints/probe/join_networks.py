@@ -100,7 +100,8 @@ def _require_common(opened: Sequence[OpenNetwork]) -> None:
                 "E204", f"{name} takes another aspect ratio", hint="join such networks with --resize squash"
             )
         if one.network.image.channels != 3 or found.channels not in {"rgb", "bgr"}:
-            raise OptionError("E204", f"{name} takes grey images, and cannot be joined")
+            hint = "probe it alone: a member of its own, which ens blend combines with the others"
+            raise OptionError("E204", f"{name} takes grey images, and cannot be joined", hint=hint)
 
 
 def _common_crop(

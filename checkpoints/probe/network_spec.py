@@ -47,16 +47,19 @@ def parse_network(text: str) -> NetworkSpec:
             hint = f"give --{key} once"
             raise OptionError("E204", f"--features {text}: {key} is common to all networks", hint=hint)
         if key not in KEYS:
-            raise OptionError("E204", f"--features {text}: {key} is not one of {', '.join(KEYS)}")
+            hint = "write FILE.onnx,key=value,..., such as face.onnx,output=fc1,size=112"
+            raise OptionError("E204", f"--features {text}: {key} is not one of {', '.join(KEYS)}", hint=hint)
         if not value or (key in _CHOICES and value not in _CHOICES[key]):
             wanted = enumerate_some(list(_CHOICES[key])) if key in _CHOICES else "a value"
-            raise OptionError("E204", f"--features {text}: {key} must be {wanted}, got {value!r}")
+            hint = f"write {key}=VALUE after the file, or leave {key} out"
+            raise OptionError("E204", f"--features {text}: {key} must be {wanted}, got {value!r}", hint=hint)
         if key == "output":
             outputs.append(value)
         elif key == "margin" and margin is None:
             margin = _margin(text, value)
         elif key in settings or key == "margin":
-            raise OptionError("E204", f"--features {text}: {key} is given twice")
+            hint = f"leave one {key}= out; only output= may be repeated"
+            raise OptionError("E204", f"--features {text}: {key} is given twice", hint=hint)
         else:
             settings[key] = value
     return NetworkSpec(Path(file), settings, tuple(outputs), margin)
@@ -66,4 +69,6 @@ def _margin(text: str, value: str) -> float:
     try:
         return to_float(value)
     except ValueError as err:
-        raise OptionError("E204", f"--features {text}: margin must be a number, got {value!r}") from err
+        message = f"--features {text}: margin must be a number, got {value!r}"
+        hint = "write the share of the face's longer side, such as margin=0.2"
+        raise OptionError("E204", message, hint=hint) from err

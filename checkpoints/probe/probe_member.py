@@ -75,11 +75,14 @@ class ProbeJob:
             message = f"a member cannot be called {self.member}: its folder would be the file of the folds"
             raise OptionError("E204", message)
         if len(self.data.labels) < 2:
-            raise OptionError("E204", f"a head needs two classes or more; the data has {len(self.data.labels)}")
+            message = f"a head needs two classes or more; the data has {len(self.data.labels)}"
+            raise OptionError("E204", message, hint="ens data TRAIN_DIR shows the classes that are read")
         if self.head == "axes" and len(self.data.labels.axes) < 2:
-            raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18")
+            hint = "leave --head out, or name the axes and their values in a JSON file with --labels"
+            raise OptionError("E204", "--head axes needs labels of two axes or more, such as mask18", hint=hint)
         if self.balanced and self.data.activation == "sigmoid":
-            raise OptionError("E204", "--balanced is for one class per image; the images have several labels")
+            message = "--balanced is for one class per image; the images have several labels"
+            raise OptionError("E204", message, hint="leave out --balanced")
         require_ordinal(self.data.labels, self.ordinal, head=self.head, activation=self.data.activation)
         if self.card.preprocess.face is not None and self.boxes is None:
             raise OptionError("E206", f"{self.network.model.path.name} takes face crops: give the boxes with --boxes")

@@ -18,6 +18,7 @@ from ensemble.arrays import Logits
 from ensemble.events import Listener, Notice
 from ensemble.files import remove, write_atomic
 from ensemble.predictions.dataset import read_predictions
+from ensemble.text.json_types import require_field_types
 
 KEPT, MEAN = "kept", "mean"
 _CHOICES = "choices.json"
@@ -83,6 +84,7 @@ def read_choices(job: TrainJob, fingerprint: str) -> tuple[AverageChoice, ...]:
     """Return the choices that were made for this job; none if there are none, or those of another."""
     try:
         value = json.loads((average_folder(job) / _CHOICES).read_text(encoding="utf-8"))
+        require_field_types(value, {"folds": tuple[AverageChoice, ...]})
         return tuple(AverageChoice(**choice) for choice in value["folds"]) if value["origin"] == fingerprint else ()
     except (OSError, ValueError, KeyError, TypeError):
         return ()

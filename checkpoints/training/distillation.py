@@ -37,7 +37,8 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0.1 <= self.temperature <= 100 or not 0 < self.share <= 1:
             message = "the temperature must be 0.1 to 100, and the teacher's share above 0 and up to 1"
-            raise OptionError("E204", f"{message}, got {self.temperature:g} and {self.share:g}")
+            hint = "2 and 0.9 are the defaults of --temperature and --teacher-share"
+            raise OptionError("E204", f"{message}, got {self.temperature:g} and {self.share:g}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,12 +46,14 @@ class SoftLabels:
     """The teacher's probabilities, per fold of the student, for the images that the fold's student is trained on.
 
     ``labeled[k]`` is ``(N, C)``, a row per row of the job; rows that fold k holds out are not read. ``pseudo[k]`` is
-    ``(M, C)``, for the pseudo-labeled images of the job.
+    ``(M, C)``, for the pseudo-labeled images of the job. Where they are ``optimistic``, models that were trained on
+    what fold k holds out gave them, so that its predictions of these images are not those of new ones.
     """
 
     labeled: tuple[Floats, ...]
     pseudo: tuple[Floats, ...] | None = None
     how: Distillation = Distillation()
+    optimistic: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
         """Return all that decides the weights, the probabilities by their hash."""

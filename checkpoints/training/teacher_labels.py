@@ -18,7 +18,9 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
 from ensemble.learn.teacher import Teacher, answer_by_own_models
-from ensemble.predictions.dataset import Predictions, notice_filled
+from ensemble.predictions.dataset import OPTIMISTIC, Predictions, notice_filled
+
+_SAME_FOLDS = "leave one of them out of the recipe, or train it again in the folds of the other: --folds folds.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +58,23 @@ def folds_of_members(members: Sequence[Predictions], rows: Sequence[Row]) -> Fol
     (first, expected), *others = found.items()
     for group, folds in others:
         if folds != expected:
-            raise DataError("E392", f"{first} and {group} have other folds, so no fold is unseen by both")
+            message = f"{first} and {group} have other folds, so no fold is unseen by both"
+            raise DataError("E392", message, hint=_SAME_FOLDS)
     of_person: dict[str, int] = {}
     lost = [row.id for row in rows if row.id not in expected]
     if lost:
-        raise DataError("E392", f"{first} has no fold for {len(lost):,} images: {enumerate_some(lost)}")
+        message = f"{first} has no fold for {len(lost):,} images: {enumerate_some(lost)}"
+        hint = "give the out-of-fold predictions of every fold with --oof, and the TRAIN_DIR that the members had"
+        raise DataError("E392", message, hint=hint)
     for row in rows:
         if of_person.setdefault(row.person, expected[row.id]) != expected[row.id]:
-            raise DataError("E392", f"{row.person} is in more than one fold of {first}")
+            hint = "train the members again in folds by person (or group), or name such folds with --folds"
+            raise DataError("E392", f"{row.person} is in more than one fold of {first}", hint=hint)
     count = max(of_person.values()) + 1
     if count < 2 or len(set(of_person.values())) != count:
         have = ", ".join(map(str, sorted(set(of_person.values()))))
-        raise DataError("E392", f"{first} has the folds {have}, and a student needs all of them, two or more")
+        message = f"{first} has the folds {have}, and a student needs all of them, two or more"
+        raise DataError("E392", message, hint="give the folders of all folds with --oof, such as runs/a/oof")
     return Folds(count, of_person)
 
 
@@ -87,7 +94,8 @@ def require_same_folds(folds: Folds, members: Sequence[Predictions], rows: Seque
         if member.fold is None or member.repeat:
             continue
         if any(fold_of.get(name, member.fold) != member.fold for name in member.ids):
-            raise DataError("E392", f"{member.member} held out other images than fold {member.fold}")
+            message = f"{member.member} held out other images than fold {member.fold}"
+            raise DataError("E392", message, hint="leave out --folds: the folds are then those of the members")
 
 
 def teacher_labels(
@@ -122,15 +130,11 @@ def teacher_labels(
     else:
         labeled = (teacher.answers.probabilities,) * count
         whose = "out of fold"
-        message = (
-            "the labels are those of models that did not see the image, but were trained on the images that the "
-            "student is scored on: its out-of-fold score is optimistic, and so is a blend that learns from it"
-        )
-        listener.notice(Notice("W391", message))
+        listener.notice(Notice("W391", OPTIMISTIC))
     kind = f"temperature {how.temperature:g}, {how.share:.0%} of the loss"
     listener.notice(Notice("I393", f"{len(ids):,} images have the blend's probabilities {whose}; {kind}"))
     pseudo = None if unlabeled is None else _label(teacher, unlabeled, rows, listener)
-    soft = SoftLabels(labeled, None if pseudo is None else pseudo[1], how)
+    soft = SoftLabels(labeled, None if pseudo is None else pseudo[1], how, optimistic=not predictions)
     return TeacherLabels(soft, None if pseudo is None else pseudo[0], optimistic=not predictions)
 
 

@@ -41,6 +41,7 @@ from ensemble.predictions.dataset import (
     Part,
     part_path,
     read_part,
+    read_predictions,
     write_complete,
     write_part,
 )
@@ -78,8 +79,8 @@ class TrainedMember:
             key: self.score,
         }
 
-    def render(self) -> str:
-        """Return one line per fold, and one for the out-of-fold predictions."""
+    def render(self, *, how: str = "") -> str:
+        """Return one line per fold, and one for the out-of-fold predictions, with ``how`` these were decided."""
         name = NAME[self.activation]
         which = [f"of the mean up to epoch {t.epoch}" if t.is_mean else f"in epoch {t.epoch}" for t in self.trained]
         lines = [
@@ -87,7 +88,7 @@ class TrainedMember:
             for t, how in zip(self.trained, which, strict=True)
         ]
         lines += [f"fold {fold} was already finished" for fold in self.kept]
-        lines += [f"{self.oof}  out-of-fold {name} {self.score:.4f}"] if self.oof is not None else []
+        lines += [f"{self.oof}  out-of-fold {name} {self.score:.4f}{how}"] if self.oof is not None else []
         return "\n".join(lines)
 
 
@@ -148,6 +149,7 @@ def train_member(
             return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
         if job.settings.swa is not None:
             trained = list(_take_means(job, fingerprint, trained, listener))
+        _mark_optimistic(job)
         score = score_folds(job, [_holdout_folder(job, k) for k in range(job.folds.count)])
         return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, score, activation)
 
@@ -275,6 +277,17 @@ def _predict_holdout(job: TrainJob, card: ModelCard, weights: Path, images: JobI
     logits = {view.name: predict_pixels(model, pixels, job.settings, view=view.apply) for view in views}
     ids = tuple(row.id for row, held in zip(job.rows, held_out, strict=True) if held)
     return Part(ids, logits, "", card)
+
+
+def _mark_optimistic(job: TrainJob) -> None:
+    """Record with the out-of-fold predictions of a student if they are optimistic, also with those of a run before."""
+    if job.teacher is None or not job.teacher.optimistic:
+        return
+    for fold in range(job.folds.count):
+        folder = _holdout_folder(job, fold)
+        if not read_predictions(folder).optimistic:  # a file that is written again would have the exports run again
+            path = part_path(folder, 0)
+            write_complete(folder, [path], len(read_part(path).ids), optimistic=True)
 
 
 def _write_predictions(folder: Path, part: Part) -> None:

@@ -26,6 +26,7 @@ from ensemble.labels import LabelSpace
 from ensemble.predict.bad_images import ERRORS, tell_oddities, unread, write_errors
 from ensemble.predictions.truth import read_truth
 from ensemble.runtime.model_file import read_model
+from ensemble.text.csv_table import read_table
 from ensemble.text.plain_numbers import is_count
 from ensemble.text.unicode_text import compose
 
@@ -113,8 +114,21 @@ def explain(
         EnsError: see `read_truth`.
         FileError, DeviceError: see `read_model`, `choose_run_device` and `start_session`; E701 or E702 for the folder.
     """
+    require_readable(images, truth)
     source = start_member(read_model(model), device=device, listener=listener)
     return explain_source(source, images, folder, target=target, boxes=boxes, truth=truth, listener=listener)
+
+
+def require_readable(images: Sequence[Path], truth: Path | None) -> None:
+    """Check that there are images, and that the ground truth is a table, before a model is started.
+
+    Raises:
+        DataError: as `list_given`; E322 when the truth is no table.
+        FileError: E707 when the truth cannot be read.
+    """
+    list_given(images)
+    if truth is not None:
+        read_table(truth)
 
 
 def explain_source(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,21 @@ from ensemble.metrics import Reliability, confusion_matrix, reliability
 from ensemble.predict.predict import RUN
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.truth import Truth, true_classes
+from ensemble.text.json_types import require_field_types, require_type
 
 _METRIC = "macro F1"
+_RECORD: Mapping[str, Any] = {
+    "member": str,
+    "device": str,
+    "images": int,
+    "views": tuple[str, ...],
+    "at_once": int | None,
+    "batch": int,
+    "workers": int,
+    "computed": int,
+    "seconds": Mapping[str, float],
+    "notices": tuple[Mapping[str, Any], ...],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +73,18 @@ class RunRecord:
         path = folder / RUN
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
+            require_type(value, Mapping[str, Any], "the record")
+            require_field_types(value, _RECORD)
             return cls(
-                member=str(value["member"]),
-                device=str(value["device"]),
-                images=int(value["images"]),
-                views=tuple(map(str, value["views"])),
-                at_once=int(value.get("at_once") or value["batch"]),
-                workers=int(value["workers"]),
-                computed=int(value["computed"]),
-                own=float(value["seconds"]["own"]),
-                wall=float(value["seconds"]["wall"]),
+                member=value["member"],
+                device=value["device"],
+                images=value["images"],
+                views=tuple(value["views"]),
+                at_once=value.get("at_once") or value["batch"],
+                workers=value["workers"],
+                computed=value["computed"],
+                own=value["seconds"]["own"],
+                wall=value["seconds"]["wall"],
                 notices=tuple(Notice(notice["code"], notice["message"]) for notice in value["notices"]),
             )
         except FileNotFoundError:
@@ -155,16 +171,17 @@ class LearnedChoice:
         if found is None:
             return None
         try:
+            require_field_types(found, {"table": tuple[CandidateScore, ...], "views": tuple[ViewGain, ...]}, "learned")
             return cls(
-                method=str(found["method"]),
+                method=found["method"],
                 metric=title_of(found["metric"], recipe.labels, exclusive=recipe.activation == "softmax"),
-                why=str(found["why"]),
+                why=found["why"],
                 table=tuple(
                     CandidateScore(**{key: row[key] for key in row if key != "optimism"}) for row in found["table"]
                 ),
                 views=tuple(ViewGain(**view) for view in found.get("views", ())),
             )
-        except (KeyError, TypeError, AttributeError, OptionError) as err:
+        except (KeyError, TypeError, ValueError, AttributeError, OptionError) as err:
             raise PredictionError("E518", f"the learning record of the recipe cannot be read: {err}") from err
 
 

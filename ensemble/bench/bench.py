@@ -90,8 +90,8 @@ def bench(
         DeviceError: E620 when the predictions of a contender differ from those of `predict`, E621 when one dies.
         EnsError: as `read_model`, `list_images`, `choose_run_device` and `predict`.
     """
-    device = choose_run_device(job.device, map(read_model, job.models), listener=listener)
     ids = list_images(job.images, job.ids or None, listener=listener).ids[: plan.limit]
+    device = choose_run_device(job.device, map(read_model, job.models), listener=listener)
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
         first = replace(job, ids=ids, device=str(device), scratch=Path(scratch))
         fused = len(job.models) == 1 and is_fused(job.models[0])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ensemble.errors import PredictionError
+from ensemble.text.json_types import require_field_types, require_type
 
 _NUMBER, _TEXT, _OBJECT, _LIST = "a number", "text", "an object", "a list"
 _RECIPE = {
@@ -39,6 +40,15 @@ _RULES = {
     "ordinal": {"cuts": (_LIST,)},
     "thresholds": {"thresholds": (_LIST,)},
 }
+_LEARNED: Mapping[str, Any] = {
+    "method": str,
+    "metric": str,
+    "seed": int,
+    "why": str,
+    "expected_gain": float,
+    "table": tuple[Mapping[str, Any], ...],
+    "views": tuple[Mapping[str, Any], ...],
+}
 _MOST = 1e12
 _NUMBERS = {"views", "bias", "class_weights", "kernel", "f1", "occurrences", "prior", "shape", "cuts", "thresholds"}
 """Fields of which all values are numbers."""
@@ -61,6 +71,17 @@ def require_fields(value: Any) -> None:
         _require(rule, {"name": (_TEXT,), **dict.fromkeys(rule, ())}, ("name",), "rule")
     if value.get("smoothing") is not None:
         _require(value["smoothing"], _SMOOTHING, ("kernel",), "smoothing")
+    _require_inner_types(value)
+
+
+def _require_inner_types(value: Mapping[str, Any]) -> None:
+    """Check the types of what the fields hold: hashes are texts, and the record of learning is what it says."""
+    require_type(value["schema"], int, "schema")
+    for name, group in value["groups"].items():
+        require_type(group["members"], Mapping[str, str], f"groups.{name[:60]}.members")
+    require_field_types(value.get("learned") or {}, _LEARNED, "learned")
+    if isinstance(value["rule"], Mapping):
+        require_field_types(value["rule"], {"shape": tuple[int, ...]}, "rule")
 
 
 def require_bias(bias: Sequence[float] | None, classes: int) -> None:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "yes", "no"]),
     default="auto",
     show_default=True,
-    help="Look for cropped copies, too: auto does for up to 20,000 images.",
+    help="Look for cropped copies, too: auto does for up to 50,000 images.",
 )
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads.  [default: number of cores]")
 @click.option(

@@ -121,9 +121,8 @@ def bench(
     from ensemble.bench.contenders import BenchJob, RunSubmit
     from ensemble.events import Notice
     from ensemble.files import require_different, write_atomic
-    from ensemble.images.listing import read_ids
-    from ensemble.runtime.fastest import choose_run_device
-    from ensemble.runtime.model_file import find_models, read_model
+    from ensemble.images.listing import list_images, read_ids
+    from ensemble.runtime.model_file import find_models
     from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
 
     how = _how_to_open(checkpoints, arch_options, chosen, head_layers, head_name, leave_out)
@@ -133,9 +132,11 @@ def bench(
     sets = _sets(also)
     require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
     found = tuple(find_models(models))
+    named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     fused = _is_fused(found)
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
-    where = "cpu" if fused else str(choose_run_device(device, map(read_model, found), listener=TERMINAL))
+    list_images(images, named or None)  # before engines are timed and checkpoints are opened
+    where = "cpu" if fused else _device(device, found)
     baselines: dict[str, Any] = {"onnxruntime": fused_loop if fused else onnxruntime_loop}
     left_out = []
     if not fused:
@@ -147,7 +148,6 @@ def bench(
             TERMINAL.notice(Notice("W622", left_out[0]))
         if not weights.problem:
             baselines["torch"] = TorchLoop(weights.checkpoints, weights.options)
-    named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
         baselines=baselines,
@@ -168,6 +168,13 @@ def _sets(also: tuple[Path, ...]) -> dict[str, Path]:
     if len(sets) < len(also):
         raise conflict("the folders of --also must have different names: results are listed under them")
     return sets
+
+
+def _device(text: str, models: Sequence[Path]) -> str:
+    from ensemble.runtime.fastest import choose_run_device
+    from ensemble.runtime.model_file import read_model
+
+    return str(choose_run_device(text, map(read_model, models), listener=TERMINAL))
 
 
 def _is_fused(models: Sequence[Path]) -> bool:

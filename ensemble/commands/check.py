@@ -13,6 +13,7 @@ from ensemble.commands.sheet_options import reading_options
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
+    from ensemble.arrays import Floats
     from ensemble.submission.sheet import Submission
     from ensemble.submission.sheet_options import SheetOptions
     from ensemble.submission.spread import Spread
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 @click.command(short_help="List all problems of a submission")
 @click.argument("submission", type=PATH)
 @click.option("--like", type=PATH, help="Sample submission to compare with.")
-@click.option("--train", type=PATH, help="Training labels (CSV), to compare the spread over the classes.")
+@click.option(
+    "--train",
+    type=PATH,
+    help="Training labels (CSV, or the mask contest's folder), to compare the spread over the classes.",
+)
 @click.option(
     "--diff", "others", type=PATH, multiple=True, help="Another submission, to show the changes per axis; repeatable."
 )
@@ -95,7 +100,48 @@ def _compare_with_training(answers: Submission, train: Path) -> Spread:
     from ensemble.predictions.truth import read_truth
     from ensemble.submission.spread import compare_spread, notice_spread
 
-    truth = read_truth(train, answers.labels, independent=answers.independent, listener=TERMINAL)
-    spread = compare_spread(answers, truth.shares)
+    people = _table_of_people(train)
+    if people is not None:
+        shares = _shares_of_people(people, answers)
+    else:
+        shares = read_truth(train, answers.labels, independent=answers.independent, listener=TERMINAL).shares
+    spread = compare_spread(answers, shares)
     notice_spread(spread, TERMINAL)
     return spread
+
+
+def _table_of_people(train: Path) -> Path | None:
+    """Return the train.csv of the mask contest, which lists people and no images, if the path is it or its folder."""
+    from checkpoints.data.mask_contest import is_contest_table
+
+    file = train / "train.csv" if train.is_dir() else train
+    try:
+        return file if is_contest_table(file) else None
+    except OSError:
+        return None  # reading it as a ground truth says why
+
+
+def _shares_of_people(file: Path, answers: Submission) -> Floats:
+    """Return the share of each class among the images in the folders of the people.
+
+    Raises:
+        DataError: E322 when the folders are not beside the table, as `read_contest` otherwise.
+        PredictionError: E501 when the answers are not the classes of the contest.
+    """
+    import numpy as np
+
+    from checkpoints.data.mask_contest import read_contest
+    from ensemble.errors import DataError
+    from ensemble.labels import MASK18
+
+    images = file.parent / "images"
+    if not images.is_dir():
+        message = f"{file.name} lists people, and the folders of their images are not in {images}"
+        hint = (
+            "give the train.csv that has images/ beside it, or a table of images and classes, such as the truth.csv "
+            "that ens train writes"
+        )
+        raise DataError("E322", message, path=file, hint=hint)
+    columns = answers.labels.permutation(MASK18, owner="the training data")
+    counts = np.bincount([row.label for row in read_contest(file.parent)], minlength=len(MASK18))
+    return np.asarray(counts[columns] / counts.sum())

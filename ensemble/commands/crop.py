@@ -71,6 +71,10 @@ def crop(
 
     Example: ens crop eval/images -o eval-boxes.parquet
     """
+    from ensemble.images.listing import list_images
+
+    # before a detector is chosen and loaded, which takes seconds
+    listing = list_images(images, listener=TERMINAL)
     from checkpoints.data.detector_choice import choose_detector
     from checkpoints.data.retinaface import RetinaFaceSettings, find_faces_retinaface
     from ensemble.card import parse_triple
@@ -90,7 +94,7 @@ def crop(
             None if second == "none" else _parse_threshold(second or "0.2", "--second"),
         )
         done = find_faces_retinaface(
-            images, path, network, settings=one, workers=workers, fresh=fresh, listener=TERMINAL
+            listing, path, network, settings=one, workers=workers, fresh=fresh, listener=TERMINAL
         )
     else:
         with torch_extra("crop"):
@@ -101,7 +105,7 @@ def crop(
             parse_triple(thresholds or _MTCNN_THRESHOLDS, "--thresholds"),
             None if second == "none" else parse_triple(second or _MTCNN_SECOND, "--second"),
         )
-        done = find_faces(images, path, settings=three, device=device, workers=workers, fresh=fresh, listener=TERMINAL)
+        done = find_faces(listing, path, settings=three, device=device, workers=workers, fresh=fresh, listener=TERMINAL)
     show(done.as_dict(), done.render(), as_json=as_json)
 
 

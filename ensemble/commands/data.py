@@ -62,6 +62,7 @@ def data(
     """
     with torch_extra("data"):
         from checkpoints.data.folds import read_folds
+        from checkpoints.data.scarce import tell_scarce
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
         from checkpoints.data.truth_table import truth_table
@@ -79,7 +80,10 @@ def data(
     options = DataOptions(fixes, without, int(age_cut))
     found = read_images(train_dir, options, table, class_names, listener=TERMINAL)
     folds = found.folds if fold_file is None else read_folds(fold_file, found.rows)
+    tell_scarce(found.rows, found.labels, found.unit, listener=TERMINAL)
     faces = None if boxes is None else read_boxes(boxes)
+    if faces is not None:
+        faces.select([row.id for row in found.rows])  # an image without an entry is found before all are decoded
     scanned = scan_images(found.rows, workers=workers, listener=TERMINAL)
     summary = summarize(found, scanned, boxes=faces)
     written = [write_rows(path, found, scanned)]

@@ -160,6 +160,7 @@ def distil(
     oof = read_members(teacher.oof, blend_recipe.labels, listener=listener) if teacher.oof else predictions
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset = training.dataset
+    unlabeled = _read_unlabeled(teacher, blend_recipe.labels, listener)  # before the recipe is learned again per fold
     folds = _find_folds(teacher, oof, dataset.rows)
     truth = training_truth(dataset, folds)
     model = make_teacher(blend_recipe, oof, truth, folds_of_images(folds, dataset.rows), listener=listener)
@@ -168,7 +169,7 @@ def distil(
         dataset.rows,
         distillation,
         predictions=predictions,
-        unlabeled=_read_unlabeled(teacher, blend_recipe.labels, listener),
+        unlabeled=unlabeled,
         listener=listener,
     )
     job = TrainJob(
@@ -185,7 +186,8 @@ def distil(
     assert trained.oof is not None, "all folds have been trained"
     student = [one for one in read_members([trained.oof], dataset.labels) if one.group == output.member]
     found = compare_student(model, student, optimistic=labels.optimistic)
-    lines = [trained.render(), *(one.line for one in exported), found.render()]
+    how = ", of the student alone in the view identity, without what the recipe learned"
+    lines = [found.render(), trained.render(how=how), *(one.line for one in exported)]
     values = trained.as_dict() | {"models": [dict(one.values) for one in exported], "comparison": found.as_dict()}
     show(values, "\n".join(lines), as_json=as_json)
 

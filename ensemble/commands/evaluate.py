@@ -130,13 +130,11 @@ def _of_recipe(path: Path, metrics: tuple[str, ...], sheet: SheetOptions) -> tup
 
     A function of a user is run only where --metric names it.
     """
+    from ensemble.analysis.recipe_metric import metrics_of
     from ensemble.blend.recipe import read_recipe
-    from ensemble.learn.objective import METRICS
 
     recipe = read_recipe(path)
-    learned = str((recipe.learned or {}).get("metric", ""))
-    known = learned and ".py" not in learned and learned.partition(":")[0] not in METRICS
-    return metrics or ((learned,) if known else ()), replace(sheet, recorded=recipe.positive)
+    return metrics_of(recipe, metrics, listener=TERMINAL), replace(sheet, recorded=recipe.positive)
 
 
 def _read_answers(
@@ -149,14 +147,16 @@ def _read_answers(
     several: bool | None,
 ) -> dict[str, Predictions | Blended | Submission]:
     """Read members' folders, tables and arrays of predictions, and submissions, by name."""
-    from ensemble.predictions.dataset import notice_filled, read_predictions
+    from ensemble.predictions.dataset import notice_filled, notice_optimistic, read_predictions
     from ensemble.predictions.external import read_external
 
     found: dict[str, Predictions | Blended | Submission] = {}
+    optimistic: list[Predictions] = []
     for path in paths:
         if path.is_dir():
             member = read_predictions(path)
             notice_filled([member], TERMINAL)
+            optimistic += [member]
             found[str(path) if member.member in found else member.member] = _independent(member)
             continue
         name = str(path) if path.name in found else path.name
@@ -170,6 +170,7 @@ def _read_answers(
                 label_column=_if_there(path, sheet.label_column),
             )
             found[name] = _read_submission(path, labels, like, own_sheet, several=several)
+    notice_optimistic(optimistic, TERMINAL)
     return found
 
 

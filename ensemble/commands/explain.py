@@ -50,10 +50,12 @@ def explain(
     \b
     Example: ens explain models/r18.onnx eval/images --boxes eval-boxes.parquet -o explained
     """
-    from ensemble.analysis.explain import explain_source
+    from ensemble.analysis.explain import explain_source, require_readable
     from ensemble.fuse.detect import is_fused
     from ensemble.images.face_boxes import read_boxes
 
+    known = None if boxes is None else read_boxes(boxes)
+    require_readable(images, truth)
     source: MapSource
     if is_fused(model):
         if given := given_options(("device",)):
@@ -71,7 +73,7 @@ def explain(
         images,
         folder,
         target=target,
-        boxes=None if boxes is None else read_boxes(boxes),
+        boxes=known,
         truth=truth,
         listener=TERMINAL,
     )

@@ -81,6 +81,7 @@ def page(
         raise OptionError("E204", "the models of the recipe are missing", hint="name them with --models")
     else:
         sources.require_page_members(recipe, models)
+        CheckImages(check_images).require()
     require_site_folder(folder)
     web = read_runtime(runtime)
     if recipe is not None:

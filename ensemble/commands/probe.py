@@ -215,8 +215,11 @@ def probe(
 
     validate_member(output_.member)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
+    _require_networks(network)
+    dataset = read_images(
+        train_dir, data, table, class_names, listener=TERMINAL
+    )  # before networks are opened and joined
     opened = _open_networks(network, data, faces)
-    dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)
     shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, dataset, listener=TERMINAL)
     job = ProbeJob(
         *(dataset, shared.folds, output_.member, opened, output_.folder, learn.head, seed),
@@ -227,6 +230,15 @@ def probe(
     )
     probed = probe_member(job, fresh=output_.fresh, listener=TERMINAL)
     show(probed.as_dict(), probed.render(), as_json=as_json)
+
+
+def _require_networks(network: NetworkOptions) -> None:
+    from checkpoints.probe.network_spec import parse_network
+    from ensemble.errors import FileError
+
+    for spec in map(parse_network, network.features):
+        if not spec.path.is_file():
+            raise FileError("E707", f"--features {spec.path} is not a file", path=spec.path)
 
 
 def _open_networks(network: NetworkOptions, data: DataOptions, faces: Sequence[Face] | None) -> OpenNetwork:

@@ -80,6 +80,7 @@ def report(
         "--as": tables.kind,
         "--ids": tables.ids,
         "--oof-ids": tables.oof_ids,
+        "--array": tables.array,
         "--labels": None if labels == "mask18" else labels,
     }
     for option, value in (*given.items(), *(("--oof", path) for path in oof)):

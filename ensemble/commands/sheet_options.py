@@ -73,6 +73,7 @@ def _add_options(command: Callable[..., None], names: Sequence[str]) -> Callable
     return wrapped
 
 
+array_option = click.option("--array", metavar="NAME", help="Array of .npz files to read.  [default: each is a view]")
 oof_ids_option = click.option("--oof-ids", type=PATH, help="List of the ids of the rows of .npy files of --oof.")
 
 
@@ -92,14 +93,14 @@ def table_options(
             in_order: bool,
             row_ids: Path | None,
             activation: Any,
+            array: str | None,
             oof_ids: Path | None = None,
             **parameters: object,
         ) -> None:
             from ensemble.predictions.external import ExternalOptions
 
-            command(
-                tables=ExternalOptions(kind, in_order, row_ids, activation=activation, oof_ids=oof_ids), **parameters
-            )
+            tables = ExternalOptions(kind, in_order, row_ids, activation=activation, oof_ids=oof_ids, array=array)
+            command(tables=tables, **parameters)
 
         content = "Content of tables and arrays."
         if submissions and "classes" in kinds:
@@ -116,6 +117,7 @@ def table_options(
                 show_default=True,
                 help="Of tables and arrays: one class per image (softmax), or any number of labels (sigmoid).",
             ),
+            array_option,
             click.option("--ids", "row_ids", type=PATH, help="List of the ids of the rows of .npy files."),
             click.option("--in-order", is_flag=True, help="Take the columns of tables in the order of --labels."),
             click.option(
@@ -135,14 +137,17 @@ def oof_table_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options about out-of-fold files of other tools to a command, which gets them as ``oof_tables``."""
 
     @functools.wraps(command)
-    def with_options(*, kind: Any, in_order: bool, oof_ids: Path | None, **parameters: object) -> None:
+    def with_options(
+        *, kind: Any, in_order: bool, array: str | None, oof_ids: Path | None, **parameters: object
+    ) -> None:
         from ensemble.predictions.external import ExternalOptions
 
-        command(oof_tables=ExternalOptions(kind, in_order, oof_ids), **parameters)
+        command(oof_tables=ExternalOptions(kind, in_order, oof_ids, array=array), **parameters)
 
     wrapped: Callable[..., None] = with_options
     for option in (
         oof_ids_option,
+        array_option,
         click.option(
             "--in-order", is_flag=True, help="Take the columns of tables of --oof in the order of the classes."
         ),

@@ -85,6 +85,7 @@ def fuse(
         ModelError, FileError, DataError: see `find_members`, `list_images` and `write_atomic`.
     """
     require_writable(target.parent)
+    images.require()
     recipe = used_part(recipe)
     require_row_wise(recipe)
     plan = make_plan(recipe, find_members(recipe, models, listener), each_member=options.members)

@@ -17,9 +17,19 @@ from ensemble.card import ModelCard
 from ensemble.errors import DeployError, EnsError
 from ensemble.fuse.detect import FUSED_KEY
 from ensemble.text.input_file import read_input
-from ensemble.text.json_text import parse_json, require_no_flags
+from ensemble.text.json_text import parse_json
+from ensemble.text.json_types import require_field_types, require_type
 
 FUSED_SCHEMA = 1
+_KINDS: Mapping[str, Any] = {
+    "schema": int,
+    "members": tuple[Mapping[str, Any], ...],
+    "maps": Mapping[str, Any] | None,
+    "license": str | None,
+    "checks": Mapping[str, Any],
+    "tools": Mapping[str, str],
+}
+_MEMBER: Mapping[str, Any] = {"name": str, "group": str, "share": float, "sha256": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +121,18 @@ class FusedCard:
         """
         try:
             value = parse_json(text)
-            require_no_flags(
-                value, besides=("card", "checks", "recipe", "tools")
-            )  # a card and a recipe check their own
+            require_type(value, Mapping[str, Any], "the card")
+            require_field_types(value, _KINDS)
+            for number, one in enumerate(value["members"]):
+                require_field_types(one, _MEMBER, f"members[{number}]")
+            require_field_types(value["maps"] or {}, {"member": str, "size": tuple[int, int]}, "maps")
             if value["schema"] != FUSED_SCHEMA:
                 raise DeployError("E807", f"its card has schema {value['schema']}; this version reads {FUSED_SCHEMA}")
             members = tuple(
                 FusedMember(
                     one["name"],
                     one["group"],
-                    float(one["share"]),
+                    one["share"],
                     one["sha256"],
                     ModelCard.from_json(json.dumps(one["card"])),
                 )
@@ -131,7 +143,7 @@ class FusedCard:
                 Recipe.from_json(json.dumps(value["recipe"])),
                 members,
                 value["license"],
-                None if maps is None else FusedMaps(maps["member"], (int(maps["size"][0]), int(maps["size"][1]))),
+                None if maps is None else FusedMaps(maps["member"], (maps["size"][0], maps["size"][1])),
                 value["checks"],
                 value["tools"],
             )

@@ -45,6 +45,17 @@ class CheckImages:
     boxes: Boxes | None = None
     most: int = MOST_IMAGES
 
+    def require(self) -> None:
+        """Check that the images are there, and in the boxes, before models are opened and joined.
+
+        Raises:
+            DataError: as `list_images`; E351 when an image has no entry in the boxes.
+        """
+        if self.folder is not None:
+            listing = list_images(self.folder, self.ids)
+            if self.boxes is not None:
+                self.boxes.select(listing.ids)
+
 
 @dataclass(frozen=True, slots=True)
 class FusedChecks:

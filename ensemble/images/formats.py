@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 
 from ensemble.errors import DamagedImageError, DataError
+from ensemble.text.text_bytes import is_plain_text
 
 _UNSUPPORTED = (
     (b"%!PS", "EPS"),
     (b"\xc5\xd0\xd3\xc6", "EPS"),
-    (b"8BPS", "PSD"),
+    (b"8BPS\0", "PSD"),
     (b"%PDF", "PDF"),
     (b"<svg", "SVG"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
@@ -64,7 +65,7 @@ def why_unreadable(data: bytes) -> DataError:
     if head.startswith(b"version https://git-lfs"):
         return DataError("E303", "a Git-LFS pointer, not the image itself", hint="run git lfs pull")
     kind = format_of(data)
-    if kind is not None:
+    if kind is not None and (len(data) < HEAD or not is_plain_text(data)):  # a cut-off GIF may be letters only
         return DamagedImageError(
             "E301",
             f"the {kind} header is damaged, cut off or of a rare kind",

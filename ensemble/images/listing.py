@@ -102,7 +102,11 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
             is too long, E323 an id leaves ``root``, E327 a name is not valid Unicode, E383 an id without suffix or
             folder is several images.
     """
-    files = set(_walk(root, listener))
+    linked: list[str] = []
+    files = set(_walk(root, linked))
+    if linked:
+        message = f"{_linked(linked)} below {root} were not entered: {enumerate_some(sorted(linked))}"
+        listener.notice(Notice("I317", message, root))
     images = _images_of(files)
     if ids is None:
         by_content = sorted(name for name in files.difference(images) if has_image_content(root / name))
@@ -111,14 +115,17 @@ def list_images(root: Path, ids: Sequence[str] | None = None, *, listener: Liste
         tell_unlisted(root, by_content, files.difference(images, by_content), listener)
         images = sorted([*images, *by_content])
     if not images and files.isdisjoint(ids or ()):
-        raise NoImagesError("E316", f"no images below {root}: {len(files)} other files", path=root)
+        found = f"no images below {root}: {len(files)} other files"
+        if linked:
+            found += f", and {_linked(linked)} that are not entered: {enumerate_some(sorted(linked))}"
+        raise NoImagesError("E316", found, path=root, hint=FOLLOW_LINKS if linked else None)
     wanted = tuple(images if ids is None else ids)
     if not wanted:
         raise NoImagesError("E316", "the id list is empty")
     repeated = [i for i, count in Counter(wanted).items() if count > 1]
     if repeated:
         raise DataError("E313", f"{len(repeated)} duplicate ids: {enumerate_some(repeated)}")
-    names = match_ids(root, wanted, files, listener)
+    names = match_ids(root, wanted, files, listener, linked=linked)
     extra = len(set(images) - set(names))
     if extra:
         listener.notice(Notice("I315", f"{extra:,} images below {root} are not listed and are ignored", root))
@@ -165,8 +172,10 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: Listener) -> tuple[str, ...]:
-    """Return the name of each id's file.
+def match_ids(
+    root: Path | None, ids: Sequence[str], files: Set[str], listener: Listener, *, linked: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return the name of each id's file; ``linked`` are folders that were not entered, in which it may be.
 
     Raises:
         DataError: E311, E312, E314, E323 and E327 as `list_images`.
@@ -203,9 +212,11 @@ def match_ids(root: Path | None, ids: Sequence[str], files: Set[str], listener: 
                 f"{len(cased)} listed images differ from files in letter case: {cased[0][0]} is {cased[0][1]}",
                 path=root,
             )
-        raise DataError(
-            "E314", f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}", path=root
-        )
+        message = f"{len(missing):,} of {len(ids):,} listed images are missing: {enumerate_some(missing)}"
+        behind = sorted(name for name in linked if any(one.startswith(f"{name}/") for one in missing))
+        if behind:
+            message += f"; not entered: {_linked(behind)}, {enumerate_some(behind)}"
+        raise DataError("E314", message, path=root, hint=FOLLOW_LINKS if behind else None)
     found = tuple(name for name in by_id if name is not None)
     normalized = sum(i != name for i, name in zip(ids, found, strict=True))
     if normalized:
@@ -259,26 +270,31 @@ def _leaves(image_id: str) -> bool:
     return image_id.startswith("/") or ".." in image_id.replace(os.sep, "/").split("/") or "\0" in image_id
 
 
-def _walk(root: Path, listener: Listener) -> Iterator[str]:
-    """Iterate over the ids of all files below ``root``; linked and hidden folders are not entered."""
+FOLLOW_LINKS = "give the folder that the links lead to, or link the image files in folders of their own (cp -rs)"
+"""What to do where the images are behind links to folders, which could lead in circles."""
+
+
+def _linked(names: Collection[str]) -> str:
+    return f"{len(names):,} linked folder{'s' if len(names) > 1 else ''}"
+
+
+def _walk(root: Path, linked: list[str]) -> Iterator[str]:
+    """Iterate over the ids of all files below ``root``; hidden folders, and those that are ``linked``, are left out."""
 
     def fail(err: OSError) -> NoReturn:
         if err.filename == str(root) and err.errno in {errno.ENOENT, errno.ENOTDIR}:
             raise NoImagesError("E316", f"{root} is not a folder", path=root) from err
         raise read_error(err, Path(err.filename)) from err
 
-    skipped = 0
     for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=False):
         kept = [name for name in subfolders if not name.startswith(".")]
-        skipped += sum(os.path.islink(os.path.join(folder, name)) for name in kept)
         # a folder called x.jpg is listed like a file, so that it is reported and not overlooked
         odd = [name for name in kept if _is_image(name)]
         subfolders[:] = kept
         below = Path(folder).relative_to(root).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        linked += [prefix + name for name in kept if os.path.islink(os.path.join(folder, name))]
         yield from (prefix + name for name in [*names, *odd] if not name.startswith("."))
-    if skipped:
-        listener.notice(Notice("I317", f"{skipped} linked folders below {root} were not entered", root))
 
 
 def _with_sizes(ids: tuple[str, ...], paths: tuple[Path, ...]) -> Listing:

@@ -30,7 +30,8 @@ class StudentComparison:
 
     Passes are answers of one network about one view of an image. ``difference`` is the student's score minus that of
     the teacher, with its 95 % interval over ``units`` people, or images where people are not known. An ``optimistic``
-    one is of a student whose labels came from models that were trained on the images it is scored on.
+    one is of a student whose labels came from models that were trained on the images it is scored on. ``decided_by``
+    says how the answers of both became classes or labels.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class StudentComparison:
     student_passes: int
     teacher_passes: int
     optimistic: bool
+    decided_by: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -55,9 +57,10 @@ class StudentComparison:
         where = f"over {self.units:,} {'people' if self.people else 'images'}"
         note = " (optimistic: see W391)" if self.optimistic else ""
         return (
-            f"{self.student_passes} passes per image, the blend has {self.teacher_passes} ({share:.0f} %); "
-            f"{self.metric} out of fold {self.student:.4f}, the blend's {self.teacher:.4f}: "
-            f"{self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f} {where}){note}"
+            f"student and blend, {self.metric} out of fold, decided by {self.decided_by}: "
+            f"{self.student:.4f} in one view, the blend's {self.teacher:.4f}: "
+            f"{self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f} {where}){note}; "
+            f"{self.student_passes} passes per image, the blend has {self.teacher_passes} ({share:.0f} %)"
         )
 
 
@@ -93,7 +96,16 @@ def compare_student(
         student_passes=len(student),
         teacher_passes=count_passes(recipe),
         optimistic=optimistic,
+        decided_by=_decided_by(recipe),
     )
+
+
+def _decided_by(recipe: Recipe) -> str:
+    if recipe.learned is not None:
+        return "what the recipe learned, learned again per fold for each"
+    if recipe.rule != "argmax":
+        return "the recipe's rule"
+    return "a probability of one half" if recipe.activation == "sigmoid" else "the most probable class"
 
 
 def _one_view(member: Predictions) -> Predictions:

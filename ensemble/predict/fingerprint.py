@@ -12,6 +12,7 @@ import onnxruntime
 import PIL
 
 from ensemble.errors import PredictionError
+from ensemble.text.json_types import require_field_types
 
 # by the keys of the files, in the order of messages
 _NAMES = {
@@ -65,7 +66,8 @@ class Origin:
         """
         try:
             values = dict(json.loads(text))
-            return cls(sizes=str(values.pop("sizes")), missing=int(values.pop("missing", 0)), run=Fingerprint(values))
+            require_field_types(values, {"sizes": str, "missing": int})
+            return cls(sizes=values.pop("sizes"), missing=values.pop("missing", 0), run=Fingerprint(values))
         except (KeyError, TypeError, ValueError) as err:
             message = f"{path.name} does not record what it was computed from"
             raise PredictionError("E514", message, path=path) from err

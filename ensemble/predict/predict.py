@@ -28,6 +28,7 @@ from ensemble.predict.bad_images import (
     write_errors,
 )
 from ensemble.predict.batch_size import SIZES
+from ensemble.predict.begun import begun_providers
 from ensemble.predict.crash_note import noted
 from ensemble.predict.inputs import Inputs, select_boxes
 from ensemble.predict.memory_budget import Bounds, fit_memory, need_of
@@ -109,7 +110,8 @@ def predict(
     if cluster:
         device = cluster.choose_device(options.device)
     else:
-        device = choose_run_device(options.device, read, listener=recorder)
+        begun = () if options.fresh else begun_providers(folder / model.card.member for model in read)
+        device = choose_run_device(options.device, read, begun=begun, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:

@@ -30,7 +30,8 @@ from ensemble.files import write_atomic
 from ensemble.labels import LabelSpace
 from ensemble.predictions.part_file import is_arrays, part_suffix, read_arrays, write_arrays
 from ensemble.text.bounded_tables import read_parquet, require_pyarrow
-from ensemble.text.json_text import parse_json, read_utf8, require_no_flags
+from ensemble.text.json_text import parse_json, read_utf8
+from ensemble.text.json_types import require_field_types, require_type
 
 COMPLETE = "_complete.json"
 FILLED = "filled.parquet"
@@ -49,7 +50,8 @@ class Predictions:
     the card has it (see `hash_ids`). ``filled`` lists unreadable images whose rows are the class prior, ``missing``
     unreadable images without a row. ``activation`` turns the logits into probabilities. ``repeat`` counts the fold
     splits that a model was trained on. Where out-of-fold predictions of several splits were joined, ``looks[view]``
-    ``(R, N, C)`` has the logits of each split, and ``logits`` is their mean.
+    ``(R, N, C)`` has the logits of each split, and ``logits`` is their mean. ``optimistic`` ones are out-of-fold, but
+    of a student whose labels came from models that were trained on these images.
     """
 
     member: str
@@ -65,6 +67,7 @@ class Predictions:
     activation: Activation = "softmax"
     repeat: int = 0
     looks: Mapping[str, Floats] | None = None
+    optimistic: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,14 +174,19 @@ def _read_parquet(path: Path) -> Part:
     return Part(ids, logits, origin, card, filled)
 
 
-def write_complete(folder: Path, parts: Sequence[Path], rows: int, *, missing: Sequence[str] = ()) -> Path:
+def write_complete(
+    folder: Path, parts: Sequence[Path], rows: int, *, missing: Sequence[str] = (), optimistic: bool = False
+) -> Path:
     """Mark the predictions complete; ``parts`` are in row order, ``missing`` are the images without a row.
+
+    ``optimistic`` ones are out of fold, but of a student of models that were trained on these images.
 
     Raises:
         FileError: E701 or E702 when it cannot be written.
     """
     listed = [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in parts]
     value = {"schema": 1, "rows": rows, "parts": listed} | ({"missing": list(missing)} if missing else {})
+    value |= {"optimistic": True} if optimistic else {}
     text = json.dumps(value, indent=1)
     return write_atomic(folder / COMPLETE, text.encode() + b"\n")
 
@@ -220,6 +228,7 @@ def read_predictions(folder: Path) -> Predictions:
         missing=complete.missing,
         activation=card.activation,
         repeat=card.repeat,
+        optimistic=complete.optimistic,
     )
 
 
@@ -284,6 +293,20 @@ def notice_filled(members: Sequence[Predictions], listener: Listener) -> tuple[s
     return filled
 
 
+OPTIMISTIC = (
+    "the labels are those of models that did not see the image, but were trained on the images that the "
+    "student is scored on: its out-of-fold score is optimistic, and so is a blend that learns from it"
+)
+"""What W391 says of a student that learned from out-of-fold predictions."""
+
+
+def notice_optimistic(members: Sequence[Predictions], listener: Listener) -> None:
+    """Say which members are students whose out-of-fold predictions are optimistic (W391)."""
+    groups = sorted({member.group for member in members if member.optimistic})
+    if groups:
+        listener.notice(Notice("W391", f"{enumerate_some(groups)}, of ens distil without --predictions: {OPTIMISTIC}"))
+
+
 @dataclass(frozen=True, slots=True)
 class _CompletePart:
     name: str
@@ -292,24 +315,25 @@ class _CompletePart:
 
 @dataclass(frozen=True, slots=True)
 class _Complete:
-    """The content of ``_complete.json``: parts in row order, the total row count, and the images without a row."""
+    """The content of ``_complete.json``: parts in row order, the count of rows, the images without one."""
 
     parts: tuple[_CompletePart, ...]
     rows: int
     missing: tuple[str, ...]
+    optimistic: bool
 
 
 def _read_complete(folder: Path) -> _Complete:
     try:
         value = parse_json(read_utf8(folder / COMPLETE))
-        require_no_flags(value)
-        parts = tuple(_CompletePart(str(part["name"]), str(part["sha256"])) for part in value["parts"])
+        require_type(value, Mapping[str, Any], "it")
+        require_field_types(
+            value, {"parts": tuple[_CompletePart, ...], "rows": int, "missing": tuple[str, ...], "optimistic": bool}
+        )
+        parts = tuple(_CompletePart(part["name"], part["sha256"]) for part in value["parts"])
         if not parts or any(Path(part.name).name != part.name or "\0" in part.name for part in parts):
             raise ValueError("it lists no parts, or some in another folder")
-        missing = value.get("missing", [])
-        if type(value["rows"]) is not int or not all(isinstance(name, str) for name in missing):
-            raise ValueError("its rows are no whole number, or its missing images no ids")
-        return _Complete(parts, value["rows"], tuple(missing))
+        return _Complete(parts, value["rows"], tuple(value.get("missing", [])), value.get("optimistic", False))
     except (FileNotFoundError, NotADirectoryError) as err:
         if (folder / COMPLETE).is_symlink():
             message = f"{folder / COMPLETE} is a link that leads nowhere"

@@ -30,7 +30,8 @@ class ExternalOptions:
 
     ``in_order`` takes the columns of a table in the order of the classes, whatever their names. ``ids`` is the list of
     ids for the rows of ``.npy`` files. ``id_column`` names the column of ids. With the activation ``sigmoid`` several
-    labels may apply to an image. ``oof_ids`` is the list of ids for out-of-fold ``.npy`` files.
+    labels may apply to an image. ``oof_ids`` is the list of ids for out-of-fold ``.npy`` files. ``array`` names the one
+    array of ``.npz`` files that is read; by default each is a view.
     """
 
     kind: ContentKind | None = None
@@ -39,6 +40,7 @@ class ExternalOptions:
     id_column: str | None = None
     activation: Activation = "softmax"
     oof_ids: Path | None = None
+    array: str | None = None
 
     def for_oof(self) -> ExternalOptions:
         """Return the same for out-of-fold predictions, which are of other images."""
@@ -55,7 +57,8 @@ def read_external(
 
     A ``.csv`` or ``.parquet`` has a column of ids, and one column per class that has the class's name or number, in any
     order. A ``.npz`` has an array ``ids`` ``(N,)`` and one array ``(N, C)`` per view, named like the view; a ``.npy``
-    is one such array, for the ids of a list. Probabilities become their logarithms, which are logits.
+    is one such array, for the ids of a list. Several arrays of a ``.npz`` whose names are not views, such as ``logits``
+    beside ``probabilities``, are refused unless one is named. Probabilities become their logarithms, which are logits.
 
     With ``classes`` the file is a submission and each row is one-hot: suited to the hard pool, because soft voting has
     no confidences to average.
@@ -76,7 +79,7 @@ def read_external(
         return _read_classes(path, labels, options, listener)
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        found = read_npz(path, labels)
+        found = read_npz(path, labels, array=options.array)
     elif suffix == ".npy":
         found = read_npy(path, labels, ids=options.ids, id_column=options.id_column, listener=listener)
     elif suffix == ".parquet":
@@ -89,7 +92,8 @@ def read_external(
     convert = _as_logits if options.activation == "softmax" else _as_log_odds
     logits = {view: convert(values, ids, kind, path) for view, values in found.views.items()}
     member = validate_member(path.stem)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    own = b"" if options.array is None or suffix != ".npz" else f"\0{options.array}".encode()
+    digest = hashlib.sha256(path.read_bytes() + own).hexdigest()
     return Predictions(member, member, None, labels, ids, logits, digest, activation=options.activation)
 
 

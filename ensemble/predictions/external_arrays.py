@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.errors import FileError, PredictionError
+from ensemble.errors import FileError, PredictionError, enumerate_some
 from ensemble.events import Listener
 from ensemble.ids import find_id_column
 from ensemble.labels import LabelSpace
@@ -30,12 +31,25 @@ class ExternalTable:
     views: Mapping[str, Floats]
 
 
-def read_npz(path: Path, labels: LabelSpace) -> ExternalTable:
-    """Read the array ``ids`` ``(N,)`` of text or bytes, and one array ``(N, C)`` per view.
+_FORMS = {
+    *("logit", "logits", "prob", "probs", "proba", "probas", "probability", "probabilities", "softmax", "sigmoid"),
+    *("score", "scores", "pred", "preds", "prediction", "predictions", "output", "outputs", "log", "logprobs"),
+    *("logprob", "raw", "rank", "ranks", "oof", "odds", "calibrated"),
+}
+"""Words that say in which form an array has predictions, not from which view of the images."""
+_OTHER = {
+    *("y", "label", "labels", "target", "targets", "truth", "true", "onehot", "gt"),
+    *("feature", "features", "embedding", "embeddings", "weight", "weights", "std", "variance", "var", "uncertainty"),
+}
+"""Words of arrays that are no predictions."""
+
+
+def read_npz(path: Path, labels: LabelSpace, *, array: str | None = None) -> ExternalTable:
+    """Read the array ``ids`` ``(N,)`` of text or bytes, and one array ``(N, C)`` per view, or the one of ``array``.
 
     Raises:
         FileError: E707 when the file cannot be read.
-        PredictionError: E514 when it does not contain them.
+        PredictionError: E514 when it does not contain them, or several arrays whose names are not those of views.
     """
     arrays = _load(path)
     if not isinstance(arrays, dict) or _IDS not in arrays or len(arrays) < 2:
@@ -50,7 +64,39 @@ def read_npz(path: Path, labels: LabelSpace) -> ExternalTable:
             path=path,
             hint="write ids.ravel() if each row holds one id",
         )
+    if array is not None:
+        if array not in arrays:
+            message = f"{path.name} has no array {array!r}, only {enumerate_some(sorted(arrays), limit=20)}"
+            raise PredictionError("E514", message, path=path, hint="name one of them with --array")
+        arrays = {"identity": arrays[array]}
+    _require_views(arrays, path)
     return ExternalTable(_as_text(raw, path), _checked(arrays, len(raw), labels, path))
+
+
+def _require_views(names: Collection[str], path: Path) -> None:
+    """Check that several arrays are not one in two forms, such as logits and probabilities, nor labels or features.
+
+    Raises:
+        PredictionError: E514 when they are.
+    """
+    if len(names) < 2:
+        return
+    words = {name: re.findall(r"[^\W_]+", name.casefold()) for name in names}
+    odd = sorted(name for name, found in words.items() if _OTHER.intersection(found))
+    rest: dict[tuple[str, ...], list[str]] = {}
+    for name, found in sorted(words.items()):
+        if _FORMS.intersection(found):
+            rest.setdefault(tuple(word for word in found if word not in _FORMS), []).append(name)
+    twice = next((same for same in rest.values() if len(same) > 1), None)
+    if odd or twice:
+        is_what = "are one in several forms" if twice else "do not look like views of the images"
+        raise PredictionError(
+            "E514",
+            f"{path.name} has the arrays {enumerate_some(sorted(names), limit=10)}; {enumerate_some(twice or odd)} "
+            f"{is_what}, and each array would count as a view",
+            path=path,
+            hint=f"name the one to be read: --array {(twice or sorted({*names} - {*odd}) or odd)[0]}",
+        )
 
 
 def read_npy(
@@ -104,5 +150,6 @@ def _checked(arrays: Mapping[str, NDArray[Any]], rows: int, labels: LabelSpace, 
                 f"{path.name}: {name} is {values.dtype} {values.shape}, expected numbers ({rows}, {len(labels)}): "
                 f"{rows} ids and {len(labels)} classes",
                 path=path,
+                hint="name the array of the predictions with --array" if len(arrays) > 1 else None,
             )
     return {name: values.astype(np.float64) for name, values in arrays.items()}

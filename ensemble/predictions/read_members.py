@@ -12,7 +12,13 @@ import numpy as np
 from ensemble.errors import PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Predictions, find_predictions, has_members, read_predictions
+from ensemble.predictions.dataset import (
+    Predictions,
+    find_predictions,
+    has_members,
+    notice_optimistic,
+    read_predictions,
+)
 from ensemble.predictions.external import NO_OPTIONS, ExternalOptions, read_external
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".npz", ".npy", ".parquet")
@@ -42,6 +48,7 @@ def read_members(
         else:
             own = options if path.suffix.lower() != ".npy" else replace(options, ids=options.ids or _ids_beside(path))
             members.append(read_external(path, labels, options=own, listener=listener))
+    notice_optimistic(members, listener)
     return members
 
 

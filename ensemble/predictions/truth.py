@@ -92,6 +92,12 @@ def read_truth(
         PredictionError: E541 when the positive class that is named is none.
     """
     table = read_table(path, listener=listener)
+    if {"id", "gender", "age", "path"} <= {fold_name(name) for name in table.header} and options == NO_COLUMNS:
+        hint = (
+            "give a table of images and classes, such as the truth.csv that ens train writes from this one and its "
+            "folders of images"
+        )
+        raise DataError("E322", f"{path.name} lists people, not images and classes", path=path, hint=hint)
     id_column = find_id_column(table, named=options.id_column, listener=listener)
     ids = table.without_duplicates(id_column)
     if not ids:

@@ -17,6 +17,7 @@ from ensemble import files
 from ensemble.arrays import Logits
 from ensemble.errors import EnsError, FileError, ModelRunError
 from ensemble.events import Listener, Notice
+from ensemble.text.json_types import require_type
 
 _MARGIN = 0.98  # a gain below 2 % is noise
 _TOLERANCE = 0.02  # of the largest logit: another order of summation, in half precision
@@ -104,6 +105,7 @@ def tune_cached(path: Path, find: Callable[[], TuningResult], *, write: bool = T
     """Return the result cached in ``path``; if there is none, call ``find`` and, with ``write``, cache its result."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        require_type(value, TuningResult, "the file")
         return TuningResult(dict(value["options"]), dict(value["seconds"]), dict(value["unusable"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing, or not written by us

@@ -30,6 +30,7 @@ from ensemble.runtime.openvino import openvino_version
 from ensemble.runtime.parity import draw_pictures
 from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
+from ensemble.text.json_types import require_type
 
 SECONDS = 20.0  # of measurement, for all models together
 _OPENVINO = Device("openvino")
@@ -56,16 +57,25 @@ class EngineTimes:
         return f"{each} (medians of {self.rounds} rounds)"
 
 
-def choose_run_device(text: str, models: Iterable[ModelFile], *, listener: Listener = SILENT) -> Device:
+def choose_run_device(
+    text: str, models: Iterable[ModelFile], *, begun: Sequence[str] = (), listener: Listener = SILENT
+) -> Device:
     """Return the device that runs these models: as `choose_device`, and for ``cpu:fastest`` the faster engine.
+
+    ``begun`` are the providers that the parts of the run which there are were computed with: if they are of one engine,
+    the rest is computed with it as well, whether or not what was measured then is still in the cache.
 
     Raises:
         OptionError, DeviceError: see `choose_device`.
         ModelError: when ``cpu:fastest`` cannot run a model; only then they are read.
     """
-    return (
-        choose_engine(tuple(models), listener=listener) if text == FASTEST else choose_device(text, listener=listener)
-    )
+    if text != FASTEST:
+        return choose_device(text, listener=listener)
+    for device in (CPU, _OPENVINO):
+        if tuple(begun) == (device.provider,):
+            listener.notice(Notice("I615", f"{FASTEST} is {device}, as the parts that there are were computed"))
+            return device
+    return choose_engine(tuple(models), listener=listener)
 
 
 def choose_engine(models: Sequence[ModelFile], *, seconds: float = SECONDS, listener: Listener = SILENT) -> Device:
@@ -158,7 +168,8 @@ def _read(path: Path) -> EngineTimes | None:
     """Return the times in a file of the cache; None where there is none, or none that was written here."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        found = EngineTimes(float(value["onnxruntime"]), float(value["openvino"]), int(value["rounds"]))
+        require_type(value, EngineTimes, "the file")
+        found = EngineTimes(value["onnxruntime"], value["openvino"], value["rounds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if found.onnxruntime > 0 and found.openvino > 0 else None

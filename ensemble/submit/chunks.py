@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import Listing
 from ensemble.images.views import View
 from ensemble.predict.bad_images import log_prior
+from ensemble.predict.begun import begun_providers
 from ensemble.predict.crash_note import noted
 from ensemble.predict.fingerprint import Fingerprint, Origin, library_versions
 from ensemble.predict.pipeline import Batch, Pipeline, Work
@@ -324,3 +325,11 @@ def rows_per_pass(chunks: Sequence[Chunk], passes: int) -> list[int]:
     """Return how many rows needed each of the passes."""
     counts = np.concatenate([chunk.passes for chunk in chunks])
     return [int((counts > k).sum()) for k in range(passes)]
+
+
+def begun_run(work: Path, models: Iterable[str]) -> tuple[str, ...]:
+    """Return the providers that the parts of a run in ``work`` were computed with, with an early exit or without."""
+    parts = begun_providers(work / "preds" / name for name in models)
+    return parts or begun_providers(
+        [work / "early"], prefix=ChunkStore.prefix, origin_of=lambda path: read_chunk(path).origin
+    )

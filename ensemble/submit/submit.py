@@ -37,7 +37,7 @@ from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
 from ensemble.submission.sheet import Submission
-from ensemble.submit.chunks import Plan, answers_of, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
+from ensemble.submit.chunks import Plan, answers_of, begun_run, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
 from ensemble.submit.destination import Destination, require_answers_known, write_answers
 from ensemble.submit.early_exit import ForwardPass, in_order, passes_of, require_early_exit, used_part
 from ensemble.submit.exit_thresholds import Calibration, Goal, calibrate
@@ -121,7 +121,8 @@ def submit(
     found = find_members(recipe, models, recorder)
     plan = Plan(recipe, passes_of(recipe), found, _views_of(recipe, found))
     listing = list_images(images, destination.images, listener=recorder)
-    device = choose_run_device(options.device, found.values(), listener=recorder)
+    begun = () if options.fresh else begun_run(work, found)
+    device = choose_run_device(options.device, found.values(), begun=begun, listener=recorder)
     options = replace(options, device=str(device), workers=options.workers or available_cores(), listener=recorder)
     options = replace(options, errors=options.errors or work / ERRORS)
     inputs = Inputs(listing, select_boxes(list(found.values()), boxes, listing, recorder))

@@ -26,6 +26,7 @@ from ensemble.runtime.machine import available_cores
 from ensemble.runtime.start import start_sessions
 from ensemble.submit.chunks import Plan
 from ensemble.submit.early_exit import ForwardPass
+from ensemble.text.json_types import require_type
 
 _MEASURED = 16  # images
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -123,6 +124,7 @@ def _read_fit(path: Path, key: str, listener: Listener) -> BudgetFit | None:
         if value["key"] != key:
             return None
         fields = value["fit"]
+        require_type(fields, BudgetFit, "fit")
         fit = BudgetFit(**fields | {name: tuple(fields[name]) for name in ("kept", "left_out")})
     except (OSError, ValueError, KeyError, TypeError) as err:
         listener.notice(Notice("W705", f"{path.name} cannot be read and is measured again: {err}", path))

@@ -14,6 +14,7 @@ from pathlib import Path
 from ensemble.errors import DataError, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.text.input_file import read_input
+from ensemble.text.text_bytes import is_plain_text
 
 _BINARY = {
     b"PAR1": "a Parquet file",
@@ -149,7 +150,7 @@ def _decode(data: bytes, path: Path, listener: Listener) -> str:
         DataError: E322 when it is not text in a known encoding.
     """
     kind = next((kind for magic, kind in _BINARY.items() if data.startswith(magic)), None)
-    if kind is not None:
+    if kind is not None and not is_plain_text(data):
         raise DataError("E322", f"{path.name}: it is {kind}, not text", path=path, hint="write the table as CSV")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp949"):

@@ -285,13 +285,17 @@ def test_inputs_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> None
     assert code_of(files / "test", oof=files / "oof") == "E204"
     assert code_of(files / "test", files / "blend.json", files / "oof/a_f0", files / "oof.csv") == "E330"
     assert code_of(files / "test/a_f0", files / "blend.json") == "E517"
-    value = json.loads((files / "blend.json").read_text())
-    del value["learned"]["table"][0]["gain"]
-    (tmp_path / "blend.json").write_text(json.dumps(value))
-    assert code_of(files / "test", tmp_path / "blend.json") == "E518"
+    for damaged in ({}, {"gain": "0.1"}, {"weights": [1.0]}):
+        value = json.loads((files / "blend.json").read_text())
+        del value["learned"]["table"][0]["gain"]
+        value["learned"]["table"][0] |= damaged
+        (tmp_path / "blend.json").write_text(json.dumps(value))
+        assert code_of(files / "test", tmp_path / "blend.json") == "E518"
     shutil.copytree(files / "test/a_f0", tmp_path / "a_f0")
-    (tmp_path / "a_f0/_run.json").write_text('{"member": "a"}')
-    assert code_of(tmp_path / "a_f0") == "E514"
+    record = json.loads((files / "test/a_f0/_run.json").read_text())
+    for other in ({"member": "a"}, record | {"member": 3}, record | {"images": "240"}, record | {"views": "identity"}):
+        (tmp_path / "a_f0/_run.json").write_text(json.dumps(other))
+        assert code_of(tmp_path / "a_f0") == "E514"
 
 
 def test_without_matplotlib_the_extra_is_named(

@@ -224,6 +224,22 @@ def damage(**changes: object) -> str:
         damage(rule={"name": "prior", "tau": 1, "prior": [0.5, 0.5, 0, 0]}),
         damage(groups={"a": {"weight": 1, "members": {"x": ""}, "views": {}}}),
         damage(groups={"a": {"weight": 1, "members": {"x": ""}, "views": {"identity": -1}}}),
+        damage(schema=1.0),
+        damage(groups={"a": {"weight": 1, "members": {"x": 12345}}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": None}}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ["f" * 64]}}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ""}, "temperature": "2"}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ""}, "class_weights": ["1", "1", "1", "1"]}}),
+        damage(groups={"a": {"weight": 1, "members": {"x": ""}, "class_weights": {"0": "1"}}}),
+        damage(groups={"a": "x"}),
+        damage(transductive="no", rule={"name": "macro-f1", "f1": [0.5] * 4, "occurrences": [0.1] * 4}),
+        damage(transductive=1, rule={"name": "macro-f1", "f1": [0.5] * 4, "occurrences": [0.1] * 4}),
+        damage(rule={"name": "prior", "tau": 1, "prior": [0.25] * 4, "tua": 2}),
+        damage(rule={"name": "prior", "tau": [1], "prior": [0.25] * 4}),
+        damage(smoothing={"kernel": [1, 2, 1], "group": 5}),
+        damage(smoothing={"kernel": [1, 2, 1], "group": "file", "order": ["second"]}),
+        damage(learned={"metric": 5}),
+        damage(learned={"table": "linear"}),
     ],
 )
 def test_what_is_not_a_recipe_is_refused(text: str, tmp_path: Path) -> None:
@@ -233,6 +249,14 @@ def test_what_is_not_a_recipe_is_refused(text: str, tmp_path: Path) -> None:
     code, message = code_of(lambda: read_recipe(path))
     assert code == "E518"
     assert message.startswith("blend.json: not a recipe: ")
+
+
+def test_a_value_of_another_type_is_named_with_its_place(tmp_path: Path) -> None:
+    """The message says where the value stands, what it is and what belongs there."""
+    path = tmp_path / "blend.json"
+    path.write_text(damage(groups={"a": {"weight": 1, "members": {"x": 12345}}}))
+    message = code_of(lambda: read_recipe(path))[1]
+    assert message == "blend.json: not a recipe: groups.a.members.x is 12345, expected text"
 
 
 def test_a_recipe_file_that_cannot_be_read(tmp_path: Path) -> None:

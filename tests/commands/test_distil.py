@@ -17,8 +17,18 @@ from checkpoints.loading.open import Checkpoint
 from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
 from ensemble.errors import Interrupted
+from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.predictions.dataset import Part, hash_ids, part_path, read_predictions, write_complete, write_part
+from ensemble.predictions.dataset import (
+    COMPLETE,
+    Part,
+    hash_ids,
+    part_path,
+    read_predictions,
+    write_complete,
+    write_part,
+)
+from ensemble.predictions.read_members import read_members
 from exporters.export import Exported
 from tests.support.toys import card, picture
 
@@ -129,6 +139,31 @@ def test_an_export_that_was_stopped_keeps_what_it_finished(contest: Path, monkey
     assert [path.read_bytes() for path in models] == wanted
     assert "I495" not in run(contest, *own).stderr
     assert len(calls) == 5
+
+
+def test_a_student_of_out_of_fold_labels_says_so_wherever_it_is_learned_from(contest: Path) -> None:
+    """Its folders record that they are optimistic, and reading them repeats W391; the comparison comes first."""
+    done = run(contest, "--oof", contest / "oof")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("W391") == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("student and blend, macro F1 out of fold, decided by the most probable class: ")
+    alone = next(line for line in lines if "out-of-fold macro F1" in line)
+    assert alone.endswith(", of the student alone in the view identity, without what the recipe learned")
+    oof = contest / "runs" / "s" / "oof"
+    assert [json.loads((one / COMPLETE).read_text())["optimistic"] for one in sorted(oof.iterdir())] == [True, True]
+    heard = Recorder()
+    read = read_members([oof], LABELS, listener=heard)
+    assert [one.optimistic for one in read] == [True, True]
+    (said,) = [notice.message for notice in heard.notices if notice.code == "W391"]
+    assert said.startswith("s, of ens distil without --predictions: ")
+    assert "a blend that learns from it" in said
+    scored = ["evaluate", str(oof / "s_f0"), "--truth", str(contest / "runs" / "s" / "truth.csv")]
+    assert "W391" in CliRunner().invoke(ens, scored).stderr
+
+    honest = Recorder()
+    assert not any(one.optimistic for one in read_members([contest / "oof"], LABELS, listener=honest))
+    assert [notice.code for notice in honest.notices] == []
 
 
 def test_what_does_not_fit_is_refused_before_an_image_is_read(contest: Path) -> None:

@@ -111,6 +111,15 @@ def test_other_commands_say_what_the_file_is(fused: Fused) -> None:
     assert "ens predict, bench, explain and page take it" in caught.value.hint
 
 
+@pytest.mark.parametrize(("field", "other"), [("share", "0.5"), ("sha256", 12), ("name", None), ("group", ["a"])])
+def test_a_type_that_is_not_that_of_its_card_is_named(fused: Fused, field: str, other: object) -> None:
+    """A share that is text was read as its number, and a number as a hash."""
+    value = json.loads(fused.card.to_json())
+    value["members"][0][field] = other
+    with pytest.raises(DeployError, match=rf"E807.*members\[0\]\.{field} is"):
+        FusedCard.from_json(json.dumps(value))
+
+
 @pytest.mark.parametrize("field", ["schema", "share"])
 def test_true_in_its_card_is_not_a_number(fused: Fused, field: str) -> None:
     """The card of a fused file with true for a number is E807, and so is one that gives a name twice."""

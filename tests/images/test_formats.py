@@ -102,6 +102,14 @@ def test_fault_11_color_profiles_are_ignored(kind: str) -> None:
     assert photo.notices == ()
 
 
+@pytest.mark.parametrize("text", ["GIF89a is the name of a format\n" * 4, "8BPS, the first word\n" * 4])
+def test_a_text_that_begins_with_the_letters_of_a_format_is_no_damaged_image(text: str) -> None:
+    """GIF and PSD begin with letters, and are followed by bytes that no text has."""
+    error = refusal(text.encode())
+    assert (error.code, error.message[:24]) == ("E303", "not an image (starts wit")
+    assert refusal(encode(PICTURE, "GIF")[:12]).code == "E301"
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [

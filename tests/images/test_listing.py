@@ -11,7 +11,7 @@ import pytest
 
 from ensemble.errors import DataError
 from ensemble.events import Recorder
-from ensemble.images.listing import list_images, read_ids
+from ensemble.images.listing import FOLLOW_LINKS, list_images, read_ids
 from ensemble.text.csv_table import render_table
 from tests.support.corpus import encode, picture
 from tests.support.nobody import as_nobody
@@ -207,6 +207,25 @@ def test_fault_25_linked_folders_are_not_entered(tmp_path: Path) -> None:
     assert list_images(tmp_path, listener=recorder).ids == ("a.jpg", "b.jpg")
     assert codes(recorder) == ["I317"]
     assert recorder.notices[0].message.startswith("1 linked")
+
+
+def test_images_that_are_behind_linked_folders_are_missing_because_of_the_links(tmp_path: Path) -> None:
+    """E316 and E314 name the links and what to do: a folder of links looked empty, and a list incomplete."""
+    fill(tmp_path / "store", "cat/a.jpg", "dog/b.jpg")
+    train = tmp_path / "train"
+    train.mkdir()
+    for name in ("cat", "dog"):
+        (train / name).symlink_to(tmp_path / "store" / name)
+    with pytest.raises(DataError, match=r"E316.*2 linked folders that are not entered: cat, dog") as caught:
+        list_images(train)
+    assert caught.value.hint == FOLLOW_LINKS
+    fill(train, "c.jpg")
+    with pytest.raises(DataError, match=r"E314.*not entered: 1 linked folder, cat") as one:
+        list_images(train, ["c.jpg", "cat/a.jpg"])
+    assert one.value.hint == FOLLOW_LINKS
+    with pytest.raises(DataError, match=r"E314") as other:
+        list_images(train, ["c.jpg", "gone.jpg"])
+    assert "linked" not in other.value.message
 
 
 @pytest.mark.parametrize("target", ["gone.jpg", "x.jpg"], ids=["dangling", "circle"])

@@ -202,6 +202,7 @@ def test_the_comparison_has_both_scores_and_the_interval_of_their_difference() -
     assert (found.units, found.people, found.student_passes, found.teacher_passes) == (60, True, 3, 3)
     assert "3 passes per image, the blend has 3 (100 %)" in found.render()
     assert "over 60 people" in found.render()
+    assert found.render().startswith("student and blend, macro F1 out of fold, decided by the most probable class: ")
     assert "W391" not in found.render()
     assert "optimistic: see W391" in compare_student(teacher, student, optimistic=True).render()
 
@@ -218,4 +219,6 @@ def test_a_recipe_that_was_learned_teaches_the_rule_to_both() -> None:
     done = learn(one_view[:1], TRUTH, method="pool+f1", repeats=1)
     alone = make_teacher(learned_recipe(done, EVERY[3:]), one_view[1:], TRUTH, FOLD)
     expected = f1_score(CLASSES, alone.answers.decided, average="macro")
-    assert compare_student(teacher, OOF[3:]).student == pytest.approx(expected)
+    found = compare_student(teacher, OOF[3:])
+    assert found.student == pytest.approx(expected)
+    assert "decided by what the recipe learned, learned again per fold for each: " in found.render()

@@ -96,6 +96,17 @@ def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
         read_predictions(folder)
 
 
+def test_images_without_a_row_that_are_one_text_are_no_list_of_letters(tmp_path: Path) -> None:
+    """``"missing": "abc"`` was read as the three images a, b and c."""
+    folder = write_member(tmp_path / "toy")
+    complete = json.loads((folder / COMPLETE).read_text())
+    (folder / COMPLETE).write_text(json.dumps(complete | {"missing": "abc"}))
+    with pytest.raises(PredictionError, match="missing is the text 'abc', expected a list"):
+        read_predictions(folder)
+    (folder / COMPLETE).write_text(json.dumps(complete | {"missing": ["abc"]}))
+    assert read_predictions(folder).missing == ("abc",)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -104,6 +115,11 @@ def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
         '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": "2"}',
         '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": 2, "missing": [3]}',
         '{"parts": [{"name": "a\\u0000b", "sha256": "x"}], "rows": 2}',
+        '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": 2, "missing": "abc"}',
+        '{"parts": [{"name": "part-00000.parquet", "sha256": "x"}], "rows": 2, "missing": {"a": 1}}',
+        '{"parts": [{"name": "part-00000.parquet", "sha256": 3}], "rows": 2}',
+        '{"parts": [{"name": 0, "sha256": "x"}], "rows": 2}',
+        '{"parts": {"name": "part-00000.parquet", "sha256": "x"}, "rows": 2}',
     ],
 )
 def test_a_broken_marker_is_not_a_traceback(tmp_path: Path, content: str) -> None:

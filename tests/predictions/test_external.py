@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,45 @@ def test_an_npz_holds_views_by_name(tmp_path: Path) -> None:
     assert {name: values.tolist() for name, values in found.logits.items()} == {
         name: values.tolist() for name, values in views.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "advised"),
+    [
+        (("logits", "probabilities"), "logits"),
+        (("probs", "y_pred"), "probs"),
+        (("val_logits", "val_probs", "extra"), "val_logits"),
+        (("identity", "y_true"), "identity"),
+        (("Labels", "scores"), "scores"),
+        (("logits", "features"), "logits"),
+    ],
+)
+def test_arrays_that_are_no_views_are_refused_and_one_can_be_named(
+    tmp_path: Path, names: tuple[str, ...], advised: str
+) -> None:
+    """Logits beside their probabilities were averaged as two views; ``--array`` reads one of them, as identity."""
+    arrays = {name: np.array([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0]]) + i for i, name in enumerate(names)}
+    np.savez(tmp_path / "mate.npz", ids=np.array(IDS), **arrays)  # type: ignore[arg-type]
+    with pytest.raises(PredictionError, match=r"E514.*each array would count as a view") as caught:
+        read_external(tmp_path / "mate.npz", PETS, options=LOGITS)
+    assert caught.value.hint == f"name the one to be read: --array {advised}"
+    found = read_external(tmp_path / "mate.npz", PETS, options=replace(LOGITS, array=advised))
+    assert {view: values.tolist() for view, values in found.logits.items()} == {"identity": arrays[advised].tolist()}
+    other = read_external(tmp_path / "mate.npz", PETS, options=replace(LOGITS, array=names[-1]))
+    assert len({found.sha256, other.sha256}) == len({advised, names[-1]})
+    with pytest.raises(PredictionError, match=r"E514.*no array 'hflip'"):
+        read_external(tmp_path / "mate.npz", PETS, options=replace(LOGITS, array="hflip"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("logits",), ("probabilities",), ("a", "b"), ("logits_identity", "logits_hflip"), ("scores", "hflip"), ("1", "2")],
+)
+def test_other_names_of_arrays_are_views(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """One array may be called anything, and so may views, also with the form in the name of each."""
+    arrays = {name: np.array([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0]]) for name in names}
+    np.savez(tmp_path / "mate.npz", ids=np.array(IDS), **arrays)  # type: ignore[arg-type]
+    assert set(read_external(tmp_path / "mate.npz", PETS, options=LOGITS).logits) == set(names)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ensemble.card import ModelCard
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
+from ensemble.predict.begun import begun_providers
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
 from ensemble.runtime import fastest, parity
@@ -100,6 +101,33 @@ def test_the_choice_is_said_and_kept(model: ModelFile, tmp_path: Path, monkeypat
         assert [notice.code for notice in heard.notices] == ["I615", "I615"]
         assert all("2.00" in notice.message and "1.00" in notice.message for notice in heard.notices)
         assert "measured before" in heard.notices[1].message
+
+
+def test_a_run_that_was_begun_keeps_its_engine(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one engine decide without a measurement; those of two, or of another provider, do not."""
+    monkeypatch.setattr(fastest, "choose_engine", lambda *_, **__: refuse())
+    for device in (CPU, OPENVINO):
+        heard = Recorder()
+        assert choose_run_device(FASTEST, [model], begun=(device.provider,), listener=heard) == device
+        assert [notice.code for notice in heard.notices] == ["I615"]
+        assert f"is {device}, as the parts that there are were computed" in heard.notices[0].message
+    for begun in ((CPU.provider, OPENVINO.provider), ("CUDAExecutionProvider",), ()):
+        with pytest.raises(AssertionError, match="measured"):
+            choose_run_device(FASTEST, [model], begun=begun)
+    assert choose_run_device("cpu", [model], begun=(OPENVINO.provider,)) == CPU
+
+
+def test_a_resumed_prediction_reads_the_engine_from_its_parts(model: ModelFile, tmp_path: Path) -> None:
+    """Finished parts record their provider; a damaged one is passed over, and a folder without parts tells nothing."""
+    toys.write_pictures(tmp_path / "images", ["a.jpg", "b.jpg"])
+    folder = tmp_path / "preds"
+    predict([model.path], tmp_path / "images", folder, views=parse_views("identity"), options=RunOptions(device="cpu"))
+    member = folder / model.card.member
+    assert begun_providers([member, tmp_path / "none"]) == (CPU.provider,)
+    (part,) = member.glob("part-*.parquet")
+    (member / "part-00001.parquet").write_bytes(part.read_bytes())
+    part.write_bytes(b"damaged")
+    assert begun_providers([member]) == (CPU.provider,)
 
 
 def test_what_was_measured_belongs_to_its_models(model: ModelFile, tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_fault_30_broken_tables_are_told_by_line(data: bytes, said: str) -> None
     assert caught.value.path == INFO
 
 
+@pytest.mark.parametrize("name", ["PAR1", "PAR10_score", "PK", "GIF89a", "BM"])
+def test_a_column_may_begin_with_the_letters_of_a_binary_format(name: str) -> None:
+    """A text is a table whatever its first letters are: the bytes after them tell, not these alone."""
+    table = parse_table(f"{name},ans\na,0\n".encode(), INFO)
+    assert table.header == (name, "ans")
+    assert table.column(name) == ("a",)
+
+
 def test_fault_30_a_missing_column_lists_those_there_are() -> None:
     """Asking for a column that is not there is E322, which lists the columns there are."""
     with pytest.raises(DataError, match=r'E322.*"ImageID" not found; have: image_id, ans'):

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from checkpoints.audit import audit
 from checkpoints.audit.audit import AuditSettings, audit_dataset
 from checkpoints.audit.findings import Finding, fixes_table
 from checkpoints.data.dataset import Dataset, read_dataset
@@ -108,6 +109,26 @@ def test_copies_leaks_and_folds_are_told_apart(contest: Path, tmp_path: Path) ->
     assert b"p3/mask3.png,drop,,audit" in text
     without = audit_dataset(data)
     assert {one.kind for one in without.findings} == {"duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("images", "long"), [(60_000, "29 minutes"), (100_000, "80 minutes"), (1_000_000, "133 hours")]
+)
+def test_the_time_of_crops_is_that_of_a_search_that_grows_with_the_square(images: int, long: str) -> None:
+    """W861 said "may take hours" of minutes; twice the images take four times as long."""
+    assert f"--crops yes does, for about {long} of one core" in audit._why_no_crops(images)
+
+
+def test_crops_are_left_out_above_the_bound_and_looked_for_on_demand(
+    contest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more images than the bound W861 says so, unless --crops decides."""
+    monkeypatch.setattr(audit, "MOST_CROPPED", 50)
+    data = read_dataset(contest)
+    for crops, said in ((None, 1), (True, 0), (False, 0)):
+        heard = Recorder()
+        audit_dataset(data, settings=AuditSettings(crops=crops), listener=heard)
+        assert [notice.code for notice in heard.notices].count("W861") == said
 
 
 def test_predictions_of_other_images_are_refused_before_images_are_read(

@@ -242,6 +242,11 @@ def test_fault_38_an_incomplete_file_is_known(tmp_path: Path, form: str, share: 
         (b"just some text\n", "starts with"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"{", "starts with"),
+        (b"PK is the start of a zip archive\n", "a text that starts with"),
+        (b"GGUF and Rar! are names of formats\n", "a text that starts with"),
+        (b"Rar!\n", "a text that starts with"),
+        (b"x^2 is a square\n", "a text that starts with"),
+        (b"    TFL3\n", "a text that starts with"),
     ],
 )
 def test_fault_39_another_file_in_the_weights_place_is_named(tmp_path: Path, content: bytes, words: str) -> None:

@@ -24,6 +24,7 @@ from checkpoints.probe.probe_member import ProbeJob, probe_member
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.card import Align, FaceCrop
 from ensemble.cli import ens
+from ensemble.error_codes import CODES
 from ensemble.errors import EnsError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, Face, write_boxes
@@ -168,6 +169,7 @@ def test_networks_that_cannot_share_an_image_are_refused(
     with pytest.raises(OptionError, match=words) as caught:
         join_networks(opened)
     assert caught.value.code == "E204"
+    assert caught.value.hint != CODES["E204"].cure
 
 
 def test_crops_that_have_no_common_square_are_refused(tmp_path: Path) -> None:
@@ -176,8 +178,9 @@ def test_crops_that_have_no_common_square_are_refused(tmp_path: Path) -> None:
     crops = {"narrow": FaceCrop(0.1), "wide": FaceCrop(0.2), "aligned": FaceCrop(0.0, align="arcface"), "whole": None}
     opened = {name: open_network(network, KNOWN, face=crop) for name, crop in crops.items()}
     for names, words in (("narrow wide", "different margins"), ("aligned wide", "some"), ("whole aligned", "some")):
-        with pytest.raises(OptionError, match=words):
+        with pytest.raises(OptionError, match=words) as caught:
             join_networks([opened[name] for name in names.split()])
+        assert caught.value.hint != CODES["E204"].cure
     assert join_networks([opened["wide"], opened["wide"]]).card.preprocess.face == FaceCrop(0.2)
 
 
@@ -219,6 +222,7 @@ def test_a_setting_that_cannot_be_is_refused(text: str, words: str) -> None:
     with pytest.raises(OptionError, match=words) as caught:
         parse_network(text)
     assert caught.value.code == "E204"
+    assert caught.value.hint != CODES["E204"].cure
 
 
 def test_the_command_joins_two_margins_of_one_network(tmp_path: Path) -> None:

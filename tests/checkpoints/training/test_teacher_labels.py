@@ -27,6 +27,7 @@ from checkpoints.training.teacher_labels import (
 )
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import make_recipe
+from ensemble.error_codes import CODES
 from ensemble.errors import DataError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
@@ -161,6 +162,7 @@ def test_the_folds_are_those_of_the_members_and_must_be_the_same_for_all() -> No
         with pytest.raises(DataError, match=message) as caught:
             folds_of_members(wrong, rows)
         assert caught.value.code == "E392"
+        assert caught.value.hint != CODES["E392"].cure
     with pytest.raises(DataError, match="m_f0 held out other images than fold 1"):
         require_same_folds(FOLDS, [replace(members[0], fold=1)], ROWS)
 
