@@ -216,9 +216,8 @@ def probe(
     validate_member(output_.member)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     _require_networks(network)
-    dataset = read_images(
-        train_dir, data, table, class_names, listener=TERMINAL
-    )  # before networks are opened and joined
+    # before networks are opened and joined
+    dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)
     opened = _open_networks(network, data, faces)
     shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, dataset, listener=TERMINAL)
     job = ProbeJob(
