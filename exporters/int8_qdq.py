@@ -19,6 +19,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
+from ensemble.runtime.int8_weights import Pairs, pairs_of
 from exporters.int8_schemes import ASYMMETRIC, Array, Range, Scheme
 
 # the operators that start a layer, and those that belong to the layer before them
@@ -269,7 +270,8 @@ def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants)
     bias = constants.read(node.input[2]) if len(node.input) > 2 else None
     axis = channel_axis(node, weight)
     if rounded is None:
-        scale = scheme.weight_scales(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        scale = scheme.weight_scales(rows, layer_pairs(node, weight), inputs=weight.shape[1])
     else:
         scale = rounded.scales
         bias = None if bias is None else (bias - rounded.shift).astype(bias.dtype)
@@ -296,6 +298,12 @@ def channel_axis(node: onnx.NodeProto, weight: Array) -> int:
     """Return the axis of the output channels of a layer's weight."""
     transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
     return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+
+
+def layer_pairs(node: onnx.NodeProto, weight: Array) -> Pairs:
+    """Return which weights of a layer a kernel adds up in pairs."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return pairs_of(node.op_type, weight.shape, groups)
 
 
 def _read_back(

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from ensemble.arrays import Pixels
 from ensemble.events import SILENT, Listener
-from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
+from ensemble.runtime.int8_weights import LARGEST_PAIR, Pairs, sum_pairs
 from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Arrays, Steps, digest
 from exporters.int8_calibration import start_session, with_outputs
-from exporters.int8_qdq import Layer, RoundedWeights, channel_axis
+from exporters.int8_qdq import Layer, RoundedWeights, channel_axis, layer_pairs
 from exporters.int8_schemes import Array, Scheme
 
 IMAGES = 64  # of the calibration images
@@ -86,18 +86,21 @@ def _round_layer(node: onnx.NodeProto, weight: Array, moments: Moments, scheme: 
     rows = np.moveaxis(weight, axis, 0)
     groups, size = moments.mean.shape
     parts = rows.reshape(groups, -1, size).astype(np.float64)
-    scales = scheme.weight_scales(parts.reshape(-1, size)).reshape(groups, -1)
+    pairs, inputs = layer_pairs(node, weight), weight.shape[1]
+    scales = scheme.weight_scales(parts.reshape(-1, size), pairs, inputs=inputs).reshape(groups, -1)
     scales = np.where(scales > 0, scales, 1.0)
     has_bias = len(node.input) > 2
     # without a bias nothing else makes up for the error of the mean
     second = moments.covariance + (0 if has_bias else _outer(moments.mean))
-    steps, used = _round_groups(parts, scales, second, moments.count)
+    steps, used = _round_groups(parts, scales, second, moments.count, pairs, inputs=inputs)
     shift = ((steps * used[..., np.newaxis] - parts) @ moments.mean[..., np.newaxis]).reshape(-1)
     integers = np.moveaxis(steps.reshape(rows.shape), 0, axis).astype(np.int8)
     return RoundedWeights(integers, used.reshape(-1), shift if has_bias else np.zeros_like(shift))
 
 
-def _round_groups(rows: Doubles, scales: Doubles, second: Doubles, count: int) -> tuple[Doubles, Doubles]:
+def _round_groups(
+    rows: Doubles, scales: Doubles, second: Doubles, count: int, pairs: Pairs = "any", *, inputs: int = 1
+) -> tuple[Doubles, Doubles]:
     """Round the weights ``(G, O, K)`` of all groups; return the steps and the scales ``(G, O)`` that were used."""
     groups, outputs, size = rows.shape
     variance = np.trace(second, axis1=1, axis2=2) / size
@@ -121,7 +124,7 @@ def _round_groups(rows: Doubles, scales: Doubles, second: Doubles, count: int) -
         found = _compensate(np.take_along_axis(wanted, order[some][:, np.newaxis], 2), tried, factor[some])
         found = np.take_along_axis(found, back[some], 2)
         error = _output_error(found * tried[..., np.newaxis] - wanted, second[some])
-        fits = sum_pairs(found.reshape(-1, size)).reshape(tried.shape) <= LARGEST_PAIR
+        fits = sum_pairs(found.reshape(-1, size), pairs, inputs=inputs).reshape(tried.shape) <= LARGEST_PAIR
         better = fits & (error < least[at]) & is_open[at]
         steps[at] = np.where(better[..., np.newaxis], found, steps[at])
         used[at] = np.where(better, tried, used[at])

@@ -1,12 +1,16 @@
 """int8 weights that the kernels of some x86 processors cannot add up.
 
-Without VNNI, onnxruntime multiplies uint8 activations by int8 weights with VPMADDUBSW, which adds two products in 16
-bits and saturates. Which weights are paired depends on the kernel.
+Without VNNI, onnxruntime and OpenVINO multiply uint8 activations by int8 weights with VPMADDUBSW, which adds two products
+in 16 bits and saturates. It takes four values in a row and adds the first to the second and the third to the fourth.
+Convolutions have the channels of a place in a row (``ComputeBlock`` in onnxruntime/core/mlas/lib/x86_64/
+ConvSymKernelAvx2.S), so that with a multiple of four channels a weight has one neighbor only. Depthwise convolutions
+multiply in 32 bits. Of OpenVINO's kernels the same was measured with ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,14 +19,35 @@ from numpy.typing import NDArray
 # 255 * 128 = 32,640 fits into 16 bits, 255 * 129 does not
 LARGEST_PAIR = 128
 
+# which weights of an output channel a kernel may pair: none, each with one neighbor among the input channels, any two
+Pairs = Literal["none", "neighbors", "any"]
 
-def sum_pairs(rows: NDArray[Any]) -> NDArray[Any]:
+
+def pairs_of(op_type: str, dims: Sequence[int], groups: int) -> Pairs:
+    """Return which weights are paired in a layer whose weight has these ``dims``: ``(O, I, h, w)`` of a convolution."""
+    if op_type != "Conv":
+        return "any"
+    if dims[1] == 1 and groups == dims[0] > 1:
+        return "none"
+    return "neighbors" if dims[1] % 4 == 0 else "any"
+
+
+def sum_pairs(rows: NDArray[Any], pairs: Pairs = "any", *, inputs: int = 1) -> NDArray[Any]:
     """Return the largest magnitude ``(O,)`` of a sum of two weights of one sign in each row ``(O, K)``.
 
-    Activations are not negative: weights of both signs make a smaller sum.
+    ``pairs`` are those that count; of ``neighbors`` a row has ``inputs`` channels with ``K / inputs`` places each.
+    Activations are not negative: weights of both signs make a smaller sum. Without pairs it is the largest weight.
     """
-    second = max(rows.shape[1] - 2, 0)
-    sums = [np.partition(np.maximum(signed, 0), second, axis=1)[:, second:].sum(axis=1) for signed in (rows, -rows)]
+    if pairs == "none":
+        alone: NDArray[Any] = np.abs(rows).max(axis=1)
+        return alone
+    parts = [np.maximum(signed, 0) for signed in (rows, -rows)]
+    if pairs == "neighbors":
+        places = rows.shape[1] // inputs
+        sums = [part.reshape(len(rows), -1, 2, places).sum(axis=2).reshape(len(rows), -1).max(axis=1) for part in parts]
+    else:
+        second = max(rows.shape[1] - 2, 0)
+        sums = [np.partition(part, second, axis=1)[:, second:].sum(axis=1) for part in parts]
     largest: NDArray[Any] = np.maximum(*sums)
     return largest
 
@@ -35,12 +60,24 @@ def may_saturate(data: bytes) -> bool:
     """
     model = onnx.load_model_from_string(data)
     weights = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1}
+    readers = {name: node for node in model.graph.node for name in node.input}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
             values = onnx.numpy_helper.to_array(weights[node.input[0]]).astype(np.int16)
+            pairs = _pairs_in(readers.get(node.output[0]), values.shape)
+            inputs = values.shape[1]
             # without an axis one scale is that of all channels
             for axis in [attribute.i for attribute in node.attribute if attribute.name == "axis"]:
                 values = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-            if sum_pairs(values.reshape(len(values), -1)).max(initial=0) > LARGEST_PAIR:
+            rows = values.reshape(len(values), -1)
+            if sum_pairs(rows, pairs, inputs=inputs).max(initial=0) > LARGEST_PAIR:
                 return True
     return False
+
+
+def _pairs_in(reader: onnx.NodeProto | None, dims: Sequence[int]) -> Pairs:
+    """Return which weights are paired in the node that reads them."""
+    if reader is None:
+        return "any"
+    groups = next((attribute.i for attribute in reader.attribute if attribute.name == "group"), 1)
+    return pairs_of(reader.op_type, dims, groups)
