@@ -19,6 +19,7 @@ from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
+from exporters.int8_equalize import equalize
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
@@ -114,7 +115,8 @@ def to_int8(
     Raises:
         ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
     """
-    model = prepare(proto)
+    plain = prepare(proto)
+    model = equalize(plain, calibration, listener=listener)
     layers = find_layers(model.graph)
     if not layers:
         raise _nothing_to_quantise(card, "")
@@ -123,7 +125,7 @@ def to_int8(
         raise _nothing_to_quantise(card, f" in {scheme.name} quantization on TensorRT")
     fixed = tuple(layer.name for layer in layers if layer not in suited)
     predict = partial(_predict, card=card, steps=steps)
-    reference = _serialise(model)
+    reference = _serialise(plain)
     tensors = find_tensors(model.graph, suited)
     activations = measure_activations(model, tensors, calibration, steps=steps, listener=listener)
     products = count_products(model, layers)

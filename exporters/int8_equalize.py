@@ -6,9 +6,9 @@ that makes it subtracts the mean and multiplies, and those that read it divide a
 The network in float32 computes the same. Channels that are added up, as along a residual branch, share one unit
 ("Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.1).
 
-On a trained EfficientNet-Lite0 the error of the logits that rounding these activations causes fell to 0.022 of their
-standard deviation from 0.036. Scaling the channels of bounded activations (ReLU6) up to their bound gained nothing: what
-rounds less clips more on other images.
+On a trained EfficientNet-Lite0 rounding these activations changed the logits by 0.026 of their standard deviation,
+against 0.036 before. Scaling the channels of bounded activations (ReLU6) up to their bound gained nothing: what is
+rounded less is clipped more on other images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +52,7 @@ def equalize(proto: onnx.ModelProto, pixels: Pixels, *, listener: Listener = SIL
         return model
     names = [name for group in groups for name in group.tensors]
     ends = _measure(proto, names, pixels, listener)
-    constants = Constants(model.graph)
+    constants = _Constants(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)
         units = _units([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
@@ -79,7 +78,13 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
     group_of: dict[str, str] = {}
     for i, node in enumerate(graph.node):
         output = node.output[0]
-        if node.op_type == "Conv" and all(name in own for name in node.input[1:]) and len(node.input) == 3:
+        constants = node.input[1:]
+        if (
+            node.op_type == "Conv"
+            and len(constants) == 2
+            and own.issuperset(constants)
+            and len(shapes[constants[0]]) == 4
+        ):
             maker[output], group_of[output] = i, output
         elif node.op_type == "Add" and all(name in group_of for name in node.input):
             first, second = (group_of[name] for name in node.input)
@@ -108,7 +113,7 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
     return tuple(found)
 
 
-class Constants:
+class _Constants:
     """The initializers of a graph as arrays that may change."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -148,7 +153,7 @@ def _shifts(graph: onnx.GraphProto, group: LinearTensors, ends: Mapping[str, Dou
     padding, as zeros would no longer be zeros.
     """
     middles = {name: ends[name].mean(axis=0) for name in group.tensors}
-    if any(any(attribute.ints) for i, _ in group.read for attribute in _padding(graph.node[i])):
+    if any(_is_padded(graph.node[i]) for i, _ in group.read):
         return {name: np.zeros_like(middles[name]) for name in group.tensors}
     shifts = {name: middles[name] for _, name in group.made}
     for node in graph.node:
@@ -162,30 +167,30 @@ def _shifts(graph: onnx.GraphProto, group: LinearTensors, ends: Mapping[str, Dou
     return shifts
 
 
-def _padding(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
-    return [attribute for attribute in node.attribute if attribute.name == "pads"]
+def _is_padded(node: onnx.NodeProto) -> bool:
+    given = {attribute.name: attribute for attribute in node.attribute}
+    named = "auto_pad" in given and given["auto_pad"].s not in {b"NOTSET", b"VALID"}
+    return named or ("pads" in given and any(given["pads"].ints))
 
 
 def _groups(node: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
-def _rewrite_maker(node: onnx.NodeProto, constants: Constants, units: Doubles, shift: Doubles) -> None:
+def _rewrite_maker(node: onnx.NodeProto, constants: _Constants, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     constants.write(node.input[1], weight * units.reshape(-1, *[1] * (weight.ndim - 1)))
     constants.write(node.input[2], (bias - shift) * units)
 
 
-def _rewrite_reader(node: onnx.NodeProto, constants: Constants, units: Doubles, shift: Doubles) -> None:
+def _rewrite_reader(node: onnx.NodeProto, constants: _Constants, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     others = tuple(range(2, weight.ndim))
     constants.write(node.input[2], bias + weight.sum(axis=others) @ shift)
     constants.write(node.input[1], weight / units.reshape(1, -1, *[1] * len(others)))
 
 
-def _measure(
-    proto: onnx.ModelProto, names: Sequence[str], pixels: Pixels, listener: Listener
-) -> dict[str, Doubles]:
+def _measure(proto: onnx.ModelProto, names: Sequence[str], pixels: Pixels, listener: Listener) -> dict[str, Doubles]:
     """Return the least and the greatest value of each channel ``(2, C)`` of these tensors."""
     model = with_outputs(proto, ())
     graph, make = model.graph, onnx.helper.make_node

@@ -49,7 +49,12 @@ def to_integers(proto: onnx.ModelProto, ends: Range) -> tuple[onnx.ModelProto, d
 
 
 def largest_pair(integers: Array) -> int:
-    """The largest sum of two weights of one sign in a row of ``(O, K)``."""
+    """The largest sum of two weights of one sign in a row of ``(O, K)``; of ``(O, I, h, w)`` of two channels in a row
+    at one place, the first of which has an even number.
+    """
+    if integers.ndim == 4:
+        pairs = np.moveaxis(integers.reshape(len(integers), -1, 2, *integers.shape[2:]), 2, -1)
+        return largest_pair(pairs.reshape(-1, 2))
     rows = np.sort(integers.astype(np.int64), axis=1)
     return int(max(rows.clip(0)[:, -2:].sum(axis=1).max(), -rows.clip(None, 0)[:, :2].sum(axis=1).min()))
 
@@ -79,7 +84,9 @@ ROWS = {
 
 @pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
 def test_no_two_products_leave_16_bits(op: str) -> None:
-    """Whichever two weights of a channel a kernel pairs, 255 times their sum fits; a lone large weight reaches 127."""
+    """255 times the sum of two weights that a kernel pairs fits: any two of a matrix, and neighboring channels of a
+    convolution, by the layout of onnxruntime's and OpenVINO's kernels. A large weight beside small ones reaches 127.
+    """
     rng = np.random.default_rng(0)
     rows = np.concatenate([np.stack(list(ROWS.values())), rng.standard_cauchy((200, 36)), rng.normal(size=(200, 36))])
     weight = {"Conv": rows.reshape(-1, 4, 3, 3), "Gemm": rows, "MatMul": rows.T}[op]
@@ -88,18 +95,29 @@ def test_no_two_products_leave_16_bits(op: str) -> None:
         del proto.graph.node[0].input[2:]
     _, constants = to_integers(proto, RANGE)
     integers = constants["layer/weight/int8"]
-    integers = integers.T if op == "MatMul" else integers.reshape(len(rows), -1)
+    integers = integers.T if op == "MatMul" else integers
     assert largest_pair(integers) <= LARGEST_SUM
+    integers = integers.reshape(len(rows), -1)
     peaks = dict(zip(ROWS, np.abs(integers).max(axis=1).tolist(), strict=False))
     assert (peaks["equal"], peaks["outlier"], peaks["zero"]) == (64, 126, 0)
     scale = constants["layer/weight/scale"].astype(np.float64)
     assert (np.abs(integers - rows / scale[:, np.newaxis]).max(axis=1) < 0.501).all()
 
 
-def test_a_channel_of_one_weight_uses_all_steps() -> None:
-    """A depthwise 1 x 1 convolution has no pairs: its weights are 127."""
-    _, constants = to_integers(build("Conv", np.full((4, 1, 1, 1), 0.3), np.zeros(4), group=4), RANGE)
-    assert constants["layer/weight/int8"].ravel().tolist() == [127] * 4
+@pytest.mark.parametrize("side", [1, 3])
+def test_depthwise_weights_use_all_steps(side: int) -> None:
+    """Depthwise kernels multiply in 32 bits, so that nothing is paired: all equal weights are 127."""
+    _, constants = to_integers(build("Conv", np.full((4, 1, side, side), 0.3), np.zeros(4), group=4), RANGE)
+    assert set(constants["layer/weight/int8"].ravel().tolist()) == {127}
+
+
+@pytest.mark.parametrize(("channels", "peak"), [(4, 127), (6, 64)])
+def test_weights_without_a_large_neighbor_use_all_steps(channels: int, peak: int) -> None:
+    """Large weights of every other channel are never paired, unless a kernel may begin in the middle of four."""
+    weight = np.zeros((8, channels, 1, 1))
+    weight[:, ::2] = 0.3
+    _, constants = to_integers(build("Conv", weight, np.zeros(8)), RANGE)
+    assert constants["layer/weight/int8"].max() == peak
 
 
 @pytest.mark.parametrize(
