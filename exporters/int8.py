@@ -27,7 +27,7 @@ from exporters.int8_timing import Times, time_layers, time_nodes
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
 
-CALIBRATION = 128
+CALIBRATION = 256
 MOST_IN_FLOAT = 0.5  # of the multiplications
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
@@ -116,7 +116,7 @@ def to_int8(
         ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
     """
     plain = prepare(proto)
-    model = equalize(plain, calibration, listener=listener)
+    model = equalize(plain, calibration, steps=steps, listener=listener)
     layers = find_layers(model.graph)
     if not layers:
         raise _nothing_to_quantise(card, "")

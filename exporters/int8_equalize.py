@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ensemble.arrays import Pixels
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT
+from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import start_session, with_outputs
 
 _LARGEST = 16.0  # factor of a channel's unit: a channel that is nearly constant needs no more
@@ -43,7 +44,9 @@ class LinearTensors:
     read: tuple[tuple[int, str], ...]
 
 
-def equalize(proto: onnx.ModelProto, pixels: Pixels, *, listener: Listener = SILENT) -> onnx.ModelProto:
+def equalize(
+    proto: onnx.ModelProto, pixels: Pixels, *, steps: Steps = NO_STEPS, listener: Listener = SILENT
+) -> onnx.ModelProto:
     """Return a copy that computes the same in float32, with equal channels of linear activations on ``pixels``."""
     groups = find_linear_tensors(proto.graph)
     model = onnx.ModelProto()
@@ -51,7 +54,7 @@ def equalize(proto: onnx.ModelProto, pixels: Pixels, *, listener: Listener = SIL
     if not groups:
         return model
     names = [name for group in groups for name in group.tensors]
-    ends = _measure(proto, names, pixels, listener)
+    ends = steps.arrays("ranges of channels", (proto, pixels), lambda: _measure(proto, names, pixels, listener))
     constants = _Constants(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)

@@ -32,8 +32,10 @@ from exporters.int8_calibration import start_session, with_outputs
 from exporters.int8_qdq import Layer, RoundedWeights, channel_axis, layer_pairs
 from exporters.int8_schemes import Array, Scheme
 
-IMAGES = 64  # of the calibration images
-_PLACES = 64  # of each image at which the inputs of a convolution are taken
+IMAGES = 256  # of the calibration images
+_TOGETHER = 8  # images whose products are summed at once
+_PLACES = (8, 64)  # of each image at which the inputs of a convolution are taken: at least and at most
+_ROWS = 32  # inputs that are taken in all for each weight of a channel: enough to tell their covariance from noise
 _DAMPING = 0.01  # of the mean variance, where there are many more places than weights
 _BLOCK = 64
 _MOMENTS = "moments of inputs"
@@ -167,21 +169,28 @@ def _measure(
     """Run the network and return the moments of the inputs of each node, by its name."""
     names = list(dict.fromkeys(node.input[0] for node in nodes))
     start = functools.cache(lambda: start_session(with_outputs(proto, names)))
+    places = {name: _count_places(weight.size // len(weight), len(pixels)) for name, weight in weights.items()}
 
-    def add(sums: MutableMapping[str, NDArray[Any]], number: int) -> None:
-        outputs = dict(zip(names, start().run(None, {INPUT: pixels[number : number + 1]}), strict=True))
-        for node in nodes:
-            taken = _take_inputs(node, outputs[node.input[0]], weights[node.name], seed=number)
+    def add(sums: MutableMapping[str, NDArray[Any]], batch: int) -> None:
+        numbers = range(batch * _TOGETHER, min((batch + 1) * _TOGETHER, len(pixels)))
+        parts: dict[str, list[Array]] = {node.name: [] for node in nodes}
+        for number in numbers:
+            outputs = dict(zip(names, start().run(None, {INPUT: pixels[number : number + 1]}), strict=True))
+            for node in nodes:
+                weight, values = weights[node.name], outputs[node.input[0]]
+                parts[node.name].append(_take_inputs(node, values, weight, places[node.name], seed=number))
+            listener.progress("measure inputs", number + 1, len(pixels))
+        for name, several in parts.items():
+            taken = np.concatenate(several, axis=1)
             total, count = taken.sum(axis=1, dtype=np.float64), np.array([taken.shape[1]])
             products = taken.transpose(0, 2, 1) @ taken
             for kind, one in (("total", total), ("products", products), ("count", count)):
-                if number == 0:
-                    sums[f"{kind}/{node.name}"] = one
+                if batch == 0:
+                    sums[f"{kind}/{name}"] = one
                 else:
-                    sums[f"{kind}/{node.name}"] += one
-        listener.progress("measure inputs", number + 1, len(pixels))
+                    sums[f"{kind}/{name}"] += one
 
-    sums = steps.fold(_MOMENTS, (given,), len(pixels), add)
+    sums = steps.fold(_MOMENTS, (given,), -(-len(pixels) // _TOGETHER), add)
     found = {}
     for node in nodes:
         count = int(sums[f"count/{node.name}"][0])
@@ -191,16 +200,21 @@ def _measure(
     return found
 
 
+def _count_places(size: int, images: int) -> int:
+    """Return at how many places of each image the inputs of a layer with ``size`` weights per channel are taken."""
+    return int(np.clip(-(-_ROWS * size // images), *_PLACES))
+
+
 def _outer(mean: Doubles) -> Doubles:
     found: Doubles = mean[:, :, np.newaxis] * mean[:, np.newaxis, :]
     return found
 
 
-def _take_inputs(node: onnx.NodeProto, values: Array, weight: Array, *, seed: int) -> Array:
-    """Return what the weights of each group multiply ``(G, P, K)``, at up to `_PLACES` places drawn from one image."""
+def _take_inputs(node: onnx.NodeProto, values: Array, weight: Array, places: int, *, seed: int) -> Array:
+    """Return what the weights of each group multiply ``(G, P, K)``, at up to so many ``places`` drawn from one image."""
     if node.op_type != "Conv":
         rows = values.reshape(1, -1, values.shape[-1])
-        chosen = np.random.default_rng(seed).permutation(rows.shape[1])[:_PLACES]
+        chosen = np.random.default_rng(seed).permutation(rows.shape[1])[:places]
         return np.ascontiguousarray(rows[:, chosen])
     given: dict[str, Any] = {one.name: list(one.ints) or one.i for one in node.attribute}
     kernel = weight.shape[2:]
@@ -214,9 +228,9 @@ def _take_inputs(node: onnx.NodeProto, values: Array, weight: Array, *, seed: in
     inside: tuple[Any, ...] = (..., *(slice(None, None, step) for step in dilations))
     windows = windows[inside]
     shape = windows.shape[2 : 2 + len(kernel)]
-    chosen = np.random.default_rng(seed).permutation(int(np.prod(shape)))[:_PLACES]
-    places: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, shape))
-    taken = windows[0][places]  # (C, P, *kernel)
+    chosen = np.random.default_rng(seed).permutation(int(np.prod(shape)))[:places]
+    at: tuple[Any, ...] = (slice(None), *np.unravel_index(chosen, shape))
+    taken = windows[0][at]  # (C, P, *kernel)
     groups = given.get("group", 1)
     taken = taken.reshape(groups, -1, len(chosen), int(np.prod(kernel))).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(taken.reshape(groups, len(chosen), -1))

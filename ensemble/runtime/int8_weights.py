@@ -1,10 +1,10 @@
 """int8 weights that the kernels of some x86 processors cannot add up.
 
-Without VNNI, onnxruntime and OpenVINO multiply uint8 activations by int8 weights with VPMADDUBSW, which adds two products
-in 16 bits and saturates. It takes four values in a row and adds the first to the second and the third to the fourth.
-Convolutions have the channels of a place in a row (``ComputeBlock`` in onnxruntime/core/mlas/lib/x86_64/
-ConvSymKernelAvx2.S), so that with a multiple of four channels a weight has one neighbor only. Depthwise convolutions
-multiply in 32 bits. Of OpenVINO's kernels the same was measured with ONEDNN_MAX_CPU_ISA=AVX2.
+Without VNNI, onnxruntime and OpenVINO multiply uint8 activations by int8 weights with VPMADDUBSW, which adds two
+products in 16 bits and saturates. It takes values four by four, and adds the first to the second and the third to the
+fourth. A convolution takes the channels of one place (``ComputeBlock`` in onnxruntime/core/mlas/lib/x86_64/
+ConvSymKernelAvx2.S), so that with a multiple of four channels a weight is paired with one neighbor only. Depthwise
+convolutions add in 32 bits. The same was measured of OpenVINO's kernels with ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_what_weights_multiply_makes_the_output(kind: str) -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], "layer", **options)
     model = make_network(node, {"w": weight})
     x, y = start_session(with_outputs(model, ["x", "y"])).run(None, {"image": draw_images(1)})
-    taken = _take_inputs(node, x, weight, seed=0)
+    taken = _take_inputs(node, x, weight, 64, seed=0)
     groups = options.get("group", 1)
     found = taken @ weight.reshape(groups, dims[0] // groups, -1).transpose(0, 2, 1)  # (G, P, O)
     found = found.transpose(1, 0, 2).reshape(-1, dims[0])
@@ -104,7 +104,7 @@ def test_correlated_inputs_make_up_for_what_rounding_loses(groups: int, outputs:
 def test_a_mean_goes_into_the_bias() -> None:
     """The shift of a layer is what its rounded weights add to the mean of its output; without a bias there is none."""
     weight = np.random.default_rng(1).normal(size=(6, 4, 3, 3)).astype(np.float32)
-    images = draw_images(40)
+    images = draw_images(16)
     for inputs in (["x", "w", "b"], ["x", "w"]):
         node = helper.make_node("Conv", inputs, ["y"], "layer")
         model = make_network(node, {"w": weight} | ({"b": np.arange(6.0)} if len(inputs) > 2 else {}))
