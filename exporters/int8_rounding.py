@@ -169,7 +169,8 @@ def _measure(
     """Run the network and return the moments of the inputs of each node, by its name."""
     names = list(dict.fromkeys(node.input[0] for node in nodes))
     start = functools.cache(lambda: start_session(with_outputs(proto, names)))
-    places = {name: _count_places(weight.size // len(weight), len(pixels)) for name, weight in weights.items()}
+    sides = {node.name: weights[node.name].shape[channel_axis(node, weights[node.name])] for node in nodes}
+    places = {name: _count_places(weights[name].size // side, len(pixels)) for name, side in sides.items()}
 
     def add(sums: MutableMapping[str, NDArray[Any]], batch: int) -> None:
         numbers = range(batch * _TOGETHER, min((batch + 1) * _TOGETHER, len(pixels)))
@@ -211,7 +212,7 @@ def _outer(mean: Doubles) -> Doubles:
 
 
 def _take_inputs(node: onnx.NodeProto, values: Array, weight: Array, places: int, *, seed: int) -> Array:
-    """Return what the weights of each group multiply ``(G, P, K)``, at up to so many ``places`` drawn from one image."""
+    """Return what the weights of each group multiply ``(G, P, K)``, at up to ``places`` places drawn from one image."""
     if node.op_type != "Conv":
         rows = values.reshape(1, -1, values.shape[-1])
         chosen = np.random.default_rng(seed).permutation(rows.shape[1])[:places]
