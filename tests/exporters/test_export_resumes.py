@@ -155,6 +155,7 @@ def test_int8_killed_after_any_step_ends_with_the_same_bytes(
         "verified images",
         "verification",
         "images",
+        "ranges of channels",
         "extremes",
         "histograms",
         "moments of inputs",
