@@ -19,17 +19,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from ensemble.arrays import Pixels
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import start_session, with_outputs
+from exporters.int8_schemes import Doubles
 
 _LARGEST = 16.0  # factor of a channel's unit: a channel that is nearly constant needs no more
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def equalize(
         return model
     names = [name for group in groups for name in group.tensors]
     ends = steps.arrays("ranges of channels", (proto, pixels), lambda: _measure(proto, names, pixels, listener))
-    constants = _Constants(model.graph)
+    constants = _RewrittenWeights(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)
         units = _units([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
@@ -116,7 +114,7 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
     return tuple(found)
 
 
-class _Constants:
+class _RewrittenWeights:
     """The initializers of a graph as arrays that may change."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -180,13 +178,13 @@ def _groups(node: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
-def _rewrite_maker(node: onnx.NodeProto, constants: _Constants, units: Doubles, shift: Doubles) -> None:
+def _rewrite_maker(node: onnx.NodeProto, constants: _RewrittenWeights, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     constants.write(node.input[1], weight * units.reshape(-1, *[1] * (weight.ndim - 1)))
     constants.write(node.input[2], (bias - shift) * units)
 
 
-def _rewrite_reader(node: onnx.NodeProto, constants: _Constants, units: Doubles, shift: Doubles) -> None:
+def _rewrite_reader(node: onnx.NodeProto, constants: _RewrittenWeights, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     others = tuple(range(2, weight.ndim))
     constants.write(node.input[2], bias + weight.sum(axis=others) @ shift)

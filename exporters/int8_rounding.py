@@ -30,7 +30,7 @@ from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Arrays, Steps, digest
 from exporters.int8_calibration import start_session, with_outputs
 from exporters.int8_qdq import Layer, RoundedWeights, channel_axis, layer_pairs
-from exporters.int8_schemes import Array, Scheme
+from exporters.int8_schemes import Array, Doubles, Scheme
 
 IMAGES = 256  # of the calibration images
 _TOGETHER = 8  # images whose products are summed at once
@@ -41,8 +41,6 @@ _BLOCK = 64
 _MOMENTS = "moments of inputs"
 # where the rounded weights of a channel could saturate, its scale grows until they cannot; else they are rounded alone
 _GROWTH = (1.0, 1.04, 1.1, 1.2, 1.35)
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ from ensemble.card import Quantization
 from ensemble.runtime.int8_weights import LARGEST_PAIR, Pairs, sum_pairs
 
 Array = NDArray[Any]
+Doubles = NDArray[np.float64]
 
 STEPS = 255  # between the ends of an asymmetric range
 _SIDE = 127  # steps on either side of zero of a symmetric one
