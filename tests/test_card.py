@@ -250,7 +250,10 @@ def test_a_card_with_absurd_counts_is_refused(field: dict[str, object]) -> None:
         (lambda value: {k: v for k, v in value.items() if k != "mean"}, "it lacks 'mean'"),
         (lambda value: value | {"preprocess": {"sizes": [8, 8]}}, "preprocess lacks 'size'"),
         (lambda value: value | {"preprocess": {"size": [8, 8], "x": 1}}, "preprocess has the unknown name 'x'"),
-        (lambda value: value | {"preprocess": {"size": [8, 8], "face": []}}, "face must be an object, not a list"),
+        (
+            lambda value: value | {"preprocess": {"size": [8, 8], "face": []}},
+            "preprocess.face is a list of 0, expected an object or null",
+        ),
         (lambda value: value | {"preprocess": {"size": [8, 8], "face": {"margin": 0}}}, "face lacks 'fallback'"),
         (lambda value: value | {"fold": -1}, "schema 1: fold must be a number from 0"),
     ],
