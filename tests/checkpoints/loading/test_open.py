@@ -485,11 +485,12 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: obje
 
 
 def test_another_zip_archive_is_no_checkpoint(tmp_path: Path) -> None:
-    """A zip file of something else gets E417."""
+    """A zip file of something else gets E417, which names what it holds."""
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert refused(path).code == "E417"
+    error = refused(path)
+    assert (error.code, "holds readme.txt" in error.message) == ("E417", True)
 
 
 def test_a_safetensors_header_that_is_no_header_is_damage(tmp_path: Path) -> None:
