@@ -84,7 +84,7 @@ GUARDS = (
         "ensemble/runtime/model_file.py",
         "    if not model.graph.node:",
         "    if False:",
-        "runtime/test_model_file.py::test_fault_52_what",
+        "runtime/test_model_file.py::test_fault_52_a_model_without",
     ),
     Guard(
         "ensemble/runtime/model_file.py",

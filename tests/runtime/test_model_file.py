@@ -57,6 +57,16 @@ def test_fault_52_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) ->
         read_model(tmp_path / "m.onnx")
 
 
+def test_fault_52_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    """An empty file is a valid protobuf of nothing, and a graph may have inputs and outputs alone."""
+    model = toys.model_proto()
+    del model.graph.node[:]
+    for content in (b"", model.SerializeToString()):
+        (tmp_path / "m.onnx").write_bytes(content)
+        with pytest.raises(ModelError, match=r"E420.*contains no network"):
+            read_model(tmp_path / "m.onnx")
+
+
 def test_fault_52_a_truncated_model_is_refused(tmp_path: Path) -> None:
     """Half a model is E420."""
     data = toys.model_proto().SerializeToString()
