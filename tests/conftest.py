@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from hypothesis import HealthCheck, settings
 # read when torch and numpy are first imported: a pool of threads in each of pytest's processes would mostly wait for
 # the cores that the others have, and a small training takes ten times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell starts what runs in its background with SIGINT ignored, and tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
