@@ -56,6 +56,14 @@ def require_module(name: str, what: str) -> None:
         raise OptionError("E205", f"{what} needs {name}, which is not installed", hint=install_command(name)) from err
 
 
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Installation:
     """The origin of the installation: a path or a URL, or None when it is unknown or no longer exists."""

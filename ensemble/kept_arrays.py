@@ -19,7 +19,6 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from ensemble.errors import FileError
 from ensemble.files import remove, write_atomic
+from ensemble.install import version_of
 
 _SECONDS = 10.0  # between two files
 _MOST_HEADER = 1 << 24  # bytes
@@ -52,7 +52,7 @@ class KeptArrays:
         fresh: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        versions = [(package, _version(package)) for package in _PACKAGES]
+        versions = [(package, version_of(package)) for package in _PACKAGES]
         self._key = hashlib.sha256(json.dumps([key, versions]).encode("utf-8", "surrogateescape")).hexdigest()
         self._folder, self._name, self._clock = folder, name, clock
         self._found: dict[str, NDArray[Any]] = {}
@@ -156,10 +156,3 @@ def read_state(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
 def _try_remove(path: Path) -> None:
     with contextlib.suppress(FileError):
         remove(path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -26,21 +26,19 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import as_planes
-from ensemble.predictions.truth import read_truth
 from ensemble.runtime.machine import processor_name
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import record_logits
 from ensemble.runtime.zero_padding import keep_padded_zeros
-from exporters.accuracy_gate import ImageSet, Verdict, classes_of, judge, load_images, predict_logits, split_images
+from exporters.accuracy_gate import ImageSet, Verdict, judge, load_images, predict_logits
 from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
-from exporters.gate_inputs import require_judges
-from exporters.int8 import CALIBRATION, Judges, Quantised, to_int8
+from exporters.gate_inputs import GateInputs, read_gate
+from exporters.int8 import Judges, Quantised, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
-from exporters.training_record import TrainingRecord, tell_familiar, training_record
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
 
 __all__ = ["DEFAULTS", "ExportOptions", "Exported", "ImageSet", "export"]
@@ -125,7 +123,7 @@ def export(
         raise ModelError("E428", f"{checkpoint.path} would be another {card.member!r}", path=checkpoint.path)
     _tell_grey(card, checkpoint, listener)
     _require_images(card, gate_images, truth)
-    require_judges(checkpoint, card, gate_images, truth)
+    gate = read_gate(checkpoint, card, gate_images, truth, listener)
     without_boxes = any(images is not None and images.boxes is None for images in (check_images, gate_images))
     if without_boxes and card.preprocess.face is not None:
         raise OptionError("E206", f"{card.member} was trained on face crops: the images need face boxes")
@@ -142,16 +140,14 @@ def export(
     checks = Checks(**steps.values("verification", (proto,), check))
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
-        assert gate_images is not None, "see _require_images"
-        record, scheme = training_record(checkpoint, gate_images.ids), SCHEMES[options.quantization]
-        found = _quantize(proto, card, gate_images, truth, record, scheme, steps, listener)
+        assert gate is not None, "see _require_images"
+        found = _quantize(proto, card, gate, SCHEMES[options.quantization], steps, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialize(proto), card)
         recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
-    elif truth is not None and gate_images is not None:
-        record = training_record(checkpoint, gate_images.ids)
-        verdict = _judge_half(model, _serialize(proto), card, gate_images, truth, record, steps, listener)
+    elif gate is not None:
+        verdict = _judge_half(model, _serialize(proto), card, gate, steps, listener)
         kept |= {"gate": verdict.as_dict()}
     card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
@@ -220,39 +216,21 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
 
 
 def _quantize(
-    proto: onnx.ModelProto,
-    card: ModelCard,
-    images: ImageSet,
-    truth: Path | None,
-    record: TrainingRecord,
-    scheme: Scheme,
-    steps: Steps,
-    listener: Listener,
+    proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, scheme: Scheme, steps: Steps, listener: Listener
 ) -> Quantised:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
-    known = None if truth is None else read_truth(truth, card.labels, listener=listener)
-    split = split_images(
-        images.ids,
-        known,
-        calibration=CALIBRATION,
-        choosing=True,
-        persons=record.persons,
-        trained=record.trained,
-    )
-    seen = record.count([images.ids[place] for place in split.gate])
-    tell_familiar(card.member, "int8", seen, chosen_on=len(split.choose), listener=listener)
-
-    load = partial(load_images, images, preprocess=card.preprocess, steps=steps, listener=listener)
+    seen = gate.tell_judges(card, listener)
+    load = partial(load_images, gate.images, preprocess=card.preprocess, steps=steps, listener=listener)
 
     def judges(places: tuple[int, ...]) -> Judges:
-        return Judges(load(places), None if known is None else classes_of(images.ids, places, known))
+        return Judges(load(places), gate.classes(places))
 
     found = to_int8(
         proto,
         card,
-        calibration=load(split.calibration),
-        choose=judges(split.choose),
-        gate=judges(split.gate),
+        calibration=load(gate.split.calibration),
+        choose=judges(gate.split.choose),
+        gate=judges(gate.split.gate),
         scheme=scheme,
         steps=steps,
         listener=listener,
@@ -261,27 +239,17 @@ def _quantize(
 
 
 def _judge_half(
-    model: torch.nn.Module,
-    exported: bytes,
-    card: ModelCard,
-    images: ImageSet,
-    truth: Path,
-    record: TrainingRecord,
-    steps: Steps,
-    listener: Listener,
+    model: torch.nn.Module, exported: bytes, card: ModelCard, gate: GateInputs, steps: Steps, listener: Listener
 ) -> Verdict:
     """Evaluate float16, with the rounding of a float16 device, against torch on images with a ground truth."""
-    known = read_truth(truth, card.labels, listener=listener)
-    split = split_images(images.ids, known, calibration=0)
-    seen = record.count([images.ids[place] for place in split.gate])
-    tell_familiar(card.member, "fp16", seen, chosen_on=0, listener=listener)
-    pixels = load_images(images, split.gate, card.preprocess, steps=steps, listener=listener)
+    gate.tell_judges(card, listener)
+    pixels = load_images(gate.images, gate.split.gate, card.preprocess, steps=steps, listener=listener)
     predict = partial(predict_logits, pixels=pixels, steps=steps, listener=listener)
     reference = predict(lambda batch: run_torch(model, card, False, batch)[LOGITS], model="torch")
     rounding = with_rounding(exported)
     start = cache(lambda: ExportedModel(rounding, card))
     found = predict(lambda batch: start().run(batch)[LOGITS], model=rounding)
-    verdict = judge("fp16", reference, found, classes_of(images.ids, split.gate, known))
+    verdict = judge("fp16", reference, found, gate.classes(gate.split.gate))
     if verdict.faults:
         raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
     return verdict

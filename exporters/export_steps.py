@@ -26,6 +26,7 @@ from ensemble.text.json_text import parse_json
 Arrays = Mapping[str, NDArray[Any]]
 Given = bytes | str | int | NDArray[Any] | onnx.ModelProto
 Spans = Sequence[tuple[int, int]]
+Adder = Callable[[MutableMapping[str, NDArray[Any]], int], None]  # of a row, by its index, to sums
 
 _SECONDS = 10.0  # of work between two files
 _STOPPED = 5.0  # and before a stop, for which they are written as well
@@ -65,13 +66,7 @@ class Steps:
             _put(rows, make(*span), span, spans[-1][1])
         return rows
 
-    def fold(
-        self,
-        kind: str,
-        parts: Sequence[Given],
-        count: int,
-        add: Callable[[MutableMapping[str, NDArray[Any]], int], None],
-    ) -> Arrays:
+    def fold(self, kind: str, parts: Sequence[Given], count: int, add: Adder) -> Arrays:
         """Return sums to which ``add`` has added each of ``count`` rows, by its index; they are empty at first."""
         del kind, parts
         sums: dict[str, NDArray[Any]] = {}
@@ -184,13 +179,7 @@ class KeptSteps(Steps):
                 first, began = number, self._clock()
         return rows
 
-    def fold(
-        self,
-        kind: str,
-        parts: Sequence[Given],
-        count: int,
-        add: Callable[[MutableMapping[str, NDArray[Any]], int], None],
-    ) -> Arrays:
+    def fold(self, kind: str, parts: Sequence[Given], count: int, add: Adder) -> Arrays:
         """See `Steps.fold`."""
         if self._path is None:
             return super().fold(kind, parts, count, add)

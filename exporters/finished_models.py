@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
 from ensemble.files import remove, sha256_file, write_atomic
+from ensemble.install import version_of
 from ensemble.text.json_text import parse_json, read_utf8
 from ensemble.text.json_types import require_field_types, require_type
 
@@ -51,7 +51,7 @@ class FinishedModels:
         self._is_kept = len(checkpoints) > 1
         self._models: dict[str, dict[str, Any]] = {}
         self._states: dict[str, str] = {}
-        versions = [(name, _version(name)) for name in _PACKAGES]
+        versions = [(name, version_of(name)) for name in _PACKAGES]
         self._inputs = [repr(versions), *(_state_of(path) for path in inputs if path is not None)]
         self._run = _hash([repr(one) for one in settings] + self._inputs)
         if self._is_kept:
@@ -120,13 +120,6 @@ class FinishedModels:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
         return models if whole else {}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _hash(parts: Sequence[str]) -> str:

@@ -1,35 +1,58 @@
-"""Check the images and the ground truth that int8 and float16 are judged by before the export, which takes minutes."""
+"""Read the ground truth that int8 and float16 are judged by and split the images, before an export of minutes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.loading.open import Checkpoint
+from ensemble.arrays import Classes
 from ensemble.card import ModelCard
-from ensemble.predictions.truth import read_truth
-from exporters.accuracy_gate import ImageSet, split_images
+from ensemble.events import Listener
+from ensemble.predictions.truth import Truth, read_truth
+from exporters.accuracy_gate import ImageSet, Split, classes_of, split_images
 from exporters.int8 import CALIBRATION
-from exporters.training_record import training_record
+from exporters.training_record import Familiar, TrainingRecord, tell_familiar, training_record
 
 
-def require_judges(checkpoint: Checkpoint, card: ModelCard, images: ImageSet | None, truth: Path | None) -> None:
-    """Check that the ground truth can be read and fits the images, and that enough of them are left to judge.
+@dataclass(frozen=True, slots=True, eq=False)
+class GateInputs:
+    """Images that calibrate, choose and judge a model, and what is known of them."""
+
+    images: ImageSet
+    split: Split
+    truth: Truth | None
+    record: TrainingRecord
+
+    def tell_judges(self, card: ModelCard, listener: Listener) -> Familiar:
+        """Say whose images judge the model, and return their numbers."""
+        seen = self.record.count([self.images.ids[place] for place in self.split.gate])
+        tell_familiar(card.member, card.precision, seen, chosen_on=len(self.split.choose), listener=listener)
+        return seen
+
+    def classes(self, places: tuple[int, ...]) -> Classes | None:
+        """Return the true classes of images by their places; None without a ground truth."""
+        return None if self.truth is None else classes_of(self.images.ids, places, self.truth)
+
+
+def read_gate(
+    checkpoint: Checkpoint, card: ModelCard, images: ImageSet | None, truth: Path | None, listener: Listener
+) -> GateInputs | None:
+    """Return what int8, or float16 with a ground truth, is judged by; None for other models.
 
     Raises:
         EnsError: as `read_truth` and `split_images`.
     """
-    if images is None or card.precision == "fp32":
-        return
-    known = None if truth is None else read_truth(truth, card.labels)
-    if card.precision == "int8":
-        record = training_record(checkpoint, images.ids)
-        split_images(
-            images.ids,
-            known,
-            calibration=CALIBRATION,
-            choosing=True,
-            persons=record.persons,
-            trained=record.trained,
+    is_int8 = card.precision == "int8"
+    if images is None or (truth is None and not is_int8):
+        return None
+    known = None if truth is None else read_truth(truth, card.labels, listener=listener)
+    record = training_record(checkpoint, images.ids)
+    if is_int8:
+        persons, trained = record.persons, record.trained
+        split = split_images(
+            images.ids, known, calibration=CALIBRATION, choosing=True, persons=persons, trained=trained
         )
-    elif known is not None:
-        split_images(images.ids, known, calibration=0)
+    else:
+        split = split_images(images.ids, known, calibration=0)
+    return GateInputs(images, split, known, record)

@@ -6,9 +6,9 @@ that makes it subtracts the mean and multiplies, and those that read it divide a
 The network in float32 computes the same. Channels that are added up, as along a residual branch, share one unit
 ("Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.1).
 
-On a trained EfficientNet-Lite0 rounding these activations changed the logits by 0.026 of their standard deviation,
-against 0.036 before. Scaling the channels of bounded activations (ReLU6) up to their bound gained nothing: what is
-rounded less is clipped more on other images.
+On a trained EfficientNet-Lite0 the squared error that rounding these activations causes in the logits fell from 1.3 to
+0.7 thousandths of their variance. Scaling the channels of bounded activations (ReLU6) up to their bound made it worse:
+what is rounded less is clipped more on other images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import onnx
 
 from ensemble.arrays import Pixels
 from ensemble.events import SILENT, Listener
+from ensemble.runtime.int8_weights import groups_of
 from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import start_session, with_outputs
@@ -98,7 +99,7 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
         for i, place in readers[name]:
             node = graph.node[i]
             # a depthwise convolution absorbs the unit in its own channel, but between channels of one group
-            plain = node.op_type == "Conv" and place == 0 and node.output[0] in maker and _groups(node) == 1
+            plain = node.op_type == "Conv" and place == 0 and node.output[0] in maker and groups_of(node) == 1
             if not plain and not (node.op_type == "Add" and node.output[0] in group_of):
                 spoiled.add(group)
     members: dict[str, list[str]] = defaultdict(list)
@@ -172,10 +173,6 @@ def _is_padded(node: onnx.NodeProto) -> bool:
     given = {attribute.name: attribute for attribute in node.attribute}
     named = "auto_pad" in given and given["auto_pad"].s not in {b"NOTSET", b"VALID"}
     return named or ("pads" in given and any(given["pads"].ints))
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _rewrite_maker(node: onnx.NodeProto, constants: _RewrittenWeights, units: Doubles, shift: Doubles) -> None:

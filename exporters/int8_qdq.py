@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from ensemble.runtime.int8_weights import Pairs, pairs_of
+from ensemble.runtime.int8_weights import Pairs, groups_of, pairs_of
 from exporters.int8_schemes import ASYMMETRIC, Array, Range, Scheme
 
 # the operators that start a layer, and those that belong to the layer before them
@@ -302,8 +302,7 @@ def channel_axis(node: onnx.NodeProto, weight: Array) -> int:
 
 def layer_pairs(node: onnx.NodeProto, weight: Array) -> Pairs:
     """Return which weights of a layer a kernel adds up in pairs."""
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-    return pairs_of(node.op_type, weight.shape, groups)
+    return pairs_of(node.op_type, weight.shape, groups_of(node))
 
 
 def _read_back(

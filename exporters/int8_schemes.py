@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ensemble.card import Quantization
-from ensemble.runtime.int8_weights import LARGEST_PAIR, Pairs, sum_pairs
+from ensemble.runtime.int8_weights import LARGEST_PAIR, Pairs, groups_of, sum_pairs
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
@@ -138,7 +138,7 @@ class Symmetric(Scheme):
         if node.op_type != "Conv" or min(dims[:2]) >= _CHANNELS:
             return True
         made, taken, *kernel = dims
-        if _group(node) > 1:
+        if groups_of(node) > 1:
             return made % 8 == 0 and min(kernel) >= 3
         eighths = made % 8 == 0 or taken % 8 == 0
         return eighths and max(made, taken) >= _CHANNELS and len(set(kernel)) == 1
@@ -152,7 +152,3 @@ def _squared_error(values: Array, counts: Array, low: float, high: float, step: 
     inside = (values >= low) & (values <= high)
     outside = np.where(values < low, low - values, values - high) ** 2
     return float((counts * np.where(inside, step**2 / 12, outside)).sum())
-
-
-def _group(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)

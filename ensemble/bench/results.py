@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from ensemble.bench.agreement import Agreement
 from ensemble.bench.process_meter import PassCost
 from ensemble.card import ModelCard
+from ensemble.install import version_of
 from ensemble.runtime.machine import available_cores, name_gpus, processor_name
 from ensemble.text.text_table import render_columns, wrap_text
 
@@ -38,10 +38,9 @@ def this_machine() -> Machine:
     """Describe the machine that this runs on."""
     versions = {"Python": platform.python_version()}
     for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        version = version_of(name)
+        if version is not None:
+            versions[name] = version
     return Machine(available_cores(), processor_name(), name_gpus(), platform.platform(terse=True), versions)
 
 

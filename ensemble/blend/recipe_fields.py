@@ -9,36 +9,42 @@ from typing import Any
 from ensemble.errors import PredictionError
 from ensemble.text.json_types import require_field_types, require_type
 
-_NUMBER, _TEXT, _OBJECT, _LIST = "a number", "text", "an object", "a list"
-_RECIPE = {
-    "schema": (_NUMBER,),
-    "pool": (_TEXT,),
-    "views": (_OBJECT,),
-    "groups": (_OBJECT,),
-    "labels": (_OBJECT, _LIST, _NUMBER),
-    "rule": (_TEXT, _OBJECT),
-    "sharpness": (_NUMBER,),
-    "bias": (_LIST,),
-    "learned": (_OBJECT,),
-    "transductive": ("true or false",),
-    "activation": (_TEXT,),
-    "smoothing": (_OBJECT,),
-    "positive": (_TEXT,),
+Numbers = tuple[float, ...]
+_RECIPE: Mapping[str, Any] = {
+    "schema": int,
+    "pool": str,
+    "views": Mapping[str, float],
+    "groups": Mapping[str, Any],
+    "labels": Mapping[str, Any] | tuple[Any, ...] | int,
+    "rule": str | Mapping[str, Any],
+    "sharpness": float | None,
+    "bias": Numbers | None,
+    "learned": Mapping[str, Any] | None,
+    "transductive": bool | None,
+    "activation": str | None,
+    "smoothing": Mapping[str, Any] | None,
+    "positive": str | None,
 }
-_GROUP = {
-    "weight": (_NUMBER,),
-    "members": (_OBJECT,),
-    "views": (_OBJECT,),
-    "temperature": (_NUMBER,),
-    "class_weights": (_LIST, _OBJECT),
+_GROUP: Mapping[str, Any] = {
+    "weight": float,
+    "members": Mapping[str, str],
+    "views": Mapping[str, float] | None,
+    "temperature": float | None,
+    "class_weights": Numbers | Mapping[str, float] | None,
 }
-_SMOOTHING = {"kernel": (_LIST,), "ids": (_TEXT,), "edges": (_TEXT,), "group": (_TEXT,), "order": (_TEXT,)}
-_RULES = {
-    "macro-f1": {"f1": (_LIST,), "occurrences": (_LIST,)},
-    "prior": {"tau": (_NUMBER,), "prior": (_LIST,)},
-    "per-axis": {"shape": (_LIST,)},
-    "ordinal": {"cuts": (_LIST,)},
-    "thresholds": {"thresholds": (_LIST,)},
+_SMOOTHING: Mapping[str, Any] = {
+    "kernel": Numbers,
+    "ids": str | None,
+    "edges": str | None,
+    "group": str | None,
+    "order": str | None,
+}
+_RULES: Mapping[str, Mapping[str, Any]] = {
+    "macro-f1": {"f1": Numbers, "occurrences": Numbers},
+    "prior": {"tau": float, "prior": Numbers},
+    "per-axis": {"shape": tuple[int, ...]},
+    "ordinal": {"cuts": Numbers},
+    "thresholds": {"thresholds": Numbers},
 }
 _LEARNED: Mapping[str, Any] = {
     "method": str,
@@ -50,8 +56,6 @@ _LEARNED: Mapping[str, Any] = {
     "views": tuple[Mapping[str, Any], ...],
 }
 _MOST = 1e12
-_NUMBERS = {"views", "bias", "class_weights", "kernel", "f1", "occurrences", "prior", "shape", "cuts", "thresholds"}
-"""Fields of which all values are numbers."""
 
 
 def require_fields(value: Any) -> None:
@@ -64,24 +68,14 @@ def require_fields(value: Any) -> None:
     for name, group in value["groups"].items():
         _require(group, _GROUP, ("weight", "members"), f"groups.{name[:60]}")
     rule = value["rule"]
-    if isinstance(rule, Mapping) and isinstance(rule.get("name"), str) and rule["name"] in _RULES:
-        fields = _RULES[rule["name"]]
-        _require(rule, {"name": (_TEXT,), **fields}, tuple(fields), "rule")
-    elif isinstance(rule, Mapping):
-        _require(rule, {"name": (_TEXT,), **dict.fromkeys(rule, ())}, ("name",), "rule")
+    if isinstance(rule, Mapping):
+        name = rule.get("name")
+        fields = _RULES.get(name) if isinstance(name, str) else None
+        # an unknown rule is refused by its reader, which names those that there are
+        _require(rule, {**(fields or dict.fromkeys(rule, Any)), "name": str}, ("name", *(fields or ())), "rule")
     if value.get("smoothing") is not None:
         _require(value["smoothing"], _SMOOTHING, ("kernel",), "smoothing")
-    _require_inner_types(value)
-
-
-def _require_inner_types(value: Mapping[str, Any]) -> None:
-    """Check the types of what the fields hold: hashes are texts, and the record of learning is what it says."""
-    require_type(value["schema"], int, "schema")
-    for name, group in value["groups"].items():
-        require_type(group["members"], Mapping[str, str], f"groups.{name[:60]}.members")
     require_field_types(value.get("learned") or {}, _LEARNED, "learned")
-    if isinstance(value["rule"], Mapping):
-        require_field_types(value["rule"], {"shape": tuple[int, ...]}, "rule")
 
 
 def require_bias(bias: Sequence[float] | None, classes: int) -> None:
@@ -94,40 +88,16 @@ def require_bias(bias: Sequence[float] | None, classes: int) -> None:
         raise PredictionError("E518", f"the bias needs {classes} numbers from {-_MOST:g} to {_MOST:g}, one per class")
 
 
-def _require(value: Any, fields: Mapping[str, tuple[str, ...]], needed: Collection[str], place: str) -> None:
+def _require(value: Any, fields: Mapping[str, Any], needed: Collection[str], place: str) -> None:
     what = place or "the recipe"
-    if not isinstance(value, Mapping):
-        raise _fault(f"{what} must be an object, got {_kind(value)}")
+    require_type(value, Mapping[str, Any], what)
     for name in value:
         if name not in fields:
             near = difflib.get_close_matches(name, list(fields), n=1)
-            raise _fault(f"{what} has an unknown field {name[:60]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ValueError(
+                f"{what} has an unknown field {name[:60]!r}" + (f"; did you mean {near[0]}?" if near else "")
+            )
     for name in needed:
         if name not in value:
-            raise _fault(f"{what} lacks the field {name!r}")
-    for name, found in value.items():
-        where = f"{place}.{name}".lstrip(".")
-        if found is None and name not in needed:
-            continue
-        if fields[name] and _kind(found) not in fields[name]:
-            raise _fault(f"{where} must be {' or '.join(fields[name])}, got {_kind(found)}")
-        if name in _NUMBERS:
-            for inner in found.values() if isinstance(found, Mapping) else found:
-                if _kind(inner) != _NUMBER:
-                    raise _fault(f"{where} must hold numbers alone, got {_kind(inner)}")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return _NUMBER
-    if isinstance(value, str):
-        return _TEXT
-    if isinstance(value, Mapping):
-        return _OBJECT
-    return _LIST if isinstance(value, list) else "null"
-
-
-def _fault(message: str) -> ValueError:
-    return ValueError(message)
+            raise ValueError(f"{what} lacks the field {name!r}")
+    require_field_types(value, fields, place)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from ensemble.install import install_command
+from ensemble.install import install_command, version_of
 from ensemble.runtime.cuda import CudaVersions, cuda_versions, describe_gpu
 from ensemble.runtime.device import Device
 from ensemble.runtime.machine import available_cores, name_gpus
@@ -136,7 +135,5 @@ def _render_failure(start: Start) -> str:
 
 
 def _package(name: str, cure: str | None = None) -> Package:
-    try:
-        return Package(name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Package(name, None, cure or install_command(name))
+    version = version_of(name)
+    return Package(name, version, "" if version else cure or install_command(name))

@@ -33,6 +33,11 @@ def pairs_of(op_type: str, dims: Sequence[int], groups: int) -> Pairs:
     return "neighbors" if dims[1] % 4 == 0 else "any"
 
 
+def groups_of(node: onnx.NodeProto) -> int:
+    """Return the number of groups of a convolution; 1 of any other node."""
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
 def sum_pairs(rows: NDArray[Any], pairs: Pairs = "any", *, inputs: int = 1) -> NDArray[Any]:
     """Return the largest magnitude ``(O,)`` of a sum of two weights of one sign in each row ``(O, K)``.
 
@@ -80,5 +85,4 @@ def _pairs_in(reader: onnx.NodeProto | None, dims: Sequence[int]) -> Pairs:
     """Return which weights are paired in the node that reads them."""
     if reader is None:
         return "any"
-    groups = next((attribute.i for attribute in reader.attribute if attribute.name == "group"), 1)
-    return pairs_of(reader.op_type, dims, groups)
+    return pairs_of(reader.op_type, dims, groups_of(reader))

@@ -6,13 +6,13 @@ OpenVINO itself reads the same .onnx bytes and can be installed beside onnxrunti
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.install import version_of
 from ensemble.runtime.machine import available_cores
 
 
@@ -75,7 +75,4 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
 
 def openvino_version() -> str:
     """Return the installed version, or ``missing``."""
-    try:
-        return importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
+    return version_of("openvino") or "missing"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,9 @@ def _load_arrays(path: Path, size: int) -> dict[str, NDArray[Any]] | NDArray[Any
         return np.array(found)
     with zipfile.ZipFile(path) as archive:
         _require_bytes(path, sum(part.file_size for part in archive.infolist()), size)
-        names = [part.filename for part in archive.infolist()]
-        if len(set(names)) < len(names):
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
-            raise ValueError(f"{twice[:60]} is in it twice")
+        (name, times), *_ = Counter(part.filename for part in archive.infolist()).most_common(1) or [("", 0)]
+        if times > 1:
+            raise ValueError(f"{name[:60]} is in it {times} times")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 _require_declared(part, stream)

@@ -277,7 +277,7 @@ def test_an_array_that_is_twice_in_an_archive_is_refused(tmp_path: Path) -> None
             sink = io.BytesIO()
             np.save(sink, values)
             archive.writestr("ids.npy" if values.ndim == 1 else "identity.npy", sink.getvalue())
-    with pytest.raises(PredictionError, match=r"identity\.npy is in it twice") as caught:
+    with pytest.raises(PredictionError, match=r"identity\.npy is in it 2 times") as caught:
         read_external(path, LabelSpace.flat(3), options=ExternalOptions("logits"))
     assert caught.value.code == "E514"
 
