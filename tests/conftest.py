@@ -35,15 +35,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if _SLOW_FILE.search(collection_path.read_text(encoding="utf-8")) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests first that send signals to pytest's own process.
-
-    After about 3,300 others in one process the first signal was seen to end it with SIGSEGV, for a reason that is not
-    known yet; neither half of those others does it.
-    """
-    items.sort(key=lambda item: item.path.name != "test_stop_signals.py")
-
-
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread for torch: on networks as small as those of tests, more would mostly wait for each other."""

@@ -6,6 +6,7 @@ OpenVINO itself reads the same .onnx bytes and can be installed beside onnxrunti
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,11 +55,7 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
         UnavailableError: OpenVINO is not installed, or the CPU does not support bfloat16.
         RuntimeError: OpenVINO cannot build the network.
     """
-    try:
-        import openvino
-    except ImportError as err:
-        raise UnavailableError(f"OpenVINO is not installed ({err})") from err
-    core = openvino.Core()
+    core = shared_core()
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError(f"{core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} does not compute in bf16")
     cores = available_cores()
@@ -71,6 +68,31 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
         "ENABLE_CPU_PINNING": False,
     }
     return OpenVINORuntime(core.compile_model(core.read_model(model), "CPU", settings))
+
+
+_core: Any = None
+_starting = threading.Lock()
+
+
+def shared_core() -> Any:
+    """Return OpenVINO's core: one per process, which is kept until its end.
+
+    A core's CPU plugin gives the thread that starts it an alternate stack for signals, and unmaps this memory when it
+    is freed, even from another thread or while the plugin of a later core will restore it (``SigAltStackSetup`` in
+    openvino/src/plugins/intel_cpu/src/sigstack_manager.cpp). The next signal then ends the process with SIGSEGV.
+
+    Raises:
+        UnavailableError: OpenVINO is not installed.
+    """
+    global _core
+    try:
+        import openvino
+    except ImportError as err:
+        raise UnavailableError(f"OpenVINO is not installed ({err})") from err
+    with _starting:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
 
 
 def openvino_version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ensemble.predictions.dataset import read_predictions
 from ensemble.runtime import parity
 from ensemble.runtime.device import CPU, Device, parse_device
 from ensemble.runtime.model_file import read_model
-from ensemble.runtime.openvino import OpenVINORuntime, build_runtime
+from ensemble.runtime.openvino import OpenVINORuntime, build_runtime, shared_core
 from ensemble.runtime.parity import LIMITS, compare_logits, draw_pictures, require_parity
 from ensemble.runtime.providers import choose_device, try_device
 from ensemble.runtime.session import start_session
@@ -35,7 +36,7 @@ from tests.support import toys
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 OPENVINO, BF16 = Device("openvino"), Device("openvino", bf16=True)
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BF16 = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU does not compute in bf16")
 
 
@@ -118,13 +119,13 @@ def test_bf16_is_another_precision_and_close(tmp_path: Path) -> None:
 
 def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without bf16 is E601 that names it; it is not emulated, nor replaced by float32."""
-    real = openvino.Core
+    real = shared_core()
 
     class Old:
         def get_property(self, device: str, name: str) -> Any:
-            return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else real().get_property(device, name)
+            return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else real.get_property(device, name)
 
-    monkeypatch.setattr(openvino, "Core", Old)
+    monkeypatch.setattr("ensemble.runtime.openvino.shared_core", Old)
     try_device.cache_clear()
     with pytest.raises(DeviceError, match=r"E601. openvino:bf16 .*does not compute in bf16") as caught:
         choose_device("openvino:bf16")
@@ -166,6 +167,37 @@ def test_batches_of_another_memory_layout_are_the_same_pictures(tmp_path: Path) 
     session = start_session(read_model(convolution(tmp_path)), device=OPENVINO)
     mirrored = photographs(4)[:, :, ::-1]
     assert np.array_equal(session.run(mirrored), session.run(mirrored.copy()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack for signals on Linux alone")
+@pytest.mark.parametrize("order", ["first, second", "second, first", "in a thread"])
+def test_a_signal_is_heard_after_networks_are_freed(tmp_path: Path, order: str) -> None:
+    """OpenVINO frees the stack that the main thread hears signals on; a signal then was SIGSEGV."""
+    script = """
+import gc, signal, sys, threading
+from pathlib import Path
+from ensemble.runtime.openvino import build_runtime
+
+model = Path(sys.argv[1]).read_bytes()
+built = {name: build_runtime(model, bf16=False) for name in ("first", "second")}
+if sys.argv[2] == "in a thread":
+    thread = threading.Thread(target=built.clear)
+    thread.start()
+    thread.join()
+else:
+    for name in sys.argv[2].split(", "):
+        del built[name]
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    model = convolution(tmp_path / "models")
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"{model}", order], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 @pytest.mark.parametrize("device", ["openvino", pytest.param("openvino:bf16", marks=needs_bf16)])
