@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.data.folds import read_folds, write_folds
+from checkpoints.data.folds import Folds, read_folds, write_folds
 from checkpoints.data.truth_table import truth_table
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.training.average_choice import (
@@ -115,15 +115,13 @@ def train_member(
             same data or folder, E447 when one of them has ended.
     """
     activation = job.settings.activation
-    if only_fold is not None and not 0 <= only_fold < job.folds.count:
-        raise OptionError("E204", f"--only-fold must be below {job.folds.count}, got {only_fold}")
+    wanted = choose_folds(job.folds, only_fold)
     check_job(job, distributed=distributed)
     fingerprint = job.fingerprint()
     with (
         _writing(job, fingerprint, fresh=fresh) if distributed.is_main else nullcontext(),
         distributed.detecting_lost_processes(),
     ):
-        wanted = range(job.folds.count) if only_fold is None else (only_fold,)
         kept: tuple[int, ...] = ()
         if distributed.is_main:
             kept = tuple(fold for fold in wanted if _is_finished(job, fold, fingerprint))
@@ -144,14 +142,28 @@ def train_member(
                     listener.progress(stage, 1, 1)
                     remove(job.state_path(fold))
                     remove(job.step_state_path(fold))
+        if distributed.is_main:
+            _mark_optimistic(job, fingerprint)
         if not distributed.is_main or not all(_is_finished(job, k, fingerprint) for k in range(job.folds.count)):
             _say_pending(job, trained, listener)
             return TrainedMember(job.folder, tuple(trained), kept, None, None, activation)
         if job.settings.swa is not None:
             trained = list(_take_means(job, fingerprint, trained, listener))
-        _mark_optimistic(job)
         score = score_folds(job, [_holdout_folder(job, k) for k in range(job.folds.count)])
         return TrainedMember(job.folder, tuple(trained), kept, job.member_folder / OOF, score, activation)
+
+
+def choose_folds(folds: Folds, only_fold: int | None) -> Sequence[int]:
+    """Return the folds to train: all, or the one that ``--only-fold`` names.
+
+    Raises:
+        OptionError: E204 when there is no such fold.
+    """
+    if only_fold is None:
+        return range(folds.count)
+    if not 0 <= only_fold < folds.count:
+        raise OptionError("E204", f"--only-fold must be below {folds.count}, got {only_fold}")
+    return (only_fold,)
 
 
 def _say_pending(job: TrainJob, trained: Sequence[TrainedFold], listener: Listener) -> None:
@@ -259,13 +271,13 @@ def _write_holdout(job: TrainJob, trained: TrainedFold, images: JobImages, finge
     fold = trained.card.fold
     assert fold is not None, "a trained fold's card has its number"
     part = _predict_holdout(job, trained.card, trained.path, images, device)
-    part = replace(part, origin=fingerprint)
+    part, optimistic = replace(part, origin=fingerprint), _is_optimistic(job)
     if trained.mean_score is not None:
         mean = _predict_holdout(job, trained.card, average_weights(job, fold), images, device)
-        _write_predictions(candidate_folder(job, MEAN, fold), replace(mean, origin=fingerprint))
-        _write_predictions(candidate_folder(job, KEPT, fold), part)
+        _write_predictions(candidate_folder(job, MEAN, fold), replace(mean, origin=fingerprint), optimistic)
+        _write_predictions(candidate_folder(job, KEPT, fold), part, optimistic)
         forget_choice(job, fingerprint, fold)
-    _write_predictions(_holdout_folder(job, fold), part)
+    _write_predictions(_holdout_folder(job, fold), part, optimistic)
 
 
 def _predict_holdout(job: TrainJob, card: ModelCard, weights: Path, images: JobImages, device: str) -> Part:
@@ -279,21 +291,27 @@ def _predict_holdout(job: TrainJob, card: ModelCard, weights: Path, images: JobI
     return Part(ids, logits, "", card)
 
 
-def _mark_optimistic(job: TrainJob) -> None:
-    """Record with the out-of-fold predictions of a student if they are optimistic, also with those of a run before."""
-    if job.teacher is None or not job.teacher.optimistic:
+def _is_optimistic(job: TrainJob) -> bool:
+    return job.teacher is not None and job.teacher.optimistic
+
+
+def _mark_optimistic(job: TrainJob, fingerprint: str) -> None:
+    """Record with the out-of-fold predictions of a run before that they are optimistic: new ones are written so."""
+    if not _is_optimistic(job):
         return
     for fold in range(job.folds.count):
+        if not _is_finished(job, fold, fingerprint):
+            continue
         folder = _holdout_folder(job, fold)
         if not read_predictions(folder).optimistic:  # a file that is written again would have the exports run again
             path = part_path(folder, 0)
             write_complete(folder, [path], len(read_part(path).ids), optimistic=True)
 
 
-def _write_predictions(folder: Path, part: Part) -> None:
+def _write_predictions(folder: Path, part: Part, optimistic: bool) -> None:
     path = part_path(folder, 0)
     write_part(path, part)
-    write_complete(folder, [path], len(part.ids))
+    write_complete(folder, [path], len(part.ids), optimistic=optimistic)
 
 
 def _take_means(
@@ -306,7 +324,7 @@ def _take_means(
             weights = average_weights(job, choice.fold).read_bytes()
             write_atomic(job.folder / f"fold{choice.fold}.safetensors", weights)
             part = read_part(part_path(candidate_folder(job, MEAN, choice.fold), 0))
-            _write_predictions(_holdout_folder(job, choice.fold), part)
+            _write_predictions(_holdout_folder(job, choice.fold), part, _is_optimistic(job))
     write_choices(job, fingerprint, [replace(choice, done=True) for choice in choices])
     for choice in choices:
         remove(average_weights(job, choice.fold))

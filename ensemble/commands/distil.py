@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from checkpoints.data.mask_contest import Row
     from checkpoints.training.job import TrainJob
     from checkpoints.training.teacher_labels import Unlabeled
+    from checkpoints.training.train_member import TrainedMember
     from ensemble.labels import LabelSpace
+    from ensemble.learn.student import StudentComparison
+    from ensemble.learn.teacher import Teacher
     from ensemble.predictions.dataset import Predictions
     from exporters.finished_models import FinishedModel
 
@@ -44,6 +48,7 @@ class TeacherOptions:
     temperature: float = 2.0
     teacher_share: float = 0.9
     folds: Path | None = None
+    only_fold: int | None = None
     pseudo: tuple[Path, ...] = ()
     pseudo_images: Path | None = None
     pseudo_boxes: Path | None = None
@@ -79,6 +84,11 @@ _TEACHER = OptionGroup(
             "folds",
             "CSV of id,fold with one line per person or group.  [default: the folds of the members]",
             type=PATH,
+        ),
+        _teacher(
+            "only_fold",
+            "Train only this fold, counted from 0; the student is compared with the blend once all are trained.",
+            type=click.IntRange(min=0),
         ),
         _teacher("pseudo", "Predictions of images without labels, by all models; repeatable.", type=PATH),
         _teacher("pseudo_images", "Folder of the images without labels.", type=PATH),
@@ -144,10 +154,9 @@ def distil(
         from checkpoints.training.distillation import Distillation
         from checkpoints.training.job import TrainJob
         from checkpoints.training.teacher_labels import folds_of_images, teacher_labels
-        from checkpoints.training.train_member import train_member
+        from checkpoints.training.train_member import choose_folds, train_member
     from ensemble.blend.recipe import read_recipe
     from ensemble.card import validate_member
-    from ensemble.learn.student import compare_student
     from ensemble.learn.teacher import make_teacher
     from ensemble.predictions.read_members import read_members
 
@@ -162,6 +171,7 @@ def distil(
     dataset = training.dataset
     unlabeled = _read_unlabeled(teacher, blend_recipe.labels, listener)  # before the recipe is learned again per fold
     folds = _find_folds(teacher, oof, dataset.rows)
+    wanted = choose_folds(folds, teacher.only_fold)
     truth = training_truth(dataset, folds)
     model = make_teacher(blend_recipe, oof, truth, folds_of_images(folds, dataset.rows), listener=listener)
     labels = teacher_labels(
@@ -178,18 +188,32 @@ def distil(
         folds_file=output.folder / "folds.csv",
         teacher=labels.soft,
     )
-    trained = train_member(job, fresh=output.fresh, distributed=distributed, listener=listener)
+    trained = train_member(
+        job, only_fold=teacher.only_fold, fresh=output.fresh, distributed=distributed, listener=listener
+    )
     distributed.end()
     if not distributed.is_main:
         return
-    exported = _export(job, listener)
-    assert trained.oof is not None, "all folds have been trained"
-    student = [one for one in read_members([trained.oof], dataset.labels) if one.group == output.member]
-    found = compare_student(model, student, optimistic=labels.optimistic)
+    # the last fold may have replaced the weights of others by their means (--swa)
+    exported = _export(job, wanted if trained.oof is None else range(folds.count), listener)
+    found = _compare(model, trained, output.member, optimistic=labels.optimistic)
+    first = "student and blend are compared once all folds are trained" if found is None else found.render()
     how = ", of the student alone in the view identity, without what the recipe learned"
-    lines = [found.render(), trained.render(how=how), *(one.line for one in exported)]
-    values = trained.as_dict() | {"models": [dict(one.values) for one in exported], "comparison": found.as_dict()}
+    lines = [first, trained.render(how=how), *(one.line for one in exported)]
+    comparison = None if found is None else found.as_dict()
+    values = trained.as_dict() | {"models": [dict(one.values) for one in exported], "comparison": comparison}
     show(values, "\n".join(lines), as_json=as_json)
+
+
+def _compare(teacher: Teacher, trained: TrainedMember, group: str, *, optimistic: bool) -> StudentComparison | None:
+    """Return the student's comparison with its teacher, None while folds are missing."""
+    from ensemble.learn.student import compare_student
+    from ensemble.predictions.read_members import read_members
+
+    if trained.oof is None:
+        return None
+    student = [one for one in read_members([trained.oof], teacher.truth.labels) if one.group == group]
+    return compare_student(teacher, student, optimistic=optimistic)
 
 
 def _find_folds(teacher: TeacherOptions, oof: list[Predictions], rows: tuple[Row, ...]) -> Folds:
@@ -216,30 +240,30 @@ def _read_unlabeled(options: TeacherOptions, labels: LabelSpace, listener: Liste
     )
 
 
-def _export(job: TrainJob, listener: Listener) -> list[FinishedModel]:
+def _export(job: TrainJob, folds: Sequence[int], listener: Listener) -> list[FinishedModel]:
     """Export the student of each fold, verified on images that it did not see; what a stopped export wrote is kept."""
     from checkpoints.loading.open import open_checkpoint
     from exporters.export import ImageSet, export
     from exporters.finished_models import FinishedModel, FinishedModels
 
-    paths = [job.folder / f"fold{fold}.safetensors" for fold in range(job.folds.count)]
-    checked = [_check_rows(job, fold) for fold in range(job.folds.count)]
+    paths = [job.folder / f"fold{fold}.safetensors" for fold in folds]
+    checked = [_check_rows(job, fold) for fold in folds]
     images = [row.path for rows in checked for row in rows]
     finished = FinishedModels(job.folder, paths, (job.fingerprint(),), images)
     found: list[FinishedModel] = []
-    for fold, (path, rows) in enumerate(zip(paths, checked, strict=True)):
-        listener.progress("export", fold, job.folds.count)
+    for number, (path, rows) in enumerate(zip(paths, checked, strict=True)):
+        listener.progress("export", number, len(paths))
         model = finished.find(path, listener)
         if model is None:
             ids = tuple(row.id for row in rows)
             boxes = None if job.boxes is None or job.settings.preprocess.face is None else job.boxes.select(ids)
             shown = ImageSet(ids, tuple(row.path for row in rows), boxes)
             checkpoint = open_checkpoint(path, listener=listener)
-            exported = export(checkpoint, job.folder, check_images=shown, listener=SILENT if fold else listener)
+            exported = export(checkpoint, job.folder, check_images=shown, listener=SILENT if number else listener)
             model = FinishedModel(exported.card.member, exported.path, exported.describe(), exported.as_dict())
             finished.add(path, model)
         found.append(model)
-    listener.progress("export", job.folds.count, job.folds.count)
+    listener.progress("export", len(paths), len(paths))
     finished.end()
     return found
 

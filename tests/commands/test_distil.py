@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 import exporters.export as export_module
 from checkpoints.loading.open import Checkpoint
+from checkpoints.training import average_choice
+from checkpoints.training.average_choice import MEAN
 from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
 from ensemble.errors import Interrupted
 from ensemble.events import Recorder
+from ensemble.files import sha256_file
 from ensemble.labels import LabelSpace
 from ensemble.predictions.dataset import (
     COMPLETE,
@@ -29,6 +35,7 @@ from ensemble.predictions.dataset import (
     write_part,
 )
 from ensemble.predictions.read_members import read_members
+from ensemble.runtime.model_file import find_card
 from exporters.export import Exported
 from tests.support.toys import card, picture
 
@@ -109,6 +116,53 @@ def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest
         refused = run(contest, *words)
         assert getattr(refused.exception, "code", None) == "E442"
         assert ("W391" in refused.stderr) == ("--predictions" not in words)
+
+
+def test_fold_by_fold_is_one_run(contest: Path) -> None:
+    """One fold is trained, exported and marked as optimistic; the last one brings the comparison, and all bytes are
+    those of one run. A fold that does not exist is refused.
+    """
+    own = ("--oof", contest / "oof")
+    whole = run(contest, *own, "--json")
+    assert whole.exit_code == 0, whole.output
+    folder = contest / "runs" / "s"
+    names = [f"{name}{fold}{end}" for fold in (0, 1) for name, end in (("fold", ".safetensors"), ("s_f", ".onnx"))]
+    names += [f"oof/s_f{fold}/{name}" for fold in (0, 1) for name in (part_path(Path(), 0).name, COMPLETE)]
+    wanted = {name: (folder / name).read_bytes() for name in names}
+    shutil.rmtree(contest / "runs")
+
+    refused = run(contest, *own, "--only-fold", 2)
+    assert getattr(refused.exception, "code", None) == "E204"
+    assert not (contest / "runs").exists()
+    second = run(contest, *own, "--only-fold", 1)
+    assert second.exit_code == 0, second.output
+    assert second.stdout.splitlines()[0] == "student and blend are compared once all folds are trained"
+    of_second = [name for name in names if re.search(r"(fold|s_f)1\b", name)]
+    assert [name for name in names if (folder / name).exists()] == of_second
+    assert read_predictions(folder / "oof" / "s_f1").optimistic
+    again = json.loads(run(contest, *own, "--only-fold", 1, "--json").stdout)
+    assert (again["kept"], again["oof"], again["comparison"], len(again["models"])) == ([1], None, None, 1)
+    first = json.loads(run(contest, *own, "--only-fold", 0, "--json").stdout)
+    assert [Path(one["path"]).name for one in first["models"]] == ["s_f0.onnx", "s_f1.onnx"]
+    assert first["comparison"] == json.loads(whole.stdout)["comparison"]
+    assert {name: (folder / name).read_bytes() for name in names} == wanted
+
+
+def test_a_fold_that_takes_its_mean_later_is_exported_again(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --swa the last fold decides for the others, and the model of a fold has the weights that it ends with."""
+    monkeypatch.setattr(average_choice, "score_folds", lambda _, folders: float(folders[0].parent.name == MEAN))
+    own = ("--oof", contest / "oof", "--swa", 2, "--epochs", 2, "--schedule", "constant")
+    folder = contest / "runs" / "s"
+    hashes = []
+    for fold in (0, 1):
+        done = run(contest, *own, "--only-fold", fold)
+        assert done.exit_code == 0, done.output
+        found = find_card(onnx.load(folder / "s_f0.onnx"), folder / "s_f0.onnx")
+        assert found is not None
+        assert found.checkpoint_sha256 == sha256_file(folder / "fold0.safetensors")
+        hashes.append(found.checkpoint_sha256)
+    assert hashes[0] != hashes[1]
+    assert all(read_predictions(one).optimistic for one in (folder / "oof").iterdir())
 
 
 def test_an_export_that_was_stopped_keeps_what_it_finished(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
