@@ -48,13 +48,17 @@ class ProgressLines(Listener):
         self._last = self._stage.began
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Take note of the progress, and end a stage that has written lines with one that says how long it took."""
+        """Take note of the progress, and end a stage that has written lines with one that says how long it took.
+
+        After its end a stage may begin again, such as the same work for another view.
+        """
         with self._lock:
-            if self._stage.name != stage or not self._stage.total:
-                self._stage = _Stage(stage, self._clock(), first=done)
+            had_ended = 0 < self._stage.total <= self._stage.done
+            if self._stage.name != stage or not self._stage.total or (had_ended and done < self._stage.done):
+                self._stage, had_ended = _Stage(stage, self._clock(), first=done), False
             here = self._stage
             here.done, here.total = done, total
-            if done >= total and here.lines:
+            if done >= total and here.lines and not had_ended:
                 self._tell(f"{stage}: {_count(here)} done in {duration(self._clock() - here.began)}")
             self.tick()
 

@@ -61,6 +61,18 @@ def test_short_stages_write_nothing_and_long_ones_their_end() -> None:
     assert lines == ["export: 1 of 2 done (50%), about 31 s left", "export: 2 of 2 done in 40 s"]
 
 
+def test_a_stage_that_begins_again_counts_its_own_time() -> None:
+    """The same work for a second view has the rate of its own, and the end of each is said once."""
+    clock, lines = Clock(), list[str]()
+    shown = ProgressLines(lines.append, name="probe", clock=clock)
+    for _ in range(2):
+        for done in (0, 35, 70, 70):
+            shown.progress("features", done, 70)
+            clock.now += 35 if done < 70 else 0
+    between = "features: 35 of 70 done (50%), about 35 s left"
+    assert lines == [between, "features: 70 of 70 done in 1 min 10 s"] * 2
+
+
 @pytest.mark.parametrize(("with_details", "shown"), [(False, "waiting for disk"), (True, "waiting for disk, 9/s")])
 def test_details_are_for_the_verbose(with_details: bool, shown: str) -> None:
     """A line has the first part of the stage's text, with -v all of it and after 10 seconds."""

@@ -73,6 +73,7 @@ class FeatureNetwork:
                 known = None if kept is None else kept.get(name_chunk(step, rows))
                 if known is not None:
                     features[rows.start : rows.stop] = known
+                    listener.progress("features", rows.stop, len(pixels))
                 else:
                     found = workers.map(original.run, (pixels[i : i + 1] for i in rows))
                     for i, row in zip(rows, found, strict=True):
@@ -80,7 +81,6 @@ class FeatureNetwork:
                         listener.progress("features", i + 1, len(pixels))
                     if kept is not None:
                         kept.add(name_chunk(step, rows), features[rows.start : rows.stop].copy())
-                listener.progress("features", rows.stop, len(pixels))
         if not np.isfinite(features).all():
             some = int((~np.isfinite(features)).any(axis=1).sum())
             message = f"{self.model.path.name}: the features {self.source} of {some:,} images are not finite"
