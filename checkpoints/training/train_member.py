@@ -157,7 +157,7 @@ def choose_folds(folds: Folds, only_fold: int | None) -> Sequence[int]:
     """Return the folds to train: all, or the one that ``--only-fold`` names.
 
     Raises:
-        OptionError: E204 when there is no such fold.
+        OptionError: E204 when there is no fold of that number.
     """
     if only_fold is None:
         return range(folds.count)
