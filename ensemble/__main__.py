@@ -20,9 +20,11 @@ with ended_by_interrupts():
 
     from ensemble.address_space import is_lack_of_memory, require_address_space
     from ensemble.cli import ens
-    from ensemble.errors import DeviceError, DiskFullError, EnsError, FileError, Interrupted
+    from ensemble.errors import DeviceError, EnsError, FileError, Interrupted
     from ensemble.terminal import TERMINAL, open_standard_streams, show_bug, show_error, show_usage_error
 
+_UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile
 _EXIT_SECONDS = 0.5  # that a stopped command has for what libraries do at the end of a process
 
 
@@ -149,9 +151,14 @@ def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
     elif isinstance(err, OSError) and err.errno in {errno.EMFILE, errno.ENFILE}:
         hint = "raise the limit with ulimit -n, and run the same command again"
         err = DeviceError("E603", f"the limit of open files is reached: {err.strerror}", hint=hint)
-    elif isinstance(err, OSError) and err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-        err = DiskFullError("E701", f"the output could not be written: {err.strerror}")
+    elif isinstance(err, OSError) and err.errno in _UNWRITTEN:
+        from ensemble.files import write_error
+
+        err = write_error(err, "the output could not be written")
         as_json = False
+    elif isinstance(err, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(err):
+        hint = "set TMPDIR to a folder that can be written, such as TMPDIR=$PWD"
+        err = FileError("E702", "no folder for temporary files can be written", hint=hint)
     if isinstance(err, EnsError):
         show_error(err, as_json=as_json)
         return err.exit_status

@@ -16,7 +16,7 @@ EnsError
 │   ├── ModelRunError             E605   exit 6   a model failed while running
 │   └── ChanceError               E612   exit 6   a model's answers depend on chance
 ├── FileError          E7xx   exit 7    the file system
-│   ├── DiskFullError             E701   exit 7   the disk is full
+│   ├── DiskFullError             E701   exit 7   no room: a full disk, a quota, a limit
 │   └── LockedError               E703   exit 75  another run is writing to the same folder
 ├── Interrupted        E801   exit 130  stopped by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); run again to resume
 └── DeployError        E8xx   exit 8    fused files, and what is made of them
@@ -154,7 +154,7 @@ class LockedError(FileError):
 
 
 class DiskFullError(FileError):
-    """The disk is full: E701."""
+    """There is no room, as on a full disk or by a quota: E701."""
 
 
 class Interrupted(EnsError):

@@ -18,7 +18,22 @@ from pathlib import Path
 
 from ensemble.errors import DiskFullError, FileError, LockedError, OptionError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_AGAIN = "and run the same command again"
+_NO_ROOM = {  # what happened and what to do, by the number of the error
+    errno.ENOSPC: ("the disk is full", f"free some space {_AGAIN}"),
+    errno.EDQUOT: (
+        "your quota of disk space is used up",
+        f"remove files of yours, or ask for a larger quota, {_AGAIN}",
+    ),
+    errno.EFBIG: (
+        "the limit on the size of a file is reached",
+        f"raise it (ulimit -f unlimited), or write to another file system, {_AGAIN}",
+    ),
+}
+_NO_MORE_FILES = (
+    "the disk has no room for another file (its inodes are used up)",
+    f"remove files, however small (df -i counts them), {_AGAIN}",
+)
 _PREFIX = ".ens-"
 
 
@@ -253,8 +268,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_error(err: OSError, what: str, *, path: Path | None = None) -> FileError:
+    """Return the error to raise where the system refuses to write; ``what`` was not written, and how large it is."""
+    found = _NO_ROOM.get(err.errno or 0)
+    if err.errno == errno.ENOSPC and path is not None and _has_no_inodes(path):
+        found = _NO_MORE_FILES
+    if found is not None:
+        return DiskFullError("E701", f"{found[0]}: {what}", hint=found[1], path=path)
+    if err.errno == errno.EROFS:
+        hint = "choose a path on another file system, or have this one mounted for writing"
+        return FileError("E702", f"the file system is read-only: {what}", hint=hint, path=path)
+    return FileError("E702", f"{what}: {err.strerror or err}", path=path)
+
+
+def _has_no_inodes(path: Path) -> bool:
+    """Return whether a file system that counts its files has no room for another one."""
+    try:
+        status = os.statvfs(path.parent)
+    except (OSError, AttributeError):  # gone with the disk, or Windows
+        return False
+    return status.f_files > 0 and status.f_favail == 0 and status.f_bavail > 0
+
+
 def _file_error(err: OSError, path: Path, *, size: int | None = None) -> FileError:
-    if err.errno in _FULL:
-        needs = "" if size is None else f", which takes {size:,} bytes"
-        return DiskFullError("E701", f"the disk is full: {path} was not written{needs}", path=path)
+    if err.errno in _NO_ROOM or err.errno == errno.EROFS:
+        needs = "" if size is None or err.errno == errno.EROFS else f", which takes {size:,} bytes"
+        return write_error(err, f"{path} was not written{needs}", path=path)
     return FileError("E702", f"{path} cannot be written: {err.strerror or err}", path=path)

@@ -92,7 +92,10 @@ RUN_CODES: dict[str, Code] = {
         "give images of other people with --calibrate; those of the fold's hold-out part are known to be others",
     ),
     # 7xx: the file system
-    "E701": Code("The disk is full; finished parts are kept.", "free some space and run the same command again"),
+    "E701": Code(
+        "There is no room: a full disk, a quota that is used up, or a limit on the size of a file; finished parts are kept.",
+        "make the room that the message names, and run the same command again",
+    ),
     "E702": Code("A file or folder cannot be written.", "choose another path with -o, or grant write permission"),
     "E703": Code("Another run is writing to the same folder.", "wait for it, or choose another folder"),
     "E704": Code("The folder contains a different run.", "choose another folder, or start over with --fresh"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ensemble.errors import FileError, LockedError
+from ensemble.errors import DiskFullError, FileError, LockedError
 from ensemble.files import locked, remove, require_writable, sha256_file, write_atomic
 from tests.support.limits import HANG
 from tests.support.nobody import as_nobody
@@ -59,8 +59,14 @@ def test_written_files_have_the_usual_rights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(errno.ENOSPC, "E701"), (errno.EDQUOT, "E701"), (errno.EROFS, "E702"), (errno.EIO, "E702")],
-    ids=errno.errorcode.get,
+    [
+        (errno.ENOSPC, r"E701\] the disk is full: .*x\.csv was not written, which takes 3 bytes"),
+        (errno.EDQUOT, r"E701\] your quota of disk space is used up: .*x\.csv was not written"),
+        (errno.EFBIG, r"E701\] the limit on the size of a file is reached: .*x\.csv was not written"),
+        (errno.EROFS, r"E702\] the file system is read-only: .*x\.csv was not written"),
+        (errno.EIO, r"E702\] .*x\.csv cannot be written: Input/output error"),
+    ],
+    ids=lambda value: errno.errorcode.get(value, ""),
 )
 def test_fault_66_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, code: str
@@ -77,7 +83,25 @@ def test_fault_66_a_failed_write_leaves_the_old_file(
     assert content(tmp_path) == {"x.csv": b"old"}
 
 
-def test_fault_66_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
+def test_a_disk_without_inodes_is_not_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC with free blocks and no free inode: removing one large file would not help."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for files, free, told in (
+        (1000, 0, "inodes are used up"),
+        (1000, 5, "the disk is full"),
+        (0, 0, "the disk is full"),
+    ):
+        status = os.statvfs_result((4096, 4096, 1000, 500, 400, files, free, free, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _, status=status: status)
+        with pytest.raises(DiskFullError, match=told):
+            write_atomic(tmp_path / "x.csv", b"new")
+
+
+def test_fault_66_a_file_size_limit_keeps_the_old_file(tmp_path: Path) -> None:
     """A real EFBIG in the middle of the bytes is E701, with the old file whole and no temporary file."""
     write_atomic(tmp_path / "x.csv", b"old")
     code = """

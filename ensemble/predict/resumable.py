@@ -258,9 +258,12 @@ class _Progress(Generic[A]):
 def _with_room(err: DiskFullError, stores: Sequence[Store[Any]], safe: int, rows: int) -> DiskFullError:
     """Add to E701 what is kept and how much room the rest needs."""
     room = max(1, -(-sum(store.bytes_of(rows - safe) for store in stores) // 2**20))
+    hint = f"free {room:,} MB and run the same command again: it resumes where it stopped"
+    if "disk is full" not in err.message:  # a quota, the size of a file, the number of files
+        hint = f"{err.hint}, which takes {room:,} MB and resumes where it stopped"
     return DiskFullError(
         "E701",
         f"{err.message}; {safe:,} of {rows:,} images are done and kept",
-        hint=f"free {room:,} MB and run the same command again: it resumes where it stopped",
+        hint=hint,
         path=err.path,
     )

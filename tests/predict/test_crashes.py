@@ -535,16 +535,19 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_fault_66_a_real_limit_is_told_by_the_command(tmp_path: Path, images: Path) -> None:
-    """A real EFBIG in the third part: E701, what is done, how much to free, status 7; the command goes on the same."""
+    """A real EFBIG in the third part: E701, what is done, how much is left, status 7; the command goes on the same."""
     run(tmp_path, "good")
     command = [sys.executable, "-c", FULL, *predict_command()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG)
     assert ended.returncode == 7, ended.stderr
     told, hint = ended.stderr.splitlines()[-2:]
-    assert told.startswith("error[E701] the disk is full: out/a/part-00002.parquet was not written")
+    assert told.startswith(
+        "error[E701] the limit on the size of a file is reached: out/a/part-00002.parquet was not written"
+    )
     assert told.endswith("16 of 30 images are done and kept")
-    assert hint == "  hint: free 1 MB and run the same command again: it resumes where it stopped"
+    assert "raise it (ulimit -f unlimited)" in hint
+    assert hint.endswith("run the same command again, which takes 1 MB and resumes where it stopped")
     assert run(tmp_path).members[0].computed == 14
     assert contents(tmp_path / "out") == contents(tmp_path / "good")
 
