@@ -47,8 +47,8 @@ CODES: dict[str, Code] = {
     "W305": Code("The EXIF data cannot be read; pixels are used as stored.", "check that the image is upright"),
     "I306": Code("An image has several frames; the first is used.", "nothing to do, unless you need another frame"),
     "E307": Code(
-        "An image has more pixels than the limit of 64 million pixels.",
-        "make it smaller; the limit is fixed, so that no image can fill the memory",
+        "An image is too large: over 64 million pixels or 65,535 px on a side, or far more memory than its file.",
+        "make it smaller; the limits are fixed, so that no image can fill the memory",
     ),
     "W308": Code("An image is very small or very narrow.", "check that it is a photograph; it was predicted anyway"),
     "E309": Code("An image's format or pixel type is not supported.", "convert it to JPEG or PNG"),
@@ -184,6 +184,10 @@ CODES: dict[str, Code] = {
     "W358": Code(
         "The pixels of an uncompressed image end in zeros from a block of the file on: its last part may be missing.",
         "look at the image; copy or download it again if a part is black",
+    ),
+    "W369": Code(
+        "A 16-bit image uses less than a quarter of its range and is decoded dark: it may hold 10 to 14 bits.",
+        "scale the images to 8 or 16 bits, as those of the training; ens train --channels 1 --scale 0,4095 takes 12 bits",
     ),
     "W355": Code(
         "Face boxes do not record the size of their images.",

@@ -11,7 +11,7 @@ import pytest
 
 from ensemble.cli import ens
 from ensemble.error_codes import CODES
-from ensemble.images.decode import MAX_PIXELS
+from ensemble.images.size_limits import MAX_PIXELS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -263,7 +264,9 @@ def _scan_image(path: Path) -> ScannedImage:
     with Image.open(path) as image:  # the header again, for the mode before the conversion to RGB
         mode = image.mode
     height, width = pixels.shape[:2]
-    return ScannedImage(width, height, mode, hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest())
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return ScannedImage(width, height, mode, digest.hexdigest())
 
 
 def _count(name: str, rows: Sequence[Row], trained: int, has_face: Mapping[str, bool] | None) -> Count:

@@ -33,6 +33,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ZEROS = 512  # that many zero bytes in a row do not occur at the end of entropy-coded data
 _BLOCK = 512  # bytes; blocks of disks and of downloads in pieces are multiples of it
 _LEAST_HOLE = 4096  # bytes
+_STRIP = 4_000_000  # pixels
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -81,6 +82,18 @@ def require_few_scans(data: bytes, pixels: int) -> None:
     count = sum(1 for _ in itertools.islice(scans, allowed + 1))
     if count > allowed:
         raise DataError("E353", f"the JPEG has more than {allowed} scans of {pixels / 1e6:.1f} MP")
+
+
+def coefficients_per_pixel(data: bytes) -> float:
+    """Return how many coefficients per pixel libjpeg keeps until the last scan of a JPEG; 0 for a file of one scan."""
+    frame, scans = _jpeg_layout(data)
+    first = None if frame is None else next(scans, None)
+    if frame is None or first is None or not frame.sampling:
+        return 0.0
+    if not frame.progressive and len(first.components) == len(frame.sampling):
+        return 0.0
+    most = max(across for across, _ in frame.sampling.values()) * max(down for _, down in frame.sampling.values())
+    return sum(across * down for across, down in frame.sampling.values()) / max(1, most)
 
 
 def find_fault(data: bytes, image: Image.Image) -> str | None:
@@ -167,12 +180,20 @@ def _jpeg_fault(data: bytes, image: Image.Image) -> str | None:
     restarts = len(_RESTART.findall(data, first.start, first.end))
     if frame.restart and restarts < -(-frame.units // frame.restart) - 1:
         return "its end marker comes before its last pixels"
-    pixels = np.asarray(image)
     for tail in (b"\xa5" * 4096, b"\x6d" * 4096):
         longer = Image.open(io.BytesIO(data[: first.end] + tail + b"\xff\xd9"), formats=("JPEG",))
-        if not np.array_equal(pixels, np.asarray(longer)):
+        if not same_pixels(image, longer):
             return "its end marker comes before its last pixels"
     return None
+
+
+def same_pixels(one: Image.Image, other: Image.Image) -> bool:
+    """Return whether two images have equal pixels. They are compared in strips: whole, arrays double the memory."""
+    rows = max(1, _STRIP // max(1, one.width))
+    strips = ((0, top, one.width, min(one.height, top + rows)) for top in range(0, one.height, rows))
+    return one.size == other.size and all(
+        np.array_equal(np.asarray(one.crop(strip)), np.asarray(other.crop(strip))) for strip in strips
+    )
 
 
 def _ends_in_grey(image: Image.Image) -> bool:

@@ -27,13 +27,13 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.errors import DamagedImageError, DataError
 from ensemble.images import completeness, formats
-from ensemble.images.deep_color import mend_tiff
+from ensemble.images.deep_color import is_deep, mend_tiff
 from ensemble.images.metadata import strip_metadata, turn_of
 from ensemble.images.on_white import composite_on_white
+from ensemble.images.sample_bits import colors_to_eight_bits, grey_to_eight_bits
+from ensemble.images.size_limits import MAX_PIXELS, require_size
 from ensemble.images.storage import RemoteImage
 from ensemble.images.time_limit import LIMIT, run_limited
-
-MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,16 +187,25 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Imag
     """
     _require_content(data)
     with _quiet_pillow():
-        return _load(data, max_pixels)
+        return _load(data, max_pixels)[:2]
 
 
 def _decode(data: bytes, max_pixels: int) -> DecodedImage:
-    return _upright_rgb(*_load(data, max_pixels))
+    image, notices, deep = _load(data, max_pixels)
+    if deep:
+        with _decoding():
+            image = colors_to_eight_bits(image, data, notices)
+    turn = _turn_and_shape(image, notices)
+    rgb = _to_rgb(image, data, notices)
+    del image  # before there is a third copy of the pixels
+    return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
 
 
-def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
+def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str], bool]:
+    """Return the image, codes of what is unusual, and whether its colors have 16 bits in the file."""
     image = _open(data)
-    _require_size(image, max_pixels)
+    require_size(image, data=data, max_pixels=max_pixels)
+    deep = is_deep(image)
     mend_tiff(image)
     if image.format in {"JPEG", "MPO"}:
         completeness.require_few_scans(data, image.width * image.height)
@@ -218,7 +227,7 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
         if fault is not None:
             raise DamagedImageError("E301", f"the image is truncated or damaged: {fault}")
         notices += completeness.odd_end(data, image)
-    return image, notices
+    return image, notices, deep
 
 
 def convert_image(image: Image.Image) -> DecodedImage:
@@ -231,11 +240,17 @@ def convert_image(image: Image.Image) -> DecodedImage:
         MemoryError: when there is too little memory to decode it.
     """
     with _quiet_pillow():
-        _require_size(image, MAX_PIXELS)
+        require_size(image)
+        deep = is_deep(image)
         mend_tiff(image)
+        notices: list[str] = []
         with _decoding():
             image.load()
-        return _upright_rgb(image, [])
+            if deep:
+                image = colors_to_eight_bits(image, None, notices)
+        turn = _turn_and_shape(image, notices)
+        rgb = _to_rgb(image, None, notices)
+        return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
 
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # Pillow's JPEG reader opens MPO too
@@ -252,14 +267,6 @@ def _open(data: bytes) -> Image.Image:
         raise
     except Exception as err:
         raise formats.why_unreadable(data) from err
-
-
-def _require_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise DataError("E307", f"{width}x{height} = {width * height / 1e6:.1f} MP exceeds {max_pixels / 1e6:g} MP")
-    if width * height == 0:
-        raise DamagedImageError("E301", f"the image is damaged: its size is {width}x{height}")
 
 
 _OUT_OF_MEMORY = "out of memory"  # in the text of an OSError of Pillow's decoders
@@ -293,8 +300,7 @@ def _without_end_marker(data: bytes) -> Image.Image | None:
     begun = data[:-1] if data.endswith(b"\xff") else data  # half of the marker
     try:
         ended = _continued(begun, b"")
-        pixels = np.asarray(ended)
-        complete = all(np.array_equal(pixels, np.asarray(_continued(begun, tail))) for tail in _TAILS)
+        complete = all(completeness.same_pixels(ended, _continued(begun, tail)) for tail in _TAILS)
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - it cannot be decoded either way; the first failure is reported
@@ -310,25 +316,18 @@ MIN_SIDE = 8
 MAX_ASPECT = 20
 
 
-def _upright_rgb(image: Image.Image, notices: list[str]) -> DecodedImage:
-    """Convert loaded pixels to RGB and apply the orientation; add the codes of what is unusual to ``notices``."""
+def _turn_and_shape(image: Image.Image, notices: list[str]) -> Image.Transpose | None:
+    """Return how a loaded image is turned upright; add the codes of what is unusual to ``notices``."""
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         notices.append("W308")
-    rgb = _to_rgb(image)
-    turn = turn_of(image, notices)
-    return DecodedImage(rgb if turn is None else rgb.transpose(turn), tuple(notices))
+    return turn_of(image, notices)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, data: bytes | None, notices: list[str]) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips everything above 255 to white
-        values = np.asarray(image)
-        grey = (values >> (_bits_per_sample(image) - 8)).astype(np.uint8)
-        if _is_white_zero(image):
-            grey = 255 - grey
-        grey[values == image.info.get("transparency", -1)] = 255
-        return Image.fromarray(grey).convert("RGB")
+        return grey_to_eight_bits(image, data, notices).convert("RGB")
     if image.mode in {"I", "F"}:
         raise DataError("E309", "32-bit integer and floating-point pixels are not supported: their range is unknown")
     if image.mode in {"P", "PA"} and image.palette is None:
@@ -339,16 +338,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     except ValueError as err:
         raise DataError("E309", f"{image.mode} pixels are not supported: {err}") from err
-
-
-def _bits_per_sample(image: Image.Image) -> int:
-    """Return 12 for a TIFF of 12-bit grey, which Pillow opens in its 16-bit mode without scaling it; else 16."""
-    return 12 if tuple(getattr(image, "tag_v2", {}).get(258, ())) == (12,) else 16
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Return whether a TIFF stores white as zero (PhotometricInterpretation 0), which Pillow inverts in 8 bits only."""
-    return getattr(image, "tag_v2", {}).get(262) == 0
 
 
 def read_size(path: Path) -> tuple[int, int] | None:

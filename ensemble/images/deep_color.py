@@ -21,6 +21,7 @@ from ensemble.errors import DataError
 _OTHER = {"L": "B", "B": "L"}
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _COLORS = re.compile(r"(RGB|RGBA);16([LBN])")
+_DEEP = re.compile(r"(RGB[AX]*|LA|CMYK);16[LBN]")
 
 
 def read_deep_colors(data: bytes) -> NDArray[np.uint16] | None:
@@ -28,21 +29,56 @@ def read_deep_colors(data: bytes) -> NDArray[np.uint16] | None:
 
     ``data`` are those of a file that Pillow decodes.
     """
+    high = _read_bytes(data, low=False)
+    if high is None:
+        return None
+    deep = high.astype(np.uint16)
+    del high
+    deep <<= 8
+    low = _read_bytes(data, low=True)
+    assert low is not None, "the same file has both halves"
+    deep |= low
+    return deep
+
+
+def open_low_bytes(data: bytes) -> tuple[Image.Image, slice | None] | None:
+    """Return an image, not loaded yet, of the low bytes of what `read_deep_colors` reads; None for others.
+
+    Of grey with alpha, its bands are both bytes of either, and the slice is that of the low ones.
+    """
     image = _open(data)
-    if widen_planes(image):
-        high, low = (_load_planes(data, low_bytes=low_bytes).astype(np.uint16) for low_bytes in (False, True))
-        return np.asarray(high << 8 | low, dtype=np.uint16)
+    if widen_planes(image, low_bytes=True):
+        return image, None
     name = _unpacker(image)
     if name == "LA;16B":
-        parts = _load(data, "RGBA").astype(np.uint16)
-        return np.asarray(parts[..., 0::2] << 8 | parts[..., 1::2], dtype=np.uint16)
+        return _unpacked_by(image, "RGBA"), slice(1, None, 2)
+    found = _COLORS.fullmatch(name)
+    if found is None:
+        return None
+    mode, order = found.group(1), found.group(2)
+    return _unpacked_by(image, f"{mode};16{_OTHER[_NATIVE if order == 'N' else order]}"), None
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image that is not loaded yet has colors of 16 bits, of which Pillow keeps the high bytes."""
+    tags = getattr(image, "tag_v2", {})
+    planes = tags.get(284) == 2 and max(tags.get(258, (8,))) == 16 and image.mode in {"RGB", "RGBA"}
+    return planes or _DEEP.fullmatch(_unpacker(image)) is not None
+
+
+def _read_bytes(data: bytes, *, low: bool) -> NDArray[np.uint8] | None:
+    image = _open(data)
+    if widen_planes(image):
+        return _load_planes(data, low_bytes=low)
+    name = _unpacker(image)
+    if name == "LA;16B":
+        return _load(data, "RGBA")[..., int(low) :: 2]
     found = _COLORS.fullmatch(name)
     if found is None:
         return None
     mode, order = found.group(1), found.group(2)
     order = _NATIVE if order == "N" else order
-    high, low = (_load(data, f"{mode};16{one}").astype(np.uint16) for one in (order, _OTHER[order]))
-    return np.asarray(high << 8 | low, dtype=np.uint16)
+    return _load(data, f"{mode};16{_OTHER[order] if low else order}")
 
 
 def widen_planes(image: Image.Image, *, low_bytes: bool = False) -> bool:
@@ -110,15 +146,19 @@ def _unpacker(image: Image.Image) -> str:
 
 def _load(data: bytes, unpacker: str) -> NDArray[np.uint8]:
     """Return the bytes ``(H, W, C)`` that an unpacker keeps."""
-    image = _open(data)
+    image = _unpacked_by(_open(data), unpacker)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(image)
+
+
+def _unpacked_by(image: Image.Image, unpacker: str) -> Image.Image:
     assert isinstance(image, ImageFile.ImageFile)
     image.tile = [
         tile._replace(args=unpacker if isinstance(tile.args, str) else (unpacker, *(tile.args or ())[1:]))
         for tile in image.tile
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return np.asarray(image)
+    return image
 
 
 def _load_planes(data: bytes, *, low_bytes: bool) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ The values stay as they are stored, in float32: 8 or 16 bits of an image file, a
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from ensemble.arrays import Pixels
 from ensemble.card import Preprocess
 from ensemble.errors import DataError
 from ensemble.images.decode import (
-    MAX_PIXELS,
     DecodedImage,
     decode_file,
     open_image,
@@ -28,6 +28,7 @@ from ensemble.images.decode import (
 from ensemble.images.deep_color import read_deep_colors
 from ensemble.images.metadata import turn_of
 from ensemble.images.resize import resize_with
+from ensemble.images.size_limits import MAX_PIXELS, MAX_SIDE, require_room
 from ensemble.images.storage import RemoteImage
 
 _MAGIC = b"\x93NUMPY"
@@ -177,8 +178,9 @@ def _load_array(data: bytes) -> NDArray[np.generic]:
         shape, _, dtype = read(header)
         if dtype.kind not in _KINDS:  # objects, whose data would be a pickle
             raise DataError("E362", f"an array of {dtype}, which are not real numbers")
-        if int(np.prod(shape, dtype=np.int64)) > 4 * MAX_PIXELS:
-            raise DataError("E307", f"an array of shape {shape} exceeds {MAX_PIXELS / 1e6:g} MP of 4 channels")
+        if math.prod(shape) > 4 * MAX_PIXELS or max(shape, default=0) > MAX_SIDE:
+            most = f"{MAX_PIXELS / 1e6:g} MP of 4 channels, or {MAX_SIDE:,} px on a side"
+            raise DataError("E307", f"an array of shape {shape} exceeds {most}")
         values: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as err:
         raise DataError("E301", f"the array is cut off or damaged: {err}") from err
@@ -206,6 +208,8 @@ def _channels_last(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
 
 def _decode_image(data: bytes, channels: int) -> DecodedPlanes:
     image, notices = open_image(data)
+    # float32 of the whole image and of a channel twice, the values as they are stored, and Pillow's image
+    require_room(image.size, 6 * channels + 12, len(data), what=f"{channels} channels")
     deep = read_deep_colors(data)
     if deep is not None and deep.shape[-1] == 3 and channels == 4 and "transparency" not in image.info:
         deep = np.concatenate([deep, np.full((*deep.shape[:2], 1), 65535, np.uint16)], axis=-1)

@@ -66,12 +66,19 @@ def keep_used(pixels: NDArray[Any], rows: Taps) -> tuple[NDArray[Any], Taps]:
     return pixels[used], _matrix(rows.data, places, rows.indptr, (rows.shape[0], len(used)))
 
 
+_STRIP = 4_000_000  # pixels that are made floating-point numbers at a time
+
+
 def resize_columns(pixels: NDArray[Any], taps: Taps) -> NDArray[Any]:
     """Return ``(H, new, C)``, in the type of the weights, of ``(H, old, C)``."""
     height, old, channels = pixels.shape
-    by_column = np.ascontiguousarray(pixels.transpose(1, 0, 2)).reshape(old, height * channels)
-    found = taps @ by_column.astype(taps.dtype)
-    return np.ascontiguousarray(found.reshape(-1, height, channels).transpose(1, 0, 2))
+    rows = max(1, _STRIP // max(1, old))
+    found = np.empty((height, taps.shape[0], channels), np.result_type(taps.dtype))
+    for top in range(0, height, rows):
+        strip = pixels[top : top + rows].transpose(1, 0, 2)
+        by_column = np.ascontiguousarray(strip, dtype=taps.dtype).reshape(old, -1)
+        found[top : top + rows] = (taps @ by_column).reshape(-1, strip.shape[1], channels).transpose(1, 0, 2)
+    return found
 
 
 def resize_rows(pixels: NDArray[Any], taps: Taps) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from ensemble.analysis.html import PALETTE
 from ensemble.errors import DeployError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
-from ensemble.images.decode import MAX_PIXELS
+from ensemble.images.size_limits import MAX_PIXELS
 from ensemble.install import DISTRIBUTION
 from ensemble.page import runtime
 from ensemble.page.facts import FusedFile, page_facts
