@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -23,6 +23,7 @@ from exporters.int8_equalize import equalize
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
+from exporters.int8_search import Harm, LayerOrder, find_blocks, rank_layers, search
 from exporters.int8_timing import Times, time_layers, time_nodes
 from exporters.training_record import Familiar
 from exporters.verify import ExportedModel
@@ -33,7 +34,6 @@ MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in
 _PROBES = 16
 _LEADING = 4  # layers at most
 _FASTER = 0.97  # of the time: a smaller gain is noise
-_OVERHEAD = 0.005  # of all layers: the cost of converting to and from integers around one that returns to float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,8 @@ class Quantised:
     ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, the first ones where
     float32 is faster, then the one with the largest error for the time that it saves first. ``in_float_share`` is their
     share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were chosen by ``chosen_on``
-    images, and none of them is among those of the verdict, which are ``judged_on``.
+    images, and none of them is among those of the verdict, which are ``judged_on``. With ``float_sums`` the sums of
+    residual branches are in float32.
     """
 
     proto: onnx.ModelProto
@@ -56,6 +57,7 @@ class Quantised:
     chosen_on: int = 0
     judged_on: Familiar | None = None
     scheme: Scheme = ASYMMETRIC
+    float_sums: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""
@@ -68,6 +70,7 @@ class Quantised:
             "layers": self.layers,
             "layers_in_float": list(self.in_float),
             "multiplications_in_float": round(self.in_float_share, 4),
+            **({"residual_sums": "float32"} if self.float_sums else {}),
             **({} if self.scheme is ASYMMETRIC else {"scheme": self.scheme.name}),
         }
 
@@ -78,19 +81,6 @@ class Judges:
 
     pixels: Pixels
     truth: Classes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Harm:
-    """The error of the logits when only this layer is quantised, relative to their standard deviation.
-
-    ``saved`` is what integers save in this layer, in any unit: microseconds per image, or multiplications where the
-    time on this machine says nothing, as for TensorRT.
-    """
-
-    layer: Layer
-    error: float
-    saved: float
 
 
 def to_int8(
@@ -106,11 +96,12 @@ def to_int8(
 ) -> Quantised:
     """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
 
-    If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, layers return
-    to float32: in the order of their error for the time that they save, or from the first one on, whichever leaves the
-    faster model. They are the fewest that are enough, found by bisection up to half of the multiplications. The first
-    layers stay in float32 where onnxruntime is faster so. The images of the gate choose nothing. ``steps`` keeps what a
-    run that does not end has computed.
+    If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, the sums of
+    residual branches are computed in float32, and if this is not enough, layers return to float32: in the order of
+    their error for the time that they save, from the first one on, or in blocks, whichever leaves the fastest model
+    (`exporters.int8_search`). They are the fewest that are enough, up to half of the multiplications. The first layers
+    stay in float32 where onnxruntime is faster so. The images of the gate choose nothing. ``steps`` keeps what a run
+    that does not end has computed.
 
     Raises:
         ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
@@ -135,63 +126,61 @@ def to_int8(
     expected = predict(reference, few, stage="probe")
     error = partial(_error, predict=predict, pixels=few, expected=expected)
     time_model = partial(_time_model, pixels=few, steps=steps)
-    candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     # the range of all values comes first, so that it wins on ties
-    chosen = min(candidates, key=lambda one: error(build(candidates[one], suited)))
-    ranges = candidates[chosen]
-    leading: tuple[str, ...] = ()
-    saved: Mapping[str, float] = products
+    candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
+    chosen, ranges = min(candidates.items(), key=lambda one: error(build(one[1], suited)))
+    timed = _Timed((), products)
     if scheme.integer_bias:
         timed = _time(model, layers, partial(build, ranges), products, time_model, card, listener)
-        leading, saved = timed.leading, timed.saved
-    unsuited, fixed = len(fixed), (*fixed, *leading)
-    suited = tuple(layer for layer in suited if layer.name not in leading)
+    unsuited, fixed = len(fixed), (*fixed, *timed.leading)
+    suited = tuple(layer for layer in suited if layer.name not in timed.leading)
     answers = predict(reference, choose.pixels, listener=listener)
 
-    def attempt(returned: tuple[str, ...]) -> Quantised:
+    has_sums = scheme.integer_bias and any(model.graph.node[i].op_type == "Add" for one in suited for i in one.nodes)
+
+    def attempt(returned: tuple[str, ...], *, float_sums: bool = has_sums) -> Quantised:
         in_float = (*fixed, *returned)
-        found = build(ranges, [layer for layer in layers if layer.name not in in_float])
+        found = build(ranges, [layer for layer in layers if layer.name not in in_float], float_sums=float_sums)
         verdict = judge("int8", answers, predict(_serialise(found), choose.pixels, listener=listener), choose.truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
-        counts = (len(calibration), chosen, len(choose.pixels))
-        return Quantised(found, verdict, len(layers), in_float, share, *counts, scheme=scheme)
+        counts = (len(layers), in_float, share, len(calibration), chosen, len(choose.pixels))
+        return Quantised(found, verdict, *counts, scheme=scheme, float_sums=float_sums)
 
     def pass_gate(found: Quantised, harms: Sequence[Harm] = ()) -> Quantised:
         judged = replace(found, verdict=_judge_on(gate, reference, found.proto, predict, listener))
         if judged.verdict.faults:
             raise _failed(card, judged, harms)
-        return judged
+        return _tell_in_float(judged, card, unsuited, listener)
 
-    whole = attempt(())
-    if whole.verdict.is_safe:
-        return _tell_in_float(pass_gate(whole), card, unsuited, listener)
-    harms = _rank(partial(build, ranges), saved, suited, error, listener)
-    # from the first layer on there is one border to integers, where conversions take time; errors of early layers pass
-    # through all others
-    orders = [tuple(harm.layer.name for harm in harms), tuple(layer.name for layer in suited)]
-    found, most = _search(orders if scheme.integer_bias else orders[:1], fixed, products, attempt)
+    for float_sums in (False, True) if has_sums else (False,):
+        whole = attempt((), float_sums=float_sums)
+        if whole.verdict.is_safe:
+            return pass_gate(whole)
+    alone = partial(build, ranges, float_sums=has_sums)
+    harms, orders = _orders(model, suited, timed.saved, lambda some: error(alone(some)), listener)
+    orders = orders if scheme.integer_bias else orders[:1]
+    found, most = search(orders, fixed, products, attempt, most_in_float=MOST_IN_FLOAT)
     if not found:
         raise _failed(card, most, harms)
-    return _tell_in_float(pass_gate(_fastest(found, time_model), harms), card, unsuited, listener)
+    return pass_gate(_fastest(found, time_model), harms)
 
 
-def _search(
-    orders: Sequence[tuple[str, ...]],
-    fixed: Sequence[str],
-    products: Mapping[str, int],
-    attempt: Callable[[tuple[str, ...]], Quantised],
-) -> tuple[list[Quantised], Quantised]:
-    """Return the model with the fewest layers in float by each order in which they return, and the last one with most.
-
-    An order is left out if the gate refuses it with `MOST_IN_FLOAT` of the multiplications in float.
-    """
-    found = []
-    for order in orders:
-        so_far = sum(products[name] for name in fixed) + np.cumsum([products[name] for name in order])
-        most = attempt(order[: int(np.searchsorted(so_far, MOST_IN_FLOAT * sum(products.values()), side="right"))])
-        if not most.verdict.faults:
-            found.append(_fewest_in_float(order, most, attempt, fixed=len(fixed)))
-    return found, most
+def _orders(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    saved: Mapping[str, float],
+    error_of: Callable[[Collection[Layer]], float],
+    listener: Listener,
+) -> tuple[tuple[Harm, ...], list[LayerOrder]]:
+    """Return what each layer alone changes, and the orders in which layers return to float32."""
+    rank = partial(rank_layers, saved=saved, error_of=error_of, listener=listener)
+    harms = rank([(layer,) for layer in layers])
+    # from the first layer on there is one border to integers, where conversions take time; errors of early layers pass
+    # through all others
+    forward = tuple((layer.name,) for layer in layers)
+    blocks = rank(find_blocks(model.graph, layers), stage="rank blocks")
+    orders = [tuple(harm.names for harm in harms), forward, tuple(harm.names for harm in blocks)]
+    return harms, [order for order in orders if order]
 
 
 def _fastest(found: Sequence[Quantised], time_model: Callable[[onnx.ModelProto], Times]) -> Quantised:
@@ -205,7 +194,7 @@ def _fastest(found: Sequence[Quantised], time_model: Callable[[onnx.ModelProto],
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """The first layers, which are faster in float, and the microseconds that integers save in each layer."""
+    """The first layers, which are faster in float, and what integers save in each layer: microseconds, where timed."""
 
     leading: tuple[str, ...]
     saved: Mapping[str, float]
@@ -242,32 +231,18 @@ def _time(
     return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow})
 
 
-def _fewest_in_float(
-    order: tuple[str, ...], passing: Quantised, attempt: Callable[[tuple[str, ...]], Quantised], *, fixed: int
-) -> Quantised:
-    """Return the model that is safe with the fewest layers of ``order`` in float, by bisection below ``passing``.
-
-    The first ``fixed`` layers of each stay in float in any case.
-    """
-    fails, passes = 0, len(passing.in_float) - fixed
-    while passes - fails > 1:
-        middle = (fails + passes) // 2
-        tried = attempt(order[:middle])
-        if not tried.verdict.is_safe:
-            fails = middle
-        else:
-            passing, passes = tried, middle
-    return passing
-
-
 def _tell_in_float(found: Quantised, card: ModelCard, fixed: int, listener: Listener) -> Quantised:
+    parts = []
     if found.in_float:
-        kept = (
-            f"{len(found.in_float)} of {found.layers} layers with {found.in_float_share:.1%} of the multiplications "
-            f"stay in float: {', '.join(found.in_float)}"
-        )
         without = f" (TensorRT has no kernels for the first {fixed})" if fixed else ""
-        listener.notice(Notice("I437", f"{card.member}: {kept}{without}"))
+        parts.append(
+            f"{len(found.in_float)} of {found.layers} layers with {found.in_float_share:.1%} of the multiplications "
+            f"stay in float: {', '.join(found.in_float)}{without}"
+        )
+    if found.float_sums:
+        parts.append("the sums of residual branches are in float")
+    if parts:
+        listener.notice(Notice("I437", f"{card.member}: {'; '.join(parts)}"))
     return found
 
 
@@ -291,28 +266,9 @@ def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelEr
         f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of "
         f"{tried.layers} layers and {tried.in_float_share:.0%} of the multiplications in float",
         details=tuple(
-            f"{harm.layer.name}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in harms
+            f"{harm.names[0]}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in harms
         ),
     )
-
-
-def _rank(
-    build: Callable[[Sequence[Layer]], onnx.ModelProto],
-    saved: Mapping[str, float],
-    layers: Sequence[Layer],
-    error_of: Callable[[onnx.ModelProto], float],
-    listener: Listener,
-) -> tuple[Harm, ...]:
-    """Sort the layers by squared error for what each one saves, highest first.
-
-    Errors of independent layers add up as squares, so layers return to float by their squared error per microsecond, as
-    in the greedy solution of a knapsack problem.
-    """
-    harms, least = [], _OVERHEAD * max(sum(saved.values()), 1.0)
-    for number, layer in enumerate(layers):
-        harms.append(Harm(layer, error_of(build([layer])), saved[layer.name]))
-        listener.progress("rank layers", number + 1, len(layers))
-    return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.saved + least), reverse=True))
 
 
 def _error(model: onnx.ModelProto, *, predict: Callable[..., Logits], pixels: Pixels, expected: Logits) -> float:

@@ -116,15 +116,18 @@ def quantise(
     *,
     scheme: Scheme = ASYMMETRIC,
     rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
+    float_sums: bool = False,
 ) -> onnx.ModelProto:
     """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`.
 
-    The weights of nodes that ``rounded`` does not name are rounded to the nearest step.
+    The weights of nodes that ``rounded`` does not name are rounded to the nearest step. With ``float_sums`` the sums of
+    residual branches are in float32, and rounded only for the layers that read them: rounding errors do not add up
+    along a stage.
     """
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
-    plan = _QdqPlan(proto.graph, layers)
+    plan = _QdqPlan(proto.graph, layers, float_sums=float_sums)
     constants = _Constants(graph, scheme, rounded)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
@@ -160,12 +163,13 @@ class _QdqPlan:
     graph: without rounding them, onnxruntime would compute their layer in float.
     """
 
-    def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer]) -> None:
+    def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer], *, float_sums: bool = False) -> None:
         weights = {tensor.name for tensor in graph.initializer}
         results = {value.name for value in graph.output}
         readers = Counter(name for node in graph.node for name in node.input)
         bounded = {node.input[0]: node.output[0] for node in graph.node if node.op_type in _BOUNDED}
-        self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in _BOUNDED}
+        in_float = _BOUNDED | ({"Add"} if float_sums else set())
+        self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in in_float}
         self.stored: dict[str, str] = {}
         self.made: set[str] = set()
         self.shown: set[str] = set()

@@ -183,28 +183,6 @@ def quantised(in_float: tuple[str, ...], changed: int) -> int8.Quantised:
     return int8.Quantised(onnx.ModelProto(), Verdict("int8", 1000, changed), 5, in_float, 0.0, 0, "")
 
 
-def test_layers_return_in_each_order_until_the_answers_stay() -> None:
-    """By either order the fewest layers are found after which at most 1 % of the answers change: here those up to b."""
-    products = dict.fromkeys("abcde", 10)
-    tried = []
-
-    def attempt(returned: tuple[str, ...]) -> int8.Quantised:
-        tried.append(returned)
-        return quantised(returned, 5 if "b" in returned else 15)
-
-    found, _ = int8._search([("c", "b", "a", "d", "e"), ("a", "b", "c", "d", "e")], (), products, attempt)
-    assert [one.in_float for one in found] == [("c", "b"), ("a", "b")]
-    assert max(map(len, tried)) == 2  # half of the multiplications
-
-
-def test_an_order_that_the_gate_refuses_is_left_out() -> None:
-    """Where half of the multiplications in float are not enough, nothing is found, and what was tried is returned."""
-    products = dict.fromkeys("abcd", 10)
-    found, most = int8._search([("a", "b", "c", "d")], (), products, lambda returned: quantised(returned, 50))
-    assert found == []
-    assert most.in_float == ("a", "b")
-
-
 @pytest.mark.parametrize(("second", "chosen"), [(0.9, 1), (0.98, 0), (1.2, 0)])
 def test_the_faster_of_two_models_is_kept(second: float, chosen: int) -> None:
     """The second order has to gain 3 %."""

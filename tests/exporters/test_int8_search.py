@@ -1,0 +1,227 @@
+"""Which layers of an int8 network return to float32: orders, blocks, and sums of residual branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from ensemble.events import SILENT, Recorder
+from ensemble.labels import LabelSpace
+from exporters import int8
+from exporters.accuracy_gate import Verdict
+from exporters.int8_calibration import measure_activations
+from exporters.int8_qdq import Layer, find_layers, find_tensors, quantise
+from exporters.int8_schemes import Range
+from exporters.int8_search import LayerOrder, find_blocks, rank_layers, search
+from exporters.int8_timing import Times
+from tests.exporters.test_int8_equalize import build, draw, run
+from tests.support import toys
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A network with these layers in float."""
+
+    in_float: tuple[str, ...]
+    verdict: Verdict
+
+
+def alone(names: Sequence[str]) -> LayerOrder:
+    """An order of single layers."""
+    return tuple((name,) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("order", "kept"),
+    [
+        (alone("cbade"), ("c", "b")),
+        (alone("abcde"), ("a", "b")),
+        ((("d",), ("b", "a"), ("c", "e")), ("d",)),  # more than half of the multiplications with the next group
+        ((("a", "b"), ("c",), ("d", "e")), ("a", "b")),
+    ],
+)
+def test_layers_return_in_each_order_until_the_answers_stay(order: LayerOrder, kept: tuple[str, ...]) -> None:
+    """The fewest groups are found after which at most 1 % of the answers change: here those up to b or d."""
+    tried = []
+
+    def attempt(returned: tuple[str, ...]) -> Attempt:
+        tried.append(returned)
+        return Attempt(returned, Verdict("int8", 1000, 5 if {"b", "d"} & set(returned) else 15))
+
+    found, _ = search([order], (), dict.fromkeys("abcde", 10), attempt, most_in_float=0.5)
+    assert [one.in_float for one in found] == [kept]
+    assert max(map(len, tried)) <= 2  # half of the multiplications
+
+
+def test_layers_that_are_in_float_already_count() -> None:
+    """One fixed layer of five leaves room for one other within half of the multiplications."""
+    tried = []
+
+    def attempt(returned: tuple[str, ...]) -> Attempt:
+        tried.append(returned)
+        return Attempt(returned, Verdict("int8", 1000, 0))
+
+    search([alone("abcd")], ("e",), dict.fromkeys("abcde", 10), attempt, most_in_float=0.5)
+    assert tried == [("a",)]
+
+
+def test_an_order_that_the_gate_refuses_is_left_out() -> None:
+    """Where half of the multiplications in float are not enough, nothing is found, and what was tried is returned."""
+
+    def attempt(returned: tuple[str, ...]) -> Attempt:
+        return Attempt(returned, Verdict("int8", 1000, 50))
+
+    found, most = search([alone("abcd")], (), dict.fromkeys("abcd", 10), attempt, most_in_float=0.5)
+    assert found == []
+    assert most.in_float == ("a", "b")
+
+
+def test_blocks_end_where_a_linear_activation_is_made() -> None:
+    """Of five convolutions two make linear activations; the last block has none."""
+    proto = build()
+    blocks = find_blocks(proto.graph, find_layers(proto.graph))
+    assert [tuple(layer.name for layer in block) for block in blocks] == [
+        ("stem", "first"),
+        ("wide", "second"),
+        ("last",),
+    ]
+
+
+def test_a_network_without_linear_activations_has_no_blocks() -> None:
+    """Sums that another node reads are not linear activations."""
+    proto = build(reader="Relu")
+    assert find_blocks(proto.graph, find_layers(proto.graph)) == ()
+
+
+def test_groups_return_by_squared_error_for_what_they_save() -> None:
+    """Twice the error is worth four times the time."""
+    a, b, c = (Layer(name, (i,)) for i, name in enumerate("abc"))
+    saved = {"a": 1000.0, "b": 1000.0, "c": 1000.0}
+    errors = {("a",): 0.1, ("b", "c"): 0.18}
+    heard = Recorder()
+    ranked = rank_layers([(a,), (b, c)], saved, lambda some: errors[tuple(one.name for one in some)], heard, "rank")
+    assert [one.names for one in ranked] == [("b", "c"), ("a",)]  # 0.0324 / 2000 against 0.01 / 1000
+    assert [one.saved for one in ranked] == [2000.0, 1000.0]
+    ranked = rank_layers([(b, c), (a,)], saved, lambda some: 0.1 if len(some) == 1 else 0.14, SILENT)
+    assert [one.names for one in ranked] == [("a",), ("b", "c")]
+
+
+def quantised(*, float_sums: bool) -> tuple[onnx.ModelProto, dict[str, Range]]:
+    proto = build()
+    layers = find_layers(proto.graph)
+    ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
+    return quantise(proto, ranges, layers, float_sums=float_sums), ranges
+
+
+def stored(values: Array, span: Range) -> Array:
+    """The values after 8 bits."""
+    steps = np.rint(values / span.scale) + float(span.zero)
+    found: Array = (steps.clip(0, 255) - float(span.zero)) * span.scale
+    return found
+
+
+def test_sums_in_float_are_rounded_for_their_readers_alone() -> None:
+    """The sum is that of the stored terms, to the last bit of float32; on integers it has 8 bits itself."""
+    pixels = draw(1)
+    for float_sums in (False, True):
+        model, ranges = quantised(float_sums=float_sums)
+        first, second, total = run(model, pixels, "first/real", "second/real", "sum")
+        np.testing.assert_array_equal(total, first + second)
+        readers = [node for node in model.graph.node if "sum/real" in node.input]
+        assert [node.name for node in readers] == ["last"]
+        (read,) = run(model, pixels, "sum/real")
+        np.testing.assert_allclose(read, stored(total, ranges["sum"]), atol=1e-5)
+        made = {node.output[0]: node.op_type for node in model.graph.node}
+        assert made["sum"] == "Add"
+
+
+def test_a_stage_of_two_sums_keeps_its_error() -> None:
+    """What flows from sum to sum is the float32 sum of stored terms, where integers round it each time."""
+    proto = build()
+    # a second sum: the output of the last convolution and the first sum
+    proto.graph.node.insert(8, onnx.helper.make_node("Add", ["last", "sum"], ["total"], "total"))
+    (pooled,) = (node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+    pooled.input[0] = "total"
+    layers = find_layers(proto.graph)
+    ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
+    pixels = draw(2)
+    for float_sums, source in ((True, "sum"), (False, "sum/real")):
+        model = quantise(proto, ranges, layers, float_sums=float_sums)
+        (node,) = (node for node in model.graph.node if node.name == "total")
+        assert list(node.input) == ["last/real", source]
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    exact, *_ = run(proto, pixels, "total")
+    errors = []
+    for float_sums in (True, False):
+        (found,) = run(quantise(proto, ranges, layers, float_sums=float_sums), pixels, "total")
+        errors.append(float(np.mean((found - exact) ** 2)))
+    assert errors[0] < errors[1]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]]:
+    """Quantise the toy network, with the answers that change in each attempt and then at the gate given."""
+    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    proto, card = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8))
+
+    def to_int8(changed: Sequence[int]) -> tuple[int8.Quantised, Recorder]:
+        left, heard = iter(changed), Recorder()
+        monkeypatch.setattr(int8, "judge", lambda *_: Verdict("int8", 1000, next(left)))
+        judges = int8.Judges(draw(3, 16))
+        found = int8.to_int8(proto, card, calibration=draw(0), choose=judges, gate=judges, listener=heard)
+        assert next(left, None) is None
+        return found, heard
+
+    return to_int8
+
+
+def test_sums_return_to_float_before_any_layer(
+    judged: Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]],
+) -> None:
+    """A network on integers that passes keeps integer sums; else float sums are tried first, recorded and said."""
+    found, heard = judged([10, 10])
+    assert not found.float_sums
+    assert "residual_sums" not in found.as_dict()
+    found, heard = judged([15, 10, 10])
+    assert (found.float_sums, found.in_float) == (True, ())
+    assert found.as_dict()["residual_sums"] == "float32"
+    (notice,) = heard.notices
+    assert (notice.code, notice.message) == ("I437", "net: the sums of residual branches are in float")
+
+
+def test_blocks_are_an_order_of_their_own(
+    judged: Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where layers must return, single layers, the first ones and blocks are tried; the network is judged once."""
+    asked: list[Sequence[LayerOrder]] = []
+
+    def fake(orders: Sequence[LayerOrder], fixed: Sequence[str], products: Any, attempt: Any, **_: float) -> Any:
+        asked.append(orders)
+        tried = attempt(("stem", "first"))
+        return [replace(tried, in_float_share=0.25)], tried
+
+    monkeypatch.setattr(int8, "search", fake)
+    found, heard = judged([15, 15, 10, 10])
+    assert (found.in_float, found.float_sums) == (("stem", "first"), True)
+    (orders,) = asked
+    assert [sorted(name for group in order for name in group) for order in orders] == [
+        ["first", "last", "second", "stem", "wide"]
+    ] * 3
+    assert orders[1] == alone(["stem", "first", "wide", "second", "last"])
+    assert {("stem", "first"), ("wide", "second"), ("last",)} == set(orders[2])
+    (notice,) = heard.notices
+    assert notice.message == (
+        "net: 2 of 5 layers with 25.0% of the multiplications stay in float: stem, first; "
+        "the sums of residual branches are in float"
+    )
