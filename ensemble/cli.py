@@ -29,7 +29,7 @@ from ensemble.commands.explain_error import explain_error
 from ensemble.commands.export import export
 from ensemble.commands.fuse import fuse
 from ensemble.commands.init import init
-from ensemble.commands.options import PATH
+from ensemble.commands.options import PATH, TEXT
 from ensemble.commands.page import page
 from ensemble.commands.predict import predict
 from ensemble.commands.probe import probe
@@ -86,4 +86,7 @@ def ens(debug: bool, config: Path | None, no_config: bool) -> None:
 
 for _commands in _SECTIONS.values():
     for _command in _commands:
+        for _parameter in _command.params:
+            if type(_parameter.type) is click.types.StringParamType:
+                _parameter.type = TEXT
         ens.add_command(_command)

@@ -10,6 +10,7 @@ import re
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -349,3 +350,75 @@ def test_the_list_of_commands_is_whole_at_80_columns() -> None:
         assert len(command.short_help) <= 45
         assert re.match(r"[A-Z][a-z]+(?<!s) ", command.short_help)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def _text_options() -> list[tuple[str, str]]:
+    """Every option of every command that takes a text of any kind."""
+    kinds = (click.types.StringParamType,)
+    return [
+        (name, max(one.opts, key=len))
+        for name, command in cli.ens.commands.items()
+        for one in command.params
+        if isinstance(one, click.Option) and isinstance(one.type, kinds)
+    ]
+
+
+def test_no_text_option_takes_line_breaks_or_control_characters() -> None:
+    """They would be in pages, cards and messages: refused by each command, before its other options are looked at."""
+    found = _text_options()
+    assert ("bundle", "--title") in found
+    assert len(found) > 100
+    for name, option in found:
+        parameter = next(one for one in cli.ens.commands[name].params if option in one.opts)
+        for text in ("a\nb", "a\rb", "\x1b[31m", "a\u202eb", "\u2028", "a\tb"):
+            with pytest.raises(click.BadParameter, match="line break or control character"):
+                parameter.type.convert(text, parameter, None)
+        assert parameter.type.convert("Büro, 30~59 名", parameter, None) == "Büro, 30~59 名"
+
+
+def test_a_tab_separates_and_a_path_has_its_own_name(tmp_path: Path) -> None:
+    """What these options are for: --sep of a tab; the folder of --images, whatever its name is."""
+    separator = next(one for one in cli.ens.commands["blend"].params if "--sep" in one.opts)
+    assert separator.type.convert("\t", separator, None) == "\t"
+    images = next(one for one in cli.ens.commands["predict"].params if "--images" in one.opts)
+    odd = tmp_path / "a\nb"
+    odd.mkdir()
+    assert images.type.convert(str(odd), images, None) == str(odd)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "E701] the disk is full: the output could not be written"),
+        (errno.EDQUOT, "E701] your quota of disk space is used up"),
+        (errno.EFBIG, "E701] the limit on the size of a file is reached"),
+        (errno.EROFS, "E702] the file system is read-only"),
+        (errno.EIO, "E702] the output could not be written: Input/output error"),
+    ],
+)
+def test_output_that_cannot_be_written_says_why(
+    number: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output on a full disk, beyond a quota or a limit, or on a disk that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ensemble.commands.explain_error.show", fail)
+    assert run(["explain-error", "E401"]) == 7
+    assert told in capsys.readouterr().err
+
+
+def test_no_folder_for_temporary_files_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a read-only machine Python finds none, and the error says which variable names one."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+    monkeypatch.setattr("ensemble.commands.explain_error.show", fail)
+    assert run(["explain-error", "E401"]) == 7
+    told = capsys.readouterr().err
+    assert "E702] no folder for temporary files can be written" in told
+    assert "TMPDIR" in told

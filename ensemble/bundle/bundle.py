@@ -13,7 +13,7 @@ from ensemble.bundle.kaggle import KaggleFacts, kaggle_files
 from ensemble.bundle.run_script import run_script
 from ensemble.bundle.triton import MODEL, triton_files
 from ensemble.bundle.wheels import PYTHONS, fetch_wheels, packages_to_run
-from ensemble.errors import DeployError
+from ensemble.errors import DataError, DeployError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.fuse.fuse import Fused, FuseOptions, fuse
@@ -80,6 +80,7 @@ def bundle(
     Raises:
         DeployError: E811 when the folder holds other files, E812 when the scores are not the ensemble's, E814 when pip
             does not find the packages.
+        DataError: E331 when a class has a line break.
         OptionError: E204 when a name, a version of Python or a budget has another form.
         EnsError: see `fuse` and `find_members`.
     """
@@ -88,6 +89,9 @@ def bundle(
         return _write_kaggle(recipe, models, folder, options, listener)
     if kind == "hub" and options.scores is not None:
         require_scores_of(recipe, options.scores)
+    names = recipe.labels.names
+    if broken := next((name for name in names if len(name.splitlines()) > 1), None):
+        raise DataError("E331", f"the class {broken!r} has a line break, and {LABELS} has one class per line")
     place = f"{MODEL}/1/model.onnx" if kind == "triton" else ENSEMBLE
     fused = fuse(
         recipe,
@@ -97,7 +101,7 @@ def bundle(
         options=FuseOptions(license=options.license),
         listener=listener,
     )
-    labels = "".join(f"{name}\n" for name in fused.card.recipe.labels.names)
+    labels = "".join(f"{name}\n" for name in names)
     if kind == "triton":
         texts = triton_files(fused.card, labels, gpu=options.gpu)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ensemble.text.input_file import read_input
 from ensemble.text.json_text import MAX_BYTES, parse_json
 
 _MOST_LABELS = 200
+_MARKS = re.compile(r"[\\`|<\[\]]")
 _TAGS = ("onnx", "ensemble", "image-classification", "soft-voting")
 
 
@@ -101,7 +103,8 @@ def push(folder: Path, files: Sequence[str], name: str) -> str:
 def _model_card(facts: HubFacts) -> str:
     card = facts.fused.card
     members = [
-        f"| {one.name} | {one.card.arch} | {one.card.precision} | {one.share:.1%} | {_describe(one.card.preprocess)} |"
+        f"| {in_markdown(one.name)} | {in_markdown(one.card.arch)} | {one.card.precision} | {one.share:.1%} "
+        f"| {_describe(one.card.preprocess)} |"
         for one in card.members
     ]
     about = (
@@ -112,7 +115,7 @@ def _model_card(facts: HubFacts) -> str:
     rule = rule_to_json(card.recipe.rule)
     parts = [
         _metadata(facts),
-        f"# {facts.title}",
+        f"# {in_markdown(facts.title)}",
         about,
         "## Run it",
         "```bash\npip install onnxruntime pillow\npython run.py photo.jpg\n```",
@@ -146,6 +149,11 @@ def _metadata(facts: HubFacts) -> str:
     return "\n".join([*lines, "---"])
 
 
+def in_markdown(text: str) -> str:
+    """Return a text for a line or cell of a page: no line break, and no sign that begins a cell, a tag or a link."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def _describe(preprocess: Preprocess) -> str:
     height, width = preprocess.size
     face = "face, " if preprocess.face is not None else ""
@@ -153,7 +161,7 @@ def _describe(preprocess: Preprocess) -> str:
 
 
 def _labels(names: Sequence[str]) -> str:
-    rows = [f"| {number} | {name} |" for number, name in enumerate(names[:_MOST_LABELS])]
+    rows = [f"| {number} | {in_markdown(name)} |" for number, name in enumerate(names[:_MOST_LABELS])]
     more = len(names) - _MOST_LABELS
     rest = f"\n\n{more:,} more are in `labels.txt`." if more > 0 else ""
     return "| class | label |\n|---|---|\n" + "\n".join(rows) + rest
@@ -163,7 +171,7 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
     if scores is None:
         return "Not given."
     rows = [
-        f"| {name} | {value['value']:.4f} | {value['low']:.4f} to {value['high']:.4f} |"
+        f"| {in_markdown(str(name))} | {value['value']:.4f} | {value['low']:.4f} to {value['high']:.4f} |"
         for name, value in _estimates(scores).items()
     ]
     table = "| metric | score | 95 % interval |\n|---|---|---|\n" + "\n".join(rows)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble.bundle.hub import in_markdown
 from ensemble.errors import OptionError
 from ensemble.events import Listener, Notice
 
@@ -31,7 +32,10 @@ def kaggle_files(facts: KaggleFacts, listener: Listener) -> dict[str, str]:
         OptionError: E204 when the name has another form.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", facts.title.lower()).strip("-")
-    name = facts.name or f"{_NO_USER}/{slug}"
+    if facts.name is None and len(slug) < 3:
+        hint = "name the dataset with --name USER/NAME"
+        raise OptionError("E204", f"the title {facts.title!r} has too few letters of a to z for an address", hint=hint)
+    name = facts.name or f"{_NO_USER}/{slug[:50].rstrip('-')}"
     if not re.fullmatch(r"[\w-]+/[a-z0-9-]{3,50}", name):
         raise OptionError("E204", f"--name takes USER/NAME, with 3 to 50 letters, digits and hyphens, got {name!r}")
     if facts.name is None:
@@ -52,7 +56,7 @@ def kaggle_files(facts: KaggleFacts, listener: Listener) -> dict[str, str]:
 def _notebook(title: str, command: str) -> str:
     text = "Add the dataset and the contest's data to this notebook. It needs no internet and writes `submission.csv`."
     cells = [
-        {"cell_type": "markdown", "id": "about", "metadata": {}, "source": [f"# {title}\n", "\n", text]},
+        {"cell_type": "markdown", "id": "about", "metadata": {}, "source": [f"# {in_markdown(title)}\n", "\n", text]},
         {
             "cell_type": "code",
             "id": "run",

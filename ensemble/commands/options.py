@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,23 @@ class _FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Text(click.types.StringParamType):
+    """A text of one line: line breaks and control characters would end up in pages, cards, tables and messages."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        found = _UNPRINTED.search(text)
+        is_separator = text == "\t" and param is not None and "--sep" in param.opts
+        # a file may be called so, and some options take a path
+        is_path = "\0" not in text and os.path.lexists(text)
+        if found is not None and not is_separator and not is_path:
+            self.fail(f"it has a line break or control character: {found[0]!r}", param, ctx)
+        return text
+
+
 PATH = _FilePath(path_type=Path)
+TEXT = _Text()
+_UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 ROOT = "runs"
 # the values of `ensemble.card`, which the help needs without importing it
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "area")

@@ -20,10 +20,10 @@ from PIL import Image
 
 from ensemble.blend.decision_rules import ThresholdRule
 from ensemble.bundle.bundle import BundleOptions, bundle
-from ensemble.bundle.hub import push
+from ensemble.bundle.hub import in_markdown, push
 from ensemble.card import FaceCrop, Preprocess
 from ensemble.cli import ens
-from ensemble.errors import DeployError, EnsError
+from ensemble.errors import DataError, DeployError, EnsError
 from ensemble.events import Recorder
 from ensemble.fuse.fused_session import start_fused
 from ensemble.labels import LabelSpace
@@ -257,3 +257,17 @@ def test_the_command_checks_scores_before_it_works(models: Path, tmp_path: Path)
     done = CliRunner().invoke(ens, [*command, "--for", "folder"])
     assert done.exit_code == 0, done.output
     assert re.search(r"labels.txt +\d+ bytes", done.output)
+
+
+def test_texts_of_others_stay_in_their_cell() -> None:
+    """Line breaks, cells, tags and links in the names of classes and networks are text in the model card."""
+    assert in_markdown("a|b\n`c` <b>[x](y)\\") == "a\\|b \\`c\\` \\<b>\\[x\\](y)\\\\"
+    assert in_markdown("resnet18.a1_in1k, 30~59 / Büro") == "resnet18.a1_in1k, 30~59 / Büro"
+
+
+def test_a_class_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    """labels.txt has a class per line: another line would shift all that follow, in silence."""
+    recipe = replace(toy_recipe(), labels=LabelSpace.flat(["cat\nblack", *LABELS.names[1:]]))
+    with pytest.raises(DataError, match="has a line break") as caught:
+        bundle(recipe, [tmp_path], tmp_path / "out", "folder")
+    assert caught.value.code == "E331"
