@@ -72,7 +72,7 @@ def calls(name_pattern: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{path.name}:{node.lineno}", name, code
 
 
-CATALOGUE = ("error_codes.py", "model_codes.py", "prediction_codes.py", "run_codes.py")
+CATALOG = ("error_codes.py", "model_codes.py", "prediction_codes.py", "run_codes.py")
 
 
 def test_every_code_in_use_is_cataloged() -> None:
@@ -83,13 +83,13 @@ def test_every_code_in_use_is_cataloged() -> None:
 
 def test_every_cataloged_code_is_in_use() -> None:
     """The catalog explains no code that nothing gives."""
-    given = {code for path in FILES if path.name not in CATALOGUE for code in literals(path)}
+    given = {code for path in FILES if path.name not in CATALOG for code in literals(path)}
     assert set(CODES) - given == set()
 
 
 def test_no_code_is_listed_twice() -> None:
     """A second entry for a code would silently replace the first one."""
-    keys = [code for name in CATALOGUE for code in literals(ROOT / "ensemble" / name)]
+    keys = [code for name in CATALOG for code in literals(ROOT / "ensemble" / name)]
     assert sorted(keys) == sorted(set(keys)) == sorted(CODES)
 
 

@@ -22,7 +22,7 @@ _FRACTIONS = 10  # distinct ones of a column up to which they are names of class
 
 
 @dataclass(frozen=True, slots=True)
-class Labelling:
+class Labeling:
     """The labels of each image: their indices in ``space``, exactly one where the activation is softmax."""
 
     space: LabelSpace
@@ -43,7 +43,7 @@ class _LabelCells:
 
 def read_labels(
     table: Table, columns: Columns, images: Sequence[str], options: TableOptions, names: ClassNames | None
-) -> Labelling:
+) -> Labeling:
     """Return the labels of ``images``, the image of each row; rows of the same image are joined.
 
     Whole numbers are the classes of that number where they start at 0 and have few gaps; any others are names.
@@ -62,7 +62,7 @@ def read_labels(
         _require_one_each(table, columns, images, found, joined)
     space, position = _number(table, found, names)
     of_image = {image: tuple(sorted({position[token] for token in tokens})) for image, tokens in joined.items()}
-    return Labelling(space, activation, of_image, tuple(found.guesses))
+    return Labeling(space, activation, of_image, tuple(found.guesses))
 
 
 def _from_columns(table: Table, columns: Columns) -> _LabelCells:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from checkpoints.loading.bodies import Body
-from checkpoints.loading.key_names import COUNTER, is_normalisation
+from checkpoints.loading.key_names import COUNTER, is_normalization
 from checkpoints.loading.state_dicts import AllTensors, is_averaged_name
 
 _BUFFERS = (".running_mean", ".running_var", COUNTER)
@@ -61,7 +61,7 @@ def _parameters(found: AllTensors, raw: Body) -> dict[str, torch.Tensor]:
 def _from_lists(found: AllTensors, raw: Body) -> Iterator[Average]:
     """Read ``shadow_params`` of torch_ema (torch_ema/ema.py) and diffusers, and like lists of a callback."""
     parameters = _parameters(found, raw)
-    trained = {key: tensor for key, tensor in parameters.items() if not is_normalisation(key, tensor)}
+    trained = {key: tensor for key, tensor in parameters.items() if not is_normalization(key, tensor)}
     network = {key: tensor for key, tensor in parameters.items() if key.startswith(raw.prefix)}
     for item in found.lists:
         if not is_averaged_name(item.place) or not any(tensor.ndim >= 2 for tensor in item.tensors):

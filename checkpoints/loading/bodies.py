@@ -15,7 +15,7 @@ from checkpoints.loading.architectures import (
     first_convolutions,
     nearest_twins,
 )
-from checkpoints.loading.key_names import is_normalisation, is_training_state, prefixes_before
+from checkpoints.loading.key_names import is_normalization, is_training_state, prefixes_before
 from checkpoints.loading.layouts import LAYOUTS, TIMM, Layout, number_children
 from checkpoints.loading.network import ArchOptions
 from checkpoints.loading.state_dicts import AllTensors
@@ -79,7 +79,7 @@ def find_bodies(found: AllTensors, wanted: Wanted) -> Search:
     tensors = {
         key: tensor
         for key, tensor in found.tensors.items()
-        if not is_training_state(key, tensor) and not is_normalisation(key, tensor)
+        if not is_training_state(key, tensor) and not is_normalization(key, tensor)
     }
     whole: dict[str, Body] = {}
     nearest: Body | None = None

@@ -14,7 +14,7 @@ from checkpoints.loading.head_axes import heads_of_axes
 from checkpoints.loading.head_build import FoundHead, HeadBuilder
 from checkpoints.loading.head_modules import HeadLayer, group_layers, has_classifier, is_scale, link
 from checkpoints.loading.head_options import HeadRequest
-from checkpoints.loading.key_names import is_normalisation, is_training_state, shared_start
+from checkpoints.loading.key_names import is_normalization, is_training_state, shared_start
 from checkpoints.loading.left_over import Surroundings, is_auxiliary, is_scalar
 from checkpoints.loading.metadata import Found
 from checkpoints.loading.network import HeadLayers
@@ -137,7 +137,7 @@ class HeadFinder:
         for key, tensor in rest.items():
             named = self._request.name is not None and self._is_named(key, self._request.name)
             ignored = any(self._is_named(key, name) for name in self._request.leave_out)
-            if ignored or (not named and (is_training_state(key, tensor) or is_normalisation(key, tensor))):
+            if ignored or (not named and (is_training_state(key, tensor) or is_normalization(key, tensor))):
                 left_out.append(key)
             else:
                 kept[key] = tensor

@@ -39,7 +39,7 @@ _TRAINING_WORDS = re.compile(
 )
 # whole numbers of a network itself; EfficientFormer saves the places of its attention's biases
 _WHOLE_WEIGHTS = {"weight", "bias", "attention_bias_idxs"}
-_NORMALISATION = re.compile(r"(\w*_)?(mean|std|pixel_mean|pixel_std|image_mean|image_std)(_\w*)?")
+_NORMALIZATION = re.compile(r"(\w*_)?(mean|std|pixel_mean|pixel_std|image_mean|image_std)(_\w*)?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,10 +74,10 @@ def is_training_state(key: str, tensor: torch.Tensor) -> bool:
     return whole and not key.endswith(COUNTER) and tensor.ndim <= 2 and parts[-1] not in _WHOLE_WEIGHTS
 
 
-def is_normalisation(key: str, tensor: torch.Tensor) -> bool:
+def is_normalization(key: str, tensor: torch.Tensor) -> bool:
     """Return True for the mean or standard deviation of the image's channels, kept as a buffer."""
     last = key.rpartition(".")[2].lower()
-    return tensor.numel() in {1, 3} and last != "running_mean" and _NORMALISATION.fullmatch(last) is not None
+    return tensor.numel() in {1, 3} and last != "running_mean" and _NORMALIZATION.fullmatch(last) is not None
 
 
 def shared_start(first: str, second: str) -> int:

@@ -82,7 +82,7 @@ class TwoLogits(torch.nn.Module):
 
 
 class GeM(torch.nn.Module):
-    """Generalised-mean pooling, ``(B, F, h, w)`` to ``(B, F)`` (Radenovic et al. 2018, equation 3)."""
+    """Generalized-mean pooling, ``(B, F, h, w)`` to ``(B, F)`` (Radenovic et al. 2018, equation 3)."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

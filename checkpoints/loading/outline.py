@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from checkpoints.loading.key_names import COUNTER, is_normalisation, is_training_state, prefixes_before, shared_start
+from checkpoints.loading.key_names import COUNTER, is_normalization, is_training_state, prefixes_before, shared_start
 from checkpoints.loading.layouts import LAYOUTS, TIMM, Layout
 from checkpoints.loading.metadata import NO_METADATA, Metadata
 from checkpoints.loading.metadata_files import claims_of, read_all_metadata
@@ -194,7 +194,7 @@ def _find(tensors: Mapping[str, StoredTensor], wanted: str | None) -> tuple[_Who
     known = {
         key: tensor
         for key, tensor in tensors.items()
-        if not is_training_state(key, _torch(tensor)) and not is_normalisation(key, _torch(tensor))
+        if not is_training_state(key, _torch(tensor)) and not is_normalization(key, _torch(tensor))
     }
     if wanted is None:
         rows = tuple(row for row in table_rows() if not row.names[0].startswith("test_"))
@@ -266,7 +266,7 @@ def _head(chosen: _Whole, bodies: tuple[_Whole, ...], tensors: Mapping[str, Stor
     used = {key for body in bodies for key in body.sources.values()}
     layers: dict[str, dict[str, dict[str, StoredTensor]]] = {body.prefix: {} for body in bodies}
     for key, tensor in tensors.items():
-        if key in used or is_training_state(key, _torch(tensor)) or is_normalisation(key, _torch(tensor)):
+        if key in used or is_training_state(key, _torch(tensor)) or is_normalization(key, _torch(tensor)):
             continue
         nearness = {body.prefix: shared_start(key, body.prefix) for body in bodies}
         best = max(nearness.values())

@@ -27,7 +27,7 @@ from ensemble.thread_pool import thread_pool
 ROW = "ens.probe.features"
 ANSWERS = "ens.probe.logits"
 _CHUNK = 32  # images, few enough for a large network
-_NORMALISING = {"Softmax", "LogSoftmax", "Sigmoid"}
+_NORMALIZING = {"Softmax", "LogSoftmax", "Sigmoid"}
 _NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 
 
@@ -191,7 +191,7 @@ def _only_output(model: ForeignModel) -> str:
             hint="name it with --output; any value inside the network will do",
         )
     last = find_last_layer(model, names[0])
-    return last.before if last.kind in _NORMALISING else names[0]
+    return last.before if last.kind in _NORMALIZING else names[0]
 
 
 def _require_value(model: ForeignModel, name: str) -> None:

@@ -150,7 +150,7 @@ def fit_path(
     wanted = target.wanted(rows)
     start = np.zeros((chosen.shape[1] + 1) * target.outputs)
     for strength in strengths:
-        start = _minimise(chosen, wanted, weights, strength, start, target.activation)
+        start = _minimize(chosen, wanted, weights, strength, start, target.activation)
         matrix, bias = _split(start, target.outputs)
         matrix = matrix / scale[:, np.newaxis]
         yield Block(matrix, bias - mean @ matrix)
@@ -161,10 +161,10 @@ def _split(values: Floats, outputs: int) -> tuple[Floats, Floats]:
     return table[:-1], table[-1]
 
 
-def _minimise(
+def _minimize(
     features: Floats, wanted: Floats, weights: Floats, strength: float, start: Floats, activation: Activation
 ) -> Floats:
-    """Return the flat matrix and bias that minimise the weighted mean loss plus the penalty, by L-BFGS."""
+    """Return the flat matrix and bias that minimize the weighted mean loss plus the penalty, by L-BFGS."""
     count, outputs = wanted.shape
     share = (weights / count)[:, np.newaxis]
 

@@ -29,7 +29,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("resnet18") / "a.pth", make_model("resnet18").state_dict())
 
 
-def test_an_unknown_architecture_is_refused_with_its_neighbours(resnet18: Path) -> None:
+def test_an_unknown_architecture_is_refused_with_its_neighbors(resnet18: Path) -> None:
     """A misspelled --arch is E204 with similar names, and so is a wrong tag."""
     for name, close in (("resnt18", "resnet18"), ("resnet18.a1_in1", "resnet18.a1_in1k")):
         error = refused(resnet18, arch=name)

@@ -139,7 +139,7 @@ def test_idle_layers_and_losses_beside_the_body_are_passed_over(tmp_path: Path) 
     assert_equal(opened(path), user)
 
 
-def test_generalised_means_of_a_pickled_network_are_exported(tmp_path: Path) -> None:
+def test_generalized_means_of_a_pickled_network_are_exported(tmp_path: Path) -> None:
     """A pooling whose exponent is a weight is known by it, pickled or not."""
     user = Apart(
         lambda s, x: s.fc(s.pool(s.net(x))), net=body(0, global_pool=""), pool=GeM(), fc=settle(nn.Linear(WIDTH, 5))

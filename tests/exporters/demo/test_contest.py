@@ -136,7 +136,7 @@ def test_pictures_are_clean_and_differ(contest: ToyContest) -> None:
     assert len(seen) == 26 * 7
 
 
-def test_old_people_are_greyer(contest: ToyContest) -> None:
+def test_old_people_are_grayer(contest: ToyContest) -> None:
     """The hair of people of 60 is less colored than that of the young, as the models are to learn."""
     color = defaultdict(list)
     for row in read(contest.train / "train.csv"):
