@@ -80,20 +80,6 @@ def _parse_output(output: bytes) -> tuple[tuple[tuple[str, str], ...], str | Non
     return tuple(names), None
 
 
-class _Input:
-    """Standard input, from which a pickle may request more than there is, without allocating the memory for it."""
-
-    def read(self, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size > 0 and (part := sys.stdin.buffer.read(min(size, 1 << 20))):
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
-    def readline(self) -> bytes:
-        return sys.stdin.buffer.readline()
-
-
 def _write_line(value: object) -> None:
     os.write(1, json.dumps(value).encode() + b"\n")
 
@@ -123,7 +109,7 @@ def run_child(count: int, memory: int, seconds: int) -> None:
     """Interpret the pickles on standard input under the limits: the main function of the child process."""
     _limit_process(memory, seconds)
     ending = "done"
-    reader = PickleReader(_Input(), on_name=lambda name: _write_line([name.module, name.name]))
+    reader = PickleReader(sys.stdin.buffer, on_name=lambda name: _write_line([name.module, name.name]))
     try:
         for _ in range(count):
             reader.load()
