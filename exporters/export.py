@@ -35,7 +35,7 @@ from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
-from exporters.int8 import Judges, Quantised, to_int8
+from exporters.int8 import Judges, Quantized, to_int8
 from exporters.int8_schemes import SCHEMES, Scheme
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
@@ -217,7 +217,7 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
 
 def _quantize(
     proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, scheme: Scheme, steps: Steps, listener: Listener
-) -> Quantised:
+) -> Quantized:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
     seen = gate.tell_judges(card, listener)
     load = partial(load_images, gate.images, preprocess=card.preprocess, steps=steps, listener=listener)

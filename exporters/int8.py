@@ -1,4 +1,4 @@
-"""Quantise a float32 model to int8, with as few layers left in float32 as the accuracy gate needs."""
+"""Quantize a float32 model to int8, with as few layers left in float32 as the accuracy gate needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporters.accuracy_gate import Verdict, judge, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
 from exporters.int8_equalize import equalize
-from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantise, suits_scheme
+from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
 from exporters.int8_search import Harm, LayerOrder, find_blocks, rank_layers, search
@@ -37,8 +37,8 @@ _FASTER = 0.97  # of the time: a smaller gain is noise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Quantised:
-    """A quantised model and its verdict.
+class Quantized:
+    """A quantized model and its verdict.
 
     ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, the first ones where
     float32 is faster, then the one with the largest error for the time that it saves first. ``in_float_share`` is their
@@ -93,8 +93,8 @@ def to_int8(
     scheme: Scheme = ASYMMETRIC,
     steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
-) -> Quantised:
-    """Quantise a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
+) -> Quantized:
+    """Quantize a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
 
     If the whole network on integers changes more answers on ``choose`` than half of what the gate allows, the sums of
     residual branches are computed in float32, and if this is not enough, layers return to float32: in the order of
@@ -104,24 +104,24 @@ def to_int8(
     that does not end has computed.
 
     Raises:
-        ModelError: E436 when the gate does not pass, or when there is nothing to quantise.
+        ModelError: E436 when the gate does not pass, or when there is nothing to quantize.
     """
     plain = prepare(proto)
     model = equalize(plain, calibration, steps=steps, listener=listener)
     layers = find_layers(model.graph)
     if not layers:
-        raise _nothing_to_quantise(card, "")
+        raise _nothing_to_quantize(card, "")
     suited = tuple(layer for layer in layers if suits_scheme(model.graph, layer, scheme))
     if not suited:
-        raise _nothing_to_quantise(card, f" in {scheme.name} quantization on TensorRT")
+        raise _nothing_to_quantize(card, f" in {scheme.name} quantization on TensorRT")
     fixed = tuple(layer.name for layer in layers if layer not in suited)
     predict = partial(_predict, card=card, steps=steps)
-    reference = _serialise(plain)
+    reference = _serialize(plain)
     tensors = find_tensors(model.graph, suited)
     activations = measure_activations(model, tensors, calibration, steps=steps, listener=listener)
     products = count_products(model, layers)
     rounded = round_weights(model, suited, calibration, scheme=scheme, steps=steps, listener=listener)
-    build = partial(quantise, model, scheme=scheme, rounded=rounded)
+    build = partial(quantize, model, scheme=scheme, rounded=rounded)
     few = calibration[:_PROBES]
     expected = predict(reference, few, stage="probe")
     error = partial(_error, predict=predict, pixels=few, expected=expected)
@@ -138,15 +138,15 @@ def to_int8(
 
     has_sums = scheme.integer_bias and any(model.graph.node[i].op_type == "Add" for one in suited for i in one.nodes)
 
-    def attempt(returned: tuple[str, ...], *, float_sums: bool = has_sums) -> Quantised:
+    def attempt(returned: tuple[str, ...], *, float_sums: bool = has_sums) -> Quantized:
         in_float = (*fixed, *returned)
         found = build(ranges, [layer for layer in layers if layer.name not in in_float], float_sums=float_sums)
-        verdict = judge("int8", answers, predict(_serialise(found), choose.pixels, listener=listener), choose.truth)
+        verdict = judge("int8", answers, predict(_serialize(found), choose.pixels, listener=listener), choose.truth)
         share = sum(products[name] for name in in_float) / sum(products.values())
         counts = (len(layers), in_float, share, len(calibration), chosen, len(choose.pixels))
-        return Quantised(found, verdict, *counts, scheme=scheme, float_sums=float_sums)
+        return Quantized(found, verdict, *counts, scheme=scheme, float_sums=float_sums)
 
-    def pass_gate(found: Quantised, harms: Sequence[Harm] = ()) -> Quantised:
+    def pass_gate(found: Quantized, harms: Sequence[Harm] = ()) -> Quantized:
         judged = replace(found, verdict=_judge_on(gate, reference, found.proto, predict, listener))
         if judged.verdict.faults:
             raise _failed(card, judged, harms)
@@ -183,7 +183,7 @@ def _orders(
     return harms, [order for order in orders if order]
 
 
-def _fastest(found: Sequence[Quantised], time_model: Callable[[onnx.ModelProto], Times]) -> Quantised:
+def _fastest(found: Sequence[Quantized], time_model: Callable[[onnx.ModelProto], Times]) -> Quantized:
     """Return the model that takes the least time, the first one unless another is faster by more than the noise."""
     if len(found) == 1:
         return found[0]
@@ -231,7 +231,7 @@ def _time(
     return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow})
 
 
-def _tell_in_float(found: Quantised, card: ModelCard, fixed: int, listener: Listener) -> Quantised:
+def _tell_in_float(found: Quantized, card: ModelCard, fixed: int, listener: Listener) -> Quantized:
     parts = []
     if found.in_float:
         without = f" (TensorRT has no kernels for the first {fixed})" if fixed else ""
@@ -246,7 +246,7 @@ def _tell_in_float(found: Quantised, card: ModelCard, fixed: int, listener: List
     return found
 
 
-def _nothing_to_quantise(card: ModelCard, where: str) -> ModelError:
+def _nothing_to_quantize(card: ModelCard, where: str) -> ModelError:
     message = f"{card.arch} has no convolution or matrix product to quantize{where}"
     return ModelError("E436", f"{card.member} (int8): {message}")
 
@@ -256,11 +256,11 @@ def _judge_on(
 ) -> Verdict:
     """Compare the chosen model with float32 on images that have chosen nothing."""
     expected = predict(reference, gate.pixels, listener=listener)
-    found = predict(_serialise(proto), gate.pixels, listener=listener)
+    found = predict(_serialize(proto), gate.pixels, listener=listener)
     return judge("int8", expected, found, gate.truth)
 
 
-def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelError:
+def _failed(card: ModelCard, tried: Quantized, harms: Sequence[Harm]) -> ModelError:
     return ModelError(
         "E436",
         f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of "
@@ -273,7 +273,7 @@ def _failed(card: ModelCard, tried: Quantised, harms: Sequence[Harm]) -> ModelEr
 
 def _error(model: onnx.ModelProto, *, predict: Callable[..., Logits], pixels: Pixels, expected: Logits) -> float:
     """Return the root mean square error of the logits over their standard deviation; infinite if one is not finite."""
-    found = predict(_serialise(model), pixels, stage="probe").astype(np.float64)
+    found = predict(_serialize(model), pixels, stage="probe").astype(np.float64)
     error = float(np.sqrt(np.mean((found - expected) ** 2)) / (np.std(expected) + np.finfo(np.float32).tiny))
     return error if np.isfinite(error) else float("inf")
 
@@ -293,6 +293,6 @@ def _time_model(proto: onnx.ModelProto, *, pixels: Pixels, steps: Steps) -> Time
     return Times(steps.values("timings", (proto, pixels), lambda: dict(time_nodes(proto, pixels).by_node)))
 
 
-def _serialise(proto: onnx.ModelProto) -> bytes:
+def _serialize(proto: onnx.ModelProto) -> bytes:
     data: bytes = proto.SerializeToString(deterministic=True)
     return data

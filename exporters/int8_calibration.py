@@ -1,4 +1,4 @@
-"""Measure the ranges of a network's activations on real images, for quantisation."""
+"""Measure the ranges of a network's activations on real images, for quantization."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Activations:
         return {name: Range(low, high) for name, low, high in ends}
 
     def least_squares(self, *, scheme: Scheme = ASYMMETRIC) -> dict[str, Range]:
-        """Return the ranges whose quantisation has the least mean square error.
+        """Return the ranges whose quantization has the least mean square error.
 
         A narrower range has finer steps but clips the values outside. Sung et al., "Resiliency of Deep Neural Networks
         under Quantization" (arXiv 1511.06488), choose steps by this error.

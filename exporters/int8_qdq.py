@@ -77,7 +77,7 @@ def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
             name = node.input[1].removeprefix("model.").removesuffix(".weight")
             # torch.onnx names transposed weights with numbers
             found.append((node.name if name.startswith("val_") else name, [i]))
-        elif found and _is_quantisable(node, weights):
+        elif found and _is_quantizable(node, weights):
             found[-1][1].append(i)
     return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
 
@@ -97,19 +97,19 @@ def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[st
 
 
 def suits_scheme(graph: onnx.GraphProto, layer: Layer, scheme: Scheme) -> bool:
-    """Return True if the layer may be quantised by the scheme."""
+    """Return True if the layer may be quantized by the scheme."""
     node = graph.node[layer.nodes[0]]
     (dims,) = (tuple(tensor.dims) for tensor in graph.initializer if tensor.name == node.input[1])
     return scheme.suits(node, dims)
 
 
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
-    """Return the activations that are stored in 8 bits when these layers are quantised, in the order of computation."""
+    """Return the activations that are stored in 8 bits when these layers are quantized, in the order of computation."""
     plan = _QdqPlan(graph, layers)
     return tuple(plan.stored)
 
 
-def quantise(
+def quantize(
     proto: onnx.ModelProto,
     ranges: Mapping[str, Range],
     layers: Collection[Layer],
@@ -141,7 +141,7 @@ def quantise(
         if i not in plan.nodes and node.op_type in _ROUNDED_BY_ONNXRUNTIME:
             nodes += _read_by_channel(node, proto.graph.node[i].input[0], stored, plan.made, constants)
         if i in plan.nodes and node.op_type in _WEIGHTED:
-            nodes += _quantise_weights(node, stored[proto.graph.node[i].input[0]], constants)
+            nodes += _quantize_weights(node, stored[proto.graph.node[i].input[0]], constants)
         nodes.append(node)
         for place, name in enumerate(outputs):
             if name in plan.shown:
@@ -156,9 +156,9 @@ def quantise(
 
 
 class _QdqPlan:
-    """The nodes that are quantised, the tensors that are stored in 8 bits, and the tensor whose range each one takes.
+    """The nodes that are quantized, the tensors that are stored in 8 bits, and the tensor whose range each one takes.
 
-    ``made`` are the outputs of quantised nodes: every reader gets the stored values. The output of a float node is
+    ``made`` are the outputs of quantized nodes: every reader gets the stored values. The output of a float node is
     rounded only for the readers that compute on integers. ``shown`` are those of ``made`` that are also outputs of the
     graph: without rounding them, onnxruntime would compute their layer in float.
     """
@@ -177,7 +177,7 @@ class _QdqPlan:
             node = graph.node[i]
             inputs = [name for name in node.input if name not in weights]
             output = node.output[0]
-            # a Relu or Clip that follows is part of the quantisation: the range ends at its bounds
+            # a Relu or Clip that follows is part of the quantization: the range ends at its bounds
             while output in bounded and readers[output] == 1 and output not in results:
                 output = bounded[output]
             for name in inputs:
@@ -198,14 +198,14 @@ def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:
     return node.op_type in _WEIGHTED and known and plain and not transposed and node.input[0] not in weights
 
 
-def _is_quantisable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
+def _is_quantizable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
     if node.op_type in _PAIRED:
         return not any(name in weights for name in node.input)
     return node.op_type in _POOLED | _BOUNDED
 
 
 class _Constants:
-    """New initialisers, each added once, in the types of a scheme."""
+    """New initializers, each added once, in the types of a scheme."""
 
     def __init__(self, graph: onnx.GraphProto, scheme: Scheme, rounded: Mapping[str, RoundedWeights]) -> None:
         self.scheme, self.rounded = scheme, rounded
@@ -235,8 +235,8 @@ def _round_trip(
     zero = constants.add(f"{name}/zero", constants.scheme.zeros(stored[name]))
     make, kept = onnx.helper.make_node, f"{name}/int8"
     source, result = (f"{name}/exact", name) if shown else (name, f"{name}/real")
-    yield make("QuantizeLinear", [source, scale, zero], [kept], f"{name}/quantise")
-    yield make("DequantizeLinear", [kept, scale, zero], [result], f"{name}/dequantise")
+    yield make("QuantizeLinear", [source, scale, zero], [kept], f"{name}/quantize")
+    yield make("DequantizeLinear", [kept, scale, zero], [result], f"{name}/dequantize")
 
 
 def _read_by_channel(
@@ -263,11 +263,11 @@ def _read_by_channel(
         zeros = constants.scheme.zeros(stored[name])
         zero = constants.add(f"{result}/zero", np.full(channels, zeros, dtype=zeros.dtype))
         inputs = [f"{name}/int8", scale, zero]
-        yield onnx.helper.make_node("DequantizeLinear", inputs, [result], f"{result}/dequantise", axis=1)
+        yield onnx.helper.make_node("DequantizeLinear", inputs, [result], f"{result}/dequantize", axis=1)
     node.input[0] = result
 
 
-def _quantise_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
+def _quantize_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
     """Give int8 weights, and where the scheme has it an int32 bias, to a node whose input has the range ``image``."""
     scheme, rounded = constants.scheme, constants.rounded.get(node.name)
     weight = constants.read(node.input[1])
@@ -320,7 +320,7 @@ def _read_back(
         constants.add(f"{name}/zero", np.zeros(scale.shape, dtype=integers.dtype)),
     ]
     node.input[place] = f"{name}/real"
-    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], f"{name}/dequantise", axis=axis)
+    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], f"{name}/dequantize", axis=axis)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -1,6 +1,6 @@
 """Round the weights of a network to int8 so that its layers' outputs change least, and correct their biases.
 
-Rounding each weight to the nearest step ignores that inputs are correlated and not centred. The error of an output is
+Rounding each weight to the nearest step ignores that inputs are correlated and not centered. The error of an output is
 ``d C d'`` plus the square of its mean, for weights that change by ``d`` and inputs of covariance ``C``. The mean goes
 into the bias ("Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.2);
 the rest is reduced one weight after the other: those that are not rounded yet make up for the error of the last one

@@ -37,12 +37,12 @@ class Range:
 
     @property
     def scale(self) -> np.float32:
-        """The scale of uint8 quantisation."""
+        """The scale of uint8 quantization."""
         return np.float32((self.high - self.low) / STEPS or 1.0)
 
     @property
     def zero(self) -> np.uint8:
-        """The zero point of uint8 quantisation."""
+        """The zero point of uint8 quantization."""
         return np.uint8(np.clip(np.rint(-self.low / self.scale), 0, STEPS))
 
     @property

@@ -40,7 +40,7 @@ Attempt = TypeVar("Attempt", bound=Tried)
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """The error of the logits when only these layers are quantised, relative to their standard deviation.
+    """The error of the logits when only these layers are quantized, relative to their standard deviation.
 
     ``saved`` is what integers save in them, in any unit: microseconds per image, or multiplications where the time on
     this machine says nothing, as for TensorRT.

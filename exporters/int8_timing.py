@@ -79,7 +79,7 @@ def time_layers(proto: onnx.ModelProto, layers: Sequence[Layer], times: Times) -
         owner |= dict.fromkeys((node.name, *node.output), current)
     found = dict.fromkeys((layer.name for layer in layers), 0.0)
     for name, spent in times.by_node.items():
-        plain = re.sub(r"(/weight|/bias)?/(de)?quantise.*$|_token_\d+$|_nchwc.*$", "", name)
+        plain = re.sub(r"(/weight|/bias)?/(de)?quanti[sz]e.*$|_token_\d+$|_nchwc.*$", "", name)
         if plain in owner:
             found[owner[plain]] += spent
     return found

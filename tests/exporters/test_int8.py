@@ -32,7 +32,7 @@ from exporters.accuracy_gate import Verdict, judge, split_images
 from exporters.export import Exported, ExportOptions, ImageSet, export
 from exporters.int8 import Judges, to_int8
 from exporters.int8_calibration import Activations, measure_activations
-from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantise
+from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import Range
 from exporters.int8_timing import Times
 from exporters.verify import ExportedModel
@@ -297,12 +297,12 @@ def test_a_planted_sensitive_layer_stays_in_float(monkeypatch: pytest.MonkeyPatc
 
 
 def test_integers_answer_as_the_formula_says() -> None:
-    """A quantised product is that of the rounded weights and inputs, computed by hand."""
+    """A quantized product is that of the rounded weights and inputs, computed by hand."""
     proto = prepare(write_planted(1))
     layers = find_layers(proto.graph)
     head = layers[-1]
     ranges = {name: Range(-1.0, 3.0) for name in find_tensors(proto.graph, [head])}
-    model = quantise(proto, ranges, [head])
+    model = quantize(proto, ranges, [head])
     batch = draw_batch(2, 24)
     card = toys.card("planted", labels=LabelSpace.flat(4))
     del proto.graph.output[:]

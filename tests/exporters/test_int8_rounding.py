@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
 from exporters.int8_calibration import start_session, with_outputs
-from exporters.int8_qdq import Layer, RoundedWeights, find_layers, find_tensors, quantise
+from exporters.int8_qdq import Layer, RoundedWeights, find_layers, find_tensors, quantize
 from exporters.int8_rounding import _round_groups, _take_inputs, round_weights
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, Range
 
@@ -129,7 +129,7 @@ def test_a_file_has_the_rounded_weights(quantization: Any) -> None:
     rounded = RoundedWeights(np.full((2, 4, 1, 1), 7, dtype=np.int8), np.array([0.1, 0.2]), np.array([0.25, -0.5]))
     layer = layer_of(model)
     ranges = {name: Range(0.0, 2.55) for name in find_tensors(model.graph, [layer])}
-    made = quantise(model, ranges, [layer], scheme=SCHEMES[quantization], rounded={"layer": rounded})
+    made = quantize(model, ranges, [layer], scheme=SCHEMES[quantization], rounded={"layer": rounded})
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     np.testing.assert_array_equal(tensors["layer/weight/int8"], rounded.integers)
     np.testing.assert_allclose(tensors["layer/weight/scale"], rounded.scales)
@@ -146,7 +146,7 @@ def test_a_channel_of_tiny_weights_keeps_its_bias() -> None:
     layer = layer_of(model)
     ranges = {name: Range(0.0, 2.55) for name in find_tensors(model.graph, [layer])}
     rounded = round_weights(model, [layer], draw_images(4), scheme=ASYMMETRIC)
-    made = quantise(model, ranges, [layer], rounded=rounded)
+    made = quantize(model, ranges, [layer], rounded=rounded)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     np.testing.assert_allclose(tensors["layer/bias/int32"] * tensors["layer/bias/scale"], [5.0], rtol=1e-6)
     assert not tensors["layer/weight/int8"].any()

@@ -15,7 +15,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from exporters.int8_qdq import find_layers, find_tensors, quantise
+from exporters.int8_qdq import find_layers, find_tensors, quantize
 from exporters.int8_schemes import Range
 
 Array = NDArray[Any]
@@ -44,7 +44,7 @@ def build(op: str, weight: Array, bias: Array, **attributes: Any) -> onnx.ModelP
 def to_integers(proto: onnx.ModelProto, ends: Range) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The layer on integers, with ``ends`` as the range of what it makes, and its constants."""
     ranges = {name: RANGE if name == "image" else ends for name in find_tensors(proto.graph, find_layers(proto.graph))}
-    model = quantise(proto, ranges, find_layers(proto.graph))
+    model = quantize(proto, ranges, find_layers(proto.graph))
     return model, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
@@ -159,10 +159,10 @@ def test_kernels_add_up_exactly(op: str, shape: tuple[int, ...], groups: int, ro
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    used = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    used = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     assert used & set(KERNELS), "the layer runs in float: this proves nothing"
     found = session.run(None, {"image": image})[0]
     expected = np.abs((np.clip(np.rint(real / ends.scale) + int(ends.zero), 0, 255) - int(ends.zero)) * ends.scale)

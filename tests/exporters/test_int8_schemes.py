@@ -21,9 +21,9 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import LOGITS, ModelFile
 from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
 from ensemble.runtime.tensorrt import BIAS_OPTIMIZER, require_symmetric
-from exporters.int8 import Judges, Quantised, to_int8
+from exporters.int8 import Judges, Quantized, to_int8
 from exporters.int8_calibration import Activations
-from exporters.int8_qdq import find_layers, find_tensors, prepare, quantise
+from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, SYMMETRIC, Range
 from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
@@ -36,11 +36,11 @@ CARD = toys.card("net", size=(SIDE, SIDE), labels=LabelSpace.flat(4))
 
 
 def draw_batch(count: int) -> Pixels:
-    """Pictures of four plain colours with some noise."""
+    """Pictures of four plain colors with some noise."""
     rng = np.random.default_rng(0)
-    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]])
+    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]])
     noise = rng.integers(-30, 31, (count, SIDE, SIDE, 3))
-    return (colours[np.arange(count) % 4][:, None, None] + noise).astype(np.uint8)
+    return (colors[np.arange(count) % 4][:, None, None] + noise).astype(np.uint8)
 
 
 def make_network() -> onnx.ModelProto:
@@ -79,7 +79,7 @@ def make_network() -> onnx.ModelProto:
         [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in values.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    # the colours are told apart by what the network makes of them
+    # the colors are told apart by what the network makes of them
     rows = run(with_output(model, "rows"), draw_batch(4), "rows").astype(np.float64)
     weight = rows - rows.mean(axis=0)
     bias = -0.5 * (rows**2).sum(axis=1) + rows @ rows.mean(axis=0)
@@ -107,7 +107,7 @@ def network() -> onnx.ModelProto:
     return make_network()
 
 
-def squeeze(network: onnx.ModelProto, quantization: Quantization, heard: Recorder) -> Quantised:
+def squeeze(network: onnx.ModelProto, quantization: Quantization, heard: Recorder) -> Quantized:
     images = draw_batch(40)
     return to_int8(
         network,
@@ -181,7 +181,7 @@ def test_symmetric_integers_answer_as_the_formula_says(network: onnx.ModelProto)
     proto = prepare(network)
     head = find_layers(proto.graph)[-1]
     ranges = {name: Range(-0.5, 2.0) for name in find_tensors(proto.graph, [head])}
-    found = run(quantise(proto, ranges, [head], scheme=SYMMETRIC), draw_batch(6))
+    found = run(quantize(proto, ranges, [head], scheme=SYMMETRIC), draw_batch(6))
     rows = run(with_output(proto, "rows"), draw_batch(6), "rows").astype(np.float64)
     weights = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in proto.graph.initializer}
     weight, step = weights["head.weight"], 2 / 127
@@ -233,7 +233,7 @@ def test_layers_without_tensorrt_kernels_are_left_out(dims: tuple[int, ...], gro
     assert SYMMETRIC.suits(helper.make_node("Gemm", ["x", "w"], ["y"]), (18, 512))
 
 
-def test_a_network_that_tensorrt_cannot_quantise_is_refused(network: onnx.ModelProto) -> None:
+def test_a_network_that_tensorrt_cannot_quantize_is_refused(network: onnx.ModelProto) -> None:
     """Where no layer suits, E436 says so before anything is measured."""
     graph = onnx.ModelProto()
     graph.CopyFrom(network)

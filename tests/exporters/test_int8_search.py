@@ -17,7 +17,7 @@ from ensemble.labels import LabelSpace
 from exporters import int8
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
-from exporters.int8_qdq import Layer, find_layers, find_tensors, quantise
+from exporters.int8_qdq import Layer, find_layers, find_tensors, quantize
 from exporters.int8_schemes import Range
 from exporters.int8_search import LayerOrder, find_blocks, rank_layers, search
 from exporters.int8_timing import Times
@@ -117,11 +117,11 @@ def test_groups_return_by_squared_error_for_what_they_save() -> None:
     assert [one.names for one in ranked] == [("a",), ("b", "c")]
 
 
-def quantised(*, float_sums: bool) -> tuple[onnx.ModelProto, dict[str, Range]]:
+def quantized(*, float_sums: bool) -> tuple[onnx.ModelProto, dict[str, Range]]:
     proto = build()
     layers = find_layers(proto.graph)
     ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
-    return quantise(proto, ranges, layers, float_sums=float_sums), ranges
+    return quantize(proto, ranges, layers, float_sums=float_sums), ranges
 
 
 def stored(values: Array, span: Range) -> Array:
@@ -135,7 +135,7 @@ def test_sums_in_float_are_rounded_for_their_readers_alone() -> None:
     """The sum is that of the stored terms, to the last bit of float32; on integers it has 8 bits itself."""
     pixels = draw(1)
     for float_sums in (False, True):
-        model, ranges = quantised(float_sums=float_sums)
+        model, ranges = quantized(float_sums=float_sums)
         first, second, total = run(model, pixels, "first/real", "second/real", "sum")
         np.testing.assert_array_equal(total, first + second)
         readers = [node for node in model.graph.node if "sum/real" in node.input]
@@ -157,25 +157,25 @@ def test_a_stage_of_two_sums_keeps_its_error() -> None:
     ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
     pixels = draw(2)
     for float_sums, source in ((True, "sum"), (False, "sum/real")):
-        model = quantise(proto, ranges, layers, float_sums=float_sums)
+        model = quantize(proto, ranges, layers, float_sums=float_sums)
         (node,) = (node for node in model.graph.node if node.name == "total")
         assert list(node.input) == ["last/real", source]
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     exact, *_ = run(proto, pixels, "total")
     errors = []
     for float_sums in (True, False):
-        (found,) = run(quantise(proto, ranges, layers, float_sums=float_sums), pixels, "total")
+        (found,) = run(quantize(proto, ranges, layers, float_sums=float_sums), pixels, "total")
         errors.append(float(np.mean((found - exact) ** 2)))
     assert errors[0] < errors[1]
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]]:
-    """Quantise the toy network, with the answers that change in each attempt and then at the gate given."""
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]]:
+    """Quantize the toy network, with the answers that change in each attempt and then at the gate given."""
     monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
     proto, card = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8))
 
-    def to_int8(changed: Sequence[int]) -> tuple[int8.Quantised, Recorder]:
+    def to_int8(changed: Sequence[int]) -> tuple[int8.Quantized, Recorder]:
         left, heard = iter(changed), Recorder()
         monkeypatch.setattr(int8, "judge", lambda *_: Verdict("int8", 1000, next(left)))
         judges = int8.Judges(draw(3, 16))
@@ -187,7 +187,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[i
 
 
 def test_sums_return_to_float_before_any_layer(
-    judged: Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]],
+    judged: Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]],
 ) -> None:
     """A network on integers that passes keeps integer sums; else float sums are tried first, recorded and said."""
     found, heard = judged([10, 10])
@@ -201,7 +201,7 @@ def test_sums_return_to_float_before_any_layer(
 
 
 def test_blocks_are_an_order_of_their_own(
-    judged: Callable[[Sequence[int]], tuple[int8.Quantised, Recorder]], monkeypatch: pytest.MonkeyPatch
+    judged: Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where layers must return, single layers, the first ones and blocks are tried; the network is judged once."""
     asked: list[Sequence[LayerOrder]] = []

@@ -124,7 +124,7 @@ def test_symmetric_int8_is_computed_by_tensorrt(gpu: FakeGpus | None, images: Pa
     """A model of integers runs on TensorRT with its flag set, and gives the logits that it has on the CPU."""
     if gpu is None and not (start := try_device(Device("tensorrt"))).works:
         pytest.skip(f"no TensorRT here: {start.cause}")
-    from exporters.int8_qdq import find_layers, find_tensors, prepare, quantise
+    from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
     from exporters.int8_schemes import SYMMETRIC, Range
 
     card = toys.card("integers", size=(64, 64))
@@ -133,7 +133,7 @@ def test_symmetric_int8_is_computed_by_tensorrt(gpu: FakeGpus | None, images: Pa
         node.name = f"n{number}"
     layers = find_layers(plain.graph)
     ranges = {name: Range(-4.0, 4.0) for name in find_tensors(plain.graph, layers)}
-    made = quantise(plain, ranges, layers, scheme=SYMMETRIC)
+    made = quantize(plain, ranges, layers, scheme=SYMMETRIC)
     card = replace(card, precision="int8")
     onnx.helper.set_model_props(made, {METADATA_KEY: card.to_json()})
     model = toys.write_model(tmp_path / "m", card, proto=made)
