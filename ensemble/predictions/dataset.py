@@ -138,6 +138,9 @@ def read_part(path: Path) -> Part:
     """
     try:
         return _read_arrays(path) if is_arrays(path) else _read_parquet(path)
+    except FileNotFoundError as err:
+        hint = "run the same ens predict command again, which computes it, or copy the whole folder"
+        raise PredictionError("E514", f"{path} is missing", hint=hint, path=path) from err
     except (OSError, KeyError, ValueError, TypeError, ModelError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
 

@@ -112,8 +112,12 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     text = _decode(data, path, listener)
     if "\0" in text:
         raise DataError("E322", f"{path.name}: not a text file", hint="save it as CSV in UTF-8", path=path)
-    delimiter = delimiter_of(text)
-    if delimiter != ",":
+    for_excel = _SEPARATOR_LINE.match(text)
+    if for_excel is not None:
+        text = text[for_excel.end(1) :]  # the line stays, empty, so that lines have the numbers of an editor
+        listener.notice(Notice("I380", f"{path.name}: its first line is for Excel, {for_excel[1].strip()}", path))
+    delimiter = delimiter_of(text) if for_excel is None else for_excel[2]
+    if delimiter != "," and for_excel is None:
         named = {";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
         listener.notice(Notice("I380", f"{path.name}: the cells are separated by {named}", path))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -126,6 +130,8 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
                 lines.append(reader.line_num)
     except csv.Error as err:
         hint = "see the line in a text editor: a quote that does not end, or a cell of over 100,000 characters"
+        if _SPACED.match(text):
+            hint = "its cells are separated by spaces: write it with commas, as write.csv of R does"
         raise DataError("E322", f"{path.name}: line {reader.line_num}: {err}", hint=hint, path=path) from err
     if not rows:
         raise DataError("E322", f"{path.name}: the file is empty", path=path)
@@ -175,6 +181,8 @@ def delimiter_of(text: str) -> str:
 
 
 _DELIMITERS = (";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r"(\"?sep=([,;\t|])\"?)(?=[\r\n])", re.IGNORECASE)
+_SPACED = re.compile(r'\s*"[^"\r\n]*" +"[^"\r\n]*"')
 
 
 FORMULA = ("=", "+", "-", "@")

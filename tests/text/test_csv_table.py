@@ -139,3 +139,33 @@ def test_the_columns_of_a_wide_table_are_found_in_linear_time(monkeypatch: pytes
     table = Table(INFO, header, (header,), (2,))
     assert [table.place(name) for name in header] == list(range(300))
     assert calls == [300, 300]
+
+
+@pytest.mark.parametrize("line", ["sep=,", "sep=;", "SEP=;", '"sep=\t"', "sep=|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_that_tells_excel_the_separator_is_no_header(line: str, end: str) -> None:
+    """The cells are separated as it says, it is told, and line numbers are those of an editor."""
+    sign = line.strip('"')[4]
+    text = end.join([line, f"id{sign}a", f"1{sign}2", ""])
+    listener = Recorder()
+    table = parse_table(text.encode("utf-8-sig"), Path("x.csv"), listener=listener)
+    assert (table.header, table.rows, table.delimiter) == (("id", "a"), (("1", "2"),), sign)
+    assert [notice.code for notice in listener.notices] == ["I380"]
+    with pytest.raises(DataError, match="line 4 has 1 cells"):
+        parse_table((text + "1" + end).encode(), Path("x.csv"))
+
+
+def test_a_header_may_begin_with_sep() -> None:
+    """A column called sep is one, with or without an equals sign, where cells follow."""
+    assert parse_table(b"sep,a\n1,2\n", Path("x.csv")).header == ("sep", "a")
+    assert parse_table(b"sep=,a\n1,2\n", Path("x.csv")).header == ("sep=", "a")
+
+
+def test_cells_between_spaces_are_told() -> None:
+    """write.table of R separates by spaces; the hint says so, and not that a quote does not end."""
+    with pytest.raises(DataError) as caught:
+        parse_table(b'"id" "a"\n"1" "x" 2\n', Path("x.csv"))
+    assert "separated by spaces" in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        parse_table(b'id,a\n"1"x,2\n', Path("x.csv"))
+    assert "a quote that does not end" in caught.value.hint
