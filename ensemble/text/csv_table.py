@@ -71,7 +71,14 @@ class Table:
         cells = self.column(name)
         empty = [line for cell, line in zip(cells, self.lines, strict=True) if not cell]
         if empty:
-            raise DataError("E322", f"{self.path.name}: column {name} is empty in line {empty[0]}", path=self.path)
+            blank = [line for row, line in zip(self.rows, self.lines, strict=True) if not any(row)]
+            hint = f"give these rows an id; {len(empty):,} {'has' if len(empty) == 1 else 'have'} none"
+            if len(blank) == len(empty):
+                hint = (
+                    f"remove the rows of empty cells, {len(blank):,} in all, which spreadsheets write for blank lines"
+                )
+            message = f"{self.path.name}: column {name} is empty in line {empty[0]}"
+            raise DataError("E322", message, hint=hint, path=self.path)
         first: dict[str, int] = {}
         repeated: dict[str, list[int]] = {}
         for cell, line in zip(cells, self.lines, strict=True):
@@ -143,9 +150,10 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
         raise DataError("E322", f"{path.name}: a column name is repeated: {', '.join(header)}", path=path)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
-            raise DataError(
-                "E322", f"{path.name}: line {line} has {len(row)} cells, the header has {len(header)}", path=path
-            )
+            message = f"{path.name}: line {line} has {len(row)} cells, the header has {len(header)}"
+            remark = header[0].startswith("#") and len(header) == 1
+            hint = f"remove the remark in line {lines[0] or 1}: the header is the first line" if remark else None
+            raise DataError("E322", message, hint=hint, path=path)
     return Table(path, header, tuple(rows[1:]), tuple(lines[1:]), delimiter)
 
 

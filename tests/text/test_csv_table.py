@@ -169,3 +169,26 @@ def test_cells_between_spaces_are_told() -> None:
     with pytest.raises(DataError) as caught:
         parse_table(b'id,a\n"1"x,2\n', Path("x.csv"))
     assert "a quote that does not end" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("id,a\n1,2\n,\n,\n", "remove the rows of empty cells, 2 in all"),
+        ("id,a\n1,2\n,3\n,4\n", "give these rows an id; 2 have none"),
+        ("id,a\n1,2\n,3\n,\n", "give these rows an id; 2 have none"),
+    ],
+)
+def test_rows_without_an_id_are_told_apart(text: str, hint: str) -> None:
+    """Blank lines of a spreadsheet are rows of empty cells: they are to be removed, others to be given an id."""
+    with pytest.raises(DataError, match="column id is empty in line") as caught:
+        parse_table(text.encode(), Path("x.csv")).without_duplicates("id")
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_remark_before_the_header_is_told() -> None:
+    """What pandas calls a comment is the header here; a header that is short for another reason has no such hint."""
+    for text, told in (("# made by x\nid,a\n1,2\n", True), ("id\n1,2\n", False), ("# id,a\n1\n", False)):
+        with pytest.raises(DataError, match="cells, the header has") as caught:
+            parse_table(text.encode(), Path("x.csv"))
+        assert ("remove the remark in line 1" in caught.value.hint) is told
