@@ -75,6 +75,8 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
 
 def _write_through(link: Path, data: bytes | memoryview, *, sync: bool) -> Path:
     target = Path(os.path.realpath(link))
+    if link.exists() and not link.is_file():  # /dev/stdout into a pipe, whose real path is no path
+        raise FileError("E702", f"{link} is not a regular file", path=link)
     if os.path.islink(target):
         raise FileError("E702", f"{link} is a symbolic link that leads to itself", path=link)
     write_atomic(target, data, sync=sync)

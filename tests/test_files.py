@@ -348,3 +348,18 @@ def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileError, match="E707"):
             sha256_file(path)
+
+
+def test_standard_output_is_no_file(tmp_path: Path) -> None:
+    """/dev/stdout leads to a pipe, which has no path: the error names what was given, not the pipe's number."""
+    code = """
+import sys
+from pathlib import Path
+from ensemble.errors import FileError
+from ensemble.files import write_atomic
+try:
+    write_atomic(Path("/dev/stdout"), b"x")
+except FileError as err:
+    print(err)
+"""
+    assert python(code, tmp_path).stdout == "[E702] /dev/stdout is not a regular file\n"
