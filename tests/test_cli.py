@@ -422,3 +422,13 @@ def test_no_folder_for_temporary_files_is_no_bug(
     told = capsys.readouterr().err
     assert "E702] no folder for temporary files can be written" in told
     assert "TMPDIR" in told
+
+
+def test_a_dash_is_no_file(contest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Others take it for the standard streams: a file of that name was written in silence."""
+    monkeypatch.chdir(contest)
+    for words in (["check", "-", "--like", "info.csv"], ["init", "-o", "-"], ["report", "x", "--truth", "-"]):
+        assert run(words) == 2
+        assert "- is no file" in capsys.readouterr().err
+    assert not (contest / "-").exists()
+    assert run(["init", "check", "-o", "./-"]) == 0

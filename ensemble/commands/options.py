@@ -23,6 +23,8 @@ class _FilePath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and (not value or "\0" in value):
             self.fail("a path is empty" if not value else "a path has a null character", param, ctx)
+        if value == "-":  # elsewhere the standard streams; a file of this name is ./-
+            self.fail("- is no file: name one; /dev/stdin is what another program prints", param, ctx)
         return super().convert(value, param, ctx)
 
 
