@@ -151,9 +151,9 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             message = f"{path.name}: line {line} has {len(row)} cells, the header has {len(header)}"
-            remark = header[0].startswith("#") and len(header) == 1
-            hint = f"remove the remark in line {lines[0] or 1}: the header is the first line" if remark else None
-            raise DataError("E322", message, hint=hint, path=path)
+            is_remark = header[0].startswith("#") and len(header) == 1
+            advice = f"remove the remark in line {lines[0] or 1}: the header is the first line" if is_remark else None
+            raise DataError("E322", message, hint=advice, path=path)
     return Table(path, header, tuple(rows[1:]), tuple(lines[1:]), delimiter)
 
 
