@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ with ended_by_interrupts():
 
 _UNWRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # of Python's tempfile
+_READER_GONE = 141  # as of a program that SIGPIPE ends
 _EXIT_SECONDS = 0.5  # that a stopped command has for what libraries do at the end of a process
 
 
@@ -103,6 +105,12 @@ def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug
         return _stopped(signals, as_json=as_json)
     except click.exceptions.Exit as err:
         return err.exit_code
+    except SystemExit:
+        # click ends so, with status 1 and streams that are silent, where the reader of the output has closed it
+        if isinstance(sys.stdout, io.TextIOBase):
+            raise
+        sys.stdout = None
+        return _READER_GONE
     except Exception as err:  # noqa: BLE001 - every error ends here
         if signals.first is not None:  # what fails once the command is being stopped, such as an import, is no error
             return _stopped(signals, as_json=as_json)
@@ -145,7 +153,7 @@ def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
     if isinstance(err, BrokenPipeError):
         # the reader of the output has closed it, as `head` does
         sys.stdout = None
-        return 141
+        return _READER_GONE
     if isinstance(err, MemoryError) or is_lack_of_memory(err):
         err = DeviceError("E603", "the machine ran out of memory; finished parts are kept")
     elif isinstance(err, OSError) and err.errno in {errno.EMFILE, errno.ENFILE}:

@@ -7,6 +7,8 @@ import importlib
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -432,3 +434,14 @@ def test_a_dash_is_no_file(contest: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert "- is no file" in capsys.readouterr().err
     assert not (contest / "-").exists()
     assert run(["init", "check", "-o", "./-"]) == 0
+
+
+@pytest.mark.parametrize("command", [["explain-error", "E401"], ["explain-error", "E401", "--json"], ["--help"]])
+def test_a_reader_that_is_gone_gives_the_status_of_sigpipe(command: list[str]) -> None:
+    """As `ens ... | true`: 141, which shells know, without a message; it was 1, the status of a bug."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "ensemble", *command]
+    ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
