@@ -79,11 +79,13 @@ MODEL_CODES: dict[str, Code] = {
     ),
     "E436": Code(
         "A reduced-precision model differs too much from float32 on real images; no model was written.",
-        "calibrate on more images, and more typical ones, or export with --precision fp32; fp16 loses less than int8",
+        "calibrate on more images, and more typical ones, accept more changes with --least-agreement, or export with "
+        "--precision fp32; fp16 loses less than int8",
     ),
     "I437": Code(
         "Layers of an int8 model stay in float32.",
-        "nothing to do: int8 would change too many predictions, or TensorRT has no kernels for them",
+        "nothing to do: int8 would change too many predictions (--least-agreement accepts more of them), or TensorRT has "
+        "no kernels for them",
     ),
     "I496": Code(
         "The first layers of an int8 model stay in float32, because they are faster so.",

@@ -63,7 +63,8 @@ class Verdict:
     """A comparison of a model's answers with those of float32, on ``images`` images.
 
     ``changed`` counts the images with another class; ``f1`` and ``reference_f1`` are macro F1 scores where the ground
-    truth is known, and ``lost_interval`` is the 95 % bootstrap interval of what the score loses.
+    truth is known, and ``lost_interval`` is the 95 % bootstrap interval of what the score loses. ``least`` is the share
+    of the answers that must stay; None is that of the precision.
     """
 
     precision: Precision
@@ -72,6 +73,13 @@ class Verdict:
     f1: float | None = None
     reference_f1: float | None = None
     lost_interval: tuple[float, float] | None = None
+    least: float | None = None
+
+    @property
+    def may_change(self) -> float:
+        """The share of images that may have another class."""
+        usual = LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH
+        return 1 - (usual[self.precision] if self.least is None else self.least)
 
     @property
     def agreement(self) -> float:
@@ -89,17 +97,15 @@ class Verdict:
     @property
     def is_safe(self) -> bool:
         """True if at most half of what may change or be lost does: on other images it will be more or less."""
-        least = (LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH)[self.precision]
         lost = 0.0 if self.f1 is None or self.reference_f1 is None else self.reference_f1 - self.f1
-        return self.changed <= (1 - least) * self.images / 2 and lost <= MOST_F1_LOST / 2
+        return self.changed <= self.may_change * self.images / 2 and lost <= MOST_F1_LOST / 2
 
     @property
     def faults(self) -> tuple[str, ...]:
         """The figures that are worse than allowed; empty when the model may be used."""
         found = []
-        least = (LEAST_AGREEMENT if self.f1 is None else LEAST_AGREEMENT_WITH_TRUTH)[self.precision]
-        if self.changed > round((1 - least) * self.images, 6):
-            found.append(f"another class on {self.changed} of {self.images} images, {1 - least:.1%} may change")
+        if self.changed > round(self.may_change * self.images, 6):
+            found.append(f"another class on {self.changed} of {self.images} images, {self.may_change:.1%} may change")
         if self.f1 is not None and self.reference_f1 is not None and self.reference_f1 - self.f1 > MOST_F1_LOST:
             lost = f"{self.reference_f1:.4f} to {self.f1:.4f}"
             found.append(f"macro F1 falls from {lost}, by more than {MOST_F1_LOST}")
@@ -109,6 +115,8 @@ class Verdict:
         """Return what the card keeps."""
         found: dict[str, Any] = {"images": self.images, "agreement": round(self.agreement, 4)}
         found["agreement_interval"] = [round(end, 4) for end in self.interval]
+        if self.least is not None:
+            found["least_agreement"] = self.least
         if self.f1 is not None and self.reference_f1 is not None:
             found |= {"macro_f1": round(self.f1, 4), "macro_f1_fp32": round(self.reference_f1, 4)}
         if self.lost_interval is not None:

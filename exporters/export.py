@@ -36,7 +36,7 @@ from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
 from exporters.int8 import Judges, Quantized, to_int8
-from exporters.int8_schemes import SCHEMES, Scheme
+from exporters.int8_schemes import SCHEMES
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
@@ -141,13 +141,13 @@ def export(
     kept, verdict = checks.as_dict(), None
     if card.precision == "int8":
         assert gate is not None, "see _require_images"
-        found = _quantize(proto, card, gate, SCHEMES[options.quantization], steps, listener)
+        found = _quantize(proto, card, gate, options, steps, listener)
         proto, verdict = found.proto, found.verdict
         exported = ExportedModel(_serialize(proto), card)
         recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif gate is not None:
-        verdict = _judge_half(model, _serialize(proto), card, gate, steps, listener)
+        verdict = _judge_half(model, _serialize(proto), card, gate, options, steps, listener)
         kept |= {"gate": verdict.as_dict()}
     card = replace(card, checks=kept)
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
@@ -216,14 +216,14 @@ def _require_images(card: ModelCard, images: ImageSet | None, truth: Path | None
 
 
 def _quantize(
-    proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, scheme: Scheme, steps: Steps, listener: Listener
+    proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, options: ExportOptions, steps: Steps, listener: Listener
 ) -> Quantized:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
     seen = gate.tell_judges(card, listener)
     load = partial(load_images, gate.images, preprocess=card.preprocess, steps=steps, listener=listener)
 
     def judges(places: tuple[int, ...]) -> Judges:
-        return Judges(load(places), gate.classes(places))
+        return Judges(load(places), gate.classes(places), options.least_agreement)
 
     found = to_int8(
         proto,
@@ -231,7 +231,7 @@ def _quantize(
         calibration=load(gate.split.calibration),
         choose=judges(gate.split.choose),
         gate=judges(gate.split.gate),
-        scheme=scheme,
+        scheme=SCHEMES[options.quantization],
         steps=steps,
         listener=listener,
     )
@@ -239,7 +239,13 @@ def _quantize(
 
 
 def _judge_half(
-    model: torch.nn.Module, exported: bytes, card: ModelCard, gate: GateInputs, steps: Steps, listener: Listener
+    model: torch.nn.Module,
+    exported: bytes,
+    card: ModelCard,
+    gate: GateInputs,
+    options: ExportOptions,
+    steps: Steps,
+    listener: Listener,
 ) -> Verdict:
     """Evaluate float16, with the rounding of a float16 device, against torch on images with a ground truth."""
     gate.tell_judges(card, listener)
@@ -250,6 +256,7 @@ def _judge_half(
     start = cache(lambda: ExportedModel(rounding, card))
     found = predict(lambda batch: start().run(batch)[LOGITS], model=rounding)
     verdict = judge("fp16", reference, found, gate.classes(gate.split.gate))
+    verdict = replace(verdict, least=options.least_agreement)
     if verdict.faults:
         raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
     return verdict

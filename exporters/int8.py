@@ -77,10 +77,18 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judges:
-    """Images ``(N, H, W, 3)`` to evaluate on, and their true classes ``(N,)`` where they are known."""
+    """Images ``(N, H, W, 3)`` to evaluate on, and their true classes ``(N,)`` where they are known.
+
+    ``least`` is the share of the answers that must stay those of float32; None is the usual one.
+    """
 
     pixels: Pixels
     truth: Classes | None = None
+    least: float | None = None
+
+    def compare(self, reference: Logits, found: Logits) -> Verdict:
+        """Compare logits ``(N, C)`` of these images with those of float32."""
+        return replace(judge("int8", reference, found, self.truth), least=self.least)
 
 
 def to_int8(
@@ -141,7 +149,7 @@ def to_int8(
     def attempt(returned: tuple[str, ...], *, float_sums: bool = has_sums) -> Quantized:
         in_float = (*fixed, *returned)
         found = build(ranges, [layer for layer in layers if layer.name not in in_float], float_sums=float_sums)
-        verdict = judge("int8", answers, predict(_serialize(found), choose.pixels, listener=listener), choose.truth)
+        verdict = choose.compare(answers, predict(_serialize(found), choose.pixels, listener=listener))
         share = sum(products[name] for name in in_float) / sum(products.values())
         counts = (len(layers), in_float, share, len(calibration), chosen, len(choose.pixels))
         return Quantized(found, verdict, *counts, scheme=scheme, float_sums=float_sums)
@@ -257,7 +265,7 @@ def _judge_on(
     """Compare the chosen model with float32 on images that have chosen nothing."""
     expected = predict(reference, gate.pixels, listener=listener)
     found = predict(_serialize(proto), gate.pixels, listener=listener)
-    return judge("int8", expected, found, gate.truth)
+    return gate.compare(expected, found)
 
 
 def _failed(card: ModelCard, tried: Quantized, harms: Sequence[Harm]) -> ModelError:

@@ -77,19 +77,23 @@ class ExportOptions(CardSettings):
     """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
-    and in 0..1. ``quantization`` is that of int8. ``features`` adds the output that
-    class-activation maps are made from. ``taken`` are the names of members that the model must not have.
+    and in 0..1. ``quantization`` is that of int8. ``least_agreement`` is the share of the answers that must stay those
+    of float32 (None: the usual one of the precision). ``features`` adds the output that class-activation maps are made
+    from. ``taken`` are the names of members that the model must not have.
 
     Raises:
-        OptionError: E204 when mean or std is out of range.
+        OptionError: E204 when mean, std or the least agreement is out of range.
     """
 
     precision: Precision = "fp32"
     quantization: Quantization = "asymmetric"
+    least_agreement: float | None = None
     features: bool = False
     taken: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.least_agreement is not None and not 0.5 <= self.least_agreement < 1:
+            raise OptionError("E204", f"--least-agreement is a share from 0.5 to below 1, got {self.least_agreement:g}")
         hint = "give them for channels in 0..1: values for 0..255 divided by 255"
         if self.channels is not None and self.channels.isdecimal():
             return  # they are of values of any range

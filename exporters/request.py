@@ -15,7 +15,8 @@ class ExportRequest:
     """Checkpoints to export, and the folders of images to verify, calibrate and evaluate on.
 
     ``calibrate`` is the folder that int8 is calibrated and evaluated on; ``truth`` is the ground truth of the images
-    that are evaluated. ``boxes`` are the face boxes of the images in either folder.
+    that are evaluated; ``least_agreement`` is the share of their answers that must stay those of float32. ``boxes`` are
+    the face boxes of the images in either folder.
 
     Raises:
         OptionError: E204 when options contradict each other.
@@ -30,6 +31,7 @@ class ExportRequest:
     calibrate: Path | None = None
     truth: Path | None = None
     boxes: Path | None = None
+    least_agreement: float | None = None
 
     def __post_init__(self) -> None:
         if self.member is not None and len(self.checkpoints) > 1:
@@ -44,6 +46,11 @@ class ExportRequest:
         if self.truth is not None and (self.precision == "fp32" or not judged):
             raise OptionError(
                 "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
+            )
+        is_judged = self.precision == "int8" or self.truth is not None
+        if self.least_agreement is not None and not is_judged:
+            raise OptionError(
+                "E204", "--least-agreement is for the check of int8, or of fp16 with --truth: nothing else is compared"
             )
         for path in self.checkpoints:
             if not path.exists() and not is_name(path):

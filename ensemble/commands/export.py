@@ -91,6 +91,12 @@ if TYPE_CHECKING:
 @click.option(
     "--truth", type=PATH, help="Ground-truth CSV (ImageID, ans, optional person): also limit the loss of macro F1."
 )
+@click.option(
+    "--least-agreement",
+    type=float,
+    metavar="SHARE",
+    help="Share of the answers that must stay those of float32.  [default: int8 0.98, with --truth 0.95; fp16 0.995]",
+)
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
 @click.option("--boxes", type=PATH, help="Face boxes of these images from ens crop, for models trained on face crops.")
@@ -122,6 +128,7 @@ def export(
     quantization: Quantization | None,
     calibrate: Path | None,
     truth: Path | None,
+    least_agreement: float | None,
     features: bool,
     check_images: Path | None,
     boxes: Path | None,
@@ -141,14 +148,12 @@ def export(
     from exporters.request import ExportRequest
 
     request = ExportRequest(
-        checkpoints=checkpoints,
-        precision=precision,
-        quantization=quantization,
-        member=member,
+        *(checkpoints, precision, quantization, member),
         check_images=check_images,
         calibrate=calibrate,
         truth=truth,
         boxes=boxes,
+        least_agreement=least_agreement,
     )
     if not dry_run:
         with torch_extra("export"):
@@ -173,6 +178,7 @@ def export(
         fold=fold,
         precision=precision,
         quantization=quantization or "asymmetric",
+        least_agreement=least_agreement,
         features=features,
     )
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))

@@ -35,6 +35,7 @@ from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import Range
 from exporters.int8_timing import Times
+from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
 from tests.exporters.test_int8_saturation import LARGEST_SUM, largest_pair
 from tests.support import toys
@@ -448,6 +449,53 @@ def test_layers_are_chosen_with_a_margin(changed: int, safe: bool) -> None:
     """On the images that choose, half of what the gate allows may change: 1 % of 500."""
     assert Verdict("int8", 500, changed).is_safe == safe
     assert not Verdict("int8", 500, 10).faults
+
+
+def test_the_share_that_must_stay_is_an_option() -> None:
+    """It replaces that of the precision, in the margin, in the faults and with a ground truth; the card keeps it."""
+    for f1 in (None, 0.5):
+        verdict = replace(Verdict("int8", 500, 15, f1, f1), least=0.97)
+        assert verdict.faults == ()
+        assert not verdict.is_safe
+        assert replace(verdict, changed=7).is_safe
+        assert replace(verdict, changed=16).faults == ("another class on 16 of 500 images, 3.0% may change",)
+        assert verdict.as_dict()["least_agreement"] == 0.97
+    assert "least_agreement" not in Verdict("int8", 500, 15).as_dict()
+    judges = Judges(draw_batch(60, 24), least=0.75)
+    reference = np.eye(4, dtype=np.float32)[np.arange(60) % 4]
+    assert judges.compare(reference, reference).least == 0.75
+
+
+@pytest.mark.parametrize("share", [0.49, 1.0, 97.0, -0.1, float("nan"), float("inf")])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    """A percentage, all answers, or no number."""
+    with pytest.raises(OptionError, match=r"from 0\.5 to below 1, got ") as caught:
+        ExportOptions(precision="int8", least_agreement=share)
+    assert caught.value.code == "E204"
+
+
+@pytest.mark.parametrize(("precision", "images"), [("fp32", None), ("fp16", None), ("fp16", Path(__file__).parent)])
+def test_a_share_without_a_check_is_refused(precision: Any, images: Path | None) -> None:
+    """Of fp32, and of fp16 without a ground truth, no answers are compared."""
+    with pytest.raises(OptionError, match="--least-agreement is for the check of int8") as caught:
+        ExportRequest((Path(__file__),), precision=precision, least_agreement=0.9, check_images=images)
+    assert caught.value.code == "E204"
+
+
+def test_an_export_accepts_fewer_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photographs: ImageSet, known_graph: None
+) -> None:
+    """A check that refuses the model passes where fewer answers must stay, and the card says which share was asked."""
+    for name in ("LEAST_AGREEMENT", "LEAST_AGREEMENT_WITH_TRUTH"):
+        monkeypatch.setattr(accuracy_gate, name, {"int8": 1.1})
+    with pytest.raises(ModelError, match="another class on") as caught:
+        export(CHECKPOINT, tmp_path, options=OPTIONS, gate_images=photographs)
+    assert caught.value.code == "E436"
+    asked = replace(OPTIONS, least_agreement=0.5)
+    found = export(CHECKPOINT, tmp_path, options=asked, gate_images=photographs)
+    assert found.card.checks["gate"]["least_agreement"] == 0.5
+    assert found.verdict is not None
+    assert found.verdict.least == 0.5
 
 
 def test_images_without_a_truth_calibrate() -> None:
