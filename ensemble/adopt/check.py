@@ -16,6 +16,7 @@ from ensemble.adopt.graph import WrapPlan
 from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
+from ensemble.runtime.error_text import explain_error
 from ensemble.runtime.independence import require_independent
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import relative_error
@@ -159,7 +160,7 @@ def _start(data: bytes, path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as err:
-        text = str(err).strip().splitlines()[-1][:300]
+        text = explain_error(err)
         code = "E421" if re.search(r"IR version|opset", text) else "E420"
         raise ModelError(code, f"{path.name}: onnxruntime cannot build it: {text}", path=path) from err
 
@@ -180,7 +181,7 @@ def _run(runtime: Any, output: str, inputs: dict[str, NDArray[Any]], path: Path)
     try:
         found = runtime.run([output], inputs)[0]
     except Exception as err:
-        text = str(err).strip().splitlines()[-1][:300]
+        text = explain_error(err)
         raise ModelError("E414", f"{path.name} fails on an image: {text}", path=path) from err
     if not isinstance(found, np.ndarray):
         raise ModelError("E424", f"{path.name} gives {output} as a {type(found).__name__}, not a tensor", path=path)

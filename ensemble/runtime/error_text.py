@@ -17,6 +17,7 @@ _NODE = re.compile(r"while running (?P<type>\S+) node\.? ?Name:'(?P<name>[^']*)'
 # "CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED", "CUDNN failure 4: CUDNN_STATUS_...", "CUDA failure 700: ..."
 _STATUS = re.compile(r"(?P<library>CUDNN_FE|CUDNN|CUBLAS|CUDA|CURAND|CUFFT) failure (?P<text>\d+: ?[^;\n]*[^;\s])")
 _FILE = re.compile(r"file=\S*?(?P<file>[\w.-]+\.(?:cc|cu|h)) ; line=(?P<line>\d+)")
+_SIGNATURE = re.compile(r"/\S+\.(?:h|cc|cpp):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? (?=\S)")
 _JSON = re.compile(r"\s*(?:with the cudnn frontend json:)?\s*\{\"(?:context|cudnn)")
 
 
@@ -36,7 +37,7 @@ def explain_error(err: BaseException | str) -> str:
     if node is not None:
         said = readable.partition("Status Message:")[2].strip()
         return f"{node['type']} node {node['name']!r}: {_first_line(said) or 'failed without a message'}"[:_LONGEST]
-    lines = [line.strip() for line in readable.splitlines() if line.strip()]
+    lines = [_SIGNATURE.sub("", line).strip() for line in readable.splitlines() if line.strip()]
     return lines[-1][:_LONGEST] if lines else type(err).__name__
 
 

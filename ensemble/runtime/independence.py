@@ -38,7 +38,8 @@ def require_independent(
     order, two of them alone, one of these again, and in a batch of 17.
 
     Raises:
-        DeviceError: E612 when the answers depend on chance, E613 when they depend on the other images or their order.
+        DeviceError: E604 when an answer is NaN or infinite, E612 when they depend on chance, E613 when they depend on
+            the other images or their order.
     """
     proof = prove_rows(onnx.load_from_string(data), output)
     if proof.chance:
@@ -47,6 +48,10 @@ def require_independent(
         return
     pictures = draw_pictures(size)[::2][:TRIED]
     together, alone = run(pictures), np.concatenate([run(one[np.newaxis]) for one in pictures[:2]])
+    bad = int(np.count_nonzero(~np.isfinite(together.reshape(len(together), -1)).all(axis=1)))
+    if bad:  # NaN differs from itself, which would look like chance
+        hint = None if precision == "fp16" else "its weights are NaN or infinite, or overflow: use another checkpoint"
+        raise DeviceError("E604", f"{bad} of {len(together)} answers of {member} are not finite", hint=hint)
     limit = _LIMITS.get(precision, _LIMITS["fp32"])
     many = pictures[np.arange(MANY) % len(pictures)]
     trials = (  # what is measured first names the cause: chance changes the other two as well

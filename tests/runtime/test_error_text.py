@@ -114,3 +114,12 @@ def test_fault_62_every_library_that_is_out_of_memory_is_recognized(text: str) -
     """Each library's words for a full device are E602, after which the batch is halved."""
     with pytest.raises(DeviceMemoryError, match="E602"):
         session(text, Device("cuda")).run(np.zeros((1, 16, 12, 3), dtype=np.uint8))
+
+
+def test_signatures_of_cpp_are_left_out() -> None:
+    """The sentence behind them is what helps; cut at their length it was not to be seen."""
+    signature = (
+        "/onnxruntime_src/core/graph/load_utils.h:46 void a::b::Validate(const std::map<int, int (*)(int)>&, bool) "
+    )
+    text = explain_error(f"[ONNXRuntimeError] : 1 : FAIL : {signature}Opset 99 is under development.")
+    assert text == "[ONNXRuntimeError] : 1 : FAIL : Opset 99 is under development."

@@ -231,3 +231,19 @@ def test_another_shape_than_the_file_declares_is_refused(tmp_path: Path, proto: 
     with pytest.raises(DeviceError) as caught:
         start_session(read_model(toys.write_model(tmp_path, proto=proto)))
     assert caught.value.code == "E614"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_not_finite_are_not_called_chance(value: float) -> None:
+    """NaN differs from NaN: a network whose weights overflow answers the same again, and is refused for what it is."""
+
+    def run(pictures: Pixels) -> Logits:
+        found = np.zeros((len(pictures), CLASSES), np.float32)
+        found[0] = value
+        return found
+
+    data = MIXING["the mean of the batch"].SerializeToString()
+    with pytest.raises(DeviceError, match="1 of 4 answers of m are not finite") as caught:
+        require_independent(data, run, (16, 12), member="m", precision="fp32")
+    assert caught.value.code == "E604"
+    assert "another checkpoint" in caught.value.hint
