@@ -66,6 +66,14 @@ class Stops:
         return "\n".join(lines)
 
 
+def hear(signals: Sequence[str]) -> None:
+    """Stop ignoring signals: a shell starts what runs in its background so, and the commands inherit it."""
+    for name in signals:
+        number = signal.Signals[name]
+        if number != signal.SIGKILL and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
 def start(command: Command, out: Path) -> subprocess.Popen[str]:
     """Start a command as a user does."""
     arguments = [argument.replace("{out}", f"{out}") for argument in command.arguments]
@@ -107,9 +115,10 @@ def stop(command: Command, out: Path, number: signal.Signals, moment: float) -> 
     began = time.monotonic()
     said = process.communicate(timeout=_LIMIT)[0]
     seconds = time.monotonic() - began
-    if process.returncode == 0:
-        return None
     where = f"{command.name} after {moment:.2f} s and {number.name}"
+    if process.returncode == 0:  # it was about to end
+        assert seconds < LONGEST + 1, f"{where} went on for {seconds:.1f} s to its usual end: {said}"
+        return None
     assert "Traceback" not in said, f"{where}: {said}"
     if process.returncode != -number:  # else it came before the command began
         assert process.returncode == 128 + number, f"{where} ended with {process.returncode}: {said}"
@@ -133,6 +142,7 @@ def stop_often(
     Raises:
         AssertionError: when a command ends in another way than it must, or a file is torn, differs or is left over.
     """
+    hear(signals)
     generator = random.Random(seed)
     commands = [MAKERS[name](folder / "data" / name) for name in names or MAKERS]
     expected: dict[str, Mapping[str, bytes]] = {}
