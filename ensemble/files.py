@@ -180,6 +180,52 @@ def require_different(written: Mapping[str, Path | None], read: Mapping[str, Pat
                 raise OptionError("E204", f"{option} and {other} are the same file, {path}", hint="give another path")
 
 
+# what a file is by its suffix; CSV is any text in lines, and other suffixes say nothing
+_FORMATS = {
+    "CSV": (".csv", ".tsv", ".tab", ".txt", ".dat", ".psv"),
+    "Parquet": (".parquet", ".pq"),
+    "JSON": (".json", ".jsonl", ".ndjson", ".geojson"),
+    "HTML": (".html", ".htm", ".xhtml"),
+    "ONNX": (".onnx", ".ort"),
+    "TOML": (".toml",),
+    "a workbook": (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".gsheet"),
+    "arrays": (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pt", ".pth", ".safetensors"),
+    "another table": (
+        ".feather",
+        ".arrow",
+        ".orc",
+        ".avro",
+        ".dta",
+        ".sav",
+        ".rds",
+        ".rdata",
+        ".pkl",
+        ".pickle",
+        ".db",
+    ),
+    "an archive": (".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z"),
+    "a document": (".pdf", ".doc", ".docx", ".md"),
+    "an image": (".png", ".jpg", ".jpeg", ".webp", ".svg"),
+}
+_FORMAT_OF = {suffix: kind for kind, suffixes in _FORMATS.items() for suffix in suffixes}
+
+
+def require_format(written: Mapping[str, tuple[Path | None, str]]) -> None:
+    """Check that no output is named as a file of another format than the one written; the keys name the options.
+
+    Each value is a path and its format: CSV, Parquet, JSON, HTML, ONNX or TOML. A suffix that is not known is any of
+    them.
+
+    Raises:
+        OptionError: E204 when a program that goes by the suffix could not open the file.
+    """
+    for option, (path, kind) in written.items():
+        named = None if path is None else _FORMAT_OF.get(path.suffix.lower())
+        if path is not None and named not in (None, kind):
+            hint = f"name it {path.with_suffix(_FORMATS[kind][0]).name}"
+            raise OptionError("E204", f"{option} writes {kind}, but {path.name} is named as {named}", hint=hint)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex.
 

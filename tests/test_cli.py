@@ -271,6 +271,38 @@ def test_predictions_are_not_written_over(contest: Path, capsys: pytest.CaptureF
     assert table.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["blend", "p", "-o", "s.xlsx"], "-o writes CSV, but s.xlsx is named as a workbook"),
+        (["blend", "p", "-o", "s.Parquet"], "-o writes CSV, but s.Parquet is named as Parquet"),
+        (["blend", "p", "-o", "s.csv.gz"], "-o writes CSV, but s.csv.gz is named as an archive"),
+        (["blend", "p", "-o", "s.csv", "--save", "s.toml"], "--save writes JSON, but s.toml is named as TOML"),
+        (["submit", "none.json", "--models", "m", "--images", "i", "-o", "s.json"], "-o writes CSV, but s.json is"),
+        (["data", "train", "-o", "info.csv"], "-o writes Parquet, but info.csv is named as CSV"),
+        (["data", "train", "--html", "page.pdf"], "--html writes HTML, but page.pdf is named as a document"),
+        (["data", "train", "--truth", "truth.parquet"], "--truth writes CSV, but truth.parquet is named as Parquet"),
+        (["crop", "images", "-o", "boxes.json"], "-o writes Parquet, but boxes.json is named as JSON"),
+        (["fuse", "none.json", "--models", "m", "-o", "fused.pt"], "-o writes ONNX, but fused.pt is named as arrays"),
+        (["init", "-o", "ens.json"], "-o writes TOML, but ens.json is named as JSON"),
+    ],
+)
+def test_a_file_is_named_as_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    """A CSV called .xlsx opens nowhere, and a Parquet table called info.csv is none: refused before the work."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("p", "m", "i", "images", "train"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "none.json").write_text("{}")
+    (tmp_path / "info.csv").write_text("id,label\n")
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert "error[E204]" in told
+    assert said in told
+    assert (tmp_path / "info.csv").read_text() == "id,label\n"
+
+
 @pytest.mark.parametrize("name", ["errors.csv", "_run.json", "budget.json"])
 def test_a_submission_is_none_of_the_working_files(
     contest: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -129,7 +129,7 @@ def blend(
     """
     from ensemble.blend.blend import blend as run_blend
     from ensemble.blend.combine import answers_of, combine_answers
-    from ensemble.files import require_different, write_atomic
+    from ensemble.files import require_different, require_format, write_atomic
     from ensemble.ids import without_ids
     from ensemble.labels import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
@@ -142,6 +142,7 @@ def blend(
 
     read = {"--like": like, "--apply": recipe_path, "--truth": truth}
     require_different({"-o": output, "--save": save}, read | named("PREDICTIONS", predictions) | named("--oof", oof))
+    require_format({"-o": (output, "CSV"), "--save": (save, "JSON")})
     _require_one_source(recipe_path, oof, truth)
     sheet = _about_positive(sheet, recipe_path, metric if truth is not None else None)
     space = parse_labels(labels)
@@ -171,9 +172,8 @@ def blend(
     chosen = _with_positive(chosen, sample, names)
     if save is not None:
         write_atomic(save, chosen.recipe.to_json().encode())
-    summary = {"path": str(output), "rows": len(answers)}
-    summary |= {"filled": list(blended.filled), "missing": list(common.missing)}
-    summary["recipe"] = json.loads(chosen.recipe.to_json())
+    summary = {"path": str(output), "rows": len(answers), "filled": list(blended.filled)}
+    summary |= {"missing": list(common.missing), "recipe": json.loads(chosen.recipe.to_json())}
     show(summary, f"{_render_chosen(chosen)}{render_unread(blended.filled, common.missing)}{output}", as_json=as_json)
 
 

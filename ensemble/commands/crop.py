@@ -71,8 +71,10 @@ def crop(
 
     Example: ens crop eval/images -o eval-boxes.parquet
     """
+    from ensemble.files import require_format
     from ensemble.images.listing import list_images
 
+    require_format({"-o": (path, "Parquet")})
     # before a detector is chosen and loaded, which takes seconds
     listing = list_images(images, listener=TERMINAL)
     from checkpoints.data.detector_choice import choose_detector

@@ -66,13 +66,14 @@ def data(
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
         from checkpoints.data.truth_table import truth_table
-    from ensemble.files import require_different, require_writable, write_atomic
+    from ensemble.files import require_different, require_format, require_writable, write_atomic
     from ensemble.images.face_boxes import read_boxes
 
     if fold_file is not None and truth_path is None:
         raise conflict("--folds is for the column fold of --truth")
     read = {"TRAIN_DIR": train_dir, "--boxes": boxes, "--folds": fold_file}
     require_different({"-o": path, "--html": html, "--truth": truth_path}, read)
+    require_format({"-o": (path, "Parquet"), "--html": (html, "HTML"), "--truth": (truth_path, "CSV")})
     for file in (one for one in (path, html, truth_path) if one is not None):
         if file.is_dir():
             raise FileError("E702", f"{file} is a folder", hint="name a file in it", path=file)

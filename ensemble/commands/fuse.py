@@ -42,13 +42,14 @@ def fuse(
     """
     from ensemble.blend.recipe import read_recipe
     from ensemble.commands.options import conflict, named
-    from ensemble.files import require_different
+    from ensemble.files import require_different, require_format
     from ensemble.fuse.fuse import FuseOptions
     from ensemble.fuse.fuse import fuse as run_fuse
     from ensemble.fuse.verify import CheckImages
     from ensemble.images.face_boxes import read_boxes
     from ensemble.runtime.model_file import find_models
 
+    require_format({"-o": (output, "ONNX")})
     require_different({"-o": output}, {"RECIPE": recipe_path} | named("--models", find_models(models)))
     if boxes is not None and check_images is None:
         raise conflict("--boxes are those of --check-images")

@@ -32,8 +32,9 @@ def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
 
     Example: ens init predict blend
     """
-    from ensemble.files import write_atomic
+    from ensemble.files import require_format, write_atomic
 
+    require_format({"-o": (path, "TOML")})
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group), "ens is a group of commands"
     for name in names:

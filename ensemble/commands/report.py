@@ -68,12 +68,13 @@ def report(
     from ensemble.analysis.label_report import label_report_of, summary_of_labels
     from ensemble.analysis.report import report_of, summary_of
     from ensemble.analysis.report_inputs import ReportFiles, gather_inputs
-    from ensemble.files import require_different, write_atomic
+    from ensemble.files import require_different, require_format, write_atomic
     from ensemble.labels import parse_labels
     from ensemble.predictions.truth import TruthOptions
 
     read = {"--recipe": recipe, "--truth": truth} | named("PREDICTIONS", predictions) | named("--oof", oof)
     require_different({"-o": output}, read)
+    require_format({"-o": (output, "HTML")})
     words = ["ens", "report", *map(str, predictions)]
     given = {"--recipe": recipe, "--truth": truth, "--id-column": id_column, "--label-column": label_column}
     given |= {

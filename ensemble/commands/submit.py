@@ -81,7 +81,7 @@ def submit(
     """
     from ensemble.blend.recipe import read_recipe
     from ensemble.blend.row_table import with_row_table
-    from ensemble.files import require_different
+    from ensemble.files import require_different, require_format
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.read_members import read_members
     from ensemble.submission.recognize import read_sheet
@@ -94,6 +94,7 @@ def submit(
     require_different(
         {"-o": output} | own, {"RECIPE": recipe_path, "--like": like, "--truth": truth, "--smooth-table": smooth_table}
     )
+    require_format({"-o": (output, "CSV")})
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)
