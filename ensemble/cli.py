@@ -17,7 +17,7 @@ from ensemble.commands.bench import bench
 from ensemble.commands.blend import blend
 from ensemble.commands.bundle import bundle
 from ensemble.commands.check import check
-from ensemble.commands.config_file import find_config, read_config, with_config
+from ensemble.commands.config_file import find_config, read_config, switch_off, with_config
 from ensemble.commands.crop import crop
 from ensemble.commands.data import data
 from ensemble.commands.demo import demo
@@ -53,9 +53,11 @@ class _Sections(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        config = find_config(ctx.params.get("config"), ignore=bool(ctx.params.get("no_config")))
-        if config is None or command is None or name is None or command is init:
+        if command is None or name is None or command is init:
             return name, command, rest
+        config = find_config(ctx.params.get("config"), ignore=bool(ctx.params.get("no_config")))
+        if config is None:
+            return name, command, switch_off(command, rest)[0]
         tables = read_config(config, self.commands)
         return name, command, with_config(config, command, name, tables.get(name, {}), rest)
 

@@ -37,6 +37,7 @@ OTHERS = {
     },  # pip's
     "runtime.py": {"--prefer-offline", "--ignore-scripts", "--loglevel", "--pack-destination"},  # npm's
     "distributed.py": {"--multi_gpu"},  # accelerate's
+    "config_file.py": {"--no-tta", "--no-"},  # the opposites of flags
 }
 STYLES = {"html.py", "matrix.py", "plots.py", "summary_html.py"}  # whose --words are variables of CSS
 

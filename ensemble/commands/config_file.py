@@ -5,8 +5,9 @@
     images = "eval/images"
     tta = true
 
-A value stands for the option on the command line, which overrides it; arguments have the name that the usage line
-shows, in small letters. Relative paths start at the working directory, as on the command line.
+A value stands for the option on the command line, which overrides it (a flag ``--tta`` by ``--no-tta``); arguments have
+the name that the usage line shows, in small letters. Relative paths start at the working directory, as on the command
+line.
 """
 
 from __future__ import annotations
@@ -89,6 +90,25 @@ def read_config(path: Path, commands: Mapping[str, click.Command]) -> dict[str, 
     return tables
 
 
+def switch_off(command: click.Command, given: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+    """Take ``--no-NAME`` of flags out of a command line; returns the words that are left and the names of these flags.
+
+    Of ``--NAME`` and ``--no-NAME`` the last one counts. Words behind ``--`` are arguments.
+    """
+    flags = {name_of(one): one for one in command.params if isinstance(one, click.Option) and one.is_flag}
+    own = {text for one in command.params for text in one.opts}
+    negated = {f"--no-{name}": name for name in flags if f"--no-{name}" not in own}
+    words = list(given)
+    end = words.index("--") if "--" in words else len(words)
+    off: set[str] = set()
+    for word in words[:end]:
+        if word in negated:
+            off.add(negated[word])
+        off -= {name for name, one in flags.items() if word in one.opts}
+    dropped = {text for name in off for text in flags[name].opts} | negated.keys()
+    return [word for word in words[:end] if word not in dropped] + words[end:], frozenset(off)
+
+
 def with_config(path: Path, command: click.Command, name: str, table: Mapping[str, Any], given: list[str]) -> list[str]:
     """Return the arguments of a command with those of its table that the command line does not give; says which.
 
@@ -96,12 +116,13 @@ def with_config(path: Path, command: click.Command, name: str, table: Mapping[st
         FileError: E761 when the table has an unknown name or a wrong value.
     """
     taken = settable(command)
+    given, off = switch_off(command, given)
     for key in table:
         if key not in taken:
             raise _invalid(path, f"[{name}] has {key!r}, which is no option of ens {name}{_nearest(key, taken)}")
     words = {key: _words(path, f"[{name}] {key}", taken[key], value) for key, value in table.items()}
     on_line = _given(command, given)
-    used = [key for key in table if taken[key].name not in on_line and words[key]]
+    used = [key for key in table if taken[key].name not in on_line and words[key] and key not in off]
     if not used or on_line is _HELP:
         return given
     if not any(word in _QUIET for word in given) and table.get("quiet") is not True:

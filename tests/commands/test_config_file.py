@@ -14,7 +14,7 @@ import pytest
 
 from ensemble.__main__ import run
 from ensemble.cli import ens
-from ensemble.commands.config_file import name_of, read_config, settable, with_config
+from ensemble.commands.config_file import name_of, read_config, settable, switch_off, with_config
 from ensemble.commands.init import render_table
 from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL
@@ -64,6 +64,45 @@ def test_the_command_line_overrides(given: tuple[str, ...], models: str, images:
     text = '[predict]\nmodels = ["a.onnx"]\nimages = "x"\ndevice = "cuda"\n'
     values = parsed(merged(text, *given))
     assert (values["models"], values["images"], values["device"]) == ((Path(models),), images, device)
+
+
+@pytest.mark.parametrize(
+    ("given", "tta"),
+    [
+        ((), True),
+        (("--no-tta",), False),
+        (("--tta", "--no-tta"), False),
+        (("--no-tta", "--tta"), True),
+        (("--", "--no-tta"), True),
+    ],
+)
+def test_a_flag_is_switched_off_on_the_command_line(given: tuple[str, ...], tta: bool) -> None:
+    """--no-tta stands against tta = true in the file, the last one counts, and behind -- it is an argument."""
+    text = '[predict]\nimages = "x"\ntta = true\n'
+    values = parsed(merged(text, *given, *(() if "--" in given else ("a.onnx",))))
+    assert values["tta"] is tta
+    assert values["models"] == ((Path("--no-tta"),) if "--" in given else (Path("a.onnx"),))
+
+
+def test_a_flag_that_is_not_set_may_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without a file; the notice does not name what is not set, and an option with a value has no --no-."""
+    assert parsed(merged('[predict]\nimages = "x"\n', "--no-tta", "a.onnx"))["tta"] is False
+    words = ["a.onnx", "--no-tta", "--device", "cpu"]
+    assert switch_off(PREDICT, words) == (["a.onnx", "--device", "cpu"], frozenset({"tta"}))
+    assert switch_off(PREDICT, ["--no-device", "--no-such"]) == (["--no-device", "--no-such"], frozenset())
+    Path("ens.toml").unlink()
+    assert run(["predict", "a.onnx", "--images", "x", "--no-tta"]) == 3  # a.onnx does not exist
+    assert "No such option" not in capsys.readouterr().err
+    merged('[predict]\nimages = "x"\ntta = true\n', "--no-tta", "a.onnx")
+    assert "--tta" not in capsys.readouterr().err
+
+
+def test_every_flag_has_one_way_off() -> None:
+    """No command has an option of its own called --no-, but those whose flag is another one's opposite."""
+    for name, command in ens.commands.items():
+        for one in command.params:
+            if isinstance(one, click.Option) and one.is_flag:
+                assert switch_off(command, [f"--no-{name_of(one)}"]) == ([], frozenset({name_of(one)})), name
 
 
 def test_options_that_may_be_repeated_are_replaced_as_a_whole() -> None:

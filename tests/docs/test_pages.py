@@ -12,6 +12,7 @@ import pytest
 
 from ensemble import errors
 from ensemble.cli import ens
+from ensemble.commands.config_file import name_of
 from ensemble.error_codes import CODES
 from tests.docs import generate
 from tests.docs.pages import DOCS, PAGES, README, ROOT, Page
@@ -19,6 +20,9 @@ from tests.docs.pages import DOCS, PAGES, README, ROOT, Page
 OPTIONS = {
     name: {o for p in command.params for o in p.opts} | {"--help", "-h"} for name, command in ens.commands.items()
 }
+for command in ens.commands.values():
+    flags = (one for one in command.params if isinstance(one, click.Option) and one.is_flag)
+    OPTIONS[str(command.name)] |= {f"--no-{name_of(one)}" for one in flags}
 EVERY = set().union(*OPTIONS.values()) | {option for parameter in ens.params for option in parameter.opts}
 # programs whose options are their own
 OTHERS = ("accelerate ", "git ", "pip ", "python ", "uv ", "uvx ", "pytest ", "-m ", "-n ", "--pdb")
