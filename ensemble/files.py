@@ -75,7 +75,11 @@ def write_atomic(path: Path, data: bytes | memoryview, *, sync: bool = True) -> 
 
 def _write_through(link: Path, data: bytes | memoryview, *, sync: bool) -> Path:
     target = Path(os.path.realpath(link))
-    if link.exists() and not link.is_file():  # /dev/stdout into a pipe, whose real path is no path
+    try:
+        exists = link.exists()
+    except OSError as err:  # the name it leads to is too long, or in a folder without permission
+        raise _file_error(err, link) from err
+    if exists and not link.is_file():  # /dev/stdout into a pipe, whose real path is no path
         raise FileError("E702", f"{link} is not a regular file", path=link)
     if os.path.islink(target):
         raise FileError("E702", f"{link} is a symbolic link that leads to itself", path=link)
@@ -184,9 +188,9 @@ def require_different(written: Mapping[str, Path | None], read: Mapping[str, Pat
 _FORMATS = {
     "CSV": (".csv", ".tsv", ".tab", ".txt", ".dat", ".psv"),
     "Parquet": (".parquet", ".pq"),
-    "JSON": (".json", ".jsonl", ".ndjson", ".geojson"),
-    "HTML": (".html", ".htm", ".xhtml"),
-    "ONNX": (".onnx", ".ort"),
+    "JSON": (".json",),
+    "HTML": (".html", ".htm"),
+    "ONNX": (".onnx",),
     "TOML": (".toml",),
     "a workbook": (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".gsheet"),
     "arrays": (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pt", ".pth", ".safetensors"),
@@ -204,7 +208,9 @@ _FORMATS = {
         ".db",
     ),
     "an archive": (".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z"),
-    "a document": (".pdf", ".doc", ".docx", ".md"),
+    "a document": (".pdf", ".doc", ".docx", ".md", ".xhtml"),
+    "lines of JSON": (".jsonl", ".ndjson"),
+    "a model of another runtime": (".ort", ".pb", ".tflite", ".engine", ".plan"),
     "an image": (".png", ".jpg", ".jpeg", ".webp", ".svg"),
 }
 _FORMAT_OF = {suffix: kind for kind, suffixes in _FORMATS.items() for suffix in suffixes}
@@ -222,7 +228,10 @@ def require_format(written: Mapping[str, tuple[Path | None, str]]) -> None:
     for option, (path, kind) in written.items():
         named = None if path is None else _FORMAT_OF.get(path.suffix.lower())
         if path is not None and named not in (None, kind):
-            hint = f"name it {path.with_suffix(_FORMATS[kind][0]).name}"
+            stem = path.name
+            while (suffix := Path(stem).suffix.lower()) in _FORMAT_OF and stem != suffix:
+                stem = stem[: -len(suffix)]
+            hint = f"name it {stem}{_FORMATS[kind][0]}"
             raise OptionError("E204", f"{option} writes {kind}, but {path.name} is named as {named}", hint=hint)
 
 

@@ -98,7 +98,7 @@ class Verdict:
     def is_safe(self) -> bool:
         """True if at most half of what may change or be lost does: on other images it will be more or less."""
         lost = 0.0 if self.f1 is None or self.reference_f1 is None else self.reference_f1 - self.f1
-        return self.changed <= self.may_change * self.images / 2 and lost <= MOST_F1_LOST / 2
+        return self.changed <= round(self.may_change * self.images / 2, 6) and lost <= MOST_F1_LOST / 2
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -110,6 +110,13 @@ class Verdict:
             lost = f"{self.reference_f1:.4f} to {self.f1:.4f}"
             found.append(f"macro F1 falls from {lost}, by more than {MOST_F1_LOST}")
         return tuple(found)
+
+    @property
+    def hint(self) -> str | None:
+        """Advice for faults that ``--least-agreement`` does not concern; None leaves it to the error's code."""
+        if self.changed > round(self.may_change * self.images, 6):
+            return None
+        return "calibrate on more images, and more typical ones, or export with --precision fp32"
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""

@@ -258,7 +258,7 @@ def _judge_half(
     verdict = judge("fp16", reference, found, gate.classes(gate.split.gate))
     verdict = replace(verdict, least=options.least_agreement)
     if verdict.faults:
-        raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}")
+        raise ModelError("E436", f"{card.member} (fp16): {'; '.join(verdict.faults)}", hint=verdict.hint)
     return verdict
 
 

@@ -165,8 +165,7 @@ def to_int8(
         if whole.verdict.is_safe:
             return pass_gate(whole)
     alone = partial(build, ranges, float_sums=has_sums)
-    harms, orders = _orders(model, suited, timed.saved, lambda some: error(alone(some)), listener)
-    orders = orders if scheme.integer_bias else orders[:1]
+    harms, orders = _orders(model, suited, timed.saved, lambda some: error(alone(some)), scheme, listener)
     found, most = search(orders, fixed, products, attempt, most_in_float=MOST_IN_FLOAT)
     if not found:
         raise _failed(card, most, harms)
@@ -178,17 +177,18 @@ def _orders(
     layers: Sequence[Layer],
     saved: Mapping[str, float],
     error_of: Callable[[Collection[Layer]], float],
+    scheme: Scheme,
     listener: Listener,
 ) -> tuple[tuple[Harm, ...], list[LayerOrder]]:
-    """Return what each layer alone changes, and the orders in which layers return to float32."""
+    """Return what each layer alone changes, and the orders in which layers return to float32: for TensorRT only one."""
     rank = partial(rank_layers, saved=saved, error_of=error_of, listener=listener)
     harms = rank([(layer,) for layer in layers])
     # from the first layer on there is one border to integers, where conversions take time; errors of early layers pass
     # through all others
     forward = tuple((layer.name,) for layer in layers)
-    blocks = rank(find_blocks(model.graph, layers), stage="rank blocks")
+    blocks = rank(find_blocks(model.graph, layers), stage="rank blocks") if scheme.integer_bias else ()
     orders = [tuple(harm.names for harm in harms), forward, tuple(harm.names for harm in blocks)]
-    return harms, [order for order in orders if order]
+    return harms, [order for order in orders if order][: None if scheme.integer_bias else 1]
 
 
 def _fastest(found: Sequence[Quantized], time_model: Callable[[onnx.ModelProto], Times]) -> Quantized:
@@ -273,6 +273,7 @@ def _failed(card: ModelCard, tried: Quantized, harms: Sequence[Harm]) -> ModelEr
         "E436",
         f"{card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of "
         f"{tried.layers} layers and {tried.in_float_share:.0%} of the multiplications in float",
+        hint=tried.verdict.hint,
         details=tuple(
             f"{harm.names[0]}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in harms
         ),

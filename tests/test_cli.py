@@ -284,6 +284,8 @@ def test_predictions_are_not_written_over(contest: Path, capsys: pytest.CaptureF
         (["data", "train", "--truth", "truth.parquet"], "--truth writes CSV, but truth.parquet is named as Parquet"),
         (["crop", "images", "-o", "boxes.json"], "-o writes Parquet, but boxes.json is named as JSON"),
         (["fuse", "none.json", "--models", "m", "-o", "fused.pt"], "-o writes ONNX, but fused.pt is named as arrays"),
+        (["bench", "m", "--images", "images", "-o", "info.csv"], "-o writes JSON, but info.csv is named as CSV"),
+        (["blend", "p", "-o", "s.jsonl"], "-o writes CSV, but s.jsonl is named as lines of JSON"),
         (["init", "-o", "ens.json"], "-o writes TOML, but ens.json is named as JSON"),
     ],
 )
@@ -300,6 +302,8 @@ def test_a_file_is_named_as_what_it_is(
     told = capsys.readouterr().err
     assert "error[E204]" in told
     assert said in told
+    if "s.csv.gz" in words:
+        assert "name it s.csv\n" in told
     assert (tmp_path / "info.csv").read_text() == "id,label\n"
 
 

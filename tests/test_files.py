@@ -363,3 +363,13 @@ except FileError as err:
     print(err)
 """
     assert python(code, tmp_path).stdout == "[E702] /dev/stdout is not a regular file\n"
+
+
+def test_a_link_that_cannot_be_followed_is_an_error(tmp_path: Path) -> None:
+    """One to a name that is too long for the file system."""
+    link = tmp_path / "link"
+    link.symlink_to("x" * 300)
+    with pytest.raises(FileError) as caught:
+        write_atomic(link, b"")
+    assert caught.value.code in {"E701", "E702"}
+    assert link.is_symlink()

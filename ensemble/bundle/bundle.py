@@ -90,8 +90,12 @@ def bundle(
     if kind == "hub" and options.scores is not None:
         require_scores_of(recipe, options.scores)
     names = recipe.labels.names
-    if broken := next((name for name in names if len(name.splitlines()) > 1), None):
-        raise DataError("E331", f"the class {broken!r} has a line break, and {LABELS} has one class per line")
+    if broken := next((name for name in names if name.splitlines() != [name]), None):
+        raise DataError(
+            "E331",
+            f"the class {broken!r} has a line break, and {LABELS} has one class per line",
+            hint="rename the class in the labels, and export the models again",
+        )
     place = f"{MODEL}/1/model.onnx" if kind == "triton" else ENSEMBLE
     fused = fuse(
         recipe,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble.commands.options import PATH, conflict, given_options, json_option, progress_options
+from ensemble.commands.options import PATH, conflict, given_options, json_option, named, progress_options
 from ensemble.commands.sheet_options import oof_table_options
 from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
@@ -120,7 +120,7 @@ def bench(
     from ensemble.bench.bench import bench as run_bench
     from ensemble.bench.contenders import BenchJob, RunSubmit
     from ensemble.events import Notice
-    from ensemble.files import require_different, write_atomic
+    from ensemble.files import write_atomic
     from ensemble.images.listing import list_images, read_ids
     from ensemble.runtime.model_file import find_models
     from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
@@ -130,7 +130,7 @@ def bench(
     if early_exit is not None and recipe is None:
         raise conflict("--early-exit needs --recipe")
     sets = _sets(also)
-    require_different({"-o": output}, {"--ids": ids, "--recipe": recipe, "--truth": truth})
+    _require_output(output, {"--ids": ids, "--recipe": recipe, "--truth": truth, "--boxes": boxes}, models, oof)
     found = tuple(find_models(models))
     named = () if ids is None else tuple(read_ids(ids, listener=TERMINAL))
     fused = _is_fused(found)
@@ -160,6 +160,15 @@ def bench(
     if output is not None:
         write_atomic(output, json.dumps(done.as_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     show(done.as_dict(), done.render(), as_json=as_json)
+
+
+def _require_output(
+    output: Path | None, read: Mapping[str, Path | None], models: Sequence[Path], oof: Sequence[Path]
+) -> None:
+    from ensemble.files import require_different, require_format
+
+    require_different({"-o": output}, {**read, **named("MODELS", models), **named("--oof", oof)})
+    require_format({"-o": (output, "JSON")})
 
 
 def _sets(also: tuple[Path, ...]) -> dict[str, Path]:

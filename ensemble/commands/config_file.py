@@ -125,7 +125,8 @@ def with_config(path: Path, command: click.Command, name: str, table: Mapping[st
     used = [key for key in table if taken[key].name not in on_line and words[key] and key not in off]
     if not used or on_line is _HELP:
         return given
-    if not any(word in _QUIET for word in given) and table.get("quiet") is not True:
+    quiet = table.get("quiet") is True and "quiet" not in off
+    if not quiet and not any(word in _QUIET for word in given):
         shown = ", ".join(max(taken[key].opts, key=len) if _is_option(taken[key]) else key for key in used)
         TERMINAL.notice(Notice("I760", f"{path} sets {shown}", path))
     options = [word for key in used if _is_option(taken[key]) for word in words[key]]

@@ -17,7 +17,12 @@ _NODE = re.compile(r"while running (?P<type>\S+) node\.? ?Name:'(?P<name>[^']*)'
 # "CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED", "CUDNN failure 4: CUDNN_STATUS_...", "CUDA failure 700: ..."
 _STATUS = re.compile(r"(?P<library>CUDNN_FE|CUDNN|CUBLAS|CUDA|CURAND|CUFFT) failure (?P<text>\d+: ?[^;\n]*[^;\s])")
 _FILE = re.compile(r"file=\S*?(?P<file>[\w.-]+\.(?:cc|cu|h)) ; line=(?P<line>\d+)")
-_SIGNATURE = re.compile(r"/\S+\.(?:h|cc|cpp):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? (?=\S)")
+# "/onnxruntime_src/onnxruntime/core/graph/model.cc:181 onnxruntime::Model::Model(...) const "; bounded, since names of
+# nodes may be as long as a file
+_SIGNATURE = re.compile(
+    r"(?:^|(?<=\s))/[^\s:]{1,300}\.(?:h|cc|cpp):\d{1,6} [^()]{0,500}\((?:[^()]|\([^()]*\)){0,2000}\)(?: const)? (?=\S)"
+)
+_LONGEST_LINE = 4000
 _JSON = re.compile(r"\s*(?:with the cudnn frontend json:)?\s*\{\"(?:context|cudnn)")
 
 
@@ -37,8 +42,8 @@ def explain_error(err: BaseException | str) -> str:
     if node is not None:
         said = readable.partition("Status Message:")[2].strip()
         return f"{node['type']} node {node['name']!r}: {_first_line(said) or 'failed without a message'}"[:_LONGEST]
-    lines = [_SIGNATURE.sub("", line).strip() for line in readable.splitlines() if line.strip()]
-    return lines[-1][:_LONGEST] if lines else type(err).__name__
+    lines = [line for line in readable.splitlines() if line.strip()]
+    return _SIGNATURE.sub("", lines[-1][:_LONGEST_LINE]).strip()[:_LONGEST] if lines else type(err).__name__
 
 
 def keep_text(err: BaseException | str) -> str:

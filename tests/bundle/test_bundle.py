@@ -265,9 +265,10 @@ def test_texts_of_others_stay_in_their_cell() -> None:
     assert in_markdown("resnet18.a1_in1k, 30~59 / Büro") == "resnet18.a1_in1k, 30~59 / Büro"
 
 
-def test_a_class_with_a_line_break_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cat\nblack", "cat\n", "\rcat", "cat\u2028"])
+def test_a_class_with_a_line_break_is_refused(tmp_path: Path, name: str) -> None:
     """labels.txt has a class per line: another line would shift all that follow, in silence."""
-    recipe = replace(toy_recipe(), labels=LabelSpace.flat(["cat\nblack", *LABELS.names[1:]]))
+    recipe = replace(toy_recipe(), labels=LabelSpace.flat([name, *LABELS.names[1:]]))
     with pytest.raises(DataError, match="has a line break") as caught:
         bundle(recipe, [tmp_path], tmp_path / "out", "folder")
     assert caught.value.code == "E331"

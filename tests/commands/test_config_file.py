@@ -222,6 +222,12 @@ def test_quiet_hides_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+def test_quiet_is_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+    """--no-quiet says again what a file sets."""
+    merged('[predict]\nimages = "x"\nquiet = true\n', "a.onnx", "--no-quiet")
+    assert "I760" in capsys.readouterr().err
+
+
 def test_help_and_wrong_options_are_clicks(capsys: pytest.CaptureFixture[str]) -> None:
     """Where help is asked for or an option does not exist, the file adds nothing."""
     assert merged("[predict]\nimages = 'x'\n", "--help") == ["--help"]

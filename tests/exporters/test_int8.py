@@ -458,9 +458,14 @@ def test_the_share_that_must_stay_is_an_option() -> None:
         assert verdict.faults == ()
         assert not verdict.is_safe
         assert replace(verdict, changed=7).is_safe
+        assert replace(verdict, changed=16).hint is None  # that of the code, which names --least-agreement
         assert replace(verdict, changed=16).faults == ("another class on 16 of 500 images, 3.0% may change",)
         assert verdict.as_dict()["least_agreement"] == 0.97
     assert "least_agreement" not in Verdict("int8", 500, 15).as_dict()
+    assert replace(
+        Verdict("int8", 500, 25), least=0.9
+    ).is_safe  # half of what may change, whatever the rounding of 1 - 0.9
+    assert "--least-agreement" not in str(Verdict("int8", 500, 0, 0.4, 0.5).hint)
     judges = Judges(draw_batch(60, 24), least=0.75)
     reference = np.eye(4, dtype=np.float32)[np.arange(60) % 4]
     assert judges.compare(reference, reference).least == 0.75

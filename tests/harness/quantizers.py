@@ -111,7 +111,8 @@ def quantize_by_onnxruntime(plain: ModelFile, calibration: Pixels) -> Contender:
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
         quantize_static(str(prepared), str(result), Images(), per_channel=True, **kinds)
         data = result.read_bytes()
-    return Contender("onnxruntime's quantizer", _both(data), _share_in_float(data), time.process_time() - began)
+    spent = time.process_time() - began
+    return Contender("onnxruntime's quantizer", _both(data), _share_in_float(data), spent)
 
 
 def quantize_by_nncf(plain: ModelFile, calibration: Pixels) -> Contender:

@@ -123,3 +123,11 @@ def test_signatures_of_cpp_are_left_out() -> None:
     )
     text = explain_error(f"[ONNXRuntimeError] : 1 : FAIL : {signature}Opset 99 is under development.")
     assert text == "[ONNXRuntimeError] : 1 : FAIL : Opset 99 is under development."
+
+
+def test_names_as_long_as_a_file_cost_no_time() -> None:
+    """The C++ signature is looked for in the beginning of the last line: a name of slashes was read once per slash."""
+    for name in ("/" * 1_000_000, "/a.cc:1 (" * 100_000, "(" * 1_000_000, "/x.h:1 f" + "()" * 500_000):
+        line = explain_error(f"This is an invalid model. In Node, ({name!r}")
+        assert line.startswith("This is an invalid model.")
+        assert len(line) <= 300
