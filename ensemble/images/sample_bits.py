@@ -18,7 +18,7 @@ from PIL import Image
 from ensemble.images.deep_color import open_low_bytes
 
 DARK = "W369"
-"""The code of a 16-bit image whose values lie in the lowest quarter of the range, where nothing tells their bits."""
+"""The code of a 16-bit image that is decoded to the darkest quarter of the range, where nothing tells its bits."""
 _QUARTER = 1 << 14
 _STRIP = 4_000_000  # pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,12 +27,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def grey_to_eight_bits(image: Image.Image, data: bytes | None, notices: list[str]) -> Image.Image:
     """Return a 16-bit grey image that is loaded as 8-bit grey; ``data`` are those of its file, if it comes from one."""
     values: NDArray[np.uint16] = np.asarray(image)
-    top, told, bits = int(values.max()), _told_bits(data, image), 16
+    told, bits = _told_bits(data, image), 16
+    top, rest = int(values.max()), int(np.bitwise_or.reduce(values, axis=None))
+    lightest = 65535 - int(values.min()) if is_white_zero(image) else top
     if _is_packed_12(image):
         bits = 12
-    elif told is not None and _fits(top, told) and _has_low_bits(int(np.bitwise_or.reduce(values, axis=None)), told):
+    elif told is not None and _fits(top, told) and _has_low_bits(rest, told):
         bits = told
-    elif 0 < top < _QUARTER:
+    elif 0 < lightest < _QUARTER and not _is_scaled(rest, told):
         notices.append(DARK)
     grey = (values >> (bits - 8)).astype(np.uint8)
     if is_white_zero(image):
@@ -44,8 +46,10 @@ def grey_to_eight_bits(image: Image.Image, data: bytes | None, notices: list[str
 def colors_to_eight_bits(image: Image.Image, data: bytes | None, notices: list[str]) -> Image.Image:
     """Return an image of 16-bit colors, of which Pillow has loaded the high bytes, with the bits that its values have.
 
-    Most images are returned as they are.
+    Most images are returned as they are, and all of CMYK: its numbers are of ink, so that low ones are light.
     """
+    if image.mode == "CMYK":
+        return image
     told = _told_bits(data, image)
     if _top_of(image) >= (_QUARTER if told is None else 1 << told) >> 8:
         return image
@@ -60,7 +64,7 @@ def colors_to_eight_bits(image: Image.Image, data: bytes | None, notices: list[s
         top = max(top, int(deep[..., colors].max()))
         rest |= int(np.bitwise_or.reduce(deep[..., colors], axis=None))
     if told is None or not _fits(top, told) or not _has_low_bits(rest, told):
-        if 0 < top < _QUARTER:
+        if 0 < top < _QUARTER and not _is_scaled(rest, told):
             notices.append(DARK)
         return image
     opacity = max(_highest(image)[colors.stop :], default=0)
@@ -112,6 +116,11 @@ def _fits(top: int, told: int | None) -> bool:
 def _has_low_bits(values: int, told: int) -> bool:
     """Return whether any value has bits below those that a number of so many bits has once it is scaled to 16."""
     return values & ((1 << (16 - told)) - 1) != 0
+
+
+def _is_scaled(values: int, told: int | None) -> bool:
+    """Return whether a file names its bits and has scaled them to 16: what is dark then is the picture."""
+    return told is not None and not _has_low_bits(values, told)
 
 
 def _told_bits(data: bytes | None, image: Image.Image) -> int | None:

@@ -59,15 +59,16 @@ def png(values: Deep, *, orientation: int | None = None) -> bytes:
     )
 
 
-def tiff(values: Deep, order: str, *, deflate: bool) -> bytes:
-    """A TIFF of 16 bits per channel in one strip, by the specification."""
+def tiff(values: Deep, order: str, *, deflate: bool, ink: bool = False) -> bytes:
+    """A TIFF of 16 bits per channel in one strip, by the specification; four are RGBA, or with ``ink`` CMYK."""
     height, width, channels = values.shape
     pixels = values.astype(f"{order}u2").tobytes()
     pixels = zlib.compress(pixels) if deflate else pixels
-    count = 10 if channels == 4 else 9
+    alpha = channels == 4 and not ink
+    count = 9 + alpha
     at = 8 + 2 + 12 * count + 4
-    entries = [(256, width), (257, height), (258, at), (259, 8 if deflate else 1), (262, 2), (273, at + 2 * channels)]
-    entries += [(277, channels), (278, height), (279, len(pixels))] + [(338, 2)] * (channels == 4)
+    entries = [(256, width), (257, height), (258, at), (259, 8 if deflate else 1), (262, 5 if ink else 2)]
+    entries += [(273, at + 2 * channels), (277, channels), (278, height), (279, len(pixels))] + [(338, 2)] * alpha
     found = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, count)
     for tag, value in entries:
         kind, many = (3, channels) if tag == 258 else (4, 1)

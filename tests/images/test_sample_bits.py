@@ -36,6 +36,14 @@ def grey_tiff(values: NDArray[np.uint16], **tags: Any) -> bytes:
     return sink.getvalue()
 
 
+def cmyk_tiff(value: int) -> bytes:
+    """A 16-bit CMYK TIFF of one number."""
+    data = tiff(np.full((11, 9, 4), value, np.uint16), "<", deflate=False, ink=True)
+    image = Image.open(io.BytesIO(data))
+    assert image.mode == "CMYK"
+    return data
+
+
 def drawn(bits: int, channels: int) -> NDArray[np.uint16]:
     """Values of so many bits, the highest one among them; the fourth channel is opaque in the same bits."""
     values = RNG.integers(0, 1 << bits, (11, 9, channels), dtype=np.uint16)
@@ -65,10 +73,15 @@ def test_opacity_of_as_many_bits(channels: int, is_scaled: bool) -> None:
 
 def test_scaled_numbers_stay_as_they_are() -> None:
     """A writer that follows the specification scales to 16 bits and names the bits of before, of dark pictures too."""
-    values = np.asarray(drawn(12, 1) << 4, np.uint16)
-    for one in (values, np.asarray(values & 0x0FF0, np.uint16)):
-        found = decode_image(with_sbit(png(one), 12, 1))
-        np.testing.assert_array_equal(found.pixels[..., 0], one[..., 0] >> 8)
+    for channels in (1, 3):
+        values = np.asarray(drawn(12, channels) << 4, np.uint16)
+        for one in (values, np.asarray(values & 0x0FF0, np.uint16)):
+            found = decode_image(with_sbit(png(one), 12, channels))
+            assert found.notices == ()
+            np.testing.assert_array_equal(found.pixels, np.broadcast_to(one >> 8, (11, 9, 3)))
+    dark = np.asarray(drawn(8, 1)[..., 0] << 4, np.uint16)
+    for data in (grey_tiff(dark, t281=4095), grey_tiff(65520 - dark, t281=4095, t262=0)):
+        assert decode_image(data).notices == ()
     brighter = drawn(16, 3)
     found = decode_image(with_sbit(png(brighter), 10, 3))
     assert found.notices == ()
@@ -118,6 +131,19 @@ def test_dark_colors_of_a_tiff_are_told() -> None:
         data = tiff(values, order, deflate=True)
         assert decode_image(data).notices == (DARK,)
         assert convert_image(Image.open(io.BytesIO(data))).notices == (DARK,)
+
+
+def test_what_is_judged_is_the_picture_and_not_the_stored_number() -> None:
+    """Where zero is white, and in CMYK, low numbers are light: only what is decoded dark is told."""
+    low = np.full((11, 9), 100, np.uint16)
+    light = decode_image(grey_tiff(low, t262=0))
+    assert (light.pixels.min(), light.notices) == (255, ())
+    dark = decode_image(grey_tiff(65535 - low, t262=0))
+    assert (dark.pixels.max(), dark.notices) == (0, (DARK,))
+    for data in (cmyk_tiff(2000), cmyk_tiff(65535)):
+        assert decode_image(data).notices == ()
+        assert convert_image(Image.open(io.BytesIO(data))).notices == ()
+    assert decode_image(cmyk_tiff(2000)).pixels.min() > 200
 
 
 def test_eight_bits_and_kept_values_are_not_told() -> None:
