@@ -46,7 +46,15 @@ def test_a_small_webp_is_bounded_by_what_its_decoder_takes() -> None:
     """A WebP of 42 bytes has 64 megapixels, which libwebp and Pillow decode in 1.1 GB."""
     data = encoded(Image.new("RGB", (16000, 2600)), "WEBP", lossless=True, method=0)
     assert len(data) < 1000
-    with pytest.raises(DataError, match=r"16000x2600 = 41\.6 MP of WEBP in .* bytes would take 666 MB") as caught:
+    with pytest.raises(DataError, match=r"16000x2600 = 41\.6 MP of WEBP in .* bytes would take up to 666 MB") as caught:
+        decode_image(data)
+    assert caught.value.code == "E307"
+
+
+def test_what_an_avif_takes_at_most_is_said_as_that() -> None:
+    """Its planes may have 12 bits: one of 8 bits takes less than the message says."""
+    data = encoded(Image.new("RGB", (8000, 5100)), "AVIF", speed=10)
+    with pytest.raises(DataError, match=r"40\.8 MP of AVIF in .* bytes would take up to 653 MB") as caught:
         decode_image(data)
     assert caught.value.code == "E307"
 
@@ -102,7 +110,7 @@ def test_a_tiff_in_one_strip_is_counted_with_the_strip() -> None:
     for tag, value in ((256, 9000), (257, 6500), (278, 6500)):
         at = one.index(struct.pack("<HHI", tag, 4, 1))
         one[at + 8 : at + 12] = struct.pack("<I", value)
-    with pytest.raises(DataError, match=r"58\.5 MP of TIFF in .* would take 702 MB"):
+    with pytest.raises(DataError, match=r"58\.5 MP of TIFF in .* would take up to 702 MB"):
         decode_image(bytes(one))
 
 
