@@ -31,7 +31,7 @@ PREDICTION_CODES: dict[str, Code] = {
         "One person's images are in the hold-out sets of two folds.",
         "split the folds by person and train again: scores from these folds are too optimistic",
     ),
-    "E513": Code("Predictions are incomplete.", "run the same ens predict command again: it resumes"),
+    "E513": Code("Predictions are incomplete.", "run the command that wrote them again: it resumes"),
     "E514": Code("A path contains no predictions.", "give the folder of one member, as printed by ens predict"),
     "E515": Code("Two predictions have the same member name.", "blend each member once"),
     "E516": Code("A view is not in the predictions.", "predict with that view, or leave it out of --views"),

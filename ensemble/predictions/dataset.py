@@ -139,7 +139,7 @@ def read_part(path: Path) -> Part:
     try:
         return _read_arrays(path) if is_arrays(path) else _read_parquet(path)
     except FileNotFoundError as err:
-        hint = "run the same ens predict command again, which computes it, or copy the whole folder"
+        hint = "run the command that wrote it again, which computes what is missing, or copy the whole folder"
         raise PredictionError("E514", f"{path} is missing", hint=hint, path=path) from err
     except (OSError, KeyError, ValueError, TypeError, ModelError) as err:
         raise PredictionError("E514", f"{path.name} cannot be read as predictions: {err}", path=path) from err
@@ -240,7 +240,7 @@ def hash_ids(ids: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(sorted(ids)).encode()).hexdigest()
 
 
-_REPAIR = "run the same ens predict command again: damaged parts are recomputed"
+_REPAIR = "run the command that wrote it again: damaged parts are recomputed"
 
 
 def find_predictions(path: Path) -> tuple[Path, ...]:

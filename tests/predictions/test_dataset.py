@@ -68,8 +68,9 @@ def test_unfinished_predictions_are_refused(tmp_path: Path) -> None:
     """Parts without ``_complete.json`` are E513."""
     folder = write_member(tmp_path / "toy")
     (folder / COMPLETE).unlink()
-    with pytest.raises(PredictionError, match="E513"):
+    with pytest.raises(PredictionError, match="E513") as caught:
         read_predictions(folder)
+    assert caught.value.hint == "run the command that wrote them again: it resumes"
 
 
 @pytest.mark.parametrize("place", [40, 200, -200])
@@ -92,8 +93,10 @@ def test_a_missing_or_repeated_part_is_detected(tmp_path: Path) -> None:
     with pytest.raises(PredictionError, match=r"E514.*5 images"):
         read_predictions(folder)
     part_path(folder, 0).unlink()
-    with pytest.raises(PredictionError, match="E514"):
+    with pytest.raises(PredictionError, match=r"E514.*is missing") as caught:
         read_predictions(folder)
+    # ens train, distil and submit write such folders too
+    assert caught.value.hint.startswith("run the command that wrote it again")
 
 
 def test_images_without_a_row_that_are_one_text_are_no_list_of_letters(tmp_path: Path) -> None:
