@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -106,15 +107,13 @@ def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug
     except click.exceptions.Exit as err:
         return err.exit_code
     except SystemExit:
-        # click ends so, with status 1 and streams that are silent, where the reader of the output has closed it
+        # click ends so, with status 1 and streams that are silent, where nobody reads the help any more
         if isinstance(sys.stdout, io.TextIOBase):
             raise
         sys.stdout = None
         return _READER_GONE
     except Exception as err:  # noqa: BLE001 - every error ends here
-        if signals.first is not None:  # what fails once the command is being stopped, such as an import, is no error
-            return _stopped(signals, as_json=as_json)
-        return _failed(err, as_json=as_json, debug=debug)
+        return _failed(err, signals, as_json=as_json, debug=debug)
     return 0
 
 
@@ -142,18 +141,29 @@ def _stopped(signals: StopSignals, err: Interrupted | None = None, *, as_json: b
     return 128 + number
 
 
-def _failed(err: Exception, *, as_json: bool, debug: bool) -> int:
+def _is_reader_gone() -> bool:
+    """Return whether what reads the standard output, or the errors, has closed it, as `head` does."""
+    if sys.platform == "win32":  # there, nothing tells
+        return True
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # errors are always reported
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _failed(err: Exception, signals: StopSignals, *, as_json: bool, debug: bool) -> int:
     """Show an error and return its exit status."""
+    if signals.first is not None:  # what fails once the command is being stopped, such as an import, is no error
+        return _stopped(signals, as_json=as_json)
+    if isinstance(err, BrokenPipeError) and _is_reader_gone():
+        sys.stdout = None
+        return _READER_GONE
     if debug and not isinstance(err, click.ClickException):
         traceback.print_exception(err)
     TERMINAL.close()
     if isinstance(err, click.ClickException):
         show_usage_error(err, as_json=as_json)
         return err.exit_code
-    if isinstance(err, BrokenPipeError):
-        # the reader of the output has closed it, as `head` does
-        sys.stdout = None
-        return _READER_GONE
     if isinstance(err, MemoryError) or is_lack_of_memory(err):
         err = DeviceError("E603", "the machine ran out of memory; finished parts are kept")
     elif isinstance(err, OSError) and err.errno in {errno.EMFILE, errno.ENFILE}:

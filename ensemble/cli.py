@@ -8,6 +8,7 @@ No third-party package but click is imported before a command runs, so that
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -60,6 +61,13 @@ class _Sections(click.Group):
             return name, command, switch_off(command, rest)[0]
         tables = read_config(config, self.commands)
         return name, command, with_config(config, command, name, tables.get(name, {}), rest)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a pipe that breaks in it is an error, which click ends with in silence if it has a number."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as err:
+            raise BrokenPipeError(str(err)) from err
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

@@ -465,9 +465,15 @@ def test_no_folder_for_temporary_files_is_no_bug(
 def test_a_dash_is_no_file(contest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Others take it for the standard streams: a file of that name was written in silence."""
     monkeypatch.chdir(contest)
-    for words in (["check", "-", "--like", "info.csv"], ["init", "-o", "-"], ["report", "x", "--truth", "-"]):
+    for words in (["check", "-", "--like", "info.csv"], ["report", "x", "--truth", "-"], ["predict", "-"]):
         assert run(words) == 2
-        assert "- is no file" in capsys.readouterr().err
+        assert "- is no file: name one; /dev/stdin is what another program prints" in capsys.readouterr().err
+    outputs = (["init", "-o", "-"], ["blend", "x", "--save", "-"], ["data", ".", "--truth", "-"])
+    for words in (*outputs, ["data", ".", "--html", "-"], ["submit", "x", "--work", "-"]):
+        assert run(words) == 2
+        told = capsys.readouterr().err
+        assert "- is no file: name what is to be written" in told
+        assert "stdin" not in told
     assert not (contest / "-").exists()
     assert run(["init", "check", "-o", "./-"]) == 0
 
@@ -481,3 +487,22 @@ def test_a_reader_that_is_gone_gives_the_status_of_sigpipe(command: list[str]) -
     ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ESHUTDOWN])
+def test_another_pipe_that_breaks_is_a_bug_with_its_report(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of a process of our own, or a socket: it was 141 without a word."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError(number, "the worker is gone")
+
+    monkeypatch.setattr("ensemble.commands.explain_error.show", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    streams = sys.stdout, sys.stderr
+    assert run(["explain-error", "E401"]) == 1
+    assert (sys.stdout, sys.stderr) == streams
+    assert "bug: BrokenPipeError" in capsys.readouterr().err
+    (report,) = tmp_path.glob("ens-crash-*")
+    assert "the worker is gone" in report.read_text()

@@ -24,24 +24,33 @@ class _FilePath(click.Path):
         if isinstance(value, str) and (not value or "\0" in value):
             self.fail("a path is empty" if not value else "a path has a null character", param, ctx)
         if value == "-":  # elsewhere the standard streams; a file of this name is ./-
-            self.fail("- is no file: name one; /dev/stdin is what another program prints", param, ctx)
+            is_written = param is not None and (param.name == "truth_path" or not _WRITTEN.isdisjoint(param.opts))
+            instead = "what is to be written; nothing of it goes to the standard output"
+            advice = instead if is_written else "one; /dev/stdin is what another program prints"
+            self.fail(f"- is no file: name {advice}", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class _Text(click.types.StringParamType):
-    """A text of one line: line breaks and control characters would end up in pages, cards, tables and messages."""
+    """A text of one line: line breaks and control characters would end up in pages, cards, tables and messages.
+
+    The name of a column is the file's: an Excel header may have line breaks.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
         found = _UNPRINTED.search(text)
-        is_separator = text == "\t" and param is not None and "--sep" in param.opts
+        options = set() if param is None else set(param.opts)
+        is_separator = text == "\t" and "--sep" in options
         # a file may be called so, and some options take a path
         is_path = "\0" not in text and os.path.lexists(text)
-        if found is not None and not is_separator and not is_path:
+        if found is not None and not is_separator and not is_path and _COLUMNS.isdisjoint(options):
             self.fail(f"it has a line break or control character: {found[0]!r}", param, ctx)
         return text
 
 
+_WRITTEN = {"-o", "--html", "--save", "--work"}
+_COLUMNS = {"--id-column", "--label-column", "--group-column", "--fold-column", "--smooth-group", "--smooth-order"}
 PATH = _FilePath(path_type=Path)
 TEXT = _Text()
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
