@@ -21,6 +21,7 @@ from ensemble.submission.sample_ids import SampleIds
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions
 from ensemble.submission.write import notice_missing, notice_single_class
+from ensemble.text.csv_table import split_excel_line
 from ensemble.text.input_file import read_input
 from ensemble.text.text_table import render_rows
 
@@ -283,7 +284,12 @@ def _read_rows(path: Path, sheet: AnswerSheet, labels: LabelSpace, cases: _Cases
         cases["encoding"].append(f"line {line}: byte 0x{data[err.start]:02x}")
         text = data.decode("utf-8-sig", errors="replace")
     _check_line_ends(text, cases)
-    return list(_rows(list(_parse(text, sheet.delimiter, cases)), sheet, labels, cases))
+    excel_line, text = split_excel_line(text)
+    if excel_line and not (sheet.for_excel and excel_line.strip('"').endswith(sheet.delimiter)):
+        where = "which the sample does not have" if not sheet.for_excel else f"the sample's says {sheet.delimiter!r}"
+        cases["header"].append(f"line 1: {excel_line!r} is for Excel, {where}")
+    lines = _parse(text, sheet.delimiter, cases, first=2 if excel_line else 1)
+    return list(_rows(list(lines), sheet, labels, cases))
 
 
 def _check_line_ends(text: str, cases: _Cases) -> None:
@@ -298,15 +304,15 @@ def _check_line_ends(text: str, cases: _Cases) -> None:
         cases["line-ends"].append(", ".join(kinds))
 
 
-def _parse(text: str, delimiter: str, cases: _Cases) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row."""
+def _parse(text: str, delimiter: str, cases: _Cases, *, first: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row, of which the ``first`` is in this line."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:
         for cells in reader:
             if cells:
                 yield start, cells
-            else:
+            elif start >= first:
                 cases["blank"].append(f"line {start}")
             start = reader.line_num + 1
     except csv.Error as err:
@@ -324,7 +330,8 @@ def _rows(
     header, columns = lines[0][1] if lines else [], sheet.columns
     if header != list(columns):
         comma = sheet.delimiter
-        cases["header"].append(f"line 1: {_clipped(comma.join(header))} instead of {_clipped(comma.join(columns))}")
+        where = f"line {lines[0][0] if lines else 1}"
+        cases["header"].append(f"{where}: {_clipped(comma.join(header))} instead of {_clipped(comma.join(columns))}")
     # find the columns by name, else by position; a first line that ends in an answer is data, not a header
     place_of = {name: place for place, name in reversed(list(enumerate(header)))}
     named = set(columns) <= place_of.keys()

@@ -83,7 +83,8 @@ def read_sheet(
     if not _is_utf8(data):
         notices.say("it is not UTF-8", written="the submission is written in UTF-8")
     newline = "\r\n" if data.partition(b"\n")[0].rstrip(b"\0").endswith(b"\r") else "\n"
-    sheet = replace(sheet, newline=newline, bom=data.startswith(codecs.BOM_UTF8), delimiter=table.delimiter)
+    sheet = replace(sheet, newline=newline, bom=data.startswith(codecs.BOM_UTF8))
+    sheet = replace(sheet, delimiter=table.delimiter, for_excel=table.for_excel)
     return apply_options(sheet, options, path.name)
 
 

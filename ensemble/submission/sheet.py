@@ -69,6 +69,7 @@ class LongRow:
 class AnswerSheet:
     """The format of a sample submission: header, ids in order and spelling, line ending, and the kind of answers.
 
+    One ``for_excel`` has a line before its header, as ``sep=;``, which is not written.
     ``columns`` is the header. The ids are in column ``id_place``; all others hold answers: number j that of class
     ``classes[j]`` for `probabilities` and `label-columns`, a single one for the other kinds. ``spelling`` has the text
     of each class in a cell: empty for their numbers. ``positive`` is the class of a single `probability`;
@@ -91,6 +92,7 @@ class AnswerSheet:
     kind: AnswerKind = "number"
     id_place: int = 0
     delimiter: str = ","
+    for_excel: bool = False
     classes: tuple[int, ...] = ()
     spelling: tuple[str, ...] = ()
     positive: int | None = None

@@ -29,13 +29,17 @@ _BINARY = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV file: ``header``, and ``rows`` of text cells as long as the header; ``lines`` are their line numbers."""
+    """A CSV file: ``header``, and ``rows`` of text cells as long as the header; ``lines`` are their line numbers.
+
+    One ``for_excel`` has a line before its header, as ``sep=;``.
+    """
 
     path: Path
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     delimiter: str = ","
+    for_excel: bool = False
     _places: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def place(self, name: str) -> int:
@@ -119,12 +123,11 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     text = _decode(data, path, listener)
     if "\0" in text:
         raise DataError("E322", f"{path.name}: not a text file", hint="save it as CSV in UTF-8", path=path)
-    for_excel = _SEPARATOR_LINE.match(text)
-    if for_excel is not None:
-        text = text[for_excel.end(1) :]  # the line stays, empty, so that lines have the numbers of an editor
-        listener.notice(Notice("I380", f"{path.name}: its first line is for Excel, {for_excel[1].strip()}", path))
-    delimiter = delimiter_of(text) if for_excel is None else for_excel[2]
-    if delimiter != "," and for_excel is None:
+    excel_line, text = split_excel_line(text)
+    if excel_line:
+        listener.notice(Notice("I380", f"{path.name}: its first line is for Excel, {excel_line.strip()}", path))
+    delimiter = excel_line.strip('"')[-1] if excel_line else delimiter_of(text)
+    if delimiter != "," and not excel_line:
         named = {";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
         listener.notice(Notice("I380", f"{path.name}: the cells are separated by {named}", path))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -154,7 +157,7 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
             is_remark = header[0].startswith("#") and len(header) == 1
             advice = f"remove the remark in line {lines[0] or 1}: the header is the first line" if is_remark else None
             raise DataError("E322", message, hint=advice, path=path)
-    return Table(path, header, tuple(rows[1:]), tuple(lines[1:]), delimiter)
+    return Table(path, header, tuple(rows[1:]), tuple(lines[1:]), delimiter, bool(excel_line))
 
 
 def _decode(data: bytes, path: Path, listener: Listener) -> str:
@@ -188,8 +191,17 @@ def delimiter_of(text: str) -> str:
     return most if "," not in outside and most in outside else ","
 
 
+def split_excel_line(text: str) -> tuple[str, str]:
+    """Return the first line that tells Excel the separator, such as ``sep=;``, and the rest; "" and all without it.
+
+    The rest begins with the line's end, so that lines keep the numbers of an editor.
+    """
+    found = _SEPARATOR_LINE.match(text)
+    return ("", text) if found is None else (found[0], text[found.end() :])
+
+
 _DELIMITERS = (";", "\t", "|")
-_SEPARATOR_LINE = re.compile(r"(\"?sep=([,;\t|])\"?)(?=[\r\n])", re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r"\"?sep=[,;\t|]\"?(?=[\r\n])", re.IGNORECASE)
 _SPACED = re.compile(r'\s*"[^"\r\n]*" +"[^"\r\n]*"')
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_the_script_asks_for_what_it_cannot_find(dataset: Path, tmp_path: Path) 
         done = subprocess.run([*run, *more], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr
+
+
+@pytest.mark.parametrize("text", ["id,a\n{},0\n", "sep=;\r\nid;a\r\n{};0\r\n", '"id";"a,b"\n{};0\n', "id\ta\n{}\t0\n"])
+def test_the_script_finds_the_images_of_a_sample_of_any_separator(dataset: Path, tmp_path: Path, text: str) -> None:
+    """As `ens submit` reads it: with cells between commas only, no id of ``sep=;`` was found."""
+    write_pictures(tmp_path / "input" / "test", ["x y.jpg"])
+    sample = tmp_path / "sample.csv"
+    sample.write_text(text.format("x y.jpg"), newline="")
+    functions = runpy.run_path(str(dataset / "run.py"))
+    assert functions["find_images"](tmp_path / "input", sample) == str(tmp_path / "input" / "test")
 
 
 def test_the_wheel_of_this_program_is_whole(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ensemble.submission.lint import (
     read_submission,
     render_faults,
 )
+from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import AnswerSheet
 from ensemble.text.input_file import read_input
 
@@ -256,3 +257,30 @@ def test_every_row_of_one_faulty_answer_counts(tmp_path: Path) -> None:
     path.write_text("ImageID,ans\n" + "".join(f"{name},{(0, 99)[i % 2]}\n" for i, name in enumerate(FORM.ids)))
     faults = {fault.what: fault.count for fault in check_submission(path, FORM, MASK18)}
     assert faults == {"range": len(FORM.ids) // 2}
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_for_excel_is_read_as_in_the_sample(tmp_path: Path, line: str, end: str) -> None:
+    """A sample is a valid submission, with that line and without it; line numbers are those of an editor."""
+    bare = GOOD.replace(",", ";").replace("\n", end)
+    sample = tmp_path / "sample.csv"
+    sample.write_bytes((line + end + bare).encode())
+    like = read_sheet(sample, MASK18)
+    assert faults_of(tmp_path / "s.csv", line + end + bare, like) == {}
+    assert faults_of(tmp_path / "s.csv", bare, like) == {}
+    assert faults_of(tmp_path / "s.csv", line + end + bare, None) == {}
+    found = faults_of(tmp_path / "s.csv", line + end + bare.replace("ImageID", "x").replace("c;3", f"{end}c;18"), like)
+    assert found == {
+        "header": (1, ("line 2: 'x;ans' instead of 'ImageID;ans'",)),
+        "blank": (1, ("line 5",)),
+        "range": (1, ("line 6: '18'",)),
+    }
+    comma = faults_of(tmp_path / "s.csv", "sep=," + end + bare, like)
+    assert comma == {"header": (1, ("line 1: 'sep=,' is for Excel, the sample's says ';'",))}
+
+
+def test_a_line_for_excel_that_the_sample_lacks_is_the_only_fault(tmp_path: Path) -> None:
+    """It was the header, and the header a row with faults of its own."""
+    found = faults_of(tmp_path / "s.csv", "sep=,\n" + GOOD)
+    assert found == {"header": (1, ("line 1: 'sep=,' is for Excel, which the sample does not have",))}
