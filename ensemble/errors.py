@@ -197,7 +197,12 @@ def show_spaces(text: str) -> str:
     """
     if text and text == text.strip() and all(map(_is_seen, text)):
         return text
-    return "'" + "".join(c if _is_seen(c) else c.encode("unicode_escape").decode("ascii") for c in text) + "'"
+    return f"'{escape_unseen(text)}'"
+
+
+def escape_unseen(text: str) -> str:
+    """Return a text whose characters that cannot be seen are escapes such as ``\\xa0``; a line break is one."""
+    return "".join(c if _is_seen(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _is_seen(character: str) -> bool:

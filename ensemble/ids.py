@@ -60,7 +60,8 @@ def _column_of_images(table: Table, found: str, listener: Listener) -> str:
         if "" in images or len(set(images)) < len(images):
             continue
         if repeats or (bare and all(map(has_image_suffix, images))):
-            message = f"{table.path.name}: the ids are taken from the column {name}, and {found} is not one of ids"
+            shown, other = show_spaces(name), show_spaces(found)
+            message = f"{table.path.name}: the ids are taken from the column {shown}, and {other} is not one of ids"
             listener.notice(Notice("I382", message))
             return name
     return found

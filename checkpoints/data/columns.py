@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.table_options import NONE, TableOptions
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, enumerate_some, show_spaces
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES
 from ensemble.text.csv_table import Table
 
@@ -76,7 +76,8 @@ def unit_of(column: str) -> Unit:
     word = re.sub(r"(id|number|uid)$", "", key)
     if word in {"patient", "subject", "participant", "volunteer", "donor", "animal", "site", "lesion", "individual"}:
         return Unit(word, f"{word}s")
-    return Unit(f"group ({column})", f"groups ({column})")
+    shown = show_spaces(column)
+    return Unit(f"group ({shown})", f"groups ({shown})")
 
 
 def plain(name: str) -> str:

@@ -175,9 +175,10 @@ def _require_one_each(
     empty = [line for tokens, line in zip(found.rows, table.lines, strict=True) if not tokens]
     if empty:
         some = enumerate_some([str(line) for line in empty])
+        names = enumerate_some(list(columns.labels), limit=3)
         raise DataError(
             "E336",
-            f"{table.path.name}: {len(empty):,} rows have no label in {', '.join(columns.labels[:3])}: line {some}",
+            f"{table.path.name}: {len(empty):,} rows have no label in {names}: line {some}",
             path=table.path,
             hint="fill them in, remove the rows, or, if an image may have no label, add --activation sigmoid",
         )

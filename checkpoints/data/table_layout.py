@@ -16,7 +16,7 @@ from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.data.table_file import read_training_table
 from checkpoints.data.table_options import TableOptions
 from ensemble.card import Activation
-from ensemble.errors import DataError, NoImagesError, enumerate_some
+from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.listing import FOLLOW_LINKS, list_images
 from ensemble.labels import LabelSpace
@@ -254,11 +254,11 @@ def _groups(found: _FoundTable, first: dict[str, int], listener: Listener) -> di
     cells = [cell.strip() for cell in found.table.column(column)]
     for name, cell, line in zip(found.files, cells, found.table.lines, strict=True):
         if cell != cells[first[name]]:
-            message = f"line {line}: {name} is of {column} {cell!r}, and of {cells[first[name]]!r} before"
+            message = f"line {line}: {name} is of {show_spaces(column)} {cell!r}, and of {cells[first[name]]!r} before"
             raise DataError("E337", f"{found.table.path.name}: {message}", path=found.table.path)
     groups = {name: cells[row] for name, row in first.items() if cells[row]}
     if len(groups) < len(first):
-        message = f"{len(first) - len(groups):,} images have no {column}, and each counts as its own group"
+        message = f"{len(first) - len(groups):,} images have no {show_spaces(column)}, and each counts as its own group"
         listener.notice(Notice("W338", f"{found.table.path.name}: {message}", found.table.path))
     return groups
 

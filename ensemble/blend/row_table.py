@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble.blend.recipe import Recipe
 from ensemble.blend.smoothing import RowTable, needs_table, rows_in_table
-from ensemble.errors import DataError, OptionError
+from ensemble.errors import DataError, OptionError, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column
 from ensemble.text.csv_table import Table, read_table
@@ -55,17 +55,18 @@ def read_row_table(path: Path, columns: RowColumns, *, listener: Listener = SILE
     ids = table.without_duplicates(id_column)
     group = _column(table, columns.group, _GROUPS, id_column)
     if group is None:
-        others = ", ".join(name for name in table.header if name != id_column) or "no other"
+        others = ", ".join(show_spaces(name) for name in table.header if name != id_column) or "no other"
         raise DataError(
             "E365",
-            f"{path.name}: no column, or more than one, is called one of groups; beside {id_column} it has {others}",
+            f"{path.name}: no column, or more than one, is called one of groups; "
+            f"beside {show_spaces(id_column)} it has {others}",
             path=path,
         )
     known = columns.chosen and columns.order is None
     order = None if known else _column(table, columns.order, _ORDERS, id_column)
-    ordered = "the table's rows" if order is None else f"the column {order}"
+    ordered = "the table's rows" if order is None else f"the column {show_spaces(order)}"
     if not columns.chosen and (columns.group is None or columns.order is None):
-        text = f"rows are smoothed within groups of the column {group}, in the order of {ordered}"
+        text = f"rows are smoothed within groups of the column {show_spaces(group)}, in the order of {ordered}"
         listener.notice(Notice("I382", f"{path.name}: {text}", path))
     places = tuple(map(float, range(len(ids)))) if order is None else _numbers(table, order)
     return RowTable(ids, table.column(group), places, group, order)
@@ -114,6 +115,6 @@ def _numbers(table: Table, column: str) -> tuple[float, ...]:
         try:
             found.append(to_float(cell))
         except ValueError as err:
-            text = f"line {line}: {cell!r} in column {column} is not a number, and rows are in its order"
+            text = f"line {line}: {cell!r} in column {show_spaces(column)} is not a number, and rows are in its order"
             raise DataError("E365", f"{table.path.name}: {text}", path=table.path) from err
     return tuple(found)

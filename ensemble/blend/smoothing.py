@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.errors import OptionError, PredictionError, enumerate_some
+from ensemble.errors import OptionError, PredictionError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
 from ensemble.text.patterns import match_all
@@ -52,7 +52,7 @@ def needs_table(group: str) -> OptionError:
     """Return the error E204 for a recipe whose groups are those of a table that is not given."""
     return OptionError(
         "E204",
-        f"the recipe smooths over the rows of each {group}, a column of a table",
+        f"the recipe smooths over the rows of each {show_spaces(group)}, a column of a table",
         hint="name the table of these images: --smooth-table FILE of ens blend and ens submit",
     )
 

@@ -49,7 +49,7 @@ def read_csv_table(
     if headless and not in_order:
         raise ColumnsError(
             "E541",
-            f"{path.name}: the first line must name the columns, got {', '.join(first[:3])}",
+            f"{path.name}: the first line must name the columns, got {', '.join(map(show_spaces, first[:3]))}",
             path=path,
             hint=f"add a header line; {_IN_ORDER}",
         )
@@ -167,7 +167,9 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
     kinds = {name: table.schema.field(name).type for name in chosen}
     odd = next((name for name, kind in kinds.items() if pa.types.is_temporal(kind) or pa.types.is_boolean(kind)), None)
     if odd is not None:
-        raise PredictionError("E514", f"{path.name}: column {odd} is {kinds[odd]}, expected numbers", path=path)
+        raise PredictionError(
+            "E514", f"{path.name}: column {show_spaces(odd)} is {kinds[odd]}, expected numbers", path=path
+        )
     try:
         values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in chosen], axis=1)
     except (ValueError, TypeError, pa.ArrowException) as err:
@@ -175,9 +177,9 @@ def read_parquet_table(path: Path, labels: LabelSpace, *, id_column: str | None,
     try:
         found = [n.decode() if isinstance(n, bytes) else n for n in list_values(table.column(ids))]
     except ValueError as err:
-        raise DataError("E322", f"{path.name}: column {ids} has no ids: {err}", path=path) from err
+        raise DataError("E322", f"{path.name}: column {show_spaces(ids)} has no ids: {err}", path=path) from err
     if any(name is None or name == "" for name in found):
-        raise DataError("E322", f"{path.name}: column {ids} has empty ids", path=path)
+        raise DataError("E322", f"{path.name}: column {show_spaces(ids)} has empty ids", path=path)
     return ExternalTable(tuple(map(str, found)), {"identity": values})
 
 

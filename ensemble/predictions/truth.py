@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
-from ensemble.errors import DataError, EnsError, enumerate_some
+from ensemble.errors import DataError, EnsError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, join_rows
 from ensemble.labels import LabelSpace
@@ -205,7 +205,7 @@ def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> 
         return usual or others[0]
     raise DataError(
         "E322",
-        f'{table.path.name}: column "ans" not found; have: {", ".join(table.header)}',
+        f'{table.path.name}: column "ans" not found; have: {", ".join(map(show_spaces, table.header))}',
         path=table.path,
         hint="name the column of the classes with --label-column",
     )
@@ -263,7 +263,8 @@ def _read_groups(table: Table, listener: Listener) -> tuple[str, ...] | None:
     if column is None:
         return None
     if column != "person":
-        listener.notice(Notice("I382", f"{table.path.name}: the column {column} says which images belong together"))
+        message = f"{table.path.name}: the column {show_spaces(column)} says which images belong together"
+        listener.notice(Notice("I382", message))
     persons = table.column(column)
     if "" in persons:
         line = table.lines[persons.index("")]

@@ -72,9 +72,8 @@ def read_sheet(
     data = read_input(path)
     table = parse_table(data, path, listener=listener)
     if len(table.header) < 2:
-        raise DataError(
-            "E322", f"{path.name}: a sample submission has ids and answers, got {', '.join(table.header)}", path=path
-        )
+        got = ", ".join(map(show_spaces, table.header))
+        raise DataError("E322", f"{path.name}: a sample submission has ids and answers, got {got}", path=path)
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
     notices = SheetNotices(path, listener, is_sample)
@@ -103,9 +102,10 @@ class _Reader:
         """Return the sheet; ``kind`` is the one asked for, or None to find it."""
         id_column = find_id_column(self.table, named=self.options.id_column, listener=self.notices.listener)
         if has_image_suffix(id_column) or parse_number(id_column) is not None:
+            got = ",".join(map(show_spaces, self.table.header))
             raise DataError(
                 "E322",
-                f"{self.table.path.name}: the first line must name the columns, got {','.join(self.table.header)}",
+                f"{self.table.path.name}: the first line must name the columns, got {got}",
                 path=self.table.path,
                 hint="write a header line such as image,label above the first row, whose image would be lost",
             )
@@ -154,16 +154,16 @@ class _Reader:
         """
         header = self.table.header
         places = [i for i in range(len(header)) if i not in {sheet.id_place, *answer_places}]
-        answers = enumerate_some([show_spaces(header[i]) for i in answer_places])
+        answers, first = enumerate_some([header[i] for i in answer_places]), show_spaces(header[answer_places[0]])
         score = next((header[i] for i in places if is_answer_column(self.table, i)), None)
         if score is not None and self.options.label_column is None and self.options.kind is None:
-            seen = f"it has answers in column {answers}, and others in column {score}"
+            seen = f"it has answers in column {answers}, and others in column {show_spaces(score)}"
             raise ColumnsError(
                 "E565",
                 f"{self.table.path.name}: {seen}",
                 path=self.table.path,
-                hint=f"one column is written, and the others are copied: --label-column {header[answer_places[0]]}, or "
-                f"--label-column {score} --answers probability",
+                hint=f"one column is written, and the others are copied: --label-column {first}, or "
+                f"--label-column {show_spaces(score)} --answers probability",
             )
         columns = f"column{'s' * (len(answer_places) > 1)} {answers}"
         others = enumerate_some([header[i] or "(without a name)" for i in places])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensemble.errors import DataError, show_spaces
+from ensemble.errors import DataError, escape_unseen, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.text.input_file import read_input
 from ensemble.text.text_bytes import is_plain_text
@@ -55,7 +55,8 @@ class Table:
         if name in self._places:
             return self._places[name]
         have = ", ".join(show_spaces(cell) for cell in self.header)
-        raise DataError("E322", f'{self.path.name}: column "{name}" not found; have: {have}', path=self.path)
+        message = f'{self.path.name}: column "{escape_unseen(name)}" not found; have: {have}'
+        raise DataError("E322", message, path=self.path)
 
     def column(self, name: str) -> tuple[str, ...]:
         """Return the cells of a column, as text.
@@ -81,7 +82,7 @@ class Table:
                 hint = (
                     f"remove the rows of empty cells, {len(blank):,} in all, which spreadsheets write for blank lines"
                 )
-            message = f"{self.path.name}: column {name} is empty in line {empty[0]}"
+            message = f"{self.path.name}: column {show_spaces(name)} is empty in line {empty[0]}"
             raise DataError("E322", message, hint=hint, path=self.path)
         first: dict[str, int] = {}
         repeated: dict[str, list[int]] = {}
@@ -150,7 +151,8 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
         lines.insert(0, 0)
     header = rows[0]
     if len(set(header)) != len(header):
-        raise DataError("E322", f"{path.name}: a column name is repeated: {', '.join(header)}", path=path)
+        names = ", ".join(map(show_spaces, header))
+        raise DataError("E322", f"{path.name}: a column name is repeated: {names}", path=path)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             message = f"{path.name}: line {line} has {len(row)} cells, the header has {len(header)}"
