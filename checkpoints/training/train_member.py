@@ -261,9 +261,8 @@ def _holdout_folder(job: TrainJob, fold: int) -> Path:
 def _is_finished(job: TrainJob, fold: int, fingerprint: str) -> bool:
     """Check for weights and complete predictions; these are completed after the weights have been written."""
     holdout = _holdout_folder(job, fold)
-    if not (job.folder / f"fold{fold}.safetensors").exists() or not (holdout / COMPLETE).exists():
-        return False
-    return read_part(part_path(holdout, 0)).origin == fingerprint
+    files = job.folder / f"fold{fold}.safetensors", holdout / COMPLETE, part_path(holdout, 0)
+    return all(file.exists() for file in files) and read_part(files[-1]).origin == fingerprint
 
 
 def _write_holdout(job: TrainJob, trained: TrainedFold, images: JobImages, fingerprint: str, device: str) -> None:

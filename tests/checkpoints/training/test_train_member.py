@@ -86,6 +86,11 @@ def test_a_member_resumes_and_answers_out_of_fold(tmp_path: Path) -> None:
     for name in ("fold0.safetensors", "fold1.safetensors", "truth.csv", *parts):
         assert (whole.folder / name).read_bytes() == (rest.folder / name).read_bytes()
 
+    lost = rest.folder / parts[0]
+    lost.unlink()  # the advice to run the command again was answered by the same error
+    again = fit("b")
+    assert (again.kept, lost.read_bytes()) == ((1,), (whole.folder / parts[0]).read_bytes())
+
     assert whole.oof is not None
     found = read_members([whole.oof], MASK18)
     assert [(m.member, m.group, m.fold, set(m.logits)) for m in found] == [
