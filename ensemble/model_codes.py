@@ -84,8 +84,8 @@ MODEL_CODES: dict[str, Code] = {
     ),
     "I437": Code(
         "Layers of an int8 model stay in float32.",
-        "nothing to do: int8 would change too many predictions (--least-agreement accepts more of them), or TensorRT has "
-        "no kernels for them",
+        "nothing to do: int8 would be slower (I496) or change too many predictions (--least-agreement accepts more of "
+        "them), or TensorRT has no kernels for them",
     ),
     "I496": Code(
         "The first layers of an int8 model stay in float32, because they are faster so.",

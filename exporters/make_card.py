@@ -23,6 +23,7 @@ from ensemble.errors import ModelError, OptionError
 from ensemble.events import Notice
 from ensemble.fold_names import fold_in_name
 from ensemble.labels import LabelSpace
+from exporters.request import require_share
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,7 @@ class ExportOptions(CardSettings):
     taken: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.least_agreement is not None and not 0.5 <= self.least_agreement < 1:
-            raise OptionError("E204", f"--least-agreement is a share from 0.5 to below 1, got {self.least_agreement:g}")
+        require_share(self.least_agreement)
         hint = "give them for channels in 0..1: values for 0..255 divided by 255"
         if self.channels is not None and self.channels.isdecimal():
             return  # they are of values of any range

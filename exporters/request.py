@@ -10,6 +10,16 @@ from ensemble.card import Precision, Quantization
 from ensemble.errors import FileError, OptionError
 
 
+def require_share(least_agreement: float | None) -> None:
+    """Check the share of the answers that must stay those of float32.
+
+    Raises:
+        OptionError: E204 when it is below 0.5, or 1 and more.
+    """
+    if least_agreement is not None and not 0.5 <= least_agreement < 1:
+        raise OptionError("E204", f"--least-agreement is a share from 0.5 to below 1, got {least_agreement:g}")
+
+
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
     """Checkpoints to export, and the folders of images to verify, calibrate and evaluate on.
@@ -47,6 +57,7 @@ class ExportRequest:
             raise OptionError(
                 "E204", "--truth judges int8 on the images of --calibrate, or fp16 on those of --check-images"
             )
+        require_share(self.least_agreement)
         is_judged = self.precision == "int8" or self.truth is not None
         if self.least_agreement is not None and not is_judged:
             raise OptionError(

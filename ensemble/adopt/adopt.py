@@ -106,7 +106,7 @@ def adopt(
         ModelError: E411 when labels and answers differ in number, E414 when the answers differ from the original's,
             E420 to E429 when the file cannot be used, E428 when the member's name is taken, E432 when there are no
             features that the options ask for, E471 when it is an embedding of dlib.
-        DeviceError: E612 when the answers depend on chance, E613 on the other images of the batch.
+        DeviceError: E604 when answers are NaN, E612 when they depend on chance, E613 on the other images of the batch.
         DataError: when an image cannot be read.
         FileError: E701, E702 or E707 when a file cannot be read or written.
     """
@@ -151,6 +151,7 @@ def adopt_network(
     name = find_output(model, options.output_name)
     original = Original(model, image, card, name)
     reference = original.run(pixels)
+    _require_answers(model, reference)
     plan = _make_plan(model, image, name, card, options, reference, listener)
     if options.features:
         plan = replace(plan, maps=find_pooled_maps(model, name))
@@ -231,6 +232,16 @@ def _make_plan(
         independent=independent,
         before=last.before if layer in {"Softmax", "Sigmoid"} else None,
     )
+
+
+def _require_answers(model: ForeignModel, reference: Floats) -> None:
+    bad = int(np.count_nonzero(np.isnan(reference.reshape(len(reference), -1)).any(axis=1)))
+    if bad:
+        raise DeviceError(
+            "E604",
+            f"{bad} of {len(reference)} answers of {model.path.name}, as it is, are NaN",
+            hint="its weights are NaN or infinite, or overflow: use another file",
+        )
 
 
 def _build(

@@ -144,7 +144,7 @@ def distil(
     what the recipe has learned is learned again without the images of each fold.
 
     \b
-    Example: ens distil blend.json train --oof runs/a/oof --oof runs/b/oof --arch resnet18 --member small
+    Example: ens distil blend.json train --oof runs/a/oof --predictions runs/seen --arch resnet18 --member small
     """
     processes = join_processes("distil", settings, device)
     distributed, listener = processes.distributed, processes.listener

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +39,8 @@ _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
 @click.option("--like", type=PATH, help="Sample submission, which says how answers are written.  [default: the file]")
 @click.option(
     "--labels",
-    default="mask18",
-    show_default=True,
-    help="Label space of files: mask18, a number of classes, or a JSON file.",
+    help="Label space of files: mask18, a number of classes, or a JSON file.  "
+    "[default: that of PREDICTIONS or of --recipe, else mask18]",
 )
 @click.option(
     "--metric",
@@ -65,7 +64,7 @@ def evaluate(
     truth: Path,
     tables: ExternalOptions,
     like: Path | None,
-    labels: str,
+    labels: str | None,
     metrics: tuple[str, ...],
     recipe_path: Path | None,
     sheet: SheetOptions,
@@ -81,6 +80,7 @@ def evaluate(
     from ensemble.analysis.metric_estimates import positive_class
     from ensemble.errors import PredictionError
     from ensemble.labels import parse_labels
+    from ensemble.predictions.dataset import read_predictions
     from ensemble.predictions.truth import names_several, read_truth, truth_columns
     from ensemble.scoring.catalog import find_metric
     from ensemble.submission.sheet import Submission
@@ -90,10 +90,13 @@ def evaluate(
     contest = [find_metric(name) for name in metrics]
     columns = truth_columns(_named_in(truth, answers, sheet))
     sheet = replace(sheet, scored=bool(contest))
-    space, options = parse_labels(labels), replace(tables, id_column=sheet.id_column)
+    space, options = parse_labels(labels or "mask18"), replace(tables, id_column=sheet.id_column)
     found = _expand(answers, 1 if tables.kind is None else len(space), (truth, like, tables.ids))
+    members = {path: read_predictions(path) for path in found if path.is_dir()}
+    if labels is None:
+        space = _known_labels(members.values(), recipe_path) or space
     labeled = names_several(truth, space, options=columns)
-    read = _read_answers(found, space, options, like, sheet, several=labeled)
+    read = _read_answers(found, members, space, options, like, sheet, several=labeled)
     several = {name: one for name, one in read.items() if isinstance(one, Submission) and one.independent}
     if several and len(several) < len(read):
         raise PredictionError(
@@ -125,6 +128,15 @@ def evaluate(
     show(result.as_dict(), result.render(), as_json=as_json)
 
 
+def _known_labels(members: Iterable[Predictions], recipe_path: Path | None) -> LabelSpace | None:
+    """Return the label space of the first member, else of the recipe: what is evaluated beside them has its classes."""
+    from ensemble.blend.recipe import read_recipe
+
+    for member in members:
+        return member.labels
+    return None if recipe_path is None else read_recipe(recipe_path).labels
+
+
 def _of_recipe(path: Path, metrics: tuple[str, ...], sheet: SheetOptions) -> tuple[tuple[str, ...], SheetOptions]:
     """Return the contest metric that a recipe was learned for, unless metrics are named, and its positive class.
 
@@ -139,6 +151,7 @@ def _of_recipe(path: Path, metrics: tuple[str, ...], sheet: SheetOptions) -> tup
 
 def _read_answers(
     paths: Sequence[Path],
+    members: Mapping[Path, Predictions],
     labels: LabelSpace,
     tables: ExternalOptions,
     like: Path | None,
@@ -147,14 +160,14 @@ def _read_answers(
     several: bool | None,
 ) -> dict[str, Predictions | Blended | Submission]:
     """Read members' folders, tables and arrays of predictions, and submissions, by name."""
-    from ensemble.predictions.dataset import notice_filled, notice_optimistic, read_predictions
+    from ensemble.predictions.dataset import notice_filled, notice_optimistic
     from ensemble.predictions.external import read_external
 
     found: dict[str, Predictions | Blended | Submission] = {}
     optimistic: list[Predictions] = []
     for path in paths:
         if path.is_dir():
-            member = read_predictions(path)
+            member = members[path]
             notice_filled([member], TERMINAL)
             optimistic += [member]
             found[str(path) if member.member in found else member.member] = _independent(member)

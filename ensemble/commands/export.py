@@ -95,7 +95,8 @@ if TYPE_CHECKING:
     "--least-agreement",
     type=float,
     metavar="SHARE",
-    help="Share of the answers that must stay those of float32.  [default: int8 0.98, with --truth 0.95; fp16 0.995]",
+    help="Share of the answers that must stay those of float32, from 0.5 to below 1.  "
+    "[default: int8 0.98, with --truth 0.95; fp16 0.995]",
 )
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")

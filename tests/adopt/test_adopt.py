@@ -22,7 +22,7 @@ from ensemble.adopt.adopt import adopt
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.analysis.cam import find_classifier
 from ensemble.cli import ens
-from ensemble.errors import DataError, EnsError, ModelError, OptionError
+from ensemble.errors import DataError, DeviceError, EnsError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.images.face_boxes import Box, Face, read_faces, write_boxes
 from ensemble.images.face_crop import choose_crop, face_square
@@ -426,6 +426,19 @@ def test_networks_that_cannot_be_members_are_named(
         adopt(path, tmp_path / "models", options=KNOWN)
     assert caught.value.code in codes
     assert words in caught.value.message
+
+
+def test_a_network_that_answers_nan_is_refused(tmp_path: Path) -> None:
+    """By what the file itself answers: not as a difference that the adoption made, which would be a bug to report."""
+    path = Network().save(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    weight = [one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT][-1]
+    values = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(np.full(values.shape, np.nan, values.dtype), weight.name))
+    onnx.save(model, path)
+    with pytest.raises(DeviceError, match=r"answers of net\.onnx, as it is, are NaN") as caught:
+        adopt(path, tmp_path / "models", options=KNOWN)
+    assert caught.value.code == "E604"
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x08"])

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
 from ensemble.errors import EnsError
+from ensemble.labels import LabelSpace
+from ensemble.predictions.dataset import Part, part_path, read_predictions, write_complete, write_part
+from tests.support import toys
 
 ANSWERS = ["cat", "dog", "dog", "cat"]
 
@@ -78,6 +83,29 @@ def test_what_is_not_recognized_is_said_with_the_options(
     assert done.exception.code == code
     assert said in done.exception.message
     assert "--id-column and --label-column name its columns" in done.exception.hint
+
+
+def test_classes_are_those_of_the_predictions_beside(evaluating: list[str], tmp_path: Path) -> None:
+    """Without --labels a submission has the classes of the predictions that are evaluated with it, or of the recipe; a
+    submission alone has those of mask18.
+    """
+    without = [word for word in evaluating if word not in ("--labels", str(tmp_path / "classes.json"))]
+    submission = written(tmp_path, "id,label", "t{i},{name}")
+    ids = [f"t{i}" for i in range(len(ANSWERS))]
+    card = toys.card("net", labels=LabelSpace.flat(["cat", "dog"]))
+    logits = np.array([[0.0, 4.0] if one == "dog" else [4.0, 0.0] for one in ANSWERS], dtype=np.float32)
+    folder = tmp_path / "preds" / "net"
+    folder.mkdir(parents=True)
+    write_part(part_path(folder, 0), Part(tuple(ids), {"identity": logits}, "toy", card))
+    write_complete(folder, [part_path(folder, 0)], len(ids))
+    for given in ([submission, str(folder)], [str(tmp_path / "preds"), submission]):
+        done = CliRunner().invoke(ens, [*without, *given], catch_exceptions=False)
+        assert [one["accuracy"]["value"] for one in json.loads(done.stdout)["scores"]] == [1.0, 1.0]
+    recipe = make_recipe([read_predictions(folder)]).to_json()
+    (tmp_path / "blend.json").write_text(recipe)
+    assert accuracy([*without, submission, "--recipe", str(tmp_path / "blend.json")]) == 1.0
+    alone: Any = CliRunner().invoke(ens, [*without, submission])
+    assert isinstance(alone.exception, EnsError)
 
 
 def test_a_column_that_no_file_has_is_refused(evaluating: list[str], tmp_path: Path) -> None:

@@ -475,7 +475,7 @@ def test_the_share_that_must_stay_is_an_option() -> None:
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     """A percentage, all answers, or no number."""
     with pytest.raises(OptionError, match=r"from 0\.5 to below 1, got ") as caught:
-        ExportOptions(precision="int8", least_agreement=share)
+        ExportRequest((Path(__file__),), precision="int8", calibrate=Path(__file__).parent, least_agreement=share)
     assert caught.value.code == "E204"
 
 
