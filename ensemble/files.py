@@ -326,7 +326,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_error(err: OSError, what: str, *, path: Path | None = None) -> FileError:
-    """Return the error to raise where the system refuses to write; ``what`` was not written, and how large it is."""
+    """Return the error to raise where the system refuses to write; ``what`` says what was not written."""
     found = _NO_ROOM.get(err.errno or 0)
     if err.errno == errno.ENOSPC and path is not None and _has_no_inodes(path):
         found = _NO_MORE_FILES

@@ -132,8 +132,9 @@ def _known_labels(members: Iterable[Predictions], recipe_path: Path | None) -> L
     """Return the label space of the first member, else of the recipe: what is evaluated beside them has its classes."""
     from ensemble.blend.recipe import read_recipe
 
-    for member in members:
-        return member.labels
+    first = next(iter(members), None)
+    if first is not None:
+        return first.labels
     return None if recipe_path is None else read_recipe(recipe_path).labels
 
 

@@ -149,12 +149,7 @@ def export(
     from exporters.request import ExportRequest
 
     request = ExportRequest(
-        *(checkpoints, precision, quantization, member),
-        check_images=check_images,
-        calibrate=calibrate,
-        truth=truth,
-        boxes=boxes,
-        least_agreement=least_agreement,
+        checkpoints, precision, quantization, member, check_images, calibrate, truth, boxes, least_agreement
     )
     if not dry_run:
         with torch_extra("export"):
