@@ -48,18 +48,18 @@ def main() -> None:
 def run(arguments: Sequence[str], signals: StopSignals | None = None) -> int:
     """Run a command and return its exit status: after a signal 128 + the number of the first one."""
     signals = signals or StopSignals()
-    as_json = "--json" in arguments
+    TERMINAL.as_json = "--json" in arguments
     try:
         with signals.heard():
             try:
-                status = _run(arguments, signals, as_json=as_json, debug="--debug" in arguments)
+                status = _run(arguments, signals, debug="--debug" in arguments)
             except KeyboardInterrupt:  # while an error was being shown
-                status = _stopped(signals, as_json=as_json)
+                status = _stopped(signals)
             finally:
                 signals.end()
                 TERMINAL.close()
     except KeyboardInterrupt:  # as the block began
-        status = _stopped(signals, as_json=as_json)
+        status = _stopped(signals)
     return status
 
 
@@ -76,7 +76,7 @@ def _give_up(number: int) -> None:
     """End the process for a signal that the main thread does not hear: it is in a long call of a library."""
     message = "stopped in the middle of a step that cannot be interrupted; what is written is kept"
     err = Interrupted(message, signal_number=number)
-    _end_process(lambda: show_error(err, as_json="--json" in sys.argv), err.status)
+    _end_process(lambda: show_error(err, as_json=TERMINAL.as_json), err.status)
 
 
 def _end_process(say: Callable[[], object], status: int, *, seconds: float = 0.3) -> None:
@@ -96,14 +96,14 @@ def _end_process(say: Callable[[], object], status: int, *, seconds: float = 0.3
     os._exit(status)
 
 
-def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug: bool) -> int:
+def _run(arguments: Sequence[str], signals: StopSignals, *, debug: bool) -> int:
     try:
         _require_place(arguments)
         ens.main(list(arguments), prog_name="ens", standalone_mode=False)
     except Interrupted as err:
-        return _stopped(signals, err, as_json=as_json)
+        return _stopped(signals, err)
     except (KeyboardInterrupt, click.Abort):
-        return _stopped(signals, as_json=as_json)
+        return _stopped(signals)
     except click.exceptions.Exit as err:
         return err.exit_code
     except SystemExit:
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str], signals: StopSignals, *, as_json: bool, debug
         sys.stdout = None
         return _READER_GONE
     except Exception as err:  # noqa: BLE001 - every error ends here
-        return _failed(err, signals, as_json=as_json, debug=debug)
+        return _failed(err, signals, debug=debug)
     return 0
 
 
@@ -134,10 +134,10 @@ def _require_place(arguments: Sequence[str]) -> None:
         require_address_space()
 
 
-def _stopped(signals: StopSignals, err: Interrupted | None = None, *, as_json: bool) -> int:
+def _stopped(signals: StopSignals, err: Interrupted | None = None) -> int:
     number = signals.first or (signal.SIGINT if err is None else err.signal_number)
     TERMINAL.close()
-    show_error(err or Interrupted("stopped", signal_number=number), as_json=as_json)
+    show_error(err or Interrupted("stopped", signal_number=number), as_json=TERMINAL.as_json)
     return 128 + number
 
 
@@ -151,16 +151,17 @@ def _is_reader_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _failed(err: Exception, signals: StopSignals, *, as_json: bool, debug: bool) -> int:
+def _failed(err: Exception, signals: StopSignals, *, debug: bool) -> int:
     """Show an error and return its exit status."""
     if signals.first is not None:  # what fails once the command is being stopped, such as an import, is no error
-        return _stopped(signals, as_json=as_json)
+        return _stopped(signals)
     if isinstance(err, BrokenPipeError) and _is_reader_gone():
         sys.stdout = None
         return _READER_GONE
     if debug and not isinstance(err, click.ClickException):
         traceback.print_exception(err)
     TERMINAL.close()
+    as_json = TERMINAL.as_json
     if isinstance(err, click.ClickException):
         show_usage_error(err, as_json=as_json)
         return err.exit_code
@@ -173,7 +174,7 @@ def _failed(err: Exception, signals: StopSignals, *, as_json: bool, debug: bool)
         from ensemble.files import write_error
 
         err = write_error(err, "the output could not be written")
-        as_json = False
+        as_json = False  # which would go to the standard output
     elif isinstance(err, FileNotFoundError) and _NO_TEMPORARY_FOLDER in str(err):
         hint = "set TMPDIR to a folder that can be written, such as TMPDIR=$PWD"
         err = FileError("E702", "no folder for temporary files can be written", hint=hint)

@@ -37,6 +37,7 @@ from ensemble.commands.probe import probe
 from ensemble.commands.report import report
 from ensemble.commands.submit import submit
 from ensemble.commands.train import train
+from ensemble.terminal import TERMINAL
 
 _SECTIONS = {
     "Start": (demo, init, doctor, explain_error),
@@ -59,8 +60,14 @@ class _Sections(click.Group):
         config = find_config(ctx.params.get("config"), ignore=bool(ctx.params.get("no_config")))
         if config is None:
             return name, command, switch_off(command, rest)[0]
-        tables = read_config(config, self.commands)
-        return name, command, with_config(config, command, name, tables.get(name, {}), rest)
+        table = read_config(config, self.commands).get(name, {})
+        TERMINAL.as_json |= (
+            table.get("json") is True and "--no-json" not in rest
+        )  # what is wrong in it is an error, too
+        words = with_config(config, command, name, table, rest)
+        if "--no-json" in rest:
+            TERMINAL.as_json = "--json" in words
+        return name, command, words
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; a pipe that breaks in it is an error, which click ends with in silence if it has a number."""

@@ -224,15 +224,40 @@ def require_format(written: Mapping[str, tuple[Path | None, str]]) -> None:
 
     Raises:
         OptionError: E204 when a program that goes by the suffix could not open the file.
+        FileError: E702 when it is a folder.
     """
     for option, (path, kind) in written.items():
         named = None if path is None else _FORMAT_OF.get(path.suffix.lower())
         if path is not None and named not in (None, kind):
-            stem = path.name
-            while (suffix := Path(stem).suffix.lower()) in _FORMAT_OF and stem != suffix:
-                stem = stem[: -len(suffix)]
-            hint = f"name it {stem}{_FORMATS[kind][0]}"
+            hint = f"name it {_without_formats(path.name)}{_FORMATS[kind][0]}"
             raise OptionError("E204", f"{option} writes {kind}, but {path.name} is named as {named}", hint=hint)
+        if path is not None and os.path.isdir(path):
+            message = f"{path} is a folder, and {option} writes a file"
+            raise FileError("E702", message, hint="name a file in it", path=path)
+
+
+def require_folder(option: str, path: Path) -> None:
+    """Check that the folder that an option makes is not named as a file of some format; one that is there may be.
+
+    Raises:
+        OptionError: E204 when it is named so: the option was taken for that of a file.
+        FileError: E702 when it is a file.
+    """
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        raise FileError("E702", f"{path} is a file, and {option} makes a folder", hint="name another path", path=path)
+    named = _FORMAT_OF.get(path.suffix.lower())
+    if named is not None:
+        hint = f"name it {_without_formats(path.name)}"
+        raise OptionError("E204", f"{option} makes a folder, but {path.name} is named as {named}", hint=hint)
+
+
+def _without_formats(name: str) -> str:
+    """Return a name without the suffixes of formats at its end."""
+    while (suffix := Path(name).suffix.lower()) in _FORMAT_OF and name != suffix:
+        name = name[: -len(suffix)]
+    return name
 
 
 def sha256_file(path: Path) -> str:

@@ -29,10 +29,12 @@ _AROUND_DETAIL = 27  # columns of the rest: without stage, counts and detail, an
 class Terminal(Listener):
     """Writes notices to stderr, and progress: a bar where stderr is a terminal, else a line now and then.
 
-    ``level`` is -1 for warnings and errors only (``-q``), and 1 for more about the progress (``-v``).
+    ``level`` is -1 for warnings and errors only (``-q``), and 1 for more about the progress (``-v``). ``as_json`` says
+    that errors are printed as JSON: by ``--json``, or by a file of options once it is read.
     """
 
     def __init__(self) -> None:
+        self.as_json = False
         self._bar: Any = None
         self._level = 0
         self._lines: ProgressLines | None = None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from checkpoints.data.columns import PEOPLE, Unit
 from checkpoints.data.mask_contest import Row
@@ -70,6 +69,8 @@ def make_folds(
     ordered = sorted(rows, key=lambda row: row.id)
     classes = [row.label for row in ordered]
     persons = [row.person for row in ordered]
+    from sklearn.model_selection import StratifiedGroupKFold  # a second, which those that read folds need not wait for
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     of_person: dict[str, int] = {}
     for fold, (_, held_out) in enumerate(splitter.split(classes, classes, persons)):

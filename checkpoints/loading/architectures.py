@@ -264,8 +264,7 @@ def _table() -> _KnownArchitectures:
         if names:
             twins = Twins(names, row.values, row.tops, row.classifier, row.first_conv)
             table.groups.append(twins)
-            if not names[0].startswith("test_"):  # timm's miniatures, which nobody trains
-                table.by_layout[twins.tops, twins.classifier, twins.first_conv].append(twins)
+            table.by_layout[twins.tops, twins.classifier, twins.first_conv].append(twins)
     return table
 
 
@@ -283,7 +282,8 @@ def twins_of(arch: str) -> tuple[str, ...]:
 def nearest_twins(tensors: Mapping[str, torch.Tensor], *, most: int = 3) -> tuple[Twins, ...]:
     """Return the architectures with the names of ``tensors`` at the top, those of the nearest size first.
 
-    A full match is always among them: the size is the number of values outside the classifier.
+    A full match is always among them: the size is the number of values outside the classifier. timm's miniatures for
+    tests (`test_resnet`) count at their exact size only: they are nobody's nearest network.
     """
     present = {key.partition(".")[0] for key in tensors}
     found: list[tuple[int, Twins]] = []
@@ -298,6 +298,7 @@ def nearest_twins(tensors: Mapping[str, torch.Tensor], *, most: int = 3) -> tupl
                 if first is not None and key == f"{first}.weight" and tensor.ndim == 4 and tensor.shape[1] != 3:
                     values = 3 * values // max(1, tensor.shape[1])  # the table counts three channels
                 size += values
-        found += [(abs(twins.values - size), twins) for twins in groups]
+        apart = [(abs(twins.values - size), twins) for twins in groups]
+        found += [(far, twins) for far, twins in apart if not far or not twins.names[0].startswith("test_")]
     found.sort(key=lambda pair: pair[0])
     return tuple(twins for _, twins in found[:most])

@@ -196,10 +196,7 @@ def _find(tensors: Mapping[str, StoredTensor], wanted: str | None) -> tuple[_Who
         for key, tensor in tensors.items()
         if not is_training_state(key, _torch(tensor)) and not is_normalization(key, _torch(tensor))
     }
-    if wanted is None:
-        rows = tuple(row for row in table_rows() if not row.names[0].startswith("test_"))
-    else:
-        rows = tuple(row for row in (row_of(wanted),) if row is not None)
+    rows = table_rows() if wanted is None else tuple(row for row in (row_of(wanted),) if row is not None)
     anchors = tuple(dict.fromkeys(f"{row.first_conv}.weight" for row in rows if row.first_conv))
     by_digest = {row.digest: row for row in rows if row.first_conv and len(row.classifier) == 1}
     shapes = {(row.tops, row.classifier) for row in by_digest.values()}

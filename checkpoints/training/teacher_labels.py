@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.training.distillation import Distillation, SoftLabels
 from checkpoints.training.pseudo_labels import PseudoLabels, require_new
-from ensemble.arrays import Classes, Floats
-from ensemble.errors import DataError, PredictionError, enumerate_some
+from ensemble.arrays import Floats
+from ensemble.errors import PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_boxes import Boxes
 from ensemble.images.listing import list_images
 from ensemble.learn.teacher import Teacher, answer_by_own_models
 from ensemble.predictions.dataset import OPTIMISTIC, Predictions, notice_filled
-
-_SAME_FOLDS = "leave one of them out of the recipe, or train it again in the folds of the other: --folds folds.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,63 +36,6 @@ class TeacherLabels:
     soft: SoftLabels
     pseudo: PseudoLabels | None
     optimistic: bool
-
-
-def folds_of_members(members: Sequence[Predictions], rows: Sequence[Row]) -> Folds:
-    """Return the folds in which the members of out-of-fold predictions were trained.
-
-    Raises:
-        DataError: E392 when no member has a fold number, when two groups have other folds, when a fold is missing, or
-            when two images of a person (or other group) are in two folds.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for member in members:
-        if member.fold is not None and member.repeat == 0:
-            found.setdefault(member.group, {}).update(dict.fromkeys(member.ids, member.fold))
-    if not found:
-        message = "no member of the out-of-fold predictions says its fold"
-        raise DataError("E392", message, hint="name the folds of the members with --folds")
-    (first, expected), *others = found.items()
-    for group, folds in others:
-        if folds != expected:
-            message = f"{first} and {group} have other folds, so no fold is unseen by both"
-            raise DataError("E392", message, hint=_SAME_FOLDS)
-    of_person: dict[str, int] = {}
-    lost = [row.id for row in rows if row.id not in expected]
-    if lost:
-        message = f"{first} has no fold for {len(lost):,} images: {enumerate_some(lost)}"
-        hint = "give the out-of-fold predictions of every fold with --oof, and the TRAIN_DIR that the members had"
-        raise DataError("E392", message, hint=hint)
-    for row in rows:
-        if of_person.setdefault(row.person, expected[row.id]) != expected[row.id]:
-            hint = "train the members again in folds by person (or group), or name such folds with --folds"
-            raise DataError("E392", f"{row.person} is in more than one fold of {first}", hint=hint)
-    count = max(of_person.values()) + 1
-    if count < 2 or len(set(of_person.values())) != count:
-        have = ", ".join(map(str, sorted(set(of_person.values()))))
-        message = f"{first} has the folds {have}, and a student needs all of them, two or more"
-        raise DataError("E392", message, hint="give the folders of all folds with --oof, such as runs/a/oof")
-    return Folds(count, of_person)
-
-
-def folds_of_images(folds: Folds, rows: Sequence[Row]) -> Classes:
-    """Return the fold ``(N,)`` of each row."""
-    return np.array([folds.of_person[row.person] for row in rows], dtype=np.intp)
-
-
-def require_same_folds(folds: Folds, members: Sequence[Predictions], rows: Sequence[Row]) -> None:
-    """Check that members which say their fold held out what ``folds`` holds out.
-
-    Raises:
-        DataError: E392 when one did not.
-    """
-    fold_of: Mapping[str, int] = {row.id: folds.of_person[row.person] for row in rows}
-    for member in members:
-        if member.fold is None or member.repeat:
-            continue
-        if any(fold_of.get(name, member.fold) != member.fold for name in member.ids):
-            message = f"{member.member} held out other images than fold {member.fold}"
-            raise DataError("E392", message, hint="leave out --folds: the folds are then those of the members")
 
 
 def teacher_labels(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ensemble.commands.options import CHANNELS, PATH, RESIZERS, ROOT, InterpolationChoice, json_option, progress_options
+from ensemble.commands.output_paths import FOLDER, MEMBER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Make a member of a ready-made ONNX classifier")
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
+    "-o", "folder", type=FOLDER, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
 )
 @click.option(
     "--output",
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     type=click.Choice(["softmax", "sigmoid"]),
     help="sigmoid for independent labels, of which an image may have several.  [default: what the answers show]",
 )
-@click.option("--member", help="Name of the member.  [default: the file name]")
+@click.option("--member", type=MEMBER, help="Name of the member.  [default: the file name]")
 @click.option(
     "--fold",
     type=click.IntRange(min=0),

@@ -11,6 +11,7 @@ import click
 from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, json_option, progress_options
+from ensemble.commands.output_paths import FOLDER
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train_input import DataOptions, read_images
 from ensemble.terminal import TERMINAL, show
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "folder",
-    type=PATH,
+    type=FOLDER,
     default=Path(ROOT, "audit"),
     show_default=True,
     help="Folder for audit.csv, audit.html and fixes.csv.",

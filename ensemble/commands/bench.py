@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands.options import PATH, conflict, given_options, json_option, named, progress_options
+from ensemble.commands.output_paths import JSON
 from ensemble.commands.sheet_options import oof_table_options
 from ensemble.commands.submit import parse_early_exit
 from ensemble.terminal import TERMINAL, show
@@ -77,7 +78,7 @@ _NOT_FOR_FUSED = (
 @click.option(
     "--quick", is_flag=True, help="One round, whose own outputs are compared; without the torch loop on a GPU."
 )
-@click.option("-o", "output", type=PATH, help="Also write the result as JSON.")
+@click.option("-o", "output", type=JSON, help="Also write the result as JSON.")
 @progress_options
 @json_option
 def bench(
@@ -165,10 +166,9 @@ def bench(
 def _require_output(
     output: Path | None, read: Mapping[str, Path | None], models: Sequence[Path], oof: Sequence[Path]
 ) -> None:
-    from ensemble.files import require_different, require_format
+    from ensemble.files import require_different
 
     require_different({"-o": output}, {**read, **named("MODELS", models), **named("--oof", oof)})
-    require_format({"-o": (output, "JSON")})
 
 
 def _sets(also: tuple[Path, ...]) -> dict[str, Path]:

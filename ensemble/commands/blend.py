@@ -18,6 +18,7 @@ from ensemble.commands.options import (
     named,
     progress_options,
 )
+from ensemble.commands.output_paths import CSV, JSON
 from ensemble.commands.recipe_options import NAMES, RecipeExtras, recipe_options
 from ensemble.commands.sheet_options import rows_options, sheet_options, table_options
 from ensemble.terminal import TERMINAL, show
@@ -40,7 +41,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 
 @click.command(short_help="Blend predictions into a submission")
 @click.argument("predictions", nargs=-1, required=True, type=PATH)
-@click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
+@click.option("-o", "output", type=CSV, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="Sample submission: header, ids in order and spelling, kind of answers.")
 @rows_options
 @click.option(
@@ -89,7 +90,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
 )
 @click.option("--transductive", is_flag=True, help="Fit the learned macro-F1 rule to the images being classified.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
-@click.option("--save", type=PATH, help="Write the recipe to this file.")
+@click.option("--save", type=JSON, help="Write the recipe to this file.")
 @click.option("--apply", "recipe_path", type=PATH, help="Apply a saved recipe instead of the options above.")
 @sheet_options
 @missing_option
@@ -129,7 +130,7 @@ def blend(
     """
     from ensemble.blend.blend import blend as run_blend
     from ensemble.blend.combine import answers_of, combine_answers
-    from ensemble.files import require_different, require_format, write_atomic
+    from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
     from ensemble.labels import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
@@ -142,7 +143,6 @@ def blend(
 
     read = {"--like": like, "--apply": recipe_path, "--truth": truth}
     require_different({"-o": output, "--save": save}, read | named("PREDICTIONS", predictions) | named("--oof", oof))
-    require_format({"-o": (output, "CSV"), "--save": (save, "JSON")})
     _require_one_source(recipe_path, oof, truth)
     sheet = _about_positive(sheet, recipe_path, metric if truth is not None else None)
     space = parse_labels(labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, json_option, progress_options
+from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ ONLY_FOR = {
     help="folder: the fused file, a script and the labels; hub: with a model card for the Hugging Face Hub; kaggle: a "
     "dataset with all packages, for notebooks without network; triton: a model repository for a Triton server.",
 )
-@click.option("-o", "folder", type=PATH, required=True, help="Folder to write.")
+@click.option("-o", "folder", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")
 @click.option("--license", "license_name", help="License of the ensemble: CC-BY-4.0.")

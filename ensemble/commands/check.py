@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ensemble.submission.sheet_options import SheetOptions
     from ensemble.submission.spread import Spread
 
+_OTHER_CLASSES = {"text", "range", "name"}
+"""Faults of answers that other classes than those assumed explain."""
+
 
 @click.command(short_help="List all problems of a submission")
 @click.argument("submission", type=PATH)
@@ -52,7 +55,7 @@ def check(
 
     Example: ens check submission.csv --like eval/info.csv
     """
-    from ensemble.labels import parse_labels
+    from ensemble.labels import MASK18, parse_labels
     from ensemble.submission.assumed_labels import assume_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
     from ensemble.submission.lint import (
@@ -71,6 +74,8 @@ def check(
     checked = check_and_read(submission, sample, space, options=sheet, listener=TERMINAL)
     if (answers := checked.answers) is None:
         error = invalid_submission(submission, checked.faults)
+        if labels is None and space == MASK18 and any(fault.what in _OTHER_CLASSES for fault in checked.faults):
+            error.hint = f"name the classes with --labels unless they are those of mask18; {error.hint}"
         if not as_json:
             show(None, render_faults(checked.faults), as_json=False)
             error.details = ()

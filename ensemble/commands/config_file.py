@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from ensemble.errors import FileError
+from ensemble.errors import EnsError, FileError
 from ensemble.events import Notice
 from ensemble.terminal import TERMINAL
 
@@ -155,7 +155,7 @@ def _words(path: Path, where: str, parameter: click.Parameter, value: object) ->
     flag = isinstance(parameter, click.Option) and parameter.is_flag
     if flag or isinstance(value, bool):
         if not (flag and isinstance(value, bool)):
-            raise _invalid(path, f"{where} takes {'true or false' if flag else _kind(parameter)}, got {value!r}")
+            raise _invalid(path, f"{where} takes {'true or false' if flag else kind_of(parameter)}, got {value!r}")
         return [max(parameter.opts, key=len)] * value
     several = parameter.nargs == -1 or parameter.multiple
     if isinstance(value, list) and not several:
@@ -174,17 +174,20 @@ def _text(path: Path, where: str, parameter: click.Parameter, value: object) -> 
     """Return one value as text, if the option takes it."""
     numeric = isinstance(parameter.type, (click.types.IntParamType, click.types.FloatParamType))
     if isinstance(value, bool) or not isinstance(value, (int, float) if numeric else (str, int, float)):
-        raise _invalid(path, f"{where} takes {_kind(parameter)}, got {value!r}")
+        raise _invalid(path, f"{where} takes {kind_of(parameter)}, got {value!r}")
     if "\0" in str(value):  # which no command line can have, and no path
         raise _invalid(path, f"{where} has a NUL character")
     try:
         parameter.type.convert(str(value), parameter, None)
     except click.BadParameter as err:
         raise _invalid(path, f"{where}: {err.message}") from err
+    except EnsError as err:
+        raise _invalid(path, f"{where}: {err.message}; {err.hint}") from err
     return str(value)
 
 
-def _kind(parameter: click.Parameter) -> str:
+def kind_of(parameter: click.Parameter) -> str:
+    """Return what values of an option are, in words: a whole number, a number, or text."""
     if isinstance(parameter.type, click.types.IntParamType):
         return "a whole number"
     return "a number" if isinstance(parameter.type, click.types.FloatParamType) else "text"

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from ensemble.commands.options import PATH, ROOT, json_option, progress_options, torch_extra
+from ensemble.commands.output_paths import PARQUET
 from ensemble.terminal import TERMINAL, show
 
 _MTCNN_THRESHOLDS = "0.5,0.6,0.6"
@@ -17,7 +18,7 @@ _MTCNN_SECOND = "0.4,0.5,0.5"
 @click.command(short_help="Find the face in each image")
 @click.argument("images", type=PATH)
 @click.option(
-    "-o", "path", type=PATH, default=Path(ROOT, "boxes.parquet"), show_default=True, help="Output file of the boxes."
+    "-o", "path", type=PARQUET, default=Path(ROOT, "boxes.parquet"), show_default=True, help="Output file of the boxes."
 )
 @click.option(
     "--detector",
@@ -71,10 +72,8 @@ def crop(
 
     Example: ens crop eval/images -o eval-boxes.parquet
     """
-    from ensemble.files import require_format
     from ensemble.images.listing import list_images
 
-    require_format({"-o": (path, "Parquet")})
     # before a detector is chosen and loaded, which takes seconds
     listing = list_images(images, listener=TERMINAL)
     from checkpoints.data.detector_choice import choose_detector

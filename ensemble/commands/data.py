@@ -9,17 +9,17 @@ import click
 from checkpoints.data.table_options import TableOptions
 from ensemble.commands.option_groups import grouped_command
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, progress_options, torch_extra
+from ensemble.commands.output_paths import CSV, HTML, PARQUET
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train_input import DataOptions, read_images
-from ensemble.errors import FileError
 from ensemble.terminal import TERMINAL, show
 
 
 @grouped_command(TABLE, collect={"table": TableOptions}, short_help="Check and describe training data")
 @click.argument("train_dir", type=PATH)
-@click.option("-o", "path", type=PATH, default=Path(ROOT, "data.parquet"), show_default=True, help="Output table.")
-@click.option("--html", type=PATH, help="Also write an HTML page with images of every class.")
-@click.option("--truth", "truth_path", type=PATH, help="Also write the classes and groups as a CSV for --truth.")
+@click.option("-o", "path", type=PARQUET, default=Path(ROOT, "data.parquet"), show_default=True, help="Output table.")
+@click.option("--html", type=HTML, help="Also write an HTML page with images of every class.")
+@click.option("--truth", "truth_path", type=CSV, help="Also write the classes and groups as a CSV for --truth.")
 @click.option(
     "--folds",
     "fold_file",
@@ -66,17 +66,14 @@ def data(
         from checkpoints.data.summary import scan_images, summarize, write_rows
         from checkpoints.data.summary_html import write_summary_page
         from checkpoints.data.truth_table import truth_table
-    from ensemble.files import require_different, require_format, require_writable, write_atomic
+    from ensemble.files import require_different, require_writable, write_atomic
     from ensemble.images.face_boxes import read_boxes
 
     if fold_file is not None and truth_path is None:
         raise conflict("--folds is for the column fold of --truth")
     read = {"TRAIN_DIR": train_dir, "--boxes": boxes, "--folds": fold_file}
     require_different({"-o": path, "--html": html, "--truth": truth_path}, read)
-    require_format({"-o": (path, "Parquet"), "--html": (html, "HTML"), "--truth": (truth_path, "CSV")})
     for file in (one for one in (path, html, truth_path) if one is not None):
-        if file.is_dir():
-            raise FileError("E702", f"{file} is a folder", hint="name a file in it", path=file)
         require_writable(file.parent)
     options = DataOptions(fixes, without, int(age_cut))
     found = read_images(train_dir, options, table, class_names, listener=TERMINAL)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.options import PATH, ROOT, json_option, progress_options, torch_extra
+from ensemble.commands.options import ROOT, json_option, progress_options, torch_extra
+from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
 
 @click.command(short_help="Run the whole pipeline on a toy contest")
-@click.option("-o", "folder", type=PATH, default=Path(ROOT, "demo"), show_default=True, help="Output folder.")
+@click.option("-o", "folder", type=FOLDER, default=Path(ROOT, "demo"), show_default=True, help="Output folder.")
 @progress_options
 @json_option
 def demo(folder: Path, as_json: bool) -> None:

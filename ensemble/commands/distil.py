@@ -17,7 +17,7 @@ from ensemble.commands.options import PATH, conflict, json_option, progress_opti
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train import AUGMENTATION, DATA, MODEL, OPTIMIZATION, OUTPUT, RUN, OutputOptions
 from ensemble.commands.train_input import DataOptions, InputOptions, join_processes, read_training
-from ensemble.events import SILENT, Listener
+from ensemble.events import SILENT, Listener, Recorder
 from ensemble.terminal import show
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from checkpoints.training.job import TrainJob
     from checkpoints.training.teacher_labels import Unlabeled
     from checkpoints.training.train_member import TrainedMember
+    from ensemble.blend.recipe import Recipe
     from ensemble.labels import LabelSpace
     from ensemble.learn.student import StudentComparison
     from ensemble.learn.teacher import Teacher
@@ -146,6 +147,8 @@ def distil(
     \b
     Example: ens distil blend.json train --oof runs/a/oof --predictions runs/seen --arch resnet18 --member small
     """
+    heard = Recorder()
+    blend_recipe, predictions, oof = _read_teacher(recipe, teacher, heard)  # before torch is loaded
     processes = join_processes("distil", settings, device)
     distributed, listener = processes.distributed, processes.listener
     with torch_extra("distil"):
@@ -153,20 +156,14 @@ def distil(
         from checkpoints.data.truth_table import training_truth
         from checkpoints.training.distillation import Distillation
         from checkpoints.training.job import TrainJob
-        from checkpoints.training.teacher_labels import folds_of_images, teacher_labels
+        from checkpoints.training.teacher_labels import teacher_labels
         from checkpoints.training.train_member import choose_folds, train_member
-    from ensemble.blend.recipe import read_recipe
-    from ensemble.card import validate_member
+    from checkpoints.data.member_folds import folds_of_images
     from ensemble.learn.teacher import make_teacher
-    from ensemble.predictions.read_members import read_members
 
     distillation = Distillation(teacher.temperature, teacher.teacher_share)
-    validate_member(output.member)
-    blend_recipe = read_recipe(recipe)
-    predictions = (
-        read_members(teacher.predictions, blend_recipe.labels, listener=listener) if teacher.predictions else []
-    )
-    oof = read_members(teacher.oof, blend_recipe.labels, listener=listener) if teacher.oof else predictions
+    for notice in heard.notices:
+        listener.notice(notice)
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset = training.dataset
     unlabeled = _read_unlabeled(teacher, blend_recipe.labels, listener)  # before the recipe is learned again per fold
@@ -216,9 +213,29 @@ def _compare(teacher: Teacher, trained: TrainedMember, group: str, *, optimistic
     return compare_student(teacher, student, optimistic=optimistic)
 
 
+def _read_teacher(
+    path: Path, teacher: TeacherOptions, listener: Listener
+) -> tuple[Recipe, list[Predictions], list[Predictions]]:
+    """Return the recipe, ``--predictions`` and ``--oof``, whose folds are all there.
+
+    Raises:
+        EnsError: as `read_recipe`, `read_members` and `fold_of_images`.
+    """
+    from checkpoints.data.member_folds import fold_of_images
+    from ensemble.blend.recipe import read_recipe
+    from ensemble.predictions.read_members import read_members
+
+    recipe = read_recipe(path)
+    predictions = read_members(teacher.predictions, recipe.labels, listener=listener) if teacher.predictions else []
+    oof = read_members(teacher.oof, recipe.labels, listener=listener) if teacher.oof else predictions
+    if teacher.folds is None:
+        fold_of_images(oof)
+    return recipe, predictions, oof
+
+
 def _find_folds(teacher: TeacherOptions, oof: list[Predictions], rows: tuple[Row, ...]) -> Folds:
     from checkpoints.data.folds import read_folds
-    from checkpoints.training.teacher_labels import folds_of_members, require_same_folds
+    from checkpoints.data.member_folds import folds_of_members, require_same_folds
 
     folds = folds_of_members(oof, rows) if teacher.folds is None else read_folds(teacher.folds, rows)
     if teacher.oof:  # --predictions are of images beside those that were held out

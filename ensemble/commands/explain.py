@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, conflict, given_options, json_option, progress_options
+from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Draw class-activation maps")
 @click.argument("model", type=PATH)
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("-o", "folder", type=PATH, required=True, help="Output folder for the images.")
+@click.option("-o", "folder", type=FOLDER, required=True, help="Output folder for the images.")
 @click.option("--class", "target", help="Class to explain, by name or index.  [default: each image's predicted class]")
 @click.option(
     "--boxes",

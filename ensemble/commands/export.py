@@ -17,6 +17,7 @@ from ensemble.commands.options import (
     progress_options,
     torch_extra,
 )
+from ensemble.commands.output_paths import FOLDER, MEMBER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Convert checkpoints to verified ONNX files")
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
 @click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
+    "-o", "folder", type=FOLDER, default=Path(ROOT, "models"), show_default=True, help="Output folder for the models."
 )
 @click.option("--arch", help="timm architecture.  [default: inferred from the weights if possible]")
 @click.option(
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
 @click.option("--crop-pct", type=float, help="Fraction of the resized image to keep, around its center.")
 @click.option("--mean", help="Normalization mean: one value per channel, in 0..1 or 0..255.")
 @click.option("--std", help="Normalization standard deviation: one value per channel, in the range of --mean.")
-@click.option("--member", help="Name of the member.  [default: the file name]")
+@click.option("--member", type=MEMBER, help="Name of the member.  [default: the file name]")
 @click.option("--fold", type=click.IntRange(min=0), help="Fold that the checkpoint was not trained on.")
 @click.option(
     "--precision",

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from ensemble.commands.options import PATH, json_option, progress_options
+from ensemble.commands.output_paths import ONNX
 from ensemble.terminal import TERMINAL, show
 
 
 @click.command(short_help="Make one ONNX file of a recipe and its models")
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
 @click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; repeatable.")
-@click.option("-o", "output", type=PATH, required=True, help="The ONNX file to write.")
+@click.option("-o", "output", type=ONNX, required=True, help="The ONNX file to write.")
 @click.option("--check-images", type=PATH, help="Compare on 16 images of this folder instead of drawn pictures.")
 @click.option("--boxes", type=PATH, help="Face boxes of --check-images, for models trained on face crops.")
 @click.option("--members", is_flag=True, help="Give each member's probabilities, too.")
@@ -42,14 +43,13 @@ def fuse(
     """
     from ensemble.blend.recipe import read_recipe
     from ensemble.commands.options import conflict, named
-    from ensemble.files import require_different, require_format
+    from ensemble.files import require_different
     from ensemble.fuse.fuse import FuseOptions
     from ensemble.fuse.fuse import fuse as run_fuse
     from ensemble.fuse.verify import CheckImages
     from ensemble.images.face_boxes import read_boxes
     from ensemble.runtime.model_file import find_models
 
-    require_format({"-o": (output, "ONNX")})
     require_different({"-o": output}, {"RECIPE": recipe_path} | named("--models", find_models(models)))
     if boxes is not None and check_images is None:
         raise conflict("--boxes are those of --check-images")

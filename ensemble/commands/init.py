@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.config_file import CONFIG, name_of
+from ensemble.commands.config_file import CONFIG, kind_of, name_of
 from ensemble.commands.option_groups import GroupedCommand
-from ensemble.commands.options import PATH, json_option
+from ensemble.commands.options import json_option
+from ensemble.commands.output_paths import TOML
 from ensemble.errors import FileError
 from ensemble.terminal import show
 
@@ -23,18 +24,18 @@ _HEAD = """\
 
 @click.command(short_help="Write a file of options")
 @click.argument("names", metavar="COMMANDS", nargs=-1)
-@click.option("-o", "path", type=PATH, default=Path(CONFIG), show_default=True, help="The file to write.")
+@click.option("-o", "path", type=TOML, default=Path(CONFIG), show_default=True, help="The file to write.")
 @json_option
 def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
-    """Write ens.toml, with every option of the commands (by default of all) as a comment, and its default.
+    """Write ens.toml, with every option of the commands (by default of all) as a comment, and its default if
+    it has one.
 
     Commands that run in its folder read it, so that a night's run is a file that can be kept.
 
     Example: ens init predict blend
     """
-    from ensemble.files import require_format, write_atomic
+    from ensemble.files import write_atomic
 
-    require_format({"-o": (path, "TOML")})
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group), "ens is a group of commands"
     for name in names:
@@ -50,13 +51,16 @@ def init(names: tuple[str, ...], path: Path, as_json: bool) -> None:
 
 
 def render_table(name: str, command: click.Command) -> str:
-    """Return the table of a command: its options as comments, with their help and default, grouped as in the help."""
+    """Return the table of a command: its options as comments, with their help and default, grouped as in the help.
+
+    An option without a default has no value: one that is written there would be taken.
+    """
     lines = [f"[{name}]", f"# {command.short_help}"]
     for heading, parameters in _groups(command):
         lines += ["", f"# --- {heading} ---"] if heading else []
         for parameter in parameters:
             lines += ["", *(f"# {line}" for line in textwrap.wrap(_help_of(parameter), _WIDTH))]
-            lines.append(f"#{name_of(parameter)} = {_example(parameter)}")
+            lines.append(f"#{name_of(parameter)} ={_value(parameter)}")
     return "\n".join(lines) + "\n"
 
 
@@ -86,23 +90,17 @@ def _has_default(parameter: click.Parameter) -> bool:
     return isinstance(parameter.default, (bool, int, float, str, Path)) and parameter.default != ""
 
 
-def _example(parameter: click.Parameter) -> str:
-    """Return the default as TOML, or else a value of the right kind."""
+def _value(parameter: click.Parameter) -> str:
+    """Return the default as TOML behind the equals sign; where there is none, no value but a comment of its kind."""
     default = parameter.default
     if isinstance(parameter, click.Option) and parameter.is_flag:
-        return "true" if default is True else "false"
+        return " true" if default is True else " false"
     if _has_default(parameter):
-        number = isinstance(default, (int, float))
-        return str(default) if number else _quoted(str(default))
-    kind = parameter.type
-    if isinstance(kind, click.types.IntParamType):
-        text = str(max(getattr(kind, "min", None) or 0, 1))
-    elif isinstance(kind, click.types.FloatParamType):
-        text = "0.5"
-    else:
-        other = "..." if isinstance(kind, click.Path) else ""  # an empty path is refused
-        text = _quoted(str(kind.choices[0]) if isinstance(kind, click.Choice) else other)
-    return f"[{text}]" if parameter.nargs == -1 or parameter.multiple else text
+        return f" {default}" if isinstance(default, (int, float)) else f" {_quoted(str(default))}"
+    if parameter.nargs == -1 or parameter.multiple:
+        return '  # a list: ["...", "..."]'
+    kind = kind_of(parameter)
+    return f"  # {kind}" if kind != "text" else "  # text in quotes"
 
 
 def _quoted(text: str) -> str:

@@ -17,27 +17,30 @@ from ensemble.errors import OptionError
 from ensemble.terminal import TERMINAL
 
 
-class _FilePath(click.Path):
+class FilePath(click.Path):
     """A path; an empty one, as an unset variable of the shell leaves, would be the working folder."""
 
+    is_written = False
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
         if isinstance(value, str) and (not value or "\0" in value):
             self.fail("a path is empty" if not value else "a path has a null character", param, ctx)
         if value == "-":  # elsewhere the standard streams; a file of this name is ./-
-            is_written = param is not None and (param.name == "truth_path" or not _WRITTEN.isdisjoint(param.opts))
             instead = "what is to be written; nothing of it goes to the standard output"
-            advice = instead if is_written else "one; /dev/stdin is what another program prints"
+            advice = instead if self.is_written else "one; /dev/stdin is what another program prints"
             self.fail(f"- is no file: name {advice}", param, ctx)
         return super().convert(value, param, ctx)
 
 
-class _Text(click.types.StringParamType):
+class Text(click.types.StringParamType):
     """A text of one line: line breaks and control characters would end up in pages, cards, tables and messages.
 
     The name of a column is the file's: an Excel header may have line breaks.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text."""
         text = super().convert(value, param, ctx)
         found = _UNPRINTED.search(text)
         options = set() if param is None else set(param.opts)
@@ -49,10 +52,9 @@ class _Text(click.types.StringParamType):
         return text
 
 
-_WRITTEN = {"-o", "--html", "--save", "--work"}
 _COLUMNS = {"--id-column", "--label-column", "--group-column", "--fold-column", "--smooth-group", "--smooth-order"}
-PATH = _FilePath(path_type=Path)
-TEXT = _Text()
+PATH = FilePath(path_type=Path)
+TEXT = Text()
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 ROOT = "runs"
 # the values of `ensemble.card`, which the help needs without importing it

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, conflict, json_option, progress_options
+from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Write a web page that runs the ensemble")
 @click.argument("source", metavar="RECIPE", type=PATH)
 @click.option("--models", type=PATH, multiple=True, help="Models of the recipe or folders of them; repeatable.")
-@click.option("-o", "folder", type=PATH, help="Folder to write the page to.")
+@click.option("-o", "folder", type=FOLDER, help="Folder to write the page to.")
 @click.option("--title", help="Heading of the page.  [default: Classify a photograph]")
 @click.option("--license", "license_name", help="License of the models, which the page names: CC-BY-4.0.")
 @click.option("--check-images", type=PATH, help="Compare with ens submit on 16 images of this folder, not drawn ones.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, given_options, json_option, progress_options, run_options
+from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     help="More views: hflip, vflip, rot90, shift:<px>, scale:<factor>, crop5; hflip:left=right exchanges labels.",
 )
 @click.option(
-    "-o", "folder", type=PATH, default=Path(ROOT, "preds"), show_default=True, help="The folder of the predictions."
+    "-o", "folder", type=FOLDER, default=Path(ROOT, "preds"), show_default=True, help="The folder of the predictions."
 )
 @run_options
 @click.option(

@@ -21,6 +21,7 @@ from ensemble.commands.options import (
     json_option,
     progress_options,
 )
+from ensemble.commands.output_paths import FOLDER, MEMBER
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train_input import FACE_OPTIONS, FIX_OPTIONS, DataOptions, read_images
 from ensemble.terminal import TERMINAL, show
@@ -167,8 +168,8 @@ _LEARN = OptionGroup(
 _OUTPUT = OptionGroup(
     "Output",
     (
-        _output("member", "Name of the member: its folder, and the group of its folds."),
-        _output("folder", "Parent folder of the members.", flag="-o", type=PATH),
+        _output("member", "Name of the member: its folder, and the group of its folds.", type=MEMBER),
+        _output("folder", "Parent folder of the members.", flag="-o", type=FOLDER),
         _output("fresh", "Replace an earlier probe of the same name."),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
     ),
@@ -210,10 +211,8 @@ def probe(
     """
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
-    from ensemble.card import validate_member
     from ensemble.images.face_boxes import Boxes, read_faces
 
-    validate_member(output_.member)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     _require_networks(network)
     # before networks are opened and joined

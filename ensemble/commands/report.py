@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, conflict, json_option, named, progress_options, report_extra
+from ensemble.commands.output_paths import HTML
 from ensemble.commands.sheet_options import table_options
 from ensemble.terminal import TERMINAL, show
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     help="Models or folders of them, exported with --features: draws where the members that disagree see their class; "
     "repeatable.",
 )
-@click.option("-o", "output", type=PATH, required=True, help="HTML file to write.")
+@click.option("-o", "output", type=HTML, required=True, help="HTML file to write.")
 @progress_options
 @json_option
 def report(
@@ -68,13 +69,12 @@ def report(
     from ensemble.analysis.label_report import label_report_of, summary_of_labels
     from ensemble.analysis.report import report_of, summary_of
     from ensemble.analysis.report_inputs import ReportFiles, gather_inputs
-    from ensemble.files import require_different, require_format, write_atomic
+    from ensemble.files import require_different, write_atomic
     from ensemble.labels import parse_labels
     from ensemble.predictions.truth import TruthOptions
 
     read = {"--recipe": recipe, "--truth": truth} | named("PREDICTIONS", predictions) | named("--oof", oof)
     require_different({"-o": output}, read)
-    require_format({"-o": (output, "HTML")})
     words = ["ens", "report", *map(str, predictions)]
     given = {"--recipe": recipe, "--truth": truth, "--id-column": id_column, "--label-column": label_column}
     given |= {

@@ -63,7 +63,8 @@ def _add_options(command: Callable[..., None], names: Sequence[str]) -> Callable
     ) -> None:
         from ensemble.submission.sheet_options import SheetOptions
 
-        sheet = SheetOptions(answer_kind, id_column, label_column, positive, separator, digits)
+        only_read = "digits" not in names
+        sheet = SheetOptions(answer_kind, id_column, label_column, positive, separator, digits, names_classes=only_read)
         sheet.kind  # noqa: B018 - an unknown kind is an error before any work
         command(sheet=sheet, **parameters)
 

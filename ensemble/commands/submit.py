@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands.options import PATH, ROOT, conflict, json_option, missing_option, progress_options, run_options
+from ensemble.commands.output_paths import CSV, FOLDER
 from ensemble.commands.recipe_options import smooth_table_option
 from ensemble.commands.sheet_options import oof_table_options, rows_options, sheet_options
 from ensemble.terminal import TERMINAL, show
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("recipe_path", metavar="RECIPE", type=PATH)
 @click.option("--images", type=PATH, required=True, help="The folder of the images.")
 @click.option("--models", type=PATH, required=True, multiple=True, help="Models or folders of them; repeatable.")
-@click.option("-o", "output", type=PATH, required=True, help="The submission to write.")
+@click.option("-o", "output", type=CSV, required=True, help="The submission to write.")
 @click.option("--like", type=PATH, help="The sample submission: its header, order and spelling of the ids.")
 @click.option(
     "--early-exit", help="Stop early: exact, a share of predictions to keep (0.999), or a metric loss (macro-f1:0.003)."
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--budget", help="Time budget, such as 90m, 2h or 5400s. Members that exceed it are left out, and named.")
 @click.option("--boxes", type=PATH, help="Face boxes written by ens crop, for models trained on face crops.")
 @click.option(
-    "--work", type=PATH, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
+    "--work", type=FOLDER, default=Path(ROOT, "submit"), show_default=True, help="Folder of intermediate results."
 )
 @smooth_table_option
 @rows_options
@@ -81,7 +82,7 @@ def submit(
     """
     from ensemble.blend.recipe import read_recipe
     from ensemble.blend.row_table import with_row_table
-    from ensemble.files import require_different, require_format
+    from ensemble.files import require_different
     from ensemble.images.face_boxes import read_boxes
     from ensemble.predictions.read_members import read_members
     from ensemble.submission.recognize import read_sheet
@@ -94,7 +95,6 @@ def submit(
     require_different(
         {"-o": output} | own, {"RECIPE": recipe_path, "--like": like, "--truth": truth, "--smooth-table": smooth_table}
     )
-    require_format({"-o": (output, "CSV")})
     goal = parse_early_exit(early_exit, oof, truth)
     seconds = None if budget is None else parse_budget(budget)
     recipe = read_recipe(recipe_path)

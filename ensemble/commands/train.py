@@ -24,6 +24,7 @@ from ensemble.commands.options import (
     progress_options,
     torch_extra,
 )
+from ensemble.commands.output_paths import FOLDER, MEMBER
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train_input import (
     FACE_OPTIONS,
@@ -207,8 +208,10 @@ _PSEUDO_LABELS = OptionGroup(
 OUTPUT = OptionGroup(
     "Output",
     (
-        field_option(OutputOptions, "member", "Name of the member: its folder, and the group of its folds."),
-        field_option(OutputOptions, "folder", "Parent folder of the members.", flag="-o", type=PATH),
+        field_option(
+            OutputOptions, "member", "Name of the member: its folder, and the group of its folds.", type=MEMBER
+        ),
+        field_option(OutputOptions, "folder", "Parent folder of the members.", flag="-o", type=FOLDER),
         field_option(OutputOptions, "log", "Logger besides the CSV file.", type=click.Choice(["wandb", "tensorboard"])),
         field_option(OutputOptions, "fresh", "Replace an earlier training instead of resuming it."),
     ),
@@ -272,9 +275,7 @@ def train(
         from checkpoints.training.job import TrainJob
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
-    from ensemble.card import validate_member
 
-    validate_member(output.member)
     _require_paths(pseudo)
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset, boxes = training.dataset, training.boxes

@@ -76,7 +76,7 @@ def read_sheet(
         raise DataError("E322", f"{path.name}: a sample submission has ids and answers, got {got}", path=path)
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
-    notices = SheetNotices(path, listener, is_sample)
+    notices = SheetNotices(path, listener, is_sample, options.names_classes)
     reader = _Reader(table, composed_as(table, labels), options, independent, notices)
     sheet = reader.read(kind)
     if not _is_utf8(data):

@@ -17,6 +17,7 @@ class SheetNotices:
     path: Path
     listener: Listener
     is_sample: bool
+    names_classes: bool = False
 
     def say(self, seen: str, *, written: str = "", read: str = "") -> None:
         """Say what was seen (I543), and what is therefore ``written``, or how the submission is ``read``."""
@@ -24,13 +25,20 @@ class SheetNotices:
         self.listener.notice(Notice("I543", f"{self.path.name}: {seen}" + (f": {done}" if done else ""), self.path))
 
     def unclear(self, seen: str, possible: Sequence[str], classes: Sequence[str]) -> PredictionError:
-        """Return the error E540: the answers can be any of the ``possible`` kinds."""
+        """Return the error E540: the answers can be any of the ``possible`` kinds.
+
+        Where ``--labels`` names the classes, it is the first thing to look at: they may have been guessed.
+        """
         options = ", ".join(f"--answers {kind}" for kind in possible)
         are = "are written" if self.is_sample else "are to be read"
+        some = enumerate_some(list(classes))
+        hint = f"state it: {options}; the classes are {some}"
+        if self.names_classes:
+            hint = f"name the classes with --labels unless they are {some}; else state it: {options}"
         return PredictionError(
             "E540",
             f"{self.path.name}: it cannot be told how answers {are}: {seen}",
-            hint=f"state it: {options}; the classes are {enumerate_some(list(classes))} (--labels)",
+            hint=hint,
             path=self.path,
         )
 

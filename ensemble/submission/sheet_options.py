@@ -20,7 +20,8 @@ class SheetOptions:
     ``answers`` is a kind, ``decisions``, or ``ranking:<k>``; ``positive`` the class of a single probability;
     ``separator`` what is between the names in a cell; ``digits`` the decimals of probabilities. ``scored`` says that
     ``positive`` may also be about a metric, whatever the kind of answers. ``recorded`` is the positive class that a
-    recipe was made for, where neither ``positive`` nor the column's name tells it.
+    recipe was made for, where neither ``positive`` nor the column's name tells it. ``names_classes`` says that the
+    command has the option ``--labels``, and its classes may be a guess.
     """
 
     answers: str | None = None
@@ -31,6 +32,7 @@ class SheetOptions:
     digits: int | None = None
     scored: bool = False
     recorded: str | None = None
+    names_classes: bool = False
 
     @property
     def kind(self) -> AnswerKind | None:

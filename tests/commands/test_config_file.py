@@ -251,16 +251,41 @@ def test_init_writes_a_file_that_changes_nothing(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", sorted(set(ens.commands) - {"init"}))
-def test_every_line_of_init_can_be_uncommented(name: str) -> None:
-    """Each option is there once, in its help's group, with a value of the right kind."""
+def test_init_writes_each_option_with_its_default_or_no_value(name: str) -> None:
+    """Each option is there once, in its help's group; a value is the default, and else its kind is a comment."""
     command = ens.commands[name]
     text = render_table(name, command)
-    values = tomllib.loads(re.sub(r"^#(?=\S+ = )", "", text, flags=re.MULTILINE))[name]
-    assert sorted(values) == sorted(settable(command))
-    uncommented = "\n".join(line[1:] if re.match(r"#\S+ = ", line) else line for line in text.splitlines())
-    merged(uncommented, name=name)
+    given = dict(re.findall(r"^#(\S+) =( \S.*|  # .*)$", text, flags=re.MULTILINE))
+    parameters, context = settable(command), click.Context(command)
+    assert sorted(given) == sorted(parameters)
+    values = tomllib.loads("\n".join(f"{key} ={value}" for key, value in given.items() if not value.startswith("  #")))
+    for key, value in values.items():
+        default = parameters[key].default
+        default = str(default) if isinstance(default, Path) else default
+        assert value == default or (value is False and parameters[key].get_default(context) in {None, False}), key
+    kinds = {"  # a whole number", "  # a number", "  # text in quotes", '  # a list: ["...", "..."]'}
+    assert {value for value in given.values() if value.startswith("  #")} <= kinds
     for heading in re.findall(r"# --- (.*) ---", text):
         assert heading == "Other options" or heading in {group.heading for group in getattr(command, "groups", ())}
+
+
+@pytest.mark.parametrize("name", sorted(set(ens.commands) - {"init"}))
+def test_every_line_of_init_can_be_uncommented(name: str) -> None:
+    """With a value of the kind that its comment says, each option is read; without one the file is refused."""
+    command = ens.commands[name]
+    text = re.sub(r"^#(?=\S+ =)", "", render_table(name, command), flags=re.MULTILINE)
+    if re.search(r"=  # ", text):
+        with pytest.raises(FileError, match="it is not TOML: Invalid value"):
+            merged(text, name=name)
+    parameters = settable(command)
+
+    def filled(line: re.Match[str]) -> str:
+        kind = parameters[line[1]].type
+        number = max(getattr(kind, "min", None) or 1, 1) if "number" in line[2] else None
+        value = f'"{kind.choices[0] if isinstance(kind, click.Choice) else "x"}"' if number is None else str(number)
+        return f"{line[1]} = {f'[{value}]' if 'list' in line[2] else value}"
+
+    merged(re.sub(r"^(\S+) =  # (.*)$", filled, text, flags=re.MULTILINE), name=name)
 
 
 def test_names_are_those_of_the_command_line() -> None:
@@ -271,3 +296,25 @@ def test_names_are_those_of_the_command_line() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert {f"--{name_of(parameter)}", f"-{name_of(parameter)}"} & set(parameter.opts)
+
+
+def test_json_in_a_file_makes_errors_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """As --json does: of a command, of its options, and of the table itself; --no-json overrides it."""
+    Path("ens.toml").write_text("[check]\njson = true\n")
+    assert run(["check", "none.csv"]) == 7
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E707"
+    assert run(["check", "--no-such"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E200"
+    assert run(["check", "none.csv", "--no-json"]) == 7
+    assert capsys.readouterr().out == ""
+    assert run(["predict", "none.onnx", "--images", "x"]) == 3
+    assert capsys.readouterr().out == ""
+    Path("ens.toml").write_text("[check]\njson = true\nlike = 1.5\nno-such = 2\n")
+    assert run(["check", "none.csv"]) == 7
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E761"
+
+
+def test_a_name_of_an_output_is_checked_in_a_file_too() -> None:
+    """-o of a file of options is named as on the command line, and the error says what to name it."""
+    with pytest.raises(FileError, match=r"\[predict\] o: -o makes a folder, but a.csv is named as CSV; name it a"):
+        merged("[predict]\no = 'a.csv'\n")

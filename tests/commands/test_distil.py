@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,23 @@ def run(root: Path, *words: object) -> Result:
     common = ("--arch", "test_resnet", "--size", 32, "--epochs", 1, "--augment", "none", "--device", "cpu")
     given = ("distil", root / "blend.json", root / "train", *common, "-o", root / "runs", "--member", "s", *words)
     return CliRunner().invoke(ens, [str(word) for word in given])
+
+
+_IN_A_NEW_PROCESS = """
+import sys
+from ensemble.__main__ import run
+print(run(sys.argv[1:]), *({"torch", "sklearn"} & sys.modules.keys()))
+"""
+
+
+def test_a_missing_fold_is_found_before_torch_is_loaded(contest: Path) -> None:
+    """The out-of-fold predictions of one fold of two are E392 at once."""
+    words = ("distil", contest / "blend.json", contest / "train", "--oof", contest / "oof" / "a_f0", "--member", "s")
+    given = [sys.executable, "-c", _IN_A_NEW_PROCESS, *map(str, words), "--arch", "test_resnet"]
+    done = subprocess.run(given, capture_output=True, text=True)
+    assert "E392" in done.stderr
+    assert "has the folds 0, and a student needs all of them" in done.stderr
+    assert done.stdout.split() == ["3"]
 
 
 def test_a_blend_becomes_one_network_per_fold(contest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from checkpoints.loading.timm_tables import default_config, digest_of, row_of, t
 from ensemble.errors import EnsError, OptionError
 from ensemble.events import Recorder
 from tests.harness.timm_tables import sort_twins
-from tests.support.weights import TINY, State, codes, make_model, refused, save, tiny_state
+from tests.support.weights import TINY, State, codes, make_model, refused, save
 
 pytestmark = pytest.mark.slow
 
@@ -101,10 +101,20 @@ def test_a_false_claim_is_refused(tmp_path: Path, lite0_state: State) -> None:
 
 
 def test_weights_of_no_known_network_need_a_name(tmp_path: Path) -> None:
-    """Weights outside the known families get E415 without --arch, and open with it."""
-    path = save(tmp_path / "a.pth", tiny_state())
+    """Weights of other widths than any of timm's get E415 without --arch, and open with it and its option."""
+    user = timm.create_model(TINY, pretrained=False, num_classes=3, stem_width=24)
+    path = save(tmp_path / "a.pth", user.state_dict())
     assert refused(path).code == "E415"
-    assert open_checkpoint(path, arch=TINY).arch == TINY
+    assert open_checkpoint(path, arch=TINY, arch_options={"stem_width": 24}).arch == TINY
+
+
+def test_timms_miniatures_are_told_by_their_weights(tmp_path: Path) -> None:
+    """A network named test_ is found without --arch like any other, where names and shapes are those of one alone."""
+    for arch in ("test_resnet", "test_convnext"):
+        assert open_checkpoint(save(tmp_path / f"{arch}.pth", make_model(arch).state_dict())).arch == arch
+    path = save(tmp_path / "twin.pth", make_model("test_efficientnet_gn").state_dict())
+    assert refused(path).code == "E416"
+    assert open_checkpoint(path, arch="test_efficientnet_gn").arch == "test_efficientnet_gn"
 
 
 def test_a_network_without_its_classifier_is_named(tmp_path: Path, resnet18: Path) -> None:

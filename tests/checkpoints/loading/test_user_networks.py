@@ -12,7 +12,7 @@ from checkpoints.loading.open_options import OpenOptions
 from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkpoint
 from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError
-from ensemble.events import SILENT
+from ensemble.events import SILENT, Recorder
 from tests.support.user_containers import CONTAINERS, PROGRAMS, contents
 from tests.support.user_networks import Case, all_cases
 from tests.support.weights import TINY, save
@@ -93,13 +93,16 @@ def test_every_container_gives_the_users_logits(tmp_path: Path, container: str) 
 
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if "config.json" in name])
 def test_a_config_beside_the_weights_names_the_architecture(tmp_path: Path, container: str) -> None:
-    """The architecture in config.json, which these weights alone do not tell, opens the folder and its file."""
+    """The architecture in config.json opens the folder and its file, and is what is said to be its source."""
     _, state, _, _ = CONTENTS[0]
     for path in CONTAINERS[container](tmp_path, state):
-        assert open_checkpoint(path).arch == TINY
+        heard = Recorder()
+        assert open_checkpoint(path, listener=heard).arch == TINY
+        assert any("config.json" in notice.message for notice in heard.notices)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(EnsError, match="E415"):
-        open_checkpoint(tmp_path)
+    heard = Recorder()
+    open_checkpoint(tmp_path, listener=heard)
+    assert not any("config.json" in notice.message for notice in heard.notices)
 
 
 # torch's warnings that its older writers are deprecated

@@ -12,19 +12,14 @@ from PIL import Image
 from checkpoints.data.dataset import Dataset
 from checkpoints.data.folds import Folds
 from checkpoints.data.mask_contest import NO_CLASS, Row
+from checkpoints.data.member_folds import folds_of_images, folds_of_members, require_same_folds
 from checkpoints.data.truth_table import training_truth
 from checkpoints.training.distillation import Distillation
 from checkpoints.training.distributed import SINGLE_PROCESS
 from checkpoints.training.job import TrainJob
 from checkpoints.training.preflight import check_job
 from checkpoints.training.settings import TrainSettings
-from checkpoints.training.teacher_labels import (
-    Unlabeled,
-    folds_of_images,
-    folds_of_members,
-    require_same_folds,
-    teacher_labels,
-)
+from checkpoints.training.teacher_labels import Unlabeled, teacher_labels
 from ensemble.arrays import Floats
 from ensemble.blend.recipe import make_recipe
 from ensemble.error_codes import CODES
