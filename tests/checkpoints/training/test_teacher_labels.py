@@ -150,7 +150,8 @@ def test_the_folds_are_those_of_the_members_and_must_be_the_same_for_all() -> No
     for wrong, rows, message in (
         (nameless, ROWS, "says its fold"),
         (members + swapped, ROWS, "m and n have other folds"),
-        (members[:1], ROWS, "no fold for 120 images"),
+        (members[:1], ROWS, "m has the folds 0"),
+        (members, (*ROWS, replace(ROWS[0], id="new.png")), r"no fold for 1 images: new\.png"),
         (members, together, "one is in more than one fold of m"),
         (members[:1], first, "m has the folds 0"),
     ):
