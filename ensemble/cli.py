@@ -61,12 +61,11 @@ class _Sections(click.Group):
         if config is None:
             return name, command, switch_off(command, rest)[0]
         table = read_config(config, self.commands).get(name, {})
-        TERMINAL.as_json |= (
-            table.get("json") is True and "--no-json" not in rest
-        )  # what is wrong in it is an error, too
+        is_off = "json" in switch_off(command, rest)[1]
+        # from here on, as what is wrong in the table is an error like others
+        TERMINAL.as_json |= table.get("json") is True and not is_off
         words = with_config(config, command, name, table, rest)
-        if "--no-json" in rest:
-            TERMINAL.as_json = "--json" in words
+        TERMINAL.as_json &= not is_off
         return name, command, words
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,4 +1,4 @@
-"""What a command writes: files of a format, folders, members. Their names are checked before anything is imported."""
+"""Types of options that name an output: a file of a format, a folder, a member. They are checked before any import."""
 
 from __future__ import annotations
 
