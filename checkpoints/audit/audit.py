@@ -214,7 +214,7 @@ def _judge_labels(
     else:
         members = gather_folds(join_folds(predictions, listener=listener), truth, listener=listener)
         names = tuple(member.member for member in members)
-        probabilities = [_mean_probability(member) for member in members]
+        probabilities = [mean_probability(member) for member in members]
     groups = truth.persons or ()
     if truth.applies is not None:
         return names, find_several_label_errors(probabilities, truth.applies, data.labels, groups, join=settings.join)
@@ -227,7 +227,8 @@ def _label_finding(row: Row, error: LabelError, sure: float) -> Finding:
     return Finding("label", error.score, row.id, row.person, *values, why=why, sure=error.score >= sure)
 
 
-def _mean_probability(member: Predictions) -> Floats:
+def mean_probability(member: Predictions) -> Floats:
+    """Return the probabilities ``(N, C)`` by which a model judges the labels: the mean of its views."""
     turn = expit if member.independent else lambda logits: softmax(logits, axis=1)
     return np.asarray(np.mean([turn(logits.astype(np.float64)) for logits in member.logits.values()], axis=0))
 

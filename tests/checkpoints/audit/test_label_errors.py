@@ -205,7 +205,7 @@ def asymmetric(seed: int) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("case", [partial(planted, clarity=2.0), partial(planted, clarity=2.0, share=0.2), asymmetric])
 def test_the_ranking_is_no_worse_than_cleanlabs(case: Callable[[int], tuple[Any, Any, Any]]) -> None:
     """The best of cleanlab's scores finds no more of the planted errors, be they few, many or one-sided."""
-    from cleanlab.rank import get_label_quality_scores  # type: ignore[import-not-found]
+    from cleanlab.rank import get_label_quality_scores
 
     ours, theirs = [], []
     for seed in range(10, 16):
