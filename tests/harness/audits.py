@@ -167,9 +167,7 @@ def print_rankings(judged: Judged, found: Mapping[str, Ranked]) -> None:
         click.echo(f"\n{column}: {OURS} {scores_of[OURS]:.3f} ({_interval(ours)})")
         click.echo(f"minus {rival}: {scores_of[OURS] - scores_of[rival]:+.3f} ({_interval(ours - theirs)})")
         sure = one.doubts[OURS] >= DEFAULT.sure
-        click.echo(
-            f"{sure.sum():,} labels with a score of {DEFAULT.sure}, {(sure & judged.wrong).sum():,} of them wrong"
-        )
+        click.echo(f"{sure.sum():,} labels of {DEFAULT.sure} or more, {(sure & judged.wrong).sum():,} of them wrong")
         for axis in one.ours.axes:
             click.echo(_tell_axis(judged, one.ours, axis.axis, axis.noise))
 
