@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.errors import EnsError, ModelError, OptionError, cut_text
 from ensemble.labels import LabelSpace
 from ensemble.ordinal import ordered_positions
 from ensemble.text.json_text import parse_json, require_names
@@ -236,10 +236,10 @@ class ModelCard:
             and all(isinstance(count, int) and 0 <= count <= _MOST_IMAGES for count in counts)
         ):
             raise OptionError(
-                "E204", f"class_counts must be {len(self.labels)} numbers of images, got {str(counts)[:80]}"
+                "E204", f"class_counts must be {len(self.labels)} numbers of images, got {cut_text(str(counts), 80)}"
             )
         if self.fold is not None and not 0 <= self.fold < _MOST_FOLDS:
-            raise OptionError("E204", f"fold must be a number from 0, got {str(self.fold)[:40]}")
+            raise OptionError("E204", f"fold must be a number from 0, got {cut_text(str(self.fold), 40)}")
         if self.activation == "sigmoid" and (self.head == "axes" or len(self.labels.axes) > 1):
             raise OptionError("E204", "labels that exclude nothing have no axes")
         if self.head == "axes" and len(self.labels.axes) < 2:
@@ -295,7 +295,7 @@ class ModelCard:
             require_names(value, "it", needed=("schema",))
             schema = value["schema"]
         except ValueError as err:
-            raise ModelError("E427", f"the card is not JSON with a schema ({err}): {text[:60]!r}") from err
+            raise ModelError("E427", f"the card is not JSON with a schema ({err}): {cut_text(text, 60)!r}") from err
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise ModelError("E427", f"the card has schema {schema}; this version of ens reads up to {SCHEMA}")
         odd = sorted(name for name in value if type(value[name]) not in _json_types().get(name, ()))

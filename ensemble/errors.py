@@ -190,6 +190,15 @@ def enumerate_some(names: list[str], *, limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
+def cut_text(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters for a message: cut behind a word if it can be, with dots."""
+    if len(text) <= most:
+        return text
+    cut = text[: most - 3]
+    end = cut.rfind(" ")
+    return (cut[:end] if end > most // 2 else cut).rstrip(" ,;:") + "..."
+
+
 def show_spaces(text: str) -> str:
     """Return a text for a message: in quotes if spaces at its ends, or characters that cannot be seen, are in it.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.arrays import Classes
-from ensemble.errors import DataError, PredictionError
+from ensemble.errors import DataError, PredictionError, cut_text
 from ensemble.text.json_text import parse_json, read_utf8
 from ensemble.text.plain_numbers import is_count
 
@@ -134,7 +134,7 @@ class LabelSpace:
             return cls.flat(value)
         axes = value.get("axes") if isinstance(value, dict) else None
         if not isinstance(axes, list) or not all(_is_axis(axis) for axis in axes):
-            raise DataError("E331", f"a label space is a list of names or has axes, got {str(value)[:80]}")
+            raise DataError("E331", f"a label space is a list of names or has axes, got {cut_text(str(value), 80)}")
         return cls(tuple(Axis(axis["name"], tuple(axis["values"])) for axis in axes))
 
 

@@ -43,7 +43,10 @@ PREDICTION_CODES: dict[str, Code] = {
     ),
     "E520": Code("A submission is not valid.", "fix the problems listed above, or write it with ens blend --like"),
     "W521": Code("A submission gives every image the same class.", "ens evaluate scores each member"),
-    "I522": Code("The predictions are not those the recipe was made from.", "nothing to do if the images differ"),
+    "I522": Code(
+        "The predictions of some members are those the recipe was made from, and those of others are not.",
+        "nothing to do if these members were predicted again on purpose",
+    ),
     "W523": Code(
         "The ground truth has no persons: images of one face may be on both sides of a split, so scores are too optimistic.",
         "add a column person to the ground truth",

@@ -15,10 +15,14 @@ EVERY_IN_DETAIL = 10.0  # the same with -v
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage since ``began``, when ``first`` of its ``total`` units were done already; ``lines`` were written."""
+    """A stage since ``began``; since ``counted``, when ``first`` of its ``total`` units were done, they are counted.
+
+    ``lines`` were written.
+    """
 
     name: str
     began: float
+    counted: float
     first: int = 0
     done: int = 0
     total: int = 0
@@ -44,23 +48,37 @@ class ProgressLines(Listener):
         self._write, self._clock, self._with_details = write, clock, with_details
         self._every = EVERY_IN_DETAIL if with_details else EVERY
         self._lock = threading.RLock()
-        self._stage = _Stage(name, clock())
-        self._last = self._stage.began
+        self._last = clock()
+        self._stage = _Stage(name, self._last, self._last)
+        self._unfinished = {name: self._stage}
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Take note of the progress, and end a stage that has written lines with one that says how long it took.
 
-        After its end a stage may begin again, such as the same work for another view.
+        After its end a stage may begin again, such as the same work for another view. A stage with others inside, such
+        as the models of an export, continues behind each of them; one with the name of the command began with it.
         """
         with self._lock:
             had_ended = 0 < self._stage.total <= self._stage.done
             if self._stage.name != stage or not self._stage.total or (had_ended and done < self._stage.done):
-                self._stage, had_ended = _Stage(stage, self._clock(), first=done), False
+                self._stage, had_ended = self._enter(stage, done, total), False
             here = self._stage
             here.done, here.total = done, total
+            if done >= total:
+                self._unfinished.pop(stage, None)
             if done >= total and here.lines and not had_ended:
                 self._tell(f"{stage}: {_count(here)} done in {duration(self._clock() - here.began)}")
             self.tick()
+
+    def _enter(self, name: str, done: int, total: int) -> _Stage:
+        """Return the stage that is entered again, or begins."""
+        now, known = self._clock(), self._unfinished.get(name)
+        if known is None or (known.total and (known.total != total or done < known.done)):
+            known = _Stage(name, now, now, first=done)
+        elif not known.total:
+            known.counted, known.first = now, done
+        self._unfinished[name] = known
+        return known
 
     def detail(self, text: str) -> None:
         """Take note of a text about the stage; without -v, lines show its first part, up to a comma."""
@@ -88,13 +106,13 @@ class ProgressLines(Listener):
         self._write(line)
 
     def _line(self) -> str:
-        here, spent = self._stage, self._clock() - self._stage.began
+        here, spent = self._stage, self._clock() - self._stage.counted
         parts = [f"{_count(here)} done ({here.done / here.total:.0%})"] if here.total else []
         gained = here.done - here.first
         if gained > 0 and spent > 0 and here.done < here.total:
             parts.append(f"about {duration((here.total - here.done) * spent / gained)} left")
         elif here.done < here.total or not here.total:
-            parts.append(f"running for {duration(spent)}")
+            parts.append(f"running for {duration(self._clock() - here.began)}")
         if here.detail:
             parts.append(here.detail if self._with_details else here.detail.partition(", ")[0])
         return f"{here.name}: {', '.join(parts)}"

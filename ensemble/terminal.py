@@ -36,6 +36,7 @@ class Terminal(Listener):
     def __init__(self) -> None:
         self.as_json = False
         self._bar: Any = None
+        self._around: dict[str, Any] = {}  # bars of stages that others interrupt, by the stage's text
         self._level = 0
         self._lines: ProgressLines | None = None
         self._ended = threading.Event()
@@ -67,6 +68,7 @@ class Terminal(Listener):
             return
         if self._bar is not None and self._bar.desc != escape(stage):
             self._bar.close()
+            self._around[self._bar.desc] = self._bar
             self._bar = None
         if self._bar is None:
             from tqdm import tqdm
@@ -74,6 +76,10 @@ class Terminal(Listener):
             self._bar = tqdm(
                 desc=escape(stage), total=total, initial=done, dynamic_ncols=True, smoothing=0.1, bar_format=_BAR
             )
+            before = self._around.pop(escape(stage), None)
+            if before is not None and before.total == total and before.n <= done:
+                # its rate is that of all its units so far, and not of those since the last interruption
+                self._bar.initial, self._bar.start_t = before.initial, before.start_t
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()
@@ -98,7 +104,7 @@ class Terminal(Listener):
     def close(self) -> None:
         """End the progress of the command, finished or not."""
         self._ended.set()
-        self._ended, self._lines, self._level = threading.Event(), None, 0
+        self._ended, self._lines, self._level, self._around = threading.Event(), None, 0, {}
         if self._bar is not None:
             self._bar.close()
             self._bar = None

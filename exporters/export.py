@@ -21,7 +21,7 @@ from checkpoints.loading.channels import network_channels
 from checkpoints.loading.open import Checkpoint, build_model
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import METADATA_KEY, ModelCard, Preprocess
-from ensemble.errors import ModelError, OptionError
+from ensemble.errors import ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.face_crop import prepare_image
@@ -363,7 +363,7 @@ def _strip(message: Message) -> None:
 
 
 def _reason(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+    return cut_text((str(err).strip() or type(err).__name__).splitlines()[0], 300)
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard, Precision
-from ensemble.errors import ModelError
+from ensemble.errors import ModelError, cut_text
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.parity import relative_error
@@ -148,7 +148,9 @@ class ExportedModel:
             onnx.checker.check_model(exported, full_check=True)
             self._runtime = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
         except Exception as err:
-            raise ModelError("E414", f"{card.member}: the exported model is not valid: {str(err)[:300]}") from err
+            raise ModelError(
+                "E414", f"{card.member}: the exported model is not valid: {cut_text(str(err), 300)}"
+            ) from err
         self.outputs = [output.name for output in self._runtime.get_outputs()]
 
     def run(self, batch: Pixels) -> Outputs:
@@ -156,7 +158,7 @@ class ExportedModel:
         try:
             return dict(zip(self.outputs, self._runtime.run(self.outputs, {INPUT: batch}), strict=True))
         except Exception as err:
-            message = f"{self._member} fails on a batch of {len(batch)}: {str(err)[:300]}"
+            message = f"{self._member} fails on a batch of {len(batch)}: {cut_text(str(err), 300)}"
             raise ModelError("E414", message) from err
 
 

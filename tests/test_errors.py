@@ -23,6 +23,7 @@ from ensemble.errors import (
     ModelError,
     OptionError,
     PredictionError,
+    cut_text,
     enumerate_some,
 )
 from ensemble.events import Notice, Recorder
@@ -219,3 +220,16 @@ def test_a_recorder_hears_and_passes_on() -> None:
         first.notice(Notice(code, "odd"))
     assert [notice.code for notice in first.notices] == [notice.code for notice in last.notices] == ["W301", "I304"]
     assert [notice.is_warning for notice in last.notices] == [True, False]
+
+
+def test_a_text_is_cut_behind_a_word() -> None:
+    """A long text ends in dots, behind a whole word; a single word is cut within, and a short text is whole."""
+    said = "ONNX Runtime only guarantees support for models stamped with official released onnx opset versions"
+    for most in range(20, len(said)):
+        cut = cut_text(said, most)
+        assert len(cut) <= most
+        assert cut.endswith("...")
+        assert said.startswith(f"{cut[:-3]} ")
+    assert cut_text(said, len(said)) == said
+    assert cut_text("a" * 90, 40) == "a" * 37 + "..."
+    assert cut_text("first, second and third", 12) == "first..."

@@ -73,6 +73,31 @@ def test_a_stage_that_begins_again_counts_its_own_time() -> None:
     assert lines == [between, "features: 70 of 70 done in 1 min 10 s"] * 2
 
 
+def test_a_stage_with_others_inside_goes_on_behind_them() -> None:
+    """An export of three models, each of which is verified: time and rate of the models are those since the command's
+    begin and the first model, and not since the last verification.
+    """
+    clock, lines = Clock(), list[str]()
+    shown = ProgressLines(lines.append, name="export", clock=clock)
+    clock.now += 30  # torch is loaded
+    shown.tick()
+    for model in range(3):
+        shown.progress("export", model, 3)
+        clock.now += 31
+        shown.tick()
+        shown.progress("verify", 32, 64)
+        clock.now += 20
+        shown.progress("verify", 64, 64)
+    shown.progress("export", 3, 3)
+    assert lines == [
+        "export: running for 30 s",
+        "export: 0 of 3 done (0%), running for 1 min 01 s",
+        "export: 1 of 3 done (33%), about 2 min 44 s left",
+        "export: 2 of 3 done (67%), about 1 min 06 s left",
+        "export: 3 of 3 done in 3 min 03 s",
+    ]
+
+
 @pytest.mark.parametrize(("with_details", "shown"), [(False, "waiting for disk"), (True, "waiting for disk, 9/s")])
 def test_details_are_for_the_verbose(with_details: bool, shown: str) -> None:
     """A line has the first part of the stage's text, with -v all of it and after 10 seconds."""

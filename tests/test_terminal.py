@@ -139,6 +139,24 @@ def test_another_stage_has_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert "export  50% 1/2" in screen.getvalue()
 
 
+def test_a_bar_that_comes_back_goes_on_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the verification of a model, what is left of an export is told by all models so far and their time."""
+    screen, now = Screen(terminal=True), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    shown = Terminal()
+    for model in range(3):
+        shown.progress("export", model, 3)
+        now[0] += 15
+        for done in (16, 64):
+            shown.progress("verify", done, 64)
+            now[0] += 2.5
+    shown.progress("export", 2, 3)
+    shown.close()
+    # the bar has seen two models in 60 seconds
+    assert re.findall(r"export +\d+% (\d)/3, (\S+) left", screen.getvalue())[-1] == ("2", "00:30")
+
+
 HOSTILE = "a\x1b[31mb\rc\x07d\u202ee\u2066f\x9bg\udc80h\u2028i"
 ESCAPED = r"a\x1b[31mb\rc\x07d\u202ee\u2066f\x9bg\udc80h\u2028i"
 

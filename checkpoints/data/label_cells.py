@@ -12,7 +12,7 @@ from checkpoints.data.class_names import ClassNames, find_class_names
 from checkpoints.data.columns import Columns, fractions, truth_of, whole
 from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
 from ensemble.card import Activation
-from ensemble.errors import DataError, enumerate_some
+from ensemble.errors import DataError, cut_text, enumerate_some
 from ensemble.labels import LabelSpace
 from ensemble.text.csv_table import Table
 from ensemble.text.plain_numbers import is_count
@@ -123,7 +123,7 @@ def _items(cell: str, table: Table, line: int) -> tuple[str, ...]:
         return _split(cell[1:-1].replace("'", "").replace('"', ""), "," if "," in cell else " ")
     if not all(isinstance(item, str | int) for item in value):
         raise DataError(
-            "E336", f"{table.path.name}: line {line}: {cell[:60]!r} is not a list of labels", path=table.path
+            "E336", f"{table.path.name}: line {line}: {cut_text(cell, 60)!r} is not a list of labels", path=table.path
         )
     return tuple(str(item) for item in value)
 

@@ -30,7 +30,7 @@ from checkpoints.data.face_search import (
     read_input,
     search_images,
 )
-from ensemble.errors import DataError, ModelError, OptionError
+from ensemble.errors import DataError, ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener
 from ensemble.images.face_boxes import Box, FoundBy
 from ensemble.images.listing import Listing
@@ -276,7 +276,9 @@ def _start(weights: bytes) -> Any:
     try:
         shapes = [one.shape for one in session.run(None, {inputs[0].name: probe})] if free else []
     except Exception as err:
-        raise ModelError("E490", f"the detector does not run on an image of 64x96 px: {str(err)[:200]}") from err
+        raise ModelError(
+            "E490", f"the detector does not run on an image of 64x96 px: {cut_text(str(err), 200)}"
+        ) from err
     anchors = len(_anchors(64, 96))
     if sorted(shapes) != [(1, anchors, 2), (1, anchors, 4), (1, anchors, 10)]:
         raise ModelError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from checkpoints.data.columns import IMAGES, Unit
 from checkpoints.data.mask_contest import Row
 from ensemble.card import Activation
-from ensemble.errors import enumerate_some
+from ensemble.errors import cut_text, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
 
@@ -39,7 +39,7 @@ def _all_alike(rows: Sequence[Row], labels: LabelSpace, activation: Activation) 
         sets = {row.present for row in rows}
         if len(sets) == 1:
             names = [labels.names[label] for label in next(iter(sets)) or ()]
-            yield f"{every} have the same labels ({', '.join(names)[:80] or 'none'}): {_NOTHING}"
+            yield f"{every} have the same labels ({cut_text(', '.join(names), 80) or 'none'}): {_NOTHING}"
         return
     classes = {row.label for row in rows}
     if len(classes) == 1:

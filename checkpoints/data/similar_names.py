@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from ensemble.errors import enumerate_some, show_spaces
+from ensemble.errors import cut_text, enumerate_some, show_spaces
 from ensemble.events import Listener, Notice
 from ensemble.labels import LabelSpace
 from ensemble.text.unicode_text import compose
@@ -76,4 +76,4 @@ def _is_unseen(character: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    return show_spaces(name[:60])
+    return show_spaces(cut_text(name, 60))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.loading.metadata import Found
-from ensemble.errors import OptionError
+from ensemble.errors import OptionError, cut_text
 from ensemble.events import Listener, Notice
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def why_not(arch: str, options: ArchOptions) -> str | None:
         with torch.device("meta"):
             make_network(arch, outputs=2, arch_options=options)
     except (AssertionError, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as err:
-        return (str(err).strip() or type(err).__name__).splitlines()[0][:200]
+        return cut_text((str(err).strip() or type(err).__name__).splitlines()[0], 200)
     return None
 
 

@@ -94,7 +94,7 @@ def told_by_layers(
         "E450",
         f"{path.name} is a whole pickled network with the weights of {arch}, but other layers: {enumerate_some(found)}",
         path=path,
-        details=tuple(found[:20]),
+        details=tuple(found),
     )
 
 

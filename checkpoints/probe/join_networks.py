@@ -23,7 +23,7 @@ from ensemble.adopt.foreign import ForeignModel, ImageInput
 from ensemble.adopt.make_card import AdoptOptions
 from ensemble.arrays import Floats
 from ensemble.card import Align, FaceCrop, ModelCard
-from ensemble.errors import ModelError, OptionError
+from ensemble.errors import ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.face_alignment import square_in_template
 from ensemble.images.face_boxes import Face
@@ -195,7 +195,7 @@ def _with_opset(model: ForeignModel, opset: int) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model.proto, opset)
     except Exception as err:  # the converter raises RuntimeError and its own kinds
-        last = (str(err).strip().splitlines() or [type(err).__name__])[-1][:200]
+        last = cut_text((str(err).strip().splitlines() or [type(err).__name__])[-1], 200)
         message = f"{model.path.name} of opset {model.opset} cannot be converted to the other networks' {opset}: {last}"
         hint = "save it with the opset of the other networks"
         raise ModelError("E424", message, hint=hint, path=model.path) from err

@@ -11,7 +11,7 @@ from checkpoints.loading.axes_head import count_outputs
 from checkpoints.loading.network import classifiers, make_network
 from checkpoints.loading.open import open_checkpoint
 from checkpoints.training.settings import TrainSettings
-from ensemble.errors import EnsError, ModelError, OptionError
+from ensemble.errors import EnsError, ModelError, OptionError, cut_text
 from ensemble.events import Listener, Notice
 from ensemble.ordinal import ordered_positions
 
@@ -70,7 +70,7 @@ def _pretrained_network(arch: str, settings: TrainSettings) -> Any:
         raise
     except Exception as err:
         # the download can fail in the ways of urllib, requests, httpx and huggingface_hub
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+        reason = cut_text((str(err).strip() or type(err).__name__).splitlines()[0], 300)
         where = config.hf_hub_id or config.url or config.file
         raise ModelError("E460", f"{arch}: the pretrained weights ({where}) cannot be loaded: {reason}") from err
 

@@ -16,7 +16,7 @@ from checkpoints.training.make_loss import require_valid_loss
 from checkpoints.training.optimizer import make_optimizer
 from checkpoints.training.settings import TrainSettings
 from ensemble.card import ModelCard
-from ensemble.errors import FileError, OptionError
+from ensemble.errors import FileError, OptionError, cut_text
 from ensemble.events import SILENT
 
 
@@ -93,6 +93,6 @@ def _require_size(model: torch.nn.Module, settings: TrainSettings) -> None:
         network.eval()(torch.zeros(1, settings.preprocess.planes, height, width))
     except (AssertionError, RuntimeError, ValueError, IndexError) as err:
         # a wrong size raises any of these, depending on the first layer that it does not fit
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+        reason = cut_text((str(err).strip() or type(err).__name__).splitlines()[0], 300)
         message = f"{settings.arch} does not take images of {height}x{width} px: {reason}"
         raise OptionError("E204", message, hint="give another --size") from err

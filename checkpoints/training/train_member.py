@@ -32,7 +32,7 @@ from checkpoints.training.preflight import check_job
 from checkpoints.training.scores import KEY, NAME
 from checkpoints.training.train_fold import TrainedFold, train_fold
 from ensemble.card import Activation, ModelCard
-from ensemble.errors import ModelError, OptionError
+from ensemble.errors import ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import locked, remove, write_atomic
 from ensemble.images.views import parse_views
@@ -251,7 +251,7 @@ def _differences(before: str, now: str) -> tuple[str, ...]:
 
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return cut_text(text, 60)
 
 
 def _holdout_folder(job: TrainJob, fold: int) -> Path:

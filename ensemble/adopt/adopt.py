@@ -32,7 +32,7 @@ from ensemble.card import (
     ModelCard,
     Preprocess,
 )
-from ensemble.errors import ChanceError, DeviceError, ModelError, OptionError
+from ensemble.errors import ChanceError, DeviceError, ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.images.decode import read_image
@@ -264,10 +264,10 @@ def _build(
         except DeviceError as err:
             if way == "free" or isinstance(err, ChanceError):
                 raise
-            reasons.append(f"batch {way}: {err.message[:200]}")
+            reasons.append(f"batch {way}: {cut_text(err.message, 200)}")
             continue
         except Exception as err:  # noqa: BLE001 - a graph that does not fit a batch size fails in many ways
-            reasons.append(f"batch {way}: {(str(err).strip().splitlines() or [type(err).__name__])[-1][:200]}")
+            reasons.append(f"batch {way}: {cut_text((str(err).strip().splitlines() or [type(err).__name__])[-1], 200)}")
             continue
         if tried is not plan:
             message = f"the logits are taken before the last layer, whose probabilities {plan.output_name} are"

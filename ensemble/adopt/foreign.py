@@ -14,7 +14,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from ensemble.adopt.dlib_network import convert_dlib, is_dlib_network
-from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.errors import FileError, ModelError, OptionError, cut_text, enumerate_some
 from ensemble.runtime.model_file import refuse_oversized
 from ensemble.runtime.protobuf_limits import MAX_BYTES, MAX_NODES, TooLarge, WireError, measure
 from ensemble.runtime.zero_padding import keep_padded_zeros
@@ -109,7 +109,9 @@ def read_foreign(path: Path) -> ForeignModel:
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except Exception as err:  # the checks of onnx raise several kinds
-        message = f"{path.name} keeps weights in other files, which cannot be read: {str(err).splitlines()[0][:200]}"
+        message = (
+            f"{path.name} keeps weights in other files, which cannot be read: {cut_text(str(err).splitlines()[0], 200)}"
+        )
         raise ModelError("E422", message, hint="put the files beside it, under their names", path=path) from err
     if proto.ByteSize() > MAX_BYTES:
         raise ModelError("E429", f"{path.name} is too large for one file with its weights inside", path=path)

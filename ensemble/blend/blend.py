@@ -194,7 +194,7 @@ def _require_recipe_fits(members: Mapping[str, Predictions], recipe: Recipe, lis
         parts += [f"not in the recipe: {enumerate_some(extra)}"] * bool(extra)
         raise PredictionError("E517", "; ".join(parts))
     changed = [name for name, sha256 in recipe.inputs.items() if members[name].sha256 != sha256]
-    if changed:
+    if 0 < len(changed) < len(members):  # all of them are of other images, for which a recipe is kept
         count = f"{len(changed)} of {len(members)} members have other predictions than the recipe was made from"
         listener.notice(Notice("I522", f"{count}: {enumerate_some(changed)}"))
 

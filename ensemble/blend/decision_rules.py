@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Classes, Floats
-from ensemble.errors import PredictionError
+from ensemble.errors import PredictionError, cut_text
 
 _ITERATIONS = 100
 _DAMPING = 0.5
@@ -283,5 +283,5 @@ def _numbers(values: Any) -> Floats:
     """Return a JSON number or a list of them; text is not read as a number."""
     found = np.array(values)
     if found.dtype.kind not in "iuf":
-        raise ValueError(f"a rule has {str(values)[:60]}, where numbers belong")
+        raise ValueError(f"a rule has {cut_text(str(values), 60)}, where numbers belong")
     return found.astype(np.float64)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ensemble.errors import PredictionError
+from ensemble.errors import PredictionError, cut_text
 from ensemble.text.json_types import require_field_types, require_type
 
 Numbers = tuple[float, ...]
@@ -66,7 +66,7 @@ def require_fields(value: Any) -> None:
     """
     _require(value, _RECIPE, ("schema", "pool", "views", "groups", "labels", "rule"), "")
     for name, group in value["groups"].items():
-        _require(group, _GROUP, ("weight", "members"), f"groups.{name[:60]}")
+        _require(group, _GROUP, ("weight", "members"), f"groups.{cut_text(name, 60)}")
     rule = value["rule"]
     if isinstance(rule, Mapping):
         name = rule.get("name")
@@ -95,7 +95,7 @@ def _require(value: Any, fields: Mapping[str, Any], needed: Collection[str], pla
         if name not in fields:
             near = difflib.get_close_matches(name, list(fields), n=1)
             raise ValueError(
-                f"{what} has an unknown field {name[:60]!r}" + (f"; did you mean {near[0]}?" if near else "")
+                f"{what} has an unknown field {cut_text(name, 60)!r}" + (f"; did you mean {near[0]}?" if near else "")
             )
     for name in needed:
         if name not in value:

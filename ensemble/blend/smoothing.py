@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.errors import OptionError, PredictionError, enumerate_some, show_spaces
+from ensemble.errors import OptionError, PredictionError, cut_text, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
 from ensemble.text.patterns import match_all
@@ -129,7 +129,7 @@ def _some(kernel: Sequence[object]) -> str:
 
 def _clipped(pattern: object) -> str:
     text = str(pattern)
-    return repr(text if len(text) <= 80 else f"{text[:79]}...")
+    return repr(cut_text(text, 80))
 
 
 def smooth_rows(values: Floats, ids: Sequence[str], smoothing: Smoothing, *, listener: Listener = SILENT) -> Floats:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands.options import PATH
+from ensemble.errors import cut_text
 
 if TYPE_CHECKING:
     from ensemble.blend.smoothing import Smoothing
@@ -133,7 +134,9 @@ def _parse_thresholds(text: str) -> float | dict[str, float]:
         except PredictionError as err:
             raise PredictionError("E508", f"--thresholds {err.message}", hint=hint) from err
     if not all(map(math.isfinite, found.values() if isinstance(found, dict) else (found,))):
-        raise PredictionError("E508", f"--thresholds {text[:80]}: a threshold is not a finite number", hint=hint)
+        raise PredictionError(
+            "E508", f"--thresholds {cut_text(text, 80)}: a threshold is not a finite number", hint=hint
+        )
     return found
 
 

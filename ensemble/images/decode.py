@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from ensemble.arrays import Pixels
-from ensemble.errors import DamagedImageError, DataError
+from ensemble.errors import DamagedImageError, DataError, cut_text
 from ensemble.images import completeness, formats
 from ensemble.images.deep_color import is_deep, mend_tiff
 from ensemble.images.metadata import strip_metadata, turn_of
@@ -86,7 +86,7 @@ def read_error(err: OSError, path: Path) -> DataError:
     if err.errno in {errno.EACCES, errno.EPERM}:
         return DataError("E318", f"{path.name}: permission denied", path=path)
     if err.errno == errno.ENAMETOOLONG:
-        return DataError("E321", f"{path.name[:40]}...: the path is too long", path=path)
+        return DataError("E321", f"{cut_text(path.name, 43)}: the path is too long", path=path)
     if err.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
         return DataError("E314", f"{path.name}: the file is missing, or a link that leads nowhere", path=path)
     return DataError(

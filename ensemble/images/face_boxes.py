@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ensemble.errors import DataError, FileError, enumerate_some
+from ensemble.errors import DataError, FileError, cut_text, enumerate_some
 from ensemble.files import write_atomic
 from ensemble.text.bounded_tables import read_parquet, require_pyarrow
 from ensemble.text.unicode_text import compose
@@ -247,14 +247,14 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 def _face(row: Mapping[str, Any]) -> Face:
     if not isinstance(row["id"], str):
-        raise TypeError(f"an id is {str(row['id'])[:40]!r}, expected text")
+        raise TypeError(f"an id is {cut_text(str(row['id']), 40)!r}, expected text")
     sides = [row[side] for side in ("left", "top", "right", "bottom")]
     size = (row.get("width"), row.get("height"))
     for name, kinds in _KINDS.items():
         # true is no length, and a size as text would leave unsaid that the image has another one
         if row.get(name) is not None and type(row[name]) not in kinds:
             wanted = "text" if str in kinds else "a number" if float in kinds else "a whole number"
-            raise TypeError(f"{name} is {str(row[name])[:40]!r}, expected {wanted}")
+            raise TypeError(f"{name} is {cut_text(str(row[name]), 40)!r}, expected {wanted}")
     if any(side is not None and side < 0 for side in size):
         raise ValueError(f"the size {size[0]}x{size[1]} px is below 0")
     known = all(side is not None and side > 0 for side in size)
@@ -263,7 +263,7 @@ def _face(row: Mapping[str, Any]) -> Face:
     box: Box | None = None
     if sides.count(None) < len(sides):
         if None in sides:
-            raise ValueError(f"the box of {str(row['id'])[:80]} lacks a side: {_known_sides(sides)}")
+            raise ValueError(f"the box of {cut_text(str(row['id']), 80)} lacks a side: {_known_sides(sides)}")
         left, top, right, bottom = sides
         image = cast("tuple[int, int]", size) if known else None
         box = Box(left, top, right, bottom, None if None in points else points, size=image)

@@ -9,7 +9,7 @@ import hashlib
 import re
 
 from ensemble import files
-from ensemble.errors import FileError
+from ensemble.errors import FileError, cut_text
 from ensemble.runtime.cache import cache_folder
 
 _LONGEST = 300
@@ -37,13 +37,14 @@ def explain_error(err: BaseException | str) -> str:
     if status is not None:
         parts = [f"{node['type']} node {node['name']!r}: " if node else "", f"{status['library']} failure "]
         parts += [status["text"].strip(), f" ({place['file']}, line {place['line']})" if place else ""]
-        return "".join(parts)[:_LONGEST]
+        return cut_text("".join(parts), _LONGEST)
     readable = _JSON.split(text)[0]
     if node is not None:
         said = readable.partition("Status Message:")[2].strip()
-        return f"{node['type']} node {node['name']!r}: {_first_line(said) or 'failed without a message'}"[:_LONGEST]
+        line = f"{node['type']} node {node['name']!r}: {_first_line(said) or 'failed without a message'}"
+        return cut_text(line, _LONGEST)
     lines = [line for line in readable.splitlines() if line.strip()]
-    return _SIGNATURE.sub("", lines[-1][:_LONGEST_LINE]).strip()[:_LONGEST] if lines else type(err).__name__
+    return cut_text(_SIGNATURE.sub("", lines[-1][:_LONGEST_LINE]).strip(), _LONGEST) if lines else type(err).__name__
 
 
 def keep_text(err: BaseException | str) -> str:

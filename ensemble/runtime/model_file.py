@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from ensemble.card import METADATA_KEY, ModelCard
-from ensemble.errors import FileError, ModelError, OptionError, enumerate_some
+from ensemble.errors import FileError, ModelError, OptionError, cut_text, enumerate_some
 from ensemble.runtime.constant_sizes import find_oversized
 from ensemble.runtime.protobuf_limits import MAX_BYTES, TooLarge, WireError, measure
 
@@ -154,7 +154,7 @@ def refuse_oversized(model: onnx.ModelProto, path: Path) -> None:
     """
     found = find_oversized(model)
     if found is not None:
-        layer = f"{found.operator} {found.name[:60]}"
+        layer = f"{found.operator} {cut_text(found.name, 60)}"
         raise ModelError("E429", f"{path.name}: {layer} makes {found.numbers:,} numbers", path=path)
 
 

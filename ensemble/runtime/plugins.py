@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble.errors import cut_text
+
 LIBRARIES = "ENS_EP_LIBRARIES"
 _PACKAGES = "onnxruntime_ep_"
 # those with a --device of their own; the CUDA provider of some builds of onnxruntime is a plugin, too
@@ -78,7 +80,7 @@ def _register_libraries() -> None:
         try:
             register(name, path)
         except Exception as err:  # noqa: BLE001 - onnxruntime raises its errors as bare Exceptions
-            problems[name] = str(err).strip().splitlines()[-1][:300]
+            problems[name] = cut_text(str(err).strip().splitlines()[-1], 300)
 
 
 problems: dict[str, str] = {}  # by library: why it could not be registered

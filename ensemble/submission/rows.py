@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.arrays import Floats
-from ensemble.errors import DataError, PredictionError
+from ensemble.errors import DataError, PredictionError, cut_text
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_rows
 from ensemble.text.csv_table import read_table
@@ -79,7 +79,7 @@ def read_row_map(path: Path, *, how: Combination = "mean", listener: Listener = 
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         row = int(bad[0])
-        shown = table.rows[row][header.index("weight")][:40]
+        shown = cut_text(table.rows[row][header.index("weight")], 40)
         raise DataError("E384", f"{path.name}: line {table.lines[row]}: {shown!r} is not a weight", path=path)
     found = RowMap(tuple(images), tuple(rows), weights, how)
     empty = [

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.errors import cut_text
 from ensemble.install import require_module
 
 _FREE_BYTES, _TIMES = 512 * 2**20, 20
@@ -125,7 +126,7 @@ def _load_arrays(path: Path, size: int) -> dict[str, NDArray[Any]] | NDArray[Any
         _require_bytes(path, sum(part.file_size for part in archive.infolist()), size)
         (name, times), *_ = Counter(part.filename for part in archive.infolist()).most_common(1) or [("", 0)]
         if times > 1:
-            raise ValueError(f"{name[:60]} is in it {times} times")
+            raise ValueError(f"{cut_text(name, 60)} is in it {times} times")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 _require_declared(part, stream)
@@ -175,7 +176,7 @@ def _require_short(path: Path, batch: Any) -> None:
         if len(texts) and _is_text(texts.type):
             longest = pc.max(pc.binary_length(texts)).as_py() or 0
             if longest > (_MAX_BINARY if pa.types.is_binary(texts.type) else _MAX_TEXT):
-                raise ValueError(f"{path.name}: a text of column {name[:60]} has {longest:,} bytes")
+                raise ValueError(f"{path.name}: a text of column {cut_text(name, 60)} has {longest:,} bytes")
 
 
 def _width(kind: Any) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ensemble.errors import cut_text
+
 MAX_BYTES = 256 * 2**20
 """Of a JSON file; a recipe of a million weights has 20 MB."""
 
@@ -54,7 +56,7 @@ def require_names(value: Any, what: str, *, known: Collection[str] | None = None
             raise ValueError(f"{what} lacks {name!r}")
     for name in value:
         if known is not None and name not in known:
-            raise ValueError(f"{what} has the unknown name {name[:60]!r}")
+            raise ValueError(f"{what} has the unknown name {cut_text(name, 60)!r}")
 
 
 def require_no_flags(value: Any, *, besides: Collection[str] = ()) -> None:
@@ -69,7 +71,7 @@ def require_no_flags(value: Any, *, besides: Collection[str] = ()) -> None:
     while left:
         place, one = left.pop()
         if isinstance(one, bool):
-            message = f"{place[:80] or 'the value'} is {str(one).lower()}, which is neither a number nor text"
+            message = f"{cut_text(place, 80) or 'the value'} is {str(one).lower()}, which is neither a number nor text"
             raise ValueError(message)  # noqa: TRY004 - as every other fault of a JSON text
         if isinstance(one, Mapping):
             left += [(f"{place}.{name}".lstrip("."), inner) for name, inner in one.items() if name not in besides]
@@ -82,5 +84,5 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         counts = collections.Counter(name for name, _ in pairs)
         twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"the name {twice[:60]!r} is given twice")
+        raise ValueError(f"the name {cut_text(twice, 60)!r} is given twice")
     return value

@@ -8,6 +8,8 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ensemble.errors import cut_text
+
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 
@@ -104,7 +106,7 @@ def _shown(value: Any) -> str:
         return f"{'an object' if isinstance(value, Mapping) else 'a list'} of {len(value):,}"
     if isinstance(value, int) and abs(value) >= 10**40:  # its digits take long, and may be more than Python prints
         return "a number of more than 40 digits"
-    return f"the text {value[:40]!r}" if isinstance(value, str) else repr(value)
+    return f"the text {cut_text(value, 40)!r}" if isinstance(value, str) else repr(value)
 
 
 @functools.cache

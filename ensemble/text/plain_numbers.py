@@ -6,6 +6,8 @@ language calls text.
 
 from __future__ import annotations
 
+from ensemble.errors import cut_text
+
 
 def to_float(text: str) -> float:
     """Return the number in a text, which may be ``nan`` or ``inf``; blanks around it do not count.
@@ -33,5 +35,5 @@ def is_count(text: str) -> bool:
 def _plain(text: str) -> str:
     number = text.strip()
     if not number.isascii() or "_" in number:
-        raise ValueError(f"could not convert string to a number: {text[:60]!r}")
+        raise ValueError(f"could not convert string to a number: {cut_text(text, 60)!r}")
     return number
