@@ -232,4 +232,4 @@ def test_a_text_is_cut_behind_a_word() -> None:
         assert said.startswith(f"{cut[:-3]} ")
     assert cut_text(said, len(said)) == said
     assert cut_text("a" * 90, 40) == "a" * 37 + "..."
-    assert cut_text("first, second and third", 12) == "first..."
+    assert cut_text("first, second and third", 11) == "first..."
