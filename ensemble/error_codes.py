@@ -203,6 +203,10 @@ CODES: dict[str, Code] = {
         "The values of an axis are ordered.",
         "nothing to do if the order is right; otherwise give the labels in their order, or leave --ordinal out",
     ),
+    "W386": Code(
+        "Rows or columns of a file of label fixes are not read.",
+        "delete the whole line of each fix that is not to apply: a mark beside it strikes nothing",
+    ),
     "E380": Code(
         "A model aligns faces by five points, and the file of boxes has none.",
         "find the faces with ens crop --detector retinaface, which finds points",

@@ -17,7 +17,7 @@ from checkpoints.data.columns import IMAGES, PEOPLE, Unit, find_image_column
 from checkpoints.data.folder_layout import read_folders
 from checkpoints.data.folds import Folds
 from checkpoints.data.image_match import ImageIndex
-from checkpoints.data.label_fixes import AppliedFix, apply_fixes, read_fixes, unmatched_ids
+from checkpoints.data.label_fixes import AppliedFix, apply_fixes, count_sources, read_fixes, unmatched_ids
 from checkpoints.data.mask_contest import Row, is_contest_table, read_contest
 from checkpoints.data.scarce import tell_one_class
 from checkpoints.data.similar_names import tell_similar_names
@@ -94,7 +94,7 @@ def read_dataset(
     made = [fix for fix in applied if fix.images]
     if made:
         images = sum(fix.images for fix in made)
-        listener.notice(Notice("I344", f"{len(made)} label fixes changed {images:,} images"))
+        listener.notice(Notice("I344", f"{len(made)} label fixes{count_sources(made)} changed {images:,} images"))
     if not rows:
         raise DataError("E340", f"{train_dir} has no images left", path=train_dir)
     tell_one_class(rows, data.labels, data.activation, listener=listener)

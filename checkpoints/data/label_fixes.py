@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from checkpoints.data.mask_contest import GENDERS, Row, class_of
-from ensemble.errors import DataError, OptionError
-from ensemble.events import SILENT, Listener
+from ensemble.errors import DataError, OptionError, enumerate_some
+from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
-from ensemble.text.csv_table import parse_table, read_table
+from ensemble.text.csv_table import Table, parse_table, read_table
 from ensemble.text.plain_numbers import is_count
 
 FIELDS = ("gender", "age", "swap", "label", "drop")
 CONTEST = "contest"
+_COLUMNS = ("id", "field", "value", "source")
+_AUDITED = ("score", "why")  # of the file of ens audit, for people to read
 _OTHER_MASK = {1: 2, 2: 1}  # incorrect <-> none
 
 
@@ -48,7 +51,8 @@ def read_fixes(
 ) -> tuple[Fix, ...]:
     """Read CSV files with the columns id, field, value, source; ``contest`` is the file that comes with ens.
 
-    A fix of several sources is applied once. Fixes whose sources are all in ``without`` are left out.
+    A fix of several sources is applied once. Fixes whose sources are all in ``without`` are left out. Rows of empty
+    cells are none; W386 says so, and that a mark in another column strikes no fix.
 
     Raises:
         FileError, DataError: E707 or E322 as `read_table`; E342 when a field is unknown, E343 when two
@@ -62,15 +66,7 @@ def read_fixes(
             table = parse_table(resource.read_bytes(), Path(resource.name), listener=listener)
         else:
             table = read_table(Path(place), listener=listener)
-        columns = (table.column(name) for name in ("id", "field", "value", "source"))
-        for line, cells in zip(table.lines, zip(*columns, strict=True), strict=True):
-            fix = Fix(*(cell.strip() for cell in cells))
-            if fix.field not in FIELDS or not fix.id:
-                message = (
-                    f"{table.path.name}: line {line}: {fix.field!r} for {fix.id!r}; fields are {', '.join(FIELDS)}"
-                )
-                raise DataError("E342", message, path=table.path)
-            read.append(fix)
+        read += _fixes_of(table, listener)
     sources = {fix.source for fix in read}
     unknown = sorted(set(without) - sources)
     if unknown:
@@ -78,6 +74,33 @@ def read_fixes(
             "E204", f"--without {unknown[0]}: the sources of the fixes are {', '.join(sorted(sources)) or 'none'}"
         )
     return _deduplicate([fix for fix in read if fix.source not in without])
+
+
+def _fixes_of(table: Table, listener: Listener) -> Iterator[Fix]:
+    """Yield the fixes of a table, and tell what of it is not read."""
+    if "kind" in table.header and "suggested" in table.header:
+        message = f"{table.path.name} is the table of all findings of ens audit, not its label fixes"
+        raise DataError("E342", message, hint="give the fixes.csv beside it", path=table.path)
+    blank = 0
+    columns = (table.column(name) for name in _COLUMNS)
+    for line, row, cells in zip(table.lines, table.rows, zip(*columns, strict=True), strict=True):
+        fix = Fix(*(cell.strip() for cell in cells))
+        if not any(cell.strip() for cell in row):
+            blank += 1
+        elif fix.field not in FIELDS or not fix.id:
+            message = f"{table.path.name}: line {line}: {fix.field!r} for {fix.id!r}; fields are {', '.join(FIELDS)}"
+            raise DataError("E342", message, path=table.path)
+        else:
+            yield fix
+    if blank:
+        text = f"{table.path.name}: {blank} {'row' if blank == 1 else 'rows'} of empty cells passed over"
+        listener.notice(Notice("W386", text, table.path))
+    for place, name in enumerate(table.header):
+        marked = sum(bool(row[place].strip()) for row in table.rows)
+        if name.strip() not in (*_COLUMNS, *_AUDITED) and marked:
+            rows = "the row with something in it applies" if marked == 1 else f"the {marked} rows with something apply"
+            text = f"{table.path.name}: column {name.strip() or place + 1!r} is not read, and {rows} like the others"
+            listener.notice(Notice("W386", text, table.path))
 
 
 def apply_fixes(
@@ -116,14 +139,24 @@ def unmatched_ids(applied: Sequence[AppliedFix], rows: Sequence[Row]) -> tuple[s
     return tuple(sorted({fix.fix.id for fix in applied} - known))
 
 
+def count_sources(applied: Sequence[AppliedFix]) -> str:
+    """Return how many fixes each source has, in parentheses; nothing for one source."""
+    counts = Counter(one.fix.source for one in applied)
+    if len(counts) < 2:
+        return ""
+    return f" ({enumerate_some([f'{count} of {source or repr(source)}' for source, count in counts.most_common()])})"
+
+
 def _deduplicate(fixes: Sequence[Fix]) -> tuple[Fix, ...]:
     first: dict[tuple[str, str], Fix] = {}
     for fix in fixes:
         other = first.setdefault((fix.id, fix.field), fix)
         if other.value != fix.value:
+            hint = f"delete one of the two lines, both of {fix.source}" if other.source == fix.source else None
             raise DataError(
                 "E343",
                 f"{fix.id}: {fix.field} is {other.value!r} for {other.source}, {fix.value!r} for {fix.source}",
+                hint=hint,
             )
     return tuple(first.values())
 
@@ -157,7 +190,8 @@ def _with_label(row: Row, fix: Fix, labels: LabelSpace) -> Row:
     elif is_count(fix.value) and int(fix.value) < len(labels):
         label = int(fix.value)
     else:
-        raise DataError("E342", f"{fix.id}: {fix.value!r} is none of the {len(labels)} classes")
+        hint = f"the classes are {enumerate_some(list(labels.names))}; delete the line of a fix that is not to apply"
+        raise DataError("E342", f"{fix.id}: {fix.value!r} is none of the {len(labels)} classes", hint=hint)
     if row.mask is None:
         return replace(row, label=label)
     # the annotated age belongs to another class, so the age is unknown now

@@ -121,6 +121,37 @@ def test_fixes_of_another_data_set_are_noticed(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_spreadsheet_leaves_in_a_file_of_fixes_is_said(tmp_path: Path) -> None:
+    """A cleared row is no fix, and a mark in a column of its own strikes none; score and why are of the audit."""
+    path = tmp_path / "fixes.csv"
+    path.write_text(
+        "\ufeffstrike;id;field;value;source;score;why\r\nx;1;gender;female;audit;0.9;a\r\n;;;;;;\r\n;2;age;20;x;0.8;b\r\n"
+    )
+    recorder = Recorder()
+    data = read_dataset(make(tmp_path / "train", *PEOPLE), fixes=[path], listener=recorder)
+    assert len(data.applied) == 2
+    assert [(notice.code, notice.message) for notice in recorder.notices if notice.code != "I380"] == [
+        ("W386", "fixes.csv: 1 row of empty cells passed over"),
+        ("W386", "fixes.csv: column 'strike' is not read, and the row with something in it applies like the others"),
+        ("I344", "2 label fixes (1 of audit, 1 of x) changed 14 images"),
+    ]
+
+
+def test_a_refused_file_of_fixes_is_told_what_to_do(tmp_path: Path) -> None:
+    """The table of all findings, a contradiction within one source, and a class that is not one."""
+    findings = tmp_path / "audit.csv"
+    findings.write_text("kind,score,id,group,axis,given,suggested,other,why\nlabel,1,a,,class,x,y,,\n")
+    with pytest.raises(DataError) as caught:
+        read_fixes([findings])
+    assert caught.value.code == "E342" and "fixes.csv" in str(caught.value.hint)
+    with pytest.raises(DataError) as caught:
+        read_fixes([write_fixes(tmp_path, "1,gender,male,s", "1,gender,female,s")])
+    assert caught.value.code == "E343" and "delete one of the two lines" in str(caught.value.hint)
+    with pytest.raises(DataError) as caught:
+        classes(tmp_path, "1", "a/mask1.jpg,label,x,s")
+    assert caught.value.code == "E342" and "worn / male / under 30" in str(caught.value.hint)
+
+
 def test_the_contests_fixes_come_with_the_package() -> None:
     """`contest` has 18 genders, 3 swaps and one age, each with its source, and no id twice."""
     fixes = read_fixes(["contest"])
