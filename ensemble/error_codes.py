@@ -103,6 +103,7 @@ CODES: dict[str, Code] = {
         "A Python value is not an image that a model takes.",
         "give a path, a PIL image, or a uint8 RGB array of shape (height, width, 3)",
     ),
+    "I330": Code("Predictions of images that the training data does not have are passed over.", "nothing to do"),
     "E330": Code(
         "The ground truth does not match the predictions it is compared with.",
         "it needs one class per id, and each id once",

@@ -194,6 +194,10 @@ RUN_CODES: dict[str, Code] = {
         "give --crops yes to look for them anyway",
     ),
     "I863": Code("An audit resumes one that did not end.", "nothing to do"),
+    "W864": Code(
+        "An audit found label fixes of other content in its folder, and kept them under another name.",
+        "compare both files; lines that were deleted from the old one are in the new one again",
+    ),
     "I862": Code("Labels were not judged.", "give the out-of-fold predictions of a model with --oof"),
     "I860": Code(
         "Which face detector is used, and why.",

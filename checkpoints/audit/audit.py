@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
-from checkpoints.audit.findings import KINDS, Finding
+from checkpoints.audit.findings import KINDS, SAME_FILE, Finding
 from checkpoints.audit.label_errors import (
     LEAST_SCORE,
     JudgedAxis,
@@ -31,13 +31,14 @@ from checkpoints.data.truth_table import training_truth
 from ensemble.arrays import Floats
 from ensemble.blend.held_out import blend_held_out
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import OptionError
+from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
 from ensemble.kept_arrays import KeptArrays
 from ensemble.predictions.dataset import Predictions
 from ensemble.predictions.match_members import join_folds
 from ensemble.predictions.out_of_fold import gather_folds
+from ensemble.predictions.truth import Truth
 
 MOST_CROPPED = 50_000  # images; the search for crops takes time that grows with their square
 _CROP_SECONDS = 1200 / 50_000**2  # of a core per squared image: an extrapolation of one block of 512 images
@@ -125,11 +126,15 @@ def audit_dataset(
 
     Raises:
         DataError: E3xx when the folder cannot be listed or the predictions are of other images.
-        OptionError: E204 when a recipe comes without predictions, or an axis to join does not exist.
-        PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`, or not those of the recipe.
+        OptionError: E204 when a recipe comes without predictions, an axis to join does not exist, or the folder
+            ``evaluation`` has training images themselves.
+        PredictionError: E5xx when the predictions are not out-of-fold, see `gather_folds`, have other classes, or are
+            not those of the recipe.
     """
     # images are listed and predictions are matched before any image is read
     listing = None if evaluation is None else list_images(evaluation, listener=listener)
+    if listing is not None:
+        _require_apart(data.rows, listing.paths, evaluation)
     folds = folds or data.folds
     models, judged = _judge_labels(data, predictions, recipe, settings, folds, listener)
     findings = [_label_finding(data.rows[error.row], error, settings.sure) for error in judged.errors]
@@ -212,13 +217,44 @@ def _judge_labels(
         place_of = {name: place for place, name in enumerate(blended.ids)}
         probabilities = [blended.probabilities[[place_of[name] for name in truth.ids]][:, columns]]
     else:
-        members = gather_folds(join_folds(predictions, listener=listener), truth, listener=listener)
+        members = _gather(predictions, truth, listener)
         names = tuple(member.member for member in members)
         probabilities = [mean_probability(member) for member in members]
     groups = truth.persons or ()
     if truth.applies is not None:
         return names, find_several_label_errors(probabilities, truth.applies, data.labels, groups, join=settings.join)
     return names, find_label_errors(probabilities, truth.classes, data.labels, groups, join=settings.join)
+
+
+def _gather(predictions: Sequence[Predictions], truth: Truth, listener: Listener) -> list[Predictions]:
+    """Return one member per group in the order of the labels; errors say what to do about training labels."""
+    try:
+        folds = join_folds(predictions, listener=listener)
+        return gather_folds(folds, truth, pass_over=True, listener=listener)
+    except DataError as err:
+        if err.code != "E330":
+            raise
+        message = err.message.replace("those of the ground truth", "those with labels")
+        hint = (
+            "give the predictions of every fold, and with --fixes the label fixes by which the training dropped images"
+        )
+        raise DataError(err.code, message, hint=hint) from err
+    except PredictionError as err:
+        if err.code != "E501":
+            raise
+        hint = "audit the labels that were trained on: with that table, --fixes and --labels"
+        raise PredictionError(
+            err.code, f"the labels are not those of the predictions: {err.message}", hint=hint
+        ) from err
+
+
+def _require_apart(rows: Sequence[Row], others: Sequence[Any], folder: Path | None) -> None:
+    """Check that no evaluation image is the file of a training image: its fix would drop what is to be trained on."""
+    places = {os.path.realpath(str(path)) for path in others}
+    same = [row.id for row in rows if os.path.realpath(str(row.path)) in places]
+    if same:
+        message = f"{folder} has {len(same):,} of the {len(rows):,} training images themselves: {enumerate_some(same)}"
+        raise OptionError("E204", message, hint="--evaluation is the folder of the images to predict")
 
 
 def _label_finding(row: Row, error: LabelError, sure: float) -> Finding:
@@ -273,5 +309,5 @@ def _relation(paths: Sequence[Any], images: Thumbnails, pair: NearDuplicate) -> 
         words.append("resized")
     if not words:
         same = Path(paths[pair.copy]).read_bytes() == Path(paths[pair.of]).read_bytes()
-        words.append("the same file" if same else "re-encoded")
-    return ", ".join(words) if words == ["the same file"] else f"{' and '.join(words)} copy"
+        words.append(SAME_FILE if same else "re-encoded")
+    return SAME_FILE if words == [SAME_FILE] else f"{' and '.join(words)} copy"

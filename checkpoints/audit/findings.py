@@ -17,6 +17,7 @@ from ensemble.labels import SEPARATOR
 FindingKind = Literal["label", "leak", "folds", "duplicate", "outlier", "unreadable"]
 KINDS: tuple[FindingKind, ...] = ("label", "leak", "folds", "duplicate", "outlier", "unreadable")
 SOURCE = "audit"
+SAME_FILE = "the same file"
 _HEADER = ("kind", "score", "id", "group", "axis", "given", "suggested", "other", "why")
 
 
@@ -75,7 +76,9 @@ def fixes_table(data: Dataset, findings: Sequence[Finding]) -> tuple[bytes, int]
         if one.sure and one.kind == "label":
             wrong[one.id][one.axis] = one
         elif one.sure:
-            lines.setdefault((one.id, "drop"), ("", one.score, f"{one.why} of {one.other}"))
+            lines.setdefault(
+                (one.id, "drop"), ("", one.score, f"{one.why} {'as' if one.why == SAME_FILE else 'of'} {one.other}")
+            )
     of_person: dict[str, list[str]] = defaultdict(list)
     for name in wrong:
         of_person[rows[name].person].append(name)

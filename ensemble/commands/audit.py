@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from ensemble.commands.options import PATH, ROOT, json_option, progress_options
 from ensemble.commands.output_paths import FOLDER
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train_input import DataOptions, read_images
+from ensemble.events import Notice
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ def audit(
 ) -> None:
     """Find labels that are probably wrong, copies of images (re-encoded, resized, cropped, mirrored), and outliers.
 
-    Delete the lines of fixes.csv whose labels are right, then give the file to ens train --fixes.
+    Delete the whole lines of fixes.csv whose labels are right, then give the file to ens train --fixes.
 
     Example: ens audit train --oof runs/r18/oof --evaluation eval/images -o runs/audit
     """
@@ -126,14 +129,24 @@ def audit(
             kept=kept,
             listener=TERMINAL,
         )
-        csv, count = fixes_table(data, found.findings)
+        csv, fixed = fixes_table(data, found.findings)
         written = [write_atomic(folder / "audit.csv", findings_table(found.findings))]
         others = {} if listing is None else dict(zip(listing.ids, map(Path, map(str, listing.paths)), strict=True))
         pictures = {row.id: row.path for row in data.rows}
         written.append(write_audit_page(folder / "audit.html", found, pictures, others))
+        _keep_other(folder / "fixes.csv", csv)
         written.append(write_atomic(folder / "fixes.csv", csv))
-    value = found.as_dict() | {"fixes": count, "written": [str(path) for path in written]}
-    show(value, "\n".join([found.render(), f"{count:,} label fixes", *map(str, written)]), as_json=as_json)
+    value = found.as_dict() | {"fixes": fixed, "written": [str(path) for path in written]}
+    show(value, "\n".join([found.render(), f"{fixed:,} label fixes", *map(str, written)]), as_json=as_json)
+
+
+def _keep_other(path: Path, content: bytes) -> None:
+    """Rename label fixes of other content, which may have been edited, to the first free name."""
+    if path.is_file() and path.read_bytes() != content:
+        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+        free = next(place for place in names if not os.path.lexists(place))
+        path.rename(free)
+        TERMINAL.notice(Notice("W864", f"{path} had other fixes, which are kept as {free.name}", path))
 
 
 def _read(oof: tuple[Path, ...], kind: str | None, data: Dataset) -> list[Predictions]:

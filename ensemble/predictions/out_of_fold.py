@@ -26,14 +26,17 @@ ALL_FOLDS = "give the predictions of every fold, and a ground truth that has the
 _SAME_VIEWS = "predict every fold's images with the same views"
 
 
-def gather_folds(members: Sequence[Predictions], truth: Truth, *, listener: Listener = SILENT) -> list[Predictions]:
+def gather_folds(
+    members: Sequence[Predictions], truth: Truth, *, pass_over: bool = False, listener: Listener = SILENT
+) -> list[Predictions]:
     """Return one member per group, named like it: its folds' rows, in the order of the ground truth's ids and classes.
 
     Where the ground truth knows the folds, a model may have predicted more than it held out: see `held_out_part`.
 
     No image may be predicted by two folds of a group: each fold predicts only its own holdout, so no prediction is of
     an image its model was trained on. A group of one member needs no fold number (a single holdout). If a card has the
-    hash of its holdout, the predicted images must match it.
+    hash of its holdout, the predicted images must match it. With ``pass_over`` predictions of images that
+    are not in the ground truth are passed over, with a notice, as long as all of its images are predicted.
 
     A group that was trained on several fold splits (``repeat``) has a prediction of each for every image: the member is
     the mean of their probabilities, with the predictions of each split as its ``looks``.
@@ -48,7 +51,7 @@ def gather_folds(members: Sequence[Predictions], truth: Truth, *, listener: List
     for member in members_by_name(held_out_part(members, truth, listener=listener)).values():
         groups.setdefault(member.group, {}).setdefault(member.repeat, []).append(member)
     return [
-        _join_splits([_gather(group, splits[repeat], truth) for repeat in sorted(splits)])
+        _join_splits([_gather(group, splits[repeat], truth, pass_over, listener) for repeat in sorted(splits)])
         for group, splits in sorted(groups.items())
     ]
 
@@ -113,9 +116,11 @@ def mean_logits(values: Floats, *, independent: bool) -> Floats:
     return np.asarray(logsumexp(log_softmax(values, axis=-1), axis=0) - np.log(len(values)))
 
 
-def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictions:
+def _gather(group: str, folds: Sequence[Predictions], truth: Truth, pass_over: bool, listener: Listener) -> Predictions:
     require_none_missing(folds, truth.ids)
     _require_holdouts(group, folds)
+    if pass_over:
+        folds = _without_others(group, folds, truth, listener)
     ids = [name for fold in folds for name in fold.ids]
     rows = join_rows(truth.ids, ids, complain=partial(_not_the_truth, group))
     if truth.persons is not None:
@@ -133,6 +138,19 @@ def _gather(group: str, folds: Sequence[Predictions], truth: Truth) -> Predictio
     return Predictions(
         group, group, None, truth.labels, truth.ids, logits, digest, filled=filled, activation=activation
     )
+
+
+def _without_others(
+    group: str, folds: Sequence[Predictions], truth: Truth, listener: Listener
+) -> Sequence[Predictions]:
+    """Return the folds without the images that the ground truth lacks, or as they are where they lack some of its."""
+    known = set(truth.ids)
+    every = [name for fold in folds for name in fold.ids]
+    if len(every) == len(known) or not known.issubset(every):
+        return folds
+    text = f"{group}: {len(every) - len(known):,} predictions are of images that the labels do not have; passed over"
+    listener.notice(Notice("I330", text))
+    return [select_images(fold, [name for name in fold.ids if name in known]) for fold in folds]
 
 
 def _require_holdouts(group: str, folds: Sequence[Predictions]) -> None:

@@ -21,6 +21,7 @@ from ensemble.predictions.dataset import (
 )
 from ensemble.predictions.external import NO_OPTIONS, ExternalOptions, read_external
 
+_OF_TRAINING = "settings.json"  # of ens train, probe and distil
 SUFFIXES = (".csv", ".tsv", ".txt", ".npz", ".npy", ".parquet")
 
 
@@ -67,6 +68,9 @@ def find_members(
     known = {os.path.realpath(path) for path in beside if path is not None}
     found: list[Path] = []
     for path in paths:
+        if (path / _OF_TRAINING).is_file() and not has_members(path) and has_members(path / "oof"):
+            message = f"{path} is the folder of a trained member; its out-of-fold predictions are in {path / 'oof'}"
+            raise PredictionError("E514", message, hint=f"give {path / 'oof'}", path=path)
         files = [] if not path.is_dir() or has_members(path) else _files_in(path, known, classes, listener)
         if path.is_file() and path.suffix.lower() in SUFFIXES:
             files = [path]

@@ -22,11 +22,12 @@ from checkpoints.data.table_options import TableOptions
 from ensemble.analysis.html import STYLE
 from ensemble.blend.recipe import make_recipe
 from ensemble.cli import ens
-from ensemble.errors import EnsError, OptionError, PredictionError
+from ensemble.errors import DataError, EnsError, OptionError, PredictionError
 from ensemble.events import Recorder
 from ensemble.kept_arrays import KeptArrays
 from ensemble.labels import MASK18
 from ensemble.predictions.dataset import Predictions
+from ensemble.predictions.read_members import find_members
 from tests.checkpoints.audit.test_near_duplicates import crop, flip, recoded, scene
 from tests.harness.kills import contents
 
@@ -253,4 +254,50 @@ def test_the_command_writes_a_table_a_page_and_fixes(contest: Path, tmp_path: Pa
     assert "https:" not in page
     assert 'class="finding' in page
     assert f"<style>{STYLE}</style>" in page, "the look of the report and of ens data"
-    assert (tmp_path / "out" / "fixes.csv").read_text().count("\n") == 1 + value["fixes"]
+    written = (tmp_path / "out" / "fixes.csv").read_text()
+    assert written.count("\n") == 1 + value["fixes"]
+
+    again = [*command, "-o", str(tmp_path / "out"), "--crops", "no"]
+    assert "W864" not in CliRunner().invoke(ens, again).stderr
+    edited = f"{written}1,drop,,me,,\n"
+    (tmp_path / "out" / "fixes.csv").write_text(edited)
+    assert "W864" in CliRunner().invoke(ens, again).stderr, "what the user wrote is not lost"
+    assert (tmp_path / "out" / "fixes.1.csv").read_text() == edited
+    assert (tmp_path / "out" / "fixes.csv").read_text() == written
+
+
+def test_predictions_of_images_that_fixes_dropped_are_passed_over(contest: Path, tmp_path: Path) -> None:
+    """The other findings are those of an audit of all; images without a prediction are refused with what to do."""
+    whole = read_dataset(contest)
+    true = np.array([row.label + 3 * (row.person == "4") for row in whole.rows])
+    (tmp_path / "fixes.csv").write_text("id,field,value,source\n0,drop,,audit\n")
+    recorder, predicted = Recorder(), predict(whole, true)
+    part = read_dataset(contest, fixes=[tmp_path / "fixes.csv"])
+    found = audit_dataset(part, predictions=[predicted], settings=AuditSettings(crops=False), listener=recorder)
+    assert len(part.rows) == len(whole.rows) - 7
+    assert {one.group for one in found.findings if one.kind == "label"} == {"4"}
+    assert [one.message for one in recorder.notices if one.code == "I330"] == [
+        f"{predicted.member}: 7 predictions are of images that the labels do not have; passed over"
+    ]
+    with pytest.raises(DataError) as caught:
+        audit_dataset(whole, predictions=[predict(part, np.array([row.label for row in part.rows]))])
+    assert caught.value.code == "E330"
+    assert "--fixes" in str(caught.value.hint)
+
+
+def test_the_training_images_are_no_evaluation_images(contest: Path) -> None:
+    """Every training image would be a copy to drop."""
+    with pytest.raises(OptionError, match="84 of the 84 training images themselves"):
+        audit_dataset(read_dataset(contest), evaluation=contest / "images")
+
+
+def test_a_trained_members_folder_is_told_from_its_predictions(tmp_path: Path) -> None:
+    """The folder above oof has a truth.csv, which would be read as predictions."""
+    part = tmp_path / "r18" / "oof" / "r18_f0" / "part-00000.parquet"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    (tmp_path / "r18" / "settings.json").write_text("{}")
+    (tmp_path / "r18" / "truth.csv").write_text("ImageID,ans\na,0\n")
+    with pytest.raises(PredictionError) as caught:
+        find_members([tmp_path / "r18"])
+    assert (caught.value.code, caught.value.hint) == ("E514", f"give {tmp_path / 'r18' / 'oof'}")

@@ -143,13 +143,16 @@ def test_a_refused_file_of_fixes_is_told_what_to_do(tmp_path: Path) -> None:
     findings.write_text("kind,score,id,group,axis,given,suggested,other,why\nlabel,1,a,,class,x,y,,\n")
     with pytest.raises(DataError) as caught:
         read_fixes([findings])
-    assert caught.value.code == "E342" and "fixes.csv" in str(caught.value.hint)
+    assert caught.value.code == "E342"
+    assert "fixes.csv" in str(caught.value.hint)
     with pytest.raises(DataError) as caught:
         read_fixes([write_fixes(tmp_path, "1,gender,male,s", "1,gender,female,s")])
-    assert caught.value.code == "E343" and "delete one of the two lines" in str(caught.value.hint)
+    assert caught.value.code == "E343"
+    assert "delete one of the two lines" in str(caught.value.hint)
     with pytest.raises(DataError) as caught:
         classes(tmp_path, "1", "a/mask1.jpg,label,x,s")
-    assert caught.value.code == "E342" and "worn / male / under 30" in str(caught.value.hint)
+    assert caught.value.code == "E342"
+    assert "worn / male / under 30" in str(caught.value.hint)
 
 
 def test_the_contests_fixes_come_with_the_package() -> None:
