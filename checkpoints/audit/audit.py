@@ -31,7 +31,7 @@ from checkpoints.data.truth_table import training_truth
 from ensemble.arrays import Floats
 from ensemble.blend.held_out import blend_held_out
 from ensemble.blend.recipe import Recipe
-from ensemble.errors import DataError, OptionError, PredictionError, enumerate_some
+from ensemble.errors import OptionError, PredictionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
 from ensemble.kept_arrays import KeptArrays
@@ -43,6 +43,8 @@ from ensemble.predictions.truth import Truth
 MOST_CROPPED = 50_000  # images; the search for crops takes time that grows with their square
 _CROP_SECONDS = 1200 / 50_000**2  # of a core per squared image: an extrapolation of one block of 512 images
 _DESCRIBED = 10  # axes
+_SAME_LABELS = "audit the labels that were trained on: with that table, --fixes and --labels"
+_SAME_IMAGES = "give the predictions of every fold, and with --fixes the fixes by which the training dropped images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +230,14 @@ def _judge_labels(
 
 def _gather(predictions: Sequence[Predictions], truth: Truth, listener: Listener) -> list[Predictions]:
     """Return one member per group in the order of the labels; errors say what to do about training labels."""
-    try:
-        folds = join_folds(predictions, listener=listener)
-        return gather_folds(folds, truth, pass_over=True, listener=listener)
-    except DataError as err:
-        if err.code != "E330":
-            raise
-        message = err.message.replace("those of the ground truth", "those with labels")
-        hint = (
-            "give the predictions of every fold, and with --fixes the label fixes by which the training dropped images"
-        )
-        raise DataError(err.code, message, hint=hint) from err
-    except PredictionError as err:
-        if err.code != "E501":
-            raise
-        hint = "audit the labels that were trained on: with that table, --fixes and --labels"
-        raise PredictionError(
-            err.code, f"the labels are not those of the predictions: {err.message}", hint=hint
-        ) from err
+    for one in predictions:
+        if set(one.labels.names) != set(truth.labels.names):
+            apart = sorted(set(one.labels.names) ^ set(truth.labels.names))
+            message = f"{one.member} has {len(one.labels)} classes, and the labels {len(truth.labels)}"
+            raise PredictionError("E501", f"{message}; not in both: {enumerate_some(apart)}", hint=_SAME_LABELS)
+    return gather_folds(
+        join_folds(predictions, listener=listener), truth, pass_over=True, hint=_SAME_IMAGES, listener=listener
+    )
 
 
 def _require_apart(rows: Sequence[Row], others: Sequence[Any], folder: Path | None) -> None:

@@ -27,7 +27,12 @@ _SAME_VIEWS = "predict every fold's images with the same views"
 
 
 def gather_folds(
-    members: Sequence[Predictions], truth: Truth, *, pass_over: bool = False, listener: Listener = SILENT
+    members: Sequence[Predictions],
+    truth: Truth,
+    *,
+    pass_over: bool = False,
+    hint: str = ALL_FOLDS,
+    listener: Listener = SILENT,
 ) -> list[Predictions]:
     """Return one member per group, named like it: its folds' rows, in the order of the ground truth's ids and classes.
 
@@ -36,7 +41,8 @@ def gather_folds(
     No image may be predicted by two folds of a group: each fold predicts only its own holdout, so no prediction is of
     an image its model was trained on. A group of one member needs no fold number (a single holdout). If a card has the
     hash of its holdout, the predicted images must match it. With ``pass_over`` predictions of images that
-    are not in the ground truth are passed over, with a notice, as long as all of its images are predicted.
+    are not in the ground truth are passed over, with a notice, as long as all of its images are predicted. ``hint``
+    is for the error E330.
 
     A group that was trained on several fold splits (``repeat``) has a prediction of each for every image: the member is
     the mean of their probabilities, with the predictions of each split as its ``looks``.
@@ -50,8 +56,9 @@ def gather_folds(
     groups: dict[str, dict[int, list[Predictions]]] = {}
     for member in members_by_name(held_out_part(members, truth, listener=listener)).values():
         groups.setdefault(member.group, {}).setdefault(member.repeat, []).append(member)
+    told = listener if pass_over else None
     return [
-        _join_splits([_gather(group, splits[repeat], truth, pass_over, listener) for repeat in sorted(splits)])
+        _join_splits([_gather(group, splits[repeat], truth, hint, told) for repeat in sorted(splits)])
         for group, splits in sorted(groups.items())
     ]
 
@@ -116,13 +123,16 @@ def mean_logits(values: Floats, *, independent: bool) -> Floats:
     return np.asarray(logsumexp(log_softmax(values, axis=-1), axis=0) - np.log(len(values)))
 
 
-def _gather(group: str, folds: Sequence[Predictions], truth: Truth, pass_over: bool, listener: Listener) -> Predictions:
+def _gather(
+    group: str, folds: Sequence[Predictions], truth: Truth, hint: str, passed_over: Listener | None
+) -> Predictions:
+    """Return the rows of a group's folds; ``passed_over`` hears of predictions of other images, without it an error."""
     require_none_missing(folds, truth.ids)
     _require_holdouts(group, folds)
-    if pass_over:
-        folds = _without_others(group, folds, truth, listener)
+    if passed_over is not None:
+        folds = _without_others(group, folds, truth, passed_over)
     ids = [name for fold in folds for name in fold.ids]
-    rows = join_rows(truth.ids, ids, complain=partial(_not_the_truth, group))
+    rows = join_rows(truth.ids, ids, complain=partial(_not_the_truth, group, hint))
     if truth.persons is not None:
         _require_persons_in_one_holdout(group, folds, rows, truth.persons)
     columns = [truth.labels.permutation(fold.labels, owner=fold.member) for fold in folds]
@@ -193,5 +203,5 @@ def _require_persons_in_one_holdout(
         )
 
 
-def _not_the_truth(group: str, difference: str) -> DataError:
-    return DataError("E330", f"{group}: its images are not those of the ground truth: it {difference}", hint=ALL_FOLDS)
+def _not_the_truth(group: str, hint: str, difference: str) -> DataError:
+    return DataError("E330", f"{group}: its images are not those of the ground truth: it {difference}", hint=hint)
