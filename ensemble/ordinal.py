@@ -7,13 +7,17 @@ Trainings compute it in torch, probes in numpy and exported probes in ONNX; all 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ensemble.errors import OptionError
 
 if TYPE_CHECKING:
     from ensemble.labels import Axis, LabelSpace
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def join_values(reached: Any, passed: Any, gaps: Any, join: Callable[[Sequence[Any]], Any]) -> Any:
@@ -54,6 +58,30 @@ def ordered_positions(labels: LabelSpace, names: Sequence[str], *, option: str =
     if len(set(names)) != len(names):
         raise OptionError("E204", f"{option} names an axis twice: {', '.join(names)}")
     return tuple(sorted(known.index(name) for name in names))
+
+
+def require_told_order(labels: LabelSpace, names: Sequence[str], *, option: str = "--ordinal") -> None:
+    """Check that the order of the values of these axes is not merely that of the alphabet.
+
+    Names that are not in the order of the alphabet were put in order by someone, and the numbers in names may tell it:
+    10-19 < 20-29. The alphabet alone has 100-109 < 20-29, 30-59 < <30, and middle < old < young.
+
+    Raises:
+        OptionError: E204 when sorted names tell no order; ``option`` is what the axes were given to.
+    """
+    for axis in labels.axes:
+        values = axis.values
+        if axis.name not in names or list(values) != sorted(values):
+            continue
+        found = [_NUMBER.search(value) for value in values]
+        numbers = [float(one[0]) for one in found if one is not None]
+        if len(numbers) == len(values) and all(a < b for a, b in pairwise(numbers)):
+            continue
+        raise OptionError(
+            "E204",
+            f"{option} {axis.name}: the order of the values is that of the alphabet, {describe_order(axis)}",
+            hint="write the names in their true order into a file, one per line, and give it with --labels names.txt",
+        )
 
 
 def require_ordinal(labels: LabelSpace, names: Sequence[str], *, head: str, activation: str) -> None:

@@ -20,6 +20,8 @@ from ensemble.labels import MASK18, LabelSpace
 from ensemble.text.csv_table import read_table
 from ensemble.text.plain_numbers import is_count
 
+_HINT = "use fewer folds, or add images of that class"
+_HINT_OF_TWO = "two are the fewest: add images of that class, or leave its images out with --fixes and the field drop"
 COMPLETE_FOLDS = "the file takes a line for each person, or other group, of the training images: id,fold"
 
 
@@ -65,6 +67,7 @@ def make_folds(
             "E341",
             f"{folds} folds need {folds} {unit.plural} of every class; "
             f"{labels.names[rarest]!r} has {len(people[rarest])}",
+            hint=_HINT if folds > 2 else _HINT_OF_TWO,
         )
     ordered = sorted(rows, key=lambda row: row.id)
     classes = [row.label for row in ordered]

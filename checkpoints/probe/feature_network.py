@@ -26,6 +26,10 @@ from ensemble.thread_pool import thread_pool
 
 ROW = "ens.probe.features"
 ANSWERS = "ens.probe.logits"
+_SAME = (
+    "name another value with --output, and check --input-range, --mean and --std; a network that compares the images "
+    "of a batch tells nothing about one"
+)
 _CHUNK = 32  # images, few enough for a large network
 _NORMALIZING = {"Softmax", "LogSoftmax", "Sigmoid"}
 _NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
@@ -64,7 +68,8 @@ class FeatureNetwork:
         Those that are ``kept``, under the name of the ``step``, are not computed, and their pixels are not used.
 
         Raises:
-            ModelError: E414 when the network fails on an image, or a feature is not finite.
+            ModelError: E414 when the network fails on an image, a feature is not finite, or no feature tells one image
+                from another.
         """
         original = Original(self.model, self.image, card, ROW)
         features = np.empty((len(pixels), self.count))
@@ -85,18 +90,24 @@ class FeatureNetwork:
             some = int((~np.isfinite(features)).any(axis=1).sum())
             message = f"{self.model.path.name}: the features {self.source} of {some:,} images are not finite"
             raise ModelError("E414", message, hint="name another value with --output", path=self.model.path)
+        if len(features) > 1 and (features == features[0]).all():
+            message = f"{self.model.path.name}: the features {self.source} of all {len(features):,} images are the same"
+            raise ModelError("E414", message, hint=_SAME, path=self.model.path)
         return features
 
     def answers(self, pixels: Pixels, card: ModelCard) -> Floats:
         """Return the logits ``(N, classes)`` of images, of a network that `with_head` made."""
         return Original(self.model, self.image, card, ANSWERS).run(pixels)
 
-    def with_head(self, head: LinearHead) -> ForeignModel:
-        """Return the network with a linear head; its only output `ANSWERS` are the logits ``(batch, classes)``."""
+    def with_head(self, head: LinearHead, *, center: Floats | None = None) -> ForeignModel:
+        """Return the network with a linear head; its only output `ANSWERS` are the logits ``(batch, classes)``.
+
+        ``center`` is that of `add_head`.
+        """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.model.proto)
         graph = proto.graph
-        add_head(graph, head, ROW, ANSWERS)
+        add_head(graph, head, ROW, ANSWERS, center=center)
         del graph.output[:]
         graph.output.append(helper.make_tensor_value_info(ANSWERS, TensorProto.FLOAT, [None, head.classes]))
         return replace(self.model, proto=proto)
@@ -128,9 +139,7 @@ def find_features(
     proto.graph.output.append(helper.make_tensor_value_info(ROW, TensorProto.FLOAT, [None, count]))
     chosen = "named" if names else "by default: --output names any other value of the graph"
     shown = ", ".join(row.words(image) for row in made)
-    listener.notice(
-        Notice("I482", f"the features are the {count:,} numbers of {source} ({shown}), {chosen}", model.path)
-    )
+    listener.notice(Notice("I482", f"{_are(count)} of {source} ({shown}), {chosen}", model.path))
     return FeatureNetwork(replace(model, proto=proto), image, source, count)
 
 
@@ -178,6 +187,10 @@ class _FeatureValue:
         shape = np.array([-1, self.count(image)], dtype=np.int64)
         graph.initializer.append(numpy_helper.from_array(shape, f"{mark}.shape"))
         graph.node.append(helper.make_node("Reshape", [last, f"{mark}.shape"], [mark]))
+
+
+def _are(count: int) -> str:
+    return "the feature is the only number" if count == 1 else f"the features are the {count:,} numbers"
 
 
 def _only_output(model: ForeignModel) -> str:

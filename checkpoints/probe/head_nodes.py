@@ -11,9 +11,18 @@ from checkpoints.probe.ordinal_head import OrdinalBlock
 from ensemble.arrays import Floats
 
 
-def add_head(graph: onnx.GraphProto, head: LinearHead, row: str, answers: str) -> None:
-    """Add a head on the value ``row`` ``(batch, F)``, which gives the value ``answers`` ``(batch, classes)``."""
+def add_head(graph: onnx.GraphProto, head: LinearHead, row: str, answers: str, *, center: Floats | None = None) -> None:
+    """Add a head on the value ``row`` ``(batch, F)``, which gives the value ``answers`` ``(batch, classes)``.
+
+    With a ``center`` ``(F,)`` the graph subtracts it from the features first, and the head is moved there: products of
+    features that differ by far less than they are large cancel in float32.
+    """
     parts = []
+    if center is not None:
+        near = center.astype(np.float32)
+        _add_values(graph, "ens.probe.center", near)
+        graph.node.append(helper.make_node("Sub", [row, "ens.probe.center"], ["ens.probe.centered"]))
+        head, row = head.moved(near.astype(np.float64)), "ens.probe.centered"
     for number, block in enumerate(head.blocks):
         name = f"ens.probe.{number}"
         if isinstance(block, OrdinalBlock):

@@ -35,6 +35,10 @@ class Block:
         found: Floats = features @ self.weights + self.bias
         return found
 
+    def moved(self, center: Floats) -> Block:
+        """Return the block that gives the same for features from which the center ``(F,)`` was subtracted."""
+        return Block(self.weights, self.bias + center @ self.weights)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearHead:
@@ -55,6 +59,10 @@ class LinearHead:
         parts = [log_softmax(block.logits(features), axis=1) for block in self.blocks]
         total: Floats = np.sum([part @ spread for part, spread in zip(parts, self.spreads(), strict=True)], axis=0)
         return total
+
+    def moved(self, center: Floats) -> LinearHead:
+        """Return the head that gives the same for features from which the center ``(F,)`` was subtracted."""
+        return LinearHead(self.labels, tuple(block.moved(center) for block in self.blocks))
 
     def spreads(self) -> list[Floats]:
         """Return for each axis the matrix ``(K, C)`` of 0 and 1: which classes have which of its values."""

@@ -47,6 +47,10 @@ class OrdinalBlock:
         found: Floats = join_values(log_expit(links), log_expit(-links), self.gaps(), np.hstack)
         return found
 
+    def moved(self, center: Floats) -> OrdinalBlock:
+        """Return the block that gives the same for features from which the center ``(F,)`` was subtracted."""
+        return OrdinalBlock(self.weights, self.cuts + center @ self.weights)
+
     def gaps(self) -> Floats:
         """Return the term ``(K - 2,)`` of each value between two cuts, see `join_values`."""
         return np.asarray(np.log(-np.expm1(np.diff(self.cuts))))

@@ -25,6 +25,7 @@ from checkpoints.probe.ordered_axes import find_levels
 from checkpoints.probe.ordinal_head import OrdinalBlock
 from checkpoints.training.scores import KEY, NAME, score_classes, score_labels
 from ensemble.adopt.adopt import MOST_PICTURES, adopt_network
+from ensemble.adopt.foreign import ForeignModel
 from ensemble.arrays import Floats, Logits, Pixels
 from ensemble.card import Head, ModelCard, validate_member
 from ensemble.errors import ModelError, OptionError
@@ -215,7 +216,10 @@ def probe_member(job: ProbeJob, *, fresh: bool = False, listener: Listener = SIL
             answers = {view: head.logits(values[held]).astype(np.float32) for view, values in features.items()}
             named = {target.name: value for target, value in zip(targets, chosen, strict=True)}
             card = _make_card(job, fold, named)
-            path, card = _write_model(job, head, card, pixels[held], answers["identity"], SILENT if fold else listener)
+            center = features["identity"][~held].mean(axis=0)
+            path, card = _write_model(
+                job, head, center, card, pixels[held], answers["identity"], SILENT if fold else listener
+            )
             _write_holdout(job, fold, card, answers)
             logits[held] = answers["identity"]
             done.append(ProbedFold(path, _score(job, true[held], answers["identity"]), named))
@@ -301,26 +305,46 @@ def _record(job: ProbeJob, strengths: dict[str, float]) -> dict[str, Any]:
 
 
 def _write_model(
-    job: ProbeJob, head: LinearHead, card: ModelCard, pixels: Pixels, answers: Logits, listener: Listener
+    job: ProbeJob,
+    head: LinearHead,
+    center: Floats,
+    card: ModelCard,
+    pixels: Pixels,
+    answers: Logits,
+    listener: Listener,
 ) -> tuple[Path, ModelCard]:
-    """Write network and head as a member that was compared with both on up to 16 held-out images."""
+    """Write network and head as a member that was compared with both on up to 16 held-out images.
+
+    The features are centered in the graph only where the head's products cancel without.
+    """
     compared = _compared(len(pixels))
     pixels, answers = pixels[compared], answers[compared]
     model = job.network.with_head(head)
     options = replace(
         job.opened.options, output="logits", output_name=ANSWERS, labels=job.data.labels, activation=job.data.activation
     )
-    network = replace(job.network, model=model, count=head.classes)
-    error = relative_error(answers, network.answers(pixels, card).astype(np.float32))
+    error = _compare(job, head, model, card, pixels, answers)
+    if not error <= LIMITS[card.precision]:
+        model = job.network.with_head(head, center=center)
+        error = _compare(job, head, model, card, pixels, answers)
     if not error <= LIMITS[card.precision]:
         message = (
             f"the head in the graph differs by {error:.1e} from the fitted one; {LIMITS[card.precision]:g} is allowed"
         )
-        raise ModelError("E414", message, path=model.path)
+        hint = "its features hardly differ between images, as far as float32 tells: name another value with --output"
+        raise ModelError("E414", message, hint=hint, path=model.path)
     adopted = adopt_network(
         model, job.network.image, card, job.folder, options=options, pixels=pixels, listener=listener
     )
     return adopted.path, adopted.card
+
+
+def _compare(
+    job: ProbeJob, head: LinearHead, model: ForeignModel, card: ModelCard, pixels: Pixels, answers: Logits
+) -> float:
+    """Return how much a network with the head differs from the head's own answers, as `relative_error`."""
+    network = replace(job.network, model=model, count=head.classes)
+    return relative_error(answers, network.answers(pixels, card).astype(np.float32))
 
 
 def _write_holdout(job: ProbeJob, fold: int, card: ModelCard, answers: dict[str, Logits]) -> None:

@@ -212,11 +212,14 @@ def probe(
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
     from ensemble.images.face_boxes import Boxes, read_faces
+    from ensemble.ordinal import require_told_order
 
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     _require_networks(network)
     # before networks are opened and joined
     dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)
+    if class_names is None:
+        require_told_order(dataset.labels, learn.ordinal)
     opened = _open_networks(network, data, faces)
     shared = read_or_make_folds(learn.folds, 0, 1, output_.folder, dataset, listener=TERMINAL)
     job = ProbeJob(

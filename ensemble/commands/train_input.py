@@ -161,14 +161,17 @@ def read_training(
     """Read the training images and fit the settings to them; the settings are checked before.
 
     Raises:
-        EnsError: as `check_settings`, `read_faces`, `choose_crop` and `read_images`.
+        EnsError: as `check_settings`, `read_faces`, `choose_crop`, `read_images`, `fit_classes` and
+            `require_told_order`.
     """
+    from checkpoints.training.label_distribution import parse_spread
     from checkpoints.training.ordered_axes import fit_classes
     from checkpoints.training.own_channels import fit_own_channels
     from checkpoints.training.preflight import check_settings
     from checkpoints.training.settings import fit_channels
     from ensemble.images.face_boxes import Boxes, read_faces
     from ensemble.images.face_crop import choose_crop
+    from ensemble.ordinal import require_told_order
 
     settings = fit_channels(settings, input_.preprocess(), listener=listener)
     check_settings(settings)
@@ -178,4 +181,8 @@ def read_training(
     settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
     settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))
     settings = fit_classes(settings, dataset.labels, dataset.activation, listener=listener)
+    if class_names is None:
+        require_told_order(settings.labels, settings.ordinal)
+        spread = [parse_spread(text).axis for text in settings.label_distribution]
+        require_told_order(settings.labels, spread, option="--label-distribution")
     return Training(dataset, settings, None if faces is None else Boxes({face.id: face.box for face in faces}))

@@ -151,10 +151,13 @@ def tell_unlisted(
     """Name files that are images by their content alone, and files that were passed over."""
     if by_content:
         some = enumerate_some(list(by_content))
-        listener.notice(Notice("I333", f"{_count(by_content)} in {place} are images by their content alone: {some}"))
+        are, their = ("is an image", "its") if len(by_content) == 1 else ("are images", "their")
+        message = f"{_count(by_content)} in {place} {are} by {their} content alone: {some}"
+        listener.notice(Notice("I333", message))
     if passed_over:
         some = enumerate_some(sorted(passed_over))
-        message = f"{_count(passed_over)} in {place} were passed over, as they are not images: {some}"
+        were, are = ("was", "it is no image") if len(passed_over) == 1 else ("were", "they are not images")
+        message = f"{_count(passed_over)} in {place} {were} passed over, as {are}: {some}"
         listener.notice(Notice("I332", message))
 
 

@@ -221,7 +221,7 @@ def _without_learned_images(
         return members
     every = set().union(*(member.ids for member in members))
     message = (
-        f"{len(seen):,} of {len(every):,} images to be blended are those that was learned from: how the folds differ "
+        f"{len(seen):,} of {len(every):,} images to be blended are those from which was learned: how the folds differ "
         "on new images, and how often these have which class, is not measured on them"
     )
     listener.notice(Notice("W528", message))

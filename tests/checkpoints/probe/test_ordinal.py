@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from checkpoints.probe.ordered_axes import find_levels
 from checkpoints.probe.ordinal_head import Levels, OrdinalBlock, fit_ordinal_path
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
-from ensemble.labels import MASK18, LabelSpace
-from ensemble.ordinal import require_ordinal
+from ensemble.labels import MASK18, Axis, LabelSpace
+from ensemble.ordinal import require_ordinal, require_told_order
 from ensemble.runtime.model_file import read_model
 from tests.checkpoints.probe.test_probe import COLORS, make_job, probed, write_network, write_table
 
@@ -197,6 +198,32 @@ def test_an_order_that_cannot_be_is_refused(activation: str, head: str, name: st
     with pytest.raises(OptionError, match=words) as caught:
         require_ordinal(MASK18, (name,), head=head, activation=activation)
     assert caught.value.code == "E204"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (("middle", "old", "young"), False),
+        (("mild", "moderate", "severe"), False),
+        (("30-59", "60+", "<30"), False),
+        (("0-9", "10-19", "100-109", "20-29"), False),
+        (("10-19", "20-29", "30-39"), True),
+        (("grade 0.5", "grade 1", "grade 1.5"), True),
+        (("0", "1", "10"), True),
+        (("young", "middle", "old"), True),
+        (("<30", "30-59", "60+"), True),
+    ],
+)
+def test_the_alphabet_is_no_order(values: tuple[str, ...], told: bool) -> None:
+    """Sorted names say an order only by numbers that ascend; names in another order were put into it."""
+    labels = LabelSpace((Axis("age", values), Axis("gender", ("female", "male"))))
+    if told:
+        require_told_order(labels, ["age"])
+    else:
+        with pytest.raises(OptionError, match=re.escape(" < ".join(values))) as caught:
+            require_told_order(labels, ["age"])
+        assert "--labels names.txt" in str(caught.value.hint)
+    require_told_order(labels, [])
 
 
 def test_a_member_of_ordered_classes_answers_as_its_file(tmp_path: Path) -> None:

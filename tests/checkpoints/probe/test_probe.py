@@ -64,6 +64,8 @@ def write_network(
     weights: dict[str, NDArray[Any]] = {
         "filters": generator.normal(0, 0.4, (12, 3, 3, 3)).astype(np.float32),
         "head": generator.normal(0, 0.4, (12, 5)).astype(np.float32),
+        "far": np.array(5, dtype=np.float32),
+        "little": np.array(1e-5, dtype=np.float32),
         "unused": np.zeros(50_000, dtype=np.float32),
         "tokens_shape": np.array([-1 if batch == "n" else batch, 12, SIDE * SIDE], dtype=np.int64),
     }
@@ -79,6 +81,11 @@ def write_network(
         helper.make_node("Transpose", ["map"], ["map_last"], perm=[0, 2, 3, 1]),
         helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["row"]),
+        helper.make_node("Mul", ["row", "little"], ["small"]),
+        helper.make_node("Add", ["small", "far"], ["narrow"]),
+        helper.make_node("Sub", ["row", "row"], ["same"]),
+        helper.make_node("ReduceMean", ["row"], ["of_batch"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["row", "of_batch"], ["in_batch"]),
         helper.make_node("MatMul", ["row", "head"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["softmax"], axis=1),
         helper.make_node("Reshape", ["map", "tokens_shape"], ["by_channel"]),
@@ -339,6 +346,24 @@ def test_a_value_that_cannot_be_features_is_refused(tmp_path: Path, end: str, ou
     with pytest.raises(EnsError) as caught:
         open_network(network, KNOWN, [] if output is None else [output])
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("end", ["same", "in_batch"])
+def test_features_that_tell_no_image_from_another_are_refused(data: Dataset, tmp_path: Path, end: str) -> None:
+    """The same number everywhere, and differences to the mean of a batch, which are 0 for an image by itself."""
+    with pytest.raises(ModelError, match="of all 64 images are the same") as caught:
+        probe_member(make_job(data, write_network(tmp_path / "net.onnx", end=end), tmp_path / "runs"))
+    assert caught.value.code == "E414"
+
+
+@pytest.mark.parametrize("more", [{}, {"head": "axes"}])
+def test_features_that_differ_by_little_are_centered_in_the_graph(
+    data: Dataset, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """Of 5 and a hundred-thousandth of a number float32 keeps two digits; products of large weights lose them."""
+    assert probed(data, tmp_path, end="narrow", **more) > 0.5
+    graph = onnx.load(tmp_path / "runs" / "p" / "p_f0.onnx").graph
+    assert any(name.endswith("ens.probe.center") for node in graph.node for name in node.input)
 
 
 def test_guesses_are_said(tmp_path: Path) -> None:
