@@ -19,10 +19,10 @@ def add_head(graph: onnx.GraphProto, head: LinearHead, row: str, answers: str, *
     """
     parts = []
     if center is not None:
-        near = center.astype(np.float32)
+        near = center.astype(np.float32).astype(np.float64)
         _add_values(graph, "ens.probe.center", near)
         graph.node.append(helper.make_node("Sub", [row, "ens.probe.center"], ["ens.probe.centered"]))
-        head, row = head.moved(near.astype(np.float64)), "ens.probe.centered"
+        head, row = head.moved(near), "ens.probe.centered"
     for number, block in enumerate(head.blocks):
         name = f"ens.probe.{number}"
         if isinstance(block, OrdinalBlock):
