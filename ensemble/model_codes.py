@@ -87,6 +87,10 @@ MODEL_CODES: dict[str, Code] = {
         "nothing to do: int8 would be slower (I496) or change too many predictions (--least-agreement accepts more of "
         "them), or TensorRT has no kernels for them",
     ),
+    "I489": Code(
+        "An int8 model was refused on images that it had not seen; they choose its layers now, and others judge.",
+        "nothing to do",
+    ),
     "I496": Code(
         "The first layers of an int8 model stay in float32, because they are faster so.",
         "nothing to do; on another processor, or in another export, they may be other layers",

@@ -28,8 +28,12 @@ LEAST_AGREEMENT: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.98}
 # agreement is then a coarse second check
 LEAST_AGREEMENT_WITH_TRUTH: Mapping[Precision, float] = {"fp16": 0.995, "int8": 0.95}
 MOST_F1_LOST = 0.003
-MOST_IMAGES = 1000
+MOST_IMAGES = 1000  # that choose and judge
+MOST_SPARE = 500  # that judge a second time
 LEAST_IMAGES = 8
+# of what the gate allows, the share that may change on the images that choose: on others it will be more or less
+MARGIN = 0.5
+WIDE_MARGIN = 0.75  # where a second set can judge
 _Z = 1.959964  # of a 95 % interval
 _RESAMPLES = 400
 # peak memory grows with it: 16 images of 300 px took an EfficientNet-B3 to 4.5 GB
@@ -50,12 +54,14 @@ class ImageSet:
 class Split:
     """Indices of the images to calibrate with, to ``choose`` layers by and to judge by (``gate``).
 
-    No image and no person is in two of them.
+    ``spare`` judge a second time, when those of ``gate`` refuse a model and so choose the next one; it is empty where
+    there are too few images. No image and no person is in two of the sets.
     """
 
     calibration: tuple[int, ...]
     choose: tuple[int, ...]
     gate: tuple[int, ...]
+    spare: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Verdict:
 
     ``changed`` counts the images with another class; ``f1`` and ``reference_f1`` are macro F1 scores where the ground
     truth is known, and ``lost_interval`` is the 95 % bootstrap interval of what the score loses. ``least`` is the share
-    of the answers that must stay; None is that of the precision.
+    of the answers that must stay; None is that of the precision. ``margin`` is the share of what may change or be lost
+    that a safe model does.
     """
 
     precision: Precision
@@ -74,6 +81,7 @@ class Verdict:
     reference_f1: float | None = None
     lost_interval: tuple[float, float] | None = None
     least: float | None = None
+    margin: float = MARGIN
 
     @property
     def may_change(self) -> float:
@@ -96,9 +104,10 @@ class Verdict:
 
     @property
     def is_safe(self) -> bool:
-        """True if at most half of what may change or be lost does: on other images it will be more or less."""
+        """True if at most the margin of what may change or be lost does: on other images it will be more or less."""
         lost = 0.0 if self.f1 is None or self.reference_f1 is None else self.reference_f1 - self.f1
-        return self.changed <= round(self.may_change * self.images / 2, 6) and lost <= MOST_F1_LOST / 2
+        few = self.changed <= round(self.may_change * self.images * self.margin, 6)
+        return few and lost <= MOST_F1_LOST * self.margin
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -152,10 +161,10 @@ def split_images(
     """Split images into a calibration set (``calibration`` or a quarter, at most) and up to 1,000 to evaluate on.
 
     With a ground truth only the images that it names are evaluated; those that it leaves out calibrate first. With
-    ``choosing``, half of the people who are evaluated choose, and the others judge. No person is in two sets: people
-    are those of the truth, else of ``persons`` by id. ``trained`` are images that the network was trained on: where
-    enough others are left they judge nothing, and calibrate first. The order is that of hashes, so that it depends on
-    the names alone.
+    ``choosing``, half of the people who are evaluated choose, and the others judge; where there are images for it, a
+    third set of up to 500 can judge once more. No person is in two sets: people are those of the truth, else of
+    ``persons`` by id. ``trained`` are images that the network was trained on: where enough others are left they judge
+    nothing, and calibrate first. The order is that of hashes, so that it depends on the names alone.
 
     Raises:
         DataError: E330 when the ground truth names images that are missing, E316 when fewer than 8 can judge.
@@ -177,30 +186,34 @@ def split_images(
     seen = {person[ids[i]] for i in first if ids[i] in person}
     rest = [i for i in order[wanted:] if ids[i] in person and person[ids[i]] not in seen]
     # ordered by the hash of each id, so that a thousand images cover as many people as possible
-    gate = sorted(rest, key=lambda i: _hash(ids[i]))[:MOST_IMAGES]
+    rest = sorted(rest, key=lambda i: _hash(ids[i]))
+    sets = 3 if choosing and len(rest) >= MOST_IMAGES + MOST_SPARE else 2
+    gate = rest[: MOST_IMAGES + (MOST_SPARE if sets == 3 else 0)]
     least = LEAST_IMAGES * (2 if choosing else 1)
     if len(gate) < least:
         raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {least} are needed")
     if not choosing:
         return Split(tuple(first), (), tuple(gate))
-    choose, judging = _halves(gate, [person[ids[i]] for i in gate])
-    if min(len(choose), len(judging)) < LEAST_IMAGES:
-        count = len({person[ids[i]] for i in gate})
-        message = f"{count} people are too few to choose layers by some and to judge by others"
+    people = [person[ids[i]] for i in gate]
+    parts = _split_people(gate, people, sets)
+    if sets == 3 and min(map(len, parts)) < MOST_SPARE // 2:
+        gate, people = gate[:MOST_IMAGES], people[:MOST_IMAGES]
+        parts = _split_people(gate, people, 2)
+    if min(map(len, parts)) < LEAST_IMAGES:
+        message = f"{len(set(people))} people are too few to choose layers by some and to judge by others"
         raise DataError("E316", message, hint="give images of more people")
-    return Split(tuple(first), tuple(choose), tuple(judging))
+    return Split(tuple(first), *map(tuple, parts))
 
 
-def _halves(rows: Sequence[int], people: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the rows of about half of the images, and those of the other people."""
-    halves: tuple[list[int], list[int]] = ([], [])
+def _split_people(rows: Sequence[int], people: Sequence[str], count: int) -> list[list[int]]:
+    """Return the rows in ``count`` parts of about the same size, each with the rows of other people."""
     by_person: dict[str, list[int]] = {}
     for row, who in zip(rows, people, strict=True):
         by_person.setdefault(who, []).append(row)
+    parts: list[set[int]] = [set() for _ in range(count)]
     for who in sorted(by_person, key=lambda who: (-len(by_person[who]), _hash(who))):
-        halves[len(halves[0]) > len(halves[1])].extend(by_person[who])
-    first = set(halves[0])
-    return [row for row in rows if row in first], [row for row in rows if row not in first]
+        min(parts, key=len).update(by_person[who])
+    return [[row for row in rows if row in part] for part in parts]
 
 
 def load_images(

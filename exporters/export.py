@@ -35,8 +35,9 @@ from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
-from exporters.int8 import Judges, Quantized, to_int8
+from exporters.int8 import to_int8
 from exporters.int8_schemes import SCHEMES
+from exporters.int8_select import Judges, Quantized
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
@@ -225,12 +226,18 @@ def _quantize(
     def judges(places: tuple[int, ...]) -> Judges:
         return Judges(load(places), gate.classes(places), options.least_agreement)
 
+    def judge_again() -> Judges:
+        nonlocal seen
+        seen = gate.tell_judges(card, listener, again=True)
+        return judges(gate.split.spare)
+
     found = to_int8(
         proto,
         card,
         calibration=load(gate.split.calibration),
         choose=judges(gate.split.choose),
         gate=judges(gate.split.gate),
+        spare=judge_again if gate.split.spare else None,
         scheme=SCHEMES[options.quantization],
         steps=steps,
         listener=listener,

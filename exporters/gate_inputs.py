@@ -24,10 +24,12 @@ class GateInputs:
     truth: Truth | None
     record: TrainingRecord
 
-    def tell_judges(self, card: ModelCard, listener: Listener) -> Familiar:
-        """Say whose images judge the model, and return their numbers."""
-        seen = self.record.count([self.images.ids[place] for place in self.split.gate])
-        tell_familiar(card.member, card.precision, seen, chosen_on=len(self.split.choose), listener=listener)
+    def tell_judges(self, card: ModelCard, listener: Listener, *, again: bool = False) -> Familiar:
+        """Say whose images judge the model, or judge it ``again``, and return their numbers."""
+        split = self.split
+        seen = self.record.count([self.images.ids[place] for place in (split.spare if again else split.gate)])
+        chosen_on = len(split.choose) + (len(split.gate) if again else 0)
+        tell_familiar(card.member, card.precision, seen, chosen_on=chosen_on, listener=listener)
         return seen
 
     def classes(self, places: tuple[int, ...]) -> Classes | None:

@@ -20,6 +20,13 @@ import numpy as np
 import onnx
 
 from ensemble.runtime.int8_weights import Pairs, groups_of, pairs_of
+from exporters.int8_linear import (
+    find_float_outputs,
+    multiply_rows,
+    read_in_two_terms,
+    suits_two_terms,
+    weights_of_two_terms,
+)
 from exporters.int8_schemes import ASYMMETRIC, Array, Range, Scheme
 
 # the operators that start a layer, and those that belong to the layer before them
@@ -103,6 +110,21 @@ def suits_scheme(graph: onnx.GraphProto, layer: Layer, scheme: Scheme) -> bool:
     return scheme.suits(node, dims)
 
 
+def find_two_terms(graph: onnx.GraphProto, layers: Collection[Layer], ranges: Mapping[str, Range]) -> tuple[Layer, ...]:
+    """Return the layers whose input could be stored in two terms when all of these layers are quantized."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+    def suits(layer: Layer) -> bool:
+        node = graph.node[layer.nodes[0]]
+        return (
+            node.input[0] in ranges
+            and suits_two_terms(node, shapes, ranges[node.input[0]])
+            and node.input[0] not in _QdqPlan(graph, layers, float_sums=True, two_terms={layer.name}).made
+        )
+
+    return tuple(layer for layer in layers if suits(layer))
+
+
 def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
     """Return the activations that are stored in 8 bits when these layers are quantized, in the order of computation."""
     plan = _QdqPlan(graph, layers)
@@ -117,17 +139,19 @@ def quantize(
     scheme: Scheme = ASYMMETRIC,
     rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
     float_sums: bool = False,
+    two_terms: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return a copy whose given layers compute on integers; ``ranges`` has an entry per tensor of `find_tensors`.
 
     The weights of nodes that ``rounded`` does not name are rounded to the nearest step. With ``float_sums`` the sums of
-    residual branches are in float32, and rounded only for the layers that read them: rounding errors do not add up
-    along a stage.
+    residual branches are in float32, as are the terms that convolutions of 1x1 make, and rounded only for the layers
+    that read them: rounding errors do not add up along a stage. The layers named by ``two_terms`` read such a tensor
+    with more than 8 bits (`exporters.int8_linear`).
     """
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
-    plan = _QdqPlan(proto.graph, layers, float_sums=float_sums)
+    plan = _QdqPlan(proto.graph, layers, float_sums=float_sums, two_terms=two_terms)
     constants = _Constants(graph, scheme, rounded)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
@@ -141,8 +165,9 @@ def quantize(
         if i not in plan.nodes and node.op_type in _ROUNDED_BY_ONNXRUNTIME:
             nodes += _read_by_channel(node, proto.graph.node[i].input[0], stored, plan.made, constants)
         if i in plan.nodes and node.op_type in _WEIGHTED:
-            nodes += _quantize_weights(node, stored[proto.graph.node[i].input[0]], constants)
-        nodes.append(node)
+            nodes += _compute_on_integers(i, node, proto.graph.node[i].input[0], stored, plan, constants)
+        else:
+            nodes.append(node)
         for place, name in enumerate(outputs):
             if name in plan.shown:
                 node.output[place] = f"{name}/exact"
@@ -160,16 +185,26 @@ class _QdqPlan:
 
     ``made`` are the outputs of quantized nodes: every reader gets the stored values. The output of a float node is
     rounded only for the readers that compute on integers. ``shown`` are those of ``made`` that are also outputs of the
-    graph: without rounding them, onnxruntime would compute their layer in float.
+    graph: without rounding them, onnxruntime would compute their layer in float. The outputs of ``float_outputs`` are
+    not stored; the inputs of ``two_terms`` are stored twice.
     """
 
-    def __init__(self, graph: onnx.GraphProto, layers: Collection[Layer], *, float_sums: bool = False) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        layers: Collection[Layer],
+        *,
+        float_sums: bool = False,
+        two_terms: Collection[str] = (),
+    ) -> None:
         weights = {tensor.name for tensor in graph.initializer}
         results = {value.name for value in graph.output}
         readers = Counter(name for node in graph.node for name in node.input)
         bounded = {node.input[0]: node.output[0] for node in graph.node if node.op_type in _BOUNDED}
         in_float = _BOUNDED | ({"Add"} if float_sums else set())
         self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in in_float}
+        self.two_terms = {layer.nodes[0] for layer in layers if layer.name in two_terms} if float_sums else set()
+        self.float_outputs = find_float_outputs(graph, self.nodes, self.two_terms) if float_sums else frozenset()
         self.stored: dict[str, str] = {}
         self.made: set[str] = set()
         self.shown: set[str] = set()
@@ -182,6 +217,8 @@ class _QdqPlan:
                 output = bounded[output]
             for name in inputs:
                 self.stored.setdefault(name, name)
+            if i in self.float_outputs:
+                continue
             if output not in results or readers[output]:
                 if output in results:
                     self.shown.add(output)
@@ -267,8 +304,48 @@ def _read_by_channel(
     node.input[0] = result
 
 
-def _quantize_weights(node: onnx.NodeProto, image: Range, constants: _Constants) -> Iterator[onnx.NodeProto]:
-    """Give int8 weights, and where the scheme has it an int32 bias, to a node whose input has the range ``image``."""
+def _compute_on_integers(
+    i: int,
+    node: onnx.NodeProto,
+    source: str,
+    stored: Mapping[str, Range],
+    plan: _QdqPlan,
+    constants: _Constants,
+) -> Iterator[onnx.NodeProto]:
+    """Yield node ``i``, which reads the tensor ``source``, with int8 weights and the bias of the scheme."""
+    scheme, image = constants.scheme, stored[source]
+    in_rows = i in plan.float_outputs
+    steps = _round_weights(node, image, constants, has_integer_bias=scheme.integer_bias and not in_rows)
+    integers = steps.integers
+    if i in plan.two_terms:
+        yield from read_in_two_terms(node, source, scheme.scale(image), scheme.zeros(image), constants.add)
+        integers = weights_of_two_terms(integers, constants.read(node.input[1]), steps.scale)
+    if in_rows:
+        yield from multiply_rows(node, integers, steps.scale, steps.bias, constants.add)
+        return
+    yield _read_back(node, 1, integers, steps.scale, steps.axis, constants)
+    if steps.bias is not None and scheme.integer_bias:
+        unit = steps.scale * scheme.scale(image)
+        yield _read_back(node, 2, np.rint(steps.bias.astype(np.float64) / unit).astype(np.int32), unit, 0, constants)
+    elif steps.bias is not None and node.name in constants.rounded:
+        node.input[2] = constants.add(f"{node.name}/bias", steps.bias)
+    yield node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _WeightSteps:
+    """The weights of a node in steps of ``scale`` ``(O,)``; ``axis`` is that of the output channels."""
+
+    integers: Array
+    scale: Array
+    axis: int
+    bias: Array | None
+
+
+def _round_weights(
+    node: onnx.NodeProto, image: Range, constants: _Constants, *, has_integer_bias: bool
+) -> _WeightSteps:
+    """Return the int8 weights and the bias of a node whose input has the range ``image``."""
     scheme, rounded = constants.scheme, constants.rounded.get(node.name)
     weight = constants.read(node.input[1])
     bias = constants.read(node.input[2]) if len(node.input) > 2 else None
@@ -279,7 +356,7 @@ def _quantize_weights(node: onnx.NodeProto, image: Range, constants: _Constants)
     else:
         scale = rounded.scales
         bias = None if bias is None else (bias - rounded.shift).astype(bias.dtype)
-    if bias is not None and scheme.integer_bias:
+    if bias is not None and has_integer_bias:
         # the bias is int32 in units of both scales; where all weights of a channel are tiny it might overflow
         scale = np.maximum(scale, np.abs(bias) / (float(scheme.scale(image)) * 2**30))
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
@@ -288,14 +365,7 @@ def _quantize_weights(node: onnx.NodeProto, image: Range, constants: _Constants)
     if rounded is not None:
         same = np.expand_dims(scale == rounded.scales.astype(np.float32), others)
         integers = np.where(same, rounded.integers, integers)
-    yield _read_back(node, 1, integers, scale, axis, constants)
-    if bias is None:
-        return
-    if scheme.integer_bias:
-        steps = scale * scheme.scale(image)
-        yield _read_back(node, 2, np.rint(bias.astype(np.float64) / steps).astype(np.int32), steps, 0, constants)
-    elif rounded is not None:
-        node.input[2] = constants.add(f"{node.name}/bias", bias)
+    return _WeightSteps(integers, scale, axis, bias)
 
 
 def channel_axis(node: onnx.NodeProto, weight: Array) -> int:

@@ -23,6 +23,8 @@ from exporters.int8_qdq import Layer
 
 _OVERHEAD = 0.005  # of all layers: the cost of converting to and from integers around one that returns to float
 
+_WORTH = 0.01  # of the squared errors of all layers
+
 # names of layers that return to float together, the first ones first
 LayerOrder = tuple[tuple[str, ...], ...]
 
@@ -88,6 +90,30 @@ def rank_layers(
     return tuple(sorted(harms, key=lambda harm: harm.error**2 / (harm.saved + least), reverse=True))
 
 
+def order_two_terms(
+    harms: Sequence[Harm],
+    candidates: Collection[Layer],
+    products: Mapping[str, int],
+    error_of: Callable[[Layer], float],
+    listener: Listener,
+) -> tuple[str, ...]:
+    """Return the names of layers whose input is worth two terms, the one that gains most for its products first.
+
+    ``harms`` are those of single layers, and ``error_of`` is the error when only this layer is quantized, with its
+    input in two terms. Layers that take less than `_WORTH` of all squared errors away are left out.
+    """
+    alone = {harm.names[0]: harm.error**2 for harm in harms}
+    finite = sum(value for value in alone.values() if np.isfinite(value))
+    every = sum(products.values())
+    found = []
+    for number, layer in enumerate(candidates):
+        gain = alone[layer.name] - error_of(layer) ** 2
+        if np.isfinite(gain) and gain >= _WORTH * finite:
+            found.append((gain / (products[layer.name] / every + _OVERHEAD), layer.name))
+        listener.progress("rank inputs", number + 1, len(candidates))
+    return tuple(name for _, name in sorted(found, key=lambda one: -one[0]))
+
+
 def search(
     orders: Sequence[LayerOrder],
     fixed: Sequence[str],
@@ -107,12 +133,12 @@ def search(
         count = int(np.searchsorted(so_far, most_in_float * sum(products.values()), side="right"))
         most = attempt(_joined(order[:count]))
         if not most.verdict.faults:
-            found.append(_fewest_in_float(order[:count], most, attempt))
+            found.append(fewest(order[:count], most, attempt))
     return found, most
 
 
-def _fewest_in_float(order: LayerOrder, passing: Attempt, attempt: Callable[[tuple[str, ...]], Attempt]) -> Attempt:
-    """Return the network that is safe with the fewest groups in float, by bisection below all of them (``passing``)."""
+def fewest(order: LayerOrder, passing: Attempt, attempt: Callable[[tuple[str, ...]], Attempt]) -> Attempt:
+    """Return the network that is safe with the fewest groups of an order, by bisection below all (``passing``)."""
     fails, passes = 0, len(order)
     while passes - fails > 1:
         middle = (fails + passes) // 2
@@ -122,6 +148,11 @@ def _fewest_in_float(order: LayerOrder, passing: Attempt, attempt: Callable[[tup
         else:
             passing, passes = tried, middle
     return passing
+
+
+def alone(names: Sequence[str]) -> LayerOrder:
+    """Return an order of single layers."""
+    return tuple((name,) for name in names)
 
 
 def _joined(order: LayerOrder) -> tuple[str, ...]:

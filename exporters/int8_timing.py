@@ -24,6 +24,10 @@ from exporters.int8_qdq import Layer
 
 _RUNS = (5, 40)  # at least and at most, of one image each
 _SECONDS = 0.4
+# what onnxruntime and the quantization add to the name of a layer's node
+_SUFFIX = re.compile(
+    r"(/weight|/bias|/low)?/(de)?quanti[sz]e.*$|/(product|biased|rows|planes|low/.*)$|_token_\d+$|_nchwc.*$"
+)
 _EVENT = "_kernel_time"  # ends the name of an event of onnxruntime's profile
 
 
@@ -79,7 +83,7 @@ def time_layers(proto: onnx.ModelProto, layers: Sequence[Layer], times: Times) -
         owner |= dict.fromkeys((node.name, *node.output), current)
     found = dict.fromkeys((layer.name for layer in layers), 0.0)
     for name, spent in times.by_node.items():
-        plain = re.sub(r"(/weight|/bias)?/(de)?quanti[sz]e.*$|_token_\d+$|_nchwc.*$", "", name)
+        plain = _SUFFIX.sub("", name)
         if plain in owner:
             found[owner[plain]] += spent
     return found

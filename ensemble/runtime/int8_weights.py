@@ -3,7 +3,8 @@
 Without VNNI, onnxruntime and OpenVINO multiply uint8 activations by int8 weights with VPMADDUBSW, which adds two
 products in 16 bits and saturates. It takes values four by four, and adds the first to the second and the third to the
 fourth. A convolution takes the channels of one place (``ComputeBlock`` in onnxruntime/core/mlas/lib/x86_64/
-ConvSymKernelAvx2.S), so that with a multiple of four channels a weight is paired with one neighbor only. Depthwise
+ConvSymKernelAvx2.S), so that with a multiple of four channels a weight is paired with one neighbor only. So does a
+product of rows (``ComputeBlockBy1Loop``, which goes on by quads, in lib/amd64/QgemmU8X8KernelAvx2.asm). Depthwise
 convolutions add in 32 bits (``DepthwiseMultiplyAccumulateCellAvx2`` there, and mlas/lib/intrinsics/avx2/
 qdwconv_avx2.cpp). The same was measured of OpenVINO's kernels with ONEDNN_MAX_CPU_ISA=AVX2.
 """
@@ -70,8 +71,9 @@ def may_saturate(data: bytes) -> bool:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in weights:
             values = onnx.numpy_helper.to_array(weights[node.input[0]]).astype(np.int16)
-            pairs = _pairs_in(readers.get(node.output[0]), values.shape)
-            inputs = values.shape[1]
+            reader = readers.get(node.output[0])
+            pairs = _pairs_in(reader, values.shape)
+            inputs = values.shape[0 if reader is not None and reader.op_type == "MatMul" else 1]
             # without an axis one scale is that of all channels
             for axis in [attribute.i for attribute in node.attribute if attribute.name == "axis"]:
                 values = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
@@ -85,4 +87,6 @@ def _pairs_in(reader: onnx.NodeProto | None, dims: Sequence[int]) -> Pairs:
     """Return which weights are paired in the node that reads them."""
     if reader is None:
         return "any"
+    if reader.op_type == "MatMul" and len(dims) == 2 and dims[0] % 4 == 0:
+        return "neighbors"
     return pairs_of(reader.op_type, dims, groups_of(reader))

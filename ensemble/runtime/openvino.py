@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.install import version_of
+from ensemble.runtime.int8_products import with_convolutions
 from ensemble.runtime.machine import available_cores
 
 
@@ -67,7 +68,7 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
         # two processes with pinned threads would pin them to the same cores
         "ENABLE_CPU_PINNING": False,
     }
-    return OpenVINORuntime(core.compile_model(core.read_model(model), "CPU", settings))
+    return OpenVINORuntime(core.compile_model(core.read_model(with_convolutions(model)), "CPU", settings))
 
 
 _core: Any = None

@@ -30,10 +30,11 @@ from exporters import accuracy_gate
 from exporters import export as module
 from exporters.accuracy_gate import Verdict, judge, split_images
 from exporters.export import Exported, ExportOptions, ImageSet, export
-from exporters.int8 import Judges, to_int8
+from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import Range
+from exporters.int8_select import Judges
 from exporters.int8_timing import Times
 from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
@@ -207,7 +208,7 @@ def test_a_gate_that_does_not_pass_leaves_no_file(
     tmp_path: Path, photographs: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that all differ end in E436, exit 4, with the layers that hurt and without a file."""
-    monkeypatch.setattr("exporters.int8.judge", lambda *_: Verdict("int8", 8, 8))
+    monkeypatch.setattr("exporters.int8_select.judge", lambda *_: Verdict("int8", 8, 8))
     with pytest.raises(ModelError, match="another class on 8 of 8 images") as caught:
         export(CHECKPOINT, tmp_path, options=OPTIONS, gate_images=photographs)
     assert (caught.value.code, caught.value.exit_status) == ("E436", 4)
@@ -286,7 +287,7 @@ def squeeze(factor: float, heard: Recorder) -> Any:
 def test_a_planted_sensitive_layer_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers on either side of an outlying channel, and no others, return to float; without it none does."""
     lenient(monkeypatch, 0.8)
-    monkeypatch.setattr("exporters.int8.MOST_IN_FLOAT", 0.7)
+    monkeypatch.setattr("exporters.int8_select.MOST_IN_FLOAT", 0.7)
     heard = Recorder()
     assert squeeze(1, Recorder()).in_float == ()
     found = squeeze(3000, heard)
@@ -431,7 +432,7 @@ def test_the_images_of_the_gate_choose_nothing(monkeypatch: pytest.MonkeyPatch) 
         seen.append(len(found))
         return Verdict("int8", len(found), len(found) if len(found) == 20 else 0)
 
-    monkeypatch.setattr("exporters.int8.judge", judge_both)
+    monkeypatch.setattr("exporters.int8_select.judge", judge_both)
     images = draw_batch(60, 24)
     with pytest.raises(ModelError, match="another class on 20 of 20 images"):
         to_int8(

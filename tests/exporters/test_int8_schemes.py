@@ -21,10 +21,11 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import LOGITS, ModelFile
 from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
 from ensemble.runtime.tensorrt import BIAS_OPTIMIZER, require_symmetric
-from exporters.int8 import Judges, Quantized, to_int8
+from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations
 from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, SYMMETRIC, Range
+from exporters.int8_select import Judges, Quantized
 from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
 from tests.support import toys

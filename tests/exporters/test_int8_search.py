@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble.events import SILENT, Recorder
 from ensemble.labels import LabelSpace
-from exporters import int8
+from exporters import int8, int8_select
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, find_layers, find_tensors, quantize
@@ -131,23 +131,48 @@ def stored(values: Array, span: Range) -> Array:
     return found
 
 
-def test_sums_in_float_are_rounded_for_their_readers_alone() -> None:
-    """The sum is that of the stored terms, to the last bit of float32; on integers it has 8 bits itself."""
+def test_sums_on_integers_are_of_stored_terms() -> None:
+    """Without float sums, the terms and the sum have 8 bits, and the sum is read as it is stored."""
     pixels = draw(1)
-    for float_sums in (False, True):
-        model, ranges = quantized(float_sums=float_sums)
-        first, second, total = run(model, pixels, "first/real", "second/real", "sum")
-        np.testing.assert_array_equal(total, first + second)
-        readers = [node for node in model.graph.node if "sum/real" in node.input]
-        assert [node.name for node in readers] == ["last"]
-        (read,) = run(model, pixels, "sum/real")
-        np.testing.assert_allclose(read, stored(total, ranges["sum"]), atol=1e-5)
-        made = {node.output[0]: node.op_type for node in model.graph.node}
-        assert made["sum"] == "Add"
+    model, ranges = quantized(float_sums=False)
+    first, second, total, read = run(model, pixels, "first/real", "second/real", "sum", "sum/real")
+    np.testing.assert_array_equal(total, first + second)
+    np.testing.assert_allclose(read, stored(total, ranges["sum"]), atol=1e-5)
+
+
+def test_sums_in_float_are_rounded_for_their_readers_alone() -> None:
+    """The sum is that of terms which 1x1 convolutions return in float32; each reader rounds what it reads."""
+    pixels = draw(1)
+    model, ranges = quantized(float_sums=True)
+    first, second, total = run(model, pixels, "first", "second", "sum")
+    np.testing.assert_array_equal(total, first + second)
+    for name, reader in (("sum", "last"), ("first", "wide")):
+        assert [node.name for node in model.graph.node if f"{name}/real" in node.input] == [reader]
+        exact, read = run(model, pixels, name, f"{name}/real")
+        np.testing.assert_allclose(read, stored(exact, ranges[name]), atol=1e-5)
+        assert len(np.unique(exact)) > 1000
+
+
+def test_terms_of_larger_kernels_have_8_bits() -> None:
+    """A convolution of 3x3 cannot return float32: what it adds to a sum in float32 is stored."""
+    proto = build()
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    wide = np.pad(onnx.numpy_helper.to_array(weights["second.weight"]), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    weights["second.weight"].CopyFrom(onnx.numpy_helper.from_array(wide, "second.weight"))
+    (node,) = (node for node in proto.graph.node if node.name == "second")
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
+    layers = find_layers(proto.graph)
+    ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
+    model = quantize(proto, ranges, layers, float_sums=True)
+    (total,) = (node for node in model.graph.node if node.name == "sum")
+    assert list(total.input) == ["second/real", "first"]
+    first, second, found = run(model, draw(1), "first", "second/real", "sum")
+    np.testing.assert_array_equal(found, first + second)
 
 
 def test_a_stage_of_two_sums_keeps_its_error() -> None:
-    """What flows from sum to sum is the float32 sum of stored terms, where integers round it each time."""
+    """What flows from sum to sum is the float32 sum, where integers round it each time."""
     proto = build()
     # a second sum: the output of the last convolution and the first sum
     proto.graph.node.insert(8, onnx.helper.make_node("Add", ["last", "sum"], ["total"], "total"))
@@ -156,10 +181,10 @@ def test_a_stage_of_two_sums_keeps_its_error() -> None:
     layers = find_layers(proto.graph)
     ranges = measure_activations(proto, find_tensors(proto.graph, layers), draw(0)).extremes()
     pixels = draw(2)
-    for float_sums, source in ((True, "sum"), (False, "sum/real")):
+    for float_sums, inputs in ((True, ["last", "sum"]), (False, ["last/real", "sum/real"])):
         model = quantize(proto, ranges, layers, float_sums=float_sums)
         (node,) = (node for node in model.graph.node if node.name == "total")
-        assert list(node.input) == ["last/real", source]
+        assert list(node.input) == inputs
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     exact, *_ = run(proto, pixels, "total")
     errors = []
@@ -170,15 +195,15 @@ def test_a_stage_of_two_sums_keeps_its_error() -> None:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]]:
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]]:
     """Quantize the toy network, with the answers that change in each attempt and then at the gate given."""
     monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
     proto, card = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8))
 
-    def to_int8(changed: Sequence[int]) -> tuple[int8.Quantized, Recorder]:
+    def to_int8(changed: Sequence[int]) -> tuple[int8_select.Quantized, Recorder]:
         left, heard = iter(changed), Recorder()
-        monkeypatch.setattr(int8, "judge", lambda *_: Verdict("int8", 1000, next(left)))
-        judges = int8.Judges(draw(3, 16))
+        monkeypatch.setattr(int8_select, "judge", lambda *_: Verdict("int8", 1000, next(left)))
+        judges = int8_select.Judges(draw(3, 16))
         found = int8.to_int8(proto, card, calibration=draw(0), choose=judges, gate=judges, listener=heard)
         assert next(left, None) is None
         return found, heard
@@ -187,7 +212,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[i
 
 
 def test_sums_return_to_float_before_any_layer(
-    judged: Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]],
+    judged: Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]],
 ) -> None:
     """A network on integers that passes keeps integer sums; else float sums are tried first, recorded and said."""
     found, heard = judged([10, 10])
@@ -201,7 +226,7 @@ def test_sums_return_to_float_before_any_layer(
 
 
 def test_blocks_are_an_order_of_their_own(
-    judged: Callable[[Sequence[int]], tuple[int8.Quantized, Recorder]], monkeypatch: pytest.MonkeyPatch
+    judged: Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where layers must return, single layers, the first ones and blocks are tried; the network is judged once."""
     asked: list[Sequence[LayerOrder]] = []
@@ -211,7 +236,7 @@ def test_blocks_are_an_order_of_their_own(
         tried = attempt(("stem", "first"))
         return [replace(tried, in_float_share=0.25)], tried
 
-    monkeypatch.setattr(int8, "search", fake)
+    monkeypatch.setattr(int8_select, "search", fake)
     found, heard = judged([15, 15, 10, 10])
     assert (found.in_float, found.float_sums) == (("stem", "first"), True)
     (orders,) = asked

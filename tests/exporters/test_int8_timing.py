@@ -15,7 +15,7 @@ import pytest
 from ensemble.arrays import Pixels
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from exporters import int8
+from exporters import int8, int8_select
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize
@@ -163,10 +163,10 @@ def test_the_first_layers_stay_in_float_where_that_is_faster(
 def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of int8 without the first layer: it is among those in float, and its weights are float32."""
     monkeypatch.setattr(int8, "MOST_LEADING", 1.0)
-    monkeypatch.setattr(int8, "_FASTER", float("inf"))
+    monkeypatch.setattr(int8, "FASTER", float("inf"))
     monkeypatch.setattr(int8, "_LEADING", 1)
     monkeypatch.setattr(int8, "time_nodes", lambda proto, _: Times({"all": float(len(proto.graph.node))}))
-    judges = int8.Judges(np.concatenate([BATCH] * 4))
+    judges = int8_select.Judges(np.concatenate([BATCH] * 4))
     monkeypatch.setattr("exporters.accuracy_gate.LEAST_AGREEMENT", {"int8": 0.0})
     found = int8.to_int8(network, CARD, calibration=BATCH, choose=judges, gate=judges)
     first = find_layers(network.graph)[0]
@@ -179,9 +179,9 @@ def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkey
     assert network.graph.node[first.nodes[0]].input[1] in wide
 
 
-def quantized(in_float: tuple[str, ...], changed: int) -> int8.Quantized:
+def quantized(in_float: tuple[str, ...], changed: int) -> int8_select.Quantized:
     """A model with these layers in float, which changes so many answers of 1,000."""
-    return int8.Quantized(onnx.ModelProto(), Verdict("int8", 1000, changed), 5, in_float, 0.0, 0, "")
+    return int8_select.Quantized(onnx.ModelProto(), Verdict("int8", 1000, changed), 5, in_float, 0.0, 0, "")
 
 
 @pytest.mark.parametrize(("second", "chosen"), [(0.9, 1), (0.98, 0), (1.2, 0)])
@@ -189,4 +189,4 @@ def test_the_faster_of_two_models_is_kept(second: float, chosen: int) -> None:
     """The second order has to gain 3 %."""
     models = [quantized(("a",), 5), quantized(("a", "b"), 5)]
     spent = {id(models[0].proto): 1.0, id(models[1].proto): second}
-    assert int8._fastest(models, lambda proto: Times({"all": spent[id(proto)]})) is models[chosen]
+    assert int8_select._fastest(models, lambda proto: Times({"all": spent[id(proto)]})) is models[chosen]

@@ -1,0 +1,256 @@
+"""Select the layers of an int8 network that return to float32: as few as the images that choose allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ensemble.arrays import Classes, Logits, Pixels
+from ensemble.card import ModelCard
+from ensemble.errors import ModelError
+from ensemble.events import Listener, Notice
+from exporters.accuracy_gate import MARGIN, Verdict, judge
+from exporters.int8_qdq import Layer, find_two_terms
+from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
+from exporters.int8_search import Harm, LayerOrder, alone, fewest, find_blocks, order_two_terms, rank_layers, search
+from exporters.int8_timing import Times
+from exporters.training_record import Familiar
+
+MOST_IN_FLOAT = 0.5  # of the multiplications
+FASTER = 0.97  # of the time: a smaller gain is noise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """A quantized model and its verdict.
+
+    ``in_float`` are the layers that stayed in float32: those that do not suit the ``scheme``, the first ones where
+    float32 is faster, then the one with the largest error for the time that it saves first. ``in_float_share`` is their
+    share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were chosen by ``chosen_on``
+    images, and none of them is among those of the verdict, which are ``judged_on``. With ``float_sums`` the sums of
+    residual branches are in float32; the layers of ``two_terms`` read them with more than 8 bits.
+    """
+
+    proto: onnx.ModelProto
+    verdict: Verdict
+    layers: int
+    in_float: tuple[str, ...]
+    in_float_share: float
+    calibration: int
+    ranges: str
+    chosen_on: int = 0
+    judged_on: Familiar | None = None
+    scheme: Scheme = ASYMMETRIC
+    float_sums: bool = False
+    two_terms: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the card keeps."""
+        return {
+            "gate": self.verdict.as_dict() | ({} if self.judged_on is None else {"seen": self.judged_on.as_dict()}),
+            "calibration_images": self.calibration,
+            "choosing_images": self.chosen_on,
+            "ranges": self.ranges,
+            "rounding": "second order, biases corrected",
+            "layers": self.layers,
+            "layers_in_float": list(self.in_float),
+            "multiplications_in_float": round(self.in_float_share, 4),
+            **({"residual_sums": "float32"} if self.float_sums else {}),
+            **({"inputs_in_two_terms": list(self.two_terms)} if self.two_terms else {}),
+            **({} if self.scheme is ASYMMETRIC else {"scheme": self.scheme.name}),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judges:
+    """Images ``(N, H, W, 3)`` to evaluate on, and their true classes ``(N,)`` where they are known.
+
+    ``least`` is the share of the answers that must stay those of float32; None is the usual one. On images that choose
+    a model may change ``margin`` of what is allowed.
+    """
+
+    pixels: Pixels
+    truth: Classes | None = None
+    least: float | None = None
+    margin: float = MARGIN
+
+    def compare(self, reference: Logits, found: Logits) -> Verdict:
+        """Compare logits ``(N, C)`` of these images with those of float32."""
+        return replace(judge("int8", reference, found, self.truth), least=self.least, margin=self.margin)
+
+    def joined(self, other: Judges) -> Judges:
+        """Return these images and others."""
+        truth = None
+        if self.truth is not None and other.truth is not None:
+            truth = np.concatenate([self.truth, other.truth])
+        return replace(self, pixels=np.concatenate([self.pixels, other.pixels]), truth=truth)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selector:
+    """What decides which layers of a network compute on integers.
+
+    Of its ``layers``, ``suited`` may; the others are ``in_float``, ``unsuited`` among them. ``saved`` are the
+    microseconds that integers save in each layer, and ``blank`` is a result that says what is known of all.
+    """
+
+    card: ModelCard
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    suited: tuple[Layer, ...]
+    unsuited: tuple[str, ...]
+    in_float: tuple[str, ...]
+    saved: Mapping[str, float]
+    products: Mapping[str, int]
+    ranges: Mapping[str, Range]
+    blank: Quantized
+    build: Callable[..., onnx.ModelProto]
+    error: Callable[[onnx.ModelProto], float]
+    time_model: Callable[[onnx.ModelProto], Times]
+    predict: Callable[..., Logits]
+    reference: bytes
+    listener: Listener
+    harms: list[Harm] = field(default_factory=list)
+
+    @property
+    def has_sums(self) -> bool:
+        """True if sums could be in float32: TensorRT would store the terms in float32 too."""
+        nodes = self.model.graph.node
+        scheme = self.blank.scheme
+        return scheme.integer_bias and any(nodes[i].op_type == "Add" for one in self.suited for i in one.nodes)
+
+    def select(self, choose: Judges) -> Quantized:
+        """Return the network that is safe on these images with as little as possible in float32.
+
+        Raises:
+            ModelError: E436 when half of the multiplications in float32 are not enough.
+        """
+        answers = self.predict(self.reference, choose.pixels)
+
+        def attempt(
+            returned: tuple[str, ...] = (), *, float_sums: bool = self.has_sums, two_terms: tuple[str, ...] = ()
+        ) -> Quantized:
+            in_float = (*self.in_float, *returned)
+            two_terms = tuple(name for name in two_terms if name not in in_float)
+            layers = [layer for layer in self.layers if layer.name not in in_float]
+            found = self.build(layers, float_sums=float_sums, two_terms=two_terms)
+            verdict = choose.compare(answers, self.predict(serialize(found), choose.pixels))
+            share = sum(self.products[name] for name in in_float) / sum(self.products.values())
+            return replace(
+                self.blank,
+                proto=found,
+                verdict=verdict,
+                in_float=in_float,
+                in_float_share=share,
+                chosen_on=len(choose.pixels),
+                float_sums=float_sums,
+                two_terms=two_terms,
+            )
+
+        for float_sums in (False, True) if self.has_sums else (False,):
+            whole = attempt(float_sums=float_sums)
+            if whole.verdict.is_safe:
+                return whole
+        two_terms = self._find_two_terms() if self.has_sums else ()
+        if two_terms:
+            most = attempt(two_terms=two_terms)
+            if most.verdict.is_safe:
+                return fewest(alone(two_terms), most, lambda some: attempt(two_terms=some))
+        found, most = search(
+            self._orders(),
+            self.in_float,
+            self.products,
+            partial(attempt, two_terms=two_terms),
+            most_in_float=MOST_IN_FLOAT,
+        )
+        if not found:
+            raise self.failed(most)
+        return _fastest(found, self.time_model)
+
+    def judge_on(self, gate: Judges, found: Quantized) -> Quantized:
+        """Return the network with its verdict on images that have chosen nothing."""
+        expected = self.predict(self.reference, gate.pixels)
+        return replace(found, verdict=gate.compare(expected, self.predict(serialize(found.proto), gate.pixels)))
+
+    def failed(self, tried: Quantized) -> ModelError:
+        """Return the error for a network that the gate refuses."""
+        return ModelError(
+            "E436",
+            f"{self.card.member} (int8): {'; '.join(tried.verdict.faults)}, with {len(tried.in_float)} of "
+            f"{tried.layers} layers and {tried.in_float_share:.0%} of the multiplications in float",
+            hint=tried.verdict.hint,
+            details=tuple(
+                f"{harm.names[0]}: alone on integers, it changes the logits by {harm.error:.1%}" for harm in self.harms
+            ),
+        )
+
+    def tell_in_float(self, found: Quantized) -> Quantized:
+        """Say which layers stay in float32, and return the network."""
+        parts = []
+        if found.in_float:
+            count = len(self.unsuited)
+            without = f" (TensorRT has no kernels for the first {count})" if count else ""
+            parts.append(
+                f"{len(found.in_float)} of {found.layers} layers with {found.in_float_share:.1%} of the "
+                f"multiplications stay in float: {', '.join(found.in_float)}{without}"
+            )
+        if found.float_sums:
+            parts.append("the sums of residual branches are in float")
+        if found.two_terms:
+            parts.append(f"inputs with more than 8 bits: {', '.join(found.two_terms)}")
+        if parts:
+            self.listener.notice(Notice("I437", f"{self.card.member}: {'; '.join(parts)}"))
+        return found
+
+    def _rank(self) -> Sequence[Harm]:
+        """Return what each layer alone changes."""
+        if not self.harms:
+            self.harms.extend(self._rank_groups([(layer,) for layer in self.suited]))
+        return self.harms
+
+    def _rank_groups(self, groups: Sequence[tuple[Layer, ...]], stage: str = "rank layers") -> tuple[Harm, ...]:
+        def error_of(some: Collection[Layer]) -> float:
+            return self.error(self.build(some, float_sums=self.has_sums))
+
+        return rank_layers(groups, self.saved, error_of, self.listener, stage)
+
+    def _find_two_terms(self) -> tuple[str, ...]:
+        """Return the layers whose input is worth two terms, the best first."""
+        candidates = find_two_terms(self.model.graph, self.suited, self.ranges)
+
+        def error_of(layer: Layer) -> float:
+            return self.error(self.build([layer], float_sums=True, two_terms=(layer.name,)))
+
+        return order_two_terms(self._rank(), candidates, self.products, error_of, self.listener)
+
+    def _orders(self) -> list[LayerOrder]:
+        """Return the orders in which layers return to float32: for TensorRT only one."""
+        harms = self._rank()
+        if not self.blank.scheme.integer_bias:
+            return [tuple(harm.names for harm in harms)]
+        # from the first layer on there is one border to integers, where conversions take time; errors of early layers
+        # pass through all others
+        forward = alone([layer.name for layer in self.suited])
+        blocks = self._rank_groups(find_blocks(self.model.graph, self.suited), "rank blocks")
+        orders = [tuple(harm.names for harm in harms), forward, tuple(harm.names for harm in blocks)]
+        return [order for order in orders if order]
+
+
+def _fastest(found: Sequence[Quantized], time_model: Callable[[onnx.ModelProto], Times]) -> Quantized:
+    """Return the model that takes the least time, the first one unless another is faster by more than the noise."""
+    if len(found) == 1:
+        return found[0]
+    spent = [time_model(one.proto).total for one in found]
+    best = min(range(len(found)), key=spent.__getitem__)
+    return found[best if spent[best] < FASTER * spent[0] else 0]
+
+
+def serialize(proto: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model, the same ones for the same model."""
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
