@@ -235,7 +235,7 @@ def _quantize(
         proto,
         card,
         calibration=load(gate.split.calibration),
-        choose=judges(gate.split.choose),
+        choose=replace(judges(gate.split.choose), others=lambda most: load(gate.split.others[:most])),
         gate=judges(gate.split.gate),
         spare=judge_again if gate.split.spare else None,
         scheme=SCHEMES[options.quantization],

@@ -30,6 +30,7 @@ CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
+_SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
 
 
 def to_int8(
@@ -52,7 +53,7 @@ def to_int8(
     or in blocks, whichever leaves the fastest model (`exporters.int8_search`). It is as little as is enough, and at
     most half of the multiplications are in float32. The first layers stay in float32 where onnxruntime is faster so.
 
-    Too many are more than half of what the gate allows; with images of ``spare`` more than three quarters. If the gate
+    Too many are more than half of what the gate allows; with images of ``spare`` more than nine tenths. If the gate
     refuses the model then, its images choose the next one as well, which the spare ones judge: no image that has chosen
     judges. ``steps`` keeps what a run that does not end has computed.
 
@@ -98,7 +99,7 @@ def _prepare(
     # the range of all values comes first, so that it wins on ties
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     chosen, ranges = min(candidates.items(), key=lambda one: error(build(one[1], suited)))
-    timed = _Timed((), products)
+    timed = _Timed((), products, 0.0)
     if scheme.integer_bias:
         timed = _time(model, layers, partial(build, ranges), products, time_model, card, listener)
     fixed = tuple(layer.name for layer in layers if layer not in suited)
@@ -118,16 +119,21 @@ def _prepare(
         time_model,
         partial(predict, listener=listener),
         reference,
+        int(_SECONDS_OTHERS * 1e6 / timed.plain) if timed.plain else 0,
         listener,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """The first layers, which are faster in float, and what integers save in each layer: microseconds, where timed."""
+    """The first layers, which are faster in float, and what integers save in each layer: microseconds, where timed.
+
+    ``plain`` is the time of the network in float32.
+    """
 
     leading: tuple[str, ...]
     saved: Mapping[str, float]
+    plain: float
 
 
 def _time(
@@ -158,7 +164,7 @@ def _time(
         )
         listener.notice(Notice("I496", f"{card.member}: {message}"))
     slow, fast = (time_layers(model, layers, times) for times in (plain, tried[best]))
-    return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow})
+    return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow}, plain.total)
 
 
 def _nothing_to_quantize(card: ModelCard, where: str) -> ModelError:

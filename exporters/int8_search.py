@@ -23,7 +23,7 @@ from exporters.int8_qdq import Layer
 
 _OVERHEAD = 0.005  # of all layers: the cost of converting to and from integers around one that returns to float
 
-_WORTH = 0.01  # of the squared errors of all layers
+_WORTH = 0.015  # of the squared errors of all layers
 
 # names of layers that return to float together, the first ones first
 LayerOrder = tuple[tuple[str, ...], ...]

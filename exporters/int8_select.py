@@ -14,7 +14,7 @@ from ensemble.arrays import Classes, Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import Listener, Notice
-from exporters.accuracy_gate import MARGIN, Verdict, judge
+from exporters.accuracy_gate import MARGIN, Verdict, expect_changes, judge
 from exporters.int8_qdq import Layer, find_two_terms
 from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
 from exporters.int8_search import Harm, LayerOrder, alone, fewest, find_blocks, order_two_terms, rank_layers, search
@@ -71,17 +71,24 @@ class Judges:
     """Images ``(N, H, W, 3)`` to evaluate on, and their true classes ``(N,)`` where they are known.
 
     ``least`` is the share of the answers that must stay those of float32; None is the usual one. On images that choose
-    a model may change ``margin`` of what is allowed.
+    a model may change ``margin`` of what is allowed; ``others`` returns up to so many further images of people who do
+    not judge.
     """
 
     pixels: Pixels
     truth: Classes | None = None
     least: float | None = None
     margin: float = MARGIN
+    others: Callable[[int], Pixels] | None = None
 
     def compare(self, reference: Logits, found: Logits) -> Verdict:
         """Compare logits ``(N, C)`` of these images with those of float32."""
-        return replace(judge("int8", reference, found, self.truth), least=self.least, margin=self.margin)
+        return replace(judge("int8", reference, found, self.truth), least=self.least)
+
+    def expect(self, reference: Logits, found: Logits, others: Logits) -> Verdict:
+        """Compare logits ``(N, C)`` of images that choose: by the changes to expect, not by those that happen here."""
+        expected = expect_changes(reference, found, others)
+        return replace(self.compare(reference, found), margin=self.margin, expected=expected)
 
     def joined(self, other: Judges) -> Judges:
         """Return these images and others."""
@@ -96,7 +103,8 @@ class Selector:
     """What decides which layers of a network compute on integers.
 
     Of its ``layers``, ``suited`` may; the others are ``in_float``, ``unsuited`` among them. ``saved`` are the
-    microseconds that integers save in each layer, and ``blank`` is a result that says what is known of all.
+    microseconds that integers save in each layer, and ``blank`` is a result that says what is known of all. Float32
+    answers for ``most_others`` further images.
     """
 
     card: ModelCard
@@ -114,6 +122,7 @@ class Selector:
     time_model: Callable[[onnx.ModelProto], Times]
     predict: Callable[..., Logits]
     reference: bytes
+    most_others: int
     listener: Listener
     harms: list[Harm] = field(default_factory=list)
 
@@ -131,6 +140,9 @@ class Selector:
             ModelError: E436 when half of the multiplications in float32 are not enough.
         """
         answers = self.predict(self.reference, choose.pixels)
+        further = answers[:0]
+        if choose.others is not None and self.most_others:
+            further = self.predict(self.reference, choose.others(self.most_others))
 
         def attempt(
             returned: tuple[str, ...] = (), *, float_sums: bool = self.has_sums, two_terms: tuple[str, ...] = ()
@@ -139,7 +151,7 @@ class Selector:
             two_terms = tuple(name for name in two_terms if name not in in_float)
             layers = [layer for layer in self.layers if layer.name not in in_float]
             found = self.build(layers, float_sums=float_sums, two_terms=two_terms)
-            verdict = choose.compare(answers, self.predict(serialize(found), choose.pixels))
+            verdict = choose.expect(answers, self.predict(serialize(found), choose.pixels), further)
             share = sum(self.products[name] for name in in_float) / sum(self.products.values())
             return replace(
                 self.blank,
