@@ -239,6 +239,7 @@ def _quantize(
         gate=judges(gate.split.gate),
         spare=judge_again if gate.split.spare else None,
         scheme=SCHEMES[options.quantization],
+        fp32_fallback=options.fp32_fallback,
         steps=steps,
         listener=listener,
     )

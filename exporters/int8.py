@@ -19,6 +19,7 @@ from exporters.accuracy_gate import MARGIN, WIDE_MARGIN, Verdict, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
 from exporters.int8_equalize import equalize
+from exporters.int8_near_ties import MOST_AGAIN
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
@@ -42,18 +43,21 @@ def to_int8(
     gate: Judges,
     spare: Callable[[], Judges] | None = None,
     scheme: Scheme = ASYMMETRIC,
+    fp32_fallback: bool = False,
     steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
 ) -> Quantized:
     """Quantize a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
 
-    Where the whole network on integers changes too many answers on ``choose``, more of it is exact, in this order: the
+    Where the whole network on integers changes too many answers on ``choose``, near ties are answered in float32 with
+    ``fp32_fallback`` (`exporters.int8_near_ties`), up to a tenth of the images. Where this is not enough, more of the
+    network is exact, in this order: the
     sums of residual branches and their terms are computed in float32; inputs are stored in two terms, those first that
     gain most; layers return to float32, in the order of their error for the time that they save, from the first one on,
     or in blocks, whichever leaves the fastest model (`exporters.int8_search`). It is as little as is enough, and at
     most half of the multiplications are in float32. The first layers stay in float32 where onnxruntime is faster so.
 
-    Too many are more than half of what the gate allows; with images of ``spare`` more than nine tenths. If the gate
+    Too many are more than half of what the gate allows; with images of ``spare`` more than 85 %. If the gate
     refuses the model then, its images choose the next one as well, which the spare ones judge: no image that has chosen
     judges. ``steps`` keeps what a run that does not end has computed.
 
@@ -61,6 +65,8 @@ def to_int8(
         ModelError: E436 when the gate does not pass, or when there is nothing to quantize.
     """
     work = _prepare(proto, card, calibration, scheme, steps, listener)
+    if fp32_fallback and scheme.integer_bias and len(proto.graph.output) == 1:
+        work = replace(work, most_again=MOST_AGAIN)
     choose = replace(choose, margin=MARGIN if spare is None else WIDE_MARGIN)
     found = work.select(choose)
     judged = work.judge_on(gate, found)
@@ -119,7 +125,10 @@ def _prepare(
         time_model,
         partial(predict, listener=listener),
         reference,
+        plain,
+        timed.plain,
         int(_SECONDS_OTHERS * 1e6 / timed.plain) if timed.plain else 0,
+        0.0,
         listener,
     )
 

@@ -115,12 +115,9 @@ def find_two_terms(graph: onnx.GraphProto, layers: Collection[Layer], ranges: Ma
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
     def suits(layer: Layer) -> bool:
-        node = graph.node[layer.nodes[0]]
-        return (
-            node.input[0] in ranges
-            and suits_two_terms(node, shapes, ranges[node.input[0]])
-            and node.input[0] not in _QdqPlan(graph, layers, float_sums=True, two_terms={layer.name}).made
-        )
+        node, made = graph.node[layer.nodes[0]], _QdqPlan(graph, layers, float_sums=True, two_terms={layer.name}).made
+        name = node.input[0]
+        return name in ranges and name not in made and suits_two_terms(node, shapes, ranges[name])
 
     return tuple(layer for layer in layers if suits(layer))
 

@@ -15,14 +15,18 @@ from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import Listener, Notice
 from exporters.accuracy_gate import MARGIN, Verdict, expect_changes, judge
+from exporters.int8_near_ties import NO_FALLBACK, Fallback, distances, join, joined_logits
 from exporters.int8_qdq import Layer, find_two_terms
 from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
 from exporters.int8_search import Harm, LayerOrder, alone, fewest, find_blocks, order_two_terms, rank_layers, search
 from exporters.int8_timing import Times
 from exporters.training_record import Familiar
 
+Expected = tuple[Verdict, Fallback]
+
 MOST_IN_FLOAT = 0.5  # of the multiplications
 FASTER = 0.97  # of the time: a smaller gain is noise
+_COARSER = 0.93  # of the time: a smaller gain is not worth integer sums, whose logits are less exact
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +37,8 @@ class Quantized:
     float32 is faster, then the one with the largest error for the time that it saves first. ``in_float_share`` is their
     share of the multiplications; ``ranges`` names how the ranges were chosen. The layers were chosen by ``chosen_on``
     images, and none of them is among those of the verdict, which are ``judged_on``. With ``float_sums`` the sums of
-    residual branches are in float32; the layers of ``two_terms`` read them with more than 8 bits.
+    residual branches are in float32; the layers of ``two_terms`` read them with more than 8 bits. With a
+    ``fallback`` near ties are answered in float32.
     """
 
     proto: onnx.ModelProto
@@ -48,6 +53,7 @@ class Quantized:
     scheme: Scheme = ASYMMETRIC
     float_sums: bool = False
     two_terms: tuple[str, ...] = ()
+    fallback: Fallback = NO_FALLBACK
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the card keeps."""
@@ -62,6 +68,7 @@ class Quantized:
             "multiplications_in_float": round(self.in_float_share, 4),
             **({"residual_sums": "float32"} if self.float_sums else {}),
             **({"inputs_in_two_terms": list(self.two_terms)} if self.two_terms else {}),
+            **({"fp32_fallback": self.fallback.as_dict()} if self.fallback.below else {}),
             **({} if self.scheme is ASYMMETRIC else {"scheme": self.scheme.name}),
         }
 
@@ -85,10 +92,36 @@ class Judges:
         """Compare logits ``(N, C)`` of these images with those of float32."""
         return replace(judge("int8", reference, found, self.truth), least=self.least)
 
-    def expect(self, reference: Logits, found: Logits, others: Logits) -> Verdict:
-        """Compare logits ``(N, C)`` of images that choose: by the changes to expect, not by those that happen here."""
-        expected = expect_changes(reference, found, others)
-        return replace(self.compare(reference, found), margin=self.margin, expected=expected)
+    def expect(self, reference: Logits, found: Logits, others: Logits, *, most_again: float) -> Expected:
+        """Compare logits ``(N, C)`` of images that choose: by the changes to expect, not by those that happen here.
+
+        Near ties are answered by the reference, as few as make the model safe, up to ``most_again`` of the images.
+        """
+        apart = np.sort(distances(found))
+        most = int(most_again * len(found)) if reference.shape[1] > 1 else 0
+
+        def verdict(again: int) -> Expected:
+            below = float(apart[again]) if again else 0.0
+            fallback = Fallback(below, float(np.mean(apart < below))) if again and np.isfinite(below) else NO_FALLBACK
+            expected = expect_changes(reference, found, others, below=fallback.below)
+            compared = self.compare(reference, joined_logits(found, reference, fallback))
+            return replace(compared, margin=self.margin, expected=expected), fallback
+
+        best = verdict(0)
+        if best[0].is_safe or not most:
+            return best
+        best = verdict(most)
+        if not best[0].is_safe:
+            return verdict(0)
+        fails, passes = 0, most
+        while passes - fails > 1:
+            middle = (fails + passes) // 2
+            tried = verdict(middle)
+            if tried[0].is_safe:
+                best, passes = tried, middle
+            else:
+                fails = middle
+        return best
 
     def joined(self, other: Judges) -> Judges:
         """Return these images and others."""
@@ -104,7 +137,8 @@ class Selector:
 
     Of its ``layers``, ``suited`` may; the others are ``in_float``, ``unsuited`` among them. ``saved`` are the
     microseconds that integers save in each layer, and ``blank`` is a result that says what is known of all. Float32
-    answers for ``most_others`` further images.
+    answers for ``most_others`` further images; the ``plain`` network takes ``plain_time`` microseconds, and may answer
+    ``most_again`` of the images again.
     """
 
     card: ModelCard
@@ -122,7 +156,10 @@ class Selector:
     time_model: Callable[[onnx.ModelProto], Times]
     predict: Callable[..., Logits]
     reference: bytes
+    plain: onnx.ModelProto
+    plain_time: float
     most_others: int
+    most_again: float
     listener: Listener
     harms: list[Harm] = field(default_factory=list)
 
@@ -151,7 +188,8 @@ class Selector:
             two_terms = tuple(name for name in two_terms if name not in in_float)
             layers = [layer for layer in self.layers if layer.name not in in_float]
             found = self.build(layers, float_sums=float_sums, two_terms=two_terms)
-            verdict = choose.expect(answers, self.predict(serialize(found), choose.pixels), further)
+            logits = self.predict(serialize(found), choose.pixels)
+            verdict, fallback = choose.expect(answers, logits, further, most_again=self.most_again)
             share = sum(self.products[name] for name in in_float) / sum(self.products.values())
             return replace(
                 self.blank,
@@ -162,12 +200,17 @@ class Selector:
                 chosen_on=len(choose.pixels),
                 float_sums=float_sums,
                 two_terms=two_terms,
+                fallback=fallback,
             )
 
+        wholes = []
         for float_sums in (False, True) if self.has_sums else (False,):
             whole = attempt(float_sums=float_sums)
-            if whole.verdict.is_safe:
+            if whole.verdict.is_safe and not whole.fallback.below:
                 return whole
+            wholes += [whole] if whole.verdict.is_safe else []
+        if wholes:
+            return self._fastest(wholes[::-1], gain=_COARSER)
         two_terms = self._find_two_terms() if self.has_sums else ()
         if two_terms:
             most = attempt(two_terms=two_terms)
@@ -182,12 +225,13 @@ class Selector:
         )
         if not found:
             raise self.failed(most)
-        return _fastest(found, self.time_model)
+        return self._fastest(found)
 
     def judge_on(self, gate: Judges, found: Quantized) -> Quantized:
         """Return the network with its verdict on images that have chosen nothing."""
+        proto = join(found.proto, self.plain, found.fallback) if found.fallback.below else found.proto
         expected = self.predict(self.reference, gate.pixels)
-        return replace(found, verdict=gate.compare(expected, self.predict(serialize(found.proto), gate.pixels)))
+        return replace(found, proto=proto, verdict=gate.compare(expected, self.predict(serialize(proto), gate.pixels)))
 
     def failed(self, tried: Quantized) -> ModelError:
         """Return the error for a network that the gate refuses."""
@@ -215,9 +259,22 @@ class Selector:
             parts.append("the sums of residual branches are in float")
         if found.two_terms:
             parts.append(f"inputs with more than 8 bits: {', '.join(found.two_terms)}")
+        if found.fallback.below:
+            parts.append(
+                f"near ties are answered in float: {found.fallback.share:.1%} of the images, whose two highest logits "
+                f"are less than {found.fallback.below:.3g} apart"
+            )
         if parts:
             self.listener.notice(Notice("I437", f"{self.card.member}: {'; '.join(parts)}"))
         return found
+
+    def _fastest(self, found: Sequence[Quantized], *, gain: float = FASTER) -> Quantized:
+        """Return the model that takes the least time, the first one unless another takes less than ``gain`` of its."""
+        if len(found) == 1:
+            return found[0]
+        spent = [self.time_model(one.proto).total + one.fallback.share * self.plain_time for one in found]
+        best = min(range(len(found)), key=spent.__getitem__)
+        return found[best if spent[best] < gain * spent[0] else 0]
 
     def _rank(self) -> Sequence[Harm]:
         """Return what each layer alone changes."""
@@ -251,15 +308,6 @@ class Selector:
         blocks = self._rank_groups(find_blocks(self.model.graph, self.suited), "rank blocks")
         orders = [tuple(harm.names for harm in harms), forward, tuple(harm.names for harm in blocks)]
         return [order for order in orders if order]
-
-
-def _fastest(found: Sequence[Quantized], time_model: Callable[[onnx.ModelProto], Times]) -> Quantized:
-    """Return the model that takes the least time, the first one unless another is faster by more than the noise."""
-    if len(found) == 1:
-        return found[0]
-    spent = [time_model(one.proto).total for one in found]
-    best = min(range(len(found)), key=spent.__getitem__)
-    return found[best if spent[best] < FASTER * spent[0] else 0]
 
 
 def serialize(proto: onnx.ModelProto) -> bytes:

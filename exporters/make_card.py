@@ -77,10 +77,10 @@ class CardSettings:
 class ExportOptions(CardSettings):
     """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
-    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are those of the network's channels, in its order
-    and in 0..1. ``quantization`` is that of int8. ``least_agreement`` is the share of the answers that must stay those
-    of float32 (None: the usual one of the precision). ``features`` adds the output that class-activation maps are made
-    from. ``taken`` are the names of members that the model must not have.
+    ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are in 0..1, in the order of the network's channels.
+    ``quantization`` is that of int8, which may answer near ties in float32 with ``fp32_fallback``. ``least_agreement``
+    is the share of the answers that must stay those of float32 (None: the usual one of the precision). ``features``
+    adds the output of class-activation maps. ``taken`` are the names of members that the model must not have.
 
     Raises:
         OptionError: E204 when mean, std or the least agreement is out of range.
@@ -89,6 +89,7 @@ class ExportOptions(CardSettings):
     precision: Precision = "fp32"
     quantization: Quantization = "asymmetric"
     least_agreement: float | None = None
+    fp32_fallback: bool = True
     features: bool = False
     taken: tuple[str, ...] = ()
 
@@ -100,9 +101,7 @@ class ExportOptions(CardSettings):
         if self.mean is not None and not (len(self.mean) in {1, 3} and all(0 <= value <= 1 for value in self.mean)):
             raise OptionError("E204", f"mean must be three values of 0 to 1 (grey: one), got {self.mean}", hint=hint)
         if self.std is not None and not (len(self.std) in {1, 3} and all(0 < value <= 1 for value in self.std)):
-            raise OptionError(
-                "E204", f"std must be three values above 0, up to 1 (grey: one), got {self.std}", hint=hint
-            )
+            raise OptionError("E204", f"std must be three values above 0, to 1 (grey: one), got {self.std}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,13 +384,13 @@ def _grey(known: CardSettings) -> tuple[int, int, int]:
 
 
 def _tools() -> dict[str, str]:
-    # without +cu130 and the like, so that every build of one version writes the same file
+    # without +cu130 and the like: every build of one version writes the same file
     names = ("onnx", "onnxruntime", "onnxscript", "timm", "torch")
     return {name: _version(name).split("+")[0] for name in names} | {"ens": version("ens-onnx")}
 
 
 def _version(module: str) -> str:
-    """Return the version of a module, which is not imported for it: a dry run has no torch."""
+    """Return the version of a module without importing it."""
     if (loaded := sys.modules.get(module)) is not None:
         return str(loaded.__version__)
     for distribution in (module, f"{module}-gpu"):

@@ -42,6 +42,7 @@ class ExportRequest:
     truth: Path | None = None
     boxes: Path | None = None
     least_agreement: float | None = None
+    fp32_fallback: bool | None = None
 
     def __post_init__(self) -> None:
         if self.member is not None and len(self.checkpoints) > 1:
@@ -63,6 +64,8 @@ class ExportRequest:
             raise OptionError(
                 "E204", "--least-agreement is for the check of int8, or of fp16 with --truth: nothing else is compared"
             )
+        if self.fp32_fallback and (self.precision != "int8" or self.quantization == "symmetric"):
+            raise OptionError("E204", "--fp32-fallback is for --precision int8 in asymmetric quantization")
         for path in self.checkpoints:
             if not path.exists() and not is_name(path):
                 raise FileError("E707", f"{path} does not exist", path=path)

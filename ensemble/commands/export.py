@@ -99,6 +99,12 @@ if TYPE_CHECKING:
     help="Share of the answers that must stay those of float32, from 0.5 to below 1.  "
     "[default: int8 0.98, with --truth 0.95; fp16 0.995]",
 )
+@click.option(
+    "--fp32-fallback/--no-fp32-fallback",
+    default=None,
+    help="Answer images whose two highest int8 logits are close in float32; the file then holds both networks.  "
+    "[default: on, where the check needs it]",
+)
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
 @click.option("--boxes", type=PATH, help="Face boxes of these images from ens crop, for models trained on face crops.")
@@ -131,6 +137,7 @@ def export(
     calibrate: Path | None,
     truth: Path | None,
     least_agreement: float | None,
+    fp32_fallback: bool | None,
     features: bool,
     check_images: Path | None,
     boxes: Path | None,
@@ -149,9 +156,8 @@ def export(
     """
     from exporters.request import ExportRequest
 
-    request = ExportRequest(
-        checkpoints, precision, quantization, member, check_images, calibrate, truth, boxes, least_agreement
-    )
+    judged_on = (check_images, calibrate, truth, boxes)
+    request = ExportRequest(checkpoints, precision, quantization, member, *judged_on, least_agreement, fp32_fallback)
     if not dry_run:
         with torch_extra("export"):
             import exporters.export  # noqa: F401 - a missing package is said before anything else
@@ -176,6 +182,7 @@ def export(
         precision=precision,
         quantization=quantization or "asymmetric",
         least_agreement=least_agreement,
+        fp32_fallback=fp32_fallback is not False,
         features=features,
     )
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))
