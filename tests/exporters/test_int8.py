@@ -209,6 +209,7 @@ def test_a_gate_that_does_not_pass_leaves_no_file(
 ) -> None:
     """Answers that all differ end in E436, exit 4, with the layers that hurt and without a file."""
     monkeypatch.setattr("exporters.int8_select.judge", lambda *_: Verdict("int8", 8, 8))
+    monkeypatch.setattr("exporters.int8_select.expect_changes", lambda *_, **__: 8.0)
     with pytest.raises(ModelError, match="another class on 8 of 8 images") as caught:
         export(CHECKPOINT, tmp_path, options=OPTIONS, gate_images=photographs)
     assert (caught.value.code, caught.value.exit_status) == ("E436", 4)

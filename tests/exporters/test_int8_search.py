@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from ensemble.errors import ModelError
 from ensemble.events import SILENT, Recorder
 from ensemble.labels import LabelSpace
 from exporters import int8, int8_select
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
+from exporters.int8_near_ties import NO_FALLBACK
 from exporters.int8_qdq import Layer, find_layers, find_tensors, quantize
 from exporters.int8_schemes import Range
-from exporters.int8_search import LayerOrder, find_blocks, rank_layers, search
+from exporters.int8_search import LayerOrder, find_blocks, order_two_terms, rank_layers, search
 from exporters.int8_timing import Times
 from tests.exporters.test_int8_equalize import build, draw, run
 from tests.support import toys
@@ -102,6 +105,15 @@ def test_a_network_without_linear_activations_has_no_blocks() -> None:
     """Sums that another node reads are not linear activations."""
     proto = build(reader="Relu")
     assert find_blocks(proto.graph, find_layers(proto.graph)) == ()
+
+
+def test_inputs_gain_by_what_they_take_away_for_their_products() -> None:
+    """The squared error that two terms take away, for the products that they add; what gains little is left out."""
+    layers = [Layer(name, (i,)) for i, name in enumerate("abcd")]
+    harms = rank_layers([(one,) for one in layers], dict.fromkeys("abcd", 1.0), lambda _: 0.2, SILENT)
+    products = {"a": 4000, "b": 1000, "c": 1000, "d": 1000}
+    left = {"a": 0.05, "b": 0.1, "c": 0.199, "d": float("inf")}
+    assert order_two_terms(harms, layers, products, lambda one: left[one.name], SILENT) == ("b", "a")
 
 
 def test_groups_return_by_squared_error_for_what_they_save() -> None:
@@ -198,6 +210,7 @@ def test_a_stage_of_two_sums_keeps_its_error() -> None:
 def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]]:
     """Quantize the toy network, with the answers that change in each attempt and then at the gate given."""
     monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    monkeypatch.setattr(int8_select, "expect_changes", lambda *_, **__: None)  # the count is taken
     proto, card = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8))
 
     def to_int8(changed: Sequence[int]) -> tuple[int8_select.Quantized, Recorder]:
@@ -225,6 +238,52 @@ def test_sums_return_to_float_before_any_layer(
     assert (notice.code, notice.message) == ("I437", "net: the sums of residual branches are in float")
 
 
+def test_inputs_in_two_terms_come_before_layers_in_float(
+    judged: Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that are worth it, and then with the fewest that are enough."""
+    monkeypatch.setattr("exporters.int8_search._WORTH", -1.0)
+    found, heard = judged([15, 15, 10, 10, 10])
+    assert (found.in_float, found.float_sums, len(found.two_terms)) == ((), True, 1)
+    (notice,) = heard.notices
+    assert notice.message.endswith(f"inputs with more than 8 bits: {found.two_terms[0]}")
+    found, _ = judged([15, 15, 10, 15, 10])
+    assert sorted(found.two_terms) == ["last", "wide"]
+    assert sorted(found.as_dict()["inputs_in_two_terms"]) == ["last", "wide"]
+
+
+def test_a_refused_model_is_chosen_again_on_the_images_that_refused_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They join those that choose, with the narrower margin, and the spare images judge."""
+    proto, card, heard = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8)), Recorder()
+    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    asked: list[tuple[int, float]] = []
+
+    def expect(self: Any, reference: Array, found: Array, others: Array, *, most_again: float) -> Any:
+        asked.append((len(reference), self.margin))
+        return Verdict("int8", 1000, 0), NO_FALLBACK
+
+    monkeypatch.setattr(int8_select.Judges, "expect", expect)
+    left = iter([50, 10, 50, 50])
+    monkeypatch.setattr(int8_select, "judge", lambda *_: Verdict("int8", 1000, next(left)))
+    quantize_it = partial(
+        int8.to_int8,
+        proto,
+        card,
+        calibration=draw(0),
+        choose=int8_select.Judges(draw(3, 16)),
+        gate=int8_select.Judges(draw(4, 24)),
+        listener=heard,
+    )
+    found = quantize_it(spare=lambda: int8_select.Judges(draw(5, 8)))
+    assert (found.verdict.changed, found.chosen_on) == (10, 40)
+    assert asked == [(16, 0.85), (40, 0.5)]
+    assert [notice.code for notice in heard.notices] == ["I489"]
+    assert "another class on 50 of 1000 images" in heard.notices[0].message
+    with pytest.raises(ModelError, match="another class on 50 of 1000"):
+        quantize_it(spare=lambda: int8_select.Judges(draw(5, 8)))
+    assert next(left, None) is None
+
+
 def test_blocks_are_an_order_of_their_own(
     judged: Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +297,7 @@ def test_blocks_are_an_order_of_their_own(
 
     monkeypatch.setattr(int8_select, "search", fake)
     found, heard = judged([15, 15, 10, 10])
-    assert (found.in_float, found.float_sums) == (("stem", "first"), True)
+    assert (found.in_float, found.float_sums, found.two_terms) == (("stem", "first"), True, ())
     (orders,) = asked
     assert [sorted(name for group in order for name in group) for order in orders] == [
         ["first", "last", "second", "stem", "wide"]

@@ -16,7 +16,6 @@ from ensemble.arrays import Pixels
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from exporters import int8, int8_select
-from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize
 from exporters.int8_timing import Times, time_layers, time_nodes
@@ -179,14 +178,8 @@ def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkey
     assert network.graph.node[first.nodes[0]].input[1] in wide
 
 
-def quantized(in_float: tuple[str, ...], changed: int) -> int8_select.Quantized:
-    """A model with these layers in float, which changes so many answers of 1,000."""
-    return int8_select.Quantized(onnx.ModelProto(), Verdict("int8", 1000, changed), 5, in_float, 0.0, 0, "")
-
-
 @pytest.mark.parametrize(("second", "chosen"), [(0.9, 1), (0.98, 0), (1.2, 0)])
 def test_the_faster_of_two_models_is_kept(second: float, chosen: int) -> None:
     """The second order has to gain 3 %."""
-    models = [quantized(("a",), 5), quantized(("a", "b"), 5)]
-    spent = {id(models[0].proto): 1.0, id(models[1].proto): second}
-    assert int8_select._fastest(models, lambda proto: Times({"all": spent[id(proto)]})) is models[chosen]
+    assert int8_select.find_fastest([1.0, second]) == chosen
+    assert int8_select.find_fastest([1.0, second], gain=0.8) == 0
