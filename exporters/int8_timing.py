@@ -26,7 +26,7 @@ _RUNS = (5, 40)  # at least and at most, of one image each
 _SECONDS = 0.4
 # what onnxruntime and the quantization add to the name of a layer's node
 _SUFFIX = re.compile(
-    r"(/weight|/bias|/low)?/(de)?quanti[sz]e.*$|/(product|biased|rows|planes|low/.*)$|_token_\d+$|_nchwc.*$"
+    r"(/weight|/bias|/low)?/(de)?quanti[sz]e.*$|/(product|biased|rows|planes|low/.*)(_token_\d+)?$|_token_\d+$|_nchwc.*$"
 )
 _EVENT = "_kernel_time"  # ends the name of an event of onnxruntime's profile
 

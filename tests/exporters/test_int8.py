@@ -408,6 +408,36 @@ def test_what_the_network_was_trained_on_judges_nothing() -> None:
     assert len(split.choose) == len(split.gate) == 18
 
 
+def test_a_third_set_judges_where_there_are_images_for_it() -> None:
+    """1,500 others make three parts of about the same size without a person in common; the rest of those who do not
+    judge, and those who calibrate, tell how far apart classes are.
+    """
+    names = [f"{person:03}/{i}.jpg" for person in range(300) for i in range(7)]
+    persons = {name: name[:3] for name in names}
+    split = split_images(names, None, calibration=256, choosing=True, persons=persons)
+    parts = [split.calibration, split.choose, split.gate, split.spare]
+    assert [len(split.calibration), sum(map(len, parts[1:]))] == [256, 1500]
+    assert all(abs(len(part) - 500) < 20 for part in parts[1:])
+    people = [{persons[names[i]] for i in part} for part in parts]
+    assert sum(map(len, people)) == len(set.union(*people))
+    others = {persons[names[i]] for i in split.others}
+    assert others
+    assert not others & (people[2] | people[3])
+    assert not set(split.others) & set(split.choose)
+    assert set(split.calibration) <= set(split.others)
+    few = split_images(names[:1400], None, calibration=256, choosing=True, persons=persons)
+    assert (len(few.choose) + len(few.gate), few.spare) == (1000, ())
+
+
+def test_few_people_make_no_third_set() -> None:
+    """Two people with many images each cannot be three parts."""
+    names = [f"{person}/{i}.jpg" for person in "ab" for i in range(900)]
+    split = split_images(names, None, calibration=0, choosing=True, persons={name: name[0] for name in names})
+    assert split.spare == ()
+    assert split.choose
+    assert split.gate
+
+
 def test_one_person_cannot_choose_and_judge() -> None:
     """Images of one person are E316: there is nobody else to judge by."""
     with pytest.raises(DataError, match="1 people are too few") as caught:
@@ -487,6 +517,55 @@ def test_a_share_without_a_check_is_refused(precision: Any, images: Path | None)
     with pytest.raises(OptionError, match="--least-agreement is for the check of int8") as caught:
         ExportRequest((Path(__file__),), precision=precision, least_agreement=0.9, check_images=images)
     assert caught.value.code == "E204"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"precision": "fp32"}, {"precision": "int8", "quantization": "symmetric", "calibrate": Path(__file__).parent}],
+)
+def test_a_fallback_is_for_int8_on_cpus(asked: dict[str, Any]) -> None:
+    """float32 has none, and TensorRT runs one network; `--no-fp32-fallback` may stand in a configuration file."""
+    with pytest.raises(OptionError, match="--fp32-fallback is for --precision int8 in asymmetric") as caught:
+        ExportRequest((Path(__file__),), fp32_fallback=True, **asked)
+    assert caught.value.code == "E204"
+    ExportRequest((Path(__file__),), fp32_fallback=False, **asked)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_near_ties_of_an_exported_file_are_answered_in_float(
+    tmp_path: Path, photographs: ImageSet, known_graph: None, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """The card, the notice and the file say so; its other rows are those of the file without a fallback."""
+    lenient(monkeypatch, 0.5)
+    taken = []
+
+    def expect(*_: Any, below: float = 0.0) -> float:
+        taken.append(below)
+        return 0.0 if below or not wanted else 1000.0
+
+    monkeypatch.setattr("exporters.int8_select.expect_changes", expect)
+    monkeypatch.setattr("exporters.int8.MOST_AGAIN", 0.5)
+    heard = Recorder()
+    options = replace(OPTIONS, fp32_fallback=wanted)
+    found = export(CHECKPOINT, tmp_path / "out", options=options, gate_images=photographs, listener=heard)
+    said = [notice.message for notice in heard.notices if notice.code == "I437"]
+    graph = onnx.load(found.path).graph
+    if not wanted:
+        assert "fp32_fallback" not in found.card.checks
+        assert "If" not in {node.op_type for node in graph.node}
+        return
+    assert any(taken)
+    below, share = found.card.checks["fp32_fallback"].values()
+    assert f"near ties are answered in float: {share:.1%} of the images" in said[0]
+    (branch,) = (node for node in graph.node if node.op_type == "If")
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    assert float(onnx.numpy_helper.to_array(constants["near_ties/below"])) == pytest.approx(below)
+    assert list(branch.output) == [LOGITS]
+    plain = export(CHECKPOINT, tmp_path / "plain", options=replace(OPTIONS, precision="fp32"))
+    batch = draw_batch(30, 32)
+    near = np.abs(run(found.path, batch) - run(plain.path, batch)).max(axis=1) < 1e-4
+    assert near.any()
+    assert not near.all()
 
 
 def test_an_export_accepts_fewer_answers(
