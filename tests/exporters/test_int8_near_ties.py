@@ -74,7 +74,8 @@ def test_rows_that_are_not_finite_stay_so() -> None:
 def test_one_class_has_no_ties() -> None:
     """Its distance is infinite, and nothing can change."""
     assert np.isinf(distances(np.ones((3, 1), dtype=np.float32))).all()
-    assert expect_changes(np.ones((3, 1)), np.zeros((3, 1)), NONE[:, :1]) == 0
+    ones = np.ones((3, 1), dtype=np.float32)
+    assert expect_changes(ones, 0 * ones, NONE[:, :1]) == 0
 
 
 def noisy(count: int, noise: float, seed: int = 0) -> tuple[Array, Array]:
@@ -117,7 +118,7 @@ def test_rows_that_are_not_finite_are_changed() -> None:
 def test_as_few_near_ties_as_make_the_model_safe() -> None:
     """Fewer would leave more changes than the margin allows; without a need, or where all are too few, none."""
     reference, found = noisy(2000, 0.05)
-    judges = Judges(np.empty((2000, 0)), margin=0.5)
+    judges = Judges(np.empty((2000, 0), dtype=np.uint8), margin=0.5)
     verdict, fallback = judges.expect(reference, found, NONE, most_again=0.1)
     assert verdict.is_safe
     assert verdict.expected is not None
