@@ -37,7 +37,7 @@ from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
 from exporters.int8 import to_int8
 from exporters.int8_schemes import SCHEMES
-from exporters.int8_select import Judges, Quantized
+from exporters.int8_select import Judges, Quantized, Samples
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
 from exporters.verify import FEATURES, Checks, ExportedModel, run_torch, verify
@@ -231,18 +231,14 @@ def _quantize(
         seen = gate.tell_judges(card, listener, again=True)
         return judges(gate.split.spare)
 
-    found = to_int8(
-        proto,
-        card,
-        calibration=load(gate.split.calibration),
-        choose=replace(judges(gate.split.choose), others=lambda most: load(gate.split.others[:most])),
-        gate=judges(gate.split.gate),
-        spare=judge_again if gate.split.spare else None,
-        scheme=SCHEMES[options.quantization],
-        fp32_fallback=options.fp32_fallback,
-        steps=steps,
-        listener=listener,
+    samples = Samples(
+        load(gate.split.calibration),
+        replace(judges(gate.split.choose), others=lambda most: load(gate.split.others[:most])),
+        judges(gate.split.gate),
+        judge_again if gate.split.spare else None,
     )
+    scheme = SCHEMES[options.quantization]
+    found = to_int8(proto, card, samples, scheme=scheme, near_ties=options.near_ties, steps=steps, listener=listener)
     return replace(found, judged_on=seen)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from ensemble.arrays import Logits, Pixels
-from ensemble.card import ModelCard
+from ensemble.card import ModelCard, NearTies
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import processor_name
@@ -23,7 +23,7 @@ from exporters.int8_near_ties import MOST_AGAIN
 from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
-from exporters.int8_select import FASTER, Judges, Quantized, Selector, serialize
+from exporters.int8_select import FASTER, Quantized, Samples, Selector, serialize
 from exporters.int8_timing import Times, time_layers, time_nodes
 from exporters.verify import ExportedModel
 
@@ -37,37 +37,35 @@ _SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
 def to_int8(
     proto: onnx.ModelProto,
     card: ModelCard,
+    samples: Samples,
     *,
-    calibration: Pixels,
-    choose: Judges,
-    gate: Judges,
-    spare: Callable[[], Judges] | None = None,
     scheme: Scheme = ASYMMETRIC,
-    fp32_fallback: bool = False,
+    near_ties: NearTies = "int8",
     steps: Steps = NO_STEPS,
     listener: Listener = SILENT,
 ) -> Quantized:
-    """Quantize a verified float32 model with ``calibration`` images ``(N, H, W, 3)``, and judge it on ``gate``.
+    """Quantize a verified float32 model with images that calibrate, and judge it on others.
 
-    Where the whole network on integers changes too many answers on ``choose``, near ties are answered in float32 with
-    ``fp32_fallback`` (`exporters.int8_near_ties`), up to a tenth of the images. Where this is not enough, more of the
-    network is exact, in this order: the
-    sums of residual branches and their terms are computed in float32; inputs are stored in two terms, those first that
-    gain most; layers return to float32, in the order of their error for the time that they save, from the first one on,
-    or in blocks, whichever leaves the fastest model (`exporters.int8_search`). It is as little as is enough, and at
-    most half of the multiplications are in float32. The first layers stay in float32 where onnxruntime is faster so.
+    Where the whole network on integers changes too many answers of the images that choose, near ties are answered in
+    float32 if ``near_ties`` says so (`exporters.int8_near_ties`), up to a tenth of the images. Where this is not enough,
+    more of the network is exact, in this order: the sums of residual branches and their terms are computed in float32;
+    inputs are stored in two terms, those first that gain most; layers return to float32, in the order of their error
+    for the time that they save, from the first one on, or in blocks, whichever leaves the fastest model
+    (`exporters.int8_search`). It is as little as is enough, and at most half of the multiplications are in float32. The
+    first layers stay in float32 where onnxruntime is faster so.
 
-    Too many are more than half of what the gate allows; with images of ``spare`` more than 85 %. If the gate
+    Too many are more than half of what the gate allows; with spare images more than 85 %. If the gate
     refuses the model then, its images choose the next one as well, which the spare ones judge: no image that has chosen
     judges. ``steps`` keeps what a run that does not end has computed.
 
     Raises:
         ModelError: E436 when the gate does not pass, or when there is nothing to quantize.
     """
-    work = _prepare(proto, card, calibration, scheme, steps, listener)
-    if fp32_fallback and scheme.integer_bias and len(proto.graph.output) == 1:
+    work = _prepare(proto, card, samples.calibration, scheme, steps, listener)
+    gate, spare = samples.gate, samples.spare
+    if near_ties == "fp32" and scheme.integer_bias and len(proto.graph.output) == 1:
         work = replace(work, most_again=MOST_AGAIN)
-    choose = replace(choose, margin=MARGIN if spare is None else WIDE_MARGIN)
+    choose = replace(samples.choose, margin=MARGIN if spare is None else WIDE_MARGIN)
     found = work.select(choose)
     judged = work.judge_on(gate, found)
     if judged.verdict.faults and spare is not None:

@@ -132,8 +132,18 @@ class Judges:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Images ``(N, H, W, 3)`` that calibrate, those that choose and judge, and others that could judge again."""
+
+    calibration: Pixels
+    choose: Judges
+    gate: Judges
+    spare: Callable[[], Judges] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Selector:
-    """What decides which layers of a network compute on integers.
+    """Selects the layers of a network that compute on integers.
 
     Of its ``layers``, ``suited`` may; the others are ``in_float``, ``unsuited`` among them. ``saved`` are the
     microseconds that integers save in each layer, and ``blank`` is a result that says what is known of all. Float32

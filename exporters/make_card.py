@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from checkpoints.loading.metadata import Found
 from ensemble.card import Channels, Interpolation, ModelCard, Precision, Preprocess, Quantization, Resize, Resizer
@@ -78,7 +78,7 @@ class ExportOptions(CardSettings):
     """The settings that the caller chooses; None leaves one to the checkpoint's card, and then to timm.
 
     ``size`` is ``(height, width)`` in pixels; ``mean`` and ``std`` are in 0..1, in the order of the network's channels.
-    ``quantization`` is that of int8, which may answer near ties in float32 with ``fp32_fallback``. ``least_agreement``
+    ``quantization`` is that of int8, and ``near_ties`` the precision that may answer its near ties. ``least_agreement``
     is the share of the answers that must stay those of float32 (None: the usual one of the precision). ``features``
     adds the output of class-activation maps. ``taken`` are the names of members that the model must not have.
 
@@ -89,7 +89,7 @@ class ExportOptions(CardSettings):
     precision: Precision = "fp32"
     quantization: Quantization = "asymmetric"
     least_agreement: float | None = None
-    fp32_fallback: bool = True
+    near_ties: Literal["fp32", "int8"] = "fp32"
     features: bool = False
     taken: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.loading.hub import is_name
-from ensemble.card import Precision, Quantization
+from ensemble.card import NearTies, Precision, Quantization
 from ensemble.errors import FileError, OptionError
 
 
@@ -42,7 +42,7 @@ class ExportRequest:
     truth: Path | None = None
     boxes: Path | None = None
     least_agreement: float | None = None
-    fp32_fallback: bool | None = None
+    near_ties: NearTies | None = None
 
     def __post_init__(self) -> None:
         if self.member is not None and len(self.checkpoints) > 1:
@@ -64,8 +64,8 @@ class ExportRequest:
             raise OptionError(
                 "E204", "--least-agreement is for the check of int8, or of fp16 with --truth: nothing else is compared"
             )
-        if self.fp32_fallback and (self.precision != "int8" or self.quantization == "symmetric"):
-            raise OptionError("E204", "--fp32-fallback is for --precision int8 in asymmetric quantization")
+        if self.near_ties and (self.precision != "int8" or self.quantization == "symmetric"):
+            raise OptionError("E204", "--near-ties is for --precision int8 in asymmetric quantization")
         for path in self.checkpoints:
             if not path.exists() and not is_name(path):
                 raise FileError("E707", f"{path} does not exist", path=path)

@@ -23,7 +23,7 @@ from ensemble.terminal import TERMINAL, show
 if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
     from checkpoints.loading.open_options import OpenOptions
-    from ensemble.card import Channels, Interpolation, Precision, Quantization, Resize, Resizer
+    from ensemble.card import Channels, Interpolation, NearTies, Precision, Quantization, Resize, Resizer
     from exporters.finished_models import FinishedModel
     from exporters.make_card import ExportOptions
     from exporters.request import ExportRequest
@@ -100,10 +100,10 @@ if TYPE_CHECKING:
     "[default: int8 0.98, with --truth 0.95; fp16 0.995]",
 )
 @click.option(
-    "--fp32-fallback/--no-fp32-fallback",
-    default=None,
-    help="Answer images whose two highest int8 logits are close in float32; the file then holds both networks.  "
-    "[default: on, where the check needs it]",
+    "--near-ties",
+    type=click.Choice(["fp32", "int8"]),
+    help="Precision that answers images whose two highest int8 logits are close; with fp32 the file holds both "
+    "networks where the check needs it.  [default: fp32]",
 )
 @click.option("--features", is_flag=True, help="Also output the features before pooling, for ens explain.")
 @click.option("--check-images", type=PATH, help="Verify on the images in this folder instead of the built-in ones.")
@@ -137,7 +137,7 @@ def export(
     calibrate: Path | None,
     truth: Path | None,
     least_agreement: float | None,
-    fp32_fallback: bool | None,
+    near_ties: NearTies | None,
     features: bool,
     check_images: Path | None,
     boxes: Path | None,
@@ -157,7 +157,7 @@ def export(
     from exporters.request import ExportRequest
 
     judged_on = (check_images, calibrate, truth, boxes)
-    request = ExportRequest(checkpoints, precision, quantization, member, *judged_on, least_agreement, fp32_fallback)
+    request = ExportRequest(checkpoints, precision, quantization, member, *judged_on, least_agreement, near_ties)
     if not dry_run:
         with torch_extra("export"):
             import exporters.export  # noqa: F401 - a missing package is said before anything else
@@ -182,7 +182,7 @@ def export(
         precision=precision,
         quantization=quantization or "asymmetric",
         least_agreement=least_agreement,
-        fp32_fallback=fp32_fallback is not False,
+        near_ties=near_ties or "fp32",
         features=features,
     )
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))

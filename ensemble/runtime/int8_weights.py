@@ -4,7 +4,7 @@ Without VNNI, onnxruntime and OpenVINO multiply uint8 activations by int8 weight
 products in 16 bits and saturates. It takes values four by four, and adds the first to the second and the third to the
 fourth. A convolution takes the channels of one place (``ComputeBlock`` in onnxruntime/core/mlas/lib/x86_64/
 ConvSymKernelAvx2.S), so that with a multiple of four channels a weight is paired with one neighbor only. So does a
-product of rows (``ComputeBlockBy1Loop``, which goes on by quads, in lib/amd64/QgemmU8X8KernelAvx2.asm). Depthwise
+product of rows (``ComputeBlockBy1Loop``, by four values at a time, in lib/amd64/QgemmU8X8KernelAvx2.asm). Depthwise
 convolutions add in 32 bits (``DepthwiseMultiplyAccumulateCellAvx2`` there, and mlas/lib/intrinsics/avx2/
 qdwconv_avx2.cpp). The same was measured of OpenVINO's kernels with ONEDNN_MAX_CPU_ISA=AVX2.
 """

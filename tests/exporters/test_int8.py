@@ -34,7 +34,7 @@ from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations, measure_activations
 from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import Range
-from exporters.int8_select import Judges
+from exporters.int8_select import Judges, Samples
 from exporters.int8_timing import Times
 from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
@@ -278,9 +278,7 @@ def squeeze(factor: float, heard: Recorder) -> Any:
     return to_int8(
         write_planted(factor),
         toys.card("planted", labels=LabelSpace.flat(4)),
-        calibration=draw_batch(16, 24),
-        choose=Judges(draw_batch(60, 24)),
-        gate=Judges(draw_batch(60, 24)),
+        Samples(draw_batch(16, 24), Judges(draw_batch(60, 24)), Judges(draw_batch(60, 24))),
         listener=heard,
     )
 
@@ -469,9 +467,7 @@ def test_the_images_of_the_gate_choose_nothing(monkeypatch: pytest.MonkeyPatch) 
         to_int8(
             write_planted(1),
             toys.card("planted", labels=LabelSpace.flat(4)),
-            calibration=images[:16],
-            choose=Judges(images[:40]),
-            gate=Judges(images[40:]),
+            Samples(images[:16], Judges(images[:40]), Judges(images[40:])),
         )
     assert seen == [40, 20]
 
@@ -523,17 +519,16 @@ def test_a_share_without_a_check_is_refused(precision: Any, images: Path | None)
     "asked",
     [{"precision": "fp32"}, {"precision": "int8", "quantization": "symmetric", "calibrate": Path(__file__).parent}],
 )
-def test_a_fallback_is_for_int8_on_cpus(asked: dict[str, Any]) -> None:
-    """float32 has none, and TensorRT runs one network; `--no-fp32-fallback` may stand in a configuration file."""
-    with pytest.raises(OptionError, match="--fp32-fallback is for --precision int8 in asymmetric") as caught:
-        ExportRequest((Path(__file__),), fp32_fallback=True, **asked)
+def test_near_ties_are_those_of_int8_on_cpus(asked: dict[str, Any]) -> None:
+    """float32 has none, and TensorRT runs one network."""
+    with pytest.raises(OptionError, match="--near-ties is for --precision int8 in asymmetric") as caught:
+        ExportRequest((Path(__file__),), near_ties="int8", **asked)
     assert caught.value.code == "E204"
-    ExportRequest((Path(__file__),), fp32_fallback=False, **asked)
 
 
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("wanted", ["fp32", "int8"])
 def test_near_ties_of_an_exported_file_are_answered_in_float(
-    tmp_path: Path, photographs: ImageSet, known_graph: None, monkeypatch: pytest.MonkeyPatch, wanted: bool
+    tmp_path: Path, photographs: ImageSet, known_graph: None, monkeypatch: pytest.MonkeyPatch, wanted: Any
 ) -> None:
     """The card, the notice and the file say so; its other rows are those of the file without a fallback."""
     lenient(monkeypatch, 0.5)
@@ -541,16 +536,16 @@ def test_near_ties_of_an_exported_file_are_answered_in_float(
 
     def expect(*_: Any, below: float = 0.0) -> float:
         taken.append(below)
-        return 0.0 if below or not wanted else 1000.0
+        return 0.0 if below or wanted == "int8" else 1000.0
 
     monkeypatch.setattr("exporters.int8_select.expect_changes", expect)
     monkeypatch.setattr("exporters.int8.MOST_AGAIN", 0.5)
     heard = Recorder()
-    options = replace(OPTIONS, fp32_fallback=wanted)
+    options = replace(OPTIONS, near_ties=wanted)
     found = export(CHECKPOINT, tmp_path / "out", options=options, gate_images=photographs, listener=heard)
     said = [notice.message for notice in heard.notices if notice.code == "I437"]
     graph = onnx.load(found.path).graph
-    if not wanted:
+    if wanted == "int8":
         assert "fp32_fallback" not in found.card.checks
         assert "If" not in {node.op_type for node in graph.node}
         return

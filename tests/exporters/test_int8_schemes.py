@@ -25,7 +25,7 @@ from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations
 from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, SYMMETRIC, Range
-from exporters.int8_select import Judges, Quantized
+from exporters.int8_select import Judges, Quantized, Samples
 from exporters.request import ExportRequest
 from exporters.verify import ExportedModel
 from tests.support import toys
@@ -113,9 +113,7 @@ def squeeze(network: onnx.ModelProto, quantization: Quantization, heard: Recorde
     return to_int8(
         network,
         CARD,
-        calibration=images[:8],
-        choose=Judges(images[8:24]),
-        gate=Judges(images[24:]),
+        Samples(images[:8], Judges(images[8:24]), Judges(images[24:])),
         scheme=SCHEMES[quantization],
         listener=heard,
     )

@@ -217,7 +217,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[i
         left, heard = iter(changed), Recorder()
         monkeypatch.setattr(int8_select, "judge", lambda *_: Verdict("int8", 1000, next(left)))
         judges = int8_select.Judges(draw(3, 16))
-        found = int8.to_int8(proto, card, calibration=draw(0), choose=judges, gate=judges, listener=heard)
+        found = int8.to_int8(proto, card, int8_select.Samples(draw(0), judges, judges), listener=heard)
         assert next(left, None) is None
         return found, heard
 
@@ -265,22 +265,16 @@ def test_a_refused_model_is_chosen_again_on_the_images_that_refused_it(monkeypat
     monkeypatch.setattr(int8_select.Judges, "expect", expect)
     left = iter([50, 10, 50, 50])
     monkeypatch.setattr(int8_select, "judge", lambda *_: Verdict("int8", 1000, next(left)))
-    quantize_it = partial(
-        int8.to_int8,
-        proto,
-        card,
-        calibration=draw(0),
-        choose=int8_select.Judges(draw(3, 16)),
-        gate=int8_select.Judges(draw(4, 24)),
-        listener=heard,
-    )
-    found = quantize_it(spare=lambda: int8_select.Judges(draw(5, 8)))
+    choose, gate = int8_select.Judges(draw(3, 16)), int8_select.Judges(draw(4, 24))
+    samples = int8_select.Samples(draw(0), choose, gate, lambda: int8_select.Judges(draw(5, 8)))
+    quantize_it = partial(int8.to_int8, proto, card, samples, listener=heard)
+    found = quantize_it()
     assert (found.verdict.changed, found.chosen_on) == (10, 40)
     assert asked == [(16, 0.85), (40, 0.5)]
     assert [notice.code for notice in heard.notices] == ["I489"]
     assert "another class on 50 of 1000 images" in heard.notices[0].message
     with pytest.raises(ModelError, match="another class on 50 of 1000"):
-        quantize_it(spare=lambda: int8_select.Judges(draw(5, 8)))
+        quantize_it()
     assert next(left, None) is None
 
 

@@ -172,7 +172,7 @@ def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkey
     monkeypatch.setattr(int8, "time_nodes", lambda proto, _: Times({"all": float(len(proto.graph.node))}))
     judges = int8_select.Judges(np.concatenate([BATCH] * 4))
     monkeypatch.setattr("exporters.accuracy_gate.LEAST_AGREEMENT", {"int8": 0.0})
-    found = int8.to_int8(network, CARD, calibration=BATCH, choose=judges, gate=judges)
+    found = int8.to_int8(network, CARD, int8_select.Samples(BATCH, judges, judges))
     first = find_layers(network.graph)[0]
     assert found.in_float == (first.name,)
     assert found.in_float_share == pytest.approx(
