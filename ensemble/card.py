@@ -28,13 +28,12 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Resizer = Literal["pillow", "opencv", "torch", "torch-antialias", "torch-uint8", "torch-uint8-antialias"]
 Channels = Literal["rgb", "bgr", "grey", "1", "2", "3", "4"]
 Precision = Literal["fp32", "fp16", "int8"]
-NearTies = Literal["fp32", "int8"]  # what answers images whose two highest int8 logits are close
+NearTies = Literal["fp32", "int8"]
 Quantization = Literal["asymmetric", "symmetric"]
 Weights = Literal["raw", "ema"]
 Head = Literal["flat", "axes"]
 Activation = Literal["softmax", "sigmoid"]
 Align = Literal["arcface", "dlib"]
-
 
 _FILTERS: Mapping[Resizer, tuple[Interpolation, ...]] = {
     "pillow": ("nearest", "bilinear", "bicubic", "lanczos"),

@@ -47,7 +47,7 @@ def to_int8(
     """Quantize a verified float32 model with images that calibrate, and judge it on others.
 
     Where the whole network on integers changes too many answers of the images that choose, near ties are answered in
-    float32 if ``near_ties`` says so (`exporters.int8_near_ties`), up to a tenth of the images. Where this is not enough,
+    float32 if ``near_ties`` says so (`exporters.int8_near_ties`), up to a tenth of images. If this is too little,
     more of the network is exact, in this order: the sums of residual branches and their terms are computed in float32;
     inputs are stored in two terms, those first that gain most; layers return to float32, in the order of their error
     for the time that they save, from the first one on, or in blocks, whichever leaves the fastest model
