@@ -191,7 +191,7 @@ CODES: dict[str, Code] = {
         "scale the images to 8 or 16 bits, as those of the training; ens train --channels 1 --scale 0,4095 takes 12 bits",
     ),
     "W355": Code(
-        "Face boxes do not record the size of their images.",
+        "Face boxes do not record the size of their images, or no image has a face.",
         "make sure that they were found in images of this size, or find the faces again with ens crop",
     ),
     "I352": Code("Face boxes were given, but no model uses them.", "nothing to do"),

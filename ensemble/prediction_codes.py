@@ -6,7 +6,10 @@ from ensemble.run_codes import Code
 
 PREDICTION_CODES: dict[str, Code] = {
     # 5xx: predictions, recipes, submissions
-    "E501": Code("Members do not have the same classes.", "blend only models of the same classes"),
+    "E501": Code(
+        "Members, or the labels, do not have the same classes.",
+        "use only models of the same classes, with the labels or the table that they were trained on",
+    ),
     "E502": Code(
         "Logits and probabilities are mixed, or it is unknown which of them a file contains.",
         "state the content with --as logits or --as probabilities",

@@ -195,10 +195,11 @@ def _read_faces(path: Path | None, margin: float | None, align: Align | None) ->
     """Return the boxes of a file and the crop of a network that was trained on them; both None without a file."""
     from ensemble.events import Notice
     from ensemble.images.face_boxes import Boxes, read_faces
-    from ensemble.images.face_crop import choose_crop
+    from ensemble.images.face_crop import choose_crop, tell_faces
 
     faces = None if path is None else read_faces(path).faces
     crop = choose_crop(faces, margin, align)
+    tell_faces(faces, TERMINAL)
     if faces is None or crop is None:
         return None, None
     if margin is None:

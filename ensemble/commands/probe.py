@@ -212,9 +212,11 @@ def probe(
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
     from ensemble.images.face_boxes import Boxes, read_faces
+    from ensemble.images.face_crop import tell_faces
     from ensemble.ordinal import require_told_order
 
     faces = None if data.boxes is None else read_faces(data.boxes).faces
+    tell_faces(faces, TERMINAL)
     _require_networks(network)
     # before networks are opened and joined
     dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)

@@ -170,13 +170,14 @@ def read_training(
     from checkpoints.training.preflight import check_settings
     from checkpoints.training.settings import fit_channels
     from ensemble.images.face_boxes import Boxes, read_faces
-    from ensemble.images.face_crop import choose_crop
+    from ensemble.images.face_crop import choose_crop, tell_faces
     from ensemble.ordinal import require_told_order
 
     settings = fit_channels(settings, input_.preprocess(), listener=listener)
     check_settings(settings)
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     crop = choose_crop(faces, data.margin, data.align)
+    tell_faces(faces, listener)
     dataset = read_images(train_dir, data, table, class_names, listener=listener)
     settings = fit_own_channels(settings, [r.path for r in dataset.rows], scale=input_.scale, listener=listener)
     settings = replace(settings, preprocess=replace(settings.preprocess, face=crop))

@@ -72,7 +72,7 @@ def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Bo
     """Refuse faces without points for a crop that aligns them, before anything is computed.
 
     Raises:
-        DataError: E380 when a face has none.
+        DataError: E380 when a face has none, or all of its points are in one place.
     """
     if crop is None or crop.align is None:
         return
@@ -80,6 +80,19 @@ def require_points(crop: FaceCrop | None, ids: Sequence[str], boxes: Sequence[Bo
     if without:
         message = f"{len(without):,} of {len(ids):,} faces have no points to align them by: {enumerate_some(without)}"
         raise DataError("E380", message)
+    narrow = [name for name, box in zip(ids, boxes, strict=True) if box is not None and _is_one_place(box)]
+    if narrow:
+        message = (
+            f"the points of {len(narrow):,} of {len(ids):,} faces are all within a pixel: {enumerate_some(narrow)}"
+        )
+        hint = "the boxes were changed after ens crop, which gives the eyes, the nose and the corners of the mouth"
+        raise DataError("E380", message, hint=hint)
+
+
+def _is_one_place(box: Box) -> bool:
+    """Return whether all points of a face are within one pixel: they tell neither its size nor its direction."""
+    points = np.array(box.points).reshape(-1, 2)
+    return bool((np.ptp(points, axis=0) < 1).all())
 
 
 def _find_square(crop: FaceCrop, box: Box) -> _Square:

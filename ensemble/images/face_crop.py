@@ -12,6 +12,7 @@ from PIL import Image
 from ensemble.arrays import Pixels
 from ensemble.card import Align, FaceCrop, Preprocess
 from ensemble.errors import OptionError
+from ensemble.events import Listener, Notice
 from ensemble.images.face_alignment import align_face, center_and_side, require_points
 from ensemble.images.face_boxes import Box, Face
 from ensemble.images.planes import Planes, resize_planes
@@ -56,6 +57,19 @@ def choose_crop(faces: Sequence[Face] | None, margin: float | None, align: Align
             raise OptionError("E204", "--margin is that around a face, and needs its box", hint="give --boxes")
         return None
     return fallback_crop(faces, _MARGINS[align] if margin is None else margin, align)
+
+
+def tell_faces(faces: Sequence[Face] | None, listener: Listener) -> None:
+    """Say what is missing in the faces of a file for the crop of `choose_crop`: sizes of images, or any face (W355)."""
+    found = [face for face in faces or () if face.box is not None]
+    unsized = sum(min(face.width, face.height) <= 0 for face in found)
+    if faces and not found:
+        text = f"no face was found in any of {len(faces):,} images: the middle of each is cut"
+        listener.notice(Notice("W355", text))
+    elif unsized:
+        text = f"{unsized:,} of {len(found):,} face boxes do not say how large their images are"
+        also = ": an image without a face is cut in its middle, not where faces are" if unsized == len(found) else ""
+        listener.notice(Notice("W355", text + also))
 
 
 def fallback_crop(faces: Sequence[Face], margin: float, align: Align | None = None) -> FaceCrop:

@@ -22,6 +22,8 @@ from ensemble.predictions.members import members_by_name, select_images
 from ensemble.predictions.out_of_fold import gather_folds
 from ensemble.predictions.truth import NO_COLUMNS, TruthOptions, read_truth
 
+_SAME = 1e-4  # of the largest logit of a row: two answers of one model to one image in float32
+
 
 def learn_from_folds(
     oof: Sequence[Predictions],
@@ -199,7 +201,9 @@ def _require_same_groups(learned: set[str], found: set[str]) -> None:
 def _without_learned_images(
     learned: Sequence[Predictions], members: Sequence[Predictions], listener: Listener
 ) -> Sequence[Predictions]:
-    """Return the predictions of new images: without those that have the very logits of an out-of-fold prediction.
+    """Return the predictions of new images: without those that have the logits of an out-of-fold prediction.
+
+    They may differ by rounding: another number of images at once, or another processor, adds in another order.
 
     Other folds were trained on such an image, so that how folds differ and which classes there are would be those of
     training images.
@@ -215,7 +219,8 @@ def _without_learned_images(
         found = member.logits[view][rows][:, columns]
         chosen = [place[member.ids[row]] for row in rows]
         looks = other.logits[view][np.newaxis] if other.looks is None else other.looks[view]
-        same = (looks[:, chosen] == found).all(axis=2).any(axis=0)
+        bound = _SAME * np.abs(found).max(axis=1, initial=0)
+        same = (np.abs(looks[:, chosen] - found).max(axis=2, initial=0) <= bound).any(axis=0)
         seen.update(member.ids[row] for row, is_same in zip(rows, same.tolist(), strict=True) if is_same)
     if not seen:
         return members

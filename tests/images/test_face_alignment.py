@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw
 
 from ensemble.card import Align, FaceCrop, ModelCard, Preprocess
 from ensemble.errors import EnsError
+from ensemble.events import Recorder
 from ensemble.fuse.prepare_nodes import require_resizable
 from ensemble.images.face_alignment import center_and_side, require_points
 from ensemble.images.face_boxes import Box, Face
-from ensemble.images.face_crop import choose_crop, prepare_image
+from ensemble.images.face_crop import choose_crop, prepare_image, tell_faces
 from tests.support import toys
 
 # the five points of insightface's face_align.arcface_dst, for 112 x 112 px
@@ -107,6 +108,38 @@ def test_faces_without_points_are_named_before_work_is_done() -> None:
     with pytest.raises(EnsError, match="--align needs the points") as caught:
         choose_crop(None, None, "dlib")
     assert caught.value.code == "E204"
+
+
+def test_points_in_one_place_are_refused_by_name() -> None:
+    """They give a square without a side, and no direction."""
+    box = Box(1, 1, 9, 9, (5.0,) * 10)
+    with pytest.raises(EnsError, match=r"all within a pixel: a.jpg") as caught:
+        choose_crop([Face("a.jpg", box, 0.9, 1, "first", 10, 10)], None, "arcface")
+    assert caught.value.code == "E380"
+
+
+def test_what_the_faces_of_a_file_lack_is_said() -> None:
+    """No face at all, and no sizes, by which the place of a crop without a face would be measured: W355."""
+    box = Box(1, 1, 9, 9)
+    whole, unsized, without = (
+        Face("a", box, 0.9, 1, "first", 10, 10),
+        Face("b", box, 0.9, 1, "first", 0, 0),
+        Face("c", None, None, 0, None, 10, 10),
+    )
+    middle = ": an image without a face is cut in its middle, not where faces are"
+    for faces, words in (
+        (None, []),
+        ([whole, without], []),
+        ([without, without], ["no face was found in any of 2 images: the middle of each is cut"]),
+        ([whole, unsized], ["1 of 2 face boxes do not say how large their images are"]),
+        (
+            [unsized, without],
+            ["1 of 1 face boxes do not say how large their images are" + middle],
+        ),
+    ):
+        recorder = Recorder()
+        tell_faces(faces, recorder)
+        assert [notice.message for notice in recorder.notices] == words
 
 
 @pytest.mark.parametrize("align", ["arcface", "dlib", None])

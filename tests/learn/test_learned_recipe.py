@@ -150,6 +150,11 @@ def test_images_that_are_learned_from_are_no_new_images(tmp_path: Path) -> None:
         return [one.code for one in heard.notices if one.code in {"I526", "W528"}], chosen.learned.table_as_dicts()
 
     assert learn_for(seen)[0] == ["W528"]
+    rounded = [
+        replace(one, logits={view: values * np.float32(1 + 1e-6) for view, values in one.logits.items()})
+        for one in seen
+    ]
+    assert learn_for(rounded)[0] == ["W528"], "of another batch size or processor"
     (codes, table), plain = learn_for(joined), learn_for(named)
     assert (codes, plain[0]) == (["W528", "I526"], ["I526"])
     assert table == plain[1]
