@@ -187,7 +187,8 @@ CODES: dict[str, Code] = {
         "look at the image; copy or download it again if a part is black",
     ),
     "W369": Code(
-        "A 16-bit image uses less than a quarter of its range and is decoded dark: it may hold 10 to 14 bits.",
+        "A 16-bit image uses less than a quarter of its range and is decoded dark (where white is zero in the file, "
+        "nearly white): it may hold 10 to 14 bits.",
         "scale the images to 8 or 16 bits, as those of the training; ens train --channels 1 --scale 0,4095 takes 12 bits",
     ),
     "W355": Code(

@@ -23,7 +23,7 @@ from ensemble.card import ModelCard, Precision
 from ensemble.errors import ModelError, cut_text
 from ensemble.events import SILENT, Listener
 from ensemble.runtime.model_file import INPUT, LOGITS
-from ensemble.runtime.parity import relative_error
+from ensemble.runtime.parity import notice_constant, relative_error
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import with_rounding
 
@@ -130,6 +130,7 @@ def verify(
         if result.faults:
             hint = "export it with --precision fp32" if card.precision == "fp16" else None
             raise ModelError("E414", f"{card.member} ({card.precision}): {'; '.join(result.faults)}", hint=hint)
+    notice_constant(reference[LOGITS][: len(pixels)], card.member, listener)
     return checks[-1]
 
 

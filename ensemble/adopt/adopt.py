@@ -39,7 +39,7 @@ from ensemble.images.decode import read_image
 from ensemble.images.face_boxes import Box
 from ensemble.images.face_crop import prepare_image
 from ensemble.runtime.model_file import check_model
-from ensemble.runtime.parity import LIMITS, draw_pictures
+from ensemble.runtime.parity import LIMITS, draw_pictures, notice_constant
 
 MOST_PICTURES = 16
 
@@ -152,6 +152,7 @@ def adopt_network(
     original = Original(model, image, card, name)
     reference = original.run(pixels)
     _require_answers(model, reference)
+    notice_constant(reference, card.member, listener)
     plan = _make_plan(model, image, name, card, options, reference, listener)
     if options.features:
         plan = replace(plan, maps=find_pooled_maps(model, name))

@@ -18,8 +18,13 @@ from PIL import Image
 from ensemble.images.deep_color import open_low_bytes
 
 DARK = "W369"
-"""The code of a 16-bit image that is decoded to the darkest quarter of the range, where nothing tells its bits."""
+"""The code of a 16-bit image that uses a quarter of the range, the darkest one, where nothing tells its bits.
+
+Where white is zero in a file, its numbers may also be in the lowest quarter, so that all is nearly white: a blank
+page, or numbers of 10 to 14 bits.
+"""
 _QUARTER = 1 << 14
+_BLANK = 1 << 9  # below it is the noise of a white page whose zero is white
 _STRIP = 4_000_000  # pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -29,15 +34,16 @@ def grey_to_eight_bits(image: Image.Image, data: bytes | None, notices: list[str
     values: NDArray[np.uint16] = np.asarray(image)
     told, bits = _told_bits(data, image), 16
     top, rest = int(values.max()), int(np.bitwise_or.reduce(values, axis=None))
-    lightest = 65535 - int(values.min()) if is_white_zero(image) else top
+    white_zero = is_white_zero(image)
+    lightest = 65535 - int(values.min()) if white_zero else top
     if _is_packed_12(image):
         bits = 12
     elif told is not None and _fits(top, told) and _has_low_bits(rest, told):
         bits = told
-    elif 0 < lightest < _QUARTER and not _is_scaled(rest, told):
+    elif (0 < lightest < _QUARTER or (white_zero and _BLANK < top < _QUARTER)) and not _is_scaled(rest, told):
         notices.append(DARK)
     grey = (values >> (bits - 8)).astype(np.uint8)
-    if is_white_zero(image):
+    if white_zero:
         grey = 255 - grey
     grey[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey)

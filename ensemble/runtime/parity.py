@@ -27,6 +27,7 @@ ON_GPUS = LIMITS | {"fp32": 1e-3, "fp16": 0.05}
 _COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colors, enlarged
 PICTURES = len(_COARSE)  # of `draw_pictures`
 _ROUNDING = 1e-3  # of five digits, and of float layers between those on integers
+_SAME = 1e-6  # of the largest answer
 _RECORDED = "logits_of_test_images"  # in a card's checks
 
 
@@ -150,3 +151,13 @@ def row_scales(wanted: Logits) -> Floats:
     largest = np.abs(wanted.reshape(len(wanted), -1).astype(np.float64)).max(axis=1)
     scales: Floats = np.maximum(largest, np.median(largest)) + np.finfo(np.float32).tiny
     return scales
+
+
+def notice_constant(answers: Floats | Logits, member: str, listener: Listener) -> None:
+    """Report a network that gives all of several pictures the same answers ``(N, C)``, up to rounding (W506)."""
+    most = float(np.abs(answers).max())
+    if len(answers) < 2 or float(np.ptp(answers, axis=0).max()) > _SAME * most:
+        return
+    what = "the same" if most else "all zero"
+    message = f"{member}: the answers to {len(answers)} pictures are {what}, as of a network without its weights"
+    listener.notice(Notice("W506", message))

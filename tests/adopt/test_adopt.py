@@ -441,6 +441,20 @@ def test_a_network_that_answers_nan_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "E604"
 
 
+def test_a_network_that_answers_all_pictures_alike_is_told(tmp_path: Path) -> None:
+    """A matrix of zeros is adopted, as its answers are its own, and W506 says that they tell nothing."""
+    path = Network().save(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    weight = next(one for one in model.graph.initializer if one.name == "matrix")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((8, CLASSES), np.float32), weight.name))
+    onnx.save(model, path)
+    heard = Recorder()
+    adopt(path, tmp_path / "models", options=replace(KNOWN, output="logits"), listener=heard)
+    assert [notice.message for notice in heard.notices if notice.code == "W506"] == [
+        f"net: the answers to {len(draw_pictures(SIZE))} pictures are the same, as of a network without its weights"
+    ]
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x08"])
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     """An empty file, a text and a model without a network are E420; a missing file is E707."""

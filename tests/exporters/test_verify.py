@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble.card import ModelCard, Precision, Preprocess
 from ensemble.errors import ModelError
-from ensemble.events import Listener
+from ensemble.events import Listener, Recorder
 from ensemble.images.resize import resize_image
 from ensemble.labels import LabelSpace
 from ensemble.runtime.parity import relative_error
@@ -111,6 +111,20 @@ def test_a_faithful_model_passes() -> None:
     checks = verify(model, write_by_hand(weights_of(model)), PIXELS, card=CARD)
     assert 0 < checks.logits_error < 1e-5
     assert (checks.pictures, checks.classes_changed, checks.faults) == (len(PIXELS), 0, ())
+
+
+@pytest.mark.parametrize(("bias", "said"), [(0.0, "are all zero"), (1.5, "are the same")])
+def test_a_network_that_answers_all_pictures_alike_is_told(bias: float, said: str) -> None:
+    """A head of zeros passes, as its file answers like it, and W506 says what that means; others are not told."""
+    model, heard = Tiny(), Recorder()
+    verify(model, write_by_hand(weights_of(model)), PIXELS, card=CARD, listener=heard)
+    assert heard.notices == []
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.fill_(bias)
+    verify(model, write_by_hand(weights_of(model)), PIXELS, card=CARD, listener=heard)
+    assert [notice.code for notice in heard.notices] == ["W506"]
+    assert f"tiny: the answers to {len(PIXELS)} pictures {said}" in heard.notices[0].message
 
 
 def change(name: str, by: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Weights], Weights]:

@@ -134,7 +134,7 @@ def test_dark_colors_of_a_tiff_are_told() -> None:
 
 
 def test_what_is_judged_is_the_picture_and_not_the_stored_number() -> None:
-    """Where zero is white, and in CMYK, low numbers are light: only what is decoded dark is told."""
+    """Where zero is white, and in CMYK, low numbers are light: a blank page is not told, what is decoded dark is."""
     low = np.full((11, 9), 100, np.uint16)
     light = decode_image(grey_tiff(low, t262=0))
     assert (light.pixels.min(), light.notices) == (255, ())
@@ -155,3 +155,17 @@ def test_eight_bits_and_kept_values_are_not_told() -> None:
         kept = decode_planes(with_sbit(png(drawn(12, channels)), 12, channels), channels)
         assert kept.notices == ()
         assert kept.image.max() == 4095
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_white_zero_of_few_bits_is_told_or_scaled(bits: int) -> None:
+    """Where white is zero, numbers of few bits would be nearly white: W369, unless MaxSampleValue names the bits."""
+    values = drawn(bits, 1)[..., 0]
+    silent = decode_image(grey_tiff(values, t262=0))
+    assert silent.notices == (DARK,)
+    assert silent.pixels.min() >= 191
+    told = decode_image(grey_tiff(values, t262=0, t281=(1 << bits) - 1))
+    assert told.notices == ()
+    np.testing.assert_array_equal(told.pixels[..., 0], 255 - (values >> (bits - 8)))
+    whole = decode_image(grey_tiff(np.asarray(values << (16 - bits), np.uint16), t262=0))
+    assert whole.notices == ()

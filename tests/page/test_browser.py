@@ -29,6 +29,8 @@ from ensemble.page.facts import read_fused
 from ensemble.page.runtime import WebRuntime, read_runtime
 from ensemble.page.server import address_of, open_server
 from ensemble.page.site import write_site
+from tests.images.test_deep_color import png
+from tests.images.test_sample_bits import with_sbit
 from tests.support.chromium import CHROMIUM, Browser, browser
 from tests.support.fused import fused_proto
 
@@ -166,6 +168,9 @@ def photographs(folder: Path) -> list[Path]:
     save("grey.jpg", image.convert("L"))
     save("ink.jpg", image.convert("CMYK"))
     save("deep.png", Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257))
+    path = folder / "scaled.png"
+    path.write_bytes(with_sbit(png(np.asarray(image.convert("RGB")).astype(np.uint16) << 8), 12, 3))
+    paths.append(path)
     save("halved.jpg", subsampling=2, progressive=True)
     save("x.gif", image.quantize(64))
     save("x.bmp")
@@ -277,6 +282,8 @@ def test_what_cannot_be_read_gets_a_sentence(page: Opened, tmp_path: Path) -> No
             "200 million pixels (20000 × 10000), more than the limit",
         ),
         "half.png": (header_of_png(200, 100), "cannot read the file"),
+        "camera.png": (png(np.arange(12 * 9, dtype=np.uint16).reshape(12, 9, 1) * 37), "may hold 10 to 14 bits"),
+        "named.png": (with_sbit(png(np.full((12, 9, 3), 30000, np.uint16)), 15, 3), "may hold 10 to 14 bits"),
     }
     page.show(tmp_path / "good.jpg")
     for name, (data, sentence) in cases.items():

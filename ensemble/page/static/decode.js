@@ -39,15 +39,28 @@ export async function decode(bytes, maxPixels) {
     const { width, height } = bitmap;
     if (width * height > maxPixels) throw new Unreadable("huge", { width, height });
     const turned = found.orientation > 4;
+    const pixels = readPixels(bitmap, found.orientation);
+    if (found.deep && isDark(pixels, found.bits)) throw new Unreadable("deep");
     return {
       width: turned ? height : width,
       height: turned ? width : height,
-      pixels: readPixels(bitmap, found.orientation),
+      pixels,
       preview: drawPreview(bitmap, found.orientation),
     };
   } finally {
     bitmap.close();
   }
+}
+
+/**
+ * Tell whether 16-bit pixels, of which a browser shows the high bytes, seem to hold numbers of fewer bits: those that the
+ * file names, or else 14 and fewer. `ens` scales them by the low bytes, which a browser does not give.
+ */
+function isDark(pixels, bits) {
+  const limit = bits === 0 ? 64 : 1 << (bits - 8);
+  let top = 0;
+  for (const value of pixels) if (value > top) top = value;
+  return top > 0 && top < limit;
 }
 
 /** Copy a bitmap's pixels to H x W x 3 bytes, upright. */
@@ -149,7 +162,7 @@ export function readHeader(bytes) {
 }
 
 function plain(bytes, name, type, width = 0, height = 0) {
-  return { name, type, width, height, orientation: 1, parts: [bytes], cut: false };
+  return { name, type, width, height, orientation: 1, parts: [bytes], cut: false, deep: false, bits: 0 };
 }
 
 const JPEG_KEPT = new Set([0xe0, 0xee]); // JFIF, and Adobe's, which says how colors are stored
@@ -189,6 +202,7 @@ const PNG_KEPT = new Set(["IHDR", "PLTE", "tRNS", "IDAT", "IEND"]);
 function readPng(bytes, view) {
   const found = plain(bytes, "PNG", "image/png", view.getUint32(16), view.getUint32(20));
   found.parts = [bytes.subarray(0, 8)];
+  found.deep = bytes[24] === 16;
   let exif = null;
   let xmp = "";
   for (let at = 8; at + 12 <= bytes.length; ) {
@@ -197,12 +211,19 @@ function readPng(bytes, view) {
     const data = bytes.subarray(at + 8, end - 4);
     if (PNG_KEPT.has(kind) || end > bytes.length) found.parts.push(bytes.subarray(at, end));
     if (kind === "eXIf") exif = data;
+    if (kind === "sBIT") found.bits = sampleBits(data);
     if (kind === "iTXt" && latin(data, 0, 17) === "XML:com.adobe.xmp") xmp = latin(data, 17, data.length);
     if (kind === "tEXt" && latin(data, 0, 21) === "Raw profile type exif") exif ??= hexOf(latin(data, 22, data.length));
     at = end;
   }
   found.orientation = orientationOf(exif, xmp);
   return found;
+}
+
+/** Return the bits of the colors in a PNG's sBIT chunk, if they are fewer than the 16 of the file, and 8 or more; else 0. */
+function sampleBits(data) {
+  const most = Math.max(0, ...data.subarray(0, data.length >= 3 ? 3 : 1));
+  return most >= 8 && most < 16 ? most : 0;
 }
 
 /** Return the bytes of ImageMagick's text: a line of its kind, a line of its length, then hexadecimal digits. */

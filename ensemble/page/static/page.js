@@ -8,6 +8,9 @@ const SENTENCES = {
   unreadable: () => "The browser cannot read it: a folder, or a file that is no longer there.",
   undecodable: ({ type }) =>
     `This browser cannot read the file${type ? `, which is ${type}` : ""}. It reads JPEG, PNG, WebP, GIF, BMP and AVIF images.`,
+  deep: () =>
+    "The picture has 16 bits per color and uses the lowest part of them: it may hold 10 to 14 bits, which a browser shows " +
+    "too dark. Scale it to 8 bits and try again.",
   huge: ({ width, height }) =>
     `The photograph has ${megapixels(width * height)} million pixels (${width} × ${height}), more than the limit of ` +
     `${megapixels(facts.maxPixels)} million. Make it smaller and try again.`,
@@ -324,7 +327,7 @@ function showProblem(why, detail = {}) {
   for (const id of ["result", "frame", "evidence", "evidence-note"]) at(id).hidden = true;
   for (const id of ["intro", "invitation"]) at(id).hidden = false;
   at("name").textContent = "";
-  const ofFile = ["empty", "cut", "undecodable", "huge", "memory", "run", "unreadable"].includes(why) && name !== "";
+  const ofFile = ["empty", "cut", "undecodable", "deep", "huge", "memory", "run", "unreadable"].includes(why) && name !== "";
   at("problem").textContent = (ofFile ? `${name}: ` : "") + SENTENCES[why](detail);
   at("problem").hidden = false;
   say("");
