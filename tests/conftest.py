@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,15 @@ from hypothesis import HealthCheck, settings
 # read when torch and numpy are first imported: a pool of threads in each of pytest's processes would mostly wait for
 # the cores that the others have, and a small training takes ten times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# where the environment forbids bytecode beside the sources (PYTHONDONTWRITEBYTECODE), each of the hundreds of processes
+# that tests start would compile all that it imports, which for torch takes longer than to run it: they share a folder
+# that is removed at the end
+if sys.dont_write_bytecode and sys.pycache_prefix is None:
+    _compiled = tempfile.TemporaryDirectory(prefix="ens-tests-", ignore_cleanup_errors=True)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _compiled.name
+    sys.dont_write_bytecode = False
 
 # a shell starts what runs in its background with SIGINT ignored, and tests send it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
