@@ -169,7 +169,7 @@ def photographs(folder: Path) -> list[Path]:
     save("ink.jpg", image.convert("CMYK"))
     save("deep.png", Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257))
     path = folder / "scaled.png"
-    path.write_bytes(with_sbit(png(np.asarray(image.convert("RGB")).astype(np.uint16) << 8), 12, 3))
+    path.write_bytes(with_sbit(png(np.asarray(image.convert("RGB")).astype(np.uint16) * np.uint16(256)), 12, 3))
     paths.append(path)
     save("halved.jpg", subsampling=2, progressive=True)
     save("x.gif", image.quantize(64))
