@@ -207,7 +207,7 @@ def _answer_column(table: Table, rest: Sequence[str], options: TruthOptions) -> 
         "E322",
         f'{table.path.name}: column "ans" not found; have: {", ".join(map(show_spaces, table.header))}',
         path=table.path,
-        hint="name the column of the classes with --label-column",
+        hint=table.hint_about_spaces or "name the column of the classes with --label-column",
     )
 
 

@@ -73,6 +73,13 @@ class CellKinds:
         if all(len(pair := cell.split()) == 2 and pair[0] in known and self._is_number(pair[1]) for cell in filled):
             seen = f"its answers are pairs of a class and a score, such as {filled[0]!r}"
             raise PredictionError("E565", f"{self.table.path.name}: {seen}", path=self.table.path)
+        if all(len(parts := cell.split()) > 1 and all(map(self._is_number, parts)) for cell in filled):
+            raise PredictionError(
+                "E540",
+                f"{self.table.path.name}: its cells have several numbers, such as {filled[0]!r}, which are no classes",
+                hint="write a column for each class, as ens blend --answers probabilities does",
+                path=self.table.path,
+            )
         unknown = [cell for cell in dict.fromkeys(filled) if cell not in known]
         near = nearest(unknown[0], names)
         meant = f" (did you mean {near!r}?)" if near else ""

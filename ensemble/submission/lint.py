@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from ensemble.errors import ColumnsError, EnsError, FileError, PredictionError
+from ensemble.errors import ColumnsError, EnsError, FileError, OptionError, PredictionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.labels import LabelSpace
 from ensemble.submission.lint_answers import answer_faults, looks_like_answers, settle_exclusive, settle_several
@@ -227,7 +227,7 @@ def own_sheet(
     """
     try:
         return read_sheet(path, labels, options=options, independent=independent, is_sample=False, listener=listener)
-    except (FileError, ColumnsError):
+    except (FileError, ColumnsError, OptionError):
         raise
     except EnsError:
         # what is wrong with the file is for the check to report, all at once

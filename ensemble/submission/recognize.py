@@ -73,7 +73,8 @@ def read_sheet(
     table = parse_table(data, path, listener=listener)
     if len(table.header) < 2:
         got = ", ".join(map(show_spaces, table.header))
-        raise DataError("E322", f"{path.name}: a sample submission has ids and answers, got {got}", path=path)
+        message = f"{path.name}: a sample submission has ids and answers, got {got}"
+        raise DataError("E322", message, hint=table.hint_about_spaces, path=path)
     if not table.rows:
         raise DataError("E322", f"{path.name}: the sample has a header but no rows", path=path)
     notices = SheetNotices(path, listener, is_sample, options.names_classes)

@@ -56,7 +56,13 @@ class Table:
             return self._places[name]
         have = ", ".join(show_spaces(cell) for cell in self.header)
         message = f'{self.path.name}: column "{escape_unseen(name)}" not found; have: {have}'
-        raise DataError("E322", message, path=self.path)
+        raise DataError("E322", message, hint=self.hint_about_spaces, path=self.path)
+
+    @property
+    def hint_about_spaces(self) -> str | None:
+        """What to do with a table of one column whose lines all have several words: its cells are between spaces."""
+        words = {len(row[0].split()) for row in (self.header, *self.rows)} if len(self.header) == 1 else {1}
+        return _BETWEEN_SPACES if len(words) == 1 and words != {1} else None
 
     def column(self, name: str) -> tuple[str, ...]:
         """Return the cells of a column, as text.
@@ -142,7 +148,7 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     except csv.Error as err:
         hint = "see the line in a text editor: a quote that does not end, or a cell of over 100,000 characters"
         if _SPACED.match(text):
-            hint = "its cells are separated by spaces: write it with commas, as write.csv of R does"
+            hint = f"{_BETWEEN_SPACES}, as write.csv of R does"
         raise DataError("E322", f"{path.name}: line {reader.line_num}: {err}", hint=hint, path=path) from err
     if not rows:
         raise DataError("E322", f"{path.name}: the file is empty", path=path)
@@ -202,6 +208,7 @@ def split_excel_line(text: str) -> tuple[str, str]:
     return ("", text) if found is None else (found[0], text[found.end() :])
 
 
+_BETWEEN_SPACES = "its cells are separated by spaces: write it with commas"
 _DELIMITERS = (";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r"\"?sep=[,;\t|]\"?(?=[\r\n])", re.IGNORECASE)
 _SPACED = re.compile(r'\s*"[^"\r\n]*" +"[^"\r\n]*"')

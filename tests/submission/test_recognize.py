@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble.errors import EnsError
+from ensemble.errors import EnsError, OptionError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from ensemble.submission.lint import read_submission
+from ensemble.submission.lint import check_submission, read_submission
 from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import AnswerSheet, Submission
 from ensemble.submission.sheet_options import SheetOptions
@@ -225,3 +225,34 @@ def test_measured_numbers_and_scores_of_classes_are_refused(
     with pytest.raises(EnsError) as caught:
         sheet_of(tmp_path, text, names)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said", "hint"),
+    [
+        ("id label\na.jpg 0\nb.jpg 1\n", "E322", "got id label", "separated by spaces: write it with commas"),
+        ("id\na.jpg\n", "E322", "got id", "header line"),
+        (
+            "id,p\na.jpg,0.2 0.8\nb.jpg,0.7 0.3\n",
+            "E540",
+            "several numbers, such as '0.2 0.8'",
+            "a column for each class",
+        ),
+    ],
+)
+def test_cells_between_spaces_are_told(tmp_path: Path, text: str, code: str, said: str, hint: str) -> None:
+    """A table that spaces divide, and probabilities in one cell, are refused with what to write instead."""
+    path = tmp_path / "like.csv"
+    path.write_text(text)
+    with pytest.raises(EnsError) as caught:
+        read_sheet(path, LabelSpace.flat(["ant", "bee"]))
+    assert (caught.value.code, said in caught.value.message) == (code, True)
+    assert hint in caught.value.hint
+
+
+def test_a_class_with_the_separator_in_its_name_is_told(tmp_path: Path) -> None:
+    """A submission of several names per cell, one of whose classes has a space: E204, and not two faults of its lines."""
+    path = tmp_path / "ours.csv"
+    path.write_text("id,label\na.jpg,cat dog\nb.jpg,dog\n")
+    with pytest.raises(OptionError, match="which is in the class 'big cow'"):
+        check_submission(path, None, LabelSpace.flat(["cat", "dog", "big cow"]))
