@@ -251,7 +251,7 @@ def test_cells_between_spaces_are_told(tmp_path: Path, text: str, code: str, sai
 
 
 def test_a_class_with_the_separator_in_its_name_is_told(tmp_path: Path) -> None:
-    """A submission of several names per cell, one of whose classes has a space: E204, and not two faults of its lines."""
+    """Cells of several names, one of whose classes has a space, are E204, and not two faults of their lines."""
     path = tmp_path / "ours.csv"
     path.write_text("id,label\na.jpg,cat dog\nb.jpg,dog\n")
     with pytest.raises(OptionError, match="which is in the class 'big cow'"):
