@@ -60,7 +60,7 @@ class Table:
 
     @property
     def hint_about_spaces(self) -> str | None:
-        """What to do with a table of one column whose lines all have several words: its cells are between spaces."""
+        """The advice about a table of one column whose lines all have as many words: its cells are between spaces."""
         words = {len(row[0].split()) for row in (self.header, *self.rows)} if len(self.header) == 1 else {1}
         return _BETWEEN_SPACES if len(words) == 1 and words != {1} else None
 
