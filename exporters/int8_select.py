@@ -26,7 +26,7 @@ Expected = tuple[Verdict, Fallback]
 
 MOST_IN_FLOAT = 0.5  # of the multiplications
 FASTER = 0.97  # of the time: a smaller gain is noise
-_COARSER = 0.93  # of the time: a smaller gain is not worth integer sums, whose logits are less exact
+_COARSER = 0.9  # of the time: a smaller gain is not worth integer sums, whose logits are less exact
 
 
 @dataclass(frozen=True, slots=True, eq=False)
