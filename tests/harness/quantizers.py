@@ -6,9 +6,9 @@
 onnxruntime's quantizer and NNCF are given the float32 file and the first images of ``--calibrate`` by the hash of
 their names. The answers of all files are compared with those of float32 on all images of ``--images``, which nothing
 was chosen by. The time of one image is that of the processor in one thread: the shortest of several rounds in which
-the files take turns, as other work on a machine only ever adds to it. The images that are timed are evenly spaced by the
-distance of their two highest logits, so that near ties are among them as they are among all. pytest does not collect
-this file.
+the files take turns, as other work on a machine only ever adds to it. The images that are timed are evenly spaced by
+the distance of their two highest logits, so that near ties are among them as they are among all. pytest does not
+collect this file.
 """
 
 from __future__ import annotations
