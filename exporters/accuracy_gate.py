@@ -33,7 +33,7 @@ MOST_SPARE = 500  # that judge a second time
 MOST_OTHERS = 1000  # whose float32 logits are compared among each other
 LEAST_IMAGES = 8
 # of what the gate allows, the share that may change on the images that choose: on others it will be more or less
-MARGIN = 0.5
+MARGIN = 2 / 3
 WIDE_MARGIN = 0.75  # where a second set can judge
 _NEAR = 128  # images with a similar distance between the two highest logits
 _Z = 1.959964  # of a 95 % interval

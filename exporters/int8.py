@@ -54,7 +54,7 @@ def to_int8(
     (`exporters.int8_search`). It is as little as is enough, and at most half of the multiplications are in float32. The
     first layers stay in float32 where onnxruntime is faster so.
 
-    Too many are more than half of what the gate allows; with spare images more than three quarters. If the gate
+    Too many are more than two thirds of what the gate allows; with spare images more than three quarters. If the gate
     refuses the model then, its images choose the next one as well, which the spare ones judge: no image that has chosen
     judges. ``steps`` keeps what a run that does not end has computed.
 

@@ -472,9 +472,9 @@ def test_the_images_of_the_gate_choose_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [40, 20]
 
 
-@pytest.mark.parametrize(("changed", "safe"), [(4, True), (5, True), (6, False)])
+@pytest.mark.parametrize(("changed", "safe"), [(5, True), (6, True), (7, False)])
 def test_layers_are_chosen_with_a_margin(changed: int, safe: bool) -> None:
-    """On the images that choose, half of what the gate allows may change: 1 % of 500."""
+    """On the images that choose, two thirds of what the gate allows may change: 6.7 of 500."""
     assert Verdict("int8", 500, changed).is_safe == safe
     assert not Verdict("int8", 500, 10).faults
 
@@ -490,9 +490,8 @@ def test_the_share_that_must_stay_is_an_option() -> None:
         assert replace(verdict, changed=16).faults == ("another class on 16 of 500 images, 3.0% may change",)
         assert verdict.as_dict()["least_agreement"] == 0.97
     assert "least_agreement" not in Verdict("int8", 500, 15).as_dict()
-    assert replace(
-        Verdict("int8", 500, 25), least=0.9
-    ).is_safe  # half of what may change, whatever the rounding of 1 - 0.9
+    # two thirds of what may change, whatever the rounding of 1 - 0.9
+    assert replace(Verdict("int8", 300, 20), least=0.9).is_safe
     assert "--least-agreement" not in str(Verdict("int8", 500, 0, 0.4, 0.5).hint)
     judges = Judges(draw_batch(60, 24), least=0.75)
     reference = np.eye(4, dtype=np.float32)[np.arange(60) % 4]

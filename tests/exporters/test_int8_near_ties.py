@@ -137,10 +137,10 @@ def test_as_few_near_ties_as_make_the_model_safe() -> None:
 
 def test_verdicts_of_the_gate_count() -> None:
     """Only verdicts that choose have an expectation; its share of what is allowed is the margin's."""
-    assert Verdict("int8", 1000, 10).is_safe
-    assert not Verdict("int8", 1000, 11).is_safe
-    assert Verdict("int8", 1000, 11, expected=9.9).is_safe
-    assert not Verdict("int8", 1000, 3, expected=10.1).is_safe
+    assert Verdict("int8", 1000, 13).is_safe
+    assert not Verdict("int8", 1000, 14).is_safe
+    assert Verdict("int8", 1000, 14, expected=13.3).is_safe
+    assert not Verdict("int8", 1000, 3, expected=13.4).is_safe
     assert Verdict("int8", 1000, 3, expected=16.9, margin=0.85).is_safe
 
 
