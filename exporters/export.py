@@ -231,9 +231,12 @@ def _quantize(
         seen = gate.tell_judges(card, listener, again=True)
         return judges(gate.split.spare)
 
+    choose = judges(gate.split.choose)
+    if gate.split.others:
+        choose = replace(choose, others=lambda most: load(gate.split.others[:most]))
     samples = Samples(
         load(gate.split.calibration),
-        replace(judges(gate.split.choose), others=lambda most: load(gate.split.others[:most])),
+        choose,
         judges(gate.split.gate),
         judge_again if gate.split.spare else None,
     )

@@ -130,6 +130,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     return arm
 
 
+@pytest.mark.usefixtures("counted")
+def test_int8_needs_no_images_beside_those_that_choose_and_judge(
+    photographs: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkpoint of ens train only held-out images are left to judge; of a few hundred all choose or judge."""
+    monkeypatch.setattr(accuracy_gate, "MOST_OTHERS", 0)
+    assert run(tmp_path, photographs).card.precision == "int8"
+
+
 def kinds(names: list[str]) -> set[str]:
     return {name.split("/")[0] for name in names}
 
