@@ -242,6 +242,10 @@ CODES: dict[str, Code] = {
     "I391": Code("A recipe smooths over rows; a student learns without it.", "nothing to do"),
     "I392": Code("Members that the recipe does not have are left out.", "nothing to do"),
     "I393": Code("A student's labels: whose probabilities they are, and of how many images.", "nothing to do"),
+    "W394": Code(
+        "The features of a probe are of a network that was trained on one fold split of labeled images.",
+        "nothing to do if it was trained on other images; else use a network that never saw these labels",
+    ),
     "W391": Code(
         "A student's labels are out of fold, but come from models that were trained on what the student is scored on.",
         "give the predictions of the training images by all models with --predictions, or score it on other images",

@@ -62,6 +62,13 @@ def open_network(
         cropped = ", cropping of faces" if own.preprocess.face else ""
         message = f"resizing{cropped} and normalization are those of its card, where no option overrules them"
         listener.notice(Notice("I482", f"{path.name} is a model of ens: {message}", path))
+        if own.fold is not None or own.holdout_sha256 is not None:
+            message = (
+                f"{path.name} was trained on all images but those of a fold; if on these images, its features know"
+            )
+            listener.notice(
+                Notice("W394", f"{message} their labels, and the scores of all other folds are too high", path)
+            )
     image = find_input(model, options.layout)
     card = make_card(model, image, replace(options, member=options.member or "probe"), listener)
     fill = card.preprocess.fill if own is None else own.preprocess.fill

@@ -446,6 +446,10 @@ def test_a_model_of_ens_brings_its_preprocessing(data: Dataset, tmp_path: Path) 
     opened = open_network(path, AdoptOptions(), listener=recorder)
     assert opened.card.preprocess == toys.card(size=(10, 8)).preprocess
     assert any("model of ens" in notice.message for notice in recorder.notices)
+    assert "W394" not in {notice.code for notice in recorder.notices}
+    own = toys.write_model(tmp_path / "folds", replace(toys.card("m_f0", size=(10, 8)), fold=0))
+    open_network(own, AdoptOptions(), listener=recorder)
+    assert "W394" in {notice.code for notice in recorder.notices}, "of a training with labels"
     assert probe_member(make_job(data, path, tmp_path / "runs", options=AdoptOptions())).features == 18
 
 
