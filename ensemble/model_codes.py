@@ -91,6 +91,10 @@ MODEL_CODES: dict[str, Code] = {
         "An int8 model was refused on images that it had not seen; they choose its layers now, and others judge.",
         "nothing to do",
     ),
+    "W490": Code(
+        "An int8 model is not faster than float32 on this processor.",
+        "use float32, unless the model is for another processor or a small file is wanted",
+    ),
     "I496": Code(
         "The first layers of an int8 model stay in float32, because they are faster so.",
         "nothing to do; on another processor, or in another export, they may be other layers",

@@ -197,7 +197,8 @@ def split_images(
     gate = rest[: MOST_IMAGES + (MOST_SPARE if sets == 3 else 0)]
     least = LEAST_IMAGES * (2 if choosing else 1)
     if len(gate) < least:
-        raise DataError("E316", f"{len(gate)} of {len(ids)} images are left to judge by; {least} are needed")
+        message = f"{len(gate)} of {len(ids)} images are left to judge by; {least} are needed"
+        raise DataError("E316", message, hint="give more images: a quarter of them, up to 256, calibrate")
     if not choosing:
         return Split(tuple(first), (), tuple(gate))
     people = [person[ids[i]] for i in gate]

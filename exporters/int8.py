@@ -170,6 +170,14 @@ def _time(
             f"({processor_name()}, one core)"
         )
         listener.notice(Notice("I496", f"{card.member}: {message}"))
+    if tried[best].total > FASTER * plain.total:
+        listener.notice(
+            Notice(
+                "W490",
+                f"{card.member}: {tried[best].total / 1000:.3g} ms an image on integers against "
+                f"{plain.total / 1000:.3g} in float32 ({processor_name()}, one core)",
+            )
+        )
     slow, fast = (time_layers(model, layers, times) for times in (plain, tried[best]))
     return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow}, plain.total)
 

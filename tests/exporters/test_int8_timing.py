@@ -164,6 +164,23 @@ def test_the_first_layers_stay_in_float_where_that_is_faster(
         assert "0.20 with none" in notice.message
 
 
+@pytest.mark.parametrize(("integers", "warned"), [(0.5, False), (0.98, True), (1.2, True)])
+def test_integers_that_gain_nothing_are_said(
+    network: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, integers: float, warned: bool
+) -> None:
+    """W490 gives both times: the file would be written for nothing."""
+    layers = find_layers(network.graph)
+
+    def spend(model: onnx.ModelProto) -> Times:
+        return Times({"all": 1000.0 if model is network else 1000.0 * integers})
+
+    heard = Recorder()
+    int8._time(network, layers, lambda _: onnx.ModelProto(), count_products(network, layers), spend, CARD, heard)
+    said = [notice.message for notice in heard.notices if notice.code == "W490"]
+    assert bool(said) is warned
+    assert all(f"{integers:.3g} ms an image on integers against 1 in float32" in one for one in said)
+
+
 def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of int8 without the first layer: it is among those in float, and its weights are float32."""
     monkeypatch.setattr(int8, "MOST_LEADING", 1.0)
