@@ -61,7 +61,7 @@ class Fused:
         kind = "drawn pictures" if checks.drawn else "images"
         return (
             f"{self.path}  {members} members, {self.size / 1e6:.1f} MB; as ens submit on {checks.images} {kind}: "
-            f"same classes, probabilities within {checks.difference:.1e}"
+            f"{checks.same}, probabilities within {checks.difference:.1e}"
         )
 
 

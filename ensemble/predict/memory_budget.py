@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from ensemble.images.listing import Listing
 from ensemble.images.resize import plain_preprocess
 from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import ModelFile
+from ensemble.runtime.subgraphs import names_read, subgraphs, with_inner
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _PROGRAM = 200 * 2**20  # Python, onnxruntime and the list of images
@@ -84,24 +85,46 @@ def need_of(models: Sequence[ModelFile], listing: Listing, device: Device) -> Ne
 def layers_of(data: bytes) -> int:
     """Return the peak memory of a network's activations in bytes per image of a batch.
 
-    Counted in the order of the nodes: a tensor is held from the node that makes it to the last one that reads it.
+    Counted in the order of the nodes: a tensor is held from the node that makes it to the last one that reads it. What
+    the branches of an If hold comes on top of that, as if all images of a batch took the larger one.
     """
     model = onnx.ModelProto.FromString(data)
-    for weights in model.graph.initializer:
-        if len(weights.raw_data) > 4096:  # only small ones are shapes
-            weights.ClearField("raw_data")
-    graph = shape_inference.infer_shapes(model).graph
-    size = {value.name: _bytes_an_image(value) for value in (*graph.value_info, *graph.input, *graph.output)}
-    last = {name: i for i, node in enumerate(graph.node) for name in node.input}
-    held = most = sum(size[value.name] for value in graph.input)
+    for graph in _graphs(model.graph):
+        for weights in graph.initializer:
+            if len(weights.raw_data) > 4096:  # only small ones are shapes
+                weights.ClearField("raw_data")
+    whole = shape_inference.infer_shapes(model).graph
+    size = {
+        value.name: _bytes_an_image(value)
+        for graph in _graphs(whole)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    return _most_held(whole, size)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those inside its nodes."""
+    yield graph
+    for node in with_inner(graph.node):
+        yield from subgraphs(node)
+
+
+def _most_held(graph: onnx.GraphProto, size: dict[str, int]) -> int:
+    """Return the peak of a graph whose tensors have these sizes, to which those not known are added."""
+    read_by = [set(names_read(node)) for node in graph.node]
+    last = {name: i for i, names in enumerate(read_by) for name in names}
+    made = {value.name for value in graph.input}
+    held = most = sum(size.get(name, 0) for name in made)
     for i, node in enumerate(graph.node):
-        read = set(node.input)
+        most = max([most, *(held + _most_held(inner, size) for inner in subgraphs(node))])
         for name in node.output:
             # where inference gives up, a layer is taken to be as large as what it reads
-            size.setdefault(name, max((size.get(before, 0) for before in read), default=0))
+            size.setdefault(name, max((size.get(before, 0) for before in node.input), default=0))
             held += size[name]
+        made.update(node.output)
         most = max(most, held)
-        held -= sum(size.get(name, 0) for name in read if last[name] == i)
+        held -= sum(size.get(name, 0) for name in read_by[i] & made if last[name] == i)
     return most
 
 

@@ -15,6 +15,7 @@ from onnx import helper, shape_inference
 
 from ensemble.runtime.fused_views import HOST_VIEWS, POOL, ROWS, SOURCES
 from ensemble.runtime.model_file import INPUT
+from ensemble.runtime.subgraphs import names_read, rename_reads
 
 _MOVES = {"Gather", "Reshape", "Concat", "Transpose", "Cast", "Identity", "Unsqueeze"}
 _ARITHMETIC = {"Mul", "Add", "Sub", "Div"}
@@ -52,9 +53,9 @@ def split_front(data: bytes) -> SplitGraph | None:
         made |= set(node.output)
         count += 1
         last = node.output[0]
-    readers = [node for node in graph.node[count:] for name in node.input if name in made]
+    behind = {name for node in graph.node[count:] for name in names_read(node)}
     # the front ends in one tensor, and nothing of it is read behind that
-    if not count or frontier != {last} or any(name in made - {last} for node in readers for name in node.input):
+    if not count or frontier != {last} or behind & (made - {last}):
         return None
     if any(one.name in made for one in graph.output):
         return None
@@ -79,10 +80,10 @@ def _part(
     """Return a model of some of the nodes, with the weights that they read and without outputs."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     for node in copies:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = renamed.get(name, name)
-    read = {name for node in copies for name in node.input}
+        rename_reads(node, renamed)
+        for i, name in enumerate(node.output):
+            node.output[i] = renamed.get(name, name)
+    read = {name for node in copies for name in names_read(node)}
     weights = [one for one in model.graph.initializer if one.name in read]
     graph = helper.make_graph(copies, model.graph.name, inputs, [], weights)
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

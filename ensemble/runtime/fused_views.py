@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ensemble.arrays import Pixels
 from ensemble.images.views import View
 from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.subgraphs import rename_reads, with_inner
 from ensemble.runtime.symmetric_pads import split_asymmetric_pads
 
 HOST_VIEWS = "ens.views_made"
@@ -192,12 +193,12 @@ def _constant(graph: onnx.GraphProto, name: str, values: NDArray[np.int64]) -> N
 
 
 def _may_be_float(graph: onnx.GraphProto) -> bool:
-    """Return True if the network itself casts its image and only transposes it before: floats then change nothing."""
+    """Return True if the network itself casts its image and only moves pixels before: floats then change nothing."""
     names = {INPUT}
-    for node in graph.node:
+    for node in with_inner(graph.node):
         if names.isdisjoint(node.input):
             continue
-        if node.op_type in {"Transpose", "Identity"}:
+        if node.op_type in {"Transpose", "Identity"} or (node.op_type == "Gather" and node.input[0] in names):
             names |= set(node.output)
         elif node.op_type != "Cast":
             return False
@@ -207,9 +208,7 @@ def _may_be_float(graph: onnx.GraphProto) -> bool:
 def _insert(graph: onnx.GraphProto, front: Sequence[onnx.NodeProto]) -> None:
     """Prepend the nodes, and connect every consumer of the image to their output."""
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == INPUT:
-                node.input[i] = _OURS + "seen"
+        rename_reads(node, {INPUT: _OURS + "seen"})
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*front, *rest])

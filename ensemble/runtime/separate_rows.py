@@ -8,13 +8,14 @@ shape, is tried by `ensemble.runtime.independence`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from ensemble.runtime.subgraphs import names_read, with_inner
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _ONE_BY_ONE = {
@@ -62,8 +63,7 @@ def prove_rows(model: onnx.ModelProto, output: str) -> RowProof:
     for node in nodes:
         if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
             constants[node.output[0]] = node.attribute[0].t
-    inner = [part for node in nodes for part in [node, *_inner(node)]]
-    chance = tuple(_name(node) for node in inner if _draws(node, constants))
+    chance = tuple(_name(node) for node in with_inner(nodes) if _draws(node, constants))
     reader = _RowReader(constants)
     for value in model.graph.input:
         if value.name not in constants:
@@ -88,18 +88,8 @@ def _reached(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
         if place is None or place in seen:
             continue
         seen.add(place)
-        for node in [graph.node[place], *_inner(graph.node[place])]:
-            wanted += node.input
+        wanted += names_read(graph.node[place])
     return [graph.node[place] for place in sorted(seen)]
-
-
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Iterate over the nodes of a node's subgraphs, at any depth."""
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-            for child in graph.node:
-                yield child
-                yield from _inner(child)
 
 
 def _draws(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from ensemble.runtime.subgraphs import subgraphs, with_inner
+
 # as onnxruntime's rewrite rule calls itself, which is not the name of its class
 DISABLED_OPTIMIZERS = "Pad_Fusion"
 _PADS_AS_INPUT = 11  # since this opset, Pad takes its pads as an input
@@ -23,11 +25,18 @@ def split_asymmetric_pads(model: onnx.ModelProto) -> int:
 
     ``auto_pad`` is resolved where the shapes of the graph are known, and left as it is elsewhere.
     """
-    sizes = _sizes(model) if any(_auto_pad(node).startswith("SAME") for node in model.graph.node) else {}
+    sizes = _sizes(model) if any(_auto_pad(node).startswith("SAME") for node in with_inner(model.graph.node)) else {}
     opset = max((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), default=0)
+    return _split_in(model.graph, sizes, opset, "ens.padded")
+
+
+def _split_in(graph: onnx.GraphProto, sizes: dict[str, list[int]], opset: int, prefix: str) -> int:
+    """Split the padding in a graph and in those inside its nodes; the name of each ``Pad`` begins with ``prefix``."""
     nodes: list[onnx.NodeProto] = []
     count = 0
-    for number, node in enumerate(model.graph.node):
+    for number, node in enumerate(graph.node):
+        for place, inner in enumerate(subgraphs(node)):
+            count += _split_in(inner, sizes, opset, f"{prefix}.{number}.{place}")
         pads = _pads(node, sizes) if node.op_type == "Conv" else ()
         half = len(pads) // 2
         begin, end = pads[:half], pads[half:]
@@ -35,8 +44,8 @@ def split_asymmetric_pads(model: onnx.ModelProto) -> int:
             both = [min(pair) for pair in zip(begin, end, strict=True)]
             rest = [0, 0, *(b - m for b, m in zip(begin, both, strict=True))]
             rest += [0, 0, *(e - m for e, m in zip(end, both, strict=True))]
-            name = f"ens.padded.{number}"
-            nodes.append(_pad(model.graph, node.input[0], name, rest, opset))
+            name = f"{prefix}.{number}"
+            nodes.append(_pad(graph, node.input[0], name, rest, opset))
             node.input[0] = name
             for attribute in [one for one in node.attribute if one.name in {"pads", "auto_pad"}]:
                 node.attribute.remove(attribute)
@@ -45,8 +54,8 @@ def split_asymmetric_pads(model: onnx.ModelProto) -> int:
         nodes.append(node)
     if count:
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
+        del graph.node[:]
+        graph.node.extend(copies)
     return count
 
 
@@ -90,7 +99,8 @@ def _pads(node: onnx.NodeProto, sizes: dict[str, list[int]]) -> list[int]:
 
 def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Return the shapes of all tensors by name, with 0 for a side that is not known."""
-    graph = shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
+    whole = shape_inference.infer_shapes(model).graph
+    graphs = [whole, *(inner for node in with_inner(whole.node) for inner in subgraphs(node))]
+    values = [value for graph in graphs for value in (*graph.value_info, *graph.input, *graph.output)]
     shapes = {one.name: [side.dim_value for side in one.type.tensor_type.shape.dim] for one in values}
-    return shapes | {one.name: list(one.dims) for one in graph.initializer}
+    return shapes | {one.name: list(one.dims) for graph in graphs for one in graph.initializer}
