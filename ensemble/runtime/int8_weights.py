@@ -73,11 +73,11 @@ def may_saturate(data: bytes) -> bool:
             values = onnx.numpy_helper.to_array(weights[node.input[0]]).astype(np.int16)
             reader = readers.get(node.output[0])
             pairs = _pairs_in(reader, values.shape)
-            inputs = values.shape[0 if reader is not None and reader.op_type == "MatMul" else 1]
-            # without an axis one scale is that of all channels
-            for axis in [attribute.i for attribute in node.attribute if attribute.name == "axis"]:
-                values = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-            rows = values.reshape(len(values), -1)
+            place = _outputs_in(reader, values.ndim)
+            if place is None:  # a scale per channel tells; without an axis one scale is that of all channels
+                place = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            inputs = values.shape[1 - place] if place in {0, 1} else 1
+            rows = np.moveaxis(values, place, 0).reshape(values.shape[place], -1)
             if sum_pairs(rows, pairs, inputs=inputs).max(initial=0) > LARGEST_PAIR:
                 return True
     return False
@@ -90,3 +90,17 @@ def _pairs_in(reader: onnx.NodeProto | None, dims: Sequence[int]) -> Pairs:
     if reader.op_type == "MatMul" and len(dims) == 2 and dims[0] % 4 == 0:
         return "neighbors"
     return pairs_of(reader.op_type, dims, groups_of(reader))
+
+
+def _outputs_in(reader: onnx.NodeProto | None, rank: int) -> int | None:
+    """Return the axis of output channels in a weight of these layers; None for others."""
+    match None if reader is None else reader.op_type:
+        case "Conv":
+            return 0
+        case "MatMul":
+            return rank - 1
+        case "Gemm":
+            assert reader is not None
+            return 0 if any(attribute.name == "transB" and attribute.i for attribute in reader.attribute) else 1
+        case _:
+            return None

@@ -72,3 +72,31 @@ def test_float_models_say_nothing(tmp_path: Path) -> None:
     heard = Recorder()
     start_session(read_model(toys.write_model(tmp_path)), listener=heard)
     assert heard.notices == []
+
+
+@pytest.mark.parametrize("scales", ["one", "of outputs"])
+@pytest.mark.parametrize("layer", ["MatMul", "Gemm", "Gemm turned"])
+@pytest.mark.parametrize("along", ["inputs", "outputs"])
+def test_pairs_are_those_of_one_output(layer: str, along: str, scales: str) -> None:
+    """Two large weights of one output saturate, and of two outputs they do not, however a weight is stored."""
+    weight = np.zeros((576, 4), dtype=np.int8)
+    weight[(0, 1), (0, 0) if along == "inputs" else (0, 1)] = 100
+    place = 1
+    if layer == "Gemm turned":
+        weight, place = np.ascontiguousarray(weight.T), 0
+    count = 1 if scales == "one" else 4
+    constants = {
+        "w": weight,
+        "scale": np.full(count, 0.01, np.float32)[0 if scales == "one" else slice(None)],
+        "zero": np.zeros(count, np.int8)[0 if scales == "one" else slice(None)],
+    }
+    axis: dict[str, Any] = {} if scales == "one" else {"axis": place}
+    options: dict[str, Any] = {"transB": 1} if layer == "Gemm turned" else {}
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["real"], **axis),
+        onnx.helper.make_node(layer.removesuffix(" turned"), ["x", "real"], ["y"], **options),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
+    weights = [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "one layer", ends[:1], ends[1:], weights)
+    assert may_saturate(onnx.helper.make_model(graph).SerializeToString()) == (along == "inputs")
