@@ -224,7 +224,7 @@ def test_a_failed_gate_leaves_no_steps(
     assert counted["_to_onnx"] == 1
 
 
-@pytest.mark.parametrize("changed", ["key", "options", "checkpoint"])
+@pytest.mark.parametrize("changed", ["key", "options", "near ties", "checkpoint"])
 def test_another_export_of_the_member_uses_nothing(
     tmp_path: Path,
     photographs: ImageSet,
@@ -243,6 +243,8 @@ def test_another_export_of_the_member_uses_nothing(
         given = {"key": "another"}
     elif changed == "options":
         given = {"options": replace(INT8, quantization="symmetric")}
+    elif changed == "near ties":
+        given = {"options": replace(INT8, near_ties="int8")}
     else:
         monkeypatch.setitem(globals(), "CHECKPOINT", replace(CHECKPOINT, sha256="0" * 64))
     run(tmp_path, photographs, listener=heard, **given)
