@@ -75,7 +75,7 @@ class FusedChecks:
 
     @property
     def same(self) -> str:
-        """What of the classes is the same, in words."""
+        """The comparison of the classes in words."""
         if not self.near_ties:
             return "same classes"
         return f"same classes but for {self.near_ties} near {'tie' if self.near_ties == 1 else 'ties'}"
