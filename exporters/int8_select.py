@@ -274,6 +274,8 @@ class Selector:
                 f"near ties are answered in float: {found.fallback.share:.1%} of the images, whose two highest logits "
                 f"are less than {found.fallback.below:.3g} apart"
             )
+        elif parts and len(self.plain.graph.output) > 1 and self.blank.scheme.integer_bias:
+            parts.append("near ties are answered on integers, as the file has features beside its logits")
         if parts:
             self.listener.notice(Notice("I437", f"{self.card.member}: {'; '.join(parts)}"))
         return found
