@@ -64,8 +64,8 @@ class ExportRequest:
             raise OptionError(
                 "E204", "--least-agreement is for the check of int8, or of fp16 with --truth: nothing else is compared"
             )
-        if self.near_ties and (self.precision != "int8" or self.quantization == "symmetric"):
-            raise OptionError("E204", "--near-ties is for --precision int8 in asymmetric quantization")
+        if self.near_ties == "fp32" and (self.precision != "int8" or self.quantization == "symmetric"):
+            raise OptionError("E204", "--near-ties fp32 is for --precision int8 in asymmetric quantization")
         for path in self.checkpoints:
             if not path.exists() and not is_name(path):
                 raise FileError("E707", f"{path} does not exist", path=path)

@@ -291,7 +291,8 @@ def test_a_planted_sensitive_layer_stays_in_float(monkeypatch: pytest.MonkeyPatc
     assert squeeze(1, Recorder()).in_float == ()
     found = squeeze(3000, heard)
     assert set(found.in_float) == {"convs.1", "convs.2"}
-    assert [notice.code for notice in heard.notices] == ["I437"]
+    # W490 is about times of this machine
+    assert [notice.code for notice in heard.notices if notice.code != "W490"] == ["I437"]
     assert found.verdict.faults == ()
     kept = {tensor.name for tensor in found.proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     assert f"{found.in_float[0]}.weight" in kept
@@ -519,10 +520,11 @@ def test_a_share_without_a_check_is_refused(precision: Any, images: Path | None)
     [{"precision": "fp32"}, {"precision": "int8", "quantization": "symmetric", "calibrate": Path(__file__).parent}],
 )
 def test_near_ties_are_those_of_int8_on_cpus(asked: dict[str, Any]) -> None:
-    """float32 has none, and TensorRT runs one network."""
-    with pytest.raises(OptionError, match="--near-ties is for --precision int8 in asymmetric") as caught:
-        ExportRequest((Path(__file__),), near_ties="int8", **asked)
+    """float32 has none, and TensorRT runs one network; to have none may stand in a configuration file."""
+    with pytest.raises(OptionError, match="--near-ties fp32 is for --precision int8") as caught:
+        ExportRequest((Path(__file__),), near_ties="fp32", **asked)
     assert caught.value.code == "E204"
+    ExportRequest((Path(__file__),), near_ties="int8", **asked)
 
 
 @pytest.mark.parametrize("wanted", ["fp32", "int8"])
