@@ -83,9 +83,9 @@ MODEL_CODES: dict[str, Code] = {
         "--precision fp32; fp16 loses less than int8",
     ),
     "I437": Code(
-        "Layers of an int8 model stay in float32.",
+        "Parts of an int8 model are in float32: layers, sums of residual branches, or near ties.",
         "nothing to do: int8 would be slower (I496) or change too many predictions (--least-agreement accepts more of "
-        "them), or TensorRT has no kernels for them",
+        "them, --near-ties int8 keeps near ties on integers), or TensorRT has no kernels for them",
     ),
     "I489": Code(
         "An int8 model was refused on images that it had not seen; they choose its layers now, and others judge.",

@@ -39,7 +39,7 @@ def with_convolutions(data: bytes) -> bytes:
         after = _only_reader(product, readers, results)
         bias: list[str] = []
         if after is not None and after.op_type == "Add":
-            bias = [name for name in after.input if name in weights and len(weights[name].dims) == 1]
+            bias = [name for name in after.input if name in weights]
             after = _only_reader(after, readers, results) if bias else None
         if (
             before is None
@@ -49,10 +49,11 @@ def with_convolutions(data: bytes) -> bytes:
             or weight.op_type != "DequantizeLinear"
             or [one.i for one in weight.attribute if one.name == "axis"] != [1]
             or not weights.keys() >= set(weight.input)
-            or len(weights[weight.input[0]].dims) != 2
+            or not _are_by_channel(weights, weight, bias)
         ):
             continue
-        kernel = _turn_weight(graph, weight, weights[weight.input[0]], f"{product.name}/kernel")
+        # nodes of other programs may have no names
+        kernel = _turn_weight(graph, weight, weights[weight.input[0]], f"{product.output[0]}/kernel")
         kernels.append(kernel)
         inputs = [before.input[0], kernel.output[0], *bias]
         after.CopyFrom(onnx.helper.make_node("Conv", inputs, list(after.output), after.name))
@@ -70,6 +71,12 @@ def _only_reader(node: onnx.NodeProto, readers: Readers, results: Collection[str
 
 def _is_transposition(node: onnx.NodeProto, order: Sequence[int]) -> bool:
     return node.op_type == "Transpose" and [list(one.ints) for one in node.attribute if one.name == "perm"] == [order]
+
+
+def _are_by_channel(weights: Mapping[str, onnx.TensorProto], read: onnx.NodeProto, bias: Collection[str]) -> bool:
+    """Return True for a matrix with one scale per column, or one for all, and a bias of one value per column."""
+    dims, scale = (list(weights[name].dims) for name in read.input[:2])
+    return len(dims) == 2 and len(scale) < 2 and all(list(weights[name].dims) == dims[1:] for name in bias)
 
 
 def _turn_weight(graph: onnx.GraphProto, read: onnx.NodeProto, tensor: onnx.TensorProto, name: str) -> onnx.NodeProto:

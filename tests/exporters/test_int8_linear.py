@@ -168,3 +168,28 @@ def test_other_models_are_returned_as_given() -> None:
     model.graph.output.append(onnx.helper.make_tensor_value_info("second/product", onnx.TensorProto.FLOAT, None))
     model.graph.output.append(onnx.helper.make_tensor_value_info("first/biased", onnx.TensorProto.FLOAT, None))
     assert with_convolutions(model.SerializeToString()) == model.SerializeToString()
+
+
+def test_products_of_nodes_without_names_become_convolutions() -> None:
+    """As other programs write them: each convolution gets a weight of its own."""
+    model, _ = quantized()
+    for node in model.graph.node:
+        node.name = ""
+    found = onnx.load_model_from_string(with_convolutions(model.SerializeToString()))
+    onnx.checker.check_model(found, full_check=True)
+    assert "MatMul" not in {node.op_type for node in found.graph.node}
+    names = [tensor.name for tensor in found.graph.initializer]
+    assert len(names) == len(set(names))
+    before, after = (run(one, draw(1), "logits")[0] for one in (model, found))
+    np.testing.assert_allclose(after, before, atol=0.05 * np.abs(before).max())
+
+
+@pytest.mark.parametrize("changed", ["second/bias", "second/weight/scale"])
+def test_products_of_another_form_are_left(changed: str) -> None:
+    """A bias of one value for all columns, and scales of blocks, would be another convolution."""
+    model, _ = quantized()
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == changed)
+    values = np.full((1,) if changed.endswith("bias") else (2, 8), 0.5, dtype=np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, changed))
+    found = onnx.load_model_from_string(with_convolutions(model.SerializeToString()))
+    assert [node.name for node in found.graph.node if node.op_type == "MatMul"] == ["second/product"]
