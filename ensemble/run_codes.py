@@ -86,6 +86,14 @@ RUN_CODES: dict[str, Code] = {
         "OpenVINO was not measured for --device cpu:fastest, which chose ONNX Runtime.",
         "install OpenVINO (the extra openvino), or give --device cpu to silence this",
     ),
+    "I616": Code(
+        "A run with an int8 model that is quantized for OpenVINO is computed in OpenVINO, or was begun in it.",
+        "nothing to do; --device cpu computes in ONNX Runtime, in another folder or with --fresh",
+    ),
+    "W616": Code(
+        "An int8 model runs on a device, or in an engine, that it is not quantized for.",
+        "use the device that the message names: OpenVINO needs the extra openvino; or export the model again, with --quantization asymmetric for ONNX Runtime on a CPU, with --precision fp16 for a GPU",
+    ),
     "I633": Code("The images on which a model of lower precision is judged.", "nothing to do"),
     "W633": Code(
         "A model of lower precision is judged on images that the network was trained on.",

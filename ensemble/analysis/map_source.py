@@ -16,9 +16,9 @@ from ensemble.card import Activation, Preprocess
 from ensemble.events import SILENT, Listener
 from ensemble.images.face_boxes import Box
 from ensemble.labels import LabelSpace
-from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import FEATURES, LOGITS, ModelFile
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.runtime.session import Session, start_session
 
 

@@ -22,8 +22,8 @@ from ensemble.errors import OptionError
 from ensemble.events import SILENT, Listener
 from ensemble.fuse.detect import is_fused
 from ensemble.images.listing import list_images
-from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.model_file import read_model
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.submit.exit_thresholds import Keep
 
 CHECKED = 32  # images on which the contenders must agree
@@ -91,10 +91,11 @@ def bench(
         EnsError: as `read_model`, `list_images`, `choose_run_device` and `predict`.
     """
     ids = list_images(job.images, job.ids or None, listener=listener).ids[: plan.limit]
-    device = choose_run_device(job.device, map(read_model, job.models), listener=listener)
+    fused = len(job.models) == 1 and is_fused(job.models[0])
+    every_model = () if fused else (*job.models, *(path for paths in (also or {}).values() for path in paths))
+    device = choose_run_device(job.device, map(read_model, every_model), listener=listener)
     with tempfile.TemporaryDirectory(prefix="ens-bench-") as scratch:
-        first = replace(job, ids=ids, device=str(device), scratch=Path(scratch))
-        fused = len(job.models) == 1 and is_fused(job.models[0])
+        first = replace(job, ids=ids, device=device, scratch=Path(scratch))
         every = _fused_contenders(first, baselines) if fused else _contenders(first, baselines, also or {}, recipe)
         contenders = _choose(list(every), plan.arms)
         extra = 0 if plan.quick else 1

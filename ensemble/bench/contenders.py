@@ -70,7 +70,7 @@ class BenchJob:
     images: Path
     ids: tuple[str, ...] = ()
     tta: bool = False
-    device: str = "auto"
+    device: str | Device = "auto"
     boxes: Path | None = None
     batch: int | None = None
     workers: int | None = None
@@ -81,7 +81,7 @@ class BenchJob:
     @property
     def where(self) -> Device:
         """The device; `bench` has replaced "auto"."""
-        device = parse_device(self.device)
+        device = self.device if isinstance(self.device, Device) else parse_device(self.device)
         assert device is not None
         return device
 

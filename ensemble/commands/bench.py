@@ -20,6 +20,7 @@ from ensemble.terminal import TERMINAL, show
 if TYPE_CHECKING:
     from checkpoints.loading.open_options import OpenOptions
     from ensemble.predictions.external import ExternalOptions
+    from ensemble.runtime.device import Device
 
 
 _NOT_FOR_FUSED = (
@@ -67,7 +68,7 @@ _NOT_FOR_FUSED = (
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cpu:fastest, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
+    help="auto, cpu, cpu:fastest, cuda, cuda:N, tensorrt or openvino; only auto falls back to the CPU.",
 )
 @click.option("-b", "--batch", type=click.IntRange(1, 4096), help="Batch size of ens, as in ens predict.")
 @click.option("-j", "--workers", type=click.IntRange(1, 512), help="Worker threads of ens.")
@@ -123,6 +124,7 @@ def bench(
     from ensemble.events import Notice
     from ensemble.files import write_atomic
     from ensemble.images.listing import list_images, read_ids
+    from ensemble.runtime.device import CPU
     from ensemble.runtime.model_file import find_models
     from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
 
@@ -137,12 +139,13 @@ def bench(
     fused = _is_fused(found)
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
     list_images(images, named or None)  # before engines are timed and checkpoints are opened
-    where = "cpu" if fused else _device(device, found)
+    others = {name: find_models([path]) for name, path in sets.items()}
+    where = CPU if fused else _device(device, (*found, *(path for paths in others.values() for path in paths)))
     baselines: dict[str, Any] = {"onnxruntime": fused_loop if fused else onnxruntime_loop}
     left_out = []
     if not fused:
         weights = find_weights(found, checkpoints, options=how, listener=TERMINAL)
-        if quick and not where.startswith("cpu") and "torch" not in asked:
+        if quick and where.is_gpu and "torch" not in asked:
             weights = replace(weights, problem="torch.compile takes minutes; --arms can name it")
         if weights.problem and (not asked or "torch" in asked):
             left_out.append(f"torch: {weights.problem}")
@@ -152,7 +155,7 @@ def bench(
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
         baselines=baselines,
-        also={name: find_models([path]) for name, path in sets.items()},
+        also=others,
         recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth, oof_tables),
         plan=BenchPlan(limit, 1 if quick else rounds, asked, quick),
         left_out=left_out,
@@ -179,11 +182,11 @@ def _sets(also: tuple[Path, ...]) -> dict[str, Path]:
     return sets
 
 
-def _device(text: str, models: Sequence[Path]) -> str:
-    from ensemble.runtime.fastest import choose_run_device
+def _device(text: str, models: Sequence[Path]) -> Device:
     from ensemble.runtime.model_file import read_model
+    from ensemble.runtime.run_device import choose_run_device
 
-    return str(choose_run_device(text, map(read_model, models), listener=TERMINAL))
+    return choose_run_device(text, map(read_model, models), listener=TERMINAL)
 
 
 def _is_fused(models: Sequence[Path]) -> bool:

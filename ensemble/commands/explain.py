@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cpu:fastest, cuda, cuda:N or tensorrt; only auto falls back to the CPU.",
+    help="auto, cpu, cpu:fastest, cuda, cuda:N, tensorrt or openvino; only auto falls back to the CPU.",
 )
 @progress_options
 @json_option

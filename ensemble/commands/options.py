@@ -123,7 +123,7 @@ _RUN_OPTIONS = (
         default="auto",
         show_default=True,
         help="auto, cpu, cpu:fastest, cuda, cuda:N, cuda:N,M, tensorrt, openvino, openvino:bf16, a plugin provider "
-        "of ens doctor; only auto falls back to the CPU.",
+        "of ens doctor; only auto falls back to the CPU, which is OpenVINO for int8 models of --quantization openvino.",
     ),
     click.option(
         "-b",

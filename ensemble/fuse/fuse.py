@@ -25,7 +25,9 @@ from ensemble.fuse.graph import FusePlan, build_fused
 from ensemble.fuse.map_member import find_maps
 from ensemble.fuse.verify import CheckImages, FusedChecks, verify
 from ensemble.images.views import views_by_name
+from ensemble.runtime.device import CPU
 from ensemble.runtime.model_file import ModelFile
+from ensemble.runtime.run_device import warn_of_int8, warn_of_onnxruntime
 from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
 
@@ -89,6 +91,9 @@ def fuse(
     recipe = used_part(recipe)
     require_row_wise(recipe)
     plan = make_plan(recipe, find_members(recipe, models, listener), each_member=options.members)
+    cards = [model.card for model in plan.models.values()]
+    warn_of_onnxruntime(cards, "a fused file runs in it alone", listener=listener)
+    warn_of_int8(cards, CPU, listener)
     members, maps = members_of(plan), None
     if options.maps:
         found = find_maps(plan, members, listener)

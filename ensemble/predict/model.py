@@ -31,8 +31,8 @@ from ensemble.images.face_crop import prepare_image
 from ensemble.images.planes import DecodedPlanes, planes_of, read_for
 from ensemble.images.views import View, parse_views
 from ensemble.runtime.device import Device
-from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.model_file import read_model
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.runtime.session import Session, start_session
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.number]

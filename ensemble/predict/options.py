@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ensemble.events import SILENT, Listener
 from ensemble.predict.bad_images import OnBadImage
+from ensemble.runtime.device import Device
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """``device`` as `parse_device` takes it, or ``auto``; it is never replaced by another.
+    """``device`` as `parse_device` takes it, ``auto``, ``cpu:fastest``, or one that `choose_run_device` has chosen.
 
     ``batch`` images are computed at once: by default 128 on a GPU, and on the CPU what a trial of each model on the
     first images shows to be fastest. ``workers`` threads decode, and on the CPU also compute; by default one per core.
@@ -21,7 +22,7 @@ class RunOptions:
     ``listener`` hears notices and progress.
     """
 
-    device: str = "auto"
+    device: str | Device = "auto"
     batch: int | None = None
     workers: int | None = None
     memory: int | None = None

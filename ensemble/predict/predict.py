@@ -42,9 +42,9 @@ from ensemble.predict.resumable import Slice, run_slices
 from ensemble.predict.slice_folder import resume
 from ensemble.predict.timing import Pace
 from ensemble.runtime.device import Device
-from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, read_model
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
 
@@ -107,11 +107,9 @@ def predict(
     listing = list_images_at(images, ids, listener=recorder)
     read = _read_models(models, views)
     inputs = Inputs(listing, select_boxes(read, boxes, listing, recorder), tuple(views))
-    if cluster:
-        device = cluster.choose_device(options.device)
-    else:
-        begun = () if options.fresh else begun_providers(folder / model.card.member for model in read)
-        device = choose_run_device(options.device, read, begun=begun, listener=recorder)
+    begun = () if options.fresh else begun_providers(folder / model.card.member for model in read)
+    choose = cluster.choose_device if cluster else choose_run_device
+    device = choose(options.device, read, begun=begun, listener=recorder)
     with contextlib.ExitStack() as stack:
         members = []
         for model in read:

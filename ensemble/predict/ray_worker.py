@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.errors import DataError, DeviceError, EnsError, OptionError
-from ensemble.events import Notice, Recorder
+from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.face_boxes import Box
 from ensemble.images.listing import Listing
 from ensemble.images.storage import RemoteImage
@@ -40,6 +40,7 @@ from ensemble.runtime.device import CPU, Device, parse_device
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import ModelFile
 from ensemble.runtime.providers import choose_device
+from ensemble.runtime.run_device import choose_cpu_engine, warn_of_int8, warn_of_onnxruntime
 from ensemble.runtime.session import Session
 from ensemble.runtime.start import start_sessions
 
@@ -143,17 +144,31 @@ class Cluster:
     ray: Any
     stopped: list[int] = field(default_factory=list)
 
-    def choose_device(self, text: str) -> Device:
-        """Choose the device of every worker; it need not exist here. ``auto`` is CUDA where the cluster has GPUs.
+    def choose_device(
+        self,
+        asked: str | Device,
+        models: Sequence[ModelFile] = (),
+        *,
+        begun: Sequence[str] = (),
+        listener: Listener = SILENT,
+    ) -> Device:
+        """Choose the device of every worker for these models, see `choose_run_device`; it need not exist here.
+
+        ``auto`` is CUDA where the cluster has GPUs, and else as `choose_cpu_engine` says on this machine: all have
+        its packages.
 
         Raises:
             OptionError: E203 when the name is not known, E204 when it names one GPU of several.
         """
-        device = parse_device(text)
+        device, cards = parse_device(str(asked)), [model.card for model in models]
         if device is None:
-            return Device("cuda") if self.ray.cluster_resources().get("GPU", 0) else CPU
+            has_gpus = self.ray.cluster_resources().get("GPU", 0)
+            device = Device("cuda") if has_gpus else choose_cpu_engine(cards, begun=begun, listener=listener)
+        elif device == CPU:
+            warn_of_onnxruntime(cards, listener=listener)
         if device.index:
             raise OptionError("E204", f"--engine ray deals out the GPUs itself: {device.kind} without an index")
+        warn_of_int8(cards, device, listener)
         return device
 
     def places(self, device: Device, threads: int | None) -> tuple[int, int]:

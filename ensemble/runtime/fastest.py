@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,8 @@ from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.device import CPU, FASTEST, Device
 from ensemble.runtime.machine import available_cores, processor_name
 from ensemble.runtime.model_file import ModelFile
-from ensemble.runtime.openvino import openvino_version
+from ensemble.runtime.openvino import describe_suited, openvino_version
 from ensemble.runtime.parity import draw_pictures
-from ensemble.runtime.providers import choose_device
 from ensemble.runtime.session import Session, start_session
 from ensemble.text.json_types import require_type
 
@@ -57,27 +56,6 @@ class EngineTimes:
         return f"{each} (medians of {self.rounds} rounds)"
 
 
-def choose_run_device(
-    text: str, models: Iterable[ModelFile], *, begun: Sequence[str] = (), listener: Listener = SILENT
-) -> Device:
-    """Return the device that runs these models: as `choose_device`, and for ``cpu:fastest`` the faster engine.
-
-    ``begun`` are the providers that the parts of the run which there are were computed with: if they are of one engine,
-    the rest is computed with it as well, whether or not what was measured then is still in the cache.
-
-    Raises:
-        OptionError, DeviceError: see `choose_device`.
-        ModelError: when ``cpu:fastest`` cannot run a model; only then they are read.
-    """
-    if text != FASTEST:
-        return choose_device(text, listener=listener)
-    for device in (CPU, _OPENVINO):
-        if tuple(begun) == (device.provider,):
-            listener.notice(Notice("I615", f"{FASTEST} is {device}, as the parts that there are were computed"))
-            return device
-    return choose_engine(tuple(models), listener=listener)
-
-
 def choose_engine(models: Sequence[ModelFile], *, seconds: float = SECONDS, listener: Listener = SILENT) -> Device:
     """Return ``cpu`` (onnxruntime) or ``openvino``, whichever runs these models faster here, and say the times.
 
@@ -95,10 +73,10 @@ def choose_engine(models: Sequence[ModelFile], *, seconds: float = SECONDS, list
         return known.device
     try:
         if openvino_version() == "missing":
-            return _without_openvino("it is not installed", listener)
+            return _without_openvino("it is not installed", models, listener)
         theirs = [start_session(model, device=_OPENVINO) for model in models]
     except EnsError as err:
-        return _without_openvino(err.message, listener)
+        return _without_openvino(err.message, models, listener)
     ours = [start_session(model, device=CPU) for model in models]
     found = time_engines(ours, theirs, seconds=seconds, listener=listener)
     _write(path, found)
@@ -151,8 +129,11 @@ def _pictures(session: Session) -> Pixels:
     return np.ascontiguousarray(drawn)
 
 
-def _without_openvino(cause: str, listener: Listener) -> Device:
-    listener.notice(Notice("W615", f"{FASTEST} is cpu (ONNX Runtime); OpenVINO was not measured: {cause}"))
+def _without_openvino(cause: str, models: Sequence[ModelFile], listener: Listener) -> Device:
+    message = f"{FASTEST} is cpu (ONNX Runtime); OpenVINO was not measured: {cause}"
+    if suited := describe_suited(model.card for model in models):
+        message += f"; {suited}, and slower in ONNX Runtime than a float32 model"
+    listener.notice(Notice("W615", message))
     return CPU
 
 

@@ -7,12 +7,14 @@ OpenVINO itself reads the same .onnx bytes and can be installed beside onnxrunti
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.card import ModelCard
+from ensemble.errors import enumerate_some
 from ensemble.install import version_of
 from ensemble.runtime.int8_products import with_convolutions
 from ensemble.runtime.machine import available_cores
@@ -99,3 +101,17 @@ def shared_core() -> Any:
 def openvino_version() -> str:
     """Return the installed version, or ``missing``."""
     return version_of("openvino") or "missing"
+
+
+def suits_openvino(card: ModelCard) -> bool:
+    """Return True for an int8 model that is quantized for OpenVINO: activation functions in float32 between integers.
+
+    OpenVINO fuses a convolution, its activation function and the rounding; ONNX Runtime computes them one by one.
+    """
+    return card.precision == "int8" and card.checks.get("scheme") == "openvino"
+
+
+def describe_suited(cards: Iterable[ModelCard]) -> str:
+    """Return, as the beginning of a message, which models are quantized for OpenVINO; empty if none is."""
+    names = [card.member for card in cards if suits_openvino(card)]
+    return f"{enumerate_some(names)} {'is' if len(names) == 1 else 'are'} quantized for OpenVINO" if names else ""

@@ -254,7 +254,8 @@ def build_network(
         code = "E421" if re.search(r"IR version|opset", str(err)) else "E420"
         runtime = "OpenVINO" if device.kind == "openvino" else "onnxruntime"
         message = f"{model.path.name}: {runtime} cannot build it: {_explain(err, device)}"
-        raise ModelError(code, message, path=model.path) from err
+        hint = "use --device cpu, which is ONNX Runtime" if device.kind == "openvino" else None
+        raise ModelError(code, message, path=model.path, hint=hint) from err
 
 
 @functools.cache

@@ -33,9 +33,9 @@ from ensemble.predict.timing import Stopwatch
 from ensemble.predictions.dataset import Predictions, read_predictions
 from ensemble.predictions.members import common_images
 from ensemble.runtime.device import Device
-from ensemble.runtime.fastest import choose_run_device
 from ensemble.runtime.machine import available_cores, available_memory
 from ensemble.runtime.model_file import ModelFile, find_models, read_model
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.submission.sheet import Submission
 from ensemble.submit.chunks import Plan, answers_of, begun_run, filled_chunk, rows_of_chunk, rows_per_pass, run_chunks
 from ensemble.submit.destination import Destination, require_answers_known, write_answers
@@ -123,7 +123,7 @@ def submit(
     listing = list_images(images, destination.images, listener=recorder)
     begun = () if options.fresh else begun_run(work, found)
     device = choose_run_device(options.device, found.values(), begun=begun, listener=recorder)
-    options = replace(options, device=str(device), workers=options.workers or available_cores(), listener=recorder)
+    options = replace(options, device=device, workers=options.workers or available_cores(), listener=recorder)
     options = replace(options, errors=options.errors or work / ERRORS)
     inputs = Inputs(listing, select_boxes(list(found.values()), boxes, listing, recorder))
     fit = None

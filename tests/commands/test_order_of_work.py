@@ -76,7 +76,7 @@ def test_fuse_lists_its_images_before_it_joins_graphs(tmp_path: Path, monkeypatc
 
 def test_bench_lists_its_images_before_engines_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without images is E316 before ``cpu:fastest`` measures for 20 seconds."""
-    monkeypatch.setattr("ensemble.runtime.fastest.choose_run_device", never)
+    monkeypatch.setattr("ensemble.runtime.run_device.choose_run_device", never)
     (tmp_path / "empty").mkdir()
     model = toys.write_model(tmp_path)
     assert code_of("bench", model, "--images", tmp_path / "empty", "--device", "cpu:fastest") == "E316"

@@ -233,6 +233,27 @@ def test_members_of_low_precision_are_fused_as_they_are(precision: Precision, tm
 
 
 @pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("openvino", "m1, m2 are quantized for OpenVINO, and slower in ONNX Runtime"),
+        ("symmetric", "int8 models for TensorRT compute in float32 on cpu"),
+        ("", ""),
+    ],
+)
+def test_int8_for_another_runtime_is_named(scheme: str, words: str, tmp_path: Path) -> None:
+    """A fused file runs in ONNX Runtime: members quantized for OpenVINO or TensorRT are slow in it."""
+    for number in range(3):
+        one = replace(card(f"m{number}", labels=LABELS), precision="int8" if number else "fp32")
+        one = replace(one, checks={"scheme": scheme} if scheme and number else {})
+        write_model(tmp_path, one, proto=low_precision(one, seed=number) if number else model_proto(one))
+    recorder = Recorder()
+    fuse(toy_recipe(views={"identity": 1.0}), [tmp_path], tmp_path / "out" / "e.onnx", listener=recorder)
+    found = [notice.message for notice in recorder.notices if notice.code == "W616"]
+    assert len(found) == bool(scheme)
+    assert all(words in message for message in found)
+
+
+@pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
         ({"pool": parse_pool("rank")}, "E802", "ranks the images"),

@@ -19,11 +19,12 @@ from ensemble.images.views import parse_views
 from ensemble.predict.begun import begun_providers
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
-from ensemble.runtime import fastest, parity
+from ensemble.runtime import fastest, parity, run_device
 from ensemble.runtime.device import CPU, FASTEST, Device, parse_device
-from ensemble.runtime.fastest import EngineTimes, choose_engine, choose_run_device, time_engines
+from ensemble.runtime.fastest import EngineTimes, choose_engine, time_engines
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.providers import choose_device
+from ensemble.runtime.run_device import choose_run_device
 from ensemble.runtime.session import Session
 from tests.support import toys
 
@@ -105,7 +106,7 @@ def test_the_choice_is_said_and_kept(model: ModelFile, tmp_path: Path, monkeypat
 
 def test_a_run_that_was_begun_keeps_its_engine(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of one engine decide without a measurement; those of two, or of another provider, do not."""
-    monkeypatch.setattr(fastest, "choose_engine", lambda *_, **__: refuse())
+    monkeypatch.setattr(run_device, "choose_engine", lambda *_, **__: refuse())
     for device in (CPU, OPENVINO):
         heard = Recorder()
         assert choose_run_device(FASTEST, [model], begun=(device.provider,), listener=heard) == device
