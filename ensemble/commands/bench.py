@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,6 @@ def bench(
     from ensemble.events import Notice
     from ensemble.files import write_atomic
     from ensemble.images.listing import list_images, read_ids
-    from ensemble.runtime.device import CPU
     from ensemble.runtime.model_file import find_models
     from exporters.bench_baselines import TorchLoop, find_weights, fused_loop, onnxruntime_loop
 
@@ -139,8 +139,7 @@ def bench(
     fused = _is_fused(found)
     asked = () if arms is None else tuple(part.strip() for part in arms.split(","))
     list_images(images, named or None)  # before engines are timed and checkpoints are opened
-    others = {name: find_models([path]) for name, path in sets.items()}
-    where = CPU if fused else _device(device, (*found, *(path for paths in others.values() for path in paths)))
+    where = _device("cpu", ()) if fused else _device(device, (*found, *chain.from_iterable(sets.values())))
     baselines: dict[str, Any] = {"onnxruntime": fused_loop if fused else onnxruntime_loop}
     left_out = []
     if not fused:
@@ -155,7 +154,7 @@ def bench(
     done = run_bench(
         BenchJob(found, images, named, tta, where, boxes, batch, workers),
         baselines=baselines,
-        also=others,
+        also=sets,
         recipe=None if recipe is None else RunSubmit(recipe, early_exit is not None, goal, oof, truth, oof_tables),
         plan=BenchPlan(limit, 1 if quick else rounds, asked, quick),
         left_out=left_out,
@@ -174,12 +173,14 @@ def _require_output(
     require_different({"-o": output}, {**read, **named("MODELS", models), **named("--oof", oof)})
 
 
-def _sets(also: tuple[Path, ...]) -> dict[str, Path]:
-    """Return the folders of --also by the names under which their results are listed."""
+def _sets(also: tuple[Path, ...]) -> dict[str, Sequence[Path]]:
+    """Return the models of --also by the names under which their results are listed."""
+    from ensemble.runtime.model_file import find_models
+
     sets = {Path(os.path.realpath(path)).name: path for path in also}
     if len(sets) < len(also):
         raise conflict("the folders of --also must have different names: results are listed under them")
-    return sets
+    return {name: find_models([path]) for name, path in sets.items()}
 
 
 def _device(text: str, models: Sequence[Path]) -> Device:

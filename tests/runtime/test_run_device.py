@@ -218,7 +218,7 @@ def test_a_device_that_was_chosen_is_not_said_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_an_unknown_device_is_named_before_a_model_is_read() -> None:
-    """E203 comes first."""
+    """E203 comes before the first model is opened."""
     with pytest.raises(OptionError, match="E203"):
         choose_run_device("gpu", map(never, ["m"]))
 
