@@ -87,6 +87,10 @@ MODEL_CODES: dict[str, Code] = {
         "nothing to do: int8 would be slower (I496) or change too many predictions (--least-agreement accepts more of "
         "them, --near-ties int8 keeps near ties on integers), or TensorRT has no kernels for them",
     ),
+    "I476": Code(
+        "An int8 model is quantized for OpenVINO: it runs on integers there, and slowly in ONNX Runtime.",
+        "nothing to do with --device openvino; --quantization asymmetric is for ONNX Runtime",
+    ),
     "I489": Code(
         "An int8 model was refused on images that it had not seen; they choose its layers now, and others judge.",
         "nothing to do",

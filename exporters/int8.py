@@ -14,23 +14,25 @@ from ensemble.card import ModelCard, NearTies
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import processor_name
-from ensemble.runtime.model_file import LOGITS
 from exporters.accuracy_gate import MARGIN, WIDE_MARGIN, Verdict, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
+from exporters.int8_engines import start_engine, time_network
 from exporters.int8_equalize import equalize
+from exporters.int8_layers import Layer, count_products, find_layers, prepare
 from exporters.int8_near_ties import MOST_AGAIN
-from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize, suits_scheme
+from exporters.int8_qdq import find_tensors, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, Scheme
 from exporters.int8_select import FASTER, Quantized, Samples, Selector, serialize
-from exporters.int8_timing import Times, time_layers, time_nodes
-from exporters.verify import ExportedModel
+from exporters.int8_timing import Times, time_layers
 
 CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
+_MOST_PRODUCTS = 120e9  # of all images that calibrate, at least _LEAST_CALIBRATION
+_LEAST_CALIBRATION = 64
 _SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
 
 
@@ -82,16 +84,17 @@ def _prepare(
 ) -> Selector:
     """Measure the activations of a float32 model, round its weights, choose the ranges and time its layers."""
     plain = prepare(proto)
-    model = equalize(plain, calibration, steps=steps, listener=listener)
-    layers = find_layers(model.graph)
+    calibration = _spaced(calibration, _count_calibration(plain, scheme))
+    model = equalize(plain, calibration, nonlinear=scheme.inputs_only, steps=steps, listener=listener)
+    layers = find_layers(model.graph, with_gates=not scheme.inputs_only)
     if not layers:
         raise _nothing_to_quantize(card, "")
     suited = tuple(layer for layer in layers if suits_scheme(model.graph, layer, scheme))
     if not suited:
         raise _nothing_to_quantize(card, f" in {scheme.name} quantization on TensorRT")
-    predict = partial(_predict, card=card, steps=steps)
+    predict = partial(_predict, card=card, scheme=scheme, steps=steps)
     reference = serialize(plain)
-    tensors = find_tensors(model.graph, suited)
+    tensors = find_tensors(model.graph, suited, scheme=scheme)
     activations = measure_activations(model, tensors, calibration, steps=steps, listener=listener)
     products = count_products(model, layers)
     rounded = round_weights(model, suited, calibration, scheme=scheme, steps=steps, listener=listener)
@@ -99,12 +102,15 @@ def _prepare(
     few = calibration[:_PROBES]
     expected = predict(reference, few, stage="probe")
     error = partial(_error, predict=predict, pixels=few, expected=expected)
-    time_model = partial(_time_model, pixels=few, steps=steps)
+    time_model = partial(_time_model, card=card, scheme=scheme, pixels=few, steps=steps)
     # the range of all values comes first, so that it wins on ties
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     chosen, ranges = min(candidates.items(), key=lambda one: error(build(one[1], suited)))
     timed = _Timed((), products, 0.0)
-    if scheme.integer_bias:
+    if scheme.inputs_only:
+        whole = partial(build, ranges, layers)
+        timed = replace(timed, plain=_time_whole(plain, whole, time_model, few, card, steps, listener))
+    elif scheme.integer_bias:
         timed = _time(model, layers, partial(build, ranges), products, time_model, card, listener)
     fixed = tuple(layer.name for layer in layers if layer not in suited)
     return Selector(
@@ -182,6 +188,43 @@ def _time(
     return _Timed(leading, {name: max(0.0, slow[name] - fast[name]) for name in slow}, plain.total)
 
 
+def _time_whole(
+    plain: onnx.ModelProto,
+    build: Callable[[], onnx.ModelProto],
+    time_model: Callable[[onnx.ModelProto], Times],
+    pixels: Pixels,
+    card: ModelCard,
+    steps: Steps,
+    listener: Listener,
+) -> float:
+    """Time the network in float32 and on integers, say both times, and return the first in microseconds."""
+    model = build()
+    before, after = time_model(plain).total, time_model(model).total
+    elsewhere = _time_model(model, card=card, scheme=ASYMMETRIC, pixels=pixels, steps=steps).total
+    text = (
+        f"{card.member}: in OpenVINO {after / 1000:.3g} ms an image on integers against {before / 1000:.3g} in "
+        f"float32, in ONNX Runtime {elsewhere / 1000:.3g} ({processor_name()}, one core)"
+    )
+    listener.notice(Notice("W490" if after > FASTER * before else "I476", text))
+    return before
+
+
+def _count_calibration(proto: onnx.ModelProto, scheme: Scheme) -> int:
+    """Return how many images calibrate: fewer for a large network, whose minutes they would be."""
+    if not scheme.inputs_only:
+        return CALIBRATION
+    products = sum(count_products(proto, find_layers(proto.graph)).values())
+    return int(np.clip(_MOST_PRODUCTS // max(products, 1), _LEAST_CALIBRATION, CALIBRATION))
+
+
+def _spaced(pixels: Pixels, most: int) -> Pixels:
+    """Return at most so many of the images, evenly spaced: images of a person follow each other."""
+    if len(pixels) <= most:
+        return pixels
+    chosen: Pixels = pixels[np.linspace(0, len(pixels) - 1, most).round().astype(int)]
+    return chosen
+
+
 def _nothing_to_quantize(card: ModelCard, where: str) -> ModelError:
     message = f"{card.arch} has no convolution or matrix product to quantize{where}"
     return ModelError("E436", f"{card.member} (int8): {message}")
@@ -195,15 +238,23 @@ def _error(model: onnx.ModelProto, *, predict: Callable[..., Logits], pixels: Pi
 
 
 def _predict(
-    model: bytes, pixels: Pixels, *, card: ModelCard, steps: Steps, stage: str = "gate", listener: Listener = SILENT
+    model: bytes,
+    pixels: Pixels,
+    *,
+    card: ModelCard,
+    scheme: Scheme,
+    steps: Steps,
+    stage: str = "gate",
+    listener: Listener = SILENT,
 ) -> Logits:
     """Return the logits ``(N, C)`` of a serialized model, whose session is started unless all of them are kept."""
-    start = cache(lambda: ExportedModel(model, card))
+    start = cache(lambda: start_engine(model, card, scheme))
     return predict_logits(
-        lambda batch: start().run(batch)[LOGITS], pixels, model=model, steps=steps, stage=stage, listener=listener
+        lambda batch: start()(batch), pixels, model=model, steps=steps, stage=stage, listener=listener
     )
 
 
-def _time_model(proto: onnx.ModelProto, *, pixels: Pixels, steps: Steps) -> Times:
+def _time_model(proto: onnx.ModelProto, *, card: ModelCard, scheme: Scheme, pixels: Pixels, steps: Steps) -> Times:
     """Return the times of a model: those that an earlier run has measured, so that it decides as that one."""
-    return Times(steps.values("timings", (proto, pixels), lambda: dict(time_nodes(proto, pixels).by_node)))
+    parts = (proto, pixels, scheme.name)
+    return Times(steps.values("timings", parts, lambda: dict(time_network(proto, card, scheme, pixels).by_node)))

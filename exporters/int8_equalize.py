@@ -27,8 +27,7 @@ from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import start_session, with_outputs
 from exporters.int8_schemes import Doubles
-
-_LARGEST = 16.0  # factor of a channel's unit: a channel that is nearly constant needs no more
+from exporters.int8_units import RewrittenWeights, channel_units, find_scaled_tensors, scale_channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +43,34 @@ class LinearTensors:
 
 
 def equalize(
-    proto: onnx.ModelProto, pixels: Pixels, *, steps: Steps = NO_STEPS, listener: Listener = SILENT
+    proto: onnx.ModelProto,
+    pixels: Pixels,
+    *,
+    nonlinear: bool = False,
+    steps: Steps = NO_STEPS,
+    listener: Listener = SILENT,
 ) -> onnx.ModelProto:
-    """Return a copy that computes the same in float32, with equal channels of linear activations on ``pixels``."""
+    """Return a copy that computes the same in float32, with equal channels of linear activations on ``pixels``.
+
+    With ``nonlinear``, channels of others have units of their own as well (`exporters.int8_units`).
+    """
     groups = find_linear_tensors(proto.graph)
+    scaled = find_scaled_tensors(proto) if nonlinear else ()
     model = onnx.ModelProto()
     model.CopyFrom(proto)
-    if not groups:
+    if not groups and not scaled:
         return model
-    names = [name for group in groups for name in group.tensors]
+    names = [name for group in groups for name in group.tensors] + [one.name for one in scaled]
     ends = steps.arrays("ranges of channels", (proto, pixels), lambda: _measure(proto, names, pixels, listener))
-    constants = _RewrittenWeights(model.graph)
+    constants = RewrittenWeights(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)
-        units = _units([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
+        units = channel_units([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
         for i, name in group.made:
             _rewrite_maker(model.graph.node[i], constants, units, shifts[name])
         for i, name in group.read:
             _rewrite_reader(model.graph.node[i], constants, units, shifts[name])
+    scale_channels(model.graph, scaled, ends, constants)
     constants.store()
     return model
 
@@ -115,38 +124,6 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
     return tuple(found)
 
 
-class _RewrittenWeights:
-    """The initializers of a graph as arrays that may change."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._changed: dict[str, Doubles] = {}
-
-    def read(self, name: str) -> Doubles:
-        if name not in self._changed:
-            self._changed[name] = onnx.numpy_helper.to_array(self._tensors[name]).astype(np.float64)
-        return self._changed[name]
-
-    def write(self, name: str, values: Doubles) -> None:
-        self._changed[name] = values
-
-    def store(self) -> None:
-        for name, values in self._changed.items():
-            self._tensors[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
-
-
-def _units(spreads: Sequence[Doubles]) -> Doubles:
-    """Return the factor of each channel ``(C,)``: the inverse of its spread, in units of the widest channel.
-
-    Each of the tensors has a range of its own, so their spreads count relative to their largest.
-    """
-    tiny = float(np.finfo(np.float32).tiny)
-    relative = [np.maximum(spread / max(spread.max(), tiny), 1 / _LARGEST) for spread in spreads]
-    widest = np.exp(np.mean(np.log(relative), axis=0))
-    units: Doubles = widest.max() / widest
-    return units
-
-
 def _shifts(graph: onnx.GraphProto, group: LinearTensors, ends: Mapping[str, Doubles]) -> dict[str, Doubles]:
     """Return what is subtracted from each channel ``(C,)``: the middle of its range, as far as sums allow.
 
@@ -175,13 +152,13 @@ def _is_padded(node: onnx.NodeProto) -> bool:
     return named or ("pads" in given and any(given["pads"].ints))
 
 
-def _rewrite_maker(node: onnx.NodeProto, constants: _RewrittenWeights, units: Doubles, shift: Doubles) -> None:
+def _rewrite_maker(node: onnx.NodeProto, constants: RewrittenWeights, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     constants.write(node.input[1], weight * units.reshape(-1, *[1] * (weight.ndim - 1)))
     constants.write(node.input[2], (bias - shift) * units)
 
 
-def _rewrite_reader(node: onnx.NodeProto, constants: _RewrittenWeights, units: Doubles, shift: Doubles) -> None:
+def _rewrite_reader(node: onnx.NodeProto, constants: RewrittenWeights, units: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     others = tuple(range(2, weight.ndim))
     constants.write(node.input[2], bias + weight.sum(axis=others) @ shift)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from ensemble.runtime.int8_weights import Pairs, groups_of, pairs_of
+from exporters.int8_layers import BOUNDED, WEIGHTED, Layer, channel_axis, drop_unused, layer_pairs
 from exporters.int8_linear import (
     find_float_outputs,
     multiply_rows,
@@ -29,25 +29,9 @@ from exporters.int8_linear import (
 )
 from exporters.int8_schemes import ASYMMETRIC, Array, Range, Scheme
 
-# the operators that start a layer, and those that belong to the layer before them
-_WEIGHTED = {"Conv", "Gemm", "MatMul"}
-_PAIRED = {"Add", "Mul"}
-_POOLED = {"GlobalAveragePool", "MaxPool"}
-_BOUNDED = {"Relu", "Clip"}
 # Where such a node reads a DequantizeLinear of one scale, onnxruntime rounds its float weights to int8, with one scale
 # for all of them (WeightBiasQuantization in onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc)
 _ROUNDED_BY_ONNXRUNTIME = {"Conv", "ConvTranspose", "Gemm"}
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A convolution or matrix product and the nodes that follow it up to the next one; ``nodes`` are their indices.
-
-    It is named after its weight in the checkpoint.
-    """
-
-    name: str
-    nodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,50 +41,6 @@ class RoundedWeights:
     integers: Array
     scales: Array
     shift: Array
-
-
-def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose means over a whole map are GlobalAveragePool, which onnxruntime computes on integers."""
-    model = onnx.ModelProto()
-    model.CopyFrom(proto)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in weights:
-            axes = sorted(onnx.numpy_helper.to_array(weights[node.input[1]]).tolist())
-            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
-            if keeps and axes in ([2, 3], [-2, -1]):
-                node.op_type = "GlobalAveragePool"
-                del node.input[1:], node.attribute[:]
-    _drop_unused(model.graph)
-    return model
-
-
-def find_layers(graph: onnx.GraphProto) -> tuple[Layer, ...]:
-    """Return the layers in the order of computation."""
-    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    found: list[tuple[str, list[int]]] = []
-    for i, node in enumerate(graph.node):
-        if _is_weighted(node, weights):
-            name = node.input[1].removeprefix("model.").removesuffix(".weight")
-            # torch.onnx names transposed weights with numbers
-            found.append((node.name if name.startswith("val_") else name, [i]))
-        elif found and _is_quantizable(node, weights):
-            found[-1][1].append(i)
-    return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
-
-
-def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:
-    """Return the multiplications per image of each layer, by name."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    shapes = {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.value_info}
-    shapes |= {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.output}
-    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}
-    found = {}
-    for layer in layers:
-        node = proto.graph.node[layer.nodes[0]]
-        places = int(np.prod(shapes.get(node.output[0], [])[2:])) if node.op_type == "Conv" else 1
-        found[layer.name] = places * weights[node.input[1]]
-    return found
 
 
 def suits_scheme(graph: onnx.GraphProto, layer: Layer, scheme: Scheme) -> bool:
@@ -122,9 +62,9 @@ def find_two_terms(graph: onnx.GraphProto, layers: Collection[Layer], ranges: Ma
     return tuple(layer for layer in layers if suits(layer))
 
 
-def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer]) -> tuple[str, ...]:
+def find_tensors(graph: onnx.GraphProto, layers: Collection[Layer], *, scheme: Scheme = ASYMMETRIC) -> tuple[str, ...]:
     """Return the activations that are stored in 8 bits when these layers are quantized, in the order of computation."""
-    plan = _QdqPlan(graph, layers)
+    plan = _QdqPlan(graph, layers, inputs_only=scheme.inputs_only)
     return tuple(plan.stored)
 
 
@@ -148,7 +88,7 @@ def quantize(
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     graph = model.graph
-    plan = _QdqPlan(proto.graph, layers, float_sums=float_sums, two_terms=two_terms)
+    plan = _QdqPlan(proto.graph, layers, float_sums=float_sums, two_terms=two_terms, inputs_only=scheme.inputs_only)
     constants = _Constants(graph, scheme, rounded)
     nodes: list[onnx.NodeProto] = []
     stored = {name: ranges[source] for name, source in plan.stored.items()}
@@ -161,7 +101,7 @@ def quantize(
                 node.input[place] = f"{name}/real"
         if i not in plan.nodes and node.op_type in _ROUNDED_BY_ONNXRUNTIME:
             nodes += _read_by_channel(node, proto.graph.node[i].input[0], stored, plan.made, constants)
-        if i in plan.nodes and node.op_type in _WEIGHTED:
+        if i in plan.nodes and node.op_type in WEIGHTED:
             nodes += _compute_on_integers(i, node, proto.graph.node[i].input[0], stored, plan, constants)
         else:
             nodes.append(node)
@@ -173,7 +113,7 @@ def quantize(
     del graph.node[:], graph.value_info[:]
     graph.node.extend(copies)
     graph.initializer.extend(constants.made.values())
-    _drop_unused(graph)
+    drop_unused(graph)
     return model
 
 
@@ -183,7 +123,8 @@ class _QdqPlan:
     ``made`` are the outputs of quantized nodes: every reader gets the stored values. The output of a float node is
     rounded only for the readers that compute on integers. ``shown`` are those of ``made`` that are also outputs of the
     graph: without rounding them, onnxruntime would compute their layer in float. The outputs of ``float_outputs`` are
-    not stored; the inputs of ``two_terms`` are stored twice.
+    not stored; the inputs of ``two_terms`` are stored twice. With ``inputs_only`` nothing is stored but the inputs of
+    layers.
     """
 
     def __init__(
@@ -193,18 +134,25 @@ class _QdqPlan:
         *,
         float_sums: bool = False,
         two_terms: Collection[str] = (),
+        inputs_only: bool = False,
     ) -> None:
         weights = {tensor.name for tensor in graph.initializer}
         results = {value.name for value in graph.output}
         readers = Counter(name for node in graph.node for name in node.input)
-        bounded = {node.input[0]: node.output[0] for node in graph.node if node.op_type in _BOUNDED}
-        in_float = _BOUNDED | ({"Add"} if float_sums else set())
+        bounded = {node.input[0]: node.output[0] for node in graph.node if node.op_type in BOUNDED}
+        in_float = BOUNDED | ({"Add"} if float_sums else set())
         self.nodes = {i for layer in layers for i in layer.nodes if graph.node[i].op_type not in in_float}
         self.two_terms = {layer.nodes[0] for layer in layers if layer.name in two_terms} if float_sums else set()
         self.float_outputs = find_float_outputs(graph, self.nodes, self.two_terms) if float_sums else frozenset()
         self.stored: dict[str, str] = {}
         self.made: set[str] = set()
         self.shown: set[str] = set()
+        if inputs_only:
+            self.nodes = {layer.nodes[0] for layer in layers}
+            self.two_terms = {layer.nodes[0] for layer in layers if layer.name in two_terms}
+            self.float_outputs = frozenset()
+            self.stored = {name: name for name in (graph.node[i].input[0] for i in sorted(self.nodes))}
+            return
         for i in sorted(self.nodes):
             node = graph.node[i]
             inputs = [name for name in node.input if name not in weights]
@@ -223,19 +171,6 @@ class _QdqPlan:
                 same = node.op_type == "MaxPool" and output == node.output[0]
                 self.stored[output] = self.stored[inputs[0]] if same else output
                 self.made.add(output)
-
-
-def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:
-    plain = all(attribute.f == 1 for attribute in node.attribute if attribute.name in {"alpha", "beta"})
-    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transA")
-    known = len(node.input) > 1 and all(name in weights for name in node.input[1:])
-    return node.op_type in _WEIGHTED and known and plain and not transposed and node.input[0] not in weights
-
-
-def _is_quantizable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
-    if node.op_type in _PAIRED:
-        return not any(name in weights for name in node.input)
-    return node.op_type in _POOLED | _BOUNDED
 
 
 class _Constants:
@@ -365,17 +300,6 @@ def _round_weights(
     return _WeightSteps(integers, scale, axis, bias)
 
 
-def channel_axis(node: onnx.NodeProto, weight: Array) -> int:
-    """Return the axis of the output channels of a layer's weight."""
-    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
-    return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
-
-
-def layer_pairs(node: onnx.NodeProto, weight: Array) -> Pairs:
-    """Return which weights of a layer a kernel adds up in pairs."""
-    return pairs_of(node.op_type, weight.shape, groups_of(node))
-
-
 def _read_back(
     node: onnx.NodeProto, place: int, integers: Array, scale: Array, axis: int, constants: _Constants
 ) -> onnx.NodeProto:
@@ -388,11 +312,3 @@ def _read_back(
     ]
     node.input[place] = f"{name}/real"
     return onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}/real"], f"{name}/dequantize", axis=axis)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-    del graph.initializer[:]
-    graph.initializer.extend(copies)

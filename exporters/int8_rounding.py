@@ -29,7 +29,8 @@ from ensemble.runtime.int8_weights import LARGEST_PAIR, Pairs, sum_pairs
 from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Arrays, Steps, digest
 from exporters.int8_calibration import start_session, with_outputs
-from exporters.int8_qdq import Layer, RoundedWeights, channel_axis, layer_pairs
+from exporters.int8_layers import Layer, channel_axis, layer_pairs
+from exporters.int8_qdq import RoundedWeights
 from exporters.int8_schemes import Array, Doubles, Scheme
 
 IMAGES = 256  # of the calibration images

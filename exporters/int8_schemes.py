@@ -1,4 +1,8 @@
-"""Schemes of int8: asymmetric for CPUs, symmetric for TensorRT.
+"""Schemes of int8: asymmetric for CPUs, symmetric for TensorRT, and one for OpenVINO alone.
+
+onnxruntime computes a convolution on integers only where its output is stored in 8 bits, so that an activation function
+reads rounded values. OpenVINO computes the activation function in float32 as it sums up, and rounds once: for it, the
+inputs of layers alone are stored.
 
 TensorRT's parser takes int8 with zero points of zero alone, and no uint8 ("Non-zero zero point is not supported",
 ``QuantDequantLinearHelper`` in onnx-tensorrt 10). Which layers it has kernels for follows NVIDIA's own tool
@@ -56,6 +60,7 @@ class Scheme(ABC):
 
     name: ClassVar[Quantization]
     integer_bias: ClassVar[bool]
+    inputs_only: ClassVar[bool] = False  # what layers make is stored where a layer reads it, and nowhere else
 
     @abstractmethod
     def scale(self, span: Range, /) -> np.float32:
@@ -85,10 +90,9 @@ class Scheme(ABC):
         return True
 
 
-class Asymmetric(Scheme):
+class _Unsigned(Scheme):
     """uint8 with zero points for activations, int8 for weights, int32 for biases: the pair of x86 processors."""
 
-    name = "asymmetric"
     integer_bias = True
 
     def scale(self, span: Range, /) -> np.float32:
@@ -108,6 +112,19 @@ class Asymmetric(Scheme):
         high = min((float(cut) * span.high for cut in _CUTS), key=lambda end: error(span.low, end))
         low = min((float(cut) * span.low for cut in _CUTS), key=lambda end: error(end, high))
         return Range(low, high)
+
+
+class Asymmetric(_Unsigned):
+    """What layers make is stored, too, as onnxruntime needs it to compute them on integers."""
+
+    name = "asymmetric"
+
+
+class InputsOnly(_Unsigned):
+    """The inputs of layers alone are stored; what they make is float32."""
+
+    name = "openvino"
+    inputs_only = True
 
 
 class Symmetric(Scheme):
@@ -144,8 +161,8 @@ class Symmetric(Scheme):
         return eighths and max(made, taken) >= _CHANNELS and len(set(kernel)) == 1
 
 
-ASYMMETRIC, SYMMETRIC = Asymmetric(), Symmetric()
-SCHEMES: Mapping[Quantization, Scheme] = {"asymmetric": ASYMMETRIC, "symmetric": SYMMETRIC}
+ASYMMETRIC, SYMMETRIC, OPENVINO = Asymmetric(), Symmetric(), InputsOnly()
+SCHEMES: Mapping[Quantization, Scheme] = {one.name: one for one in (ASYMMETRIC, SYMMETRIC, OPENVINO)}
 
 
 def _squared_error(values: Array, counts: Array, low: float, high: float, step: float) -> float:

@@ -19,7 +19,7 @@ import onnx
 from ensemble.events import Listener
 from exporters.accuracy_gate import Verdict
 from exporters.int8_equalize import find_linear_tensors
-from exporters.int8_qdq import Layer
+from exporters.int8_layers import Layer
 
 _OVERHEAD = 0.005  # of all layers: the cost of converting to and from integers around one that returns to float
 

@@ -15,8 +15,9 @@ from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.events import Listener, Notice
 from exporters.accuracy_gate import MARGIN, Verdict, expect_changes, judge
+from exporters.int8_layers import Layer
 from exporters.int8_near_ties import NO_FALLBACK, Fallback, distances, join, joined_logits
-from exporters.int8_qdq import Layer, find_two_terms
+from exporters.int8_qdq import find_two_terms
 from exporters.int8_schemes import ASYMMETRIC, Range, Scheme
 from exporters.int8_search import Harm, LayerOrder, alone, fewest, find_blocks, order_two_terms, rank_layers, search
 from exporters.int8_timing import Times
@@ -178,6 +179,8 @@ class Selector:
         """True if sums could be in float32: TensorRT would store the terms in float32 too."""
         nodes = self.model.graph.node
         scheme = self.blank.scheme
+        if scheme.inputs_only:
+            return False  # they always are
         return scheme.integer_bias and any(nodes[i].op_type == "Add" for one in self.suited for i in one.nodes)
 
     def select(self, choose: Judges) -> Quantized:
@@ -221,7 +224,7 @@ class Selector:
             wholes += [whole] if whole.verdict.is_safe else []
         if wholes:
             return self._fastest(wholes[::-1], gain=_COARSER)
-        two_terms = self._find_two_terms() if self.has_sums else ()
+        two_terms = self._find_two_terms() if self.has_sums or self.blank.scheme.inputs_only else ()
         if two_terms:
             most = attempt(two_terms=two_terms)
             if most.verdict.is_safe:
@@ -265,6 +268,8 @@ class Selector:
                 f"{len(found.in_float)} of {found.layers} layers with {found.in_float_share:.1%} of the "
                 f"multiplications stay in float: {', '.join(found.in_float)}{without}"
             )
+        if self.blank.scheme.inputs_only:
+            parts.append("activation functions, sums and gates (squeeze-and-excitation) are in float")
         if found.float_sums:
             parts.append("the sums of residual branches are in float")
         if found.two_terms:
@@ -309,9 +314,9 @@ class Selector:
         return order_two_terms(self._rank(), candidates, self.products, error_of, self.listener)
 
     def _orders(self) -> list[LayerOrder]:
-        """Return the orders in which layers return to float32: for TensorRT only one."""
+        """Return the orders in which layers return to float32: only one where the times of layers are not known."""
         harms = self._rank()
-        if not self.blank.scheme.integer_bias:
+        if not self.blank.scheme.integer_bias or self.blank.scheme.inputs_only:
             return [tuple(harm.names for harm in harms)]
         # from the first layer on there is one border to integers, where conversions take time; errors of early layers
         # pass through all others

@@ -20,7 +20,7 @@ import onnxruntime
 
 from ensemble.arrays import Pixels
 from ensemble.runtime.model_file import INPUT, LOGITS
-from exporters.int8_qdq import Layer
+from exporters.int8_layers import Layer
 
 _RUNS = (5, 40)  # at least and at most, of one image each
 _SECONDS = 0.4

@@ -85,8 +85,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--quantization",
-    type=click.Choice(["asymmetric", "symmetric"]),
-    help="Quantization of int8: asymmetric for CPUs, symmetric for TensorRT.  [default: asymmetric]",
+    type=click.Choice(["asymmetric", "symmetric", "openvino"]),
+    help="Quantization of int8: asymmetric for CPUs, symmetric for TensorRT, openvino for SiLU and other activation "
+    "functions in float32, which is fast in OpenVINO alone.  [default: asymmetric]",
 )
 @click.option("--calibrate", type=PATH, help="Folder of images to calibrate int8 on and to compare it with float32 on.")
 @click.option(

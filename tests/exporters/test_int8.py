@@ -32,7 +32,8 @@ from exporters.accuracy_gate import Verdict, judge, split_images
 from exporters.export import Exported, ExportOptions, ImageSet, export
 from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations, measure_activations
-from exporters.int8_qdq import count_products, find_layers, find_tensors, prepare, quantize
+from exporters.int8_layers import count_products, find_layers, prepare
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_schemes import Range
 from exporters.int8_select import Judges, Samples
 from exporters.int8_timing import Times

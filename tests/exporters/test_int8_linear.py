@@ -15,8 +15,9 @@ from onnx import numpy_helper
 from ensemble.runtime.int8_products import with_convolutions
 from ensemble.runtime.int8_weights import may_saturate
 from exporters.int8_calibration import measure_activations
+from exporters.int8_layers import find_layers
 from exporters.int8_linear import suits_two_terms, weights_of_two_terms
-from exporters.int8_qdq import find_layers, find_tensors, find_two_terms, quantize
+from exporters.int8_qdq import find_tensors, find_two_terms, quantize
 from exporters.int8_schemes import Range
 from tests.exporters.test_int8_equalize import build, draw, run
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ensemble.runtime.int8_products import with_convolutions
 from exporters.accuracy_gate import Verdict, expect_changes
 from exporters.int8_calibration import measure_activations
+from exporters.int8_layers import find_layers
 from exporters.int8_near_ties import NO_FALLBACK, Fallback, distances, join, joined_logits
-from exporters.int8_qdq import find_layers, find_tensors, quantize
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_select import Judges
 from tests.exporters.test_int8_equalize import build, draw, run
 

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble.runtime.int8_weights import LARGEST_PAIR, sum_pairs
 from exporters.int8_calibration import start_session, with_outputs
-from exporters.int8_qdq import Layer, RoundedWeights, find_layers, find_tensors, quantize
+from exporters.int8_layers import Layer, find_layers
+from exporters.int8_qdq import RoundedWeights, find_tensors, quantize
 from exporters.int8_rounding import _round_groups, _take_inputs, round_weights
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, Range
 

@@ -15,7 +15,8 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from exporters.int8_qdq import find_layers, find_tensors, quantize
+from exporters.int8_layers import find_layers
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_schemes import Range
 
 Array = NDArray[Any]

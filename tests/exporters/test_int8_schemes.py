@@ -23,7 +23,8 @@ from ensemble.runtime.symmetric_pads import DISABLED_OPTIMIZERS
 from ensemble.runtime.tensorrt import BIAS_OPTIMIZER, require_symmetric
 from exporters.int8 import to_int8
 from exporters.int8_calibration import Activations
-from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
+from exporters.int8_layers import find_layers, prepare
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_schemes import ASYMMETRIC, SCHEMES, SYMMETRIC, Range
 from exporters.int8_select import Judges, Quantized, Samples
 from exporters.request import ExportRequest

@@ -19,8 +19,9 @@ from ensemble.labels import LabelSpace
 from exporters import int8, int8_select
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
+from exporters.int8_layers import Layer, find_layers
 from exporters.int8_near_ties import MOST_AGAIN, NO_FALLBACK
-from exporters.int8_qdq import Layer, find_layers, find_tensors, quantize
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_schemes import Range
 from exporters.int8_search import LayerOrder, find_blocks, order_two_terms, rank_layers, search
 from exporters.int8_timing import Times

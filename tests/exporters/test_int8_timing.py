@@ -17,7 +17,8 @@ from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
 from exporters import int8, int8_select
 from exporters.int8_calibration import measure_activations
-from exporters.int8_qdq import Layer, count_products, find_layers, find_tensors, prepare, quantize
+from exporters.int8_layers import Layer, count_products, find_layers, prepare
+from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_timing import Times, time_layers, time_nodes
 from tests.support import toys
 

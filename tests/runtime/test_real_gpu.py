@@ -124,7 +124,8 @@ def test_symmetric_int8_is_computed_by_tensorrt(gpu: FakeGpus | None, images: Pa
     """A model of integers runs on TensorRT with its flag set, and gives the logits that it has on the CPU."""
     if gpu is None and not (start := try_device(Device("tensorrt"))).works:
         pytest.skip(f"no TensorRT here: {start.cause}")
-    from exporters.int8_qdq import find_layers, find_tensors, prepare, quantize
+    from exporters.int8_layers import find_layers, prepare
+    from exporters.int8_qdq import find_tensors, quantize
     from exporters.int8_schemes import SYMMETRIC, Range
 
     card = toys.card("integers", size=(64, 64))

@@ -1,0 +1,53 @@
+"""Run and time networks in the engine that an int8 file is for: onnxruntime, or OpenVINO where the scheme says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import onnx
+
+from ensemble.arrays import Logits, Pixels
+from ensemble.card import ModelCard
+from ensemble.errors import ModelError
+from ensemble.runtime.model_file import INPUT, LOGITS
+from ensemble.runtime.openvino import UnavailableError, build_runtime
+from exporters.int8_schemes import Scheme
+from exporters.int8_timing import Times, time_nodes
+from exporters.verify import ExportedModel
+
+_RUNS = (5, 40)  # at least and at most, of one image each
+_SECONDS = 0.4
+
+Run = Callable[[Pixels], Logits]
+
+
+def start_engine(model: bytes, card: ModelCard, scheme: Scheme) -> Run:
+    """Return a function from images ``(N, H, W, 3)`` to logits ``(N, C)``.
+
+    Raises:
+        ModelError: E436 when OpenVINO is not installed, or cannot build the network.
+    """
+    if not scheme.inputs_only:
+        session = ExportedModel(model, card)
+        return lambda batch: session.run(batch)[LOGITS]
+    try:
+        runtime = build_runtime(model, bf16=False)
+    except (UnavailableError, RuntimeError) as err:
+        raise ModelError("E436", f"{card.member} (int8): {err}") from err
+    return lambda batch: runtime.run([LOGITS], {INPUT: batch})[0]
+
+
+def time_network(proto: onnx.ModelProto, card: ModelCard, scheme: Scheme, pixels: Pixels) -> Times:
+    """Return the microseconds of one image on one core: of each node in onnxruntime, of the whole in OpenVINO."""
+    if not scheme.inputs_only:
+        return time_nodes(proto, pixels)
+    run = start_engine(proto.SerializeToString(deterministic=True), card, scheme)
+    found: list[float] = []
+    began = time.process_time()
+    while len(found) < _RUNS[0] or (len(found) < _RUNS[1] and time.process_time() - began < _SECONDS):
+        place = len(found) % len(pixels)
+        started = time.process_time()
+        run(pixels[place : place + 1])
+        found.append((time.process_time() - started) * 1e6)
+    return Times({"network": min(found)})

@@ -1,0 +1,110 @@
+"""The layers of a network: what int8 computes on integers or leaves in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ensemble.runtime.int8_weights import Pairs, groups_of, pairs_of
+from exporters.int8_schemes import Array
+from exporters.int8_units import find_gates
+
+# the operators that start a layer, and those that belong to the layer before them
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+BOUNDED = frozenset({"Relu", "Clip"})
+_PAIRED = {"Add", "Mul"}
+_POOLED = {"GlobalAveragePool", "MaxPool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or matrix product and the nodes that follow it up to the next one; ``nodes`` are their indices.
+
+    It is named after its weight in the checkpoint.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+
+
+def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose means over a whole map are GlobalAveragePool, which onnxruntime computes on integers."""
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in weights:
+            axes = sorted(onnx.numpy_helper.to_array(weights[node.input[1]]).tolist())
+            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+            if keeps and axes in ([2, 3], [-2, -1]):
+                node.op_type = "GlobalAveragePool"
+                del node.input[1:], node.attribute[:]
+    drop_unused(model.graph)
+    return model
+
+
+def find_layers(graph: onnx.GraphProto, *, with_gates: bool = True) -> tuple[Layer, ...]:
+    """Return the layers in the order of computation, those of gates (squeeze-and-excitation) only if asked for."""
+    gates: frozenset[int] = frozenset() if with_gates else find_gates(graph)
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    found: list[tuple[str, list[int]]] = []
+    for i, node in enumerate(graph.node):
+        if i in gates:
+            continue
+        if _is_weighted(node, weights):
+            name = node.input[1].removeprefix("model.").removesuffix(".weight")
+            # torch.onnx names transposed weights with numbers
+            found.append((node.name if name.startswith("val_") else name, [i]))
+        elif found and _is_quantizable(node, weights):
+            found[-1][1].append(i)
+    return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
+
+
+def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:
+    """Return the multiplications per image of each layer, by name."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    shapes |= {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.output}
+    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in proto.graph.initializer}
+    found = {}
+    for layer in layers:
+        node = proto.graph.node[layer.nodes[0]]
+        places = int(np.prod(shapes.get(node.output[0], [])[2:])) if node.op_type == "Conv" else 1
+        found[layer.name] = places * weights[node.input[1]]
+    return found
+
+
+def channel_axis(node: onnx.NodeProto, weight: Array) -> int:
+    """Return the axis of the output channels of a layer's weight."""
+    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transB")
+    return 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+
+
+def layer_pairs(node: onnx.NodeProto, weight: Array) -> Pairs:
+    """Return which weights of a layer a kernel adds up in pairs."""
+    return pairs_of(node.op_type, weight.shape, groups_of(node))
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the initializers that no node reads."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:
+    plain = all(attribute.f == 1 for attribute in node.attribute if attribute.name in {"alpha", "beta"})
+    transposed = any(attribute.i for attribute in node.attribute if attribute.name == "transA")
+    known = len(node.input) > 1 and all(name in weights for name in node.input[1:])
+    return node.op_type in WEIGHTED and known and plain and not transposed and node.input[0] not in weights
+
+
+def _is_quantizable(node: onnx.NodeProto, weights: Collection[str]) -> bool:
+    if node.op_type in _PAIRED:
+        return not any(name in weights for name in node.input)
+    return node.op_type in _POOLED | BOUNDED
