@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ MOST_IMAGES = 1000  # that choose and judge
 MOST_SPARE = 500  # that judge a second time
 MOST_OTHERS = 1000  # whose float32 logits are compared among each other
 LEAST_IMAGES = 8
+# multiplications of all images together, and the images that there are at least for a large network
+_PRODUCTS = {"calibration": (120e9, 64), "choose": (450e9, 250), "gate": (650e9, 350)}
 # of what the gate allows, the share that may change on the images that choose: on others it will be more or less
 MARGIN = 2 / 3
 WIDE_MARGIN = 0.75  # where a second set can judge
@@ -66,6 +68,24 @@ class Split:
     gate: tuple[int, ...]
     spare: tuple[int, ...] = ()
     others: tuple[int, ...] = ()
+
+    def for_products(self, products: int) -> Split:
+        """Return fewer images for a network of so many multiplications: those of 1.8 billion take minutes."""
+
+        def count(kind: str, given: int) -> int:
+            every, least = _PRODUCTS[kind]
+            return min(given, max(least, int(every / max(products, 1))))
+
+        # images of a person follow each other in those that calibrate, and not in the others
+        number = count("calibration", len(self.calibration))
+        spaced = np.linspace(0, len(self.calibration) - 1, number).round().astype(int).tolist() if number else []
+        return replace(
+            self,
+            calibration=tuple(self.calibration[i] for i in spaced),
+            choose=self.choose[: count("choose", len(self.choose))],
+            gate=self.gate[: count("gate", len(self.gate))],
+            spare=self.spare[: count("gate", len(self.spare))],
+        )
 
 
 @dataclass(frozen=True, slots=True)

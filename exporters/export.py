@@ -36,6 +36,7 @@ from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
 from exporters.int8 import to_int8
+from exporters.int8_layers import count_products, find_layers
 from exporters.int8_schemes import SCHEMES
 from exporters.int8_select import Judges, Quantized, Samples
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
@@ -220,6 +221,10 @@ def _quantize(
     proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, options: ExportOptions, steps: Steps, listener: Listener
 ) -> Quantized:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
+    scheme = SCHEMES[options.quantization]
+    if scheme.inputs_only:
+        products = sum(count_products(proto, find_layers(proto.graph)).values())
+        gate = replace(gate, split=gate.split.for_products(products))
     seen = gate.tell_judges(card, listener)
     load = partial(load_images, gate.images, preprocess=card.preprocess, steps=steps, listener=listener)
 
@@ -240,7 +245,6 @@ def _quantize(
         judges(gate.split.gate),
         judge_again if gate.split.spare else None,
     )
-    scheme = SCHEMES[options.quantization]
     found = to_int8(proto, card, samples, scheme=scheme, near_ties=options.near_ties, steps=steps, listener=listener)
     return replace(found, judged_on=seen)
 

@@ -31,8 +31,6 @@ CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
-_MOST_PRODUCTS = 120e9  # of all images that calibrate, at least _LEAST_CALIBRATION
-_LEAST_CALIBRATION = 64
 _SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
 
 
@@ -84,7 +82,6 @@ def _prepare(
 ) -> Selector:
     """Measure the activations of a float32 model, round its weights, choose the ranges and time its layers."""
     plain = prepare(proto)
-    calibration = _spaced(calibration, _count_calibration(plain, scheme))
     model = equalize(plain, calibration, nonlinear=scheme.inputs_only, steps=steps, listener=listener)
     layers = find_layers(model.graph, with_gates=not scheme.inputs_only)
     if not layers:
@@ -209,22 +206,6 @@ def _time_whole(
     return before
 
 
-def _count_calibration(proto: onnx.ModelProto, scheme: Scheme) -> int:
-    """Return how many images calibrate: fewer for a large network, whose minutes they would be."""
-    if not scheme.inputs_only:
-        return CALIBRATION
-    products = sum(count_products(proto, find_layers(proto.graph)).values())
-    return int(np.clip(_MOST_PRODUCTS // max(products, 1), _LEAST_CALIBRATION, CALIBRATION))
-
-
-def _spaced(pixels: Pixels, most: int) -> Pixels:
-    """Return at most so many of the images, evenly spaced: images of a person follow each other."""
-    if len(pixels) <= most:
-        return pixels
-    chosen: Pixels = pixels[np.linspace(0, len(pixels) - 1, most).round().astype(int)]
-    return chosen
-
-
 def _nothing_to_quantize(card: ModelCard, where: str) -> ModelError:
     message = f"{card.arch} has no convolution or matrix product to quantize{where}"
     return ModelError("E436", f"{card.member} (int8): {message}")
@@ -249,9 +230,11 @@ def _predict(
 ) -> Logits:
     """Return the logits ``(N, C)`` of a serialized model, whose session is started unless all of them are kept."""
     start = cache(lambda: start_engine(model, card, scheme))
-    return predict_logits(
-        lambda batch: start()(batch), pixels, model=model, steps=steps, stage=stage, listener=listener
-    )
+
+    def run(batch: Pixels) -> Logits:
+        return start()(batch)
+
+    return predict_logits(run, pixels, model=model, steps=steps, stage=stage, listener=listener)
 
 
 def _time_model(proto: onnx.ModelProto, *, card: ModelCard, scheme: Scheme, pixels: Pixels, steps: Steps) -> Times:
