@@ -91,6 +91,10 @@ MODEL_CODES: dict[str, Code] = {
         "An int8 model is quantized for OpenVINO: it runs on integers there, and slowly in ONNX Runtime.",
         "nothing to do with --device openvino; --quantization asymmetric is for ONNX Runtime",
     ),
+    "I477": Code(
+        "The quantization of int8 was chosen by the network's activation functions and by whether OpenVINO is installed.",
+        "nothing to do; --quantization chooses",
+    ),
     "I489": Code(
         "An int8 model was refused on images that it had not seen; they choose its layers now, and others judge.",
         "nothing to do",

@@ -35,9 +35,8 @@ from exporters.conditional_convolutions import with_plain_convolutions
 from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
-from exporters.int8 import to_int8
+from exporters.int8 import choose_scheme, to_int8
 from exporters.int8_layers import count_products, find_layers
-from exporters.int8_schemes import SCHEMES
 from exporters.int8_select import Judges, Quantized, Samples
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
@@ -221,7 +220,7 @@ def _quantize(
     proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, options: ExportOptions, steps: Steps, listener: Listener
 ) -> Quantized:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
-    scheme = SCHEMES[options.quantization]
+    scheme = choose_scheme(proto, card.member, options.quantization, listener)
     if scheme.inputs_only:
         products = sum(count_products(proto, find_layers(proto.graph)).values())
         gate = replace(gate, split=gate.split.for_products(products))

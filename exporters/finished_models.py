@@ -22,7 +22,7 @@ _KINDS: Mapping[str, Any] = {
     **dict.fromkeys(("checkpoint", "file", "sha256", "member", "line"), str),
     "values": Mapping[str, Any],
 }
-_PACKAGES = ("ens-onnx", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
+_PACKAGES = ("ens-onnx", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "Pillow")
 
 
 @dataclass(frozen=True, slots=True)

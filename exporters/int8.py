@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 
 from ensemble.arrays import Logits, Pixels
-from ensemble.card import ModelCard, NearTies
+from ensemble.card import ModelCard, NearTies, Quantization
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import processor_name
+from ensemble.runtime.openvino import openvino_version
 from exporters.accuracy_gate import MARGIN, WIDE_MARGIN, Verdict, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
@@ -23,15 +24,32 @@ from exporters.int8_layers import Layer, count_products, find_layers, prepare
 from exporters.int8_near_ties import MOST_AGAIN
 from exporters.int8_qdq import find_tensors, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
-from exporters.int8_schemes import ASYMMETRIC, Scheme
+from exporters.int8_schemes import ASYMMETRIC, OPENVINO, SCHEMES, Scheme
 from exporters.int8_select import FASTER, Quantized, Samples, Selector, serialize
 from exporters.int8_timing import Times, time_layers
+from exporters.int8_units import has_activations
 
 CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
 _SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
+
+
+def choose_scheme(proto: onnx.ModelProto, member: str, quantization: Quantization | None, listener: Listener) -> Scheme:
+    """Return the scheme that the user names; else OpenVINO's, where it is installed and the network gains by it."""
+    if quantization is not None:
+        return SCHEMES[quantization]
+    if not has_activations(proto.graph):
+        return ASYMMETRIC
+    is_missing = openvino_version() == "missing"
+    if is_missing:
+        rest = "OpenVINO does not (--quantization openvino), but is not installed"
+    else:
+        rest = "this file is quantized for OpenVINO (--device openvino); --quantization asymmetric is for onnxruntime"
+    slow = f"{member}: onnxruntime computes activation functions such as SiLU on rounded values, and slowly"
+    listener.notice(Notice("I477", f"{slow}; {rest}"))
+    return ASYMMETRIC if is_missing else OPENVINO
 
 
 def to_int8(

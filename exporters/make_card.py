@@ -87,7 +87,7 @@ class ExportOptions(CardSettings):
     """
 
     precision: Precision = "fp32"
-    quantization: Quantization = "asymmetric"
+    quantization: Quantization | None = None
     least_agreement: float | None = None
     near_ties: Literal["fp32", "int8"] = "fp32"
     features: bool = False

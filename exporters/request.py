@@ -8,6 +8,7 @@ from pathlib import Path
 from checkpoints.loading.hub import is_name
 from ensemble.card import NearTies, Precision, Quantization
 from ensemble.errors import FileError, OptionError
+from ensemble.runtime.openvino import openvino_version
 
 
 def require_share(least_agreement: float | None) -> None:
@@ -64,8 +65,14 @@ class ExportRequest:
             raise OptionError(
                 "E204", "--least-agreement is for the check of int8, or of fp16 with --truth: nothing else is compared"
             )
+        if self.quantization == "openvino" and openvino_version() == "missing":
+            raise OptionError(
+                "E204",
+                "--quantization openvino chooses and judges with OpenVINO, which is not installed",
+                hint="install ens-onnx[openvino], or give --quantization asymmetric",
+            )
         if self.near_ties == "fp32" and (self.precision != "int8" or self.quantization == "symmetric"):
-            raise OptionError("E204", "--near-ties fp32 is for --precision int8 in asymmetric quantization")
+            raise OptionError("E204", "--near-ties fp32 is for --precision int8, but not with --quantization symmetric")
         for path in self.checkpoints:
             if not path.exists() and not is_name(path):
                 raise FileError("E707", f"{path} does not exist", path=path)

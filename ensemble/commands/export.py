@@ -87,7 +87,8 @@ if TYPE_CHECKING:
     "--quantization",
     type=click.Choice(["asymmetric", "symmetric", "openvino"]),
     help="Quantization of int8: asymmetric for CPUs, symmetric for TensorRT, openvino for SiLU and other activation "
-    "functions in float32, which is fast in OpenVINO alone.  [default: asymmetric]",
+    "functions in float32, which is fast in OpenVINO alone.  [default: openvino for networks with such functions where "
+    "OpenVINO is installed, else asymmetric]",
 )
 @click.option("--calibrate", type=PATH, help="Folder of images to calibrate int8 on and to compare it with float32 on.")
 @click.option(
@@ -181,7 +182,7 @@ def export(
         member=member,
         fold=fold,
         precision=precision,
-        quantization=quantization or "asymmetric",
+        quantization=quantization,
         least_agreement=least_agreement,
         near_ties=near_ties or "fp32",
         features=features,

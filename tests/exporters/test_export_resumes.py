@@ -16,7 +16,7 @@ from ensemble.arrays import Pixels
 from ensemble.errors import ModelError
 from ensemble.events import Listener, Recorder
 from ensemble.kept_arrays import write_state
-from exporters import accuracy_gate, export_steps, int8, int8_rounding, verify
+from exporters import accuracy_gate, export_steps, int8, int8_engines, int8_rounding, verify
 from exporters import export as module
 from exporters.export import Exported, ExportOptions, ImageSet, export
 from exporters.export_steps import KeptSteps
@@ -81,12 +81,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, graphs: dict[str, onnx.ModelProto])
         return Times({node.name: float(len(node.op_type)) for node in proto.graph.node})
 
     monkeypatch.setattr(module, "_to_onnx", to_onnx)
-    monkeypatch.setattr(int8, "time_nodes", take)
+    monkeypatch.setattr(int8_engines, "time_nodes", take)
     monkeypatch.setattr(int8, "MOST_LEADING", 1.0)
     for place, name in (
         (module, "_to_onnx"),
         (module, "_check_pixels"),
-        (int8, "time_nodes"),
+        (int8_engines, "time_nodes"),
         (int8_rounding, "_round_layer"),
         (verify.ExportedModel, "run"),
         (module, "run_torch"),
@@ -207,7 +207,7 @@ def test_a_resumed_export_decides_by_the_times_of_the_first_run(
     kill_at(-1)
     # the first layers are now said to be the fastest on integers
     slow = iter(range(1, 1000))
-    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": float(next(slow))}))
+    monkeypatch.setattr(int8_engines, "time_nodes", lambda *_: Times({"all": float(next(slow))}))
     assert run(tmp_path / "killed", photographs).path.read_bytes() == quiet.path.read_bytes()
     assert next(slow) == 1
     assert run(tmp_path / "other", photographs).path.read_bytes() != quiet.path.read_bytes()

@@ -94,7 +94,7 @@ def known_graph(monkeypatch: pytest.MonkeyPatch, graph: onnx.ModelProto) -> None
 @pytest.fixture(autouse=True)
 def no_faster_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of toy networks decide nothing: they are noise."""
-    monkeypatch.setattr("exporters.int8.time_nodes", lambda *_: Times({"all": 1.0}))
+    monkeypatch.setattr("exporters.int8_engines.time_nodes", lambda *_: Times({"all": 1.0}))
 
 
 def lenient(patch: pytest.MonkeyPatch, least: float) -> None:

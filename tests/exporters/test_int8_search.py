@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ensemble.errors import ModelError
 from ensemble.events import SILENT, Recorder
 from ensemble.labels import LabelSpace
-from exporters import int8, int8_select
+from exporters import int8, int8_engines, int8_select
 from exporters.accuracy_gate import Verdict
 from exporters.int8_calibration import measure_activations
 from exporters.int8_layers import Layer, find_layers
@@ -210,7 +210,7 @@ def test_a_stage_of_two_sums_keeps_its_error() -> None:
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], tuple[int8_select.Quantized, Recorder]]:
     """Quantize the toy network, with the answers that change in each attempt and then at the gate given."""
-    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    monkeypatch.setattr(int8_engines, "time_nodes", lambda *_: Times({"all": 1.0}))
     monkeypatch.setattr(int8_select, "expect_changes", lambda *_, **__: None)  # the count is taken
     proto, card = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8))
 
@@ -256,7 +256,7 @@ def test_inputs_in_two_terms_come_before_layers_in_float(
 def test_a_refused_model_is_chosen_again_on_the_images_that_refused_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """They join those that choose, with the narrower margin, and the spare images judge."""
     proto, card, heard = build(), toys.card("net", size=(9, 9), labels=LabelSpace.flat(8)), Recorder()
-    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    monkeypatch.setattr(int8_engines, "time_nodes", lambda *_: Times({"all": 1.0}))
     asked: list[tuple[int, float]] = []
 
     def expect(self: Any, reference: Array, found: Array, others: Array, *, most_again: float) -> Any:
@@ -292,7 +292,7 @@ def test_files_with_features_say_that_near_ties_are_not_answered_again(
         proto.graph.output.append(
             onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["n", "c", "h", "w"])
         )
-    monkeypatch.setattr(int8, "time_nodes", lambda *_: Times({"all": 1.0}))
+    monkeypatch.setattr(int8_engines, "time_nodes", lambda *_: Times({"all": 1.0}))
     asked: list[float] = []
 
     def expect(self: Any, reference: Array, found: Array, others: Array, *, most_again: float) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from ensemble.arrays import Pixels
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
-from exporters import int8, int8_select
+from exporters import int8, int8_engines, int8_select
 from exporters.int8_calibration import measure_activations
 from exporters.int8_layers import Layer, count_products, find_layers, prepare
 from exporters.int8_qdq import find_tensors, quantize
@@ -187,7 +187,7 @@ def test_layers_in_float_for_their_time_stay_so(network: onnx.ModelProto, monkey
     monkeypatch.setattr(int8, "MOST_LEADING", 1.0)
     monkeypatch.setattr(int8, "FASTER", float("inf"))
     monkeypatch.setattr(int8, "_LEADING", 1)
-    monkeypatch.setattr(int8, "time_nodes", lambda proto, _: Times({"all": float(len(proto.graph.node))}))
+    monkeypatch.setattr(int8_engines, "time_nodes", lambda proto, _: Times({"all": float(len(proto.graph.node))}))
     judges = int8_select.Judges(np.concatenate([BATCH] * 4))
     monkeypatch.setattr("exporters.accuracy_gate.LEAST_AGREEMENT", {"int8": 0.0})
     found = int8.to_int8(network, CARD, int8_select.Samples(BATCH, judges, judges))
