@@ -36,6 +36,7 @@ from exporters.export_steps import NO_STEPS, Arrays, Steps
 from exporters.fp16 import to_half, with_rounding
 from exporters.gate_inputs import GateInputs, read_gate
 from exporters.int8 import choose_scheme, to_int8
+from exporters.int8_engines import start_engine
 from exporters.int8_layers import count_products, find_layers
 from exporters.int8_select import Judges, Quantized, Samples
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
@@ -144,8 +145,8 @@ def export(
         assert gate is not None, "see _require_images"
         found = _quantize(proto, card, gate, options, steps, listener)
         proto, verdict = found.proto, found.verdict
-        exported = ExportedModel(_serialize(proto), card)
-        recorded = record_logits(partial(_logits_of, exported, card.preprocess), card.preprocess.size)
+        run = start_engine(_serialize(proto), card, found.scheme)
+        recorded = record_logits(partial(_logits_of, run, card.preprocess), card.preprocess.size)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif gate is not None:
         verdict = _judge_half(model, _serialize(proto), card, gate, options, steps, listener)
@@ -156,10 +157,10 @@ def export(
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
 
 
-def _logits_of(exported: ExportedModel, preprocess: Preprocess, pictures: Pixels) -> Logits:
+def _logits_of(run: Callable[[Pixels], Logits], preprocess: Preprocess, pictures: Pixels) -> Logits:
     """Return the logits of test images in RGB, which are made into those that the model takes."""
     taken = cast("Pixels", as_planes(pictures, preprocess)) if preprocess.kept else pictures
-    return predict_logits(lambda some: exported.run(some)[LOGITS], taken)
+    return predict_logits(run, taken)
 
 
 class Exportable(torch.nn.Module):

@@ -27,7 +27,7 @@ from tests.support.networks import make_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHECKPOINT = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
-INT8 = ExportOptions(size=(32, 32), resize="squash", precision="int8")
+INT8 = ExportOptions(size=(32, 32), resize="squash", precision="int8", quantization="asymmetric")
 NAMES = tuple(f"{i:02d}.jpg" for i in range(64))
 FOLDED = {"histograms", "moments of inputs"}
 

@@ -46,7 +46,7 @@ from tests.support.networks import make_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHECKPOINT = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
-OPTIONS = ExportOptions(size=(32, 32), resize="squash", precision="int8")
+OPTIONS = ExportOptions(size=(32, 32), resize="squash", precision="int8", quantization="asymmetric")
 RECORDED = "logits_of_test_images"
 IDENTITY = parse_views("identity")
 NAMES = tuple(f"{person}/{i}.jpg" for person in "abcdefgh" for i in range(6))

@@ -1,0 +1,283 @@
+"""int8 for OpenVINO: inputs of layers alone are stored, channels have units of their own, and OpenVINO judges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from ensemble.card import Quantization
+from ensemble.errors import OptionError
+from ensemble.events import Recorder
+from ensemble.runtime.device import Device
+from ensemble.runtime.model_file import INPUT, LOGITS, read_model
+from ensemble.runtime.openvino import build_runtime
+from ensemble.runtime.session import start_session
+from exporters import accuracy_gate, export
+from exporters import int8 as module
+from exporters.accuracy_gate import ImageSet, Split
+from exporters.int8 import choose_scheme
+from exporters.int8_calibration import measure_activations, with_outputs
+from exporters.int8_equalize import equalize
+from exporters.int8_layers import find_layers
+from exporters.int8_qdq import find_tensors, quantize
+from exporters.int8_schemes import ASYMMETRIC, OPENVINO
+from exporters.int8_units import find_gates, find_scaled_tensors, has_activations
+from exporters.make_card import ExportOptions
+from exporters.request import ExportRequest
+from tests.support import toys
+from tests.support.networks import make_checkpoint
+
+pytestmark = pytest.mark.slow
+
+Array = NDArray[Any]
+CHANNELS = 8
+
+
+class Builder:
+    """A network on images ``(B, 9, 9, 3)``, node by node; its channels differ by a factor of fifty."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+        self.values: dict[str, Array] = {}
+        make = helper.make_node
+        self.nodes = [
+            make("Transpose", ["image"], ["planes"], "planes", perm=[0, 3, 1, 2]),
+            make("Cast", ["planes"], ["real"], "real", to=onnx.TensorProto.FLOAT),
+        ]
+
+    def convolve(self, source: str, made: str, inputs: int, *, side: int = 1, group: int = 1) -> str:
+        weight = self._rng.normal(size=(CHANNELS, inputs // group, side, side)) / np.sqrt(inputs * side**2 / group)
+        weight *= np.geomspace(0.1, 5, CHANNELS).reshape(-1, 1, 1, 1)
+        self.values |= {f"{made}.weight": weight, f"{made}.bias": self._rng.normal(size=CHANNELS)}
+        inputs_of = [source, f"{made}.weight", f"{made}.bias"]
+        self.nodes.append(helper.make_node("Conv", inputs_of, [made], made, pads=[side // 2] * 4, group=group))
+        return made
+
+    def add(self, op: str, *inputs: str, made: str) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [made], made))
+        return made
+
+    def silu(self, source: str) -> str:
+        return self.add("Mul", source, self.add("Sigmoid", source, made=f"{source}/sigmoid"), made=f"{source}/silu")
+
+    def end(self, last: str) -> onnx.ModelProto:
+        self.add("GlobalAveragePool", last, made="pooled")
+        self.add("Flatten", "pooled", made=LOGITS)
+        graph = helper.make_graph(
+            self.nodes,
+            "network",
+            [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["batch", 9, 9, 3])],
+            [helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, ["batch", CHANNELS])],
+            [numpy_helper.from_array(array.astype(np.float32), name) for name, array in self.values.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def build(*, group: int = CHANNELS, gate_activation: str = "silu") -> onnx.ModelProto:
+    """An inverted residual block: expansion, SiLU, depthwise, SiLU, squeeze-and-excitation, projection."""
+    net = Builder()
+    net.convolve("real", "stem", 3)
+    net.values["stem.weight"] /= 64
+    inner = net.silu(net.convolve(net.silu("stem"), "depthwise", CHANNELS, side=3, group=group))
+    net.add("GlobalAveragePool", inner, made="squeezed")
+    net.convolve("squeezed", "reduce", CHANNELS)
+    reduced = net.silu("reduce") if gate_activation == "silu" else net.add("Relu", "reduce", made="reduced")
+    net.convolve(reduced, "expand", CHANNELS)
+    net.add("Sigmoid" if gate_activation == "silu" else "HardSigmoid", "expand", made="gate")
+    net.add("Mul", inner, "gate", made="excited")
+    net.convolve("excited", "project", CHANNELS)
+    return net.end("project")
+
+
+def draw(seed: int, count: int = 12) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
+
+
+def run(proto: onnx.ModelProto, pixels: Array, *names: str) -> list[Array]:
+    data = with_outputs(proto, names or (LOGITS,)).SerializeToString()
+    found: list[Array] = onnxruntime.InferenceSession(data).run(None, {INPUT: pixels})
+    return found
+
+
+def to_integers(proto: onnx.ModelProto, pixels: Array) -> onnx.ModelProto:
+    layers = find_layers(proto.graph, with_gates=False)
+    tensors = find_tensors(proto.graph, layers, scheme=OPENVINO)
+    return quantize(proto, measure_activations(proto, tensors, pixels).extremes(), layers, scheme=OPENVINO)
+
+
+@pytest.mark.parametrize("group", [CHANNELS, 2, 1])
+@pytest.mark.parametrize("gate_activation", ["silu", "relu"])
+def test_a_network_whose_channels_have_units_computes_the_same(group: int, gate_activation: str) -> None:
+    """Logits stay within float32's rounding, and channels that a convolution reads differ by a sixteenth of before."""
+    proto = build(group=group, gate_activation=gate_activation)
+    found = equalize(proto, draw(0), nonlinear=True)
+    (before,), (after,) = run(proto, draw(1)), run(found, draw(1))
+    np.testing.assert_allclose(after, before, atol=1e-4 * float(np.abs(before).max()))
+    for name in ("stem/silu", "excited"):
+        spreads = [np.abs(run(one, draw(0), name)[0]).max(axis=(0, 2, 3)) for one in (proto, found)]
+        spreads = [spread[spread > 0] for spread in spreads]  # a gate may be shut
+        ratios = [spread.max() / spread.min() for spread in spreads]
+        assert ratios[0] > 5
+        assert ratios[1] == pytest.approx(max(1.0, ratios[0] / 16), rel=1e-3)
+    assert find_scaled_tensors(proto)[-1].gate == "gate"
+
+
+def test_units_lower_the_error_of_integers() -> None:
+    """With one range for channels of all sizes the squared error is more than twice that with units."""
+    proto, images = build(), draw(1, 40)
+    (expected,) = run(proto, images)
+    errors = [
+        np.mean((run(to_integers(one, draw(0, 40)), images)[0] - expected) ** 2)
+        for one in (proto, equalize(proto, draw(0, 40), nonlinear=True))
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+def test_what_is_not_read_by_convolutions_alone_keeps_its_units() -> None:
+    """A residual branch, an output and a weight that two convolutions share cannot divide by a unit."""
+    net = Builder()
+    net.convolve("real", "stem", 3)
+    net.convolve(net.silu("stem"), "inner", CHANNELS)
+    net.add("Add", net.silu("inner"), "stem/silu", made="sum")
+    proto = net.end("sum")
+    assert find_scaled_tensors(proto) == ()
+    shared = build()
+    next(node for node in shared.graph.node if node.name == "reduce").input[1] = "project.weight"
+    assert [one.name for one in find_scaled_tensors(shared)] == ["stem/silu"]
+
+
+def test_gates_are_what_depends_on_means_alone() -> None:
+    """The convolutions of squeeze-and-excitation are no layers here."""
+    proto = build()
+    gates = {proto.graph.node[i].name for i in find_gates(proto.graph)}
+    assert gates == {"reduce", "reduce/sigmoid", "reduce/silu", "expand", "gate"}
+    assert [one.name for one in find_layers(proto.graph, with_gates=False)] == ["stem", "depthwise", "project"]
+    assert [one.name for one in find_layers(proto.graph)] == ["stem", "depthwise", "reduce", "expand", "project"]
+
+
+def test_only_inputs_of_layers_are_stored() -> None:
+    """There is one rounding per tensor that a layer reads, none before an activation function, a mean or a gate."""
+    found = to_integers(build(), draw(0))
+    readers: dict[str, list[str]] = {node.output[0]: [] for node in found.graph.node if node.op_type == "DequantizeLinear"}
+    for node in found.graph.node:
+        for name in node.input:
+            if name in readers:
+                readers[name].append(node.op_type)
+    stored = [node for node in found.graph.node if node.op_type == "QuantizeLinear"]
+    assert [node.input[0] for node in stored] == ["real", "stem/silu", "excited"]
+    assert Counter(op for ops in readers.values() for op in ops) == {"Conv": 9}  # three inputs, weights and biases
+
+
+def test_openvino_and_onnxruntime_give_the_same_answers() -> None:
+    """One computes on integers, the other on what they stand for in float32."""
+    found = to_integers(equalize(build(), draw(0), nonlinear=True), draw(0))
+    (ours,) = run(found, draw(1))
+    (theirs,) = build_runtime(found.SerializeToString(), bf16=False).run([LOGITS], {INPUT: draw(1)})
+    np.testing.assert_allclose(theirs, ours, atol=0.02 * float(np.std(ours)))
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"), [("Relu", False), ("Clip", False), ("HardSwish", True), ("Mish", True), ("PRelu", True)]
+)
+def test_the_network_decides_the_default(op: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that onnxruntime computes with the convolution need nothing; others ask for OpenVINO, in one line."""
+    net = Builder()
+    net.convolve("real", "stem", 3)
+    inputs = ("stem", "slope") if op == "PRelu" else ("stem",)
+    net.values |= {"slope": np.array([0.25])} if op == "PRelu" else {}
+    net.convolve(net.add(op, *inputs, made="active"), "last", CHANNELS)
+    proto = net.end("last")
+    assert has_activations(proto.graph) is expected
+    for version, scheme in (("2026.4", OPENVINO if expected else ASYMMETRIC), ("missing", ASYMMETRIC)):
+        heard = Recorder()
+        monkeypatch.setattr(module, "openvino_version", lambda version=version: version)
+        assert choose_scheme(proto, "net", None, heard) is scheme
+        assert [notice.code for notice in heard.notices] == ["I477"] * expected
+        assert all("--quantization" in notice.message for notice in heard.notices)
+    for given in ("asymmetric", "openvino"):
+        heard = Recorder()
+        assert choose_scheme(proto, "net", _quantization(given), heard).name == given
+        assert heard.notices == []
+
+
+def _quantization(name: str) -> Quantization:
+    return "asymmetric" if name == "asymmetric" else "openvino"
+
+
+def test_gelu_counts_as_an_activation_function() -> None:
+    """As torch writes it, the error function reads a quotient of what the convolution makes."""
+    net = Builder()
+    net.values["root"] = np.sqrt([2.0])
+    net.convolve("real", "stem", 3)
+    net.add("Erf", net.add("Div", "stem", "root", made="quotient"), made="error")
+    net.add("Mul", "stem", "error", made="active")
+    assert has_activations(net.end("active").graph)
+
+
+def test_openvino_must_be_installed_for_its_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before any work, with what to do."""
+    monkeypatch.setattr("exporters.request.openvino_version", lambda: "missing")
+    with pytest.raises(OptionError, match="not installed") as caught:
+        ExportRequest((tmp_path / "net.pth",), "int8", "openvino", calibrate=tmp_path)
+    assert caught.value.code == "E204"
+    assert "asymmetric" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("products", "expected"),
+    [(10**6, (256, 500, 500, 500)), (10**9, (120, 450, 500, 500)), (10**11, (64, 250, 350, 350))],
+)
+def test_large_networks_are_judged_on_fewer_images(products: int, expected: Sequence[int]) -> None:
+    """The images that calibrate are spaced over all people; none is in two sets."""
+    parts = [tuple(range(start, stop)) for start, stop in ((0, 256), (256, 756), (756, 1256), (1256, 1756))]
+    found = Split(*parts).for_products(products)
+    assert tuple(map(len, (found.calibration, found.choose, found.gate, found.spare))) == expected
+    assert (found.calibration[0], found.calibration[-1]) == (0, 255)
+    for some, every in zip((found.calibration, found.choose, found.gate, found.spare), parts, strict=True):
+        assert len(set(some)) == len(some)
+        assert set(some) <= set(every)
+    assert Split((), (0, 1), (2,)).for_products(10**12) == Split((), (0, 1), (2,))
+
+
+def test_a_whole_export_says_and_records_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with SiLU is quantized for OpenVINO by default, runs in both engines, and answers as in its card."""
+    names = tuple(f"{person}/{i}.jpg" for person in "abcdefgh" for i in range(6))
+    for person in "abcdefgh":
+        (tmp_path / "images" / person).mkdir(parents=True)
+    toys.write_pictures(tmp_path / "images", names)
+    images = ImageSet(names, tuple(tmp_path / "images" / name for name in names))
+    for name in ("LEAST_AGREEMENT", "LEAST_AGREEMENT_WITH_TRUTH"):
+        monkeypatch.setattr(accuracy_gate, name, {"fp16": 0.5, "int8": 0.5})
+    heard = Recorder()
+    options = ExportOptions(size=(32, 32), resize="squash", precision="int8")
+    checkpoint = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
+    found = export.export(checkpoint, tmp_path / "models", options=options, gate_images=images, listener=heard)
+    codes = [notice.code for notice in heard.notices if notice.code in {"I476", "I477", "W490", "I437"}]
+    assert codes[0] == "I477"
+    assert {"I476", "W490"}.intersection(codes)
+    assert codes[-1] == "I437"
+    assert found.card.checks["scheme"] == "openvino"
+    assert found.card.checks["multiplications_in_float"] == 0
+    assert not any(".se." in name for name in found.card.checks["layers_in_float"])
+    pictures = np.stack([toys.picture(100 + i, size=(32, 32)) for i in range(5)])
+    model = read_model(found.path)
+    answers: list[Array] = []
+    for device in (Device("cpu"), Device("openvino")):
+        heard = Recorder()
+        answers.append(start_session(model, device=device, listener=heard).run(pictures))
+        # the card has OpenVINO's answers
+        assert device.kind == "cpu" or not any("at export" in notice.message for notice in heard.notices)
+    np.testing.assert_allclose(answers[1], answers[0], atol=0.05 * float(np.std(answers[0])))
+    plain = export.export(checkpoint, tmp_path / "fp32", options=replace(options, precision="fp32"))
+    expected = start_session(read_model(plain.path)).run(pictures)
+    assert np.mean((answers[1] - expected) ** 2) < 0.05 * np.var(expected)
