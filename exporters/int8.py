@@ -33,7 +33,7 @@ CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
-_SECONDS_OTHERS = 10  # of one core: that float32 may take for further images
+_SECONDS_OTHERS = {False: 10, True: 5}  # of one core: that float32 may take for further images; less with inputs only
 
 
 def choose_scheme(proto: onnx.ModelProto, member: str, quantization: Quantization | None, listener: Listener) -> Scheme:
@@ -146,7 +146,7 @@ def _prepare(
         reference,
         plain,
         timed.plain,
-        int(_SECONDS_OTHERS * 1e6 / timed.plain) if timed.plain else 0,
+        int(_SECONDS_OTHERS[scheme.inputs_only] * 1e6 / timed.plain) if timed.plain else 0,
         0.0,
         listener,
     )

@@ -19,10 +19,8 @@ from exporters.verify import ExportedModel
 _RUNS = (5, 40)  # at least and at most, of one image each
 _SECONDS = 0.4
 
-Run = Callable[[Pixels], Logits]
 
-
-def start_engine(model: bytes, card: ModelCard, scheme: Scheme) -> Run:
+def start_engine(model: bytes, card: ModelCard, scheme: Scheme) -> Callable[[Pixels], Logits]:
     """Return a function from images ``(N, H, W, 3)`` to logits ``(N, C)``.
 
     Raises:

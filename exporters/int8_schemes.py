@@ -115,13 +115,13 @@ class _Unsigned(Scheme):
 
 
 class Asymmetric(_Unsigned):
-    """What layers make is stored, too, as onnxruntime needs it to compute them on integers."""
+    """The outputs of layers are stored as well, as onnxruntime needs it to compute them on integers."""
 
     name = "asymmetric"
 
 
 class InputsOnly(_Unsigned):
-    """The inputs of layers alone are stored; what they make is float32."""
+    """The inputs of layers alone are stored; their outputs are float32."""
 
     name = "openvino"
     inputs_only = True

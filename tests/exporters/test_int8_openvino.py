@@ -168,7 +168,9 @@ def test_gates_are_what_depends_on_means_alone() -> None:
 def test_only_inputs_of_layers_are_stored() -> None:
     """There is one rounding per tensor that a layer reads, none before an activation function, a mean or a gate."""
     found = to_integers(build(), draw(0))
-    readers: dict[str, list[str]] = {node.output[0]: [] for node in found.graph.node if node.op_type == "DequantizeLinear"}
+    readers: dict[str, list[str]] = {
+        node.output[0]: [] for node in found.graph.node if node.op_type == "DequantizeLinear"
+    }
     for node in found.graph.node:
         for name in node.input:
             if name in readers:
