@@ -38,6 +38,7 @@ from exporters.gate_inputs import GateInputs, read_gate
 from exporters.int8 import choose_scheme, to_int8
 from exporters.int8_engines import start_engine
 from exporters.int8_layers import count_products, find_layers
+from exporters.int8_schemes import ASYMMETRIC, OPENVINO, Scheme
 from exporters.int8_select import Judges, Quantized, Samples
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
 from exporters.synthetic_images import render_pictures
@@ -145,8 +146,7 @@ def export(
         assert gate is not None, "see _require_images"
         found = _quantize(proto, card, gate, options, steps, listener)
         proto, verdict = found.proto, found.verdict
-        run = start_engine(_serialize(proto), card, found.scheme)
-        recorded = record_logits(partial(_logits_of, run, card.preprocess), card.preprocess.size)
+        recorded = _record(_serialize(proto), card, found.scheme)
         kept = {"fp32": kept} | found.as_dict() | recorded
     elif gate is not None:
         verdict = _judge_half(model, _serialize(proto), card, gate, options, steps, listener)
@@ -155,6 +155,15 @@ def export(
     onnx.helper.set_model_props(proto, {METADATA_KEY: card.to_json()})
     path = write_atomic(folder / f"{card.member}.onnx", _serialize(proto))
     return Exported(path, card, checks, time.perf_counter() - started, verdict)
+
+
+def _record(model: bytes, card: ModelCard, scheme: Scheme) -> dict[str, Any]:
+    """Return the logits of test images for the card: onnxruntime's, and OpenVINO's if it judged the model."""
+    found = {}
+    for one in (ASYMMETRIC, OPENVINO) if scheme.inputs_only else (ASYMMETRIC,):
+        run = partial(_logits_of, start_engine(model, card, one), card.preprocess)
+        found |= record_logits(run, card.preprocess.size, openvino=one.inputs_only)
+    return found
 
 
 def _logits_of(run: Callable[[Pixels], Logits], preprocess: Preprocess, pictures: Pixels) -> Logits:

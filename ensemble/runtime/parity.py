@@ -28,7 +28,9 @@ _COARSE = (2, 3, 4, 6, 8, 12, 16, 24)  # cells per side of a grid of random colo
 PICTURES = len(_COARSE)  # of `draw_pictures`
 _ROUNDING = 1e-3  # of five digits, and of float layers between those on integers
 _SAME = 1e-6  # of the largest answer
-_RECORDED = "logits_of_test_images"  # in a card's checks
+# in a card's checks: of onnxruntime, and of OpenVINO where the model was judged there
+_RECORDED = "logits_of_test_images"
+_RECORDED_OPENVINO = "logits_of_test_images_openvino"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +82,37 @@ def require_close(expected: Logits, found: Logits, *, who: str, limit: float) ->
     return parity
 
 
-def record_logits(run: Run, size: tuple[int, int]) -> dict[str, list[list[float]]]:
+def record_logits(run: Run, size: tuple[int, int], *, openvino: bool = False) -> dict[str, list[list[float]]]:
     """Return the logits of the test images of ``size`` (height, width) px, rounded, as an entry of a card's checks."""
-    return {_RECORDED: [[float(f"{value:.5g}") for value in row] for row in run(draw_pictures(size)).tolist()]}
+    key = _RECORDED_OPENVINO if openvino else _RECORDED
+    return {key: [[float(f"{value:.5g}") for value in row] for row in run(draw_pictures(size)).tolist()]}
 
 
-def require_recorded(run: Run, card: ModelCard, *, listener: Listener = SILENT) -> None:
+def has_recorded_openvino(card: ModelCard) -> bool:
+    """Return True if a card has the logits of test images that OpenVINO gave where the model was exported."""
+    return _RECORDED_OPENVINO in card.checks
+
+
+def require_recorded(run: Run, card: ModelCard, *, openvino: bool = False, listener: Listener = SILENT) -> None:
     """Compare a model's logits with those in its card, which were computed where it was exported; do nothing without.
 
-    A difference that is allowed but larger than rounding is sent as a notice.
+    They are those of onnxruntime, or with ``openvino`` OpenVINO's. A difference that is allowed but larger than
+    rounding is sent as a notice.
 
     Raises:
         DeviceError: E606 when they differ by more than the limit of the model's precision.
         ModelError: E427 when the entry of the card is not that of its classes.
     """
-    if _RECORDED not in card.checks:
+    key = _RECORDED_OPENVINO if openvino else _RECORDED
+    if key not in card.checks:
         return
     try:
-        expected = np.asarray(card.checks[_RECORDED], dtype=np.float32)
+        expected = np.asarray(card.checks[key], dtype=np.float32)
     except (TypeError, ValueError) as err:
-        raise ModelError("E427", f"{card.member}: the card's {_RECORDED} are not numbers") from err
+        raise ModelError("E427", f"{card.member}: the card's {key} are not numbers") from err
     if expected.shape != (PICTURES, len(card.labels)) or not np.isfinite(expected).all():
         wanted = f"{PICTURES} rows of {len(card.labels)} finite numbers"
-        raise ModelError("E427", f"{card.member}: the card's {_RECORDED} are not {wanted}")
+        raise ModelError("E427", f"{card.member}: the card's {key} are not {wanted}")
     parity = compare_logits(expected, run(draw_pictures(card.preprocess.size)), limit=LIMITS[card.precision])
     if not parity.holds:
         message = f"{card.member} ({card.precision}) differs on this processor from its answers where it was exported"
