@@ -159,7 +159,7 @@ def export(
 
 def _record(model: bytes, card: ModelCard, scheme: Scheme) -> dict[str, Any]:
     """Return the logits of test images for the card: onnxruntime's, and OpenVINO's if it judged the model."""
-    found = {}
+    found: dict[str, Any] = {}
     for one in (ASYMMETRIC, OPENVINO) if scheme.inputs_only else (ASYMMETRIC,):
         run = partial(_logits_of, start_engine(model, card, one), card.preprocess)
         found |= record_logits(run, card.preprocess.size, openvino=one.inputs_only)
