@@ -31,7 +31,8 @@ _FARTHEST = 0.08  # move of a side at once, in shares
 _LEAST_SIDE = 0.3  # of a window
 _NEAREST = 24  # candidates of an image, at most
 _BLOCK, _QUERIES = 512, 2048  # images whose descriptors are compared with those of as many others at once
-_PIECE = 4096  # candidates whose pixels are compared at once
+_PIECE = 4096  # candidates after which what is found is kept
+_AT_ONCE = 256  # candidates whose pixels are compared at once: they stay in a core's cache
 _WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
@@ -70,16 +71,26 @@ DEFAULT = CopyLimits()
 
 
 def _grid() -> Floats:
-    """Return the windows in which a copy is looked for: the whole, and crops of one or both sides."""
+    """Return the windows in which a copy is looked for: the whole, and crops of one or both sides.
+
+    Windows of a shape that are neighbors are at most one cell of their descriptors apart: what a crop shows between them
+    is then less than half a cell away from one, and its descriptor is more like this one than those of other images.
+    """
     windows = [_WHOLE[0]]
-    shares = [(1.0, 0.9), (0.9, 1.0), (1.0, 0.8), (0.8, 1.0), (0.9, 0.74), (0.74, 0.9), (0.82, 0.66), (0.66, 0.82)]
+    shares = [(1.0, 0.9), (1.0, 0.8), (1.0, 0.7), (1.0, 0.62), (0.9, 0.74), (0.82, 0.66)]
+    shares += [(high, wide) for wide, high in shares]
     shares += [(share, share) for share in (0.92, 0.84, 0.76, 0.68, 0.6)]
     for wide, high in shares:
-        for x in (0.0, 0.5, 1.0) if wide < 1 else (0.0,):
-            for y in (0.0, 0.5, 1.0) if high < 1 else (0.0,):
-                left, top = (1 - wide) * x, (1 - high) * y
+        for left in _places(wide):
+            for top in _places(high):
                 windows.append(np.array([left, top, left + wide, top + high]))
     return np.array(windows)
+
+
+def _places(share: float) -> Floats:
+    """Return where windows of a share of a side begin, from border to border."""
+    steps = int(np.ceil((1 - share) * _CELLS / share - 1e-9))
+    return np.linspace(0, 1 - share, steps + 1)
 
 
 WINDOWS = _grid()
@@ -115,7 +126,7 @@ def find_near_duplicates(
             step = f"pairs {flip} {start}"
             known = None if kept is None else kept.get(step)
             if known is None:
-                known = _copies(sources, tables, piece, limits, crops=crops)
+                known = _copies_in_pieces(sources, tables, piece, limits, crops=crops)
                 if kept is not None:
                     kept.add(step, known)
             pairs += _pairs(known, flip=flip)
@@ -147,6 +158,14 @@ def _keep_candidates(kept: KeptArrays | None, flip: bool, search: Callable[[], _
     for step, field in zip(steps, fields(_Candidates), strict=True):
         kept.add(step, getattr(found, field.name))
     return found
+
+
+def _copies_in_pieces(
+    sources: SumTables, tables: SumTables, found: _Candidates, limits: CopyLimits, *, crops: bool
+) -> Floats:
+    starts = range(0, len(found.copies), _AT_ONCE)
+    pieces = (found.take(np.arange(start, min(start + _AT_ONCE, len(found.copies)))) for start in starts)
+    return np.concatenate([_copies(sources, tables, piece, limits, crops=crops) for piece in pieces])
 
 
 def _copies(sources: SumTables, tables: SumTables, found: _Candidates, limits: CopyLimits, *, crops: bool) -> Floats:
@@ -199,13 +218,23 @@ def _candidates(sources: SumTables, tables: SumTables, rows: NDArray[np.intp], w
             query, column = np.nonzero((order >= _NEAREST) & (likeness[part] >= _CANDIDATE))
             entered = order[query, column] - _NEAREST
             everyone[query, column] = block[entered]
-            for piece in (slice(k, k + _PIECE) for k in range(0, len(query), _PIECE)):
-                cosines = np.einsum("mwd,md->mw", described[entered[piece]], queries[part][query[piece]])
-                windowed[query[piece], column[piece]] = cosines.argmax(axis=1)
+            windowed[query, column] = _best_windows(described, entered, queries[part][query])
             others[part], places[part] = everyone, windowed
     chosen = likeness >= _CANDIDATE
     copies = np.broadcast_to(rows[:, None], likeness.shape)[chosen]
     return _Candidates(copies, others[chosen], windows[places[chosen]])
+
+
+def _best_windows(
+    described: NDArray[np.float32], images: NDArray[np.intp], queries: NDArray[np.float32]
+) -> NDArray[np.intp]:
+    """Return which of the windows of ``images[m]`` is most like query m, of ``described`` ``(images, windows, 36)``."""
+    best = np.empty(len(images), np.intp)
+    order = np.argsort(images, kind="stable")
+    for of_image in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):
+        if len(of_image):
+            best[of_image] = (queries[of_image] @ described[images[of_image[0]]].T).argmax(axis=1)
+    return best
 
 
 def _move(
