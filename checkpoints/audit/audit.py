@@ -21,7 +21,7 @@ from checkpoints.audit.label_errors import (
     find_label_errors,
     find_several_label_errors,
 )
-from checkpoints.audit.near_duplicates import NearDuplicate, find_near_duplicates
+from checkpoints.audit.near_duplicates import WINDOWS, NearDuplicate, find_near_duplicates
 from checkpoints.audit.outliers import find_outliers
 from checkpoints.audit.thumbnails import Thumbnails, make_thumbnails
 from checkpoints.data.dataset import Dataset
@@ -175,7 +175,7 @@ def keep_audit(
     Files of other sizes or times are other images. I863 says that something was found.
     """
     found = [(str(path), *_size_and_time(path)) for path in (*(row.path for row in data.rows), *evaluation)]
-    kept = KeptArrays(folder, "audit", f"{found} {settings.crops}")
+    kept = KeptArrays(folder, "audit", f"{found} {settings.crops} {WINDOWS.tolist()}")
     if kept.resumed:
         text = f"{kept.resumed:,} steps of an audit that did not end are kept"
         listener.notice(Notice("I863", text, folder))

@@ -73,18 +73,16 @@ DEFAULT = CopyLimits()
 def _grid() -> Floats:
     """Return the windows in which a copy is looked for: the whole, and crops of one or both sides.
 
-    Windows of a shape that are neighbors are at most one cell of their descriptors apart: what a crop shows between them
-    is then less than half a cell away from one, and its descriptor is more like this one than those of other images.
+    Neighboring windows of one shape are at most one cell of their descriptors apart: a crop between them is at most half
+    a cell away from one of them, whose descriptor then still is more like that of the crop than other images' are.
     """
-    windows = [_WHOLE[0]]
     shares = [(1.0, 0.9), (1.0, 0.8), (1.0, 0.7), (1.0, 0.62), (0.9, 0.74), (0.82, 0.66)]
     shares += [(high, wide) for wide, high in shares]
     shares += [(share, share) for share in (0.92, 0.84, 0.76, 0.68, 0.6)]
-    for wide, high in shares:
-        for left in _places(wide):
-            for top in _places(high):
-                windows.append(np.array([left, top, left + wide, top + high]))
-    return np.array(windows)
+    windows = [
+        [left, top, left + wide, top + high] for wide, high in shares for left in _places(wide) for top in _places(high)
+    ]
+    return np.concatenate([_WHOLE, windows])
 
 
 def _places(share: float) -> Floats:
@@ -126,7 +124,7 @@ def find_near_duplicates(
             step = f"pairs {flip} {start}"
             known = None if kept is None else kept.get(step)
             if known is None:
-                known = _copies_in_pieces(sources, tables, piece, limits, crops=crops)
+                known = _copies(sources, tables, piece, limits, crops=crops)
                 if kept is not None:
                     kept.add(step, known)
             pairs += _pairs(known, flip=flip)
@@ -158,14 +156,6 @@ def _keep_candidates(kept: KeptArrays | None, flip: bool, search: Callable[[], _
     for step, field in zip(steps, fields(_Candidates), strict=True):
         kept.add(step, getattr(found, field.name))
     return found
-
-
-def _copies_in_pieces(
-    sources: SumTables, tables: SumTables, found: _Candidates, limits: CopyLimits, *, crops: bool
-) -> Floats:
-    starts = range(0, len(found.copies), _AT_ONCE)
-    pieces = (found.take(np.arange(start, min(start + _AT_ONCE, len(found.copies)))) for start in starts)
-    return np.concatenate([_copies(sources, tables, piece, limits, crops=crops) for piece in pieces])
 
 
 def _copies(sources: SumTables, tables: SumTables, found: _Candidates, limits: CopyLimits, *, crops: bool) -> Floats:
@@ -241,6 +231,17 @@ def _move(
     sources: SumTables, tables: SumTables, found: _Candidates, cells: int, *, moves: int
 ) -> tuple[_Candidates, Floats]:
     """Return the windows, moved to where the pixels of a grid of cells correlate better, and the correlations."""
+    kept, best = found.windows.copy(), np.full(len(found.copies), -1.0)
+    for start in range(0, len(best), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        piece = _Candidates(found.copies[part], found.others[part], found.windows[part])
+        kept[part], best[part] = _moved(sources, tables, piece, cells, moves=moves)
+    return _Candidates(found.copies, found.others, kept), best
+
+
+def _moved(
+    sources: SumTables, tables: SumTables, found: _Candidates, cells: int, *, moves: int
+) -> tuple[Floats, Floats]:
     wanted = _normalized(window_means(sources, found.copies, np.repeat(_WHOLE, len(found.copies), axis=0), cells))
     windows, kept = found.windows, found.windows.copy()
     best = np.full(len(kept), -1.0)
@@ -252,7 +253,7 @@ def _move(
         if move < moves:
             moved = np.clip(windows + _least_squares_move(got, wanted, windows), 0, 1)
             windows = np.where(_large_enough(moved)[:, None], moved, windows)
-    return _Candidates(found.copies, found.others, kept), best
+    return kept, best
 
 
 def _least_squares_move(got: Floats, wanted: Floats, windows: Floats) -> Floats:

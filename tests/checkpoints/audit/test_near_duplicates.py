@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints.audit.near_duplicates import NearDuplicate, find_near_duplicates
+from checkpoints.audit.near_duplicates import WINDOWS, NearDuplicate, find_near_duplicates
 from checkpoints.audit.outliers import find_outliers
 from checkpoints.audit.thumbnails import Thumbnails, make_thumbnails, sum_tables, window_means
 
@@ -102,6 +102,41 @@ def test_crops_of_any_place_and_shape_are_found() -> None:
     wanted = {(60 + number, number, number % 2 == 1) for number in range(60)}
     assert len(found & wanted) >= 57
     assert found <= wanted
+
+
+def portrait(seed: int) -> Image.Image:
+    """A picture that is much like those of every other seed, as photographs of faces are."""
+    return Image.blend(scene(0, size=(120, 160)), scene(seed, size=(120, 160)), 0.4)
+
+
+def test_small_crops_among_images_that_are_alike_are_found() -> None:
+    """Of 60 crops to 60 to 75 % of the sides, resized, among 240 images that are much alike, 95 % are found."""
+    rng = np.random.default_rng(1)
+    images = [portrait(seed) for seed in range(1, 241)]
+    for number in range(60):
+        wide, high = rng.uniform(0.6, 0.75, 2)
+        left, top = rng.random() * (1 - wide), rng.random() * (1 - high)
+        part = crop(images[number], left, top, left + wide, top + high)
+        images.append(recoded(part.resize((rng.integers(40, 80), rng.integers(50, 100))), 70))
+    grey = [np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX)) for image in images]
+    sizes = np.array([image.size for image in images])
+    found = {(pair.copy, pair.of) for pair in find_near_duplicates(Thumbnails(np.stack(grey), sizes, {}))}
+    wanted = {(240 + number, number) for number in range(60)}
+    assert len(found & wanted) >= 57
+    assert found <= wanted
+
+
+def test_every_place_of_a_crop_is_near_a_window() -> None:
+    """Windows of one shape reach all four borders, and neighbors are at most one of 6 x 6 cells apart."""
+    shapes = {(round(r - x, 9), round(b - y, 9)) for x, y, r, b in WINDOWS}
+    assert min(min(shape) for shape in shapes) == pytest.approx(0.6)
+    for shape in shapes:
+        mine = np.array([w for w in WINDOWS if np.allclose(w[2:] - w[:2], shape)])
+        for axis in (0, 1):
+            starts = np.unique(mine[:, axis].round(9))
+            assert (starts[0], starts[-1]) == pytest.approx((0, 1 - shape[axis]))
+            assert np.diff(starts).max(initial=0) <= shape[axis] / 6 + 1e-9
+        assert len(mine) == len(np.unique(mine[:, 0].round(9))) * len(np.unique(mine[:, 1].round(9)))
 
 
 def test_the_window_of_a_crop_is_found(tmp_path: Path) -> None:
