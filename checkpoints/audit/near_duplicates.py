@@ -73,8 +73,8 @@ DEFAULT = CopyLimits()
 def _grid() -> Floats:
     """Return the windows in which a copy is looked for: the whole, and crops of one or both sides.
 
-    Neighboring windows of one shape are at most one cell of their descriptors apart: a crop between them is at most half
-    a cell away from one of them, whose descriptor then still is more like that of the crop than other images' are.
+    Neighboring windows of one shape are at most one cell of their descriptors apart: a crop between them is half a cell
+    or less from one of them, whose descriptor is then more like that of the crop than those of other images are.
     """
     shares = [(1.0, 0.9), (1.0, 0.8), (1.0, 0.7), (1.0, 0.62), (0.9, 0.74), (0.82, 0.66)]
     shares += [(high, wide) for wide, high in shares]
