@@ -19,7 +19,7 @@ from ensemble.runtime.device import Device
 from ensemble.runtime.gpu_start import fill, model_inputs, retry_on_oom
 from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import ModelFile
-from ensemble.runtime.parity import ON_GPUS, draw_pictures, notify_parity, require_close, row_scales
+from ensemble.runtime.parity import ON_GPUS, draw_pictures, near_ties_of, notify_parity, require_close, row_scales
 from ensemble.runtime.session import Session, start_session
 
 _APART = 8.0  # times the median row scale of the first of the kind: a fold that differs more is compared in full
@@ -69,7 +69,8 @@ def compare_kinds(
                 continue
             wanted = _expect(models[name], views) if kind in scales else expected[kind].result()
             who = f"{session.card.member} on {one}"
-            parity = require_close(wanted, found, who=who, limit=ON_GPUS[session.card.precision])
+            limit, near_ties = ON_GPUS[session.card.precision], near_ties_of(session.card)
+            parity = require_close(wanted, found, who=who, limit=limit, near_ties=near_ties)
             notify_parity(parity, who=who, listener=listener)
         scales.setdefault(kind, scale)
 

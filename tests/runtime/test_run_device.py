@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -26,6 +27,7 @@ from ensemble.runtime import fastest, providers, run_device
 from ensemble.runtime.device import CPU, FASTEST, Device
 from ensemble.runtime.model_file import ModelFile, read_model
 from ensemble.runtime.openvino import suits_openvino
+from ensemble.runtime.parity import draw_pictures
 from ensemble.runtime.providers import Start
 from ensemble.runtime.run_device import choose_run_device
 from ensemble.runtime.session import start_session
@@ -340,3 +342,31 @@ def test_a_network_that_openvino_cannot_build_names_onnxruntime(tmp_path: Path) 
     with pytest.raises(ModelError, match="E420") as caught:
         start_session(read_model(tmp_path / "m.onnx"), device=OPENVINO)
     assert "--device cpu" in caught.value.hint
+
+
+def test_a_single_image_is_computed_as_one_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that adds up a single row in another order is never given one, for int8 quantized for OpenVINO only."""
+    asked: list[int] = []
+
+    class Runtime:
+        def __init__(self, data: bytes, **_: Any) -> None:
+            self.real = start_session(suited if data == suited.data else plain).runtime
+
+        def run(self, outputs: Any, feed: Any) -> Any:
+            rows = len(feed["image"])
+            asked.append(rows)
+            assert self.real is not None
+            (answers,) = self.real.run(outputs, feed)
+            return [answers + 0.001 * (rows == 1)]
+
+    suited, plain = write(tmp_path, int8_card("quick", "openvino"), int8_card("plain"))
+    monkeypatch.setattr("ensemble.runtime.openvino.build_runtime", Runtime)
+    pixels = draw_pictures((16, 12))
+    for model, differs in ((suited, False), (plain, True)):
+        session = start_session(model, device=OPENVINO)
+        asked.clear()
+        (alone,) = session.run(pixels[:1])
+        together = session.run(pixels)
+        assert asked == [1 if differs else 2, 8]
+        assert alone.shape == together[0].shape
+        assert np.array_equal(alone, together[0]) != differs
