@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from ensemble.card import ModelCard
 from ensemble.errors import DeviceError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
+from ensemble.runtime.device import Device
+from ensemble.runtime.model_file import read_model
 from ensemble.runtime.parity import (
     compare_logits,
     draw_pictures,
@@ -20,6 +23,7 @@ from ensemble.runtime.parity import (
     require_parity,
     require_recorded,
 )
+from ensemble.runtime.session import start_session
 from tests.support import toys
 
 SIZE = (16, 12)
@@ -96,3 +100,22 @@ def test_a_runtime_and_a_processor_may_answer_near_ties_by_the_other_network() -
     with pytest.raises(DeviceError, match="E606"):
         require_recorded(lambda _: moved(4), card(**recorded))
     assert len(draw_pictures(SIZE)) == len(EXPECTED)
+
+
+def test_openvino_is_compared_with_its_own_answers_at_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card with OpenVINO's logits needs no ONNX Runtime beside it; other logits are E606, which names the CPU."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    openvino = Device("openvino")
+    plain = card(scheme="openvino")
+    session = start_session(read_model(toys.write_model(tmp_path, plain)), device=openvino)
+    found = record_logits(session.run, SIZE, openvino=True)
+    monkeypatch.setattr("ensemble.runtime.session.require_parity", lambda *_, **__: pytest.fail("compared"))
+    same = replace(plain, checks=dict(plain.checks) | found)
+    heard = Recorder()
+    start_session(read_model(toys.write_model(tmp_path, same)), device=openvino, listener=heard)
+    assert heard.notices == []
+    other = {name: [row[::-1] for row in rows] for name, rows in found.items()}
+    changed = toys.write_model(tmp_path, replace(plain, checks=dict(plain.checks) | other))
+    with pytest.raises(DeviceError, match="E606") as caught:
+        start_session(read_model(changed), device=openvino)
+    assert "--device cpu" in caught.value.hint
