@@ -167,9 +167,12 @@ def _record(model: bytes, card: ModelCard, scheme: Scheme) -> dict[str, Any]:
 
 
 def _logits_of(run: Callable[[Pixels], Logits], preprocess: Preprocess, pictures: Pixels) -> Logits:
-    """Return the logits of test images in RGB, one by one, which are made into those that the model takes."""
+    """Return the logits of test images in RGB, which are made into those that the model takes.
+
+    They run several at once: alone, an image has other roundings in OpenVINO (see `Session.run`).
+    """
     taken = cast("Pixels", as_planes(pictures, preprocess)) if preprocess.kept else pictures
-    return np.concatenate([run(taken[i : i + 1]) for i in range(len(taken))])
+    return predict_logits(run, taken)
 
 
 class Exportable(torch.nn.Module):

@@ -6,8 +6,8 @@ it divides its weights: OpenVINO computes convolution, activation function, fact
 with a gate (squeeze-and-excitation, "Squeeze-and-Excitation Networks", arXiv 1709.01507) costs nothing at all: the gate
 has one value per channel and takes the factor.
 
-On an EfficientNet-B3 at 300 px whose convolutions all compute on integers, the squared error of the logits fell from 82
-to 5 thousandths of their variance.
+On an EfficientNet-B3 at 300 px whose convolutions all compute on integers, the squared error of the logits fell from 71
+to 7 thousandths of their variance.
 """
 
 from __future__ import annotations
