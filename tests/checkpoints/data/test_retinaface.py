@@ -169,6 +169,27 @@ def test_the_second_pass_takes_only_images_without_a_face(monkeypatch: pytest.Mo
     assert asked[-1] == (1152, 0.5)
 
 
+def test_the_second_pass_looks_at_two_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A face that only two thirds of the size show is found after half the size, and its box is in px of the image."""
+    draw(tmp_path / "images" / "a.png", (384, 384), None)
+    asked: list[tuple[int, int]] = []
+
+    def run(_: object, pixels: Any) -> RetinaFaceOutputs:
+        height, width = pixels.shape[:2]
+        asked.append((height, width))
+        count = sum(2 * math.ceil(height / s) * math.ceil(width / s) for s in (8, 16, 32))
+        scores = np.zeros((count, 2), np.float32)
+        scores[-1, 1] = 0.3 if height == 256 else 0.1  # 512 px around (240, 240) of 256
+        return RetinaFaceOutputs(np.zeros((count, 4), np.float32), scores, np.zeros((count, 10), np.float32))
+
+    monkeypatch.setattr(retinaface.RetinaFace, "_run", run)
+    found = find_faces_retinaface(tmp_path / "images", tmp_path / "b.parquet", NETWORK)
+    assert (asked, found.second) == ([(384, 384), (192, 192), (256, 256)], 1)
+    (face,) = read_faces(found.path).faces
+    assert face.box is not None
+    assert (face.box.left, face.box.top) == pytest.approx((-24, -24))
+
+
 def test_a_search_resumes_and_other_settings_need_a_fresh_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
