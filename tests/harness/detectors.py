@@ -82,6 +82,8 @@ def main() -> None:
 
 def worst_class(missed: Sequence[str], class_of: Mapping[str, str]) -> str:
     """Return the class with the largest share of missed images, as text."""
+    if not missed:
+        return "0 in each"
     counts, lost = Counter(class_of.values()), Counter(class_of[one] for one in missed)
     worst = max(counts, key=lambda name: (lost[name] / counts[name], name))
     return f"{lost[worst]} of {counts[worst]:,} ({100 * lost[worst] / counts[worst]:.2f} %), {worst}"
