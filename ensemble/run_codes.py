@@ -162,7 +162,7 @@ RUN_CODES: dict[str, Code] = {
     ),
     "W830": Code(
         "A page is large, and takes long to load on a phone.",
-        "use fewer or smaller members, or export them with --precision int8",
+        "use fewer or smaller members, or export them with --precision int8 --quantization asymmetric",
     ),
     "E833": Code("The folder for a page holds other files.", "choose an empty or a new folder with -o"),
     "E808": Code(
