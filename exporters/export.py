@@ -233,7 +233,7 @@ def _quantize(
     proto: onnx.ModelProto, card: ModelCard, gate: GateInputs, options: ExportOptions, steps: Steps, listener: Listener
 ) -> Quantized:
     """Quantize the float32 graph, calibrated on some images, chosen on others and judged on the rest."""
-    scheme = choose_scheme(proto, card.member, options.quantization, listener)
+    scheme = choose_scheme(proto, card, options.quantization, listener)
     if scheme.inputs_only:
         products = sum(count_products(proto, find_layers(proto.graph)).values())
         gate = replace(gate, split=gate.split.for_products(products))

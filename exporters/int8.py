@@ -11,7 +11,7 @@ import onnx
 
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard, NearTies, Quantization
-from ensemble.errors import ModelError
+from ensemble.errors import ModelError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.runtime.machine import processor_name
 from ensemble.runtime.openvino import openvino_version
@@ -36,20 +36,40 @@ _LEADING = 4  # layers at most
 _SECONDS_OTHERS = {False: 10, True: 5}  # of one core: that float32 may take for further images; less with inputs only
 
 
-def choose_scheme(proto: onnx.ModelProto, member: str, quantization: Quantization | None, listener: Listener) -> Scheme:
-    """Return the scheme that the user names; else OpenVINO's, where it is installed and the network gains by it."""
+def choose_scheme(
+    proto: onnx.ModelProto, card: ModelCard, quantization: Quantization | None, listener: Listener
+) -> Scheme:
+    """Return the scheme that the user names; else OpenVINO's, where the network gains by it and OpenVINO runs it.
+
+    Raises:
+        OptionError: E204 when OpenVINO's is named and the model takes images that ens runs in ONNX Runtime alone.
+    """
+    kept = card.preprocess.kept
+    if quantization == "openvino" and kept:
+        message = (
+            f"{card.member} takes images of {card.preprocess.planes} channels as they are, "
+            "in ONNX Runtime alone: --quantization openvino is for OpenVINO"
+        )
+        raise OptionError("E204", message, hint="give --quantization asymmetric")
     if quantization is not None:
         return SCHEMES[quantization]
     if not has_activations(proto.graph):
         return ASYMMETRIC
-    is_missing = openvino_version() == "missing"
-    if is_missing:
-        rest = "OpenVINO does not (--quantization openvino), but is not installed"
+    cause = "takes the channels of the files as they are, in ONNX Runtime alone" if kept else ""
+    if not cause and openvino_version() == "missing":
+        cause = "is not quantized for OpenVINO (--quantization openvino), which is not installed"
+    if not cause:
+        try:
+            start_engine(serialize(proto), card, OPENVINO)
+        except ModelError as err:
+            cause = f"is not quantized for OpenVINO, which does not run it ({err.message})"
+    if cause:
+        rest = f"this file {cause}"
     else:
         rest = "this file is quantized for OpenVINO (--device openvino); --quantization asymmetric is for onnxruntime"
-    slow = f"{member}: onnxruntime computes activation functions such as SiLU on rounded values, and slowly"
+    slow = f"{card.member}: onnxruntime computes activation functions such as SiLU on rounded values, and slowly"
     listener.notice(Notice("I477", f"{slow}; {rest}"))
-    return ASYMMETRIC if is_missing else OPENVINO
+    return ASYMMETRIC if cause else OPENVINO
 
 
 def to_int8(

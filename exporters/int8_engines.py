@@ -10,6 +10,7 @@ import onnx
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
+from ensemble.runtime.error_text import explain_error
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.openvino import UnavailableError, build_runtime
 from exporters.int8_schemes import Scheme
@@ -32,7 +33,8 @@ def start_engine(model: bytes, card: ModelCard, scheme: Scheme) -> Callable[[Pix
     try:
         runtime = build_runtime(model, bf16=False)
     except (UnavailableError, RuntimeError) as err:
-        raise ModelError("E436", f"{card.member} (int8): {err}") from err
+        message = f"{card.member} (int8): OpenVINO does not build the network: {explain_error(err)}"
+        raise ModelError("E436", message, hint="export with --quantization asymmetric, for ONNX Runtime") from err
     return lambda batch: runtime.run([LOGITS], {INPUT: batch})[0]
 
 

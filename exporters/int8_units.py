@@ -13,7 +13,7 @@ to 7 thousandths of their variance.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,9 @@ ACTIVATIONS = frozenset(
     }
 )
 _MEANS = {"GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"}
+_SHAPES = {"Shape", "Size"}
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
-_DEEPEST = 24  # nodes between a mean and the product with its gate
+_DEEPEST = 24  # nodes between means and the product with the gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,38 +73,38 @@ class RewrittenWeights:
 
 
 def find_gates(graph: onnx.GraphProto) -> frozenset[int]:
-    """Return the nodes between the means of whole maps and the products with the gates that are made of them.
+    """Return the nodes between the means of maps and the products with the gates that are made of them.
 
-    A gate is an input of a Mul that depends on the image by such means alone, as in squeeze-and-excitation.
+    A gate is an input of a Mul that depends on the image by such means alone, as in squeeze-and-excitation, and the
+    other input is a map: a product of two such inputs, as in a head with SiLU after the pooling, has no gate.
     """
     maker = {name: i for i, node in enumerate(graph.node) for name in node.output}
     constants = {tensor.name for tensor in graph.initializer}
+    # what depends on the image by more than means; the shape that a gate is expanded to depends on no value
+    maps = {value.name for value in graph.input} - constants
+    for node in graph.node:
+        if node.op_type not in _MEANS | _SHAPES and not maps.isdisjoint(node.input):
+            maps.update(node.output)
     found: set[int] = set()
     for node in graph.node:
-        if node.op_type == "Mul" and not constants.intersection(node.input):
-            for name in node.input:
-                found |= _nodes_since_means(graph, name, maker, constants)
+        if node.op_type == "Mul" and constants.isdisjoint(node.input):
+            gates = [name for name in node.input if name not in maps]
+            if len(gates) == 1:
+                found |= _nodes_since_means(graph, gates[0], maker)
     return frozenset(found)
 
 
-def _nodes_since_means(
-    graph: onnx.GraphProto, name: str, maker: Mapping[str, int], constants: Collection[str]
-) -> set[int]:
-    """Return the nodes that a tensor depends on, after the means; none where it depends on something else, too."""
+def _nodes_since_means(graph: onnx.GraphProto, name: str, maker: Mapping[str, int]) -> set[int]:
+    """Return the nodes that a tensor depends on, after the means; none where they are too many for a gate."""
     found: set[int] = set()
     left = [name]
     while left:
-        one = left.pop()
-        if one in constants or not one:
-            continue
-        i = maker.get(one)
-        if i is None or len(found) > _DEEPEST:
-            return set()
-        if graph.node[i].op_type in _MEANS or i in found:
+        i = maker.get(left.pop())
+        if i is None or i in found or graph.node[i].op_type in _MEANS | _SHAPES:
             continue
         found.add(i)
         left += graph.node[i].input
-    return found
+    return found if len(found) <= _DEEPEST else set()
 
 
 def has_activations(graph: onnx.GraphProto) -> bool:

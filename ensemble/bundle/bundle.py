@@ -18,6 +18,8 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.files import require_writable, write_atomic
 from ensemble.fuse.fuse import Fused, FuseOptions, fuse
 from ensemble.fuse.verify import CheckImages
+from ensemble.install import install_command
+from ensemble.runtime.run_device import warn_of_onnxruntime
 from ensemble.submit.early_exit import used_part
 from ensemble.submit.submit import find_members
 from ensemble.submit.time_budget import parse_budget
@@ -141,7 +143,13 @@ def _write_kaggle(
     found = find_members(recipe, models, listener)
     contents = {f"{MODELS}/{name}.onnx": model.data for name, model in found.items()}
     contents |= {name: text.encode() for name, text in texts.items()}
-    packages = packages_to_run(model.card for model in found.values())
+    cards = [model.card for model in found.values()]
+    packages = packages_to_run(cards, gpu=options.gpu)
+    if not options.gpu and "openvino" not in packages:
+        cause = (
+            f"OpenVINO, which is not installed here, is not among the packages ({install_command(extra='openvino')})"
+        )
+        warn_of_onnxruntime(cards, cause, listener=listener)
     wheels = fetch_wheels(folder / WHEELS, options.pythons, packages=packages, gpu=options.gpu)
     for name, data in contents.items():
         write_atomic(folder / name, data)
@@ -149,5 +157,6 @@ def _write_kaggle(
     sizes |= {f"{WHEELS}/{name}": size for name, size in wheels.items()}
     message = f"{sum(wheels.values()) / 1e6:.0f} MB are packages for Python {', '.join(options.pythons)}"
     message += "; pyarrow is there for the boxes of face crops" if "pyarrow" in packages else ""
+    message += "; OpenVINO is there for int8 models that are quantized for it" if "openvino" in packages else ""
     listener.notice(Notice("I811", f"{message}; fewer versions are smaller (--python)"))
     return Bundle(folder, "kaggle", sizes)

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ensemble.bundle.own_wheel import own_wheel, requirements
 from ensemble.card import ModelCard
 from ensemble.errors import DeployError, OptionError
 from ensemble.files import remove, write_atomic
+from ensemble.runtime.openvino import openvino_version, suits_openvino
 
 PYTHONS = ("3.11", "3.12", "3.13")
 # what wheels for Linux on x86-64 are tagged with, newest first
@@ -21,16 +22,21 @@ _ONLY_LEARNING = ("scikit-learn", "scipy", "threadpoolctl")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-def packages_to_run(cards: Iterable[ModelCard]) -> dict[str, str]:
+def packages_to_run(cards: Sequence[ModelCard], *, gpu: bool = False) -> dict[str, str]:
     """Return the packages that `ens submit` loads for these models, with the versions that are installed here.
 
     scikit-learn, scipy and threadpoolctl learn recipes and the thresholds of early exits. pyarrow reads face boxes;
-    where it is not there, parts are stored as arrays.
+    where it is not there, parts are stored as arrays. OpenVINO runs int8 models that are quantized for it, on machines
+    without a ``gpu``; it is left out where it is not installed here.
     """
     unused = set(_ONLY_LEARNING)
     if all(card.preprocess.face is None for card in cards):
         unused.add("pyarrow")
-    return {name: version for name, version in requirements().items() if name not in unused}
+    found = {name: version for name, version in requirements().items() if name not in unused}
+    openvino = openvino_version()
+    if not gpu and openvino != "missing" and any(suits_openvino(card) for card in cards):
+        found["openvino"] = openvino
+    return found
 
 
 def fetch_wheels(

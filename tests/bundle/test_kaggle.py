@@ -27,7 +27,7 @@ from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet_options import SheetOptions
 from ensemble.submit.destination import Destination
 from ensemble.submit.submit import submit
-from tests.support.fused import toy_recipe, write_members
+from tests.support.fused import LABELS, toy_recipe, write_members
 from tests.support.toys import card, write_pictures
 
 ROOT = Path(ensemble.__file__).parents[1]
@@ -154,6 +154,27 @@ def test_large_packages_are_there_where_a_model_needs_them() -> None:
     learning = {"scikit-learn", "scipy", "threadpoolctl"}
     assert whole - wheels.packages_to_run([pillow, opencv]).keys() == {"pyarrow"} | learning
     assert whole - wheels.packages_to_run([pillow, face]).keys() == learning
+
+
+@pytest.mark.parametrize(("gpu", "version"), [(False, "2026.4.0"), (True, "2026.4.0"), (False, "missing")])
+def test_openvino_is_there_for_int8_models_of_its_quantization(
+    gpu: bool, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be, the bundle says that the model is slower without it; with a GPU it would not be used."""
+    monkeypatch.setattr(wheels, "openvino_version", lambda: version)
+    monkeypatch.setattr(bundle_module, "fetch_wheels", lambda *arguments, **options: {})
+    suited = replace(card("m2", labels=LABELS), precision="int8", checks={"scheme": "openvino"})
+    for one in (card(), replace(suited, checks={"scheme": "asymmetric"})):
+        assert "openvino" not in wheels.packages_to_run([one], gpu=gpu)
+    expected = not gpu and version != "missing"
+    assert (wheels.packages_to_run([card(), suited], gpu=gpu).get("openvino") == version) is expected
+    heard = Recorder()
+    models = write_members(tmp_path / "models", [card("m0", labels=LABELS), card("m1", labels=LABELS), suited])
+    bundle(toy_recipe(), [models], tmp_path / "out", "kaggle", options=BundleOptions(gpu=gpu), listener=heard)
+    warned = [notice.message for notice in heard.notices if notice.code == "W616"]
+    assert len(warned) == (version == "missing")
+    assert all("openvino" in message for message in warned)
+    assert any("OpenVINO is there" in notice.message for notice in heard.notices) is expected
 
 
 def test_pip_is_asked_for_each_version_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

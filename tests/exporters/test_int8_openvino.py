@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ensemble.card import Quantization
-from ensemble.errors import DeviceError, OptionError
+from ensemble.card import Preprocess, Quantization
+from ensemble.errors import DeviceError, ModelError, OptionError
 from ensemble.events import Recorder
 from ensemble.runtime.device import Device
 from ensemble.runtime.model_file import INPUT, LOGITS, read_model
@@ -27,6 +27,7 @@ from exporters import int8 as module
 from exporters.accuracy_gate import ImageSet, Split
 from exporters.int8 import choose_scheme
 from exporters.int8_calibration import measure_activations, with_outputs
+from exporters.int8_engines import start_engine
 from exporters.int8_equalize import equalize
 from exporters.int8_layers import find_layers
 from exporters.int8_qdq import find_tensors, quantize
@@ -41,6 +42,7 @@ pytestmark = pytest.mark.slow
 
 Array = NDArray[Any]
 CHANNELS = 8
+CARD = toys.card("net")
 
 
 class Builder:
@@ -165,6 +167,31 @@ def test_gates_are_what_depends_on_means_alone() -> None:
     assert [one.name for one in find_layers(proto.graph)] == ["stem", "depthwise", "reduce", "expand", "project"]
 
 
+def test_a_head_with_silu_after_the_pooling_has_no_gate() -> None:
+    """Both factors depend on means alone: its layers compute on integers, and its activation function counts."""
+    net = Builder()
+    net.add("GlobalAveragePool", net.convolve("real", "stem", 3), made="mean")
+    net.convolve(net.silu(net.convolve("mean", "hidden", CHANNELS)), "last", CHANNELS)
+    proto = net.end("last")
+    assert find_gates(proto.graph) == frozenset()
+    assert [one.name for one in find_layers(proto.graph, with_gates=False)] == ["stem", "hidden", "last"]
+    assert has_activations(proto.graph)
+
+
+def test_a_gate_that_is_expanded_to_the_shape_of_its_map_is_a_gate() -> None:
+    """So torch writes ``expand_as``, as in efficient channel attention: the shape depends on no value."""
+    net = Builder()
+    net.add("GlobalAveragePool", net.add("Relu", net.convolve("real", "stem", 3), made="map"), made="mean")
+    net.add("Sigmoid", net.convolve("mean", "attend", CHANNELS), made="gate")
+    net.add("Expand", "gate", net.add("Shape", "map", made="shape"), made="expanded")
+    net.convolve(net.add("Mul", "map", "expanded", made="gated"), "last", CHANNELS)
+    proto = net.end("last")
+    assert {proto.graph.node[i].name for i in find_gates(proto.graph)} == {"attend", "gate", "expanded"}
+    assert not has_activations(proto.graph)
+    (expected,), (found,) = run(proto, draw(1)), run(equalize(proto, draw(0), nonlinear=True), draw(1))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
 def test_only_inputs_of_layers_are_stored() -> None:
     """There is one rounding per tensor that a layer reads, none before an activation function, a mean or a gate."""
     found = to_integers(build(), draw(0))
@@ -203,13 +230,42 @@ def test_the_network_decides_the_default(op: str, expected: bool, monkeypatch: p
     for version, scheme in (("2026.4", OPENVINO if expected else ASYMMETRIC), ("missing", ASYMMETRIC)):
         heard = Recorder()
         monkeypatch.setattr(module, "openvino_version", lambda version=version: version)
-        assert choose_scheme(proto, "net", None, heard) is scheme
+        assert choose_scheme(proto, CARD, None, heard) is scheme
         assert [notice.code for notice in heard.notices] == ["I477"] * expected
         assert all("--quantization" in notice.message for notice in heard.notices)
     for given in ("asymmetric", "openvino"):
         heard = Recorder()
-        assert choose_scheme(proto, "net", _quantization(given), heard).name == given
+        assert choose_scheme(proto, CARD, _quantization(given), heard).name == given
         assert heard.notices == []
+
+
+def test_channels_of_files_are_not_quantized_for_openvino() -> None:
+    """ens runs such a model in ONNX Runtime alone: the default is for it, and OpenVINO's quantization is refused."""
+    own = replace(CARD, mean=(0.5,), std=(0.5,), preprocess=Preprocess((9, 9), channels="1", scale=(0.0, 1.0)))
+    heard = Recorder()
+    assert choose_scheme(build(), own, None, heard) is ASYMMETRIC
+    assert "in ONNX Runtime alone" in heard.notices[0].message
+    with pytest.raises(OptionError, match="as they are") as caught:
+        choose_scheme(build(), own, "openvino", Recorder())
+    assert caught.value.code == "E204"
+    assert "asymmetric" in str(caught.value.hint)
+
+
+def test_what_openvino_does_not_build_is_not_quantized_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default says so and is for ONNX Runtime; an error of a later step says what to do."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("OpenVINO does not support Odd")
+
+    monkeypatch.setattr("exporters.int8_engines.build_runtime", refuse)
+    heard = Recorder()
+    assert choose_scheme(build(), CARD, None, heard) is ASYMMETRIC
+    assert "does not support Odd" in heard.notices[0].message
+    assert choose_scheme(build(), CARD, "openvino", heard) is OPENVINO
+    with pytest.raises(ModelError, match="does not support Odd") as caught:
+        start_engine(b"", CARD, OPENVINO)
+    assert caught.value.code == "E436"
+    assert "--quantization asymmetric" in str(caught.value.hint)
 
 
 def _quantization(name: str) -> Quantization:
