@@ -16,6 +16,7 @@ from exporters.int8_units import find_gates
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 BOUNDED = frozenset({"Relu", "Clip"})
 _PAIRED = {"Add", "Mul"}
+_COUNTING = {"ArgMax", "ArgMin", "NonZero", "Shape", "Size"}  # they make whole numbers of any input
 _POOLED = {"GlobalAveragePool", "MaxPool"}
 
 
@@ -50,9 +51,10 @@ def find_layers(graph: onnx.GraphProto, *, with_gates: bool = True) -> tuple[Lay
     """Return the layers in the order of computation, those of gates (squeeze-and-excitation) only if asked for."""
     gates: frozenset[int] = frozenset() if with_gates else find_gates(graph)
     weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    indices = _find_indices(graph)
     found: list[tuple[str, list[int]]] = []
     for i, node in enumerate(graph.node):
-        if i in gates:
+        if i in gates or indices.issuperset(node.output):
             continue
         if _is_weighted(node, weights):
             name = node.input[1].removeprefix("model.").removesuffix(".weight")
@@ -95,6 +97,23 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
     del graph.initializer[:]
     graph.initializer.extend(copies)
+
+
+def _find_indices(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors of whole numbers, such as those that torch computes a gather of channels-last pooling with."""
+    wide = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
+    found = {tensor.name for tensor in graph.initializer if tensor.data_type in wide}
+    for node in graph.node:
+        given = [name for name in node.input if name]
+        if node.op_type == "Cast":
+            is_index = next(one.i for one in node.attribute if one.name == "to") in wide
+        elif node.op_type == "ConstantOfShape":
+            is_index = False  # float32 by default
+        else:
+            is_index = node.op_type in _COUNTING or (bool(given) and found.issuperset(given))
+        if is_index:
+            found.update(node.output)
+    return frozenset(found)
 
 
 def _is_weighted(node: onnx.NodeProto, weights: Collection[str]) -> bool:

@@ -72,7 +72,7 @@ class Builder:
     def silu(self, source: str) -> str:
         return self.add("Mul", source, self.add("Sigmoid", source, made=f"{source}/sigmoid"), made=f"{source}/silu")
 
-    def end(self, last: str) -> onnx.ModelProto:
+    def end(self, last: str, whole: Sequence[str] = ()) -> onnx.ModelProto:
         self.add("GlobalAveragePool", last, made="pooled")
         self.add("Flatten", "pooled", made=LOGITS)
         graph = helper.make_graph(
@@ -80,7 +80,10 @@ class Builder:
             "network",
             [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["batch", 9, 9, 3])],
             [helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, ["batch", CHANNELS])],
-            [numpy_helper.from_array(array.astype(np.float32), name) for name, array in self.values.items()],
+            [
+                numpy_helper.from_array(array.astype(np.int64 if name in whole else np.float32), name)
+                for name, array in self.values.items()
+            ],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -205,6 +208,25 @@ def test_only_inputs_of_layers_are_stored() -> None:
     stored = [node for node in found.graph.node if node.op_type == "QuantizeLinear"]
     assert [node.input[0] for node in stored] == ["real", "stem/silu", "excited"]
     assert Counter(op for ops in readers.values() for op in ops) == {"Conv": 9}  # three inputs, weights and biases
+
+
+def test_whole_numbers_are_not_stored() -> None:
+    """torch computes the pooling of a channels-last map as a gather, whose places are sums of whole numbers."""
+    net = Builder()
+    net.values["start"], net.values["step"], net.values["count"] = np.array(0), np.array(1), np.array(CHANNELS)
+    net.convolve("real", "stem", 3)
+    places = net.add("Range", "start", "count", "step", made="places")
+    net.add("Mul", net.add("Add", places, places, made="sums"), "start", made="zeros")
+    moved = net.add("Add", places, "zeros", made="moved")
+    net.nodes.append(helper.make_node("Gather", ["stem", moved], ["gathered"], "gathered", axis=1))
+    net.convolve("gathered", "last", CHANNELS)
+    proto = net.end("last", whole=("start", "step", "count"))
+    layers = find_layers(proto.graph)
+    tensors = find_tensors(proto.graph, layers, scheme=ASYMMETRIC)
+    assert tensors == ("real", "stem", "gathered", "last", "pooled")
+    ranges = measure_activations(proto, tensors, draw(0)).extremes()
+    (expected,), (found,) = run(proto, draw(1)), run(quantize(proto, ranges, layers, scheme=ASYMMETRIC), draw(1))
+    assert np.mean((found - expected) ** 2) < 0.05 * np.var(expected)
 
 
 def test_openvino_and_onnxruntime_give_the_same_answers() -> None:
