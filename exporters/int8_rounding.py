@@ -37,6 +37,7 @@ IMAGES = 256  # of the calibration images
 _TOGETHER = 8  # images whose products are summed at once
 _PLACES = (8, 64)  # of each image at which the inputs of a convolution are taken: at least and at most
 _ROWS = 32  # inputs that are taken in all for each weight of a channel: enough to tell their covariance from noise
+_MORE_DAMPING = (1, 30, 1000)  # times the rounding error of the moments
 _DAMPING = 0.01  # of the mean variance, where there are many more places than weights
 _BLOCK = 64
 _MOMENTS = "moments of inputs"
@@ -93,25 +94,33 @@ def _round_layer(node: onnx.NodeProto, weight: Array, moments: Moments, scheme: 
     has_bias = len(node.input) > 2
     # without a bias nothing else makes up for the error of the mean
     second = moments.covariance + (0 if has_bias else _outer(moments.mean))
-    steps, used = _round_groups(parts, scales, second, moments.count, pairs, inputs=inputs)
+    # sums of squares in float32 leave as much of a mean in the covariance
+    noise = np.finfo(np.float32).eps * (np.mean(moments.mean**2, axis=1) + moments.covariance.max(axis=(1, 2)))
+    steps, used = _round_groups(parts, scales, second, moments.count, pairs, inputs=inputs, noise=noise)
     shift = ((steps * used[..., np.newaxis] - parts) @ moments.mean[..., np.newaxis]).reshape(-1)
     integers = np.moveaxis(steps.reshape(rows.shape), 0, axis).astype(np.int8)
     return RoundedWeights(integers, used.reshape(-1), shift if has_bias else np.zeros_like(shift))
 
 
 def _round_groups(
-    rows: Doubles, scales: Doubles, second: Doubles, count: int, pairs: Pairs = "any", *, inputs: int = 1
+    rows: Doubles,
+    scales: Doubles,
+    second: Doubles,
+    count: int,
+    pairs: Pairs = "any",
+    *,
+    inputs: int = 1,
+    noise: Doubles | None = None,
 ) -> tuple[Doubles, Doubles]:
-    """Round the weights ``(G, O, K)`` of all groups; return the steps and the scales ``(G, O)`` that were used."""
+    """Round the weights ``(G, O, K)`` of all groups; return the steps and the scales ``(G, O)`` that were used.
+
+    ``noise`` ``(G,)`` is the rounding error of the second moments.
+    """
     groups, outputs, size = rows.shape
     variance = np.trace(second, axis1=1, axis2=2) / size
     damping = np.maximum(_DAMPING * (1 + size / count) * variance, float(np.finfo(np.float32).tiny))
-    second = second + np.eye(size) * damping[:, np.newaxis, np.newaxis]
-    order = np.argsort(-np.diagonal(second, axis1=1, axis2=2), axis=1, kind="stable")
+    second, order, factor = _factorize(second, damping, np.zeros_like(damping) if noise is None else noise)
     back = np.argsort(order, axis=1, kind="stable")[:, np.newaxis]
-    ordered = np.take_along_axis(second, order[:, :, np.newaxis], 1)
-    inverse = np.linalg.inv(np.take_along_axis(ordered, order[:, np.newaxis], 2))
-    factor = np.linalg.cholesky(inverse).transpose(0, 2, 1)
     steps = np.rint(rows / scales[..., np.newaxis]).clip(-127, 127)
     used = scales.copy()
     least = _output_error(steps * used[..., np.newaxis] - rows, second)
@@ -133,6 +142,28 @@ def _round_groups(
         if not is_open.any():
             break
     return steps, used
+
+
+def _factorize(second: Doubles, damping: Doubles, noise: Doubles) -> tuple[Doubles, NDArray[np.intp], Doubles]:
+    """Return the damped moments, the order of rounding and the upper Cholesky factors of the inverses in this order.
+
+    Of inputs that hardly vary around their mean the moments are mostly rounding errors, and may have no such factor:
+    they are damped by more, and taken as independent in the end.
+    """
+    for more in (0, *_MORE_DAMPING, None):
+        if more is None:
+            second, damping = np.zeros_like(second), np.ones_like(damping)
+        added = damping if not more else damping + more * noise
+        damped = second + np.eye(second.shape[1]) * added[:, np.newaxis, np.newaxis]
+        order = np.argsort(-np.diagonal(damped, axis1=1, axis2=2), axis=1, kind="stable")
+        ordered = np.take_along_axis(damped, order[:, :, np.newaxis], 1)
+        try:
+            inverse = np.linalg.inv(np.take_along_axis(ordered, order[:, np.newaxis], 2))
+            factor = np.linalg.cholesky(inverse).transpose(0, 2, 1)
+        except np.linalg.LinAlgError:
+            continue
+        break
+    return damped, order, factor
 
 
 def _compensate(rows: Doubles, scales: Doubles, factor: Doubles) -> Doubles:

@@ -102,6 +102,38 @@ def test_correlated_inputs_make_up_for_what_rounding_loses(groups: int, outputs:
     assert rounded_error(rows, steps, used, fresh) < 0.5 * rounded_error(rows, nearest, scales, fresh)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_inputs_that_hardly_vary_are_rounded(has_bias: bool) -> None:
+    """Their moments are mostly rounding errors, as of a map that a gate has shut: the weights are those of int8."""
+    generator = np.random.default_rng(1)
+    values = {"w": generator.normal(size=(6, 4, 3, 3)), "b": np.arange(6.0), "shut": np.array(1e-7), "one": np.array(3)}
+    node = helper.make_node("Conv", ["flat", "w", "b"][: 2 + has_bias], ["y"], "layer")
+    model = make_network(node, values)
+    before = [
+        helper.make_node("Mul", ["x", "shut"], ["faint"], "n5"),
+        helper.make_node("Add", ["faint", "one"], ["flat"], "n6"),
+    ]
+    nodes = [*model.graph.node[:4], *before, node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    found = round_weights(model, [layer_of(model)], draw_images(16), scheme=ASYMMETRIC)["layer"]
+    steps = found.integers.astype(np.float64)
+    assert np.abs(steps).max() > 20
+    error = np.abs(steps * found.scales[:, None, None, None] - values["w"])
+    # what one weight loses others make up for
+    assert (error <= 4 * found.scales[:, None, None, None]).all()
+
+
+def test_no_moments_are_too_small_or_indefinite_to_round_by() -> None:
+    """Where damping does not help, each weight is rounded to its nearest step."""
+    rows = np.random.default_rng(0).normal(size=(2, 3, 9))
+    scales = ASYMMETRIC.weight_scales(rows.reshape(-1, 9)).reshape(2, 3)
+    indefinite = np.stack([np.eye(9), np.diag([-1.0, *[1.0] * 8])])
+    for second in (indefinite, np.zeros((2, 9, 9))):
+        steps, used = _round_groups(rows, scales, second, 1000, noise=np.full(2, 1e-12))
+        np.testing.assert_array_equal(steps, np.rint(rows / used[..., None]))
+
+
 def test_a_mean_goes_into_the_bias() -> None:
     """The shift of a layer is what its rounded weights add to the mean of its output; without a bias there is none."""
     weight = np.random.default_rng(1).normal(size=(6, 4, 3, 3)).astype(np.float32)
