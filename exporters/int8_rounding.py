@@ -147,7 +147,7 @@ def _round_groups(
 def _factorize(second: Doubles, damping: Doubles, noise: Doubles) -> tuple[Doubles, NDArray[np.intp], Doubles]:
     """Return the damped moments, the order of rounding and the upper Cholesky factors of the inverses in this order.
 
-    Of inputs that hardly vary around their mean the moments are mostly rounding errors, and may have no such factor:
+    Of inputs that hardly vary around their mean the moments are mostly rounding errors, which may not be factorized:
     they are damped by more, and taken as independent in the end.
     """
     for more in (0, *_MORE_DAMPING, None):
