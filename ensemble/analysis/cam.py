@@ -139,7 +139,7 @@ def _enter_scan(graph: onnx.GraphProto) -> tuple[str, list[onnx.NodeProto]]:
 
 
 class _GraphConstants:
-    """The constants of a graph and its ``nodes``, also those behind a cast or a transposition."""
+    """The constants of a graph and its ``nodes``, also those behind a cast, a transposition or in 8 bits."""
 
     def __init__(self, graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -150,10 +150,24 @@ class _GraphConstants:
         if name in self._stored:
             return onnx.numpy_helper.to_array(self._stored[name]).astype(np.float64)
         node = self._made_by.get(name)
+        if node is not None and node.op_type == "DequantizeLinear":
+            return self._dequantize(node)
         if node is None or node.op_type not in {"Cast", "Identity", "Transpose"}:
             return None
         value = self.read(node.input[0])
         return value.T if value is not None and node.op_type == "Transpose" else value
+
+    def _dequantize(self, node: onnx.NodeProto) -> Floats | None:
+        """Read a constant that is stored in integers, with one scale or one for each place of an axis."""
+        parts = [self.read(name) for name in node.input]
+        if any(part is None for part in parts):
+            return None
+        values, scale, zero = (np.asarray(part) for part in (*parts, np.zeros(()))[:3])
+        axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+        wide = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
+        scale, zero = (one.reshape(wide) if one.ndim == 1 else one for one in (scale, zero))
+        found: Floats = (values - zero) * scale
+        return found
 
 
 def _refusal(member: str, why: str) -> ModelError:

@@ -174,7 +174,7 @@ def test_int8_killed_after_any_step_ends_with_the_same_bytes(
     }
     assert [path.name for path in (tmp_path / "quiet").iterdir()] == ["net.onnx"]
     expected, writes = dict(counted), len(written)
-    for number in every(writes, max(1, writes // 16)):
+    for number in every(writes, max(1, writes // 8)):
         folder = tmp_path / f"{number}"
         counted.clear()
         before = kill_at(number)

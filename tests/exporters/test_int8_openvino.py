@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ensemble.analysis.cam import find_classifier
 from ensemble.card import Preprocess, Quantization
 from ensemble.errors import DeviceError, ModelError, OptionError
 from ensemble.events import Recorder
@@ -339,7 +340,7 @@ def test_a_whole_export_says_and_records_what_it_is_for(tmp_path: Path, monkeypa
     for name in ("LEAST_AGREEMENT", "LEAST_AGREEMENT_WITH_TRUTH"):
         monkeypatch.setattr(accuracy_gate, name, {"fp16": 0.5, "int8": 0.5})
     heard = Recorder()
-    options = ExportOptions(size=(32, 32), resize="squash", precision="int8")
+    options = ExportOptions(size=(32, 32), resize="squash", precision="int8", features=True)
     checkpoint = make_checkpoint("test_efficientnet", classes=4, name="net.pth")
     found = export.export(checkpoint, tmp_path / "models", options=options, gate_images=images, listener=heard)
     codes = [notice.code for notice in heard.notices if notice.code in {"I476", "I477", "W490", "I437"}]
@@ -361,6 +362,9 @@ def test_a_whole_export_says_and_records_what_it_is_for(tmp_path: Path, monkeypa
     plain = export.export(checkpoint, tmp_path / "fp32", options=replace(options, precision="fp32"))
     expected = start_session(read_model(plain.path)).run(pictures)
     assert np.mean((answers[1] - expected) ** 2) < 0.05 * np.var(expected)
+    # ens explain reads the classifier in 8 bits
+    ours, wanted = (find_classifier(read_model(path)).weights for path in (found.path, plain.path))
+    np.testing.assert_allclose(ours, wanted, atol=0.02 * float(np.abs(wanted).max()))
     # another processor, or another version, may answer otherwise in OpenVINO
     key = "logits_of_test_images_openvino"
     wrong = (-np.array(found.card.checks[key])).tolist()

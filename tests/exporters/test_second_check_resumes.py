@@ -61,7 +61,7 @@ def test_killed_around_the_second_check(
     assert [notice.code for notice in heard.notices].count("I489") == 1
     assert "If" in {node.op_type for node in onnx.load(quiet.path).graph.node}
     assert quiet.card.checks["choosing_images"] == 32
-    for number in every(len(written), max(1, len(written) // 6)):
+    for number in every(len(written), max(1, len(written) // 4)):
         folder = tmp_path / f"{number}"
         kill_at(number)
         with pytest.raises(Killed):
