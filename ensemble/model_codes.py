@@ -89,7 +89,7 @@ MODEL_CODES: dict[str, Code] = {
     ),
     "I476": Code(
         "An int8 model is quantized for OpenVINO: it runs on integers there, and slowly in ONNX Runtime.",
-        "nothing to do with --device openvino; --quantization asymmetric is for ONNX Runtime",
+        "run it with --device openvino, or export with --quantization asymmetric for ONNX Runtime",
     ),
     "I477": Code(
         "The quantization of int8 was chosen by the network's activation functions and by whether OpenVINO is installed.",

@@ -20,20 +20,21 @@ from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
 from exporters.int8_engines import start_engine, time_network
 from exporters.int8_equalize import equalize
-from exporters.int8_layers import Layer, count_products, find_layers, prepare
+from exporters.int8_layers import Layer, count_products, find_layers, has_activations, prepare
 from exporters.int8_near_ties import MOST_AGAIN
 from exporters.int8_qdq import find_tensors, quantize, suits_scheme
 from exporters.int8_rounding import round_weights
 from exporters.int8_schemes import ASYMMETRIC, OPENVINO, SCHEMES, Scheme
 from exporters.int8_select import FASTER, Quantized, Samples, Selector, serialize
 from exporters.int8_timing import Times, time_layers
-from exporters.int8_units import has_activations
 
 CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most
-_SECONDS_OTHERS = {False: 10, True: 5}  # of one core: that float32 may take for further images; less with inputs only
+# of one core: that float32 may take for further images
+_SECONDS_OTHERS = 10
+_SECONDS_OTHERS_OPENVINO = 5  # whose networks are large, and judged on fewer images
 
 
 def choose_scheme(
@@ -147,6 +148,7 @@ def _prepare(
         timed = replace(timed, plain=_time_whole(plain, whole, time_model, few, card, steps, listener))
     elif scheme.integer_bias:
         timed = _time(model, layers, partial(build, ranges), products, time_model, card, listener)
+    seconds = _SECONDS_OTHERS_OPENVINO if scheme.inputs_only else _SECONDS_OTHERS
     fixed = tuple(layer.name for layer in layers if layer not in suited)
     return Selector(
         card,
@@ -166,7 +168,7 @@ def _prepare(
         reference,
         plain,
         timed.plain,
-        int(_SECONDS_OTHERS[scheme.inputs_only] * 1e6 / timed.plain) if timed.plain else 0,
+        int(seconds * 1e6 / timed.plain) if timed.plain else 0,
         0.0,
         listener,
     )

@@ -26,8 +26,14 @@ from ensemble.runtime.int8_weights import groups_of
 from ensemble.runtime.model_file import INPUT
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import start_session, with_outputs
+from exporters.int8_channel_factors import (
+    RewrittenWeights,
+    channel_factors,
+    find_scaled_tensors,
+    readers_of,
+    scale_channels,
+)
 from exporters.int8_schemes import Doubles
-from exporters.int8_units import RewrittenWeights, channel_units, find_scaled_tensors, scale_channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ def equalize(
 ) -> onnx.ModelProto:
     """Return a copy that computes the same in float32, with equal channels of linear activations on ``pixels``.
 
-    With ``nonlinear``, channels of others have units of their own as well (`exporters.int8_units`).
+    With ``nonlinear``, channels of others have factors of their own as well (`exporters.int8_channel_factors`).
     """
     groups = find_linear_tensors(proto.graph)
     scaled = find_scaled_tensors(proto) if nonlinear else ()
@@ -65,7 +71,7 @@ def equalize(
     constants = RewrittenWeights(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)
-        units = channel_units([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
+        units = channel_factors([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
         for i, name in group.made:
             _rewrite_maker(model.graph.node[i], constants, units, shifts[name])
         for i, name in group.read:
@@ -79,10 +85,7 @@ def find_linear_tensors(graph: onnx.GraphProto) -> tuple[LinearTensors, ...]:
     """Return the groups of linear activations, those that are added up in one group, in the order of computation."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     results = {value.name for value in graph.output}
-    readers = defaultdict(list)
-    for i, node in enumerate(graph.node):
-        for place, name in enumerate(node.input):
-            readers[name].append((i, place))
+    readers = readers_of(graph)
     # a weight that two nodes share cannot change for one of them
     own = {name for name in shapes if len(readers[name]) == 1}
     maker: dict[str, int] = {}

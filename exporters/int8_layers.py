@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,20 @@ import onnx
 
 from ensemble.runtime.int8_weights import Pairs, groups_of, pairs_of
 from exporters.int8_schemes import Array
-from exporters.int8_units import find_gates
 
 # the operators that start a layer, and those that belong to the layer before them
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 BOUNDED = frozenset({"Relu", "Clip"})
+# onnxruntime has no integer kernels for a convolution with one of them; it computes a Relu or Clip with the convolution
+ACTIVATIONS = frozenset(
+    {
+        *("Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid"),
+        *("Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu"),
+    }
+)
+_POOLS = {"GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"}
+_SHAPES = {"Shape", "Size"}
+_DEEPEST = 24  # nodes between the pooling and the product with the gate
 _PAIRED = {"Add", "Mul"}
 _COUNTING = {"ArgMax", "ArgMin", "NonZero", "Shape", "Size"}  # they make whole numbers of any input
 _POOLED = {"GlobalAveragePool", "MaxPool"}
@@ -63,6 +72,59 @@ def find_layers(graph: onnx.GraphProto, *, with_gates: bool = True) -> tuple[Lay
         elif found and _is_quantizable(node, weights):
             found[-1][1].append(i)
     return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
+
+
+def find_gates(graph: onnx.GraphProto) -> frozenset[int]:
+    """Return the nodes between pooled maps and the products with the gates that are made of them.
+
+    A gate is an input of a Mul that depends on the image by means or maxima of maps alone, as in
+    squeeze-and-excitation, and the other input is a map: a product of two such inputs, as in a head with SiLU after the
+    pooling, has no gate.
+    """
+    maker = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    # what depends on the image by more than pooled maps; the shape that a gate is expanded to depends on no value
+    maps = {value.name for value in graph.input} - constants
+    for node in graph.node:
+        if node.op_type not in _POOLS | _SHAPES and not maps.isdisjoint(node.input):
+            maps.update(node.output)
+    found: set[int] = set()
+    for node in graph.node:
+        if node.op_type == "Mul" and constants.isdisjoint(node.input):
+            gates = [name for name in node.input if name not in maps]
+            if len(gates) == 1:
+                found |= _nodes_since_pools(graph, gates[0], maker)
+    return frozenset(found)
+
+
+def _nodes_since_pools(graph: onnx.GraphProto, name: str, maker: Mapping[str, int]) -> set[int]:
+    """Return the nodes that a tensor depends on, after the pooling; none where they are too many for a gate."""
+    found: set[int] = set()
+    left = [name]
+    while left:
+        i = maker.get(left.pop())
+        if i is None or i in found or graph.node[i].op_type in _POOLS | _SHAPES:
+            continue
+        found.add(i)
+        left += graph.node[i].input
+    return found if len(found) <= _DEEPEST else set()
+
+
+def has_activations(graph: onnx.GraphProto) -> bool:
+    """Return True if a function of `ACTIVATIONS` reads what a layer makes, but for the layers of gates."""
+    gates = find_gates(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output}
+    for i, node in enumerate(graph.node):
+        if node.op_type in ACTIVATIONS and i not in gates:
+            before = maker.get(node.input[0])
+            # a bias that is added, a factor, other axes
+            while before is not None and before.op_type not in WEIGHTED:
+                inputs = [name for name in before.input if name not in constants]
+                before = maker.get(inputs[0]) if len(inputs) == 1 else None
+            if before is not None:
+                return True
+    return False
 
 
 def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:

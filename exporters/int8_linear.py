@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 
 from ensemble.runtime.int8_weights import groups_of
+from exporters.int8_layers import WEIGHTED
 from exporters.int8_schemes import ASYMMETRIC, Array, Range
 
 _FINER = 16  # steps of the second term in one of the first
 _ROOM = 2 * _FINER  # steps on either side of the zero point that the second term needs, and as many again
-_WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 Add = Callable[[str, Array], str]
 
@@ -50,7 +50,7 @@ def find_float_outputs(
 
     def allows(i: int) -> bool:
         op = graph.node[i].op_type
-        return op in _WEIGHTED or op == "Add" or (i not in nodes and op not in {"Relu", "Clip"})
+        return op in WEIGHTED or op == "Add" or (i not in nodes and op not in {"Relu", "Clip"})
 
     found = set()
     for i in nodes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from checkpoints.loading.hub import is_name
 from ensemble.card import NearTies, Precision, Quantization
 from ensemble.errors import FileError, OptionError
+from ensemble.install import install_command
 from ensemble.runtime.openvino import openvino_version
 
 
@@ -69,7 +70,7 @@ class ExportRequest:
             raise OptionError(
                 "E204",
                 "--quantization openvino chooses and judges with OpenVINO, which is not installed",
-                hint="install ens-onnx[openvino], or give --quantization asymmetric",
+                hint=f"{install_command(extra='openvino')}, or give --quantization asymmetric",
             )
         if self.near_ties == "fp32" and (self.precision != "int8" or self.quantization == "symmetric"):
             raise OptionError("E204", "--near-ties fp32 is for --precision int8, but not with --quantization symmetric")

@@ -14,7 +14,7 @@ from ensemble.bundle.own_wheel import own_wheel, requirements
 from ensemble.card import ModelCard
 from ensemble.errors import DeployError, OptionError
 from ensemble.files import remove, write_atomic
-from ensemble.runtime.openvino import openvino_version, suits_openvino
+from ensemble.runtime.openvino import is_for_openvino, openvino_version
 
 PYTHONS = ("3.11", "3.12", "3.13")
 # what wheels for Linux on x86-64 are tagged with, newest first
@@ -34,7 +34,7 @@ def packages_to_run(cards: Sequence[ModelCard], *, gpu: bool = False) -> dict[st
         unused.add("pyarrow")
     found = {name: version for name, version in requirements().items() if name not in unused}
     openvino = openvino_version()
-    if not gpu and openvino != "missing" and any(suits_openvino(card) for card in cards):
+    if not gpu and openvino != "missing" and any(is_for_openvino(card) for card in cards):
         found["openvino"] = openvino
     return found
 

@@ -26,7 +26,7 @@ from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.device import CPU, FASTEST, Device
 from ensemble.runtime.machine import available_cores, processor_name
 from ensemble.runtime.model_file import ModelFile
-from ensemble.runtime.openvino import describe_suited, openvino_version
+from ensemble.runtime.openvino import describe_for_openvino, openvino_version
 from ensemble.runtime.parity import draw_pictures
 from ensemble.runtime.session import Session, start_session
 from ensemble.text.json_types import require_type
@@ -131,7 +131,7 @@ def _pictures(session: Session) -> Pixels:
 
 def _without_openvino(cause: str, models: Sequence[ModelFile], listener: Listener) -> Device:
     message = f"{FASTEST} is cpu (ONNX Runtime); OpenVINO was not measured: {cause}"
-    if suited := describe_suited(model.card for model in models):
+    if suited := describe_for_openvino(model.card for model in models):
         message += f"; {suited}, and slower in ONNX Runtime than a float32 model"
     listener.notice(Notice("W615", message))
     return CPU

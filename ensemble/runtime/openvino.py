@@ -103,7 +103,7 @@ def openvino_version() -> str:
     return version_of("openvino") or "missing"
 
 
-def suits_openvino(card: ModelCard) -> bool:
+def is_for_openvino(card: ModelCard) -> bool:
     """Return True for an int8 model that is quantized for OpenVINO: activation functions in float32 between integers.
 
     OpenVINO fuses a convolution, its activation function and the rounding; ONNX Runtime computes them one by one.
@@ -111,7 +111,7 @@ def suits_openvino(card: ModelCard) -> bool:
     return card.precision == "int8" and card.checks.get("scheme") == "openvino"
 
 
-def describe_suited(cards: Iterable[ModelCard]) -> str:
+def describe_for_openvino(cards: Iterable[ModelCard]) -> str:
     """Return, as the beginning of a message, which models are quantized for OpenVINO; empty if none is."""
-    names = [card.member for card in cards if suits_openvino(card)]
+    names = [card.member for card in cards if is_for_openvino(card)]
     return f"{enumerate_some(names)} {'is' if len(names) == 1 else 'are'} quantized for OpenVINO" if names else ""

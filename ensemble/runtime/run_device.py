@@ -11,7 +11,7 @@ from ensemble.install import install_command
 from ensemble.runtime.device import CPU, FASTEST, Device, parse_device
 from ensemble.runtime.fastest import choose_engine
 from ensemble.runtime.model_file import ModelFile
-from ensemble.runtime.openvino import describe_suited, openvino_version, suits_openvino
+from ensemble.runtime.openvino import describe_for_openvino, is_for_openvino, openvino_version
 from ensemble.runtime.providers import choose_device, try_device
 
 _OPENVINO = Device("openvino")
@@ -57,7 +57,7 @@ def choose_cpu_engine(cards: Sequence[ModelCard], *, begun: Sequence[str] = (), 
     A run that was ``begun`` keeps its engine, see `choose_run_device`. A notice says that it is OpenVINO (I616), a
     warning why it is not although a model is quantized for it (W616).
     """
-    suited, engine = describe_suited(cards), _begun_engine(begun)
+    suited, engine = describe_for_openvino(cards), _begun_engine(begun)
     if engine == _OPENVINO:
         listener.notice(Notice("I616", f"auto is {engine}, as the parts that there are were computed"))
         return engine
@@ -69,7 +69,7 @@ def choose_cpu_engine(cards: Sequence[ModelCard], *, begun: Sequence[str] = (), 
     if cause:
         warn_of_onnxruntime(cards, cause, listener=listener)
         return CPU
-    others = sum(not suits_openvino(card) for card in cards)
+    others = sum(not is_for_openvino(card) for card in cards)
     rest = f", and {others} more of the run with it" if others else ""
     message = f"auto is {_OPENVINO}: {suited}{rest}; --device cpu runs all in ONNX Runtime"
     listener.notice(Notice("I616", message))
@@ -78,7 +78,7 @@ def choose_cpu_engine(cards: Sequence[ModelCard], *, begun: Sequence[str] = (), 
 
 def warn_of_onnxruntime(cards: Sequence[ModelCard], cause: str = "", *, listener: Listener = SILENT) -> None:
     """Name the int8 models for OpenVINO that run in ONNX Runtime (W616), and say why or what to do."""
-    if suited := describe_suited(cards):
+    if suited := describe_for_openvino(cards):
         cause = cause or _why_no_openvino(cards) or f"--device {_OPENVINO} runs all models in OpenVINO"
         message = f"{suited}, and slower in ONNX Runtime than a float32 model: {cause}"
         listener.notice(Notice("W616", message))
@@ -113,6 +113,7 @@ def _why_no_openvino(cards: Iterable[ModelCard]) -> str:
     if openvino_version() == "missing":
         return f"OpenVINO is not installed ({install_command(extra='openvino')})"
     if kept := [card.member for card in cards if card.preprocess.kept]:
-        return f"{enumerate_some(kept)} takes the channels of the files as they are, in ONNX Runtime alone"
+        takes = "takes" if len(kept) == 1 else "take"
+        return f"{enumerate_some(kept)} {takes} the channels of the files as they are, in ONNX Runtime alone"
     start = try_device(_OPENVINO)
     return "" if start.works else f"OpenVINO does not start ({start.cause})"

@@ -26,7 +26,7 @@ from ensemble.runtime.independence import require_independent
 from ensemble.runtime.int8_weights import may_saturate
 from ensemble.runtime.io_binding import DeviceBuffers, buffers_on
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile
-from ensemble.runtime.openvino import suits_openvino
+from ensemble.runtime.openvino import is_for_openvino
 from ensemble.runtime.parity import (
     LIMITS,
     ON_GPUS,
@@ -82,7 +82,7 @@ class Session:
             else:
                 assert self.runtime is not None
                 # OpenVINO adds up a single row of such a model in another order than each of several
-                doubled = len(batch) == 1 and self.device.kind == "openvino" and suits_openvino(self.card)
+                doubled = len(batch) == 1 and self.device.kind == "openvino" and is_for_openvino(self.card)
                 taken = np.repeat(batch, 2, axis=0) if doubled else batch
                 answers = self.runtime.run([output], {INPUT: taken})[0]
                 answers = answers[:1] if doubled else answers

@@ -28,12 +28,12 @@ from exporters import int8 as module
 from exporters.accuracy_gate import ImageSet, Split
 from exporters.int8 import choose_scheme
 from exporters.int8_calibration import measure_activations, with_outputs
+from exporters.int8_channel_factors import find_scaled_tensors
 from exporters.int8_engines import start_engine
 from exporters.int8_equalize import equalize
-from exporters.int8_layers import find_layers
+from exporters.int8_layers import find_gates, find_layers, has_activations
 from exporters.int8_qdq import find_tensors, quantize
 from exporters.int8_schemes import ASYMMETRIC, OPENVINO
-from exporters.int8_units import find_gates, find_scaled_tensors, has_activations
 from exporters.make_card import ExportOptions
 from exporters.request import ExportRequest
 from tests.support import toys

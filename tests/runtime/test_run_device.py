@@ -26,7 +26,7 @@ from ensemble.predict.ray_worker import Cluster
 from ensemble.runtime import fastest, providers, run_device
 from ensemble.runtime.device import CPU, FASTEST, Device
 from ensemble.runtime.model_file import ModelFile, read_model
-from ensemble.runtime.openvino import suits_openvino
+from ensemble.runtime.openvino import is_for_openvino
 from ensemble.runtime.parity import draw_pictures
 from ensemble.runtime.providers import Start
 from ensemble.runtime.run_device import choose_run_device
@@ -100,7 +100,7 @@ def choose(asked: str | Device, models: list[ModelFile], **options: Any) -> tupl
 )
 def test_the_scheme_of_an_int8_card_says_what_it_is_for(card: ModelCard, suits: bool) -> None:
     """The card of a float32 model has no say, whatever it records."""
-    assert suits_openvino(card) == suits
+    assert is_for_openvino(card) == suits
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -1,4 +1,4 @@
-"""Give the channels of an int8 network's activations units of their own, where the network in float32 stays the same.
+"""Give each channel of an int8 network's activations a factor of its own, where the network in float32 stays the same.
 
 An activation has one scale of 8 bits for all channels, and the widest one sets it. An activation function such as SiLU
 does not commute with a factor, but what it returns may be multiplied by one per channel, and the convolution that reads
@@ -20,20 +20,10 @@ import numpy as np
 import onnx
 
 from ensemble.runtime.int8_weights import groups_of
+from exporters.int8_layers import ACTIVATIONS, find_gates
 from exporters.int8_schemes import Doubles
 
-_LARGEST = 16.0  # factor of a channel's unit: a channel that is nearly constant needs no more
-# onnxruntime has no integer kernels for a convolution with one of them; it computes a Relu or Clip with the convolution
-ACTIVATIONS = frozenset(
-    {
-        *("Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Sigmoid"),
-        *("Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu"),
-    }
-)
-_MEANS = {"GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"}
-_SHAPES = {"Shape", "Size"}
-_WEIGHTED = {"Conv", "Gemm", "MatMul"}
-_DEEPEST = 24  # nodes between means and the product with the gate
+_LARGEST = 16.0  # factor: a channel that is nearly constant needs no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,67 +62,21 @@ class RewrittenWeights:
             self._tensors[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
 
 
-def find_gates(graph: onnx.GraphProto) -> frozenset[int]:
-    """Return the nodes between the means of maps and the products with the gates that are made of them.
-
-    A gate is an input of a Mul that depends on the image by such means alone, as in squeeze-and-excitation, and the
-    other input is a map: a product of two such inputs, as in a head with SiLU after the pooling, has no gate.
-    """
-    maker = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-    # what depends on the image by more than means; the shape that a gate is expanded to depends on no value
-    maps = {value.name for value in graph.input} - constants
-    for node in graph.node:
-        if node.op_type not in _MEANS | _SHAPES and not maps.isdisjoint(node.input):
-            maps.update(node.output)
-    found: set[int] = set()
-    for node in graph.node:
-        if node.op_type == "Mul" and constants.isdisjoint(node.input):
-            gates = [name for name in node.input if name not in maps]
-            if len(gates) == 1:
-                found |= _nodes_since_means(graph, gates[0], maker)
-    return frozenset(found)
-
-
-def _nodes_since_means(graph: onnx.GraphProto, name: str, maker: Mapping[str, int]) -> set[int]:
-    """Return the nodes that a tensor depends on, after the means; none where they are too many for a gate."""
-    found: set[int] = set()
-    left = [name]
-    while left:
-        i = maker.get(left.pop())
-        if i is None or i in found or graph.node[i].op_type in _MEANS | _SHAPES:
-            continue
-        found.add(i)
-        left += graph.node[i].input
-    return found if len(found) <= _DEEPEST else set()
-
-
-def has_activations(graph: onnx.GraphProto) -> bool:
-    """Return True if a function of `ACTIVATIONS` reads what a layer makes, but for the layers of gates."""
-    gates = find_gates(graph)
-    constants = {tensor.name for tensor in graph.initializer}
-    maker = {name: node for node in graph.node for name in node.output}
+def readers_of(graph: onnx.GraphProto) -> Mapping[str, list[tuple[int, int]]]:
+    """Return the nodes that read each tensor, by their indices, with the place of the input; empty for unread ones."""
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, node in enumerate(graph.node):
-        if node.op_type in ACTIVATIONS and i not in gates:
-            before = maker.get(node.input[0])
-            # a bias that is added, a factor, other axes
-            while before is not None and before.op_type not in _WEIGHTED:
-                inputs = [name for name in before.input if name not in constants]
-                before = maker.get(inputs[0]) if len(inputs) == 1 else None
-            if before is not None:
-                return True
-    return False
+        for place, name in enumerate(node.input):
+            found[name].append((i, place))
+    return found
 
 
 def find_scaled_tensors(proto: onnx.ModelProto) -> tuple[ScaledTensor, ...]:
-    """Return the activations whose channels may have units of their own, in the order of computation."""
+    """Return the activations whose channels may have factors of their own, in the order of computation."""
     graph = proto.graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     results = {value.name for value in graph.output}
-    readers = defaultdict(list)
-    for i, node in enumerate(graph.node):
-        for place, name in enumerate(node.input):
-            readers[name].append((i, place))
+    readers = readers_of(graph)
     gates = find_gates(graph)
     gate_outputs = {name for i in gates for name in graph.node[i].output}
     planes = _planes(proto)
@@ -160,20 +104,20 @@ def find_scaled_tensors(proto: onnx.ModelProto) -> tuple[ScaledTensor, ...]:
 def scale_channels(
     graph: onnx.GraphProto, scaled: Sequence[ScaledTensor], ends: Mapping[str, Doubles], constants: RewrittenWeights
 ) -> None:
-    """Give each channel of these tensors its unit, in place, by the least and the greatest values ``(2, C)``."""
+    """Give each channel of these tensors its factor, in place, by the least and the greatest values ``(2, C)``."""
     make = onnx.helper.make_node
     before: dict[int, list[onnx.NodeProto]] = defaultdict(list)
     after: dict[int, list[onnx.NodeProto]] = defaultdict(list)
     for one in scaled:
-        units = channel_units([np.max(np.abs(ends[one.name]), axis=0)])
-        if np.all(units == 1):
+        factors = channel_factors([np.max(np.abs(ends[one.name]), axis=0)])
+        if np.all(factors == 1):
             continue
         for i in one.read_by:
             node = graph.node[i]
             weight = constants.read(node.input[1])
-            constants.write(node.input[1], weight / _by_weight(units, groups_of(node), weight.shape))
-        name = f"{one.name}/units"
-        values = units.astype(np.float32).reshape(1, -1, 1, 1)
+            constants.write(node.input[1], weight / _by_weight(factors, groups_of(node), weight.shape))
+        name = f"{one.name}/factors"
+        values = factors.astype(np.float32).reshape(1, -1, 1, 1)
         graph.initializer.append(onnx.numpy_helper.from_array(values, name))
         node = graph.node[one.maker]
         if one.gate is None:
@@ -189,21 +133,21 @@ def scale_channels(
     graph.node.extend(copies)
 
 
-def channel_units(spreads: Sequence[Doubles]) -> Doubles:
-    """Return the factor of each channel ``(C,)``: the inverse of its spread, in units of the widest channel.
+def channel_factors(spreads: Sequence[Doubles]) -> Doubles:
+    """Return the factor of each channel ``(C,)``: the inverse of its spread, in factors of the widest channel.
 
     Each of the tensors has a range of its own, so their spreads count relative to their largest.
     """
     tiny = float(np.finfo(np.float32).tiny)
     relative = [np.maximum(spread / max(spread.max(), tiny), 1 / _LARGEST) for spread in spreads]
     widest = np.exp(np.mean(np.log(relative), axis=0))
-    units: Doubles = widest.max() / widest
-    return units
+    factors: Doubles = widest.max() / widest
+    return factors
 
 
-def _by_weight(units: Doubles, groups: int, dims: Sequence[int]) -> Doubles:
-    """Return the unit of the input channel of each weight ``(O, C / groups, 1, 1)``."""
-    each = units.reshape(groups, 1, -1)
+def _by_weight(factors: Doubles, groups: int, dims: Sequence[int]) -> Doubles:
+    """Return the factor of the input channel of each weight ``(O, C / groups, 1, 1)``."""
+    each = factors.reshape(groups, 1, -1)
     found: Doubles = np.broadcast_to(each, (groups, dims[0] // groups, dims[1])).reshape(dims[0], dims[1], 1, 1)
     return found
 
