@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from ensemble.runtime.openvino import openvino_version
 from exporters.accuracy_gate import MARGIN, WIDE_MARGIN, Verdict, predict_logits
 from exporters.export_steps import NO_STEPS, Steps
 from exporters.int8_calibration import measure_activations
-from exporters.int8_engines import start_engine, time_network
+from exporters.int8_engines import Engines, start_engine, time_network
 from exporters.int8_equalize import equalize
 from exporters.int8_layers import Layer, count_products, find_layers, has_activations, prepare
 from exporters.int8_near_ties import MOST_AGAIN
@@ -128,7 +128,8 @@ def _prepare(
     suited = tuple(layer for layer in layers if suits_scheme(model.graph, layer, scheme))
     if not suited:
         raise _nothing_to_quantize(card, f" in {scheme.name} quantization on TensorRT")
-    predict = partial(_predict, card=card, scheme=scheme, steps=steps)
+    engines = Engines(card, scheme)
+    predict = partial(_predict, engines=engines, steps=steps)
     reference = serialize(plain)
     tensors = find_tensors(model.graph, suited, scheme=scheme)
     activations = measure_activations(model, tensors, calibration, steps=steps, listener=listener)
@@ -138,7 +139,7 @@ def _prepare(
     few = calibration[:_PROBES]
     expected = predict(reference, few, stage="probe")
     error = partial(_error, predict=predict, pixels=few, expected=expected)
-    time_model = partial(_time_model, card=card, scheme=scheme, pixels=few, steps=steps)
+    time_model = partial(_time_model, engines=engines, pixels=few, steps=steps)
     # the range of all values comes first, so that it wins on ties
     candidates = {"extremes": activations.extremes(), "least squares": activations.least_squares(scheme=scheme)}
     chosen, ranges = min(candidates.items(), key=lambda one: error(build(one[1], suited)))
@@ -237,7 +238,7 @@ def _time_whole(
     """Time the network in float32 and on integers, say both times, and return the first in microseconds."""
     model = build()
     before, after = time_model(plain).total, time_model(model).total
-    elsewhere = _time_model(model, card=card, scheme=ASYMMETRIC, pixels=pixels, steps=steps).total
+    elsewhere = _time_model(model, engines=Engines(card, ASYMMETRIC), pixels=pixels, steps=steps).total
     text = (
         f"{card.member}: in OpenVINO {after / 1000:.3g} ms an image on integers against {before / 1000:.3g} in "
         f"float32, in ONNX Runtime {elsewhere / 1000:.3g} ({processor_name()}, one core)"
@@ -262,22 +263,20 @@ def _predict(
     model: bytes,
     pixels: Pixels,
     *,
-    card: ModelCard,
-    scheme: Scheme,
+    engines: Engines,
     steps: Steps,
     stage: str = "gate",
     listener: Listener = SILENT,
 ) -> Logits:
-    """Return the logits ``(N, C)`` of a serialized model, whose session is started unless all of them are kept."""
-    start = cache(lambda: start_engine(model, card, scheme))
+    """Return the logits ``(N, C)`` of a serialized model, which is started unless all of them are kept."""
 
     def run(batch: Pixels) -> Logits:
-        return start()(batch)
+        return engines.start(model)(batch)
 
     return predict_logits(run, pixels, model=model, steps=steps, stage=stage, listener=listener)
 
 
-def _time_model(proto: onnx.ModelProto, *, card: ModelCard, scheme: Scheme, pixels: Pixels, steps: Steps) -> Times:
+def _time_model(proto: onnx.ModelProto, *, engines: Engines, pixels: Pixels, steps: Steps) -> Times:
     """Return the times of a model: those that an earlier run has measured, so that it decides as that one."""
-    parts = (proto, pixels, scheme.name)
-    return Times(steps.values("timings", parts, lambda: dict(time_network(proto, card, scheme, pixels).by_node)))
+    parts = (proto, pixels, engines.scheme.name)
+    return Times(steps.values("timings", parts, lambda: dict(time_network(proto, engines, pixels).by_node)))

@@ -124,4 +124,6 @@ def start_session(model: onnx.ModelProto) -> Any:
     """Return a session of onnxruntime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # between two images other work is done, during which its threads would wait busily
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
