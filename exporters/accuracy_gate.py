@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -295,17 +296,23 @@ def predict_logits(
     model: Given = "",
     steps: Steps = NO_STEPS,
     stage: str = "gate",
+    parallel: int = 1,
     listener: Listener = SILENT,
 ) -> Logits:
-    """Return the logits ``(N, C)`` of all images, computed in batches; ``steps`` keeps them as those of ``model``."""
+    """Return the logits ``(N, C)`` of all images, computed in batches; ``steps`` keeps them as those of ``model``.
 
-    def predict(start: int, stop: int) -> Arrays:
-        found = run(pixels[start:stop])
-        listener.progress(stage, stop, len(pixels))
-        return {"logits": found}
-
+    So many batches run in ``parallel``, for a ``run`` that computes on one core.
+    """
     batch = _BATCH if pixels.shape[1] * pixels.shape[2] < _LARGE else _BATCH_LARGE
-    return steps.rows("logits", (model, pixels), spans_of(len(pixels), batch), predict)["logits"]
+    with ThreadPoolExecutor(parallel) as pool:
+
+        def predict(start: int, stop: int) -> Arrays:
+            batches = [pixels[start + first : start + end] for first, end in spans_of(stop - start, batch)]
+            found = list(pool.map(run, batches)) if parallel > 1 else [run(one) for one in batches]
+            listener.progress(stage, stop, len(pixels))
+            return {"logits": np.concatenate(found)}
+
+        return steps.rows("logits", (model, pixels), spans_of(len(pixels), batch * parallel), predict)["logits"]
 
 
 def judge(precision: Precision, reference: Logits, found: Logits, truth: Classes | None) -> Verdict:

@@ -273,7 +273,9 @@ def _predict(
     def run(batch: Pixels) -> Logits:
         return engines.start(model)(batch)
 
-    return predict_logits(run, pixels, model=model, steps=steps, stage=stage, listener=listener)
+    return predict_logits(
+        run, pixels, model=model, steps=steps, stage=stage, parallel=engines.parallel, listener=listener
+    )
 
 
 def _time_model(proto: onnx.ModelProto, *, engines: Engines, pixels: Pixels, steps: Steps) -> Times:

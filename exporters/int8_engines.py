@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.errors import ModelError
 from ensemble.runtime.error_text import explain_error
+from ensemble.runtime.machine import available_cores
 from ensemble.runtime.model_file import INPUT, LOGITS
 from ensemble.runtime.openvino import UnavailableError, build_runtime
 from exporters.int8_schemes import Scheme
@@ -19,6 +21,7 @@ from exporters.verify import ExportedModel
 
 _RUNS = (5, 40)  # at least and at most, of one image each
 _SECONDS = 0.4
+_MOST_PARALLEL = 8  # calls: each takes the memory of its activations
 _KEPT = 3  # networks: float32, and integers with either kind of ranges
 
 
@@ -42,19 +45,25 @@ def start_engine(model: bytes, card: ModelCard, scheme: Scheme) -> Callable[[Pix
 class Engines:
     """Starts the networks of one export, and keeps the last ones: the same network answers for several sets of images.
 
+    Several threads may use them at once.
+
     To start an EfficientNet-B3 in OpenVINO takes as long as 12 images of 300 px do.
     """
 
     def __init__(self, card: ModelCard, scheme: Scheme) -> None:
         self._card, self.scheme = card, scheme
+        # a call computes on one core in OpenVINO, on all of them in onnxruntime
+        self.parallel = min(available_cores(), _MOST_PARALLEL) if scheme.inputs_only else 1
+        self._starting = threading.Lock()
         self._kept: dict[bytes, Callable[[Pixels], Logits]] = {}
 
     def start(self, model: bytes) -> Callable[[Pixels], Logits]:
         """Return a function from images to logits, see `start_engine`."""
-        run = self._kept.pop(model, None) or start_engine(model, self._card, self.scheme)
-        while len(self._kept) >= _KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[model] = run
+        with self._starting:
+            run = self._kept.pop(model, None) or start_engine(model, self._card, self.scheme)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[model] = run
         return run
 
 
