@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ensemble.card import ModelCard
 from ensemble.errors import enumerate_some
 from ensemble.install import version_of
-from ensemble.runtime.int8_products import with_convolutions
 from ensemble.runtime.machine import available_cores
+from ensemble.runtime.openvino_graph import computes_weights, for_openvino
 
 
 class UnavailableError(Exception):
@@ -62,15 +62,21 @@ def build_runtime(model: bytes, *, bf16: bool, threads: int = 1) -> OpenVINORunt
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError(f"{core.get_property('CPU', 'FULL_DEVICE_NAME').strip()} does not compute in bf16")
     cores = available_cores()
+    streams = max(1, cores // threads)
     settings = {
         "INFERENCE_NUM_THREADS": cores,
-        "NUM_STREAMS": max(1, cores // threads),
+        "NUM_STREAMS": streams,
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "EXECUTION_MODE_HINT": "PERFORMANCE" if bf16 else "ACCURACY",
         # two processes with pinned threads would pin them to the same cores
         "ENABLE_CPU_PINNING": False,
     }
-    return OpenVINORuntime(core.compile_model(core.read_model(with_convolutions(model)), "CPU", settings))
+    graph = for_openvino(model)
+    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    if graph is not model and streams > 1 and computes_weights(compiled):
+        # with several streams OpenVINO 2026.4 keeps such weights before it has computed them
+        compiled = core.compile_model(core.read_model(graph), "CPU", settings | {"NUM_STREAMS": 1})
+    return OpenVINORuntime(compiled)
 
 
 _core: Any = None

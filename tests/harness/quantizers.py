@@ -32,9 +32,9 @@ import onnxruntime
 from ensemble.arrays import Logits, Pixels
 from ensemble.card import ModelCard
 from ensemble.images.listing import list_images
-from ensemble.runtime.int8_products import with_convolutions
 from ensemble.runtime.model_file import INPUT, LOGITS, ModelFile, read_model
 from ensemble.runtime.openvino import shared_core
+from ensemble.runtime.openvino_graph import for_openvino
 from exporters.accuracy_gate import ImageSet, Verdict, judge, load_images
 from exporters.int8_near_ties import distances
 
@@ -148,7 +148,7 @@ def _both(data: bytes) -> dict[str, Run]:
         logits: Logits = found
         return logits
 
-    return {"onnxruntime": run, "openvino": _openvino(shared_core().read_model(with_convolutions(data)))}
+    return {"onnxruntime": run, "openvino": _openvino(shared_core().read_model(for_openvino(data)))}
 
 
 def _openvino(network: Any) -> Run:
