@@ -18,7 +18,7 @@ _OPTIONS = {
         "answer_kind",
         metavar="KIND",
         help="How answers are written: number, name, probabilities, probability, label-columns, decisions, "
-        "label-cells, ranking, ranking:<k> or long.  [default: as in the sample]",
+        "label-cells, ranking, ranking:<k>, long, or number:1 for class numbers from 1.  [default: as in the sample]",
     ),
     "id_column": click.option("--id-column", metavar="NAME", help="Column of the ids.  [default: by its name]"),
     "label_column": click.option(

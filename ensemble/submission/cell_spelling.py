@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ensemble.labels import LabelSpace
@@ -55,10 +55,20 @@ def spellings(names: Sequence[str], parts: Sequence[str]) -> Iterator[Spelling]:
             yield Spelling(padded, f"as numbers of {width} digits")
 
 
-def counts_from_one(cells: Sequence[str], classes: int) -> bool:
+def counts_from_one(numbers: Collection[str], classes: int) -> bool:
     """Return True if answers are the numbers of classes counted from 1: none is 0, and one is their number."""
-    filled = [cell for cell in cells if cell]
-    return str(classes) in filled and all(re.fullmatch(r"[1-9][0-9]{0,8}", c) and int(c) <= classes for c in filled)
+    return str(classes) in numbers and may_count_from_one(numbers, classes)
+
+
+def may_count_from_one(numbers: Collection[str], classes: int) -> bool:
+    """Return True if answers may be the numbers of classes counted from 1: none is 0."""
+    filled = [number for number in numbers if number]
+    return bool(filled) and all(re.fullmatch(r"[1-9][0-9]{0,8}", n) and int(n) <= classes for n in filled)
+
+
+def numbers_from_one(classes: int) -> tuple[str, ...]:
+    """Return the numbers of classes that are counted from 1."""
+    return tuple(str(number + 1) for number in range(classes))
 
 
 def composed_as(table: Table, labels: LabelSpace) -> LabelSpace:

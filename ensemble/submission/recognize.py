@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble.errors import (
     ColumnsError,
     DataError,
+    OptionError,
     PredictionError,
     enumerate_some,
     show_spaces,
@@ -19,7 +20,13 @@ from ensemble.events import SILENT, Listener, Notice
 from ensemble.ids import find_id_column, has_image_suffix
 from ensemble.labels import LabelSpace
 from ensemble.submission.cell_kinds import CellKinds
-from ensemble.submission.cell_spelling import composed_as, counts_from_one, spellings
+from ensemble.submission.cell_spelling import (
+    composed_as,
+    counts_from_one,
+    may_count_from_one,
+    numbers_from_one,
+    spellings,
+)
 from ensemble.submission.class_names import (
     USUAL_ANSWERS,
     Mismatch,
@@ -40,7 +47,7 @@ from ensemble.submission.number_scale import (
 )
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, AnswerKind, AnswerSheet, LongRow
-from ensemble.submission.sheet_notices import SheetNotices
+from ensemble.submission.sheet_notices import SheetNotices, list_values
 from ensemble.submission.sheet_options import NO_OPTIONS, SheetOptions, apply_options
 from ensemble.text.csv_table import Table, parse_table
 from ensemble.text.input_file import read_input
@@ -284,11 +291,12 @@ class _Reader:
     def _respelled(self, kind: AnswerKind | None, column: str, cells: Sequence[str]) -> _Reader | None:
         """Return the reader with the classes as the cells spell them, where that is not their exact names."""
         names, form = self.labels.names, find_form(cells, self.options.separator)
-        parts = {part for cell in cells for part in form.split(cell)} | {cell for cell in cells if cell}
-        counted = kind in {None, "number", "label-cells", "ranking"} and len(names) > 1 and not is_percent(column)
-        if counted and not are_numbers(names) and counts_from_one(cells, len(names)):
+        split = [form.split(cell) for cell in cells]
+        parts = {part for row in split for part in row}
+        if self._counts_from_one(kind, column, parts, in_lists=any(len(row) > 1 for row in split)):
             self.notices.say(f"its class numbers count from 1 to {len(names)}, not from 0")
-            return replace(self, labels=LabelSpace.flat([str(i + 1) for i in range(len(names))]))
+            return replace(self, labels=LabelSpace.flat(numbers_from_one(len(names))))
+        parts |= {cell for cell in cells if cell}
         if not parts or parts & {*names, *map(str, range(len(names)))}:
             return None
         for parts in ({cell for cell in cells if cell}, {part for cell in cells for part in form.split(cell)}):
@@ -301,6 +309,36 @@ class _Reader:
                 options = replace(self.options, positive=self._named_positive(spelled))
                 return replace(self, labels=LabelSpace.flat(spelled), options=options, signed=positive)
         return None
+
+    def _counts_from_one(self, kind: AnswerKind | None, column: str, parts: Collection[str], *, in_lists: bool) -> bool:
+        """Return True if class numbers count from 1; where no number tells, say that they are counted from 0.
+
+        Raises:
+            OptionError: E204 when an option says that they do, and a number says that they do not.
+        """
+        names, first = self.labels.names, self.options.first
+        counted = kind in {None, "number", "label-cells", "ranking"} and len(names) > 1 and not is_percent(column)
+        if not counted or are_numbers(names) or first == 0:
+            return False
+        may = may_count_from_one(parts, len(names))
+        if first == 1 and parts and not may and are_whole(list(parts)):
+            wrong = next(part for part in sorted(parts) if not 0 < int(part) <= len(names))
+            raise OptionError(
+                "E204",
+                f"--answers number:1 does not fit: {self.table.path.name} has the answer {wrong}, and the classes "
+                f"would be 1 to {len(names)}",
+                path=self.table.path,
+            )
+        if first == 1 or counts_from_one(parts, len(names)):
+            return True
+        if may and (len(names) > 2 or kind == "number"):
+            way = f"{len(names)} in one of its cells" if in_lists else "--answers number:1"
+            self.notices.say(
+                f"its class numbers are {list_values(sorted(parts, key=int))}, and none is 0 or {len(names)}",
+                written=f"they are counted from 0 ({way} counts from 1)",
+                read=f"they are read as counted from 0 ({way} counts from 1)",
+            )
+        return False
 
     def _positive(self, column: str) -> int:
         options = self.options

@@ -9,6 +9,7 @@ from typing import cast
 
 from ensemble.errors import OptionError
 from ensemble.labels import LabelSpace
+from ensemble.submission.cell_spelling import numbers_from_one
 from ensemble.submission.positive import find_positive
 from ensemble.submission.sheet import DECISIONS, KINDS, AnswerKind, AnswerSheet
 
@@ -17,11 +18,12 @@ from ensemble.submission.sheet import DECISIONS, KINDS, AnswerKind, AnswerSheet
 class SheetOptions:
     """The options that overrule what is read from a sample.
 
-    ``answers`` is a kind, ``decisions``, or ``ranking:<k>``; ``positive`` the class of a single probability;
-    ``separator`` what is between the names in a cell; ``digits`` the decimals of probabilities. ``scored`` says that
-    ``positive`` may also be about a metric, whatever the kind of answers. ``recorded`` is the positive class that a
-    recipe was made for, where neither ``positive`` nor the column's name tells it. ``names_classes`` says that the
-    command has the option ``--labels``, and its classes may be a guess.
+    ``answers`` is a kind, ``decisions``, ``ranking:<k>``, or ``number:0`` and ``number:1``, which give the number
+    of the first class; ``positive`` the class of a single probability; ``separator`` what is between the names in a
+    cell; ``digits`` the decimals of probabilities. ``scored`` says that ``positive`` may also be about a metric,
+    whatever the kind of answers. ``recorded`` is the positive class that a recipe was made for, where neither
+    ``positive`` nor the column's name tells it. ``names_classes`` says that the command has the option ``--labels``,
+    and its classes may be a guess.
     """
 
     answers: str | None = None
@@ -44,16 +46,23 @@ class SheetOptions:
         if self.answers is None:
             return None
         name = "label-columns" if self.answers == DECISIONS else self.answers.partition(":")[0]
-        if name not in KINDS or (":" in self.answers and not re.fullmatch(r"ranking:[1-9][0-9]*", self.answers)):
-            known = ", ".join([*KINDS, DECISIONS, "ranking:<k>"])
+        more = r"ranking:[1-9][0-9]*|number:[01]"
+        if name not in KINDS or (":" in self.answers and not re.fullmatch(more, self.answers)):
+            known = ", ".join([*KINDS, DECISIONS, "ranking:<k>", "number:1"])
             raise OptionError("E202", f"--answers {self.answers!r} is not one of {known}", hint=f"one of {known}")
         return cast("AnswerKind", name)
 
     @property
     def ranks(self) -> int | None:
         """The number of names in a ranking, if it is given."""
-        _, colon, count = (self.answers or "").partition(":")
-        return int(count) if colon else None
+        kind, colon, count = (self.answers or "").partition(":")
+        return int(count) if colon and kind == "ranking" else None
+
+    @property
+    def first(self) -> int | None:
+        """The number of the first class, if it is given."""
+        kind, colon, number = (self.answers or "").partition(":")
+        return int(number) if colon and kind == "number" else None
 
 
 NO_OPTIONS = SheetOptions()
@@ -78,6 +87,8 @@ def default_sheet(
         sheet = replace(sheet, positive=find_positive(names, header[1], options.positive, recorded=options.recorded))
     elif kind == "long":
         raise OptionError("E204", "--answers long needs a sample with --like: it says how image and class are joined")
+    elif kind == "number" and options.first == 1:
+        sheet = replace(sheet, kind="name", spelling=numbers_from_one(len(names)))
     elif kind != "number":
         sheet = replace(sheet, spelling=names, at_most=options.ranks or 5 if kind == "ranking" else None)
     return apply_options(replace(sheet, decisions=options.answers == DECISIONS), options, "the submission")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -108,7 +110,8 @@ class Table:
 def read_table(path: Path, *, listener: Listener = SILENT) -> Table:
     """Read a CSV file in UTF-8 (with or without BOM), or else, with a notice, in UTF-16 or cp949.
 
-    Cells are separated by commas; or by semicolons, tabs or ``|``, with a notice, if the header has no comma but these.
+    Cells are separated by commas; or by semicolons, tabs or ``|``, with a notice, if the header has no comma but these,
+    or only these divide all lines alike.
     Empty lines are skipped.
 
     Raises:
@@ -130,6 +133,14 @@ def parse_table(data: bytes, path: Path, *, headless: bool = False, listener: Li
     text = _decode(data, path, listener)
     if "\0" in text:
         raise DataError("E322", f"{path.name}: not a text file", hint="save it as CSV in UTF-8", path=path)
+    if (kind := _json_kind(text)) is not None:
+        option = ", lines=True" if kind != "JSON" else ""
+        raise DataError(
+            "E322",
+            f"{path.name}: it is {kind}, not a table",
+            hint=f"write it as CSV: pandas.read_json({path.name!r}{option}).to_csv(..., index=False)",
+            path=path,
+        )
     excel_line, text = split_excel_line(text)
     if excel_line:
         listener.notice(Notice("I380", f"{path.name}: its first line is for Excel, {excel_line.strip()}", path))
@@ -192,11 +203,37 @@ def _decode(data: bytes, path: Path, listener: Listener) -> str:
 
 
 def delimiter_of(text: str) -> str:
-    """Return the delimiter of a table: a comma, or else the one of ``;``, tab and ``|`` that its header has most of."""
+    """Return the delimiter of a table: a comma, or else the one of ``;``, tab and ``|`` that its header has most of.
+
+    A header that has both, as ``id;grass, dry;leaf``, is divided so that the next lines have as many cells.
+    """
     header = next((line for line in text.lstrip("\ufeff").splitlines() if line), "")
     outside = re.sub(r'"(?:[^"]|"")*"', "", header)
     most = max(_DELIMITERS, key=outside.count)
-    return most if "," not in outside and most in outside else ","
+    if most not in outside:
+        return ","
+    return most if "," not in outside or (_fits(text, most) and not _fits(text, ",")) else ","
+
+
+def _fits(text: str, delimiter: str) -> bool:
+    """Return True if the first lines of a table have as many cells as its header, and more than one."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        counts = {len(cells) for cells in itertools.islice(reader, _FIRST_LINES) if cells}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts != {1}
+
+
+def _json_kind(text: str) -> str | None:
+    """Return what JSON a text is that was given for a table; None if it is not JSON."""
+    if not re.match(r"\s*(?:\[\s*[\[{\"]|\{\s*\")", text):
+        return None
+    try:
+        json.loads(text.lstrip().splitlines()[0])
+    except (ValueError, RecursionError):
+        return "JSON"
+    return "lines of JSON" if len(text.split("\n", 2)) > 1 and text.split("\n", 2)[1].strip() else "JSON"
 
 
 def split_excel_line(text: str) -> tuple[str, str]:
@@ -210,6 +247,7 @@ def split_excel_line(text: str) -> tuple[str, str]:
 
 _BETWEEN_SPACES = "its cells are separated by spaces: write it with commas"
 _DELIMITERS = (";", "\t", "|")
+_FIRST_LINES = 20
 _SEPARATOR_LINE = re.compile(r"\"?sep=[,;\t|]\"?(?=[\r\n])", re.IGNORECASE)
 _SPACED = re.compile(r'\s*"[^"\r\n]*" +"[^"\r\n]*"')
 

@@ -16,7 +16,7 @@ from ensemble.submission.class_names import ColumnMatch, match_columns
 from ensemble.submission.lint import check_submission, read_submission
 from ensemble.submission.recognize import read_sheet
 from ensemble.submission.sheet import Submission
-from ensemble.submission.sheet_options import SheetOptions
+from ensemble.submission.sheet_options import SheetOptions, default_sheet
 from ensemble.submission.write import write_submission
 
 PETS = ["cat", "dog", "owl"]
@@ -251,6 +251,47 @@ def test_class_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
     assert written(tmp_path, "id,label\na,1\nb,3\n", PETS, P, answers="number") == (text, said)
     named, _ = written(tmp_path, "id,label\na,1\nb,3\n", PETS, P, answers="name")
     assert named == "id,label\na,cat\nb,dog\n"
+
+
+@pytest.mark.parametrize("rows", ["a,1\nb,2\n", "a,1\nb,1\n", "a,2\nb,2\n"])
+def test_numbers_that_do_not_tell_where_they_begin_are_said(tmp_path: Path, rows: str) -> None:
+    """Without 0 and the number of classes they are counted from 0, which is said, or as an option says."""
+    text, said = written(tmp_path, f"id,label\n{rows}", PETS, P)
+    assert text == "id,label\na,0\nb,1\n"
+    assert "they are counted from 0 (--answers number:1 counts from 1)" in said
+    text, said = written(tmp_path, f"id,label\n{rows}", PETS, P, answers="number:1")
+    assert text == "id,label\na,1\nb,2\n"
+    assert "count from 1 to 3" in said
+    text, said = written(tmp_path, f"id,label\n{rows}", PETS, P, answers="number:0")
+    assert text == "id,label\na,0\nb,1\n"
+    assert "from 0" not in said
+
+
+def test_an_answer_of_0_contradicts_a_count_from_one(tmp_path: Path) -> None:
+    """The answer that the option excludes is named; a sample with empty answers has none."""
+    with pytest.raises(EnsError, match="the answer 0, and the classes would be 1 to 3") as caught:
+        written(tmp_path, "id,label\na,0\nb,1\n", PETS, P, answers="number:1")
+    assert caught.value.code == "E204"
+    assert written(tmp_path, "id,label\na,\nb,\n", PETS, P, answers="number:1")[0] == "id,label\na,1\nb,2\n"
+
+
+def test_lists_of_numbers_may_be_counted_from_one(tmp_path: Path) -> None:
+    """The numbers in a ranking are those of single answers: the number of classes among them says where they begin."""
+    text, said = written(tmp_path, "id,label\na,1 2 3\nb,1 2 3\n", PETS, P)
+    assert text.splitlines()[1:] == ["a,1 3 2", "b,2 1 3"]
+    assert "count from 1 to 3" in said
+    text, said = written(tmp_path, "id,label\na,1 2\nb,1 2\n", PETS, P)
+    assert text.splitlines()[1:] == ["a,0 2", "b,1 0"]
+    assert "they are counted from 0 (3 in one of its cells counts from 1)" in said
+
+
+def test_a_submission_without_a_sample_counts_from_one_if_it_is_told_to(tmp_path: Path) -> None:
+    """Without a sample class numbers are from 0, and an option changes that."""
+    labels = LabelSpace.flat(PETS)
+    answers = Submission(("a", "b"), P.argmax(axis=1), labels, P)
+    sheet = default_sheet(answers.ids, labels, options=SheetOptions(answers="number:1"))
+    write_submission(tmp_path / "out.csv", answers, sheet=sheet)
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["a,1", "b,2"]
 
 
 def test_one_percentage_of_two_classes(tmp_path: Path) -> None:

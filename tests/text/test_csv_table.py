@@ -192,3 +192,30 @@ def test_a_remark_before_the_header_is_told() -> None:
         with pytest.raises(DataError, match="cells, the header has") as caught:
             parse_table(text.encode(), Path("x.csv"))
         assert ("remove the remark in line 1" in caught.value.hint) is told
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_header_with_a_comma_in_a_name_is_divided_as_its_lines_are(mark: str) -> None:
+    """Excel quotes a comma only where commas separate the cells; decimal commas do not change that."""
+    text = mark.join(["id", "grass, dry", "leaf"]) + "\n" + mark.join(["a", "0,5", "0,5"]) + "\n"
+    table = parse_table(text.encode(), Path("x.csv"))
+    assert (table.header, table.rows) == (("id", "grass, dry", "leaf"), (("a", "0,5", "0,5"),))
+    plain = parse_table(f"id,a{mark}b,c\n1,2,3\n".encode(), Path("x.csv"))
+    assert plain.header == ("id", f"a{mark}b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('[{"id": "a.jpg", "label": 0}, {"id": "b.jpg", "label": 1}]', "JSON,"),
+        ('{\n  "a.jpg": "cat",\n  "b.jpg": "dog"\n}\n', "JSON,"),
+        ('{"a.jpg": "cat"}\n', "JSON,"),
+        ('{"id": "a.jpg", "label": 0}\n{"id": "b.jpg", "label": 1}\n', "lines of JSON,"),
+    ],
+)
+def test_json_is_called_so(text: str, kind: str) -> None:
+    """Its first line is not taken for a header; a header in brackets is one."""
+    with pytest.raises(DataError, match=f"it is {kind} not a table") as caught:
+        parse_table(text.encode(), Path("x.csv"))
+    assert ("lines=True" in caught.value.hint) is ("lines" in kind)
+    assert parse_table(b"[id],{a}\n1,2\n", Path("x.csv")).header == ("[id]", "{a}")
