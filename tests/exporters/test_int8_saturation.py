@@ -5,6 +5,9 @@ x86 processors without VNNI multiply uint8 by int8 with an instruction that adds
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from exporters.int8_layers import find_layers
 from exporters.int8_qdq import find_tensors, quantize
-from exporters.int8_schemes import Range
+from exporters.int8_schemes import OPENVINO, Range
 
 Array = NDArray[Any]
 LARGEST_SUM = (2**15 - 1) // 255  # of two weights, at the largest activation
@@ -169,3 +172,47 @@ def test_kernels_add_up_exactly(op: str, shape: tuple[int, ...], groups: int, ro
     expected = np.abs((np.clip(np.rint(real / ends.scale) + int(ends.zero), 0, 255) - int(ends.zero)) * ends.scale)
     assert np.abs(found - expected).max() <= 1.01 * ends.scale
     assert np.mean(np.abs(found - expected) > 0.01 * ends.scale) < 0.02
+
+
+IN_OPENVINO = """
+import sys, numpy
+from ensemble.runtime.openvino import build_runtime, shared_core
+from ensemble.runtime.int8_products import with_convolutions
+image = numpy.load(sys.argv[1])
+for path in sys.argv[2:]:
+    data = open(path, "rb").read()
+    numpy.save(path, build_runtime(data, bf16=False).run(["logits"], {"image": image})[0])
+    network = shared_core().read_model(with_convolutions(data))
+    request = shared_core().compile_model(network, "CPU", {"PERF_COUNT": True}).create_infer_request()
+    request.infer({"image": image})
+    print(*(one.exec_type for one in request.profiling_info if one.node_type == "Convolution"))
+"""
+
+
+def test_openvino_without_vnni_adds_up_exactly(tmp_path: Path) -> None:
+    """Held to the instructions of older processors, oneDNN adds up as in float32, but not weights twice as large.
+
+    ONEDNN_MAX_CPU_ISA is read once by a process (``get_max_cpu_isa`` in oneDNN's src/cpu/x64/cpu_isa_traits.cpp).
+    """
+    proto = build("Conv", np.resize(ROWS["equal"], (16, 32, 1, 1)), np.zeros(16))
+    model = quantize(proto, {"image": RANGE}, find_layers(proto.graph), scheme=OPENVINO)
+    image = np.full((2, 32, 9, 9), RANGE.high, dtype=np.float32)
+    np.save(tmp_path / "image.npy", image)
+    (tmp_path / "ours.onnx").write_bytes(model.SerializeToString())
+    (weight,) = (one for one in model.graph.initializer if one.name == "layer/weight/int8")
+    values = onnx.numpy_helper.to_array(weight)
+    assert (values == 64).all()
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, 127), weight.name))
+    (tmp_path / "large.onnx").write_bytes(model.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", IN_OPENVINO, "image.npy", "ours.onnx", "large.onnx"],
+        cwd=tmp_path,
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {kernel.rsplit("_", 1)[1] for kernel in done.stdout.split()} == {"I8"}, "in float this proves nothing"
+    ours, large = (np.load(tmp_path / f"{name}.onnx.npy") for name in ("ours", "large"))
+    np.testing.assert_allclose(ours, 32 * RANGE.high, rtol=0.01)
+    assert large.max() < 0.8 * 32 * RANGE.high * 127 / 64
