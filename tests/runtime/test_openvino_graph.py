@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ensemble.runtime.openvino import OpenVINORuntime, build_runtime
+from ensemble.runtime.openvino import OpenVINORuntime, build_runtime, shared_core
 from ensemble.runtime.openvino_graph import computes_weights, for_openvino
 
 Array = NDArray[Any]
@@ -134,8 +134,8 @@ def test_openvino_answers_as_onnxruntime(data: bytes, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("hidden", "expected"), [(False, False), (True, True)])
 def test_weights_that_are_computed_at_run_time_are_found(hidden: bool, expected: bool) -> None:
     """A stride of its own keeps weights in 8 bits; one that passes a convolution without rounding is found."""
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    core = openvino.Core()
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    core = shared_core()
     compiled = core.compile_model(core.read_model(for_openvino(strided(hidden=hidden))), "CPU")
     assert computes_weights(compiled) is expected
     assert isinstance(OpenVINORuntime(compiled).run(None, {"x": inputs(1)}), list)
