@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ _POOLED = {"GlobalAveragePool", "MaxPool"}
 class Layer:
     """A convolution or matrix product and the nodes that follow it up to the next one; ``nodes`` are their indices.
 
-    It is named after its weight in the checkpoint.
+    It is named after its weight in the checkpoint; of layers that share one, the second is ``name (2)``, and so on.
     """
 
     name: str
@@ -71,7 +72,12 @@ def find_layers(graph: onnx.GraphProto, *, with_gates: bool = True) -> tuple[Lay
             found.append((node.name if name.startswith("val_") else name, [i]))
         elif found and _is_quantizable(node, weights):
             found[-1][1].append(i)
-    return tuple(Layer(name, tuple(nodes)) for name, nodes in found)
+    times: Counter[str] = Counter()
+    layers = []
+    for name, nodes in found:
+        times[name] += 1
+        layers.append(Layer(name if times[name] == 1 else f"{name} ({times[name]})", tuple(nodes)))
+    return tuple(layers)
 
 
 def find_gates(graph: onnx.GraphProto) -> frozenset[int]:

@@ -69,7 +69,7 @@ class Quantized:
             "multiplications_in_float": round(self.in_float_share, 4),
             **({"residual_sums": "float32"} if self.float_sums else {}),
             **({"inputs_in_two_terms": list(self.two_terms)} if self.two_terms else {}),
-            **({"fp32_fallback": self.fallback.as_dict()} if self.fallback.below else {}),
+            **({"near_ties": self.fallback.as_dict()} if self.fallback.below else {}),
             **({} if self.scheme is ASYMMETRIC else {"scheme": self.scheme.name}),
         }
 

@@ -32,6 +32,8 @@ _SAME = 1e-6  # of the largest answer
 # in a card's checks: of onnxruntime, and of OpenVINO where the model was judged there
 _RECORDED = "logits_of_test_images"
 _RECORDED_OPENVINO = "logits_of_test_images_openvino"
+# there if near ties are answered in float32; the second one in cards before it had the name of the option
+_IN_FLOAT32 = frozenset({"near_ties", "fp32_fallback"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def notify_parity(parity: Parity, *, who: str, listener: Listener = SILENT) -> N
 
 def near_ties_of(card: ModelCard) -> int:
     """Return how many test images may be near ties of a model that answers these in float32, see `compare_logits`."""
-    return _NEAR_TIES if "fp32_fallback" in card.checks else 0
+    return _NEAR_TIES if _IN_FLOAT32 & card.checks.keys() else 0
 
 
 def compare_logits(expected: Logits, found: Logits, *, limit: float, near_ties: int = 0) -> Parity:

@@ -43,8 +43,9 @@ def moved(*rows: int, by: float = 2.0) -> Logits:
 
 
 def test_only_a_model_with_two_networks_has_near_ties() -> None:
-    """The card records the threshold of such a model, and no other has images to leave out."""
-    assert near_ties_of(card(fp32_fallback={"below": 0.1, "share": 0.05})) == 2
+    """The card records the threshold of such a model, under one of two names, and no other has images to leave out."""
+    for key in ("near_ties", "fp32_fallback"):
+        assert near_ties_of(card(**{key: {"below": 0.1, "share": 0.05}})) == 2
     assert near_ties_of(card()) == 0
 
 
@@ -83,7 +84,7 @@ def test_a_class_that_changed_at_a_tie_is_left_out_with_its_image() -> None:
 
 def test_a_runtime_and_a_processor_may_answer_near_ties_by_the_other_network() -> None:
     """Both checks of a start leave them out and say so, for a card with a threshold and for no other."""
-    tied = card(fp32_fallback={"below": 0.1, "share": 0.05})
+    tied = card(near_ties={"below": 0.1, "share": 0.05})
     parity = require_parity(
         lambda _: moved(4), lambda _: EXPECTED, SIZE, near_ties=near_ties_of(tied), who="m", precision="int8"
     )
