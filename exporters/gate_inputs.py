@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.loading.open import Checkpoint
 from ensemble.arrays import Classes
 from ensemble.card import ModelCard
 from ensemble.events import Listener
 from ensemble.predictions.truth import Truth, read_truth
 from exporters.accuracy_gate import ImageSet, Split, classes_of, split_images
-from exporters.int8 import CALIBRATION
-from exporters.training_record import Familiar, TrainingRecord, tell_familiar, training_record
+from exporters.training_record import Familiar, Trained, TrainingRecord, tell_familiar, training_record
+
+CALIBRATION = 256  # images of int8, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class GateInputs:
 
 
 def read_gate(
-    checkpoint: Checkpoint, card: ModelCard, images: ImageSet | None, truth: Path | None, listener: Listener
+    checkpoint: Trained, card: ModelCard, images: ImageSet | None, truth: Path | None, listener: Listener
 ) -> GateInputs | None:
     """Return what int8, or float16 with a ground truth, is judged by; None for other models.
 

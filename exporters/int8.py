@@ -28,7 +28,6 @@ from exporters.int8_schemes import ASYMMETRIC, OPENVINO, SCHEMES, Scheme
 from exporters.int8_select import FASTER, Quantized, Samples, Selector, serialize
 from exporters.int8_timing import Times, time_layers
 
-CALIBRATION = 256
 MOST_LEADING = 0.1  # of the multiplications: of the first layers, which stay in float where that is faster
 _PROBES = 16
 _LEADING = 4  # layers at most

@@ -24,6 +24,7 @@ ACTIVATIONS = frozenset(
 )
 _POOLS = {"GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"}
 _SHAPES = {"Shape", "Size"}
+_SCALES = {"Add", "Sub", "Mul", "Div"}
 _DEEPEST = 24  # nodes between the pooling and the product with the gate
 _PAIRED = {"Add", "Mul"}
 _COUNTING = {"ArgMax", "ArgMin", "NonZero", "Shape", "Size"}  # they make whole numbers of any input
@@ -117,20 +118,44 @@ def _nodes_since_pools(graph: onnx.GraphProto, name: str, maker: Mapping[str, in
 
 
 def has_activations(graph: onnx.GraphProto) -> bool:
-    """Return True if a function of `ACTIVATIONS` reads what a layer makes, but for the layers of gates."""
+    """Return True if a layer's output goes through an activation function that is not a ReLU, but for those of gates.
+
+    It may be normalized, added or moved before. A function is one of `ACTIVATIONS`, or is written as the product of a
+    tensor with a bounded function of it, such as x * relu6(x + 3) / 6 or a squared ReLU.
+    """
     gates = find_gates(graph)
+    gate_outputs = {name for i in gates for name in graph.node[i].output}
     constants = {tensor.name for tensor in graph.initializer}
-    maker = {name: node for node in graph.node for name in node.output}
+    behind = _layers_behind(graph)
+    bounded: set[str] = set()  # what Relu and Clip make, with constants added and multiplied
     for i, node in enumerate(graph.node):
-        if node.op_type in ACTIVATIONS and i not in gates:
-            before = maker.get(node.input[0])
-            # a bias that is added, a factor, other axes
-            while before is not None and before.op_type not in WEIGHTED:
-                inputs = [name for name in before.input if name not in constants]
-                before = maker.get(inputs[0]) if len(inputs) == 1 else None
-            if before is not None:
+        inputs = [name for name in node.input if name not in constants]
+        if i in gates or not any(behind.get(name) for name in inputs):
+            continue
+        if node.op_type in ACTIVATIONS:
+            return True
+        from_bounded = not bounded.isdisjoint(inputs)
+        if node.op_type in BOUNDED or (from_bounded and len(inputs) == 1 and node.op_type in _SCALES):
+            bounded.update(node.output)
+        if from_bounded and node.op_type == "Pow":
+            return True
+        if from_bounded and node.op_type == "Mul" and len(inputs) == 2 and gate_outputs.isdisjoint(inputs):
+            first, second = (behind.get(name, frozenset()) for name in inputs)
+            if first & second:
                 return True
     return False
+
+
+def _layers_behind(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
+    """Return of each tensor the outputs of layers that it is made of by other nodes, but for their shapes alone."""
+    found: dict[str, frozenset[str]] = {}
+    for node in graph.node:
+        if node.op_type in WEIGHTED:
+            found[node.output[0]] = frozenset(node.output[:1])
+        elif node.op_type not in _SHAPES:
+            behind = frozenset[str]().union(*(found.get(name, frozenset()) for name in node.input))
+            found |= dict.fromkeys(node.output, behind)
+    return found
 
 
 def count_products(proto: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, int]:

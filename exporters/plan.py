@@ -16,10 +16,13 @@ from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkp
 from checkpoints.loading.read import Content, read_content, stored_card
 from checkpoints.loading.state_dicts import is_tensor, key_text
 from checkpoints.loading.timm_tables import default_config, row_of
-from ensemble.card import ModelCard
+from ensemble.card import ModelCard, NearTies, Quantization
 from ensemble.errors import ModelError, enumerate_some
 from ensemble.events import Listener, Notice, Recorder
+from ensemble.runtime.openvino import openvino_version
 from ensemble.text.text_table import render_columns
+from exporters.accuracy_gate import ImageSet, Split
+from exporters.gate_inputs import read_gate
 from exporters.make_card import ExportOptions, TimmDefaults, describe_settings, make_card, member_of
 
 if TYPE_CHECKING:
@@ -37,12 +40,22 @@ _CONTAINERS = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The images that int8 is calibrated and judged on, or fp16 with ``truth``, the table of their classes."""
+
+    images: ImageSet | None = None
+    truth: Path | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
     """The content of a checkpoint, and the card and file that an export would write.
 
     ``holds`` are lines about the file; ``fits`` are the architectures of the network's names and shapes. ``tensors``
     and ``parameters`` are the numbers of the network's tensors and values, without the counters of batches.
+    ``quantization`` is that of int8, None where only the graph tells; ``near_ties`` is the precision that may answer
+    them. ``split`` are the images that calibrate, choose and judge.
     """
 
     checkpoint: Path
@@ -52,12 +65,19 @@ class ExportPlan:
     parameters: int
     holds: tuple[str, ...] = ()
     fits: tuple[str, ...] = ()
+    quantization: Quantization | None = None
+    near_ties: NearTies | None = None
+    split: Split | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return JSON-ready values."""
         return {
             "checkpoint": str(self.checkpoint),
             "output": str(self.output),
+            "precision": self.card.precision,
+            "quantization": self.quantization,
+            "near_ties": self.near_ties,
+            "images": None if self.split is None else _count_images(self.split),
             "holds": list(self.holds),
             "fits": list(self.fits),
             "tensors": self.tensors,
@@ -82,23 +102,31 @@ def stored_members(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def plan_exports(
-    paths: Sequence[Path], folder: Path, options: ExportOptions, how: OpenOptions, *, listener: Listener
+    paths: Sequence[Path],
+    folder: Path,
+    options: ExportOptions,
+    how: OpenOptions,
+    *,
+    judged: Judged = Judged(),
+    listener: Listener,
 ) -> list[ExportPlan]:
     """Return what an export of every checkpoint would write; without torch where names and shapes tell.
 
     Raises:
-        EnsError: as `open_checkpoint`, `make_card` and `name_members`.
+        EnsError: as `open_checkpoint`, `make_card`, `name_members` and `read_gate`.
     """
     found = find_all(paths)
     names = {} if options.member is not None else name_members(found, stored_members(found), listener)
     plans = []
     for path in found:
         named = replace(options, member=names[path]) if path in names else options
-        plans.append(_plan(path, folder, named, how, listener))
+        plans.append(_plan(path, folder, named, how, judged, listener))
     return plans
 
 
-def _plan(path: Path, folder: Path, options: ExportOptions, how: OpenOptions, listener: Listener) -> ExportPlan:
+def _plan(
+    path: Path, folder: Path, options: ExportOptions, how: OpenOptions, judged: Judged, listener: Listener
+) -> ExportPlan:
     read, heard = Recorder(), Recorder()
     content = read_content(path, with_values=False, listener=read)
     holds = [_describe(content)]
@@ -126,6 +154,10 @@ def _plan(path: Path, folder: Path, options: ExportOptions, how: OpenOptions, li
         listener.notice(Notice("I485", message, path))
     for notice in describe_settings(card, checkpoint):
         listener.notice(notice)
+    gate = read_gate(checkpoint, card, judged.images, judged.truth, listener)
+    is_int8 = card.precision == "int8"
+    quantization = _quantization(card, options) if is_int8 else None
+    again = options.near_ties == "fp32" and quantization != "symmetric" and not options.features
     return ExportPlan(
         checkpoint=path,
         output=folder / f"{card.member}.onnx",
@@ -134,7 +166,43 @@ def _plan(path: Path, folder: Path, options: ExportOptions, how: OpenOptions, li
         parameters=parameters,
         holds=tuple(holds),
         fits=fits,
+        quantization=quantization,
+        near_ties=("fp32" if again else "int8") if is_int8 else None,
+        split=None if gate is None else gate.split,
     )
+
+
+def _quantization(card: ModelCard, options: ExportOptions) -> Quantization | None:
+    """Return the quantization of an int8 file; None where the activation functions in its graph decide."""
+    if options.quantization is None and (card.preprocess.kept or openvino_version() == "missing"):
+        return "asymmetric"
+    return options.quantization
+
+
+def _count_images(split: Split) -> dict[str, int]:
+    return {
+        "calibrate": len(split.calibration),
+        "choose": len(split.choose),
+        "judge": len(split.gate),
+        "judge again": len(split.spare),
+    }
+
+
+def _describe_precision(plan: ExportPlan) -> list[str]:
+    """Return lines that say how the file's precision is reached and what checks it."""
+    if plan.card.precision == "fp32":
+        return []
+    parts: list[str] = [plan.card.precision]
+    if plan.near_ties is not None:
+        unknown = "openvino if it has activation functions other than ReLU outside of gates, else asymmetric"
+        parts.append(f"--quantization {plan.quantization or unknown}")
+        parts.append("near ties " + ("in float32 where its check needs it" if plan.near_ties == "fp32" else "in int8"))
+    lines = ["; ".join(parts)]
+    if plan.split is not None:
+        counts = [f"{count:,} {verb}" for verb, count in _count_images(plan.split).items() if count]
+        large = " (of a large network for OpenVINO fewer)" if plan.quantization in {None, "openvino"} else ""
+        lines.append(f"images: {', '.join(counts)}{large if plan.near_ties is not None else ''}")
+    return lines
 
 
 def _build(checkpoint: Checkpoint) -> torch.nn.Module:
@@ -171,6 +239,7 @@ def render_plan(plans: Sequence[ExportPlan]) -> str:
             f"{plan.parameters / 1e6:.1f} M",
             len(plan.card.labels),
             "{}x{}".format(*plan.card.preprocess.size),
+            plan.card.precision,
             str(plan.output),
         )
         for plan in plans
@@ -179,8 +248,10 @@ def render_plan(plans: Sequence[ExportPlan]) -> str:
     for plan in plans:
         lines.append(plan.checkpoint.name)
         lines += [f"  holds  {line}" for line in plan.holds]
-        lines += [f"  fits   {', '.join(plan.fits)}", ""]
-    table = render_columns(("checkpoint", "arch", "weights", "parameters", "classes", "size", "would write"), rows)
+        lines.append(f"  fits   {', '.join(plan.fits)}")
+        lines += [*(f"  makes  {line}" for line in _describe_precision(plan)), ""]
+    titles = ("checkpoint", "arch", "weights", "parameters", "classes", "size", "precision", "would write")
+    table = render_columns(titles, rows)
     return "\n".join((*lines, table))
 
 

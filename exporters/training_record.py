@@ -6,15 +6,27 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from checkpoints.loading.open import Checkpoint
-from ensemble.card import Precision
+from ensemble.card import ModelCard, Precision
 from ensemble.errors import EnsError
 from ensemble.events import Listener, Notice
 from ensemble.predictions.dataset import hash_ids, read_predictions
 
 _TRUTH, _OOF = "truth.csv", "oof"  # of a member's folder
+
+
+class Trained(Protocol):
+    """A checkpoint, with its values or by its names alone; ``card`` is the one that `ens train` wrote."""
+
+    @property
+    def path(self) -> Path:
+        """Its file or folder."""
+
+    @property
+    def card(self) -> ModelCard | None:
+        """Its card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ class TrainingRecord:
         return Familiar(trained, held_out, len(ids) - trained - held_out)
 
 
-def training_record(checkpoint: Checkpoint, ids: Sequence[str]) -> TrainingRecord:
+def training_record(checkpoint: Trained, ids: Sequence[str]) -> TrainingRecord:
     """Return what is known about images: from the folder of `ens train`, else from the hash of the hold-out part.
 
     An image is known by its id, or by a file name that occurs once in the training data.

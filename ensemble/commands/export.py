@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from checkpoints.loading.head_options import HeadRequest
     from checkpoints.loading.open_options import OpenOptions
     from ensemble.card import Channels, Interpolation, NearTies, Precision, Quantization, Resize, Resizer
+    from exporters.accuracy_gate import ImageSet
     from exporters.finished_models import FinishedModel
     from exporters.make_card import ExportOptions
     from exporters.request import ExportRequest
@@ -243,11 +244,12 @@ def _how_to_open(
 def _show_plan(
     request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, as_json: bool
 ) -> None:
-    from ensemble.terminal import TERMINAL
-    from exporters.plan import plan_exports, render_plan
+    from exporters.plan import Judged, plan_exports, render_plan
 
+    _, gate = _list_images(request)
+    judged = Judged(gate, request.truth)
     with torch_extra("export"):
-        plans = plan_exports(request.checkpoints, folder, options, how, listener=TERMINAL)
+        plans = plan_exports(request.checkpoints, folder, options, how, judged=judged, listener=TERMINAL)
     show([plan.as_dict() for plan in plans], render_plan(plans), as_json=as_json)
 
 
@@ -260,19 +262,11 @@ def _head_request(
     return HeadRequest(layers=layers, scale=scale, name=head_name, labels=options.labels, leave_out=leave_out)
 
 
-def _export_all(
-    request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, quiet: bool
-) -> list[FinishedModel]:
-    from dataclasses import replace
-
-    from ensemble.files import require_writable
+def _list_images(request: ExportRequest) -> tuple[ImageSet | None, ImageSet | None]:
+    """Return the images to verify on, and those that int8 is calibrated and judged on, or fp16 with a truth."""
     from ensemble.images.face_boxes import read_boxes
     from ensemble.images.listing import list_images
-    from exporters.export import ImageSet
-    from exporters.export import export as run_export
-    from exporters.export_steps import KeptSteps
-    from exporters.finished_models import FinishedModel, FinishedModels
-    from exporters.plan import find_all, name_members, stored_members
+    from exporters.accuracy_gate import ImageSet
 
     boxes = None if request.boxes is None else read_boxes(request.boxes)
 
@@ -280,13 +274,27 @@ def _export_all(
         listing = list_images(root, listener=TERMINAL)
         return ImageSet(listing.ids, listing.paths, None if boxes is None else boxes.select(listing.ids))
 
+    checked = None if request.check_images is None else list_set(request.check_images)
+    judges = checked if request.truth is not None else None
+    return checked, judges if request.calibrate is None else list_set(request.calibrate)
+
+
+def _export_all(
+    request: ExportRequest, folder: Path, options: ExportOptions, how: OpenOptions, *, quiet: bool
+) -> list[FinishedModel]:
+    from dataclasses import replace
+
+    from ensemble.files import require_writable
+    from exporters.export import export as run_export
+    from exporters.export_steps import KeptSteps
+    from exporters.finished_models import FinishedModel, FinishedModels
+    from exporters.plan import find_all, name_members, stored_members
+
     # all that can be refused is refused before the first export
     require_writable(folder)
     paths = find_all(request.checkpoints)
     names = {} if options.member is not None else name_members(paths, stored_members(paths), TERMINAL)
-    checked = None if request.check_images is None else list_set(request.check_images)
-    judges = checked if request.truth is not None else None
-    gate = judges if request.calibrate is None else list_set(request.calibrate)
+    checked, gate = _list_images(request)
     inputs = (request.check_images, request.calibrate, request.truth, request.boxes)
     finished = FinishedModels(folder, paths, (options, how, request, sorted(names.items())), inputs)
     done: list[FinishedModel] = []

@@ -305,6 +305,72 @@ def test_gelu_counts_as_an_activation_function() -> None:
     assert has_activations(net.end("active").graph)
 
 
+def norm_of_groups(net: Builder, source: str) -> str:
+    """As torch writes GroupNorm: reshaped by a computed shape, normalized, and back, with a factor and a shift."""
+    net.values |= {"ones": np.ones(2), "zeros": np.zeros(2), "factor": np.ones((1, CHANNELS, 1, 1))}
+    net.values |= {"groups": np.array([2, -1])}
+    net.nodes.append(helper.make_node("Shape", [source], ["batch"], "batch", end=1))
+    net.nodes.append(helper.make_node("Concat", ["batch", "groups"], ["grouped"], "grouped", axis=0))
+    rows = net.add("Reshape", source, "grouped", made="rows")
+    rows = net.add("InstanceNormalization", rows, "ones", "zeros", made="normalized")
+    return net.add(
+        "Mul", net.add("Reshape", rows, net.add("Shape", source, made="shape"), made="back"), "factor", made="normed"
+    )
+
+
+def written(kind: str, *, gate: bool) -> onnx.ModelProto:
+    """A convolution and what follows it, of several nodes; as a gate it reads a mean of the map."""
+    net = Builder()
+    source = net.convolve("real", "stem", 3)
+    whole: tuple[str, ...] = ()
+    if gate:
+        source = net.convolve(net.add("GlobalAveragePool", source, made="mean"), "gate", CHANNELS)
+    net.values |= {"three": np.array(3.0), "sixth": np.array(1 / 6), "cube": np.array(3.0)}
+    match kind:
+        case "norm, SiLU":
+            whole = ("groups",)
+            made = net.silu(norm_of_groups(net, source))
+        case "norm, ReLU":
+            whole = ("groups",)
+            made = net.add("Relu", norm_of_groups(net, source), made="active")
+        case "sum, SiLU":
+            made = net.silu(net.add("Add", source, net.convolve("real", "other", 3), made="sum"))
+        case "hard-swish":
+            made = net.add("Clip", net.add("Add", source, "three", made="moved"), made="clipped")
+            made = net.add("Mul", source, net.add("Mul", made, "sixth", made="sixths"), made="active")
+        case "squared ReLU":
+            made = net.add("Relu", source, made="rectified")
+            made = net.add("Mul", made, made, made="active")
+        case "GELU by Tanh":
+            inner = net.add("Add", source, net.add("Pow", source, "cube", made="cubed"), made="inner")
+            made = net.add("Mul", source, net.add("Tanh", inner, made="tanh"), made="active")
+        case "ReLU by ReLU":
+            made = net.add("Relu", net.convolve("real", "other", 3), made="right")
+            made = net.add("Mul", net.add("Relu", source, made="left"), made, made="active")
+    if gate:
+        made = net.add("Mul", "stem", made, made="gated")
+    return net.end(net.convolve(made, "last", CHANNELS), whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        *(("norm, SiLU", True), ("sum, SiLU", True), ("hard-swish", True), ("squared ReLU", True)),
+        *(("GELU by Tanh", True), ("norm, ReLU", False), ("ReLU by ReLU", False)),
+    ],
+)
+def test_activation_functions_are_seen_however_they_are_written(kind: str, expected: bool) -> None:
+    """Behind a normalization or a sum, and of several nodes; a product of two layers is none."""
+    onnx.checker.check_model(proto := written(kind, gate=False))
+    assert has_activations(proto.graph) is expected
+
+
+@pytest.mark.parametrize("kind", ["hard-swish", "squared ReLU", "GELU by Tanh"])
+def test_those_of_gates_do_not_count(kind: str) -> None:
+    """They take one value per channel, however they are written."""
+    assert not has_activations(written(kind, gate=True).graph)
+
+
 def test_openvino_must_be_installed_for_its_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said before any work, with what to do."""
     monkeypatch.setattr("exporters.request.openvino_version", lambda: "missing")

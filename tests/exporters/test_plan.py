@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from checkpoints.loading.hub import find_named
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.loading.open_options import OpenOptions
 from ensemble.channel_values import scale_channel_values
-from ensemble.errors import EnsError
+from ensemble.errors import DataError, EnsError
 from ensemble.events import Recorder
 from ensemble.labels import LabelSpace
+from exporters.accuracy_gate import ImageSet
 from exporters.make_card import DEFAULTS, ExportOptions, describe_settings, make_card
-from exporters.plan import name_members, plan_exports, render_plan
+from exporters.plan import Judged, name_members, plan_exports, render_plan
 
 pytestmark = pytest.mark.slow
 ARCH = "resnet10t"
@@ -126,6 +128,51 @@ def test_a_plan_writes_nothing(network: torch.nn.Module, tmp_path: Path) -> None
     weights = {k: t for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert plans[0].as_dict()["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "installed", "quantization", "near_ties", "said"),
+    [
+        ({"precision": "int8"}, True, None, "fp32", "openvino if it has activation functions"),
+        ({"precision": "int8"}, False, "asymmetric", "fp32", "asymmetric; near ties in float32"),
+        ({"precision": "int8", "quantization": "symmetric"}, True, "symmetric", "int8", "symmetric; near ties in int8"),
+        ({"precision": "int8", "near_ties": "int8", "quantization": "openvino"}, True, "openvino", "int8", "openvino;"),
+        ({"precision": "int8", "features": True}, False, "asymmetric", "int8", "near ties in int8"),
+    ],
+)
+def test_a_plan_says_what_int8_would_be(
+    network: torch.nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    installed: bool,
+    quantization: str | None,
+    near_ties: str,
+    said: str,
+) -> None:
+    """Precision, quantization, near ties, and how many images calibrate, choose and judge: as far as no work tells."""
+    monkeypatch.setattr("exporters.plan.openvino_version", lambda: "2026.4" if installed else "missing")
+    ids = tuple(f"{number}.jpg" for number in range(400))
+    images = Judged(ImageSet(ids, tuple(tmp_path / name for name in ids)))
+    path = save(tmp_path / "a.pth", network)
+    wanted = replace(DEFAULTS, **options)
+    (plan,) = plan_exports([path], tmp_path / "out", wanted, OpenOptions(), judged=images, listener=Recorder())
+    found = plan.as_dict()
+    assert (found["precision"], found["quantization"], found["near_ties"]) == ("int8", quantization, near_ties)
+    assert found["images"] == {"calibrate": 100, "choose": 150, "judge": 150, "judge again": 0}
+    text = render_plan([plan])
+    assert said in text
+    assert "images: 100 calibrate, 150 choose, 150 judge" in text
+    assert ("fewer" in text) == (quantization in {None, "openvino"})
+
+
+def test_a_plan_refuses_too_few_images(network: torch.nn.Module, tmp_path: Path) -> None:
+    """What an export would refuse after the network is opened is refused by a dry run."""
+    images = Judged(ImageSet(("a.jpg",), (tmp_path / "a.jpg",)))
+    path, wanted = save(tmp_path / "a.pth", network), replace(DEFAULTS, precision="int8")
+    with pytest.raises(DataError, match="are left to judge by") as caught:
+        plan_exports([path], tmp_path / "out", wanted, OpenOptions(), judged=images, listener=Recorder())
+    assert caught.value.code == "E316"
 
 
 _DRY_RUN = """
