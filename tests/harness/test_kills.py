@@ -108,7 +108,7 @@ def test_fault_66_and_68_at_every_step_of_writing(
         run(contest, quiet)
     expected = contents(quiet)
     assert len(counting.names) > 3
-    for at in range(len(counting.names)):
+    for at in counting.steps_for(fault):
         out = prepare(f"{at}")
         disk = Disk(fault, at)
         ended = how_it_ends(lambda out=out: run(contest, out), disk)  # type: ignore[misc]

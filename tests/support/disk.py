@@ -36,6 +36,16 @@ class Disk:
     names: list[str] = field(default_factory=list)
     failed: bool = False
 
+    def steps_for(self, fault: Fault) -> list[int]:
+        """Return the steps at which a fault leaves a disk that no other fault leaves.
+
+        What dies after a step leaves what dies before the next one, and only a write has a middle.
+        """
+        numbers = range(len(self.names))
+        if fault == "dies after":
+            return list(numbers[-1:])
+        return [at for at in numbers if fault != "dies in the middle" or self.names[at] == "write"]
+
     def step(self, name: str, do: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
         """Do one step, or fail in it; ``half`` does a part of it, where it has parts."""
         struck = len(self.names) == self.at
