@@ -13,21 +13,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("ensemble", "checkpoints", "exporters")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+from tests.support.sources import PACKAGES, ROOT, SOURCES, calls, tree
+
 HEAVY = {"numpy", "torch", "onnxruntime", "onnx", "pyarrow", "PIL", "scipy", "sklearn", "tqdm", "timm"}
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a file with the dotted name of what is called."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
 
 
 def check(*command: str) -> None:
@@ -76,11 +68,11 @@ def test_torch_onnx_is_touched_in_one_place() -> None:
 
 def code_of(path: Path) -> str:
     """The file without docstrings and comments."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    found = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(found):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             node.value.value = ""
-    return ast.unparse(tree)
+    return ast.unparse(found)
 
 
 def test_only_files_opens_for_writing() -> None:
@@ -146,7 +138,7 @@ def test_the_command_line_starts_light() -> None:
     modules += [ROOT / "ensemble" / "progress_lines.py", ROOT / "ensemble" / "stop_signals.py"]
     modules += [ROOT / "checkpoints" / "training" / "settings.py", ROOT / "checkpoints" / "data" / "table_options.py"]
     for module in (*modules, *(ROOT / "ensemble" / "commands").glob("*.py")):
-        for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        for node in tree(module).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             for found in names:
@@ -190,9 +182,8 @@ def test_every_class_and_type_alias_has_a_name_of_its_own() -> None:
     """No two classes or module-level type aliases of the packages share a name, with or without an underscore."""
     owners: dict[str, list[str]] = {}
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-        for node in tree.body:
+        found = [node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+        for node in tree(path).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             found += [target.id for target in targets if isinstance(target, ast.Name)]
         for found_name in [one.lstrip("_") for one in found]:
@@ -204,7 +195,7 @@ def test_every_class_and_type_alias_has_a_name_of_its_own() -> None:
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every function and method of the packages, by its file and name."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name(path)}: {node.name}", node
 

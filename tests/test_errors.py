@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import json
 import pickle
 import re
@@ -27,9 +28,8 @@ from ensemble.errors import (
     enumerate_some,
 )
 from ensemble.events import Notice, Recorder
+from tests.support.sources import ROOT, SOURCES, tree
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))
 CODE = re.compile(r"[EWI]\d{3}")
 KINDS = {
     "OptionError": "2",
@@ -56,21 +56,29 @@ KINDS |= {name: code[1] for name, code in OWN_CLASS.items()}
 
 def literals(path: Path) -> Iterator[str]:
     """Every string in the file's code that is a code and nothing else."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
             yield node.value
 
 
-def calls(name_pattern: str) -> Iterator[tuple[str, str, str]]:
-    """Where, which function and with which code: every call whose first argument is a code."""
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def calls(name_pattern: str) -> list[tuple[str, str, str]]:
+    """Where, which function and with which code: every call of such a name whose first argument is a code."""
+    return [found for found in coded_calls() if re.fullmatch(name_pattern, found[1])]
+
+
+@functools.cache
+def coded_calls() -> list[tuple[str, str, str]]:
+    """The calls for `calls`, of whatever function."""
+    made = []
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             code = node.args[0].value
-            if re.fullmatch(name_pattern, name) and isinstance(code, str) and CODE.fullmatch(code):
-                yield f"{path.name}:{node.lineno}", name, code
+            if isinstance(code, str) and CODE.fullmatch(code):
+                made.append((f"{path.name}:{node.lineno}", name, code))
+    return made
 
 
 CATALOG = ("error_codes.py", "model_codes.py", "prediction_codes.py", "run_codes.py")
@@ -78,13 +86,13 @@ CATALOG = ("error_codes.py", "model_codes.py", "prediction_codes.py", "run_codes
 
 def test_every_code_in_use_is_cataloged() -> None:
     """No module of the three packages gives a code that `ens explain-error` does not know."""
-    unknown = {(path.name, code) for path in FILES for code in literals(path) if code not in CODES}
+    unknown = {(path.name, code) for path in SOURCES for code in literals(path) if code not in CODES}
     assert unknown == set()
 
 
 def test_every_cataloged_code_is_in_use() -> None:
     """The catalog explains no code that nothing gives."""
-    given = {code for path in FILES if path.name not in CATALOG for code in literals(path)}
+    given = {code for path in SOURCES if path.name not in CATALOG for code in literals(path)}
     assert set(CODES) - given == set()
 
 
@@ -108,7 +116,7 @@ def test_entries_are_complete(code: str) -> None:
 
 def test_kinds_of_errors_give_their_own_codes() -> None:
     """An error's class, and so its exit status, fits its code: an `E3xx` is a `DataError` and so on."""
-    found = list(calls("|".join(KINDS)))
+    found = calls("|".join(KINDS))
     assert len(found) > 50, "the search finds the errors"
     wrong = [(where, name, code) for where, name, code in found if code[0] != "E" or code[1] != KINDS[name]]
     assert wrong == []
@@ -116,7 +124,7 @@ def test_kinds_of_errors_give_their_own_codes() -> None:
 
 def test_notices_are_no_errors() -> None:
     """A notice has a W or an I code; an E code would be an error that goes by."""
-    found = list(calls("Notice"))
+    found = calls("Notice")
     assert len(found) > 10, "the search finds the notices"
     assert [(where, code) for where, _, code in found if code[0] == "E"] == []
 
@@ -139,8 +147,8 @@ def test_an_error_that_callers_tell_apart_has_a_class_of_its_own() -> None:
     """No module compares an error's code with a literal: Python's way to tell errors apart is their class."""
     found = [
         f"{path.name}:{node.lineno}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path in SOURCES
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Compare)
         and isinstance(node.left, ast.Attribute)
         and node.left.attr == "code"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import random
 import re
@@ -33,9 +32,7 @@ from tests.harness.mutate import GUARDS, Guard
 from tests.support import toys
 from tests.support.corpus import encode, outcome, picture
 from tests.support.members import draw_logits, make_member
-
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("ensemble", "checkpoints", "exporters")
+from tests.support.sources import ROOT, SOURCES, calls
 
 
 def test_every_row_of_the_catalog_has_a_test() -> None:
@@ -87,8 +84,8 @@ def test_fault_58_members_may_want_other_sizes(tmp_path: Path) -> None:
 
 def test_fault_76_no_time_is_measured_by_the_clock_of_the_day() -> None:
     """Nothing takes a duration from a clock that can be set back."""
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        called = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+    for path in SOURCES:
+        called = {called for called, _ in calls(path)}
         assert not called & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}, path.name
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ensemble.cli import ens
 from ensemble.error_codes import CODES
 from ensemble.images.size_limits import MAX_PIXELS
+from tests.support.sources import SOURCES, strings
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 COMMAND = re.compile(r"\bens ([a-z-]+)((?:(?!\bens )[^,;:()])*)")
 OPTIONS = {
@@ -42,18 +38,6 @@ OTHERS = {
 STYLES = {"html.py", "matrix.py", "plots.py", "summary_html.py"}  # whose --words are variables of CSS
 
 
-def texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Every string of a file, docstrings included and f-strings whole, with its place."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-            yield f"{path.name}:{node.lineno}", "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield f"{path.name}:{node.lineno}", node.value
-
-
 def unknown(text: str, others: set[str]) -> list[str]:
     """Options in a text that no command has, or that the command named before them lacks."""
     known = set().union(EVERYWHERE, others, *OPTIONS.values())
@@ -67,10 +51,10 @@ def unknown(text: str, others: set[str]) -> list[str]:
 def test_every_option_in_a_text_exists() -> None:
     """Messages, hints, help texts and docstrings name no option that no command has."""
     found = {
-        where: wrong
-        for path in FILES
+        f"{path.name}:{line}": wrong
+        for path in SOURCES
         if path.name not in STYLES
-        for where, text in texts(path)
+        for line, text in strings(path)
         if (wrong := unknown(text, OTHERS.get(path.name, set())))
     }
     assert found == {}

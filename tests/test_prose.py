@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ensemble.cli import ens
 from ensemble.error_codes import CODES
+from tests.support.sources import ROOT, SOURCES, strings, tree
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("ensemble", "checkpoints", "exporters") for path in (ROOT / package).rglob("*.py"))
 THINGS = "view|fold|class|member|image|axis|group|person|checkpoint|epoch|run|step|second"
 COUNTED = "images?|rows?|files?|columns?|batches|times|values?|outputs?"
 # pattern: what to write instead
@@ -31,18 +29,6 @@ PHRASES = {
 SUMMARY = re.compile(r"(What|Whether|How|Which|Where|When|Who|Whose|Why)\b(?!.*\?)")
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Every string of a file with its line: docstrings, help texts and messages; f-strings whole."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-            yield node.lineno, "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.lineno, node.value
-
-
 def phrases_in(text: str) -> list[str]:
     """The phrases of the list that a text has, with what to write instead."""
     flat = " ".join(text.split())
@@ -56,7 +42,8 @@ def name(path: Path) -> str:
 
 def test_texts_avoid_the_phrases_of_the_list() -> None:
     """No docstring, help text or message has a phrase for which the field has a word."""
-    found = [f"{name(path)}:{line} {one}" for path in FILES for line, text in texts(path) for one in phrases_in(text)]
+    texts = ((f"{name(path)}:{line}", text) for path in SOURCES for line, text in strings(path))
+    found = [f"{where} {one}" for where, text in texts for one in phrases_in(text)]
     assert found == []
 
 
@@ -64,8 +51,8 @@ def test_summaries_are_no_questions() -> None:
     """A docstring begins with an imperative or a noun (PEP 257), not with What, Whether, How, Which or Where."""
     found = [
         f"{name(path)}:{getattr(node, 'lineno', 1)} {text.splitlines()[0]}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path in SOURCES
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and (text := ast.get_docstring(node)) is not None
         and SUMMARY.match(text)
