@@ -1,4 +1,4 @@
-"""What all tests share: the examples that property tests draw, and fixtures that several files use.
+"""What all tests share: the examples that property tests draw, their order, and fixtures that several files use.
 
 Property tests draw the same examples on every machine and are not timed: a busy machine is no fault.
 """
@@ -33,9 +33,22 @@ if sys.dont_write_bytecode and sys.pycache_prefix is None:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def _check_descriptor(descriptor: int) -> None:
+    os.fstat(descriptor)
+
+
+# a sync waits for the disk, thousands of times, and leaves nothing that a test can see: what tests kill is processes,
+# and those that they start sync as ever
+os.fsync = _check_descriptor
+
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
+_LONGEST = {
+    "test_mypy_strict_finds_nothing",
+    "test_the_demo_and_the_steps_after_it_run_as_they_stand",
+}
 _SLOW_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -44,6 +57,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != "not slow" or not collection_path.name.startswith("test_"):
         return None
     return True if _SLOW_FILE.search(collection_path.read_text(encoding="utf-8")) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the two longest tests: begun near the end, they would leave the other processes without work."""
+    items.sort(key=lambda item: item.name not in _LONGEST)
 
 
 @pytest.fixture(scope="module")

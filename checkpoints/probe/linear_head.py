@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logsumexp, softmax
-from threadpoolctl import threadpool_limits
 
+from checkpoints.probe.blas_threads import limit_blas
 from checkpoints.probe.ordinal_head import Levels, OrdinalBlock, fit_ordinal_path
 from ensemble.arrays import Floats, Mask
 from ensemble.card import Activation, Head
@@ -20,7 +20,6 @@ STRENGTHS = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 """The L2 strengths to choose from: half of one times the squared weights is added to the mean loss of an image."""
 _OF_BIAS = 1e-6  # keeps the bias of a class without images finite
 _STEPS = 300
-_FEW = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +189,6 @@ def _minimize(
         return float(loss + penalty), slopes.ravel()
 
     options = {"maxiter": _STEPS, "ftol": 1e-8, "gtol": 1e-6}
-    # on small arrays the threads of BLAS wait for each other most of the time
-    with threadpool_limits(1 if features.size < _FEW else None, "blas"):
+    with limit_blas(features.size):
         found: Floats = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", options=options).x
     return found

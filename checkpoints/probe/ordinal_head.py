@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
-from threadpoolctl import threadpool_limits
 
+from checkpoints.probe.blas_threads import limit_blas
 from ensemble.arrays import Floats
 from ensemble.ordinal import join_values
 
 _STEPS = 300
-_FEW = 1_000_000
 _OF_GAP = 1e-5  # keeps the logarithm of a gap between two cuts finite
 _FAR = 30.0  # the logit of a value that no row has
 _LEAST_GAP = 1e-3
@@ -115,6 +114,6 @@ def _minimize(features: Floats, places: NDArray[np.int64], shares: Floats, stren
         return float(losses @ shares + penalty), np.concatenate(slopes)
 
     options = {"maxiter": _STEPS, "ftol": 1e-8, "gtol": 1e-6}
-    with threadpool_limits(1 if features.size < _FEW else None, "blas"):
+    with limit_blas(features.size):
         found: Floats = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", options=options).x
     return found

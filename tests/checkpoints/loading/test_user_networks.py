@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from checkpoints.loading.open import build_model, open_checkpoint
 from checkpoints.loading.open_options import OpenOptions
 from checkpoints.loading.outline import NeedsTorchError, Outline, outline_checkpoint
+from checkpoints.loading.pickle_sandbox import PickleScan, scan_pickles
 from checkpoints.loading.read import read_content
 from ensemble.errors import EnsError
 from ensemble.events import SILENT, Recorder
@@ -23,6 +25,22 @@ CASES = all_cases()
 CONTENTS = list(contents())
 # some of those that a dry run tells without torch
 TOLD = {"prefix model.", "mark inside module.", "average: timm", "head apart: fc", "args beside"}
+
+
+@pytest.fixture(autouse=True)
+def scanned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scan the pickle of a zip file in one process: a test reads its file twice, with values and without."""
+    found: dict[tuple[bytes, int, int], PickleScan] = {}
+
+    def scan(pickles: BinaryIO | bytes, count: int, *, size: int = 0) -> PickleScan:
+        if not isinstance(pickles, bytes):
+            return scan_pickles(pickles, count, size=size)
+        key = (pickles, count, size)
+        if key not in found:
+            found[key] = scan_pickles(pickles, count, size=size)
+        return found[key]
+
+    monkeypatch.setattr("checkpoints.loading.pickle_allowlist.scan_pickles", scan)
 
 
 def outline(path: Path, case: Case) -> Outline | None:
