@@ -5,13 +5,17 @@ Property tests draw the same examples on every machine and are not timed: a busy
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -62,6 +66,28 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the two longest tests: begun near the end, they would leave the other processes without work."""
     items.sort(key=lambda item: item.name not in _LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchlib_once() -> Iterator[None]:
+    """Where torch is loaded, read the signatures of the functions of its exporter once, not at every export: it takes
+    them from their source, a thousand of them.
+    """
+    if "torch" not in sys.modules:
+        yield
+        return
+    from torch.onnx._internal.exporter import _registration
+
+    apis = _registration.onnxscript_apis
+
+    @functools.cache
+    def get_torchlib_ops() -> list[Any]:
+        found: list[Any] = apis.get_torchlib_ops()  # imports onnxscript
+        return found
+
+    once = types.SimpleNamespace(get_torchlib_ops=get_torchlib_ops)
+    with mock.patch.object(_registration, "onnxscript_apis", once):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,22 @@ from ensemble.predictions.dataset import (
 from ensemble.predictions.read_members import read_members
 from ensemble.runtime.model_file import find_card
 from exporters.export import Exported
+from tests.support.exports import each_network_once
 from tests.support.toys import card, picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "exported_once")]
 
 NAMES = ("cat", "dog", "owl")
 LABELS = LabelSpace.flat(NAMES)
 IDS = tuple(f"{name}/{i}.png" for name in NAMES for i in range(8))
 NEW = ("n0.png", "n1.png", "n2.png")
+
+
+@pytest.fixture(scope="module")
+def exported_once() -> Iterator[None]:
+    """Every test trains the same folds to the same weights."""
+    with each_network_once():
+        yield
 
 
 def write_member(folder: Path, fold: int, ids: tuple[str, ...], *, group: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.layers.cond_conv2d import CondConv2d
+from timm.models import efficientnet
 from torch import nn
 
 from exporters.conditional_convolutions import SummedExperts, with_plain_convolutions
@@ -38,8 +40,19 @@ def test_a_network_is_copied_only_if_it_has_such_layers() -> None:
     assert isinstance(mixed[0], CondConv2d)
 
 
-def test_an_efficientnet_with_conditional_convolutions_is_exported(tmp_path: Path) -> None:
-    """The export of timm's smallest one is verified against the network as timm builds it."""
+def test_an_efficientnet_with_conditional_convolutions_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export of timm's smallest one, at half its depth and a quarter of its channels, is verified against the
+    network as timm builds it.
+    """
+    build = efficientnet._gen_efficientnet_condconv
+
+    def smaller(variant: str, **given: Any) -> nn.Module:
+        found: nn.Module = build(variant, **given | {"depth_multiplier": 0.5, "channel_multiplier": 0.25})
+        return found
+
+    monkeypatch.setattr(efficientnet, "_gen_efficientnet_condconv", smaller)
     assert any(isinstance(m, CondConv2d) for m in timm.create_model("efficientnet_cc_b0_4e").modules())
     checkpoint = make_checkpoint("efficientnet_cc_b0_4e", classes=3)
     exported = export(checkpoint, tmp_path, options=ExportOptions(size=(32, 32)))
