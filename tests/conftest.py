@@ -6,6 +6,7 @@ Property tests draw the same examples on every machine and are not timed: a busy
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import re
 import signal
@@ -38,8 +39,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _check_descriptor(descriptor: int) -> None:
-    os.fstat(descriptor)
+def _check_descriptor(fd: Any) -> None:
+    os.fstat(fd)
 
 
 # a sync waits for the disk, thousands of times, and leaves nothing that a test can see: what tests kill is processes,
@@ -76,9 +77,8 @@ def torchlib_once() -> Iterator[None]:
     if "torch" not in sys.modules:
         yield
         return
-    from torch.onnx._internal.exporter import _registration
-
-    apis = _registration.onnxscript_apis
+    registration: Any = importlib.import_module("torch.onnx._internal.exporter._registration")
+    apis = registration.onnxscript_apis
 
     @functools.cache
     def get_torchlib_ops() -> list[Any]:
@@ -86,7 +86,7 @@ def torchlib_once() -> Iterator[None]:
         return found
 
     once = types.SimpleNamespace(get_torchlib_ops=get_torchlib_ops)
-    with mock.patch.object(_registration, "onnxscript_apis", once):
+    with mock.patch.object(registration, "onnxscript_apis", once):
         yield
 
 

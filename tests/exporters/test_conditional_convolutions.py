@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,10 @@ def test_an_efficientnet_with_conditional_convolutions_is_exported(
     """The export of timm's smallest one, at half its depth and a quarter of its channels, is verified against the
     network as timm builds it.
     """
-    build = efficientnet._gen_efficientnet_condconv
+    build: Callable[..., nn.Module] = efficientnet._gen_efficientnet_condconv
 
     def smaller(variant: str, **given: Any) -> nn.Module:
-        found: nn.Module = build(variant, **given | {"depth_multiplier": 0.5, "channel_multiplier": 0.25})
-        return found
+        return build(variant, **given | {"depth_multiplier": 0.5, "channel_multiplier": 0.25})
 
     monkeypatch.setattr(efficientnet, "_gen_efficientnet_condconv", smaller)
     assert any(isinstance(m, CondConv2d) for m in timm.create_model("efficientnet_cc_b0_4e").modules())

@@ -98,6 +98,12 @@ def ens(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def make_blend(tmp_path: Path, predictions: str) -> None:
+    """Write the recipe that blends predictions, in this process."""
+    sheet, recipe = (str(tmp_path / name) for name in ("first.csv", "blend.json"))
+    assert run_command(["blend", str(tmp_path / predictions), "-o", sheet, "--save", recipe]) == 0
+
+
 def predict_command(*more: str) -> list[str]:
     return ["predict", "models", "--images", "images", "--device", "cpu", "-b", "2", "-j", "2", "-o", "out", *more]
 
@@ -168,8 +174,7 @@ def test_fault_65_submit_gets_past_a_crash_too(tmp_path: Path, images: Path, ear
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "00.jpg").write_bytes((images / "00.jpg").read_bytes())
     predict([tmp_path / "models" / "a.onnx"], tmp_path / "few", predictions, views=parse_views("identity"))
-    blending = ens(tmp_path, "blend", "recipe", "-o", "first.csv", "--save", "blend.json")
-    assert blending.returncode == 0, blending.stderr
+    make_blend(tmp_path, "recipe")
     command = ["submit", "blend.json", "--images", "images", "--models", "models", "-o", "out.csv", "--device", "cpu"]
     command += ["--work", "work", "-j", "1", "--on-bad-image", "fill", *early]
     crashes = 2 if "--budget" in early else 1
@@ -187,7 +192,7 @@ def test_fault_65_a_crash_stays_known_when_images_beside_it_change(tmp_path: Pat
     command = predict_command()
     if submits:
         run(tmp_path, "preds")
-        assert ens(tmp_path, "blend", "preds", "-o", "first.csv", "--save", "blend.json").returncode == 0
+        make_blend(tmp_path, "preds")
         command = ["submit", "blend.json", "--images", "images", "--models", "models", "-o", "out.csv"]
         command += ["--device", "cpu", "--work", "work", "--early-exit", "exact", "-j", "1"]
     comment(images / "13.jpg", b"SIGSEGV")

@@ -21,14 +21,15 @@ def each_network_once() -> Iterator[None]:
     original, made = export._to_onnx, dict[str, bytes]()
 
     def to_onnx(exportable: export.Exportable, card: ModelCard) -> onnx.ModelProto:
-        digest = hashlib.sha256(f"{exportable}\n{card.to_json()}".encode())
+        digest = hashlib.sha256(f"{exportable}\n{exportable.features}\n{card.to_json()}".encode())
         for name, tensor in exportable.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().tobytes())
         key = digest.hexdigest()
         if key not in made:
             made[key] = original(exportable, card).SerializeToString()
-        return onnx.ModelProto.FromString(made[key])
+        found: onnx.ModelProto = onnx.ModelProto.FromString(made[key])
+        return found
 
     with mock.patch.object(export, "_to_onnx", to_onnx):
         yield
