@@ -25,6 +25,9 @@ ACTIVATIONS = frozenset(
 _POOLS = {"GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"}
 _SHAPES = {"Shape", "Size"}
 _SCALES = {"Add", "Sub", "Mul", "Div"}
+# OpenVINO computes them by themselves: what follows a normalization that is not part of the weights gains nothing there
+_NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
+_ALONE_IN_OPENVINO = {"Selu"}  # nor is it fused: 1.2 to 3 times the time of onnxruntime with rounded values
 _DEEPEST = 24  # nodes between the pooling and the product with the gate
 _PAIRED = {"Add", "Mul"}
 _COUNTING = {"ArgMax", "ArgMin", "NonZero", "Shape", "Size"}  # they make whole numbers of any input
@@ -118,10 +121,10 @@ def _nodes_since_pools(graph: onnx.GraphProto, name: str, maker: Mapping[str, in
 
 
 def has_activations(graph: onnx.GraphProto) -> bool:
-    """Return True if a layer's output goes through an activation function that is not a ReLU, but for those of gates.
+    """Return True if a layer's output goes through an activation function that OpenVINO computes as it sums up.
 
-    It may be normalized, added or moved before. A function is one of `ACTIVATIONS`, or is written as the product of a
-    tensor with a bounded function of it, such as x * relu6(x + 3) / 6 or a squared ReLU.
+    It may be added or moved before. A function is one of `ACTIVATIONS`, or is written as the product of a tensor with a
+    bounded function of it, such as x * relu6(x + 3) / 6 or a squared ReLU. A ReLU is none, nor are those of gates.
     """
     gates = find_gates(graph)
     gate_outputs = {name for i in gates for name in graph.node[i].output}
@@ -132,7 +135,7 @@ def has_activations(graph: onnx.GraphProto) -> bool:
         inputs = [name for name in node.input if name not in constants]
         if i in gates or not any(behind.get(name) for name in inputs):
             continue
-        if node.op_type in ACTIVATIONS:
+        if node.op_type in ACTIVATIONS - _ALONE_IN_OPENVINO:
             return True
         from_bounded = not bounded.isdisjoint(inputs)
         if node.op_type in BOUNDED or (from_bounded and len(inputs) == 1 and node.op_type in _SCALES):
@@ -147,12 +150,12 @@ def has_activations(graph: onnx.GraphProto) -> bool:
 
 
 def _layers_behind(graph: onnx.GraphProto) -> dict[str, frozenset[str]]:
-    """Return of each tensor the outputs of layers that it is made of by other nodes, but for their shapes alone."""
+    """Return of each tensor the outputs of layers that it is made of, without a normalization between, or by shape."""
     found: dict[str, frozenset[str]] = {}
     for node in graph.node:
         if node.op_type in WEIGHTED:
             found[node.output[0]] = frozenset(node.output[:1])
-        elif node.op_type not in _SHAPES:
+        elif node.op_type not in _SHAPES | _NORMALIZATIONS:
             behind = frozenset[str]().union(*(found.get(name, frozenset()) for name in node.input))
             found |= dict.fromkeys(node.output, behind)
     return found

@@ -330,9 +330,8 @@ def written(kind: str, *, gate: bool) -> onnx.ModelProto:
         case "norm, SiLU":
             whole = ("groups",)
             made = net.silu(norm_of_groups(net, source))
-        case "norm, ReLU":
-            whole = ("groups",)
-            made = net.add("Relu", norm_of_groups(net, source), made="active")
+        case "SELU":
+            made = net.add("Selu", source, made="active")
         case "sum, SiLU":
             made = net.silu(net.add("Add", source, net.convolve("real", "other", 3), made="sum"))
         case "hard-swish":
@@ -355,12 +354,12 @@ def written(kind: str, *, gate: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        *(("norm, SiLU", True), ("sum, SiLU", True), ("hard-swish", True), ("squared ReLU", True)),
-        *(("GELU by Tanh", True), ("norm, ReLU", False), ("ReLU by ReLU", False)),
+        *(("norm, SiLU", False), ("SELU", False), ("sum, SiLU", True), ("hard-swish", True), ("squared ReLU", True)),
+        *(("GELU by Tanh", True), ("ReLU by ReLU", False)),
     ],
 )
 def test_activation_functions_are_seen_however_they_are_written(kind: str, expected: bool) -> None:
-    """Behind a normalization or a sum, and of several nodes; a product of two layers is none."""
+    """Behind a sum, and of several nodes; a product of two layers is none. OpenVINO does not fuse the others."""
     onnx.checker.check_model(proto := written(kind, gate=False))
     assert has_activations(proto.graph) is expected
 
