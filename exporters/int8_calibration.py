@@ -94,16 +94,18 @@ def _measure_extremes(
         graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "extremes/axes"))
         for name in tensors:
             graph.node.append(make("Flatten", [name], [f"{name}/flat"], axis=1))
+            # several rows per image where its parts are computed as images, as the patches of MobileViT
             for kind in ("ReduceMin", "ReduceMax"):
                 output = f"{name}/{kind}"
                 graph.node.append(make(kind, [f"{name}/flat", "extremes/axes"], [output], keepdims=0))
-                graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch"]))
+                graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["rows"]))
         return start_session(model)
 
     def measure(begin: int, end: int) -> Arrays:
-        found = np.stack(start().run(None, {INPUT: pixels[begin:end]}), axis=1)
+        ends = [rows.reshape(end - begin, -1) for rows in start().run(None, {INPUT: pixels[begin:end]})]
+        found = [rows.max(axis=1) if i % 2 else rows.min(axis=1) for i, rows in enumerate(ends)]
         listener.progress("calibrate", end, len(pixels))
-        return {"ends": found}
+        return {"ends": np.stack(found, axis=1)}
 
     kept = steps.rows("extremes", (proto, repr(tensors), pixels), spans_of(len(pixels), BATCH), measure)["ends"]
     found = kept.T.astype(np.float64)

@@ -230,6 +230,21 @@ def test_whole_numbers_are_not_stored() -> None:
     assert np.mean((found - expected) ** 2) < 0.05 * np.var(expected)
 
 
+def test_parts_of_an_image_may_be_rows() -> None:
+    """MobileViT computes the patches of an image as images: what they range over is one row per image."""
+    net = Builder()
+    net.values |= {"halves": np.array([-1, CHANNELS // 2, 9, 9]), "wholes": np.array([-1, 2 * CHANNELS, 9, 9])}
+    net.add("Reshape", net.convolve("real", "stem", 3), "halves", made="parts")
+    net.add("Reshape", net.convolve("parts", "inner", CHANNELS // 2), "wholes", made="joined")
+    net.convolve("joined", "last", 2 * CHANNELS)
+    proto = net.end("last", whole=("halves", "wholes"))
+    tensors = find_tensors(proto.graph, find_layers(proto.graph), scheme=OPENVINO)
+    assert tensors == ("real", "parts", "joined")
+    found = measure_activations(proto, tensors, draw(0)).extremes()
+    for name, values in zip(tensors, run(proto, draw(0), *tensors), strict=True):
+        np.testing.assert_allclose((found[name].low, found[name].high), (min(values.min(), 0), values.max()), rtol=1e-5)
+
+
 def test_openvino_and_onnxruntime_give_the_same_answers() -> None:
     """One computes on integers, the other on what they stand for in float32."""
     found = to_integers(equalize(build(), draw(0), nonlinear=True), draw(0))
