@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from ensemble.errors import DeviceError, OptionError
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.text.plain_numbers import is_count
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_torch_device(name: str) -> None:
+    """Check the name of a device of torch, without torch.
+
+    Raises:
+        OptionError: E203 when it is none of ``auto``, ``cpu``, ``cuda`` and ``cuda:<index>``.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not is_count(index))):
+        raise OptionError("E203", f"{name!r} is not a device", hint="devices: auto, cpu, cuda, cuda:<index>")
 
 
 def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.device:
@@ -16,9 +30,10 @@ def choose_torch_device(name: str, *, listener: Listener = SILENT) -> torch.devi
         OptionError: E203 when the name is unknown.
         DeviceError: E601 when torch does not have it.
     """
+    require_torch_device(name)
+    import torch
+
     kind, _, index = name.partition(":")
-    if kind not in {"auto", "cpu", "cuda"} or (index and (kind != "cuda" or not is_count(index))):
-        raise OptionError("E203", f"{name!r} is not a device", hint="devices: auto, cpu, cuda, cuda:<index>")
     there = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= there:
         message = f"{name} was asked for, but torch {torch.__version__} has {there} GPUs here"

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import os
 import random
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data.random_erasing import RandomErasing
 
+from checkpoints.training.setting_words import read_transforms
 from ensemble.arrays import Pixels
-from ensemble.errors import FileError, OptionError
-from ensemble.text.input_file import read_input
+from ensemble.errors import OptionError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # on import it checks for updates over the network
 
@@ -110,18 +108,7 @@ def parse_policy(text: str) -> Policy | Simple | None:
         return Simple(light=text == "light")
     if text in _POLICIES:
         return Policy(_POLICIES[text])
-    try:
-        transforms = tomllib.loads(read_input(Path(text), limit=1_000_000).decode())["transform"]
-        names = [transform["name"] for transform in transforms]
-    except (FileError, ValueError, KeyError, TypeError, RecursionError) as err:
-        raise OptionError(
-            "E204",
-            "--augment takes none, flip, light, default, strong or a TOML file of [[transform]] tables, "
-            f"got {text!r}: {err}",
-        ) from err
-    if not names:
-        raise OptionError("E204", f"{text} lists no transforms", hint="use --augment none for no augmentation")
-    return Policy(transforms)
+    return Policy(read_transforms(text))
 
 
 def image_seed(seed: int, epoch: int, *image: int) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from checkpoints.data.mask_contest import AGE_GROUPS, Row
 from checkpoints.training.settings import TrainSettings
@@ -121,6 +120,8 @@ class _SpreadAxis:
         """Return what a Gaussian around each person's age has between the borders of the groups, ``(N, count)``."""
         years = np.array([math.nan if row.age is None else row.age for row in rows])
         edges = (np.array([-math.inf, *borders, math.inf]) - years[:, None]) / self.sigma
+        from scipy.stats import norm  # it takes seconds to load, and `parse_spread` does not need it
+
         found: Floats = np.diff(norm.cdf(edges), axis=1)
         odd = np.isnan(years) | (np.digitize(years, borders) != values)
         found[odd] = np.eye(self.count)[values[odd]]

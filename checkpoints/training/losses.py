@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from checkpoints.training.setting_words import parse_terms, require_class_weights
 from ensemble.card import Activation
 from ensemble.errors import OptionError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-_TERM = re.compile(r"(?:(\d*\.?\d+)\*)?(ce|bce|focal|asl|f1)")
 
 
 def parse_loss(text: str, *, weights: torch.Tensor, gamma: float = 2.0, smoothing: float = 0.0) -> Loss:
@@ -27,7 +26,7 @@ def parse_loss(text: str, *, weights: torch.Tensor, gamma: float = 2.0, smoothin
     Raises:
         OptionError: E204 when the text is not a loss, or gamma or smoothing is out of range.
     """
-    factors, names = _parse_terms(text, gamma, smoothing)
+    factors, names = parse_terms(text, gamma, smoothing)
     several = sorted({"bce", "asl"} & set(names))
     if several:
         raise OptionError("E204", f"--loss {several[0]} needs images with several labels", hint="use ce or focal")
@@ -90,7 +89,7 @@ def parse_multilabel_loss(
     Raises:
         OptionError: E204 as `parse_loss` does.
     """
-    factors, names = _parse_terms(text, gamma, smoothing)
+    factors, names = parse_terms(text, gamma, smoothing)
     shape = asymmetry or Asymmetry()
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -106,18 +105,6 @@ def parse_multilabel_loss(
         return torch.stack([f * losses[name]() for f, name in zip(factors, names, strict=True)]).sum()
 
     return loss
-
-
-def _parse_terms(text: str, gamma: float, smoothing: float) -> tuple[list[float], list[str]]:
-    terms = [_TERM.fullmatch(part.strip()) for part in text.split("+")]
-    factors = [float(term[1] or 1) for term in terms if term]
-    if len(factors) != len(terms) or not sum(factors) > 0:
-        raise OptionError(
-            "E204", f"--loss takes ce, focal, f1, bce, asl or a sum such as 0.6*focal+0.4*f1, got {text!r}"
-        )
-    if not 0 <= gamma <= 100 or not 0 <= smoothing < 1:
-        raise OptionError("E204", f"gamma must be 0 to 100 and smoothing 0 to below 1, got {gamma} and {smoothing}")
-    return factors, [term[2] for term in terms if term]
 
 
 def binary_focal(
@@ -188,18 +175,17 @@ def class_weights(kind: str, counts: torch.Tensor) -> torch.Tensor:
     Raises:
         OptionError: E204 when the kind is unknown or beta is not in [0, 1).
     """
+    require_class_weights(kind)
     n = counts.clamp(min=1).double()
-    name, _, number = kind.partition(":")
+    number = kind.partition(":")[2]
     if kind == "none":
         found = torch.ones_like(n)
     elif kind == "ins":
         found = 1 / n
     elif kind == "isns":
         found = n.rsqrt()
-    elif name == "ens" and re.fullmatch(r"0?\.\d+|0", number):
-        found = (1 - float(number)) / (1 - float(number) ** n)
     else:
-        raise OptionError("E204", f"class weights are none, ins, isns or ens:<beta> with beta below 1, got {kind!r}")
+        found = (1 - float(number)) / (1 - float(number) ** n)
     return (found / found.mean()).float()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ensemble.commands.options import ROOT, json_option, progress_options, torch_extra
+from ensemble.commands.options import ROOT, json_option, progress_options, require_torch_extra, torch_extra
 from ensemble.commands.output_paths import FOLDER
 from ensemble.terminal import TERMINAL, show
 
@@ -22,6 +22,10 @@ def demo(folder: Path, as_json: bool) -> None:
 
     Example: ens demo
     """
+    from ensemble.files import require_writable
+
+    require_torch_extra("demo")
+    require_writable(folder)  # before torch is loaded, which takes seconds
     with torch_extra("demo"):
         from exporters.demo.run import demo as run_demo
     result = run_demo(folder, listener=TERMINAL)

@@ -16,7 +16,7 @@ from ensemble.commands.option_groups import OptionGroup, field_option, grouped_c
 from ensemble.commands.options import PATH, conflict, json_option, progress_options, torch_extra
 from ensemble.commands.table_group import TABLE
 from ensemble.commands.train import AUGMENTATION, DATA, MODEL, OPTIMIZATION, OUTPUT, RUN, OutputOptions
-from ensemble.commands.train_input import DataOptions, InputOptions, join_processes, read_training
+from ensemble.commands.train_input import DataOptions, InputOptions, join_processes, read_training, refuse_early
 from ensemble.events import SILENT, Listener, Recorder
 from ensemble.terminal import show
 
@@ -149,6 +149,7 @@ def distil(
     """
     heard = Recorder()
     blend_recipe, predictions, oof = _read_teacher(recipe, teacher, heard)  # before torch is loaded
+    refuse_early(train_dir, data, input_, settings, device)
     processes = join_processes("distil", settings, device)
     distributed, listener = processes.distributed, processes.listener
     with torch_extra("distil"):

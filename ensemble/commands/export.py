@@ -15,6 +15,7 @@ from ensemble.commands.options import (
     InterpolationChoice,
     json_option,
     progress_options,
+    require_torch_extra,
     torch_extra,
 )
 from ensemble.commands.output_paths import FOLDER, MEMBER
@@ -162,8 +163,7 @@ def export(
     judged_on = (check_images, calibrate, truth, boxes)
     request = ExportRequest(checkpoints, precision, quantization, member, *judged_on, least_agreement, near_ties)
     if not dry_run:
-        with torch_extra("export"):
-            import exporters.export  # noqa: F401 - a missing package is said before anything else
+        require_torch_extra("export")  # torch itself is loaded once the options are read, as it takes seconds
     from ensemble.card import parse_size
     from ensemble.labels import parse_labels
     from exporters.make_card import ExportOptions
@@ -188,8 +188,16 @@ def export(
         near_ties=near_ties or "fp32",
         features=features,
     )
+    _require_sizes(options)
     how = _how_to_open(arch, arch_options, weights, _head_request(head_layers, head_name, leave_out, options))
     _plan_or_export(request, folder, options, how, dry_run=dry_run, as_json=as_json)
+
+
+def _require_sizes(options: ExportOptions) -> None:
+    """Refuse a size or a crop that no network takes before torch is loaded."""
+    from ensemble.card import Preprocess
+
+    Preprocess(options.size or (224, 224), crop_pct=1.0 if options.crop_pct is None else options.crop_pct)
 
 
 def _plan_or_export(
@@ -285,13 +293,15 @@ def _export_all(
     from dataclasses import replace
 
     from ensemble.files import require_writable
-    from exporters.export import export as run_export
+
+    # all that can be refused is refused before the first export
+    require_writable(folder)
+    with torch_extra("export"):
+        from exporters.export import export as run_export
     from exporters.export_steps import KeptSteps
     from exporters.finished_models import FinishedModel, FinishedModels
     from exporters.plan import find_all, name_members, stored_members
 
-    # all that can be refused is refused before the first export
-    require_writable(folder)
     paths = find_all(request.checkpoints)
     names = {} if options.member is not None else name_members(paths, stored_members(paths), TERMINAL)
     checked, gate = _list_images(request)

@@ -206,6 +206,19 @@ def torch_extra(command: str) -> Iterator[None]:
         raise _missing(command, str(err.name), extra="torch") from err
 
 
+def require_torch_extra(command: str) -> None:
+    """Check that the packages of the extra ``torch`` are installed, without loading them.
+
+    Raises:
+        OptionError: E205 when one is missing.
+    """
+    from importlib.util import find_spec
+
+    for name in ("torch", "timm", "onnxscript"):
+        if find_spec(name) is None:
+            raise _missing(command, name, extra="torch")
+
+
 @contextmanager
 def report_extra(command: str) -> Iterator[None]:
     """Turn a missing matplotlib into an error that names the extra ``report``."""

@@ -34,8 +34,9 @@ from ensemble.commands.train_input import (
     channel_values,
     join_processes,
     read_training,
+    refuse_early,
 )
-from ensemble.errors import FileError
+from ensemble.errors import FileError, OptionError
 from ensemble.events import Listener
 from ensemble.terminal import show
 
@@ -48,11 +49,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FoldOptions:
-    """The folds, and which of them to train."""
+    """The folds, and which of them to train.
+
+    Raises:
+        OptionError: E204 when there are fewer than two folds, or the one to train is none of them.
+    """
 
     folds: str = "5"
     repeats: int = 1
     only_fold: int | None = None
+
+    def __post_init__(self) -> None:
+        count = int(self.folds) if self.folds.isdecimal() else None  # else a file
+        if count is not None and count < 2:
+            raise OptionError("E204", f"folds must be 2 or more, got {count}")
+        if count is not None and self.only_fold is not None and self.only_fold >= count:
+            raise OptionError("E204", f"--only-fold must be below {count}, got {self.only_fold}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +281,8 @@ def train(
     \b
     Example: ens train train --arch resnet18 --member r18 --init r18.pth --loss focal --class-weights ins
     """
+    _require_paths(pseudo)
+    refuse_early(train_dir, data, input_, settings, device)
     processes = join_processes("train", settings, device)
     distributed, listener = processes.distributed, processes.listener
     with torch_extra("train"):
@@ -276,7 +290,6 @@ def train(
         from checkpoints.training.shared_folds import read_or_make_folds
         from checkpoints.training.train_repeats import train_repeats
 
-    _require_paths(pseudo)
     training = read_training(train_dir, data, table, class_names, input_, settings, listener=listener)
     dataset, boxes = training.dataset, training.boxes
     jobs = []

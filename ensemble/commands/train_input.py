@@ -66,6 +66,28 @@ class Processes:
     listener: Listener
 
 
+def refuse_early(
+    train_dir: Path, data: DataOptions, input_: InputOptions, settings: TrainSettings, device: str
+) -> None:
+    """Check what needs neither torch nor an image, as torch takes seconds to load.
+
+    Raises:
+        EnsError: as `require_torch_device`, `fit_channels` and `require_readable`; E316 and E707 when the folder of
+            images or the file of boxes does not exist.
+    """
+    from checkpoints.torch_device import require_torch_device
+    from checkpoints.training.setting_words import require_readable
+    from checkpoints.training.settings import fit_channels
+    from ensemble.errors import DataError, FileError
+
+    require_torch_device(device)
+    require_readable(fit_channels(settings, input_.preprocess(), listener=SILENT))
+    if not train_dir.exists():
+        raise DataError("E316", f"{train_dir} is not a folder", path=train_dir)
+    if data.boxes is not None and not data.boxes.is_file():
+        raise FileError("E707", f"{data.boxes} is not a file", path=data.boxes)
+
+
 def join_processes(command: str, settings: TrainSettings, device: str) -> Processes:
     """Return the processes that train on the device; an unknown architecture is an error before slower imports.
 
