@@ -22,6 +22,7 @@ from ensemble import files
 from ensemble.arrays import Pixels
 from ensemble.errors import EnsError, FileError
 from ensemble.events import SILENT, Listener, Notice
+from ensemble.install import install_command
 from ensemble.runtime.cache import cache_folder
 from ensemble.runtime.device import CPU, FASTEST, Device
 from ensemble.runtime.machine import available_cores, processor_name
@@ -73,7 +74,8 @@ def choose_engine(models: Sequence[ModelFile], *, seconds: float = SECONDS, list
         return known.device
     try:
         if openvino_version() == "missing":
-            return _without_openvino("it is not installed", models, listener)
+            cause = f"it is not installed ({install_command(extra='openvino')})"
+            return _without_openvino(cause, models, listener)
         theirs = [start_session(model, device=_OPENVINO) for model in models]
     except EnsError as err:
         return _without_openvino(err.message, models, listener)

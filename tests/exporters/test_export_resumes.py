@@ -190,6 +190,36 @@ def test_int8_killed_after_any_step_ends_with_the_same_bytes(
         assert counted["run"] <= expected["run"] + 3  # those of `verify` that compare batches
 
 
+def test_int8_for_openvino_killed_ends_with_the_same_bytes(
+    tmp_path: Path,
+    photographs: ImageSet,
+    counted: Counter[str],
+    kill_at: Callable[[int], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its steps are those of the other schemes, and the answers and times of OpenVINO."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.setattr(int8, "time_network", lambda *_: Times({"network": 100.0}))
+    options = replace(INT8, quantization="openvino")
+    written = kill_at(-1)
+    quiet = run(tmp_path / "quiet", photographs, options=options)
+    assert quiet.card.checks["scheme"] == "openvino"
+    assert {"extremes", "rounded layers", "timings", "logits"} < kinds(written)
+    expected, writes = dict(counted), len(written)
+    for number in every(writes, max(1, writes // 4)):
+        folder = tmp_path / f"{number}"
+        counted.clear()
+        before = kill_at(number)
+        with pytest.raises(Killed):
+            run(folder, photographs, options=options)
+        after, heard = kill_at(-1), Recorder()
+        assert run(folder, photographs, options=options, listener=heard).path.read_bytes() == quiet.path.read_bytes()
+        assert [path.name for path in folder.iterdir()] == ["net.onnx"]
+        assert unfolded(before).isdisjoint(after)
+        assert [notice.code for notice in heard.notices].count("I497") == 1
+        assert counted["_round_layer"] == expected["_round_layer"]
+
+
 def test_a_resumed_export_decides_by_the_times_of_the_first_run(
     tmp_path: Path,
     photographs: ImageSet,

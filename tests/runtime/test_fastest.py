@@ -16,6 +16,7 @@ from ensemble.card import ModelCard
 from ensemble.errors import OptionError
 from ensemble.events import Recorder
 from ensemble.images.views import parse_views
+from ensemble.install import install_command
 from ensemble.predict.begun import begun_providers
 from ensemble.predict.options import RunOptions
 from ensemble.predict.predict import predict
@@ -140,13 +141,13 @@ def test_what_was_measured_belongs_to_its_models(model: ModelFile, tmp_path: Pat
 
 
 def test_without_openvino_the_cpu_is_chosen_and_said(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is not installed nothing is measured, and a warning says so."""
+    """Where it is not installed nothing is measured, and a warning says so, with the line that installs it."""
     monkeypatch.setattr(fastest, "openvino_version", lambda: "missing")
     monkeypatch.setattr(fastest, "time_engines", refuse)
     heard = Recorder()
     assert choose_run_device(FASTEST, [model], listener=heard) == CPU
     assert [notice.code for notice in heard.notices] == ["W615"]
-    assert "not installed" in heard.notices[0].message
+    assert f"not installed ({install_command(extra='openvino')})" in heard.notices[0].message
 
 
 def test_an_engine_with_other_answers_is_not_chosen(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
