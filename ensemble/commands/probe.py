@@ -23,7 +23,7 @@ from ensemble.commands.options import (
 )
 from ensemble.commands.output_paths import FOLDER, MEMBER
 from ensemble.commands.table_group import TABLE
-from ensemble.commands.train_input import FACE_OPTIONS, FIX_OPTIONS, DataOptions, read_images
+from ensemble.commands.train_input import FACE_OPTIONS, FIX_OPTIONS, DataOptions, read_images, require_files
 from ensemble.terminal import TERMINAL, show
 
 if TYPE_CHECKING:
@@ -209,6 +209,9 @@ def probe(
     \b
     Example: ens probe train --features face.onnx --input-range -1..1 --head axes --member face
     """
+    require_files(train_dir, data.boxes)
+    _require_networks(network)
+    # what learns takes seconds to load
     from checkpoints.probe.probe_member import ProbeJob, probe_member
     from checkpoints.training.shared_folds import read_or_make_folds
     from ensemble.images.face_boxes import Boxes, read_faces
@@ -217,7 +220,6 @@ def probe(
 
     faces = None if data.boxes is None else read_faces(data.boxes).faces
     tell_faces(faces, TERMINAL)
-    _require_networks(network)
     # before networks are opened and joined
     dataset = read_images(train_dir, data, table, class_names, listener=TERMINAL)
     if class_names is None:

@@ -72,20 +72,30 @@ def refuse_early(
     """Check what needs neither torch nor an image, as torch takes seconds to load.
 
     Raises:
-        EnsError: as `require_torch_device`, `fit_channels` and `require_readable`; E316 and E707 when the folder of
-            images or the file of boxes does not exist.
+        EnsError: as `require_torch_device`, `fit_channels`, `require_readable` and `require_files`.
     """
     from checkpoints.torch_device import require_torch_device
     from checkpoints.training.setting_words import require_readable
     from checkpoints.training.settings import fit_channels
-    from ensemble.errors import DataError, FileError
 
     require_torch_device(device)
     require_readable(fit_channels(settings, input_.preprocess(), listener=SILENT))
+    require_files(train_dir, data.boxes)
+
+
+def require_files(train_dir: Path, boxes: Path | None) -> None:
+    """Check that the training images and the file of face boxes exist.
+
+    Raises:
+        DataError: E316 when there are no images.
+        FileError: E707 when there are no boxes.
+    """
+    from ensemble.errors import DataError, FileError
+
     if not train_dir.exists():
         raise DataError("E316", f"{train_dir} is not a folder", path=train_dir)
-    if data.boxes is not None and not data.boxes.is_file():
-        raise FileError("E707", f"{data.boxes} is not a file", path=data.boxes)
+    if boxes is not None and not boxes.is_file():
+        raise FileError("E707", f"{boxes} is not a file", path=boxes)
 
 
 def join_processes(command: str, settings: TrainSettings, device: str) -> Processes:

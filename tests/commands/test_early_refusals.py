@@ -52,6 +52,15 @@ def test_a_folder_of_images_that_does_not_exist_is_refused_at_once(tmp_path: Pat
     assert "AssertionError" not in done.stderr
 
 
+def test_a_probe_is_refused_before_what_learns_is_loaded(tmp_path: Path) -> None:
+    """A network or a folder of images that does not exist."""
+    (tmp_path / "a.onnx").write_bytes(b"")
+    for folder, network in ((tmp_path, tmp_path / "nosuch.onnx"), (tmp_path / "nosuch", tmp_path / "a.onnx")):
+        done = refuse("probe", str(folder), "--features", str(network), "--member", "a")
+        assert "error[E707]" in done.stderr or "error[E316]" in done.stderr
+        assert "AssertionError" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
