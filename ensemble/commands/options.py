@@ -214,9 +214,10 @@ def require_torch_extra(command: str) -> None:
     """
     from importlib.util import find_spec
 
-    for name in ("torch", "timm", "onnxscript"):
-        if find_spec(name) is None:
-            raise _missing(command, name, extra="torch")
+    with torch_extra(command):
+        for name in ("torch", "timm", "onnxscript"):
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
 
 
 @contextmanager
