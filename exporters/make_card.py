@@ -296,7 +296,8 @@ def describe_settings(card: ModelCard, checkpoint: Opened) -> list[Notice]:
     assumed = [text for source in ("timm", "default") for text in by_source.get(source, ())]
     assumed = [text for text in assumed if text != shown["labels"]]
     if assumed:
-        message = f"{', '.join(assumed)} are timm's defaults, not the checkpoint's: name them if you trained otherwise"
+        are, them = ("are timm's defaults", "them") if len(assumed) > 1 else ("is timm's default", "it")
+        message = f"{', '.join(assumed)} {are}, not the checkpoint's: name {them} if you trained otherwise"
         notices.append(Notice("I450", message, path))
     if card.sources["labels"] == "default":
         message = f"the classes are numbered 0 to {len(card.labels) - 1}: name them with --labels"
@@ -315,7 +316,7 @@ def _places(checkpoint: Opened, names: Sequence[str]) -> list[str]:
         "mean": found.mean,
         "std": found.std,
     }
-    return [entry.place for name in names if (entry := entries[name]) is not None]
+    return list(dict.fromkeys(entry.place for name in names if (entry := entries[name]) is not None))
 
 
 def _from_name(member: str) -> CardSettings:

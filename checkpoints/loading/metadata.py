@@ -11,9 +11,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from checkpoints.loading.image_processor import is_image_processor, read_image_processor
 from checkpoints.loading.pickle_objects import InertObject
 
 _CAFFE = re.compile(r"""["']?style["']?\s*[=:]\s*["']caffe["']""")
@@ -94,7 +95,26 @@ class _Entry:
 def read_metadata(payload: object) -> Metadata:
     """Return the settings in the content of a checkpoint, or of a ``config.json`` beside one."""
     entries = list(_entries(payload))
+    processor = next((Found(e.value, e.place) for e in entries if is_image_processor(e.value)), None)
+    return _with_processor(_read_entries(entries), processor)
 
+
+def _with_processor(found: Metadata, processor: Found[Any] | None) -> Metadata:
+    """Return the settings with those of an image processor of transformers, which decides how images become input."""
+    if processor is None:
+        return found
+    does, place = read_image_processor(processor.value), processor.place
+    return replace(
+        found,
+        size=Found(does.size, f"{place}.size") if does.size else found.size,
+        resize=Found(does.resize, place) if does.resize else found.resize,
+        crop_pct=Found(does.crop_pct, place) if does.crop_pct else found.crop_pct,
+        mean=Found(does.mean, f"{place}.image_mean") if does.mean else found.mean,
+        std=Found(does.std, f"{place}.image_std") if does.std else found.std,
+    )
+
+
+def _read_entries(entries: Sequence[_Entry]) -> Metadata:
     def first(names: Sequence[str], read: Callable[[Any], T | None]) -> Found[T] | None:
         for name in names:  # the names in the order of their weight, then the entries from the outside in
             for entry in entries:

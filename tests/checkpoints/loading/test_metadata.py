@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,6 +125,75 @@ def test_values_for_0_to_255_are_scaled() -> None:
 def test_transformers_resample_is_pillows_number() -> None:
     """The number 3 is bicubic, as in PIL.Image."""
     assert value_of(read_metadata({"preprocessor_config.json": {"resample": 3}}).interpolation) == "bicubic"
+
+
+def processor(kind: str, size: object, **more: object) -> dict[str, object]:
+    """A file of transformers' image processor beside the network's own configuration."""
+    usual = {"do_resize": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.4] * 3, "crop_pct": 0.9}
+    mine = {"image_processor_type": f"{kind}ImageProcessor", "size": size, **usual, **more}
+    return {"config.json": {"image_size": 224}, "preprocessor_config.json": mine}
+
+
+BOTH, SHORTER = {"height": 256, "width": 256}, {"shortest_edge": 256}
+CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "resize", "crop_pct"),
+    [
+        (processor("ViT", {"height": 224, "width": 224}), (224, 224), "squash", 1.0),
+        (processor("ViT", 192), (192, 192), "squash", 1.0),
+        (processor("ViT", {"height": 96, "width": 160}), (96, 160), "squash", 1.0),
+        (processor("DeiT", BOTH, **CROP), (224, 224), "squash", 0.875),
+        (processor("DeiT", 256, do_center_crop=True, crop_size=224), (224, 224), "squash", 0.875),
+        (processor("Beit", BOTH, do_center_crop=False, crop_size=224), (256, 256), "squash", 1.0),
+        (processor("Bit", SHORTER, **CROP), (224, 224), "center", 0.875),
+        (processor("Levit", {"shortest_edge": 224}, **CROP), (224, 224), "center", 0.875),
+        (processor("ConvNext", {"shortest_edge": 224}), (224, 224), "center", 0.9),
+        (processor("ConvNext", {"shortest_edge": 384}), (384, 384), "squash", 1.0),
+        (processor("ConvNext", 224, crop_pct=0.875), (224, 224), "center", 0.875),
+        (processor("ViT", 192, do_resize=False), (224, 224), None, 0.9),
+        ({"config.json": {"image_size": 224, "crop_pct": 0.9}}, (224, 224), None, 0.9),
+    ],
+)
+def test_an_image_processor_says_how_it_resizes(
+    content: object, size: tuple[int, int], resize: str | None, crop_pct: float
+) -> None:
+    """Both sides, the shorter one, or its size before the crop: each class of transformers has its own way."""
+    found = read_metadata(content)
+    assert (value_of(found.size), value_of(found.resize), value_of(found.crop_pct)) == (size, resize, crop_pct)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(289, 346), (224, 256), (380, 434), (299, 342), (600, 681)])
+def test_a_crop_of_an_image_processor_is_exact(inner: int, outer: int) -> None:
+    """The share of the crop leads back to the size before it, to the pixel."""
+    crop = {"do_center_crop": True, "crop_size": {"height": inner, "width": inner}}
+    found = read_metadata(processor("EfficientNet", {"height": outer, "width": outer}, **crop))
+    assert value_of(found.size) == (inner, inner)
+    assert math.floor(inner / value_of(found.crop_pct)) == outer
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "low", "high"),
+    [
+        ("ViT", {}, -1.25, 1.25),
+        ("ViT", {"do_normalize": False}, 0, 1),
+        ("EfficientNet", {}, -1.25 / 0.4, 1.25 / 0.4),
+        ("EfficientNet", {"include_top": False}, -1.25, 1.25),
+        ("EfficientNet", {"rescale_offset": True, "rescale_factor": 1 / 127.5}, -1.5 / 0.16, 0.5 / 0.16),
+        (
+            "EfficientNet",
+            {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False},
+            -1 / 0.4,
+            1 / 0.4,
+        ),
+    ],
+)
+def test_an_image_processor_says_how_it_normalizes(kind: str, more: dict[str, Any], low: float, high: float) -> None:
+    """Black and white become what the class of transformers makes of them: EfficientNet's divides twice."""
+    found = read_metadata(processor(kind, 224, **more))
+    mean, std = value_of(found.mean)[0], value_of(found.std)[0]
+    assert ((0 - mean) / std, (1 - mean) / std) == pytest.approx((low, high))
 
 
 def test_a_config_of_omegaconf_is_read() -> None:
