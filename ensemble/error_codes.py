@@ -113,7 +113,7 @@ CODES: dict[str, Code] = {
     ),
     "E331": Code(
         "A label space is not valid.",
-        'write a JSON list of class names, or {"axes": [{"name": ..., "values": [...]}, ...]}',
+        'write a JSON list of class names, {"0": "cat", "1": "dog"}, {"axes": [{"name": ..., "values": [...]}, ...]}, or a text of one name per line',
     ),
     "E336": Code(
         "The columns or cells of a table of training labels are not understood.",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ensemble.arrays import Classes
 from ensemble.errors import DataError, PredictionError, cut_text
-from ensemble.text.json_text import parse_json, read_utf8
-from ensemble.text.plain_numbers import is_count
 
 SEPARATOR = " / "
 MAX_CLASSES = 100_000
@@ -157,21 +154,3 @@ MASK18 = LabelSpace(
     )
 )
 """The 18 classes of the mask contest: ``mask * 6 + gender * 3 + age``."""
-
-
-def parse_labels(text: str) -> LabelSpace:
-    """Parse a label space from the command line: ``mask18``, a number of classes, or the path of a JSON file.
-
-    Raises:
-        DataError: E331 when the file cannot be read or is not a label space.
-    """
-    if text == "mask18":
-        return MASK18
-    if is_count(text) and int(text) > 0:
-        return LabelSpace.flat(int(text))
-    path = Path(text)
-    try:
-        value = parse_json(read_utf8(path))
-    except (OSError, ValueError) as err:
-        raise DataError("E331", f"{text}: not a readable JSON file of labels ({err})", path=path) from err
-    return LabelSpace.from_dict(value)

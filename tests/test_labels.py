@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.errors import DataError, PredictionError
-from ensemble.labels import MASK18, SEPARATOR, Axis, LabelSpace, parse_labels
+from ensemble.label_file import parse_labels
+from ensemble.labels import MASK18, SEPARATOR, Axis, LabelSpace
 
 names = st.text(min_size=1, max_size=8).filter(lambda name: SEPARATOR not in name)
 axes = st.builds(Axis, names, st.lists(names, min_size=1, max_size=4, unique=True).map(tuple))
@@ -116,3 +117,35 @@ def test_unreadable_label_files_are_e331(tmp_path: Path, content: bytes | None) 
     for text in (str(path), str(tmp_path), "0", "-1", ""):
         with pytest.raises(DataError, match="E331"):
             parse_labels(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '["cat", "dog", "owl"]'),
+        ("a.json", '{"0": "cat", "2": "owl", "1": "dog"}'),
+        ("a.json", '{"dog": 1, "owl": 2, "cat": 0}'),
+        ("a.json", '{"model_type": "vit", "id2label": {"0": "cat", "1": "dog", "2": "owl"}}'),
+        ("labels.txt", "cat\ndog\n\nowl\n"),
+        ("labels.txt", "0 cat\n1 dog\n2 owl\n"),
+        ("labels.txt", "0: cat\r\n1: dog\r\n2: owl\r\n"),
+        ("a.csv", "id,name\n1,cat\n2,dog\n3,owl\n"),
+        ("a.csv", "name,id\nowl,2\ncat,0\ndog,1\n"),
+    ],
+)
+def test_names_of_classes_are_read_in_every_usual_form(tmp_path: Path, name: str, text: str) -> None:
+    """Lists, both directions of a mapping, and lines give the names in the order of their numbers."""
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert parse_labels(str(tmp_path / name)).names == ("cat", "dog", "owl")
+
+
+def test_a_name_may_begin_with_a_number(tmp_path: Path) -> None:
+    """Only numbers from 0 on in all lines are those of the classes."""
+    (tmp_path / "labels.txt").write_text("0 carat\n18 carat\n", encoding="utf-8")
+    assert parse_labels(str(tmp_path / "labels.txt")).names == ("0 carat", "18 carat")
+
+
+def test_axes_beside_other_mappings_are_axes(tmp_path: Path) -> None:
+    """A file with axes is a label space, whatever else is in it."""
+    (tmp_path / "a.json").write_text('{"axes": [{"name": "a", "values": ["x", "y"]}], "colors": {"0": "red"}}')
+    assert parse_labels(str(tmp_path / "a.json")).names == ("x", "y")

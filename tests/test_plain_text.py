@@ -17,7 +17,8 @@ from ensemble.blend.recipe import Recipe, make_recipe, parse_weights, read_recip
 from ensemble.card import METADATA_KEY, ModelCard
 from ensemble.errors import DataError, EnsError, ModelError, PredictionError
 from ensemble.ids import tidy_id
-from ensemble.labels import MAX_CLASSES, Axis, LabelSpace, parse_labels
+from ensemble.label_file import parse_labels
+from ensemble.labels import MAX_CLASSES, Axis, LabelSpace
 from ensemble.runtime.model_file import read_model
 from ensemble.text.json_text import parse_json, read_utf8
 from ensemble.text.plain_numbers import is_count, to_float, to_int

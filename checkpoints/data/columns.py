@@ -11,6 +11,7 @@ from checkpoints.data.image_match import ImageIndex
 from checkpoints.data.table_options import NONE, TableOptions
 from ensemble.errors import DataError, enumerate_some, show_spaces
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES
+from ensemble.label_file import whole
 from ensemble.text.csv_table import Table
 
 _SAMPLE = 500
@@ -211,12 +212,6 @@ def truth_of(cell: str) -> bool | None:
     if text in {"1", "1.0", "true", "yes"}:
         return True
     return False if text in {"", "0", "0.0", "false", "no", "nan"} else None
-
-
-def whole(cell: str) -> int | None:
-    """Return a whole number that may be written as 3.0, as pandas does where cells of a column are missing."""
-    found = re.fullmatch(r"([0-9]+)(?:\.0+)?", cell.strip())
-    return int(found[1]) if found else None
 
 
 def _is_fold(cells: Sequence[str]) -> bool:

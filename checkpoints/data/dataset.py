@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.data.class_names import ClassNames
 from checkpoints.data.columns import IMAGES, PEOPLE, Unit, find_image_column
 from checkpoints.data.folder_layout import read_folders
 from checkpoints.data.folds import Folds
@@ -28,6 +27,7 @@ from ensemble.card import Activation
 from ensemble.errors import DataError, EnsError, OptionError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import list_images
+from ensemble.label_file import ClassNames
 from ensemble.labels import MASK18, LabelSpace
 
 AGE_CUTS = (58, 59, 60)

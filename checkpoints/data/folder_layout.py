@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.data.class_names import ClassNames
-from checkpoints.data.columns import whole
 from checkpoints.data.mask_contest import Row
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import FOLLOW_LINKS, Listing, list_images
+from ensemble.label_file import ClassNames, whole
 from ensemble.labels import LabelSpace
 from ensemble.text.plain_numbers import is_count
 

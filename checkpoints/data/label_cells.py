@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoints.data.class_names import ClassNames, find_class_names
-from checkpoints.data.columns import Columns, fractions, truth_of, whole
+from checkpoints.data.class_names import find_class_names
+from checkpoints.data.columns import Columns, fractions, truth_of
 from checkpoints.data.table_options import NONE, SEPARATORS, TableOptions
 from ensemble.card import Activation
 from ensemble.errors import DataError, cut_text, enumerate_some
+from ensemble.label_file import ClassNames, whole
 from ensemble.labels import LabelSpace
 from ensemble.text.csv_table import Table
 from ensemble.text.plain_numbers import is_count

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.data.class_names import ClassNames
-from checkpoints.data.columns import IMAGES, Columns, Unit, choose_columns, find_image_column, unit_of, whole
+from checkpoints.data.columns import IMAGES, Columns, Unit, choose_columns, find_image_column, unit_of
 from checkpoints.data.image_match import ImageIndex, Matched, normalize, without_zeros
 from checkpoints.data.label_cells import read_labels
 from checkpoints.data.long_table import widen_ids, widen_rows
@@ -19,6 +18,7 @@ from ensemble.card import Activation
 from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.images.listing import FOLLOW_LINKS, list_images
+from ensemble.label_file import ClassNames, whole
 from ensemble.labels import LabelSpace
 from ensemble.text.csv_table import Table
 

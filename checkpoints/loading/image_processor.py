@@ -96,23 +96,20 @@ def _normalization(kind: str, config: Mapping[Any, Any]) -> tuple[tuple[float, .
 
 def _sides(value: object) -> tuple[int, int] | None:
     """Return the height and width of a size that sets both."""
-    if isinstance(value, Mapping):
-        sides = value.get("height"), value.get("width")
-        return (sides[0], sides[1]) if _is_side(sides[0]) and _is_side(sides[1]) else None
-    return (value, value) if _is_side(value) else None  # type: ignore[return-value]
+    both = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else (value, value)
+    height, width = map(_side, both)
+    return None if height is None or width is None else (height, width)
 
 
 def _shorter(kind: str, value: object) -> int | None:
     """Return the shorter side of a size that sets one."""
     if isinstance(value, Mapping):
-        value = value.get("shortest_edge")
-    elif kind not in _SHORTER_SIDE:
-        return None
-    return value if _is_side(value) else None  # type: ignore[return-value]
+        return _side(value.get("shortest_edge"))
+    return _side(value) if kind in _SHORTER_SIDE else None
 
 
-def _is_side(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 8 <= value <= 4096
+def _side(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 8 <= value <= 4096 else None
 
 
 def _is_share(value: object) -> bool:

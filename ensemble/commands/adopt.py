@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--labels",
-    help="Label space: mask18, a number of classes, or a JSON file of class names or axes.  [default: as in the file]",
+    help="Label space: mask18, a number of classes, or a file of class names (JSON, CSV or one per line) or axes.  "
+    "[default: as in the file]",
 )
 @click.option("--size", help="Input size in pixels, if the network takes any: 224, or HEIGHTxWIDTH.")
 @click.option(
@@ -132,7 +133,7 @@ def adopt(
     from ensemble.card import parse_size
     from ensemble.channel_values import parse_channel_values
     from ensemble.commands.options import conflict
-    from ensemble.labels import parse_labels
+    from ensemble.label_file import parse_labels
 
     if member is not None and len(models) > 1:
         raise conflict(f"--member names one model, got {len(models)} files")

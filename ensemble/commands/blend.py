@@ -69,7 +69,7 @@ _LEARNING = ("method", "metric", "transductive", "seed")
     "--labels",
     default="mask18",
     show_default=True,
-    help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.",
+    help="Label space of tables and arrays: mask18, a number of classes, or a file of class names.",
 )
 @click.option(
     "--oof", type=PATH, multiple=True, help="Learn from these out-of-fold predictions: folders or files; repeatable."
@@ -132,7 +132,7 @@ def blend(
     from ensemble.blend.combine import answers_of, combine_answers
     from ensemble.files import require_different, write_atomic
     from ensemble.ids import without_ids
-    from ensemble.labels import parse_labels
+    from ensemble.label_file import parse_labels
     from ensemble.learn.choose_recipe import LearnFrom, choose_recipe
     from ensemble.predict.result import render_unread
     from ensemble.predictions.members import common_images

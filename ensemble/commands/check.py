@@ -35,7 +35,8 @@ _OTHER_CLASSES = {"text", "range", "name"}
 )
 @click.option(
     "--labels",
-    help="Label space: mask18, a number of classes, or a JSON file.  [default: the sample's columns, or mask18]",
+    help="Label space: mask18, a number of classes, or a file of class names.  "
+    "[default: the sample's columns, or mask18]",
 )
 @reading_options
 @missing_option
@@ -55,7 +56,8 @@ def check(
 
     Example: ens check submission.csv --like eval/info.csv
     """
-    from ensemble.labels import MASK18, parse_labels
+    from ensemble.label_file import parse_labels
+    from ensemble.labels import MASK18
     from ensemble.submission.assumed_labels import assume_labels
     from ensemble.submission.diff import diff_submissions, render_agreement, render_diff
     from ensemble.submission.lint import (

@@ -39,7 +39,7 @@ _UNCLEAR = frozenset({"E313", "E322", "E540", "E541", "E542"})
 @click.option("--like", type=PATH, help="Sample submission, which says how answers are written.  [default: the file]")
 @click.option(
     "--labels",
-    help="Label space of files: mask18, a number of classes, or a JSON file.  "
+    help="Label space of files: mask18, a number of classes, or a file of class names.  "
     "[default: that of PREDICTIONS or of --recipe, else mask18]",
 )
 @click.option(
@@ -79,7 +79,7 @@ def evaluate(
     from ensemble.analysis.evaluate_labels import evaluate_labels
     from ensemble.analysis.metric_estimates import positive_class
     from ensemble.errors import PredictionError
-    from ensemble.labels import parse_labels
+    from ensemble.label_file import parse_labels
     from ensemble.predictions.dataset import read_predictions
     from ensemble.predictions.truth import names_several, read_truth, truth_columns
     from ensemble.scoring.catalog import find_metric

@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 @click.option(
     "--leave-out", multiple=True, help="Prefix of the names of tensors that do not belong to the network; repeatable."
 )
-@click.option("--labels", help="Label space: mask18, a number of classes, or a JSON file of class names or axes.")
+@click.option(
+    "--labels",
+    help="Label space: mask18, a number of classes, or a file of class names (JSON, CSV or one per line) or axes.",
+)
 @click.option("--size", help="Input size in pixels: 224, or HEIGHTxWIDTH.")
 @click.option(
     "--resize", type=click.Choice(["squash", "center", "pad"]), help="How to resize images to the input size."
@@ -165,7 +168,7 @@ def export(
     if not dry_run:
         require_torch_extra("export")  # torch itself is loaded once the options are read, as it takes seconds
     from ensemble.card import parse_size
-    from ensemble.labels import parse_labels
+    from ensemble.label_file import parse_labels
     from exporters.make_card import ExportOptions
 
     means, stds = _parse_mean_and_std(mean, std, kept=(channels or "rgb").isdecimal())

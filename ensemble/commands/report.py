@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "--labels",
     default="mask18",
     show_default=True,
-    help="Label space of tables and arrays: mask18, a number of classes, or a JSON file.  [--recipe has its own]",
+    help="Label space of tables and arrays: mask18, a number of classes, or a file of class names.  "
+    "[--recipe has its own]",
 )
 @click.option("--images", type=PATH, help="Folder of the test images, to show those that members disagree on.")
 @click.option(
@@ -70,7 +71,7 @@ def report(
     from ensemble.analysis.report import report_of, summary_of
     from ensemble.analysis.report_inputs import ReportFiles, gather_inputs
     from ensemble.files import require_different, write_atomic
-    from ensemble.labels import parse_labels
+    from ensemble.label_file import parse_labels
     from ensemble.predictions.truth import TruthOptions
 
     read = {"--recipe": recipe, "--truth": truth} | named("PREDICTIONS", predictions) | named("--oof", oof)

@@ -166,8 +166,8 @@ def read_images(
     Raises:
         EnsError: as `read_dataset` and `parse_class_names`.
     """
-    from checkpoints.data.class_names import parse_class_names
     from checkpoints.data.dataset import read_dataset
+    from ensemble.label_file import parse_class_names
 
     return read_dataset(
         train_dir,

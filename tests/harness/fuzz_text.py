@@ -94,8 +94,8 @@ def recipe_target(folder: Path) -> Target:
 
 def labels_target(folder: Path) -> Target:
     """`parse_labels` and `parse_class_names` of any bytes, in files of each suffix."""
-    from checkpoints.data.class_names import parse_class_names
-    from ensemble.labels import MASK18, parse_labels
+    from ensemble.label_file import parse_class_names, parse_labels
+    from ensemble.labels import MASK18
 
     corpus = [json.dumps(MASK18.to_dict()), '["a", "b"]', '{"0": "a", "1": "b"}', '{"a": 0, "b": 1}', "a\nb\nc\n"]
     corpus += [

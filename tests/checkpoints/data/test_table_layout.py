@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from checkpoints.data.class_names import parse_class_names
 from checkpoints.data.columns import PEOPLE, Unit
 from checkpoints.data.dataset import Dataset, read_dataset
 from checkpoints.data.folds import make_folds
@@ -18,6 +17,7 @@ from checkpoints.data.mask_contest import NO_CLASS, Row
 from checkpoints.data.table_options import TableOptions
 from ensemble.errors import DataError, EnsError, OptionError
 from ensemble.events import Recorder
+from ensemble.label_file import parse_class_names
 from ensemble.labels import LabelSpace
 from tests.checkpoints.data.test_dataset import touch, write_fixes
 
