@@ -84,11 +84,19 @@ class _IdReading:
 
 
 def tidy_id(name: str) -> str:
-    """Return an id in composed Unicode with ``/`` between folders, without ``./`` and surrounding blanks."""
-    text = compose(name).replace("\\", "/").strip(" \t\r\n\v\f\xa0\u200b\ufeff\u3000")
+    """Return an id in composed Unicode with ``/`` between folders, without ``./`` and surrounding blanks.
+
+    Of a URL the query and the fragment are no part of the id.
+    """
+    text = without_query(compose(name).replace("\\", "/").strip(" \t\r\n\v\f\xa0\u200b\ufeff\u3000"))
     while text.startswith("./"):
         text = text[2:].lstrip("/")
     return text
+
+
+def without_query(name: str) -> str:
+    """Return a URL up to its query or fragment; any other name as it is."""
+    return re.split(r"[?#]", name, maxsplit=1)[0] if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) else name
 
 
 def has_image_suffix(name: str) -> bool:

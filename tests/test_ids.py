@@ -76,6 +76,7 @@ def test_fault_19_two_forms_of_one_name_are_two_images() -> None:
         (["test\\a.jpg", "test\\b.jpg"], ["test/b.jpg", "test/a.jpg"], "surrounding spaces"),
         (["test/a.jpg", "test/b.jpg"], ["b.jpg", "a.jpg"], "the folder"),
         (["test/a", "test/b"], ["b.jpg", "a.jpg"], "folder and suffix"),
+        (["https://x.org/a.jpg?w=1", "https://x.org/b.jpg?w=1"], ["b.jpg", "a.jpg"], "the folder"),
         (["1.2.840", "1.2.841"], ["1.2.841.dcm", "1.2.840.dcm"], "the suffix"),
     ],
 )

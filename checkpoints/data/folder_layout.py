@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.data.mask_contest import Row
+from checkpoints.data.splits import TEST, TRAINING, VALIDATION
 from ensemble.errors import DataError, enumerate_some
 from ensemble.events import SILENT, Listener, Notice
 from ensemble.images.listing import FOLLOW_LINKS, Listing, list_images
@@ -14,11 +15,8 @@ from ensemble.label_file import ClassNames, whole
 from ensemble.labels import LabelSpace
 from ensemble.text.plain_numbers import is_count
 
-_TRAINING = {"train", "training", "train_set", "training_set", "trn"}
-_VALIDATION = {"val", "valid", "validation", "dev", "validation_set"}
-_TEST = {"test", "testing", "test_set", "eval", "holdout"}
 _TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".ods"}
-_SPLITS = _TRAINING | _VALIDATION | _TEST
+_SPLITS = TRAINING | VALIDATION | TEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +47,9 @@ def read_folders(place: Path, names: ClassNames | None = None, *, listener: List
     splits = tops & _SPLITS
     classes = [name.split("/")[:-1] for name in below]
     kept = list(range(len(below)))
-    if len(tops) > 1 and splits and tops <= _SPLITS | {"unlabeled", "unlabelled", "unsup"} and splits & _TRAINING:
+    if len(tops) > 1 and splits and tops <= _SPLITS | {"unlabeled", "unlabelled", "unsup"} and splits & TRAINING:
         classes, kept = _read_splits(place, below, listener)
-    elif len(tops) > 1 and len(splits & (_TRAINING | _VALIDATION | _TEST)) > 1 and splits & _TRAINING:
+    elif len(tops) > 1 and len(splits & (TRAINING | VALIDATION | TEST)) > 1 and splits & TRAINING:
         some = enumerate_some(sorted(tops))
         raise DataError(
             "E340",
@@ -101,7 +99,7 @@ def _read_splits(place: Path, below: Sequence[str], listener: Listener) -> tuple
     """Return the folders of each image below its split, and the images of training and validation."""
     classes = [name.split("/")[1:-1] for name in below]
     split = [name.partition("/")[0].lower() for name in below]
-    kept = [i for i, name in enumerate(split) if name in _TRAINING | _VALIDATION]
+    kept = [i for i, name in enumerate(split) if name in TRAINING | VALIDATION]
     used = sorted({below[i].partition("/")[0] for i in kept})
     if len(used) > 1:
         message = f"{' and '.join(used)} are read as one data set, which is divided into folds again"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ensemble.errors import DataError, enumerate_some
+from ensemble.ids import without_query
 from ensemble.images.decode import SUFFIXES
 from ensemble.text.unicode_text import compose
 
@@ -49,6 +50,14 @@ class ImageIndex:
     def count(self, cells: Iterable[str]) -> int:
         """Return how many of the cells are a file."""
         return sum(bool(self._find(cell)[0]) for cell in cells)
+
+    def are_unique(self, cells: Iterable[str]) -> bool:
+        """Return True if each cell is the end of the path of one file: of one only, with all its parts."""
+        return all(
+            len(numbers) == 1 and length == normalize(cell).count("/") + 1
+            for cell in cells
+            for numbers, length, _ in [self._find(cell)]
+        )
 
     def below(self, cell: str) -> tuple[str, ...]:
         """Return the files in the one folder that a cell names, and none if it names no folder or several."""
@@ -121,8 +130,11 @@ class ImageIndex:
 
 
 def normalize(cell: str) -> str:
-    """Return a cell as a relative path with ``/``: without spaces around it, ``./`` and backslashes, in NFC."""
-    text = compose(cell.strip().strip("\u00a0\ufeff").replace("\\", "/"))
+    """Return a cell as a relative path with ``/``: without spaces around it, ``./`` and backslashes, in NFC.
+
+    Of a URL the query and the fragment are no part of the path.
+    """
+    text = without_query(compose(cell.strip().strip("\u00a0\ufeff").replace("\\", "/")))
     while text.startswith("./"):
         text = text[2:]
     return text

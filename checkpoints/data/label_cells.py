@@ -30,6 +30,8 @@ class Labeling:
     activation: Activation
     of_image: Mapping[str, tuple[int, ...]]
     guesses: tuple[str, ...]
+    numbers: str | None = None
+    """The column that numbers the classes, beside that of their names."""
 
 
 @dataclass(slots=True)
@@ -61,9 +63,36 @@ def read_labels(
     activation = _activation(images, found, joined, options)
     if activation == "softmax":
         _require_one_each(table, columns, images, found, joined)
+    numbers = None if found.several or names is not None else _find_numbers(table, columns.unused, found)
     space, position = _number(table, found, names)
     of_image = {image: tuple(sorted({position[token] for token in tokens})) for image, tokens in joined.items()}
-    return Labeling(space, activation, of_image, tuple(found.guesses))
+    return Labeling(space, activation, of_image, tuple(found.guesses), numbers)
+
+
+def _find_numbers(table: Table, unused: Sequence[str], found: _LabelCells) -> str | None:
+    """Return the column that has a number for each class's name, and take the order of the classes from it.
+
+    The numbers are 0 to n - 1 or 1 to n, each that of one name in all rows.
+    """
+    tokens = [row[0] if row else "" for row in found.rows]
+    classes = {*tokens}
+    if "" in classes or len(classes) < 2 or len(classes) == len(tokens) or found.names is not None:
+        return None
+    if all(whole(token) is not None for token in classes):
+        return None
+    for column in unused:
+        pairs = {*zip(tokens, map(whole, table.column(column)), strict=True)}
+        of_number = {number: token for token, number in pairs if number is not None}
+        if len(pairs) != len(classes) or len(of_number) != len(classes):
+            continue
+        first = min(of_number)
+        if first > 1 or sorted(of_number) != list(range(first, first + len(classes))):
+            continue
+        found.names = tuple(of_number[number] for number in sorted(of_number))
+        if found.names != tuple(sorted(classes)):
+            found.guesses.append(f"the classes are in the order of their numbers in column {column!r}")
+        return column
+    return None
 
 
 def _from_columns(table: Table, columns: Columns) -> _LabelCells:

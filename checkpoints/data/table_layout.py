@@ -5,18 +5,20 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from checkpoints.data.columns import IMAGES, Columns, Unit, choose_columns, find_image_column, unit_of
 from checkpoints.data.image_match import ImageIndex, Matched, normalize, without_zeros
 from checkpoints.data.label_cells import read_labels
 from checkpoints.data.long_table import widen_ids, widen_rows
 from checkpoints.data.mask_contest import NO_CLASS, Row
+from checkpoints.data.splits import without_test_rows
 from checkpoints.data.table_file import read_training_table
 from checkpoints.data.table_options import TableOptions
 from ensemble.card import Activation
 from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice, Recorder
+from ensemble.ids import has_image_suffix
 from ensemble.images.listing import FOLLOW_LINKS, list_images
 from ensemble.label_file import ClassNames, whole
 from ensemble.labels import LabelSpace
@@ -63,13 +65,15 @@ def read_table_layout(
     table = read_training_table(file, listener=listener)
     if not table.rows:
         raise DataError("E340", f"{file.name} lists no images", path=file)
+    table = without_test_rows(table, options, listener=listener)
     root = options.images or file.parent
     found = _find(table, root, options, listener)
     labeling = read_labels(found.table, found.columns, found.files, options, names)
     for guess in (*found.columns.guesses, *labeling.guesses):
         listener.notice(Notice("I338", f"{file.name}: {guess}", file))
-    if found.columns.unused:
-        message = f"{file.name}: columns that are not used: {enumerate_some(list(found.columns.unused))}"
+    unused = [name for name in found.columns.unused if name != labeling.numbers]
+    if unused:
+        message = f"{file.name}: columns that are not used: {enumerate_some(unused)}"
         listener.notice(Notice("I338", message, file))
     first: dict[str, int] = {}
     for place, name in enumerate(found.files):
@@ -130,8 +134,16 @@ def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -
         columns = choose_columns(table, image, options)
         columns = replace(columns, guesses=(message, *columns.guesses))
         return _FoundTable(table, columns, files, root)
+    beside = _folder_beside(table, image, index)
+    if beside is not None:
+        table = table.with_cells(
+            image, [f"{a}/{b}" for a, b in zip(table.column(beside), table.column(image), strict=True)]
+        )
+        guesses = (*guesses, f"the folders of the images are in column {beside!r}")
     columns = choose_columns(table, image, options)
     columns = replace(columns, guesses=(*guesses, *columns.guesses))
+    if beside is not None:
+        columns = replace(columns, unused=tuple(name for name in columns.unused if name != beside))
     cells = table.column(image)
     if set(map(normalize, cells)) <= set(map(normalize, index.files)) or _has_escaping(cells):
         return _FoundTable(table, columns, tuple(normalize(cell) for cell in cells), root)
@@ -139,6 +151,18 @@ def _find(table: Table, root: Path, options: TableOptions, listener: Listener) -
     _require_all(table, image, matched, index, linked)
     _report_match(table, matched, listener)
     return _FoundTable(table, columns, tuple(name for name in matched.files if name is not None), root)
+
+
+def _folder_beside(table: Table, image: str, index: ImageIndex) -> str | None:
+    """Return the column of folders in which images of one name are told apart, if names alone do not tell them."""
+    files = table.column(image)
+    if index.are_unique(files):
+        return None
+    for name in table.header:
+        joined = [f"{folder}/{file}" for folder, file in zip(table.column(name), files, strict=True)]
+        if name != image and all(table.column(name)) and index.are_unique(joined):
+            return name
+    return None
 
 
 def _has_escaping(cells: Sequence[str]) -> bool:
@@ -170,7 +194,7 @@ def _no_images(table: Table, root: Path, index: ImageIndex) -> DataError:
     stems = {without_zeros(name): name for name in index.files}
     for name in table.header:
         cells = table.column(name)
-        if len(set(cells)) == len(cells) and all(without_zeros(cell) in stems for cell in cells):
+        if len(set(cells)) == len(cells) and all(_is_number(cell) and without_zeros(cell) in stems for cell in cells):
             found = stems[without_zeros(cells[0])]
             return DataError(
                 "E314",
@@ -178,12 +202,20 @@ def _no_images(table: Table, root: Path, index: ImageIndex) -> DataError:
                 path=table.path,
                 hint="the ids have lost their leading zeros: read the column as text when you write the table",
             )
+    hint = table.hint_about_spaces or "name the column with --id-column and the images' folder with --images"
+    if any(has_image_suffix(word) for name in table.header for word in name.split()):
+        header = "write a header line such as image,label above the first row"
+        hint = header if table.hint_about_spaces is None else f"{table.hint_about_spaces}; and {header}"
     return DataError(
         "E336",
         f"{table.path.name}: no column has names of images below {root}, such as {index.files[0]!r}; columns: {first}",
         path=table.path,
-        hint="name the column with --id-column and the images' folder with --images",
+        hint=hint,
     )
+
+
+def _is_number(cell: str) -> bool:
+    return PurePosixPath(normalize(cell)).stem.isdecimal()
 
 
 def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex, linked: Sequence[Notice]) -> None:
@@ -195,7 +227,7 @@ def _require_all(table: Table, column: str, matched: Matched, index: ImageIndex,
     details = tuple(f"line {line}: {cell}" for line, cell in zip(lines, missing, strict=True))
     stems = {without_zeros(name): name for name in index.files}
     hint = "add the images, or remove these rows"
-    if all(without_zeros(cell) in stems for cell in missing):
+    if all(_is_number(cell) and without_zeros(cell) in stems for cell in missing):
         hint = f"{missing[0]!r} may be {stems[without_zeros(missing[0])]!r}: the ids have lost their leading zeros"
     else:
         by_case = {normalize(name).rpartition("/")[2].casefold(): name for name in index.files}

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ensemble.errors import DataError, escape_unseen, show_spaces
@@ -74,6 +74,16 @@ class Table:
         """
         position = self.place(name)
         return tuple(row[position] for row in self.rows)
+
+    def with_cells(self, name: str, cells: Sequence[str]) -> Table:
+        """Return the table with other cells in a column.
+
+        Raises:
+            DataError: E322 when the header lacks the column.
+        """
+        position = self.place(name)
+        rows = zip(self.rows, cells, strict=True)
+        return replace(self, rows=tuple((*row[:position], cell, *row[position + 1 :]) for row, cell in rows))
 
     def without_duplicates(self, name: str) -> tuple[str, ...]:
         """Return the cells of a column, each of which must be unique.
