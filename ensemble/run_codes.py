@@ -94,7 +94,10 @@ RUN_CODES: dict[str, Code] = {
         "An int8 model runs on a device, or in an engine, that it is not quantized for.",
         "use the device that the message names: OpenVINO needs the extra openvino; or export the model again, with --quantization asymmetric for ONNX Runtime on a CPU, with --precision fp16 for a GPU",
     ),
-    "I633": Code("The images on which a model of lower precision is judged.", "nothing to do"),
+    "I633": Code(
+        "The images on which a model of lower precision is judged.",
+        "nothing to do if the network was not trained on them, else give others with `--calibrate`",
+    ),
     "W633": Code(
         "A model of lower precision is judged on images that the network was trained on.",
         "give images of other people with --calibrate; those of the fold's hold-out part are known to be others",

@@ -29,7 +29,8 @@ class GateInputs:
         split = self.split
         seen = self.record.count([self.images.ids[place] for place in (split.spare if again else split.gate)])
         chosen_on = len(split.choose) + (len(split.gate) if again else 0)
-        tell_familiar(card.member, card.precision, seen, chosen_on=chosen_on, listener=listener)
+        known = self.record.is_found
+        tell_familiar(card.member, card.precision, seen, is_recorded=known, chosen_on=chosen_on, listener=listener)
         return seen
 
     def classes(self, places: tuple[int, ...]) -> Classes | None:

@@ -44,11 +44,15 @@ class Familiar:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """Of a list of image ids those that a network was ``trained`` on and those ``held_out``, and ``persons`` by id."""
+    """Of a list of image ids those that a network was ``trained`` on and those ``held_out``, and ``persons`` by id.
+
+    Where nothing about the training is recorded (``is_found`` is false), there are none of either.
+    """
 
     trained: frozenset[str] = frozenset()
     held_out: frozenset[str] = frozenset()
     persons: Mapping[str, str] | None = None
+    is_found: bool = False
 
     def count(self, ids: Collection[str]) -> Familiar:
         """Return how familiar these images are."""
@@ -65,7 +69,7 @@ def training_record(checkpoint: Trained, ids: Sequence[str]) -> TrainingRecord:
     if card is None or card.holdout_sha256 is None:
         return TrainingRecord()
     if hash_ids(ids) == card.holdout_sha256:
-        return TrainingRecord(held_out=frozenset(ids))
+        return TrainingRecord(held_out=frozenset(ids), is_found=True)
     try:
         with open(checkpoint.path.parent / _TRUTH, encoding="utf-8", newline="") as file:
             persons = {row["ImageID"]: row.get("person") or row["ImageID"] for row in csv.DictReader(file)}
@@ -80,11 +84,17 @@ def training_record(checkpoint: Trained, ids: Sequence[str]) -> TrainingRecord:
     known = {name: name if name in persons else by_name.get(PurePosixPath(name).name) for name in ids}
     trained = frozenset(name for name, one in known.items() if one is not None and one not in own)
     held_out = frozenset(name for name, one in known.items() if one is not None and one in own)
-    return TrainingRecord(trained, held_out, {name: persons[one] for name, one in known.items() if one is not None})
+    by_id = {name: persons[one] for name, one in known.items() if one is not None}
+    return TrainingRecord(trained, held_out, by_id, is_found=True)
 
 
-def tell_familiar(member: str, precision: Precision, seen: Familiar, *, chosen_on: int, listener: Listener) -> None:
-    """Say whose images judge a model: W633 if the network was trained on some of them, else I633."""
+def tell_familiar(
+    member: str, precision: Precision, seen: Familiar, *, is_recorded: bool, chosen_on: int, listener: Listener
+) -> None:
+    """Say whose images judge a model: W633 if the network was trained on some of them, else I633.
+
+    Without a record of the training (``is_recorded``) it is not known whether it was trained on them.
+    """
     count = seen.trained + seen.held_out + seen.unknown
     chosen = f"; its layers are chosen on {chosen_on:,} others" if chosen_on else ""
     if seen.trained:
@@ -94,7 +104,9 @@ def tell_familiar(member: str, precision: Precision, seen: Familiar, *, chosen_o
         )
         listener.notice(Notice("W633", message))
         return
-    whose = "held out of its training" if seen.held_out == count else "not known to its training"
+    whose = "held out of its training" if seen.held_out == count else "that are not in its training data"
     if seen.held_out and seen.unknown:
-        whose = f"held out of its training ({seen.held_out:,}) or not known to it"
+        whose = f"held out of its training ({seen.held_out:,}) or not in its data"
+    if not is_recorded:
+        whose = "of which no record says if it was trained on them, where answers change less than on others"
     listener.notice(Notice("I633", f"{member}: {precision} is judged on {count:,} images {whose}{chosen}"))

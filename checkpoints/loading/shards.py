@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ _WEIGHT_FILES = (
 _NO_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_", "random_states", "sampler", "scaler", "dl_state")
 _NUMBERED = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
+_MOST_FOLDERS = 1000
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 
 
@@ -102,9 +105,23 @@ def _in_folder(folder: Path, listener: Listener) -> Path:
             raise ModelError(
                 "E404", f"{folder} is not a checkpoint but {other.description}", hint=other.hint, path=folder
             )
-        raise FileError("E707", f"{folder} is a folder without weights; name the checkpoint's file", path=folder)
+        below = _weights_below(folder)
+        hint = f"below it are {enumerate_some(below)}: name the one that is meant" if below else None
+        raise FileError(
+            "E707", f"{folder} is a folder without weights; name the checkpoint's file", hint=hint, path=folder
+        )
     listener.notice(Notice("I480", f"{found[0].name} in the folder is read", folder))
     return found[0]
+
+
+def _weights_below(folder: Path) -> list[str]:
+    """Return the paths of files that may hold weights in the folders below one, such as ``checkpoint-500``."""
+    found = []
+    for parent, folders, names in itertools.islice(os.walk(folder), _MOST_FOLDERS):
+        folders.sort()
+        kept = [name for name in names if name.endswith(_SUFFIXES) and not name.startswith(_NO_WEIGHTS)]
+        found += [os.path.relpath(Path(parent, name), folder) for name in sorted(kept) if not _is_optimizer(name)]
+    return found
 
 
 def _is_optimizer(name: str) -> bool:

@@ -15,6 +15,7 @@ from ensemble.card import Preprocess
 from ensemble.errors import DeployError, OptionError, enumerate_some
 from ensemble.events import Listener, Notice
 from ensemble.fuse.fuse import Fused
+from ensemble.install import install_command
 from ensemble.text.input_file import read_input
 from ensemble.text.json_text import MAX_BYTES, parse_json
 
@@ -87,7 +88,7 @@ def push(folder: Path, files: Sequence[str], name: str) -> str:
     try:
         import huggingface_hub
     except ModuleNotFoundError as err:
-        raise OptionError("E205", "--push needs huggingface_hub", hint="pip install huggingface-hub") from err
+        raise OptionError("E205", "--push needs huggingface_hub", hint=install_command("huggingface-hub")) from err
     try:
         api = huggingface_hub.HfApi()
         api.create_repo(name, exist_ok=True)

@@ -86,8 +86,8 @@ def check(
     text = f"{submission}: {len(answers):,} rows, no faults"
     if train is not None:
         spread = _compare_with_training(answers, train)
-        facts["spread"] = asdict(spread)
-        text += f"\n{spread}"
+        facts["spread"] = {name: value for name, value in asdict(spread).items() if name != "independent"}
+        text += "" if spread.is_far else f"\n{spread}"  # the warning says it already
     if not others:
         show(facts, text, as_json=as_json)
         return

@@ -61,7 +61,7 @@ class TruthOptions:
 NO_COLUMNS = TruthOptions()
 
 SAME_IMAGES = (
-    "the ground truth must have the images of the predictions and no others: write the rows of these ids alone"
+    "the ground truth must have the images of the predictions and no others: give a file with the rows of these alone"
 )
 """A hint where the images differ."""
 

@@ -27,10 +27,17 @@ class Spread:
     name: str
     answers: float
     training: float
+    independent: bool = False
+
+    @property
+    def is_far(self) -> bool:
+        """True if the distance is large, and larger than chance makes it."""
+        return self.distance > max(_FAR, _SIGMAS * self.noise)
 
     def __str__(self) -> str:
         return (
-            f"answers are {self.distance:.3f} from the training classes; most differs {self.name}: "
+            f"the shares of the classes are {self.distance:.3f} from those of the training images "
+            f"({'mean difference' if self.independent else 'total variation distance'}); most differs {self.name}: "
             f"{self.answers:.1%} of answers, {self.training:.1%} of training images"
         )
 
@@ -57,10 +64,11 @@ def compare_spread(submission: Submission, training: Floats) -> Spread:
         name=submission.labels.names[most],
         answers=float(answers[most]),
         training=float(training[most]),
+        independent=submission.independent,
     )
 
 
 def notice_spread(spread: Spread, listener: Listener) -> None:
     """Warn if answers are spread far from the training classes, and further than chance makes them (W546)."""
-    if spread.distance > max(_FAR, _SIGMAS * spread.noise):
+    if spread.is_far:
         listener.notice(Notice("W546", str(spread)))

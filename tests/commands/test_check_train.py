@@ -44,6 +44,8 @@ def test_the_images_of_the_people_are_counted(tmp_path: Path, *, as_folder: bool
     moved = answers(tmp_path / "moved.csv", [0] * 20)
     done = CliRunner().invoke(ens, ["check", str(moved), "--train", str(given), "--json"], catch_exceptions=False)
     assert np.isclose(json.loads(done.stdout)["spread"]["distance"], 0.75)
+    told = CliRunner().invoke(ens, ["check", str(moved), "--train", str(given)], catch_exceptions=False).output
+    assert told.count("0.750 from those of the training images (total variation distance)") == 1
 
 
 def test_without_the_folders_the_error_says_what_would_do(tmp_path: Path) -> None:

@@ -74,13 +74,20 @@ def test_what_is_not_known_is_not_guessed(tmp_path: Path, harm: str) -> None:
         (Familiar(90, 0, 0), "W633", "90 of the 90 images that judge int8 are the network's own training images"),
         (Familiar(1, 80, 9), "W633", "1 of the 90 images"),
         (Familiar(0, 90, 0), "I633", "90 images held out of its training; its layers are chosen on 88 others"),
-        (Familiar(0, 80, 10), "I633", "90 images held out of its training (80) or not known to it"),
-        (Familiar(0, 0, 90), "I633", "90 images not known to its training"),
+        (Familiar(0, 80, 10), "I633", "90 images held out of its training (80) or not in its data"),
+        (Familiar(0, 0, 90), "I633", "90 images that are not in its training data"),
     ],
 )
 def test_the_gate_says_whose_images_it_saw(seen: Familiar, code: str, words: str) -> None:
     """Training images are a warning, however few; else a note says where the images come from."""
     heard = Recorder()
-    tell_familiar("m", "int8", seen, chosen_on=88, listener=heard)
+    tell_familiar("m", "int8", seen, is_recorded=True, chosen_on=88, listener=heard)
     assert [notice.code for notice in heard.notices] == [code]
     assert words in heard.notices[0].message
+
+
+def test_images_of_an_unknown_training_are_not_said_to_be_new() -> None:
+    """A checkpoint of another program may have been trained on the images that judge it."""
+    heard = Recorder()
+    tell_familiar("m", "int8", Familiar(0, 0, 90), is_recorded=False, chosen_on=88, listener=heard)
+    assert "no record says if it was trained on them" in heard.notices[0].message

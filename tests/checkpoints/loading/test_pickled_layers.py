@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.ao.nn.quantized import dynamic as quantized
 
 from checkpoints.loading.head_options import HeadRequest
 from checkpoints.loading.open import build_model, open_checkpoint
@@ -212,3 +213,13 @@ def test_a_dry_run_compares_the_layers_too(tmp_path: Path) -> None:
     content = read_content(path, with_values=False)
     with pytest.raises(NeedsTorchError, match="whole pickled network"):
         outline_checkpoint(content, path, arch=TINY, weights=None, labels=None, listener=SILENT)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantized_layers_are_refused_by_name(tmp_path: Path) -> None:
+    """Their weights are packed and no tensors of the file; the network is not said to lack its head."""
+    net = timm.create_model(TINY, num_classes=5).eval()
+    net.fc = quantized.Linear(WIDTH, 5)  # type: ignore[no-untyped-call]
+    with pytest.raises(EnsError, match=r"quantized layers \(fc, fc._packed_params\)") as caught:
+        open_checkpoint(save(tmp_path / "a.pth", net))
+    assert caught.value.code == "E417"

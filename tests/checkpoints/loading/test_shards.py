@@ -59,3 +59,15 @@ def test_weights_in_parts_of_processes_are_called_what_they_are(
     assert caught.value.code == "E404"
     assert described in caught.value.message
     assert hint in str(caught.value.hint)
+
+
+def test_the_weights_below_a_folder_are_named(tmp_path: Path) -> None:
+    """The folder of a training of transformers has its checkpoints in folders of their own."""
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        touch(tmp_path / f"checkpoint-{step}", "model.safetensors", "optimizer.bin", "rng_state.pth")
+    with pytest.raises(EnsError) as caught:
+        find_files(tmp_path, Recorder())
+    assert caught.value.code == "E707"
+    assert "checkpoint-1000/model.safetensors, checkpoint-500/model.safetensors:" in str(caught.value.hint)
+    assert "optimizer" not in str(caught.value.hint)
