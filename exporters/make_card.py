@@ -291,7 +291,9 @@ def describe_settings(card: ModelCard, checkpoint: Opened) -> list[Notice]:
     notices, path = [], checkpoint.path
     if stored := by_source.get("checkpoint"):
         names = [name for name in shown if card.sources[name] == "checkpoint"]
-        message = f"{', '.join(stored)} are the checkpoint's ({', '.join(_places(checkpoint, names))})"
+        plural = len(stored) > 1 or "labels" in names
+        are = "are" if plural else "is"
+        message = f"{', '.join(stored)} {are} the checkpoint's ({', '.join(_places(checkpoint, names))})"
         notices.append(Notice("I451", message, path))
     assumed = [text for source in ("timm", "default") for text in by_source.get(source, ())]
     assumed = [text for text in assumed if text != shown["labels"]]

@@ -63,14 +63,14 @@ def _resizing(kind: str, config: Mapping[Any, Any]) -> tuple[tuple[int, int] | N
         inner = int(_LEVIT_SCALE * shorter) if kind == "Levit" else shorter
         if crop is None or crop[0] != crop[1] or crop[0] > inner:
             return crop, None, None
-        return crop, "center", _share(crop[0], inner)
+        return crop, "center", crop_share(crop[0], inner)
     if sides is None:
         return crop, None, None
     if crop is None:
         return sides, "squash", 1.0
     if crop[0] > sides[0] or crop[0] * sides[1] != crop[1] * sides[0]:
         return crop, None, None
-    return crop, "squash", _share(crop[0], sides[0])
+    return crop, "squash", crop_share(crop[0], sides[0])
 
 
 def _normalization(kind: str, config: Mapping[Any, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -116,7 +116,7 @@ def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.1 <= value <= 1
 
 
-def _share(inner: int, outer: int) -> float | None:
+def crop_share(inner: int, outer: int) -> float | None:
     """Return the share of ``outer`` px that is kept, by which a size of ``inner`` px becomes ``outer`` px exactly."""
     share = inner / outer
     share = share if math.floor(inner / share) == outer else math.nextafter(share, 0)

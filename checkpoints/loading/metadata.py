@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from checkpoints.loading.image_processor import is_image_processor, read_image_processor
+from checkpoints.loading.image_processor import crop_share, is_image_processor, read_image_processor
 from checkpoints.loading.pickle_objects import InertObject
 
 _CAFFE = re.compile(r"""["']?style["']?\s*[=:]\s*["']caffe["']""")
@@ -26,7 +26,7 @@ _MOST_ENTRIES = 5000
 _ARCH = ("model", "arch", "model_name", "architecture", "architectures", "encoder", "encoder_name", "backbone",
          "backbone_name", "timm_model", "model_arch", "network", "net", "base_model")  # fmt: skip
 _SIZE = ("img_size", "image_size", "imgsz", "input_size", "resolution", "img_dim", "input_resolution", "crop_size",
-         "image_resolution", "im_size", "sz")  # fmt: skip
+         "image_resolution", "im_size", "sz", "val_crop_size")  # fmt: skip
 _CLASSES = ("classes", "class_names", "names", "label_names", "labels", "vocab", "categories", "classes_",
             "target_names", "class_list", "label_list")  # fmt: skip
 _INDEX_OF = ("class_to_idx", "label2id", "label_to_index", "class_to_index", "label_to_idx", "name_to_idx", "cls2idx",
@@ -125,7 +125,9 @@ def _read_entries(entries: Sequence[_Entry]) -> Metadata:
     archs = [Found(e.value, e.place) for name in _ARCH for e in entries if e.name == name and _is_word(e.value)]
     mean = first(("mean", "image_mean", "img_mean", "norm_mean", "data_mean", "pixel_mean", "normalize_mean"), _mean)
     std = first(("std", "image_std", "img_std", "norm_std", "data_std", "pixel_std", "normalize_std"), _std)
-    if mean is not None and std is not None and {*mean.value} == {0.0} and {*std.value} == {1.0}:
+    buffers = {entry.place for entry in entries if hasattr(entry.value, "ndim")}
+    changes = mean is None or std is None or {*mean.value} != {0.0} or {*std.value} != {1.0}
+    if mean is not None and mean.place in buffers and not changes:
         mean = std = None  # buffers that nobody has set
     archs += [
         Found(e.value, e.place)
@@ -136,7 +138,7 @@ def _read_entries(entries: Sequence[_Entry]) -> Metadata:
         archs=tuple(archs),
         arch_options=_arch_options(entries),
         size=first(("input_size",), _triple_size) or first(_SIZE, _size) or _size_of_processor(entries),
-        crop_pct=first(("crop_pct", "test_crop_pct"), _fraction),
+        crop_pct=first(("crop_pct", "test_crop_pct"), _fraction) or _crop_of_torchvision(entries),
         resize=first(("crop_mode",), lambda value: value if isinstance(value, str) and value in _CROP_MODES else None),
         interpolation=first(("interpolation", "test_interpolation", "resample"), _interpolation),
         mean=mean,
@@ -295,6 +297,18 @@ def _size_of_processor(entries: Sequence[_Entry]) -> Found[tuple[int, int]] | No
         if entry.name == "size" and (size := _size(entry.value)) is not None:
             return Found(size, entry.place)
     return None
+
+
+def _crop_of_torchvision(entries: Sequence[_Entry]) -> Found[float] | None:
+    """Return the share that torchvision's reference training keeps of an image: ``val_crop_size / val_resize_size``."""
+    sides = {entry.name: entry for entry in entries if entry.name in {"val_crop_size", "val_resize_size"}}
+    if len(sides) < 2:
+        return None
+    inner, outer = (sides[name].value for name in ("val_crop_size", "val_resize_size"))
+    if not (isinstance(inner, int) and isinstance(outer, int)) or not 8 <= inner <= outer <= 4096:
+        return None
+    share = crop_share(inner, outer)
+    return None if share is None else Found(share, sides["val_resize_size"].place)
 
 
 def _fraction(value: object) -> float | None:

@@ -122,6 +122,21 @@ def test_values_for_0_to_255_are_scaled() -> None:
     assert value_of(found.std) == pytest.approx((0.229, 0.224, 0.225))
 
 
+def test_a_normalization_that_changes_nothing_is_one_where_it_was_chosen() -> None:
+    """Lists of zeros and ones are what somebody trained with; buffers of them were never set."""
+    found = read_metadata({"args": namespace(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])})
+    assert (value_of(found.mean), value_of(found.std)) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    unset = read_metadata({"normalize.mean": np.zeros(3), "normalize.std": np.ones(3)})
+    assert (unset.mean, unset.std) == (None, None)
+
+
+def test_the_crop_of_torchvisions_references_is_read() -> None:
+    """Their training script keeps the size before the crop and that of the crop, beside the size in training."""
+    found = read_metadata({"args": namespace(val_crop_size=224, val_resize_size=232, train_crop_size=176)})
+    assert value_of(found.size) == (224, 224)
+    assert math.floor(224 / value_of(found.crop_pct)) == 232
+
+
 def test_transformers_resample_is_pillows_number() -> None:
     """The number 3 is bicubic, as in PIL.Image."""
     assert value_of(read_metadata({"preprocessor_config.json": {"resample": 3}}).interpolation) == "bicubic"

@@ -219,7 +219,7 @@ def test_a_dry_run_compares_the_layers_too(tmp_path: Path) -> None:
 def test_quantized_layers_are_refused_by_name(tmp_path: Path) -> None:
     """Their weights are packed and no tensors of the file; the network is not said to lack its head."""
     net = timm.create_model(TINY, num_classes=5).eval()
-    net.fc = quantized.Linear(WIDTH, 5)  # type: ignore[no-untyped-call]
+    net.fc = quantized.Linear(WIDTH, 5)
     with pytest.raises(EnsError, match=r"quantized layers \(fc, fc._packed_params\)") as caught:
         open_checkpoint(save(tmp_path / "a.pth", net))
     assert caught.value.code == "E417"
