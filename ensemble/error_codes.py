@@ -207,7 +207,7 @@ CODES: dict[str, Code] = {
     ),
     "W386": Code(
         "Rows or columns of a file of label fixes are not read.",
-        "delete the whole line of each fix that is not to apply: a mark beside it strikes nothing",
+        "delete the whole line of each fix that is not to apply: a comment beside it does not delete it",
     ),
     "E380": Code(
         "A model aligns faces by five points, and the file of boxes has none.",

@@ -291,15 +291,12 @@ def describe_settings(card: ModelCard, checkpoint: Opened) -> list[Notice]:
     notices, path = [], checkpoint.path
     if stored := by_source.get("checkpoint"):
         names = [name for name in shown if card.sources[name] == "checkpoint"]
-        plural = len(stored) > 1 or "labels" in names
-        are = "are" if plural else "is"
-        message = f"{', '.join(stored)} {are} the checkpoint's ({', '.join(_places(checkpoint, names))})"
+        message = f"as the checkpoint says ({', '.join(_places(checkpoint, names))}): {', '.join(stored)}"
         notices.append(Notice("I451", message, path))
     assumed = [text for source in ("timm", "default") for text in by_source.get(source, ())]
     assumed = [text for text in assumed if text != shown["labels"]]
     if assumed:
-        are, them = ("are timm's defaults", "them") if len(assumed) > 1 else ("is timm's default", "it")
-        message = f"{', '.join(assumed)} {are}, not the checkpoint's: name {them} if you trained otherwise"
+        message = f"timm's defaults, not the checkpoint's: {', '.join(assumed)}; name what you trained with otherwise"
         notices.append(Notice("I450", message, path))
     if card.sources["labels"] == "default":
         message = f"the classes are numbered 0 to {len(card.labels) - 1}: name them with --labels"

