@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ensemble.errors import DataError, NoImagesError, enumerate_some, show_spaces
 from ensemble.events import SILENT, Listener, Notice
-from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose
+from ensemble.ids import COMPARISONS, find_id_column, has_image_suffix, notice_loose, usual_id_column
 from ensemble.images.decode import ARRAY_SUFFIX, SUFFIXES, read_error
 from ensemble.images.formats import HEAD, NOT_DECODED, format_of
 from ensemble.images.storage import RemoteImage
@@ -70,7 +70,8 @@ def read_ids(
     name = find_id_column(table, named=id_column, listener=listener)
     if _is_image(name):  # without a header the first image would be lost
         raise DataError("E322", f"{path.name}: the first line must name the columns, got {name!r}", path=path)
-    if classes is not None and _may_be_long(table.column(name)):
+    among = {name, *(one for one in table.header if usual_id_column([one]))}  # numbers of rows are called ids as well
+    if classes is not None and any(_may_be_long(table.column(one)) for one in among):
         place = table.header.index(name)
         rest = [i for i in range(len(table.header)) if i != place]
         found = find_long_rows(table, place, rest, classes(), asked=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble.submission.class_names import are_numbers, fold_name
+from ensemble.submission.columns_beside import is_answer_column
 from ensemble.submission.sheet import LongRow
 from ensemble.text.csv_table import Table
 
@@ -27,6 +28,8 @@ def find_long_rows(
 ) -> LongRows | None:
     """Return the rows if each is of one image and one class, and every image has each class once; None otherwise.
 
+    Of more than three columns, the one of the answers is known by its name, such as ``probability``.
+
     Classes that are named by numbers may as well be the number of a frame or a view: an id that ends in one counts only
     if the format was ``asked`` for, or its column is called so, as ImageId_ClassId is.
     """
@@ -43,16 +46,19 @@ def find_long_rows(
             if split[-1] is None:  # of a million ids the first one tells
                 return None
         return _gather(table, split, rest[0], len(names))
-    if len(rest) != 2:
-        return None
     classes = _by_name(names)
     if not are_numbers(names):
         classes = {str(label): label for label in range(len(names))} | classes
-    for place, answers in (tuple(rest), tuple(reversed(rest))):
+    for place in rest:
         labels = [classes.get(fold_name(row[place])) for row in table.rows]
-        if None not in labels:
-            split = [(row[id_place], label) for row, label in zip(table.rows, labels, strict=True) if label is not None]
-            found = _gather(table, split, answers, len(names))
+        for image in () if None in labels else (id_place, *rest):
+            # beside the image, its class and the answer there may be a number of the row and other columns
+            others = [other for other in (id_place, *rest) if other not in {place, image}]
+            answers = others if len(rest) == 2 else [other for other in others if is_answer_column(table, other)]
+            if image == place or len(answers) != 1 or (image != id_place and len(rest) == 2):
+                continue
+            split = [(row[image], label) for row, label in zip(table.rows, labels, strict=True) if label is not None]
+            found = _gather(table, split, answers[0], len(names))
             if found is not None:
                 return found
     return None

@@ -16,7 +16,7 @@ from ensemble.errors import (
     enumerate_some,
     show_spaces,
 )
-from ensemble.events import SILENT, Listener, Notice
+from ensemble.events import SILENT, Listener, Notice, Recorder
 from ensemble.ids import find_id_column, has_image_suffix
 from ensemble.labels import LabelSpace
 from ensemble.submission.cell_kinds import CellKinds
@@ -108,7 +108,8 @@ class _Reader:
 
     def read(self, kind: AnswerKind | None) -> AnswerSheet:
         """Return the sheet; ``kind`` is the one asked for, or None to find it."""
-        id_column = find_id_column(self.table, named=self.options.id_column, listener=self.notices.listener)
+        heard = Recorder()
+        id_column = find_id_column(self.table, named=self.options.id_column, listener=heard)
         if has_image_suffix(id_column) or parse_number(id_column) is not None:
             got = ",".join(map(show_spaces, self.table.header))
             raise DataError(
@@ -123,13 +124,16 @@ class _Reader:
             wanted = self.table.place(self.options.label_column)
             rest = [wanted] if wanted in rest else rest
         sheet = AnswerSheet((), self.table.header, id_place=place, independent=self.independent)
+        long = None
         if kind == "long" or kind is None:
             long = find_long_rows(self.table, place, rest, self.labels.names, asked=kind == "long")
-            if long is not None:
-                sheet = replace(sheet, ids=long.ids, kind="long", rows=long.rows, answer_place=long.answer_place)
-                return self._with_decimal_mark(sheet, [row[long.answer_place] for row in self.table.rows])
-            if kind == "long":
-                raise self._unclear("its rows are not one per image and class", ["probabilities", "label-columns"])
+        for notice in heard.notices if long is None or len(rest) < 3 else ():  # with more columns it may be another
+            self.notices.listener.notice(notice)
+        if long is not None:
+            sheet = replace(sheet, ids=long.ids, kind="long", rows=long.rows, answer_place=long.answer_place)
+            return self._with_decimal_mark(sheet, [row[long.answer_place] for row in self.table.rows])
+        if kind == "long":
+            raise self._unclear("its rows are not one per image and class", ["probabilities", "label-columns"])
         if kind not in {"probabilities", "label-columns"} and self.options.label_column is None:
             rest = self._answer_places(rest)
         sheet = replace(sheet, ids=self.table.without_duplicates(id_column))

@@ -18,7 +18,7 @@ from tests.support.toys import card, write_model, write_pictures
 NAMES = ("rust", "scab", "patient_overall")
 
 
-@pytest.mark.parametrize("form", ["joined", "two columns"])
+@pytest.mark.parametrize("form", ["joined", "two columns", "numbered rows"])
 def test_predict_blend_and_submit_take_a_long_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
@@ -31,6 +31,9 @@ def test_predict_blend_and_submit_take_a_long_sample(
     ids = [name.removesuffix(".jpg") for name in images[2::-1]]
     if form == "joined":
         lines = ["row_id,fractured", *(f"{one}_{name},0.5" for one in ids for name in NAMES)]
+    elif form == "numbered rows":
+        pairs = [(one, name) for name in NAMES for one in ids]
+        lines = ["row_id,image,class,score", *(f"{i},{one},{name},0" for i, (one, name) in enumerate(pairs))]
     else:
         lines = ["image,class,score", *(f"{one},{name},0" for name in NAMES for one in ids)]
     (tmp_path / "sample.csv").write_text("\n".join(lines) + "\n")

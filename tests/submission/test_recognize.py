@@ -61,6 +61,13 @@ def one_column(*answers: str, header: str = "id,label") -> str:
         (one_column("0 1", "0 1"), PETS, {}, "ranking"),
         ("id,p\n" + "".join(f"{i}-{c},0\n" for i in "xy" for c in PETS), PETS, {}, "long"),
         ("p,id,what\n" + "".join(f"0,{i},{c}\n" for i in "xy" for c in PETS), PETS, {}, "long"),
+        (
+            "row_id,image,what,prob,usage\n"
+            + "".join(f"{n},{i},{c},0,Public\n" for n, (i, c) in enumerate((i, c) for i in "xy" for c in PETS)),
+            PETS,
+            {},
+            "long",
+        ),
         ("id,p\nx_0,0\nx_1,0\n", TWO, {"answers": "long"}, "long"),
         ("id,p\nx_0,0\nx_1,0\n", ["0", "1"], {}, "number"),
     ],
