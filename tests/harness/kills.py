@@ -205,6 +205,8 @@ def require_whole(found: Mapping[str, bytes], expected: Mapping[str, bytes], old
             assert data in {expected[name], old.get(name, expected[name])}, (
                 f"{name} is neither the old nor the new file"
             )
+    for name in old:
+        assert name in found, f"{name} is gone"
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,12 +95,13 @@ def test_fault_66_and_68_at_every_step_of_writing(
     """Whichever opening, writing, sync, rename or removal a run is killed at, or finds the disk full at, every file is
     the old or the whole new one, and the run after it leaves the bytes of a quiet one and nothing else.
     """
+    old = {} if run is run_predict else {"submission.csv": OLD}
 
     def prepare(name: str) -> Path:
         out = tmp_path / "outs" / name
         out.mkdir(parents=True)
-        if run is not run_predict:
-            (out / "submission.csv").write_bytes(OLD)
+        for path, data in old.items():
+            (out / path).write_bytes(data)
         return out
 
     quiet = prepare("quiet")
@@ -114,7 +115,7 @@ def test_fault_66_and_68_at_every_step_of_writing(
         ended = how_it_ends(lambda out=out: run(contest, out), disk)  # type: ignore[misc]
         assert disk.failed, at
         assert ended == ("E701" if fault == "is full" else "died") or counting.names[at] == "unlink", at
-        require_whole(contents(out), expected, {"submission.csv": OLD})
+        require_whole(contents(out), expected, old)
         assert fault != "is full" or not [name for name in contents(out) if is_temporary(name)], at
         run(contest, out)
         assert contents(out) == expected, at
