@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 from ensemble.bench.process_meter import Pass, PassTimer
+from ensemble.runtime import gpu_start
 from ensemble.runtime.model_file import read_model
 from tests.on_gpu import __main__ as on_gpu
 from tests.on_gpu import jobs, options, pack, steps
@@ -53,6 +54,7 @@ def step(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[steps.Step]
     monkeypatch.setattr(options, "kernel_names", lambda *_: ("sm90_xmma_fprop_implicit_gemm_f16f16",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # the torch loop would compile for minutes
     (folders / "work").mkdir()
+    monkeypatch.setattr(gpu_start, "RUNS", 1)  # times of the CPU decide nothing
     with fake_gpus(monkeypatch, folders):
         yield steps.Step(folders / "work", folders / "models", folders / "images", folders / "figures.json")
 

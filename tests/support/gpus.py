@@ -114,7 +114,6 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeGpus]
     monkeypatch.setattr(io_binding, "lock_pages", lambda *_, **__: False)
     for module in (providers, cuda, gpu_start):
         monkeypatch.setattr(module, "describe_gpu", lambda _: cuda.Gpu("NVIDIA Test", "9.0"))
-    monkeypatch.setattr(gpu_start, "RUNS", 1)  # times of the CPU decide nothing
     providers.try_device.cache_clear()
     yield fake
     providers.try_device.cache_clear()
