@@ -127,7 +127,10 @@ CODES: dict[str, Code] = {
         "How ambiguous training data was read.",
         "nothing to do if it is right; or see the option",
     ),
-    "W338": Code("A part of the training data is not used, or cannot be balanced over the folds.", "see the message"),
+    "W338": Code(
+        "A part of the training data is not used, cannot be balanced over the folds, or is a class of one split alone.",
+        "see the message",
+    ),
     "E340": Code(
         "A training folder does not have one of the supported layouts.",
         "one folder per class; or a table (CSV, Parquet) of images and labels; or the mask contest's train.csv with the "

@@ -104,6 +104,16 @@ def _read_splits(place: Path, below: Sequence[str], listener: Listener) -> tuple
     if len(used) > 1:
         message = f"{' and '.join(used)} are read as one data set, which is divided into folds again"
         listener.notice(Notice("I338", f"{message} (give {place / used[0]} to read it alone)", place))
+    of_class: dict[str, set[str]] = {}
+    for i in kept:
+        of_class.setdefault(classes[i][0] if classes[i] else "", set()).add(below[i].partition("/")[0])
+    for name in used if len(used) > 1 else ():
+        alone = sorted(one for one, splits in of_class.items() if splits == {name} and one)
+        if alone:
+            message = (
+                f"only {name} has a folder {enumerate_some(alone)}: is it a class of its own, or spelled otherwise?"
+            )
+            listener.notice(Notice("W338", message, place))
     others = sorted({name.partition("/")[0] for i, name in enumerate(below) if i not in set(kept)})
     if others:
         count = len(below) - len(kept)

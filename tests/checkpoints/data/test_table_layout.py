@@ -370,6 +370,15 @@ def test_folders_of_splits_and_single_folders(tmp_path: Path) -> None:
         heard(tmp_path / "a", label_columns=("x",))
 
 
+def test_a_class_of_one_split_alone_is_said(tmp_path: Path) -> None:
+    """A folder that is spelled otherwise in another split would be a class more."""
+    touch(tmp_path, *(f"train/{c}/{i}.png" for c in "ab" for i in (1, 2)), "valid/a/3.png", "valid/B/4.png")
+    data, said = heard(tmp_path)
+    assert len(data.labels) == 3
+    assert "only train has a folder b: is it a class of its own, or spelled otherwise?" in said
+    assert "only valid has a folder B:" in said
+
+
 def test_rows_of_folders(tmp_path: Path) -> None:
     """A column that names a folder of images gives its label to each of them, and keeps them in one fold."""
     touch(tmp_path, *(f"train/{i // 3:05d}/img-{i}.png" for i in N))
