@@ -230,6 +230,21 @@ def test_whole_numbers_are_not_stored() -> None:
     assert np.mean((found - expected) ** 2) < 0.05 * np.var(expected)
 
 
+def test_products_with_a_softmax_are_in_float32() -> None:
+    """onnxruntime is wrong about a Softmax between stored tensors, as in attention over branches; others stay."""
+    net = Builder()
+    net.values["shape"] = np.array([0, CHANNELS, 1, 1])
+    source = net.add("Relu", net.convolve("real", "stem", 3), made="map")
+    logits = net.convolve(net.add("GlobalAveragePool", source, made="mean"), "select", CHANNELS)
+    soft = net.add("Reshape", net.add("Softmax", logits, made="soft"), "shape", made="shaped")
+    gated = net.add("Mul", source, soft, made="gated")
+    doubled = net.add("Mul", gated, net.convolve(gated, "other", CHANNELS), made="doubled")
+    proto = net.end(net.convolve(doubled, "last", CHANNELS), whole=("shape",))
+    stored = find_tensors(proto.graph, find_layers(proto.graph), scheme=ASYMMETRIC)
+    assert "shaped" not in stored
+    assert {"map", "select", "gated", "doubled"} <= set(stored)
+
+
 def test_parts_of_an_image_may_be_rows() -> None:
     """MobileViT computes the patches of an image as images: what they range over is one row per image."""
     net = Builder()
