@@ -172,7 +172,7 @@ class Verdict:
         low, high = self.interval
         text = f"{self.agreement:.1%} of {self.images} answers as in fp32 (95 % interval {low:.1%} to {high:.1%})"
         if self.f1 is not None and self.reference_f1 is not None:
-            text += f", macro F1 {self.f1:.4f} against {self.reference_f1:.4f}"
+            text += f", macro F1 {self.f1:.4f}, in fp32 {self.reference_f1:.4f}"
         if self.lost_interval is not None:
             text += f" ({self.lost_interval[0]:+.4f} to {self.lost_interval[1]:+.4f} lost)"
         return text
@@ -295,7 +295,7 @@ def predict_logits(
     *,
     model: Given = "",
     steps: Steps = NO_STEPS,
-    stage: str = "gate",
+    stage: str = "evaluate",
     parallel: int = 1,
     listener: Listener = SILENT,
 ) -> Logits:

@@ -264,7 +264,7 @@ def _predict(
     *,
     engines: Engines,
     steps: Steps,
-    stage: str = "gate",
+    stage: str = "evaluate",
     listener: Listener = SILENT,
 ) -> Logits:
     """Return the logits ``(N, C)`` of a serialized model, which is started unless all of them are kept."""
