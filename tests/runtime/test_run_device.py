@@ -130,7 +130,8 @@ def test_without_openvino_one_warning_says_that_it_is_slow(tmp_path: Path, monke
     device, ((code, message),) = choose(FASTEST, models)
     assert (device, code) == (CPU, "W615")
     assert message.endswith("quick is quantized for OpenVINO, and slower in ONNX Runtime than a float32 model")
-    assert choose(FASTEST, models[1:])[1][0][1].endswith("it is not installed")
+    missing = f"it is not installed ({install_command(extra='openvino')})"
+    assert choose(FASTEST, models[1:])[1][0][1].endswith(missing)
 
 
 @pytest.mark.usefixtures("no_gpu")
