@@ -71,11 +71,11 @@ def equalize(
     constants = RewrittenWeights(model.graph)
     for group in groups:
         shifts = _shifts(model.graph, group, ends)
-        units = channel_factors([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
+        factors = channel_factors([np.max(np.abs(ends[name] - shifts[name]), axis=0) for name in group.tensors])
         for i, name in group.made:
-            _rewrite_maker(model.graph.node[i], constants, units, shifts[name])
+            _rewrite_maker(model.graph.node[i], constants, factors, shifts[name])
         for i, name in group.read:
-            _rewrite_reader(model.graph.node[i], constants, units, shifts[name])
+            _rewrite_reader(model.graph.node[i], constants, factors, shifts[name])
     scale_channels(model.graph, scaled, ends, constants)
     constants.store()
     return model
@@ -155,17 +155,17 @@ def _is_padded(node: onnx.NodeProto) -> bool:
     return named or ("pads" in given and any(given["pads"].ints))
 
 
-def _rewrite_maker(node: onnx.NodeProto, constants: RewrittenWeights, units: Doubles, shift: Doubles) -> None:
+def _rewrite_maker(node: onnx.NodeProto, constants: RewrittenWeights, factors: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
-    constants.write(node.input[1], weight * units.reshape(-1, *[1] * (weight.ndim - 1)))
-    constants.write(node.input[2], (bias - shift) * units)
+    constants.write(node.input[1], weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
+    constants.write(node.input[2], (bias - shift) * factors)
 
 
-def _rewrite_reader(node: onnx.NodeProto, constants: RewrittenWeights, units: Doubles, shift: Doubles) -> None:
+def _rewrite_reader(node: onnx.NodeProto, constants: RewrittenWeights, factors: Doubles, shift: Doubles) -> None:
     weight, bias = constants.read(node.input[1]), constants.read(node.input[2])
     others = tuple(range(2, weight.ndim))
     constants.write(node.input[2], bias + weight.sum(axis=others) @ shift)
-    constants.write(node.input[1], weight / units.reshape(1, -1, *[1] * len(others)))
+    constants.write(node.input[1], weight / factors.reshape(1, -1, *[1] * len(others)))
 
 
 def _measure(proto: onnx.ModelProto, names: Sequence[str], pixels: Pixels, listener: Listener) -> dict[str, Doubles]:

@@ -50,7 +50,7 @@ def without_test_rows(table: Table, options: TableOptions, *, listener: Listener
             message = (
                 f"{where}: {len(splits) - len(kept):,} rows of {values} are left out: only training and validation"
             )
-            listener.notice(Notice("W338", f"{message} data are read (all rows without this column)", table.path))
+            listener.notice(Notice("W338", f"{message} data are read; delete the column to read all rows", table.path))
         place = table.header.index(column)
         rows = tuple(table.rows[i][:place] + table.rows[i][place + 1 :] for i in kept)
         header = table.header[:place] + table.header[place + 1 :]

@@ -88,9 +88,8 @@ def _normalization(kind: str, config: Mapping[Any, Any]) -> tuple[tuple[float, .
     if config.get("rescale_offset"):
         factor = config.get("rescale_factor", 1 / 255)
         whole = 255 * factor if isinstance(factor, int | float) and factor > 0 else 2.0
-        return tuple((1 + one) / whole for one in mean), tuple(
-            one / whole for one in std
-        )  # value = whole * channel - 1
+        # a value is whole * channel - 1
+        return tuple((1 + one) / whole for one in mean), tuple(one / whole for one in std)
     return mean, std
 
 
