@@ -108,5 +108,5 @@ def tell_familiar(
     if seen.held_out and seen.unknown:
         whose = f"held out of its training ({seen.held_out:,}) or not in its data"
     if not is_recorded:
-        whose = "of which no record says if it was trained on them, where answers change less than on others"
+        whose = "(no record says whether it was trained on them; on training images fewer answers change)"
     listener.notice(Notice("I633", f"{member}: {precision} is judged on {count:,} images {whose}{chosen}"))

@@ -90,4 +90,4 @@ def test_images_of_an_unknown_training_are_not_said_to_be_new() -> None:
     """A checkpoint of another program may have been trained on the images that judge it."""
     heard = Recorder()
     tell_familiar("m", "int8", Familiar(0, 0, 90), is_recorded=False, chosen_on=88, listener=heard)
-    assert "no record says if it was trained on them" in heard.notices[0].message
+    assert "no record says whether it was trained on them" in heard.notices[0].message
